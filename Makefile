@@ -1,0 +1,57 @@
+# InstructGPT's recipe, a target a stage. The first target that runs anything sets up .venv by itself.
+#   make demo                                   everything, on the embedded model; ends with a report
+#   make test                                   the tests
+#   make ppo CONFIG=configs/x.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
+
+PYTHON ?= python3
+CONFIG ?= configs/demo.yaml
+ARGS ?=
+GPUS ?= 1
+VENV := .venv
+RUN := $(VENV)/bin/python
+LAUNCH := $(if $(filter 1,$(GPUS)),$(RUN) -m,$(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m)
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+STAGES := sft samples labels reward ppo evaluate report pipeline
+
+.PHONY: setup demo smoke test test-slow check format clean help data $(STAGES)
+
+help:
+	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
+	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
+	@echo "also: make smoke | check | test-slow | clean"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; give it as PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(LAUNCH) stages.pipeline --config configs/demo.yaml $(ARGS)
+
+smoke: setup
+	@$(RUN) -m stages.pipeline --config configs/smoke.yaml --force $(ARGS)
+
+data $(STAGES): setup
+	@$(LAUNCH) stages.$@ --config $(CONFIG) $(ARGS)
+
+test: setup
+	@HF_HUB_OFFLINE=1 $(RUN) -m pytest
+
+test-slow: setup
+	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
+
+check: setup
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: setup
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

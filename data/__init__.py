@@ -1,0 +1,1 @@
+"""Records, sources, curation, splits and tokenisation."""

@@ -1,0 +1,183 @@
+"""The records that travel between stages, and the checks that a row of JSON Lines must pass to become one.
+
+A Prompt is what a model is asked, a Demonstration is a Prompt with a good answer, a Ranking is a Prompt with K answers in the order that a
+labeler put them (Ouyang et al. 2022, sections 3.2 to 3.5). Field names are trl's where trl has one.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, TypedDict, TypeVar, cast
+
+USE_CASES = (
+    "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other", "closed_qa", "extract",
+)  # fmt: skip
+"""The paper's ten (table 1)."""
+
+SOURCES = ("labeler", "api")
+KINDS = ("plain", "few_shot", "user_based")
+LABELERS = ("human", "simulated", "llm")
+SPLITS = ("train", "valid", "test")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the model is asked. Only `prompt` must be given in a file; the rest has defaults."""
+
+    prompt: str | list[Message]
+    prompt_id: str = ""
+    """Unique. Default: a hash of the prompt."""
+    source: str = "api"
+    """`labeler` (written for training) or `api` (came from a user). RL trains on api prompts only (table 6)."""
+    kind: str | None = None
+    """Labeler prompts are `plain`, `few_shot` or `user_based` (section 3.2)."""
+    user_id: str = ""
+    """Splits keep a user in one place. Default: each prompt is a user of its own."""
+    use_case: str | None = None
+    """One of the paper's ten, or null."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt_id:
+            object.__setattr__(self, "prompt_id", hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()[:16])
+        if not self.user_id:
+            object.__setattr__(self, "user_id", self.prompt_id)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The prompt as a conversation; a bare string is one user turn."""
+        return [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def text(self) -> str:
+        """The prompt as one string, for people and for judges that know no roles."""
+        return self.prompt if isinstance(self.prompt, str) else "\n".join(message["content"] for message in self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration(Prompt):
+    """A prompt with an answer worth imitating."""
+
+    completion: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking(Prompt):
+    """A prompt with K answers and what a labeler thought of them."""
+
+    completions: list[str]
+    ranks: list[int | None] | None = None
+    """1 is best, equal is a tie, null is not ranked."""
+    preferences: list[list[int]] | None = None
+    """Raw judgments `[better, worse]` as indices into completions, kept where they are incomplete or cyclic; instead of ranks."""
+    labeler_id: str = ""
+    labeler: str = "human"
+    complete: list[bool] | None = None
+    """Whether each answer ended by itself; null means that all did."""
+    ratings: list[dict[str, Any]] | None = None
+    """One mapping a completion: quality 1 to 7 and the paper's flags (table 3), or a simulated labeler's rubric parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Prompt):
+    """A prompt with K distinct answers that a model gave, not ranked yet."""
+
+    completions: list[str]
+    complete: list[bool]
+    """Whether each answer ended by itself rather than being cut off."""
+    reference: str | None = None
+    """The demonstration, for labelers that compare with it."""
+
+
+RecordT = TypeVar("RecordT", bound=Prompt)
+
+
+def parse(row: object, record_type: type[RecordT]) -> RecordT:
+    """The record in a decoded JSON row.
+
+    Raises ValueError, in one sentence without the place, when the row is not a `record_type`.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    known = {field.name: field for field in fields(record_type)}
+    for key in row:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ValueError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"))
+    for name, field in known.items():
+        if field.default is MISSING and name not in row:
+            raise ValueError(f"missing key {name!r}")
+    _check_prompt(row)
+    if issubclass(record_type, Demonstration) and not _is_text(row["completion"]):
+        raise ValueError("'completion' must be a non-empty string")
+    if issubclass(record_type, Ranking):
+        _check_ranking(row)
+    return record_type(**row)
+
+
+def to_row(record: Prompt) -> dict[str, Any]:
+    """The record as a JSON object; fields that hold null are left out."""
+    return {key: value for key, value in asdict(record).items() if value is not None}
+
+
+def as_prompt(record: Prompt) -> Prompt:
+    """The prompt alone, without an answer or a ranking."""
+    return Prompt(**{field.name: getattr(record, field.name) for field in fields(Prompt)})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _check_prompt(row: Mapping[str, Any]) -> None:
+    prompt = row["prompt"]
+    if isinstance(prompt, list):
+        if not prompt:
+            raise ValueError("'prompt' has no messages")
+        for message in prompt:
+            if not isinstance(message, dict) or set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
+                raise ValueError('each message of \'prompt\' must be {"role": string, "content": string}')
+        if cast(Message, prompt[-1])["role"] == "assistant":
+            raise ValueError("the last message of 'prompt' must not be the assistant's: that is the answer")
+    elif not _is_text(prompt):
+        raise ValueError("'prompt' must be a non-empty string or a list of messages")
+    for key in ("prompt_id", "user_id", "labeler_id"):
+        if not isinstance(row.get(key, ""), str):
+            raise ValueError(f"{key!r} must be a string")
+    for key, allowed in (("source", SOURCES), ("kind", (*KINDS, None)), ("use_case", (*USE_CASES, None)), ("labeler", LABELERS)):
+        if key in row and row[key] not in allowed:
+            raise ValueError(f"{key!r} is {row[key]!r}; allowed are {', '.join(str(value) for value in allowed)}")
+
+
+def _check_ranking(row: Mapping[str, Any]) -> None:
+    completions, ranks, preferences = row["completions"], row.get("ranks"), row.get("preferences")
+    if not isinstance(completions, list) or not all(isinstance(completion, str) for completion in completions):
+        raise ValueError("'completions' must be a list of strings")
+    for key, kind, meaning in (("complete", bool, "true or false"), ("ratings", dict, "an object")):
+        value = row.get(key)
+        if value is not None and not (isinstance(value, list) and len(value) == len(completions) and all(isinstance(v, kind) for v in value)):
+            raise ValueError(f"{key!r} must be a list as long as 'completions' ({len(completions)}), {meaning} for each")
+    if len(completions) < 2:
+        raise ValueError(f"a ranking needs at least 2 completions, found {len(completions)}")
+    if (ranks is None) == (preferences is None):
+        raise ValueError("exactly one of 'ranks' and 'preferences' must be given")
+    if ranks is not None:
+        if not isinstance(ranks, list) or len(ranks) != len(completions):
+            raise ValueError(f"'ranks' must be a list as long as 'completions' ({len(completions)})")
+        if not all(rank is None or (type(rank) is int and rank >= 1) for rank in ranks):
+            raise ValueError("'ranks' must hold integers from 1 up (1 is best), or null for an answer that was not ranked")
+    if preferences is not None:
+        good = isinstance(preferences, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < len(completions) for i in pair) and pair[0] != pair[1]
+            for pair in preferences
+        )
+        if not good:
+            raise ValueError("'preferences' must be a list of [better, worse] pairs of different indices into 'completions'")

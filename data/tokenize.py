@@ -1,0 +1,43 @@
+"""From records to token ids. The one place where a prompt is rendered, so that every stage sees the same tokens.
+
+A sequence is `prompt_ids + completion_ids`; the prompt ends where the template asks for the assistant's turn, the completion ends in EOS.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from data.records import Prompt
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of the conversation up to where the answer starts, through the tokenizer's chat template."""
+    ids = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return [int(token) for token in ids]
+
+
+def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> list[int]:
+    """Token ids of an answer; EOS closes it unless `ends` is false, as for an answer that was cut off."""
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id] if ends else list(ids)
+
+
+def decode_completion(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:
+    """(text, whether it ended by itself) of a sampled answer; EOS is not part of the text."""
+    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    return tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True).strip(), ended
+
+
+def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit: int | None = None) -> list[list[int]]:
+    """Plain text as token ids in chunks of `length`, none across two documents; a tail shorter than a quarter is dropped.
+
+    Stops after `limit` chunks. Raises ValueError when there is no chunk at all.
+    """
+    chunks: list[list[int]] = []
+    for text in texts:
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        chunks += [ids[start : start + length] for start in range(0, len(ids), length) if len(ids) - start >= max(2, length // 4)]
+        if limit is not None and len(chunks) >= limit:
+            return chunks[:limit]
+    if not chunks:
+        raise ValueError(f"the pretraining text is too short for a single example of {length} tokens")
+    return chunks

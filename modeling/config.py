@@ -1,0 +1,45 @@
+"""Which base model, and what of it is trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters (Hu et al. 2021). Ours: the paper fine-tunes all weights."""
+
+    rank: int = 16
+    """Rank of the update."""
+    alpha: int = 32
+    """The update is scaled by alpha / rank."""
+    top_layers: int | None = None
+    """Adapt only this many layers nearest the output; null adapts all. The layers below then need no backward pass."""
+
+
+@dataclass
+class ModelConfig:
+    """The base model of the policy, from which SFT starts."""
+
+    base: str = "embedded"
+    """`embedded` (SmolLM2-135M-Instruct, fetched once), `tiny` (random weights, for smoke runs), a folder, or a model on the Hub."""
+    revision: str | None = None
+    """Commit or tag of a Hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+    chat_template: str | None = None
+    """A Jinja file that renders conversations; null takes the tokenizer's own, or a plain one where it has none."""
+    adapter: Literal["lora", "none"] = "lora"
+    """`lora` trains adapters, and one base serves policy, reference, reward and value; `none` trains all weights of separate models."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Used with `adapter: lora`."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of forward and backward; weights stay float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` uses a GPU where there is one."""
+
+    def validate(self) -> None:
+        """Raises ValueError on contradictions."""
+        if self.lora.rank < 1 or self.lora.alpha < 1:
+            raise ValueError(f"model.lora.rank={self.lora.rank} and model.lora.alpha={self.lora.alpha} must be at least 1")
+        if self.lora.top_layers is not None and self.lora.top_layers < 1:
+            raise ValueError(f"model.lora.top_layers={self.lora.top_layers} must be at least 1, or null for all layers")
