@@ -1,0 +1,247 @@
+"""The report's pictures: rows of numbers in, a Figure out. Nothing is read, written or kept.
+
+Missing numbers leave their panel out, and a picture without any panel is None.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+Rows = Sequence[Mapping[str, Any]]
+Interval = Mapping[str, float]
+
+NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
+COLOURS = {"base": "#777777", "sft": "#4477AA", "ppo": "#EE6677"}
+"""Paul Tol's bright scheme, which colour-blind readers can tell apart; one colour a model in every picture."""
+GREEN, PURPLE, YELLOW, INK = "#228833", "#AA3377", "#CCBB44", "#333333"
+WIDTH = 11.0
+MANY = 60
+"""From more points than these, lines are smoothed and marks get small."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number along training."""
+
+    key: str
+    colour: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small picture of a row of them."""
+
+    title: str
+    lines: tuple[Line, ...]
+    percent: bool = False
+    mark: tuple[float, str] | None = None
+    """A level worth knowing, and its name."""
+
+
+PPO_PANELS = (
+    Panel("Score (reward model's units)", (Line("score", COLOURS["ppo"]),), mark=(0.0, "demonstrations")),
+    Panel("KL to SFT, nats an answer", (Line("kl", COLOURS["ppo"], "k1"), Line("kl_k3", PURPLE, "k3"))),
+    Panel("Entropy, nats a token", (Line("entropy", COLOURS["ppo"]),)),
+    Panel("Answers that end by themselves", (Line("ended", COLOURS["ppo"]),), percent=True),
+    Panel("Length, tokens", (Line("length", COLOURS["ppo"]),)),
+    Panel("Tokens with a clipped ratio", (Line("clip_fraction", COLOURS["ppo"]),), percent=True),
+    Panel("Largest policy ratio (1: unmoved)", (Line("ratio_max", COLOURS["ppo"]),)),
+    Panel("Value loss", (Line("value_loss", PURPLE),)),
+    Panel("Variance that the values explain", (Line("explained_variance", PURPLE),), mark=(0.0, "no better than their mean")),
+    Panel("Pretraining loss, nats a token", (Line("ptx_loss", GREEN),)),
+    Panel("Gradient norms, pretraining / PPO", (Line("ptx_to_ppo_grad_ratio", GREEN),)),
+)
+PHASES = {"seconds_rollout": COLOURS["sft"], "seconds_score": YELLOW, "seconds_update": COLOURS["ppo"]}
+
+
+def win_rates(comparisons: Mapping[str, Interval]) -> Figure:
+    """One point with its 95% interval a comparison, and the line of no difference."""
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.5 * len(comparisons)), layout="constrained")
+    axes = figure.subplots()
+    for row, (name, found) in enumerate(comparisons.items()):
+        _point(axes, row, found, COLOURS["ppo"], f"{100 * found['mean']:.1f}%", name)
+    axes.axvline(0.5, color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(comparisons)), list(comparisons))
+    axes.set_ylim(len(comparisons) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("share of comparisons won by PPO, ties counting half; dashed: no difference", fontsize=9)
+    _tidy(axes)
+    return figure
+
+
+def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure:
+    """One panel a measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their names, in order."""
+    models = [model for model in NAMES if model in table]
+    keys = [key for key in titles if any(key in table[model] for model in models)]
+    figure, panels = _grid(len(keys), 4, height=1.9)
+    for axes, key in zip(panels, keys, strict=True):
+        for row, model in enumerate(models):
+            if (found := table[model].get(key)) is not None:
+                shown = f"{found['mean']:.3g}" if key == "tokens" else f"{found['mean']:.3f}"
+                _point(axes, row, found, COLOURS[model], shown, NAMES[model])
+        axes.set_yticks(range(len(models)), [NAMES[model] for model in models])
+        axes.set_ylim(len(models) - 0.5, -0.8)
+        axes.margins(x=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_title(titles[key], fontsize=10, loc="left")
+        _tidy(axes)
+    return figure
+
+
+def sft_curves(rows: Rows) -> Figure | None:
+    """Training and validation loss of stage 1, and the share of tokens predicted right."""
+    panels = [
+        Panel("Loss, nats a token", (Line("loss", COLOURS["sft"], "training"), Line("valid_loss", INK, "validation"))),
+        Panel("Tokens predicted right (training batch)", (Line("token_accuracy", COLOURS["sft"]),), percent=True),
+    ]
+    return _curves(rows, panels, "step", "optimizer steps", columns=2)
+
+
+def reward_curves(rows: Rows) -> Figure | None:
+    """Loss of stage 2 beside that of a coin, and accuracy on each batch before its step."""
+    panels = [
+        Panel("Loss", (Line("loss", GREEN),), mark=(math.log(2), "log 2: a coin")),
+        Panel("Pairs ordered right in the batch", (Line("accuracy", GREEN),), percent=True, mark=(0.5, "a coin")),
+    ]
+    return _curves(rows, panels, "step", "optimizer steps", columns=2)
+
+
+def ppo_curves(rows: Rows) -> Figure | None:
+    """What to watch in stage 3, and what its time goes into. Panels whose numbers the run lacks (ptx off, say) are left out."""
+    panels = [panel for panel in PPO_PANELS if _drawable(rows, panel)]
+    phases = [key for key in PHASES if _series(rows, key, "episodes")[0]]
+    if not panels and not phases:
+        return None
+    figure, grid = _grid(len(panels) + bool(phases), 3)
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw(axes, rows, panel, "episodes", "episodes")
+    if phases:
+        axes, bottom = grid[-1], [0.0] * len(rows)
+        places = [float(row.get("episodes", row["step"])) for row in rows]
+        width = (0.9 if len(places) <= MANY else 1.0) * places[-1] / len(places)
+        for key in phases:
+            heights = [_finite(row.get(key)) or 0.0 for row in rows]
+            axes.bar(places, heights, width, bottom, color=PHASES[key], label=key.removeprefix("seconds_"))
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        axes.set_ylim(0, 1.3 * max(bottom) or 1)
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", handlelength=1, columnspacing=1)
+        _finish(axes, "Seconds an iteration", "episodes")
+    return figure
+
+
+def over_optimisation(rows: Rows) -> Figure | None:
+    """Score against the square root of KL along training (Gao et al. 2022): where the curve bends down, more KL buys nothing."""
+    whole = [row for row in rows if _finite(row.get("kl")) is not None and _finite(row.get("score")) is not None]
+    if not whole:
+        return None
+    steps, scores = [row["step"] for row in whole], [row["score"] for row in whole]
+    roots = [math.sqrt(max(0.0, row["kl"])) for row in whole]
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(roots, scores, color="#BBBBBB", linewidth=1, zorder=1)
+    size, edge = (36, 0.5) if len(whole) <= MANY else (12, 0)
+    drawn = axes.scatter(roots, scores, c=steps, cmap="cividis", s=size, zorder=2, edgecolors="white", linewidths=edge)
+    bar = figure.colorbar(drawn, ax=axes)
+    bar.set_label("iteration", fontsize=9)
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    bar.outline.set_visible(False)
+    axes.set_xlabel("√KL to SFT, √nats (k1 estimate)", fontsize=9)
+    axes.set_ylabel("score (reward model's units)", fontsize=9)
+    _tidy(axes)
+    return figure
+
+
+def _curves(rows: Rows, panels: Sequence[Panel], x_key: str, x_label: str, columns: int) -> Figure | None:
+    shown = [panel for panel in panels if _drawable(rows, panel)]
+    if not shown:
+        return None
+    figure, grid = _grid(len(shown), columns, height=3.0)
+    for axes, panel in zip(grid, shown, strict=True):
+        _draw(axes, rows, panel, x_key, x_label)
+    return figure
+
+
+def _draw(axes: Axes, rows: Rows, panel: Panel, x_key: str, x_label: str) -> None:
+    """Every line of a panel; of long noisy ones the running mean stands out and the raw numbers stay faint."""
+    for line in panel.lines:
+        places, values = _series(rows, line.key, x_key)
+        if not values:
+            continue
+        if len(values) > MANY:
+            axes.plot(places, values, color=line.colour, linewidth=0.7, alpha=0.3)
+            axes.plot(places, _running_mean(values, len(values) // 40), color=line.colour, linewidth=1.8, label=line.label)
+        else:
+            axes.plot(places, values, color=line.colour, linewidth=1.6, marker="o", markersize=3, label=line.label)
+    if panel.mark is not None:
+        axes.axhline(panel.mark[0], color=INK, linewidth=0.9, linestyle="--", label=panel.mark[1])
+    if panel.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    if panel.mark is not None or len(panel.lines) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _finish(axes, panel.title, x_label)
+
+
+def _point(axes: Axes, row: int, found: Interval, colour: str, shown: str, label: str) -> None:
+    axes.plot([found["low"], found["high"]], [row, row], color=colour, linewidth=2.5, solid_capstyle="round", alpha=0.6)
+    axes.plot([found["mean"]], [row], "o", color=colour, markersize=7, label=label)
+    blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "bbox": blank}
+    axes.annotate(shown, (found["mean"], row), fontsize=8, color=INK, **above)
+
+
+def _grid(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels in rows of at most `columns`."""
+    columns = max(1, min(columns, count))
+    lines = max(1, math.ceil(count / columns))
+    figure = Figure(figsize=(WIDTH, height * lines), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, panels[:count]
+
+
+def _finish(axes: Axes, title: str, x_label: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _tidy(axes)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, length=0)
+
+
+def _drawable(rows: Rows, panel: Panel) -> bool:
+    return any(_series(rows, line.key, "step")[0] for line in panel.lines)
+
+
+def _series(rows: Rows, key: str, x_key: str) -> tuple[list[float], list[float]]:
+    """(places, values) of the rows that have a finite number under `key`."""
+    found = [(float(row.get(x_key, row["step"])), value) for row in rows if (value := _finite(row.get(key))) is not None]
+    return [place for place, _ in found], [value for _, value in found]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _running_mean(values: Sequence[float], half: int) -> list[float]:
+    """Mean of each value and `half` neighbours on either side; fewer near the ends, as many on one side as on the other."""
+    last = len(values) - 1
+    reach = [min(half, at, last - at) for at in range(len(values))]
+    return [sum(values[at - r : at + r + 1]) / (2 * r + 1) for at, r in enumerate(reach)]

@@ -1,0 +1,380 @@
+"""The report of a run: is PPO better, by how much, at what price, and is that to be trusted?
+
+Reads the run folder's files and says what stands there; a part that a run lacks is left out. The pictures are plots.py's.
+"""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from matplotlib.figure import Figure
+
+from data.jsonl import read_rows
+from evaluation import plots
+from evaluation.intervals import interval
+from modeling.tracking import read_metrics
+
+STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
+Cell = str | tuple[str, str]
+"""A table's cell, with a smaller second text where there are two."""
+Format = Callable[[Any], str]
+MEASURES = {
+    "closeness": ("Closeness to the reference", "higher is better"),
+    "complete": ("Complete (ends by itself)", "higher is better"),
+    "repetition": ("Repetition", "lower is better"),
+    "profanity": ("Profanity", "lower is better"),
+    "score": ("Whole rubric", "higher is better"),
+    "chrf": ("chrF", "held-out judge: no reward model saw it; higher is better"),
+    "tokens": ("Length, tokens", "neither is better"),
+}
+COMPARISONS = {"PPO vs SFT": ("win_rate", "sft"), "PPO vs base": ("win_rate", "base"), "PPO vs SFT, like length": ("win_rate_length_matched",)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text for both templates; the first column is text, the others are numbers."""
+
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run folder holds; empty where a stage has no result."""
+
+    evaluation: dict[str, Any]
+    accuracy: dict[str, Any]
+    counts: dict[str, Any]
+    manifests: dict[str, dict[str, Any]]
+    metrics: dict[str, list[dict[str, float]]]
+    generations: list[dict[str, Any]]
+
+    @staticmethod
+    def read(run: Path) -> "Results":
+        """All files below `run` that the report shows."""
+        generations = run / "evaluate" / "generations.jsonl"
+        return Results(
+            evaluation=_json(run / "evaluate" / "evaluation.json"),
+            accuracy=_json(run / "reward" / "accuracy.json"),
+            counts=_json(run / "data" / "counts.json"),
+            manifests={name: found for name in STAGES if (found := _json(run / name / "manifest.json"))},
+            metrics={name: read_metrics(run / name / "metrics.jsonl") for name in ("sft", "reward", "ppo")},
+            generations=[row for _, row in read_rows(generations)] if generations.is_file() else [],
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The run's configuration, each section as the stage of its name last ran with it."""
+        merged: dict[str, Any] = {}
+        for manifest in self.manifests.values():
+            merged |= manifest.get("config", {})
+        own = {name: found["config"][name] for name, found in self.manifests.items() if name in found.get("config", {})}
+        return merged | own
+
+
+def write_report(run: Path, out: Path, run_name: str, samples: int) -> None:
+    """Writes `out/index.html` with its pictures inline, and `out/report.md` with them in `out/pictures`."""
+    results = Results.read(run)
+    pictures = {name: _png(figure) for name, figure in figures(results).items()}
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, png in pictures.items():
+        (out / "pictures" / f"{name}.png").write_bytes(png)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "fenced": fenced, "cell": markdown_cell}
+    shown = context(results, run_name, samples)
+    inline = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()}
+    linked = {name: f"pictures/{name}.png" for name in pictures}
+    for file, template, sources in (("index.html", "report.html.j2", inline), ("report.md", "report.md.j2", linked)):
+        (out / file).write_text(environment.get_template(template).render(shown, pictures=sources), encoding="utf-8")
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """The pictures that the run has numbers for."""
+    found: dict[str, Figure] = {}
+    if comparisons := {name: rate for name, path in COMPARISONS.items() if (rate := dig(results.evaluation, *path))}:
+        found["win_rates"] = plots.win_rates(comparisons)
+    if models := results.evaluation.get("models"):
+        found["parts"] = plots.rubric_parts(models, {key: title for key, (title, _) in MEASURES.items()})
+    curves = {"sft": plots.sft_curves, "reward": plots.reward_curves, "ppo": plots.ppo_curves}
+    drawn = {name: draw(results.metrics[name]) for name, draw in curves.items()}
+    drawn["over_optimisation"] = plots.over_optimisation(results.metrics["ppo"])
+    return found | {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
+    """Everything that the templates show but for the pictures."""
+    evaluation, config = results.evaluation, results.config()
+    rows = results.generations
+    count = min(samples, len(rows))
+    outcomes = [row["ppo_against_sft"] for row in rows]
+    return {
+        "run_name": run_name,
+        "verdict": verdict(dig(evaluation, "win_rate", "sft")),
+        "tiles": tiles(results),
+        "labeler_note": labeler_note(config),
+        "checks": checks(results),
+        "wins": wins_table(evaluation),
+        "parts": parts_table(evaluation.get("models", {}), dig(config, "labels", "weights") or {}),
+        "reward": reward_table(results.accuracy),
+        "left_out": left_out_table(results.accuracy.get("left_out", {})),
+        "disagreement": dig(config, "labels", "disagreement") if dig(config, "labels", "labeler") == "simulated" else 0,
+        "tax": tax_table(evaluation.get("perplexity", {})),
+        "settings": config.get("evaluate", {}),
+        "kl_coef": dig(config, "ppo", "kl_coef"),
+        "samples": [rows[index * len(rows) // count] for index in range(count)],
+        "prompts": len(rows),
+        "outcomes": {"won": outcomes.count(1.0), "tied": outcomes.count(0.5), "lost": outcomes.count(0.0)},
+        "names": plots.NAMES,
+        "measures": {key: key for key in MEASURES} | {"score": "rubric", "chrf": "chrF"},
+        "stages": stages_table(results.manifests),
+        "packages": packages_table(results.manifests),
+        "counts": counts_table(results.counts.get("rows", {})),
+        "removed": Table(["Rule", "Prompts removed"], [[rule.replace("_", " "), number(n)] for rule, n in results.counts.get("removed", {}).items()]),
+        "skipped": len(results.counts.get("skipped_rows", [])),
+        "handed_on": {name: dig(results.manifests, name, "headline") or {} for name in ("samples", "labels")},
+        "config_json": json.dumps(config, indent=2),
+    }
+
+
+def verdict(found: plots.Interval | None) -> dict[str, str]:
+    """One sentence, and its kind: better, worse, even or unknown."""
+    if found is None:
+        return {"kind": "unknown", "text": "PPO and SFT were not compared: the evaluate stage has left no win rate here."}
+    numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {_between(found, percent)}, {number(found['n'])} held-out prompts)"
+    kind = side(found, 0.5)
+    sentence = {"better": "PPO is better than SFT", "worse": "PPO is worse than SFT", "even": "No difference shown between PPO and SFT"}[kind]
+    return {"kind": kind, "text": f"{sentence}: {numbers}."}
+
+
+def side(found: plots.Interval, level: float) -> str:
+    """On which side of a level the whole interval lies: better above, worse below, even where it contains it."""
+    return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
+
+
+def tiles(results: Results) -> list[dict[str, str]]:
+    """The headline numbers."""
+    evaluation, before, after = results.evaluation, dig(results.evaluation, "perplexity", "sft"), dig(results.evaluation, "perplexity", "ppo")
+    seconds = sum(found.get("seconds", 0.0) for found in results.manifests.values())
+
+    def tile(label: str, found: plots.Interval | None, form: Format, detail: str) -> dict[str, str]:
+        return {"label": label, "value": form(found and found["mean"]), "detail": f"{_between(found, form)}, {detail}" if found else "not measured"}
+
+    price = {"label": "Perplexity, plain text", "value": f"{number(before)} → {number(after)}", "detail": f"{change(before, after)}, SFT → PPO"}
+    return [
+        tile("Reward model accuracy", dig(results.accuracy, "test", "accuracy"), percent, "held-out pairs"),
+        tile("Win rate, PPO vs SFT", dig(evaluation, "win_rate", "sft"), percent, "ties count half"),
+        tile("KL from SFT, nats", evaluation.get("kl"), number, "an answer"),
+        price,
+        {"label": "Total time", "value": duration(seconds), "detail": f"{len(results.manifests)} stages"},
+    ]
+
+
+def labeler_note(config: Mapping[str, Any]) -> str:
+    """Who ranked, for the reward model and for this report, said plainly."""
+    rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
+    brought = bool(dig(config, "data", "rankings"))
+    labeler = dig(config, "labels", "labeler")
+    if labeler == "simulated":
+        taught = " Rankings from data.rankings joined its own when the reward model was trained." if brought else ""
+        return f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is a win by that rubric only."
+    if labeler == "none":
+        return f"The reward model learned from the rankings in data.rankings. The win rates below are by no person but by {rubric}."
+    return f"Who ranked for the reward model is not on record here. The win rates below are by no person but by {rubric}."
+
+
+def checks(results: Results) -> list[dict[str, str]]:
+    """Reasons to trust the verdict or not: a claim, whether the numbers bear it out, and the numbers."""
+    found: list[dict[str, str]] = []
+
+    def add(claim: str, kind: str, numbers: str) -> None:
+        found.append({"claim": claim, "mark": {"better": "holds", "worse": "fails"}.get(kind, "open"), "numbers": numbers})
+
+    models, test = results.evaluation.get("models", {}), results.accuracy.get("test", {})
+    matched, lengths = results.evaluation.get("win_rate_length_matched"), [dig(models, name, "tokens", "mean") for name in ("sft", "ppo")]
+    if matched:
+        text = f"{percent(matched['mean'])} among answers of like length ({_between(matched, percent)}); mean length {change(*lengths)} against SFT"
+        add("PPO wins at equal length too", side(matched, 0.5), text)
+    for key, claim in (("chrf", "A judge that no reward model saw agrees"), ("complete", "PPO ends its answers more often than SFT")):
+        if difference := paired(results.generations, key):
+            text = f"{MEASURES[key][0]}, PPO less SFT on the same prompts: {signed(difference['mean'])} ({_between(difference, signed)})"
+            add(claim, side(difference, 0.0), text)
+    if "accuracy" in test and "longest_baseline" in test:
+        accuracy, longest = test["accuracy"], test["longest_baseline"]
+        kind = "better" if accuracy["low"] > longest["high"] else "worse" if accuracy["high"] < longest["low"] else "even"
+        text = f"{percent(accuracy['mean'])} ({_between(accuracy, percent)}) against {percent(longest['mean'])} ({_between(longest, percent)})"
+        add("The reward model beats choosing the longest answer", kind, text)
+    return found
+
+
+def paired(rows: list[dict[str, Any]], part: str) -> dict[str, float] | None:
+    """PPO less SFT of a part, prompt by prompt, with the interval of the mean; None without answers."""
+
+    def mean(answers: list[dict[str, Any]]) -> float:
+        return sum(answer["parts"][part] for answer in answers) / len(answers)
+
+    return interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None
+
+
+def wins_table(evaluation: Mapping[str, Any]) -> Table:
+    """Who wins how often."""
+    rows: list[list[Cell]] = []
+    reading = {"better": "PPO better", "worse": "PPO worse", "even": "no difference shown"}
+    for name, path in COMPARISONS.items():
+        if found := dig(evaluation, *path):
+            rows.append([name, percent(found["mean"]), _between(found, percent), number(found["n"]), reading[side(found, 0.5)]])
+        elif evaluation:
+            rows.append([name, "–", "–", "0", "no such pairs"])
+    return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Reading"], rows)
+
+
+def parts_table(models: Mapping[str, Any], weights: Mapping[str, float]) -> Table:
+    """Each measure of each model with its interval."""
+    rows: list[list[Cell]] = []
+    for key, (title, note) in MEASURES.items():
+        form: Format = percent if key == "complete" else number
+        weight = f"{note}; weight {weights[key]:g}" if key in weights else note
+        cells = [measured(dig(models, model, key), form) for model in plots.NAMES]
+        if any(cell != "–" for cell in cells):
+            rows.append([(title, weight), *cells])
+    return Table(["Mean over prompts, 95% interval", *plots.NAMES.values()], rows)
+
+
+def reward_table(accuracy: Mapping[str, Any]) -> Table:
+    """How often the reward model agrees with the labeler on rankings that it was not trained on."""
+    lines: tuple[tuple[str, str, str, Format], ...] = (
+        ("accuracy", "Accuracy, all pairs", "the number to quote", percent),
+        ("best_vs_worst", "Accuracy, best vs worst", "the easier number", percent),
+        ("longest_baseline", "Choosing the longest answer", "baseline, all pairs", percent),
+        ("score_std", "Spread of scores", "standard deviation", number),
+        ("prompts", "Prompts", "", number),
+        ("pairs", "Pairs", "ties left out", number),
+    )
+    splits = [split for split in ("test", "valid") if split in accuracy]
+    body: list[list[Cell]] = [[(title, note), *(measured(accuracy[split].get(key), form) for split in splits)] for key, title, note, form in lines]
+    return Table(["", *({"test": "Held-out test", "valid": "Validation"}[split] for split in splits)], body if splits else [])
+
+
+def left_out_table(left_out: Mapping[str, Mapping[str, int]]) -> Table:
+    """Rankings that the reward model neither learned from nor was judged on, and why."""
+    reasons = list(dict.fromkeys(reason for found in left_out.values() for reason in found))
+    rows: list[list[Cell]] = [[split, *(number(found.get(reason, 0)) for reason in reasons)] for split, found in left_out.items()]
+    return Table(["Rankings left out", *(reason.replace("_", " ") for reason in reasons)], rows)
+
+
+def tax_table(perplexity: Mapping[str, float]) -> Table:
+    """Perplexity of held-out plain text: what alignment costs elsewhere."""
+    base, sft = perplexity.get("base"), perplexity.get("sft")
+    rows: list[list[Cell]] = [
+        [name, number(found), "–" if model == "base" else change(base, found), change(sft, found) if model == "ppo" else "–"]
+        for model, name in plots.NAMES.items()
+        if (found := perplexity.get(model)) is not None
+    ]
+    return Table(["Model", "Perplexity", "Against base", "Against SFT"], rows)
+
+
+def stages_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Time, place and version of every stage."""
+    rows: list[list[Cell]] = []
+    for name, manifest in manifests.items():
+        seconds, commit = manifest.get("seconds"), manifest.get("git_commit") or "–"
+        dirty = "+dirty" if commit.endswith("+dirty") else ""
+        where = [str(manifest.get(key, "–")) for key in ("device", "world_size")]
+        rows.append([name, duration(seconds), number(seconds), *where, commit[:10] + dirty])
+    return Table(["Stage", "Time", "Seconds", "Device", "Processes", "Git commit"], rows)
+
+
+def packages_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Package versions; where stages ran with different ones, all of them."""
+    versions: dict[str, dict[str, None]] = {}
+    for manifest in manifests.values():
+        for name, version in {"python": manifest.get("python", "–"), **manifest.get("packages", {})}.items():
+            versions.setdefault(name, {})[version] = None
+    return Table(["Package", "Version"], [[name, ", ".join(found)] for name, found in versions.items()])
+
+
+def counts_table(rows: Mapping[str, int]) -> Table:
+    """Rows of every set by split."""
+    sets, splits = (list(dict.fromkeys(name.rsplit("_", 1)[part] for name in rows)) for part in (0, 1))
+    body: list[list[Cell]] = [[name, *(number(rows.get(f"{name}_{split}")) for split in splits)] for name in sets]
+    return Table(["Set", *splits], body)
+
+
+def dig(tree: Any, *path: str) -> Any:
+    """What lies at a path of nested mappings, or None."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def measured(found: Any, form: Format) -> Cell:
+    """A number, or a mean with its interval beneath."""
+    return (form(found["mean"]), _between(found, form)) if isinstance(found, Mapping) else form(found)
+
+
+def number(value: Any) -> str:
+    """About three telling digits; a dash where there is no number."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    digits = 0 if isinstance(value, int) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:z,.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return f"{value:+.4f}"
+
+
+def percent(value: Any) -> str:
+    """A share in percent."""
+    return f"{100 * value:.1f}%" if isinstance(value, int | float) and math.isfinite(value) else "–"
+
+
+def change(before: Any, after: Any) -> str:
+    """The change in percent of the first."""
+    return f"{100 * (after / before - 1):+.1f}%" if number(before) != "–" and number(after) != "–" and before else "–"
+
+
+def duration(seconds: Any) -> str:
+    """Wall time in the two largest units that matter."""
+    if not isinstance(seconds, int | float):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def fenced(text: str) -> str:
+    """Text as a Markdown code block that it cannot break out of."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def markdown_cell(cell: Cell) -> str:
+    """A cell of a Markdown table."""
+    text = cell if isinstance(cell, str) else f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _between(found: plots.Interval, form: Format) -> str:
+    return f"{form(found['low'])} to {form(found['high'])}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()

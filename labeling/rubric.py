@@ -1,0 +1,39 @@
+"""What the simulated labeler looks at. Helpful: near the reference answer, complete, not repeating itself. Harmless: not offensive.
+
+No person ranked anything here: a rubric stands in for one, so that the whole chain can be run, measured and understood on one machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from labeling.config import RubricWeights
+from labeling.judges import Closeness, profanity
+
+PARTS = ("closeness", "complete", "repetition", "profanity")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer's parts, each in [0, 1], and their weighted sum."""
+
+    closeness: float
+    complete: float
+    repetition: float
+    profanity: float
+    score: float
+
+
+def judge(answers: Sequence[str], complete: Sequence[bool], references: Sequence[str], weights: RubricWeights, closeness: Closeness) -> list[Judged]:
+    """Every answer by the rubric: weights times (closeness + complete) less weights times (repetition + profanity)."""
+    judged = []
+    for near, ended, repeats, offence in zip(closeness(answers, references), complete, map(repetition, answers), profanity(answers), strict=True):
+        score = weights.closeness * near + weights.complete * ended - weights.repetition * repeats - weights.profanity * offence
+        judged.append(Judged(near, float(ended), repeats, offence, score))
+    return judged
+
+
+def repetition(text: str) -> float:
+    """Share of the text's word trigrams that repeat an earlier one; 0 for texts of fewer than four words."""
+    words = text.lower().split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if len(trigrams) > 1 else 0.0

@@ -1,0 +1,146 @@
+"""Models and tokenizers in Hugging Face form: found, loaded, checked and saved. Weights are safetensors, never pickles."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from data.chat_template import PLAIN
+from data.embedded import base_model, cache_folder
+from modeling.config import ModelConfig
+from modeling.tiny import make_tiny_model
+
+# Loaders report new heads and draw a bar for each file; stages say what matters of that themselves.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+LIKELY_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>", "<|endoftext|>")
+RESIDUAL_DROPOUT_NAMES = ("resid_pdrop", "resid_dropout", "hidden_dropout")
+"""What GPT-2 and GPT-J, GPT-Neo, and GPT-NeoX call it."""
+
+
+def base_model_place(config: ModelConfig) -> str:
+    """The folder or Hub name behind `model.base`; the embedded model is fetched and the tiny one made on first use.
+
+    Raises ValueError when a download fails.
+    """
+    if config.base == "embedded":
+        return str(base_model())
+    if config.base == "tiny":
+        folder = cache_folder() / "tiny-llama"
+        return str(folder if (folder / "config.json").is_file() else make_tiny_model(folder))
+    return config.base
+
+
+def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
+    """The tokenizer, with a pad token that is not EOS and a chat template.
+
+    Where pad is missing or equals EOS another special token becomes pad, or a new one is added: then the model's embeddings must grow
+    (`load_causal` sees to it). Masks never depend on the pad id, but other people's classes that load our models do.
+    Raises ValueError when there is no tokenizer, or none with an EOS.
+    """
+    with _sentence_for(place, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {place} has no EOS token, so an answer could never end")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        known = tokenizer.get_vocab()
+        free = [token for token in LIKELY_PADS if token in known and known[token] not in (tokenizer.eos_token_id, tokenizer.bos_token_id)]
+        tokenizer.add_special_tokens({"pad_token": free[0] if free else "<|pad|>"})
+    tokenizer.padding_side = "right"
+    if config.chat_template is not None:
+        template = Path(config.chat_template)
+        if not template.is_file():
+            raise ValueError(f"model.chat_template: {template}: no such file")
+        tokenizer.chat_template = template.read_text()
+    elif not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN
+    return tokenizer
+
+
+def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual_dropout: float | None = None) -> Any:
+    """A causal language model in float32, dropout off (eval mode), with embeddings for every token of the tokenizer.
+
+    `residual_dropout` is what train mode applies in architectures that have one; others take no notice.
+    Raises ValueError when the model is missing.
+    """
+    with _sentence_for(place, "model"):
+        settings = AutoConfig.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
+        for name in RESIDUAL_DROPOUT_NAMES:
+            if residual_dropout is not None and hasattr(settings, name):
+                setattr(settings, name, residual_dropout)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
+            dtype=torch.float32, use_safetensors=True,
+        )  # fmt: skip
+    grow_embeddings(model, tokenizer)
+    return model.eval()
+
+
+def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
+    """`AutoModelForSequenceClassification` with one label, in float32 and eval mode.
+
+    Loads a saved reward model, or puts a new head on a language model (see `modeling.scalar.initialise_head`).
+    Raises ValueError when the model is missing or its head has more than one output.
+    """
+    with _sentence_for(place, "model"):
+        settings = AutoConfig.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
+        classifier = any("SequenceClassification" in name for name in settings.architectures or [])
+        if classifier and settings.num_labels != 1:
+            raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(place), num_labels=1, revision=config.revision, trust_remote_code=config.trust_remote_code,
+            dtype=torch.float32, use_safetensors=True,
+        )  # fmt: skip
+    grow_embeddings(model, tokenizer)
+    return model.eval()
+
+
+def grow_embeddings(model: Any, tokenizer: Any) -> None:
+    """Gives a token that was added to the tokenizer a row, and tells the config which token is pad."""
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Model and tokenizer in Hugging Face form."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def context_length(model: Any) -> int:
+    """The most tokens that the model can take; a large number where its config names none."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2**30)
+
+
+def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The arithmetic that `model.precision` asks for; a context to run forward passes in."""
+    if config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradients for any of its weights."""
+    module.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _sentence_for(place: str | Path, what: str) -> Any:
+    """Turns a loader's many lines into one sentence."""
+    folder = Path(place)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load")
+    try:
+        yield
+    except OSError as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"cannot load a {what} from {place!s}: it is neither a folder here nor a model that could be fetched ({first})") from None

@@ -1,0 +1,60 @@
+"""One number a position: the reward model's score at the last token, the value model's value at every state.
+
+Both are `AutoModelForSequenceClassification(num_labels=1)`: a backbone and a linear head without bias. The bias that makes the mean score of
+demonstrations zero (Ouyang et al. 2022, appendix C.2) is kept in the saved config as `score_bias` and subtracted here.
+Shapes: B rows, S tokens a row, T positions wanted of each row, H hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeling.sequences import Sequences, take_positions
+
+
+@dataclass
+class ScalarModel:
+    """A backbone with a scalar head, whoever owns the two."""
+
+    backbone: nn.Module
+    head: nn.Module
+    bias: float = 0.0
+
+    def at(self, ids_BS: Tensor, index_BT: Tensor) -> Tensor:
+        """values_BT in float32: the head at these positions, less the bias."""
+        hidden_BSH = self.backbone(input_ids=ids_BS, use_cache=False).last_hidden_state
+        return self.from_hidden(take_positions(hidden_BSH, index_BT))
+
+    def from_hidden(self, hidden_BTH: Tensor) -> Tensor:
+        """values_BT of hidden states."""
+        values_BT: Tensor = self.head(hidden_BTH).squeeze(-1).float() - self.bias
+        return values_BT
+
+    def scores(self, sequences: Sequences) -> Tensor:
+        """scores_B: what the last response token says of the whole answer."""
+        return self.at(sequences.ids_BS, sequences.last_index_B1).squeeze(1)
+
+    def values(self, sequences: Sequences) -> Tensor:
+        """values_BT of the states before each response token."""
+        return self.at(sequences.ids_BS, sequences.state_index_BT)
+
+
+def scalar_model(model: Any) -> ScalarModel:
+    """The backbone and head inside an `AutoModelForSequenceClassification`, wrapped by peft or not.
+
+    Raises ValueError for an architecture whose head is not a module named `score`.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(inner, "score"):
+        raise ValueError(f"{type(inner).__name__} has no module `score`: choose a decoder-only architecture as reward model")
+    return ScalarModel(getattr(inner, inner.base_model_prefix), inner.score, float(getattr(inner.config, "score_bias", 0.0)))
+
+
+def initialise_head(model: Any, seed: int) -> None:
+    """Draws the head from N(0, 1/(d+1)), d the hidden size (Stiennon et al. 2020, appendix B.2)."""
+    weight: Tensor = scalar_model(model).head.get_parameter("weight")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5)

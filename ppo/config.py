@@ -1,0 +1,88 @@
+"""Stage 3's settings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class PPOConfig:
+    """PPO-ptx. Defaults are the paper's (section 3.5, appendix C.4) unless marked ours."""
+
+    iterations: int = 500
+    """Roll-outs. C.4: 256k episodes in batches of 512."""
+    batch_size: int = 512
+    """Episodes a roll-out over all processes. C.4; E.10 found 512 best of 64 to 1024."""
+    minibatch_size: int = 64
+    """Episodes an optimizer step over all processes; divides batch_size. C.4."""
+    micro_batch_size: int = 16
+    """Episodes a forward pass of one process; does not change the result. Ours."""
+    rollout_batch_size: int = 64
+    """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
+    inner_epochs: int = 1
+    """Passes over a roll-out. C.4."""
+    max_new_tokens: int = 512
+    """Responses are cut off after so many tokens. C.4 gives responses 1,000 tokens of context."""
+    temperature: float = 1.0
+    """Of roll-outs; log-probabilities are those of the distribution sampled from. C.4: 1."""
+    kl_coef: float = 0.02
+    """beta, the price of a nat of KL to the SFT policy. C.4."""
+    discount: float = 1.0
+    """Of future rewards. C.4: none."""
+    gae_lambda: float = 0.95
+    """Ours: the paper gives none; as Stiennon et al. 2020."""
+    whiten_advantages: bool = True
+    """Advantages to mean 0 and variance 1 over the whole roll-out. Ours."""
+    clip_range: float = 0.2
+    """Of the policy ratio. C.4."""
+    value_clip_range: float = 0.2
+    """Of the value update. Ours."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the score of a response that does not end by itself. Ours."""
+    learning_rate: float = 9.65e-6
+    """Policy, after warm-up. C.4: the best of a sweep; with LoRA take about 1e-4."""
+    value_learning_rate: float = 9e-6
+    """Value model. C.4: 9e-6; with LoRA take about 2e-4."""
+    warmup_iterations: int = 10
+    """Both learning rates rise over these from a tenth. C.4."""
+    adam_beta1: float = 0.9
+    """C.1."""
+    adam_beta2: float = 0.95
+    """C.1."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping, policy (PPO and ptx gradients together) and value model apart. Ours."""
+    ptx_coef: float = 27.8
+    """gamma, the weight of the pretraining loss (mean a token). C.4. 0 is plain PPO."""
+    ptx_examples_per_episode: int = 8
+    """Pretraining examples an episode. C.4."""
+    ema_decay: float = 0.992
+    """Of the policy's moving average, per optimizer step. C.4."""
+    old_logprobs: Literal["rollout", "recompute"] = "recompute"
+    """Old log-probabilities as recorded while decoding, or computed again as the update will: one more pass, and a ratio of exactly 1 at lr 0. Ours."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints. Ours."""
+    keep_checkpoints: int = 2
+    """The newest so many stay. Ours."""
+    samples_per_iteration: int = 2
+    """Episodes of each iteration written to samples.jsonl. Ours."""
+
+    def validate(self) -> None:
+        """Raises ValueError on contradictions."""
+        positive = (
+            "iterations", "batch_size", "minibatch_size", "micro_batch_size", "rollout_batch_size", "inner_epochs", "max_new_tokens",
+            "checkpoint_every", "keep_checkpoints", "ptx_examples_per_episode",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"ppo.{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % self.minibatch_size:
+            raise ValueError(f"ppo.minibatch_size={self.minibatch_size} does not divide ppo.batch_size={self.batch_size}")
+        for name in ("kl_coef", "ptx_coef", "learning_rate", "value_learning_rate", "missing_eos_penalty", "warmup_iterations"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"ppo.{name}={getattr(self, name)} must not be negative")
+        for name in ("discount", "gae_lambda", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo.{name}={getattr(self, name)} must be between 0 and 1")
+        if self.temperature <= 0:
+            raise ValueError(f"ppo.temperature={self.temperature} must be above 0")
+        if min(self.clip_range, self.value_clip_range, self.max_grad_norm) <= 0:
+            raise ValueError("ppo.clip_range, ppo.value_clip_range and ppo.max_grad_norm must be above 0")

@@ -1,0 +1,38 @@
+"""The exponential moving average of the policy's trained weights (Ouyang et al. 2022, appendix C.4: 0.992 an optimizer step)."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """average <- decay * average + (1 - decay) * weight, from the weights at the start."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters = dict(parameters)
+        self.decay = decay
+        self.average: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step."""
+        averages = [self.average[name] for name in self.parameters]
+        torch._foreach_lerp_(averages, [p.detach() for p in self.parameters.values()], 1 - self.decay)
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """Within, the model holds the averaged weights."""
+        kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._write(self.average)
+        try:
+            yield
+        finally:
+            self._write(kept)
+
+    @torch.no_grad()
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,34 @@
+"""The finished policy in Hugging Face form: last weights in `model`, the moving average in `model_ema`, with LoRA their adapters beside them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from modeling.adapters import merged
+from modeling.config import ModelConfig
+from modeling.load import load_causal, save
+from ppo.ema import MovingAverage
+from ppo.models import PPOModels
+
+
+def export(models: PPOModels, average: MovingAverage, sft: Path, config: ModelConfig, tokenizer: Any, out: Path) -> None:
+    """Writes both. Adapters are merged into a fresh copy of the SFT model, so the folders load with plain transformers."""
+    _write(models.policy.model, "model", sft, config, tokenizer, out)
+    with average.in_place():
+        _write(models.policy.model, "model_ema", sft, config, tokenizer, out)
+
+
+def _write(policy: Any, name: str, sft: Path, config: ModelConfig, tokenizer: Any, out: Path) -> None:
+    if not isinstance(policy, PeftModel):
+        save(policy, tokenizer, out / name)
+        return
+    adapter = out / name.replace("model", "adapter")
+    policy.save_pretrained(out / "saving", selected_adapters=["policy"])
+    shutil.rmtree(adapter, ignore_errors=True)
+    # peft puts an adapter that is not called `default` one folder deeper.
+    (out / "saving" / "policy").rename(adapter)
+    shutil.rmtree(out / "saving")
+    fresh = PeftModel.from_pretrained(load_causal(sft, config, tokenizer), str(adapter))
+    save(merged(fresh), tokenizer, out / name)

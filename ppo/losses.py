@@ -1,0 +1,61 @@
+"""PPO's clipped losses and what to watch about them. Shapes: B episodes, T response tokens."""
+
+import torch
+from torch import Tensor
+
+
+def policy_loss(
+    logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip_range: float, normalizer: float | None = None
+) -> Tensor:
+    """Clipped surrogate objective, negated (Schulman et al. 2017, eq. 7).
+
+    mask_BT is 1 on response tokens up to and including EOS. The sum over those tokens is divided by `normalizer`: pass the whole
+    minibatch's token count when this is only a part of it, so that gradients add up to the same whatever the split.
+    """
+    mask_BT = mask_BT.bool()
+    ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).exp()
+    clipped_BT = ratio_BT.clamp(1 - clip_range, 1 + clip_range)
+    advantages_BT = advantages_BT.masked_fill(~mask_BT, 0.0)
+    loss_BT = -torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+    return loss_BT.sum() / _divisor(mask_BT, normalizer)
+
+
+def value_loss(
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip_range: float, normalizer: float | None = None
+) -> Tensor:
+    """Half the squared error to the returns, the larger of that of the value and of the value kept within clip_range of its old self.
+
+    As in OpenAI's baselines and Stiennon et al. 2020. `normalizer` as in `policy_loss`.
+    """
+    mask_BT = mask_BT.bool()
+    # What stands in padding is filled before any arithmetic: a NaN there would come back as the gradient of a masked term.
+    values_BT, old_values_BT, returns_BT = (x_BT.masked_fill(~mask_BT, 0.0) for x_BT in (values_BT, old_values_BT, returns_BT))
+    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip_range, clip_range)
+    loss_BT = 0.5 * torch.maximum((values_BT - returns_BT).square(), (clipped_BT - returns_BT).square())
+    return loss_BT.sum() / _divisor(mask_BT, normalizer)
+
+
+@torch.no_grad()
+def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, clip_range: float) -> dict[str, Tensor]:
+    """Sums over tokens of what tells whether updates are too large: `clipped` tokens, `approximate_kl` (k3 of old to new)."""
+    mask_BT = mask_BT.bool()
+    log_ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
+    ratio_BT = log_ratio_BT.exp()
+    return {
+        "clipped": ((ratio_BT - 1).abs() > clip_range).sum(),
+        "approximate_kl": (ratio_BT - 1 - log_ratio_BT).sum(),
+    }
+
+
+@torch.no_grad()
+def largest_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> float:
+    """The farthest that any token's ratio is from 1, as a factor of at least 1; exactly 1 while old and new policy are the same."""
+    return float(_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT.bool()).abs().max().exp())
+
+
+def _log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    return logprobs_BT.masked_fill(~mask_BT, 0.0) - old_logprobs_BT.masked_fill(~mask_BT, 0.0)
+
+
+def _divisor(mask_BT: Tensor, normalizer: float | None) -> Tensor | float:
+    return mask_BT.sum().clamp(min=1) if normalizer is None else normalizer

@@ -1,0 +1,168 @@
+"""One optimizer step on one minibatch: policy with the pretraining mix, then the value model (Ouyang et al. 2022, section 3.5 and C.4).
+
+Gradients of micro-batches and of processes add up to the whole minibatch's: every loss is divided by the whole minibatch's token count.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modeling.config import ModelConfig
+from modeling.load import autocast
+from modeling.logprobs import chosen_logprobs, entropy, response_logits, text_loss
+from modeling.processes import Processes, sum_gradients, sum_over_processes
+from ppo.config import PPOConfig
+from ppo.losses import largest_ratio, policy_loss, policy_sums, value_loss
+from ppo.models import PPOModels
+from ppo.rollout import Rollout
+
+
+@dataclass
+class Optimizers:
+    """Adam for the policy and for the value model, each with its learning rate."""
+
+    policy: torch.optim.Optimizer
+    value: torch.optim.Optimizer
+
+    @staticmethod
+    def make(models: PPOModels, config: PPOConfig) -> "Optimizers":
+        """Fresh ones (C.1: Adam with decays 0.9 and 0.95)."""
+        betas = (config.adam_beta1, config.adam_beta2)
+        return Optimizers(
+            policy=torch.optim.Adam(models.policy_parameters.values(), lr=config.learning_rate, betas=betas),
+            value=torch.optim.Adam(models.value_parameters.values(), lr=config.value_learning_rate, betas=betas),
+        )
+
+    def set_learning_rates(self, config: PPOConfig, iteration: int) -> float:
+        """Both rates for this iteration; returns the factor on the peak."""
+        factor = warmup(iteration, config.warmup_iterations)
+        for optimizer, peak in ((self.policy, config.learning_rate), (self.value, config.value_learning_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+        return factor
+
+
+def warmup(iteration: int, iterations: int) -> float:
+    """From a tenth at iteration 0 in a straight line to 1 after `iterations`, then constant (C.4)."""
+    return 1.0 if iteration >= iterations else 0.1 + 0.9 * iteration / iterations
+
+
+def step(
+    models: PPOModels,
+    optimizers: Optimizers,
+    rollout: Rollout,
+    groups: Sequence[Sequence[int]],
+    chunks: Sequence[list[int]],
+    config: PPOConfig,
+    model_config: ModelConfig,
+    pad_id: int,
+    team: Processes,
+) -> dict[str, float]:
+    """Updates both models on the episodes of `groups` (this process's share of the minibatch, in micro-batches) and its share of `chunks`.
+
+    Returns the minibatch's numbers, over all processes.
+    """
+    own_tokens = sum(int(rollout.mask_BT[list(rows)].sum()) for rows in groups)
+    tokens = float(sum_over_processes(torch.tensor(float(own_tokens), device=team.device)))
+    numbers = policy_gradient(models, rollout, groups, config, model_config, pad_id, tokens, team)
+    policy_parameters = list(models.policy_parameters.values())
+    sum_gradients(policy_parameters)
+    if config.ptx_coef > 0:
+        numbers |= add_ptx_gradient(models, chunks, config, model_config, pad_id, team)
+    numbers["policy_grad_norm"] = apply(optimizers.policy, policy_parameters, config.max_grad_norm)
+
+    numbers |= value_gradient(models, rollout, groups, config, model_config, pad_id, tokens, team)
+    value_parameters = list(models.value_parameters.values())
+    sum_gradients(value_parameters)
+    numbers["value_grad_norm"] = apply(optimizers.value, value_parameters, config.max_grad_norm)
+    return numbers
+
+
+def policy_gradient(
+    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, pad_id: int,
+    tokens: float, team: Processes,
+) -> dict[str, float]:  # fmt: skip
+    """Accumulates PPO's gradient in the policy's `.grad`."""
+    totals = torch.zeros(4, dtype=torch.float64, device=team.device)
+    ratio = 1.0
+    with models.as_policy() as policy:
+        for rows in groups:
+            sequences, columns = rollout.sequences(rows, pad_id), rollout.columns(rows)
+            mask_BT, old_BT = columns["mask_BT"], columns["logprobs_BT"]
+            with autocast(model_config, team.device):
+                logits_BTV = response_logits(policy, sequences, config.temperature)
+            logprobs_BT = chosen_logprobs(logits_BTV, sequences.response_BT)
+            loss = policy_loss(logprobs_BT, old_BT, columns["advantages_BT"], mask_BT, config.clip_range, normalizer=tokens)
+            entropy_sum = entropy(logits_BTV.detach()).masked_fill(~mask_BT, 0.0).sum()
+            loss.backward()
+            sums = policy_sums(logprobs_BT, old_BT, mask_BT, config.clip_range)
+            ratio = max(ratio, largest_ratio(logprobs_BT, old_BT, mask_BT))
+            totals += torch.stack([loss.detach(), entropy_sum / tokens, sums["clipped"] / tokens, sums["approximate_kl"] / tokens]).double()
+    loss_sum, entropy_mean, clipped, moved = sum_over_processes(totals).tolist()
+    return {
+        "policy_loss": loss_sum,
+        "entropy": entropy_mean,
+        "clip_fraction": clipped,
+        "approximate_kl": moved,
+        "ratio_max": max(team.gather([ratio])),
+    }
+
+
+def add_ptx_gradient(
+    models: PPOModels, chunks: Sequence[list[int]], config: PPOConfig, model_config: ModelConfig, pad_id: int, team: Processes
+) -> dict[str, float]:
+    """Adds ptx_coef times the gradient of the pretraining loss (mean a token over the minibatch's chunks) to the PPO gradient in `.grad`.
+
+    The PPO gradient is set aside meanwhile, because the ratio of the two norms is what ptx_coef means in a given run.
+    """
+    ppo_gradients = {name: parameter.grad for name, parameter in models.policy_parameters.items() if parameter.grad is not None}
+    ppo_norm = float(torch.nn.utils.get_total_norm(ppo_gradients.values()))
+    for parameter in models.policy_parameters.values():
+        parameter.grad = None
+    tokens = float(sum(len(chunk) - 1 for chunk in chunks))
+    loss_sum = torch.zeros((), dtype=torch.float64, device=team.device)
+    mine = team.share(sorted(chunks, key=len))
+    with models.as_policy() as policy:
+        for start in range(0, len(mine), config.micro_batch_size):
+            with autocast(model_config, team.device):
+                loss, _ = text_loss(policy, mine[start : start + config.micro_batch_size], pad_id, team.device)
+            (config.ptx_coef * loss / tokens).backward()
+            loss_sum += loss.detach().double() / tokens
+    sum_gradients(models.policy_parameters.values())
+    ptx_norm = float(torch.nn.utils.get_total_norm([p.grad for p in models.policy_parameters.values() if p.grad is not None]))
+    for name, gradient in ppo_gradients.items():
+        parameter = models.policy_parameters[name]
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return {
+        "ptx_loss": float(sum_over_processes(loss_sum)),
+        "ppo_grad_norm": ppo_norm,
+        "ptx_grad_norm": ptx_norm,
+        "ptx_to_ppo_grad_ratio": ptx_norm / max(ppo_norm, 1e-12),
+    }
+
+
+def value_gradient(
+    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, pad_id: int,
+    tokens: float, team: Processes,
+) -> dict[str, float]:  # fmt: skip
+    """Accumulates the value loss's gradient in the value model's `.grad`."""
+    total = torch.zeros((), dtype=torch.float64, device=team.device)
+    with models.as_value() as value:
+        for rows in groups:
+            columns = rollout.columns(rows)
+            with autocast(model_config, team.device):
+                values_BT: Tensor = value.values(rollout.sequences(rows, pad_id))
+            loss = value_loss(values_BT, columns["values_BT"], columns["returns_BT"], columns["mask_BT"], config.value_clip_range, normalizer=tokens)
+            loss.backward()
+            total += loss.detach().double()
+    return {"value_loss": float(sum_over_processes(total))}
+
+
+def apply(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Clips, steps, clears; returns the norm before clipping."""
+    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters), max_norm))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

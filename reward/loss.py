@@ -1,0 +1,37 @@
+"""The pairwise ranking loss over K ranked answers (Ouyang et al. 2022, section 3.5, eq. 1).
+
+Shapes: B prompts, K answers of each (padded by a mask where K is ragged).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def better_pairs(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """better_BKK: true at [b, i, j] where answer i was ranked strictly above answer j. Ties and masked answers make no pair."""
+    real_BKK = mask_BK.bool()[:, :, None] & mask_BK.bool()[:, None, :]
+    return (ranks_BK[:, :, None] < ranks_BK[:, None, :]) & real_BKK
+
+
+def pairwise_loss(scores_BK: Tensor, better_BKK: Tensor, normalizer: float | None = None) -> Tensor:
+    """-log sigmoid(r_better - r_worse): the mean over a prompt's pairs, summed over prompts and divided by `normalizer`.
+
+    `normalizer` is the number of prompts with a pair, by default that of this call; pass the whole batch's when this is only a part of it, so
+    that gradients add up to the same whatever the split. Without any pair the loss is 0, with a gradient of 0.
+    """
+    pairs_B = better_BKK.sum((1, 2))
+    margin_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]
+    loss_BKK = F.softplus(-margin_BKK.masked_fill(~better_BKK, 0.0)).masked_fill(~better_BKK, 0.0)
+    loss_B = loss_BKK.sum((1, 2)) / pairs_B.clamp(min=1)
+    count = float((pairs_B > 0).sum()) if normalizer is None else normalizer
+    return loss_B.sum() / max(count, 1.0)
+
+
+def ranking_loss(scores_BK: Tensor, ranks_BK: Tensor, mask_BK: Tensor, normalizer: float | None = None) -> Tensor:
+    """The loss from ranks: 1 is best, equal ranks tie and drop out, mask 0 means that there is no such answer (eq. 1).
+
+    log 2 at equal scores; unchanged by a constant added to a prompt's scores and by the order of its answers; what stands in masked
+    scores, NaN included, never enters.
+    """
+    return pairwise_loss(torch.where(mask_BK.bool(), scores_BK, torch.zeros_like(scores_BK)), better_pairs(ranks_BK, mask_BK), normalizer)

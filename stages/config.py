@@ -1,0 +1,115 @@
+"""The configuration of a whole run: one dataclass a room, one YAML file a run, every field overridable with its dotted name."""
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, get_args
+
+import jsonargparse
+
+from data.config import DataConfig
+from evaluation.config import EvaluateConfig
+from labeling.config import LabelsConfig, SamplesConfig
+from modeling.config import ModelConfig
+from ppo.config import PPOConfig
+from reward.config import RewardConfig
+from sft.config import SFTConfig
+
+
+@dataclass
+class RunConfig:
+    """Everything that a run is made from."""
+
+    run_name: str = "demo"
+    """Results lie in <runs_folder>/<run_name>/<stage>."""
+    runs_folder: str = "runs"
+    """The folder of all runs."""
+    seed: int = 0
+    """Seeds weights, sampling, shuffles and labels."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Prompts, demonstrations and plain text."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The base model and how it is adapted."""
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    """Stage 1: supervised fine-tuning."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """K answers a prompt from the SFT model."""
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """Who ranks the answers."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Stage 2: the reward model."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Stage 3: PPO-ptx."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Held-out comparison of base, SFT and PPO."""
+
+    def validate(self) -> None:
+        """Raises ValueError on the first contradiction, before anything is loaded."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
+            raise ValueError(f"run_name={self.run_name!r} must be letters, digits, '.', '_' and '-', as it names a folder")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
+        for section in dataclasses.fields(self):
+            value = getattr(self, section.name)
+            if dataclasses.is_dataclass(value):
+                value.validate()  # type: ignore[union-attr]
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """jsonargparse, with the nearest valid name in the message for an unknown key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints one sentence and exits with 2."""
+        print(f"error: {explain(message)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(message: str) -> str:
+    """jsonargparse's message as one sentence, with a suggestion when a key is unknown."""
+    names = list(dotted_names(RunConfig))
+    sentence = " ".join(message.split()).removeprefix("error: ")
+    unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", sentence)
+    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", sentence) or re.search(r"()Option '([\w.]+)' is not accepted", sentence)
+    key = unknown.group(1) if unknown else ".".join(part for part in nested.groups() if part) if nested else None
+    if key is None:
+        return sentence
+    near = difflib.get_close_matches(key, names, n=1) or [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
+    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
+
+
+def dotted_names(config_type: type, prefix: str = "") -> Iterator[str]:
+    """Every field's dotted name, as in YAML and on the command line."""
+    for item in dataclasses.fields(config_type):
+        yield prefix + item.name
+        if dataclasses.is_dataclass(item.type):
+            yield from dotted_names(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+
+
+def refuse_nulls(namespace: Any, config_type: type, prefix: str = "") -> None:
+    """Raises ValueError where a section is not a section, or a value is null that may not be: jsonargparse lets both pass."""
+    for item in dataclasses.fields(config_type):
+        value, name = namespace[item.name], prefix + item.name
+        if dataclasses.is_dataclass(item.type):
+            if not isinstance(value, jsonargparse.Namespace):
+                raise ValueError(f"{name} must be a section with fields of its own, found {value!r}")
+            refuse_nulls(value, item.type, f"{name}.")  # type: ignore[arg-type]
+        elif value is None and type(None) not in get_args(item.type):
+            raise ValueError(f"{name} must not be null")
+
+
+def parse_config(program: str, description: str, arguments: Sequence[str] | None = None) -> tuple[RunConfig, bool]:
+    """(validated config, whether --force was given). Exits with 2 and one sentence on a mistake; raises ValueError on contradictions."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=program, description=description, default_env=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below; later arguments override earlier ones.")
+    parser.add_argument("--force", action="store_true", help="Run even if nothing changed since the last result.")
+    parser.add_class_arguments(RunConfig, nested_key=None, fail_untyped=True)
+    namespace = parser.parse_args(arguments)
+    refuse_nulls(namespace, RunConfig)
+    values: Any = parser.instantiate_classes(namespace)
+    config = RunConfig(**{item.name: values[item.name] for item in dataclasses.fields(RunConfig)})
+    config.validate()
+    return config, bool(namespace.force)

@@ -1,0 +1,109 @@
+"""Compares base, SFT and PPO on the prompts of held-out users.
+
+python -m stages.evaluate --config configs/demo.yaml
+"""
+
+import gc
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.config import RunConfig
+from stages.runner import RunFolder, Stage, stage_main
+
+
+def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """Writes generations.jsonl, evaluation.json and headline.json."""
+    from data.jsonl import read_records, write_rows
+    from data.records import Demonstration
+    from data.sources import read_texts
+    from data.tokenize import pretraining_chunks
+    from evaluation.compare import MODELS, judged_answers, kl_to, length_matched_win_rate, parts_table, perplexity, preference, win_rate
+    from evaluation.intervals import interval
+    from labeling.judges import closeness_judge
+    from labeling.sampling import answer
+    from modeling.generate import Sampling
+    from modeling.load import base_model_place, load_causal, load_tokenizer
+    from modeling.processes import processes
+    from stages.inputs import evenly
+
+    team = processes(config.model.device)
+    settings, resamples = config.evaluate, config.evaluate.bootstrap_resamples
+    data = run.stage("data")
+    prompts = evenly(read_records(data / "sft_test.jsonl", Demonstration), settings.max_prompts)
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.batch_size)
+    policy = run.stage("ppo") / ("model_ema" if settings.weights == "ema" else "model")
+    places = {"ppo": str(policy), "sft": str(run.stage("sft") / "model"), "base": team.from_main(lambda: base_model_place(config.model))}
+    generations, perplexities, kl = {}, {}, []
+    for name, place in places.items():
+        tokenizer = load_tokenizer(place, config.model)
+        model = load_causal(place, config.model, tokenizer).to(team.device)
+        generations[name] = answer(model, tokenizer, prompts, settings.answers_per_prompt, sampling, f"evaluate {name}", config.seed, team)
+        chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_heldout.jsonl")]), config.data.pretraining_tokens)
+        perplexities[name] = perplexity(model, evenly(chunks, settings.perplexity_examples), 8, tokenizer.pad_token_id, config.model, team)
+        if name == "sft":
+            temperature = settings.temperature or 1.0
+            kl = kl_to(model, tokenizer, prompts, generations["ppo"], temperature, settings.batch_size, config.model, team)
+        del model
+        gc.collect()
+    if not team.is_main:
+        return {}
+
+    judge = closeness_judge(config.labels.closeness)
+    answers = {name: judged_answers(tokenizer, prompts, generations[name], config.labels, judge) for name in MODELS}
+    width = config.labels.tie_width
+    against = {name: win_rate(answers["ppo"], answers[name], width, resamples) for name in ("sft", "base")}
+    matched = length_matched_win_rate(answers["ppo"], answers["sft"], width, resamples)
+    accuracy = json.loads((run.stage("reward") / "accuracy.json").read_text())
+    evaluation = {
+        "prompts": len(prompts),
+        "answers_per_prompt": settings.answers_per_prompt,
+        "win_rate": against,
+        "win_rate_length_matched": matched,
+        "models": parts_table(answers, resamples),
+        "perplexity": perplexities,
+        "kl": interval(kl, resamples),
+        "reward_model": accuracy["test"],
+    }
+    (out / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
+    rows = []
+    for index, prompt in enumerate(prompts):
+        row: dict[str, Any] = {
+            "prompt_id": prompt.prompt_id,
+            "use_case": prompt.use_case,
+            "prompt": prompt.text,
+            "reference": prompt.completion,
+            "kl": kl[index],
+        }
+        row |= {name: [asdict(given) for given in answers[name][index]] for name in MODELS}
+        ours, theirs = (answers[name][index][0].parts["score"] for name in ("ppo", "sft"))
+        rows.append(row | {"ppo_against_sft": preference(ours, theirs, width)})
+    write_rows(out / "generations.jsonl", rows)
+    headline = {
+        "reward_accuracy": accuracy["test"]["accuracy"]["mean"],
+        "win_rate": against["sft"]["mean"],
+        "win_rate_low": against["sft"]["low"],
+        "win_rate_high": against["sft"]["high"],
+        "kl": evaluation["kl"]["mean"],
+        "perplexity_sft": perplexities["sft"],
+        "perplexity_ppo": perplexities["ppo"],
+        "seconds": seconds_so_far(run),
+    }
+    (out / "headline.json").write_text(json.dumps(headline, indent=2) + "\n")
+    return headline
+
+
+def seconds_so_far(run: RunFolder) -> float:
+    """Wall seconds of the finished stages before this one."""
+    from stages import manifest
+    from stages.runner import STAGES
+
+    found = [manifest.read(run.stage(name)) for name in STAGES[: STAGES.index("evaluate")]]
+    return round(sum(item.seconds for item in found if item is not None), 1)
+
+
+STAGE = Stage("evaluate", sections=("model", "evaluate", "labels", "data"), after=("data", "sft", "reward", "ppo"), work=work, parallel=True)
+
+if __name__ == "__main__":
+    stage_main(STAGE, "Compares base, SFT and PPO on held-out prompts.")

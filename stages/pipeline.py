@@ -1,0 +1,42 @@
+"""All stages in order, each only if its inputs or its configuration changed. Ends by printing the headline numbers and where the report is.
+
+python -m stages.pipeline --config configs/demo.yaml
+torchrun --nproc_per_node 8 -m stages.pipeline --config configs/demo.yaml
+"""
+
+import importlib
+import json
+import time
+from pathlib import Path
+
+from stages.config import RunConfig
+from stages.runner import STAGES, main, run_stage
+
+
+def work(config: RunConfig, force: bool) -> None:
+    """Runs every stage, then prints the headline."""
+    from modeling.processes import processes
+
+    start = time.perf_counter()
+    for name in STAGES:
+        run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
+    if processes(config.model.device).is_main:
+        root = Path(config.runs_folder) / config.run_name
+        headline = json.loads((root / "evaluate" / "headline.json").read_text())
+        print(f"\n{summary(headline)}\n\n{time.perf_counter() - start:.0f} s in all; the report: {root / 'report' / 'index.html'}")
+
+
+def summary(headline: dict[str, float]) -> str:
+    """The headline numbers for people."""
+    return "\n".join(
+        [
+            f"reward model, held-out pairs right   {headline['reward_accuracy']:.1%}",
+            f"PPO preferred to SFT                 {headline['win_rate']:.1%}  (95% interval {headline['win_rate_low']:.1%} to {headline['win_rate_high']:.1%})",
+            f"KL to the SFT policy                 {headline['kl']:.2f} nats",
+            f"perplexity of held-out text          SFT {headline['perplexity_sft']:.2f}, PPO {headline['perplexity_ppo']:.2f}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main(work, "python -m stages.pipeline", "Runs all stages in order, each only if something that it depends on changed.")

@@ -1,0 +1,53 @@
+"""Stage 3: PPO-ptx. Resumes from its last checkpoint when it was cut off.
+
+python -m stages.ppo --config configs/demo.yaml --ppo.kl_coef 0.05
+torchrun --nproc_per_node 8 -m stages.ppo --config configs/demo.yaml
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stages.config import RunConfig
+from stages.runner import RunFolder, Stage, stage_main
+
+
+def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """Trains; saves `model` (last weights) and `model_ema`."""
+    from data.jsonl import read_records
+    from data.records import Prompt
+    from data.sources import read_texts
+    from data.tokenize import pretraining_chunks
+    from modeling.load import load_tokenizer
+    from modeling.processes import processes
+    from modeling.tracking import read_metrics
+    from ppo.export import export
+    from ppo.models import load_models
+    from ppo.train import train
+
+    team = processes(config.model.device)
+    data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
+    tokenizer = load_tokenizer(sft / "model", config.model)
+    models = load_models(sft, reward, config.model, tokenizer, team.device, config.seed)
+    prompts = read_records(data / "rl_train.jsonl", Prompt)
+    chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_train.jsonl")]), config.data.pretraining_tokens)
+    average = train(config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out)
+    if team.is_main:
+        export(models, average, sft / "model", config.model, tokenizer, out)
+        shutil.rmtree(out / "checkpoints")
+    team.wait()
+    rows = read_metrics(out / "metrics.jsonl")
+    first, last = rows[0], rows[-1]
+    return {
+        "episodes": last["episodes"],
+        "score_first": first["score"],
+        "score_last": last["score"],
+        "kl": last["kl"],
+        "ended": last["ended"],
+    }
+
+
+STAGE = Stage("ppo", sections=("model", "ppo", "data"), after=("data", "sft", "reward"), work=work, parallel=True)
+
+if __name__ == "__main__":
+    stage_main(STAGE, "Stage 3: PPO-ptx.")

@@ -1,0 +1,24 @@
+"""Writes the report of a run: index.html with pictures inline, and report.md.
+
+python -m stages.report --config configs/demo.yaml
+"""
+
+from pathlib import Path
+from typing import Any
+
+from stages.config import RunConfig
+from stages.runner import RunFolder, Stage, stage_main
+
+
+def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """Writes both files."""
+    from evaluation.report import write_report
+
+    write_report(run.root, out, config.run_name, config.evaluate.samples_in_report)
+    return {"report": str(run.stage("report") / "index.html")}
+
+
+STAGE = Stage("report", sections=("evaluate",), after=("data", "sft", "samples", "labels", "reward", "ppo", "evaluate"), work=work)
+
+if __name__ == "__main__":
+    stage_main(STAGE, "Writes the report.")

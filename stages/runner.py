@@ -1,0 +1,188 @@
+"""Runs one stage: lock the run folder, see whether there is anything to do, do it beside the final place, write the manifest, rename.
+
+A stage works in `<run>/<stage>.partial` and appears as `<run>/<stage>` only when complete. A partial folder left by a run that was cut
+off is handed to the stage again when nothing that it depends on has changed, so that a stage that can resume does.
+"""
+
+import contextlib
+import datetime
+import functools
+import operator
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from filelock import FileLock, Timeout
+
+from stages import manifest
+from stages.config import RunConfig, parse_config
+
+STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places of a run."""
+
+    root: Path
+
+    def stage(self, name: str) -> Path:
+        """Where a stage's finished result lies."""
+        return self.root / name
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain."""
+
+    name: str
+    sections: tuple[str, ...]
+    """The parts of the configuration that its result depends on, by dotted name."""
+    after: tuple[str, ...]
+    """The stages whose results it reads."""
+    work: Callable[[RunConfig, RunFolder, Path], dict[str, Any]]
+    """Does it: (config, the run's places, folder to write to) -> headline numbers."""
+    external: Callable[[RunConfig], dict[str, str]] = lambda config: {}
+    """Digests of inputs from outside the run."""
+    parallel: bool = False
+    """Whether every process works, or only the first."""
+
+
+def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str, Any]:
+    """Brings a stage's result up to date and returns its headline numbers.
+
+    Raises ValueError when an earlier stage has no result, or another process uses the run folder.
+    """
+    from modeling.processes import processes
+
+    team = processes(config.model.device)
+    run = RunFolder(Path(config.runs_folder) / config.run_name)
+    with locked(run.root) if team.is_main else contextlib.nullcontext():
+        plan = team.from_main(lambda: prepare(stage, config, run, force))
+        if plan.done is not None:
+            if team.is_main:
+                print(f"{stage.name}: unchanged, kept {run.stage(stage.name)}", flush=True)
+            return plan.done
+        started, clock = now(), time.perf_counter()
+        if team.is_main:
+            print(f"{stage.name}: {'resuming' if plan.resumed else 'running'}", flush=True)
+        headline: dict[str, Any] = stage.work(config, run, plan.partial) if stage.parallel or team.is_main else {}
+        team.wait()
+        if team.is_main:
+            seconds = time.perf_counter() - clock
+            (plan.partial / FINGERPRINT).unlink()
+            manifest.Manifest(
+                stage=stage.name, fingerprint=plan.fingerprint, config=asdict(config), inputs=plan.inputs,
+                outputs=manifest.output_records(plan.partial, ignored=("tensorboard", "checkpoints")), headline=headline, seed=config.seed,
+                world_size=team.count, device=str(team.device), started=started, ended=now(), seconds=round(seconds, 1),
+            ).write(plan.partial)  # fmt: skip
+            put_in_place(plan.partial, run.stage(stage.name))
+            numbers = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in headline.items())
+            print(f"{stage.name}: done in {seconds:.0f} s  {numbers}", flush=True)
+        return team.from_main(lambda: headline)
+
+
+FINGERPRINT = "fingerprint"
+
+
+@dataclass
+class Plan:
+    """What `prepare` found: a finished result, or a folder to work in."""
+
+    done: dict[str, Any] | None
+    partial: Path
+    fingerprint: str
+    inputs: dict[str, str]
+    resumed: bool
+
+
+def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Plan:
+    """Compares the fingerprint of config and inputs with the finished result's, and lays out the partial folder."""
+    whole = asdict(config)
+    settings = {name: functools.reduce(operator.getitem, name.split("."), whole) for name in (*stage.sections, "seed")}
+    inputs = {name: manifest.stage_digest(run.stage(name)) for name in stage.after} | stage.external(config)
+    fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
+    final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"
+    recover(final)
+    finished = manifest.read(final)
+    if finished is not None and finished.fingerprint == fingerprint and not force:
+        return Plan(finished.headline, partial, fingerprint, inputs, False)
+    resumed = (partial / FINGERPRINT).is_file() and (partial / FINGERPRINT).read_text() == fingerprint and not force
+    if not resumed:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / FINGERPRINT).write_text(fingerprint)
+    return Plan(None, partial, fingerprint, inputs, resumed)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Renames a complete folder to its final name; an older result goes only once the new one stands."""
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(final: Path) -> None:
+    """Puts the old result back when a run was cut off between the two renames of `put_in_place`."""
+    old = final.with_name(f"{final.name}.old")
+    if old.exists() and not final.exists():
+        old.rename(final)
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Holds the run folder for this process. Raises ValueError when another one has it; a lock dies with its process."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"the run folder {root} is in use by another process: wait for it, or choose another --run_name") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def now() -> str:
+    """UTC time to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def main(work: Callable[[RunConfig, bool], None], program: str, description: str, arguments: Sequence[str] | None = None) -> None:
+    """The command line of a stage. A user's mistake ends in one sentence and exit code 2; its traceback goes to a file in the run folder."""
+    config: RunConfig | None = None
+    try:
+        config, force = parse_config(program, description, arguments)
+        work(config, force)
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if config is not None:
+            root = Path(config.runs_folder) / config.run_name
+            if root.is_dir():
+                (root / "last_error.txt").write_text(traceback.format_exc())
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def stage_main(stage: Stage, description: str) -> None:
+    """`python -m stages.<stage>`."""
+
+    def work(config: RunConfig, force: bool) -> None:
+        run_stage(stage, config, force)
+
+    main(work, f"python -m stages.{stage.name}", description)

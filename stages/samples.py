@@ -1,0 +1,50 @@
+"""Samples K answers a prompt from the SFT model, for somebody to rank.
+
+python -m stages.samples --config configs/demo.yaml --samples.answers_per_prompt 6
+"""
+
+from pathlib import Path
+from typing import Any
+
+from stages.config import RunConfig
+from stages.runner import RunFolder, Stage, stage_main
+
+
+def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """Writes samples_<split>.jsonl."""
+    from data.jsonl import write_records
+    from data.records import SPLITS
+    from labeling.sampling import answer, distinct_samples, rankable
+    from modeling.generate import Sampling
+    from modeling.load import load_causal, load_tokenizer
+    from modeling.processes import processes
+    from stages.inputs import evenly, rm_prompts
+
+    team = processes(config.model.device)
+    numbers: dict[str, Any] = {"prompts": 0, "answers": 0, "dropped_fewer_than_two": 0, "complete": 0}
+    if config.labels.labeler == "none":
+        return numbers
+    tokenizer = load_tokenizer(run.stage("sft") / "model", config.model)
+    model = load_causal(run.stage("sft") / "model", config.model, tokenizer).to(team.device)
+    sampling = Sampling(config.samples.max_new_tokens, config.samples.temperature, config.samples.batch_size)
+    for split in SPLITS:
+        prompts = rm_prompts(run.stage("data"), split)
+        prompts = evenly(prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts)
+        answers = answer(model, tokenizer, prompts, config.samples.answers_per_prompt, sampling, f"samples {split}", config.seed, team)
+        kept, dropped = rankable([distinct_samples(tokenizer, prompt, row) for prompt, row in zip(prompts, answers, strict=True)])
+        if not kept:
+            raise ValueError(f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise samples.temperature")
+        if team.is_main:
+            write_records(out / f"samples_{split}.jsonl", kept)
+        numbers["prompts"] += len(kept)
+        numbers["answers"] += sum(len(row.completions) for row in kept)
+        numbers["complete"] += sum(sum(row.complete) for row in kept)
+        numbers["dropped_fewer_than_two"] += dropped
+    numbers["complete"] = numbers["complete"] / max(1, numbers["answers"])
+    return numbers
+
+
+STAGE = Stage("samples", sections=("model", "samples", "labels.labeler"), after=("data", "sft"), work=work, parallel=True)
+
+if __name__ == "__main__":
+    stage_main(STAGE, "Samples K answers a prompt from the SFT model.")

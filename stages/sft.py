@@ -1,0 +1,49 @@
+"""Stage 1: supervised fine-tuning on demonstrations.
+
+python -m stages.sft --config configs/demo.yaml --sft.epochs 3
+torchrun --nproc_per_node 8 -m stages.sft --config configs/demo.yaml
+"""
+
+from pathlib import Path
+from typing import Any
+
+from stages.config import RunConfig
+from stages.runner import RunFolder, Stage, stage_main
+
+
+def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """Trains and saves `model`."""
+    from data.jsonl import read_records
+    from data.records import Demonstration
+    from data.sources import read_texts
+    from data.tokenize import pretraining_chunks
+    from modeling.load import base_model_place, load_causal, load_tokenizer
+    from modeling.processes import processes
+    from sft.train import train
+    from stages.inputs import evenly
+
+    team = processes(config.model.device)
+    place = team.from_main(lambda: base_model_place(config.model))
+    tokenizer = load_tokenizer(place, config.model)
+    model = load_causal(place, config.model, tokenizer, config.sft.residual_dropout)
+    data = run.stage("data")
+    train_set = evenly(read_records(data / "sft_train.jsonl", Demonstration), config.sft.max_train_examples)
+    chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_train.jsonl")]), config.data.pretraining_tokens, len(train_set))
+    return train(
+        config.sft,
+        config.model,
+        model,
+        tokenizer,
+        train_set,
+        read_records(data / "sft_valid.jsonl", Demonstration),
+        chunks,
+        config.seed,
+        team,
+        out,
+    )
+
+
+STAGE = Stage("sft", sections=("model", "sft", "data"), after=("data",), work=work, parallel=True)
+
+if __name__ == "__main__":
+    stage_main(STAGE, "Stage 1: supervised fine-tuning.")
