@@ -1,0 +1,89 @@
+"""A finished SFT and reward stage on a tiny random model, and one roll-out's worth of everything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.records import Prompt
+from modeling.adapters import add_lora, merged
+from modeling.config import LoraSettings, ModelConfig
+from modeling.load import load_causal, load_scalar, load_tokenizer, save
+from modeling.processes import Processes
+from modeling.scalar import initialise_head, scalar_model
+from modeling.tiny import make_tiny_model
+from ppo.config import PPOConfig
+from ppo.models import PPOModels, load_models
+
+TEAM = Processes(rank=0, count=1, device=torch.device("cpu"))
+PROMPTS = [Prompt(prompt=text) for text in ("Hi", "What is a cat and why?", "Sing", "Name two rivers", "Why is snow white in winter?", "Go on")]
+CHUNKS = [[5 + (7 * i + j) % 200 for j in range(12 + i % 3)] for i in range(9)]
+
+
+@dataclass
+class Chain:
+    """Folders of finished stages, and how to load them."""
+
+    sft: Path
+    reward: Path
+    config: ModelConfig
+    tokenizer: Any
+
+    def models(self) -> PPOModels:
+        return load_models(self.sft, self.reward, self.config, self.tokenizer, TEAM.device, seed=0)
+
+
+def build_chain(folder: Path, adapter: str) -> Chain:
+    """Trains nothing: random weights, with a reward adapter that is far from zero so that a wrong switch shows."""
+    config = ModelConfig(base="unused", adapter=adapter, lora=LoraSettings(rank=4, alpha=8), device="cpu")  # type: ignore[arg-type]
+    sft, reward = folder / "sft", folder / "reward"
+    make_tiny_model(sft / "model")
+    tokenizer = load_tokenizer(sft / "model", config)
+    model = load_scalar(sft / "model", config, tokenizer)
+    initialise_head(model, seed=1)
+    model.config.score_bias = 0.25
+    if adapter == "lora":
+        torch.manual_seed(3)
+        model = add_lora(model, config.lora)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.3)
+        model.save_pretrained(reward / "adapter")
+    else:
+        with torch.no_grad():
+            for parameter in scalar_model(model).backbone.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+    save(merged(model), tokenizer, reward / "model")
+    return Chain(sft, reward, config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def chains(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chain]:
+    """`chains("lora")` and `chains("none")`, each built once."""
+    built: dict[str, Chain] = {}
+
+    def get(adapter: str) -> Chain:
+        if adapter not in built:
+            built[adapter] = build_chain(tmp_path_factory.mktemp(adapter), adapter)
+        return built[adapter]
+
+    return get
+
+
+def small(**changes: Any) -> PPOConfig:
+    """A configuration of a few episodes."""
+    settings: dict[str, Any] = {
+        "iterations": 2, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 3, "rollout_batch_size": 5, "max_new_tokens": 6,
+        "learning_rate": 1e-2, "value_learning_rate": 1e-2, "warmup_iterations": 0, "ptx_examples_per_episode": 1, "ptx_coef": 0.0,
+        "ema_decay": 0.5, "checkpoint_every": 1, "samples_per_iteration": 1,
+    }  # fmt: skip
+    return PPOConfig(**settings | changes)
+
+
+def load_base(chain: Chain) -> Any:
+    """The SFT model on its own, as plain transformers loads it."""
+    return load_causal(chain.sft / "model", chain.config, chain.tokenizer)

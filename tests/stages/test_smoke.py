@@ -1,0 +1,155 @@
+"""The whole chain as a user runs it, on a random model: every stage, nothing twice, killed and resumed, on two processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from stages.runner import STAGES
+
+CONFIG = "configs/smoke.yaml"
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return os.environ | {"RLHF_PTX_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def command(module: str, folder: Path, *arguments: str, processes: int = 1) -> list[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    return [sys.executable, *launch, "-m", module, "--config", CONFIG, "--runs_folder", str(folder), *arguments]
+
+
+def run(cache: Path, *parts: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(parts[0], Path(parts[1]), *parts[2:], processes=processes), env=environment(cache), capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str]:
+    """(the run's folder, what the pipeline printed)."""
+    runs = tmp_path_factory.mktemp("runs")
+    return runs / "smoke", run(cache, "stages.pipeline", str(runs)).stdout
+
+
+def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tuple[Path, str]):
+    root, printed = finished
+    for stage in STAGES:
+        manifest = json.loads((root / stage / "manifest.json").read_text())
+        assert manifest["stage"] == stage
+        assert manifest["seconds"] >= 0
+        assert manifest["packages"]["torch"]
+        assert manifest["outputs"], stage
+        assert f"{stage}: done" in printed
+    assert not list(root.glob("*.partial"))
+    headline = json.loads((root / "evaluate" / "headline.json").read_text())
+    expected = {"reward_accuracy", "win_rate", "win_rate_low", "win_rate_high", "kl", "perplexity_sft", "perplexity_ppo", "seconds"}
+    assert set(headline) == expected
+    assert headline["win_rate_low"] <= headline["win_rate"] <= headline["win_rate_high"]
+    assert f"{headline['win_rate']:.1%}" in printed
+    assert str(root / "report" / "index.html") in printed
+    assert (root / "report" / "index.html").stat().st_size > 10_000
+    assert (root / "report" / "report.md").is_file()
+
+
+def test_no_user_is_in_two_splits_and_rl_has_api_prompts_alone(finished: tuple[Path, str]):
+    root, _ = finished
+    users: dict[str, set[str]] = {}
+    for file in (root / "data").glob("*_*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        split = file.stem.split("_")[1]
+        if "user_id" in rows[0]:
+            users.setdefault(split, set()).update(row["user_id"] for row in rows)
+        if file.stem.startswith("rl_"):
+            assert {row["source"] for row in rows} == {"api"}
+    assert set(users) == {"train", "valid", "test"}
+    assert not users["train"] & users["test"]
+    assert not users["train"] & users["valid"]
+    assert not users["valid"] & users["test"]
+
+
+def test_the_models_load_with_plain_transformers(finished: tuple[Path, str]):
+    root, _ = finished
+    for place in ("sft/model", "ppo/model", "ppo/model_ema"):
+        AutoModelForCausalLM.from_pretrained(root / place)
+    tokenizer = AutoTokenizer.from_pretrained(root / "reward" / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(root / "reward" / "model").eval()
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.config.num_labels == 1
+    rows = [json.loads(line) for line in (root / "data" / "sft_train.jsonl").read_text().splitlines()][:16]
+    scores = []
+    for row in rows:
+        messages = [{"role": "user", "content": row["prompt"]}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + row["completion"] + tokenizer.eos_token
+        with torch.no_grad():
+            scores.append(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item())
+    # The bias in the config is what makes the mean score of these demonstrations zero.
+    assert sum(scores) / 16 == pytest.approx(model.config.score_bias, abs=1e-4)
+
+
+def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str], cache: Path):
+    root, _ = finished
+    printed = run(cache, "stages.pipeline", str(root.parent), "--evaluate.bootstrap_resamples", "500").stdout
+    done = [stage for stage in STAGES if f"{stage}: done" in printed]
+    assert done == ["evaluate", "report"]
+
+
+def test_a_ppo_run_killed_at_any_moment_ends_in_the_same_bytes(finished: tuple[Path, str], cache: Path, tmp_path: Path):
+    root, _ = finished
+    settings = ("--ppo.iterations", "12", "--ppo.checkpoint_every", "1")
+    for name in ("whole", "killed"):
+        shutil.copytree(root, tmp_path / name / "smoke", ignore=shutil.ignore_patterns("ppo", "evaluate", "report", "tensorboard"))
+    run(cache, "stages.ppo", str(tmp_path / "whole"), *settings)
+
+    folder = tmp_path / "killed" / "smoke"
+    process = subprocess.Popen(
+        command("stages.ppo", tmp_path / "killed", *settings), env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((folder / "ppo.partial" / "checkpoints").glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "ppo").exists(), "the run ended before it could be killed"
+    printed = run(cache, "stages.ppo", str(tmp_path / "killed"), *settings).stdout
+    assert "ppo: resuming" in printed
+    for name in ("model/model.safetensors", "model_ema/model.safetensors", "samples.jsonl"):
+        assert (tmp_path / "whole" / "smoke" / "ppo" / name).read_bytes() == (folder / "ppo" / name).read_bytes(), name
+    rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+
+
+def test_two_processes_do_what_one_does(finished: tuple[Path, str], cache: Path, tmp_path: Path):
+    root, _ = finished
+    shutil.copytree(root, tmp_path / "smoke", ignore=shutil.ignore_patterns("reward", "ppo", "evaluate", "report", "tensorboard"))
+    for stage in ("reward", "ppo"):
+        run(cache, f"stages.{stage}", str(tmp_path), processes=2)
+        manifest = json.loads((tmp_path / "smoke" / stage / "manifest.json").read_text())
+        assert manifest["world_size"] == 2
+    for place in ("reward/adapter/adapter_model.safetensors", "ppo/adapter/adapter_model.safetensors"):
+        one, two = load_file(root / place), load_file(tmp_path / "smoke" / place)
+        moved = max(float(value.abs().max()) for name, value in one.items() if "lora_B" in name)
+        worst = max(float((one[name] - two[name]).abs().max()) for name in one)
+        assert moved > 1e-3, "training moved nothing"
+        assert worst < 0.02 * moved, (place, worst, moved)
+    names = ("score", "kl", "policy_loss", "value_loss", "ptx_loss", "entropy", "length", "policy_grad_norm")
+    rows = [[json.loads(line) for line in (place / "ppo" / "metrics.jsonl").read_text().splitlines()] for place in (root, tmp_path / "smoke")]
+    for one_row, two_row in zip(*rows, strict=True):
+        for name in names:
+            assert one_row[name] == pytest.approx(two_row[name], rel=2e-3, abs=2e-4), name
