@@ -34,19 +34,19 @@ class DataConfig:
     """Another salt gives another split of the same users."""
     pretraining_tokens: int = 512
     """Tokens of one pretraining example. Ours; the paper's is the model's context, 2,048."""
-    heldout_text_examples: int = 32
-    """Pretraining examples kept aside for perplexity, from documents that no training example comes from."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         if not self.demonstrations:
             raise ValueError("data.demonstrations is empty: the first stage has nothing to imitate")
+        if not self.pretraining:
+            raise ValueError("data.pretraining is empty: the report measures perplexity on plain text that is held out of it")
         if min(self.valid_fraction, self.test_fraction) <= 0 or self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"data.valid_fraction={self.valid_fraction} and data.test_fraction={self.test_fraction} must be above 0 and leave room for training"
             )
         if not 0 < self.near_duplicate_fraction <= 1:
             raise ValueError(f"data.near_duplicate_fraction={self.near_duplicate_fraction} must be above 0 and at most 1")
-        for name in ("max_prompts_per_user", "max_prompt_tokens", "max_answer_tokens", "pretraining_tokens", "heldout_text_examples"):
+        for name in ("max_prompts_per_user", "max_prompt_tokens", "max_answer_tokens", "pretraining_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")

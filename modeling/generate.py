@@ -127,6 +127,8 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> tuple[Te
         logits_BV = logits_BV / temperature
     probability_BV = logits_BV.softmax(-1)
     cumulative_BV = probability_BV.cumsum(-1)
-    # The sum ends near 1 but not on it: scaling by it keeps a uniform number of almost 1 inside the vocabulary.
-    token_B1 = torch.searchsorted(cumulative_BV, uniform_B[:, None] * cumulative_BV[:, -1:], right=True).clamp_(max=logits_BV.shape[1] - 1)
+    # The sum ends near 1 but not on it: scaling by it keeps a uniform number of almost 1 inside the vocabulary. A 64-bit one may have been
+    # rounded to 1, which would fall behind the last token that has a probability.
+    height_B1 = uniform_B[:, None].clamp(max=1 - 2**-24) * cumulative_BV[:, -1:]
+    token_B1 = torch.searchsorted(cumulative_BV, height_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
     return token_B1.squeeze(1), probability_BV.gather(1, token_B1).log().squeeze(1)

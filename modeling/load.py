@@ -1,11 +1,14 @@
 """Models and tokenizers in Hugging Face form: found, loaded, checked and saved. Weights are safetensors, never pickles."""
 
 import contextlib
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -17,6 +20,7 @@ from modeling.tiny import make_tiny_model
 # Loaders report new heads and draw a bar for each file; stages say what matters of that themselves.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 LIKELY_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>", "<|endoftext|>")
 RESIDUAL_DROPOUT_NAMES = ("resid_pdrop", "resid_dropout", "hidden_dropout")
@@ -62,21 +66,28 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
     return tokenizer
 
 
+def read_settings(place: str | Path, config: ModelConfig) -> Any:
+    """The model's configuration alone. Raises ValueError when it is missing."""
+    with _sentence_for(place, "model"):
+        return AutoConfig.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
 def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual_dropout: float | None = None) -> Any:
     """A causal language model in float32, dropout off (eval mode), with embeddings for every token of the tokenizer.
 
     `residual_dropout` is what train mode applies in architectures that have one; others take no notice.
     Raises ValueError when the model is missing.
     """
+    settings = read_settings(place, config)
     with _sentence_for(place, "model"):
-        settings = AutoConfig.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
         for name in RESIDUAL_DROPOUT_NAMES:
             if residual_dropout is not None and hasattr(settings, name):
                 setattr(settings, name, residual_dropout)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
-            dtype=torch.float32, use_safetensors=True,
+            dtype=torch.float32, use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
+    _refuse_missing(place, found["missing_keys"])
     grow_embeddings(model, tokenizer)
     return model.eval()
 
@@ -87,15 +98,16 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
     Loads a saved reward model, or puts a new head on a language model (see `modeling.scalar.initialise_head`).
     Raises ValueError when the model is missing or its head has more than one output.
     """
+    settings = read_settings(place, config)
+    classifier = any("SequenceClassification" in name for name in settings.architectures or [])
+    if classifier and settings.num_labels != 1:
+        raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
     with _sentence_for(place, "model"):
-        settings = AutoConfig.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
-        classifier = any("SequenceClassification" in name for name in settings.architectures or [])
-        if classifier and settings.num_labels != 1:
-            raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, found = AutoModelForSequenceClassification.from_pretrained(
             str(place), num_labels=1, revision=config.revision, trust_remote_code=config.trust_remote_code,
-            dtype=torch.float32, use_safetensors=True,
+            dtype=torch.float32, use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
+    _refuse_missing(place, {name for name in found["missing_keys"] if classifier or not name.startswith("score.")})
     grow_embeddings(model, tokenizer)
     return model.eval()
 
@@ -133,14 +145,22 @@ def freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
+def _refuse_missing(place: str | Path, names: Collection[str]) -> None:
+    """The library would fill weights that are not in the file with random numbers, and say so where nobody looks."""
+    if names:
+        raise ValueError(f"{place} lacks {len(names)} of its model's weights, {min(names)} among them: is it another kind of model?")
+
+
 @contextlib.contextmanager
 def _sentence_for(place: str | Path, what: str) -> Any:
-    """Turns a loader's many lines into one sentence."""
+    """Turns a loader's many lines, or none, into one sentence."""
     folder = Path(place)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load")
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if folder.is_dir() or not isinstance(error, OSError):
+            raise ValueError(f"cannot load a {what} from {place!s} ({first})") from None
         raise ValueError(f"cannot load a {what} from {place!s}: it is neither a folder here nor a model that could be fetched ({first})") from None

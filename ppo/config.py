@@ -57,7 +57,8 @@ class PPOConfig:
     ema_decay: float = 0.992
     """Of the policy's moving average, per optimizer step. C.4."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"
-    """Old log-probabilities as recorded while decoding, or computed again as the update will: one more pass, and a ratio of exactly 1 at lr 0. Ours."""
+    """Old log-probabilities as recorded while decoding, or computed again as the update will: one more pass, for a ratio of exactly 1 at
+    learning rate 0. Ours."""
     checkpoint_every: int = 10
     """Iterations between checkpoints. Ours."""
     keep_checkpoints: int = 2

@@ -13,6 +13,7 @@ from data.jsonl import write_rows
 from data.records import Prompt
 from data.tokenize import decode_completion
 from modeling.config import ModelConfig
+from modeling.load import autocast
 from modeling.processes import Processes
 from modeling.tracking import Tracker, read_metrics
 from ppo.checkpoint import Progress, load_checkpoint, newest, save_checkpoint
@@ -63,7 +64,7 @@ def train(
             clock = Clock()
             factor = optimizers.set_learning_rates(config, iteration)
             batch = prompt_stream.take(config.batch_size)
-            with clock.phase("rollout"):
+            with clock.phase("rollout"), autocast(model_config, team.device):
                 ids, responses = roll_out(models, [batch[number] for number in own], config, tokenizer, seed, iteration, own)
             groups = [
                 micro_batches(sorted((place[n] for n in numbers), key=lambda row: len(ids[row]) + len(responses[row].ids)), config.micro_batch_size)

@@ -32,12 +32,14 @@ def answer_scores(model: ScalarModel, group: Sequence[Element], pad_id: int, dev
     cache.batch_select_indices(owner_A)
 
     seen_AS = torch.arange(prompts_PS.shape[1], device=device) < prompt_length_P[owner_A][:, None]
+    # Padding repeats its answer's last position: beside a longer answer to a shorter prompt, the next ones may lie beyond the context.
+    offset_AT = torch.minimum(torch.arange(answers_AT.shape[1], device=device), answer_length_A[:, None] - 1)
     hidden_ATH = model.backbone(
         input_ids=answers_AT,
         past_key_values=cache,
         use_cache=True,
         attention_mask=torch.cat([seen_AS, torch.ones_like(answers_AT, dtype=torch.bool)], dim=1).long(),
-        position_ids=prompt_length_P[owner_A][:, None] + torch.arange(answers_AT.shape[1], device=device),
+        position_ids=prompt_length_P[owner_A][:, None] + offset_AT,
     ).last_hidden_state
     return model.from_hidden(take_positions(hidden_ATH, answer_length_A[:, None] - 1)).squeeze(1)
 

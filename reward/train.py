@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,7 +92,8 @@ def score_all(
     scalar: ScalarModel, items: Sequence[Element], max_tokens: int, model_config: ModelConfig, pad_id: int, team: Processes
 ) -> list[list[float]]:
     """Scores of every element's answers, in order; the processes share the work."""
-    mine = team.share(list(enumerate(items)))
+    # Copies, so that an element which stands in the list twice is found at both places.
+    mine = team.share([(index, replace(item)) for index, item in enumerate(items)])
     place = {id(item): index for index, item in mine}
     found: list[tuple[int, list[float]]] = []
     for group in micro_batches([item for _, item in mine], max_tokens):

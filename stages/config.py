@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,10 +53,22 @@ class RunConfig:
             raise ValueError(f"run_name={self.run_name!r} must be letters, digits, '.', '_' and '-', as it names a folder")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
+        for name, value in flat(dataclasses.asdict(self)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}={value} must be a finite number")
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
             if dataclasses.is_dataclass(value):
                 value.validate()  # type: ignore[union-attr]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every leaf."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class Parser(jsonargparse.ArgumentParser):

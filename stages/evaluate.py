@@ -24,7 +24,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
     from modeling.generate import Sampling
-    from modeling.load import base_model_place, load_causal, load_tokenizer
+    from modeling.load import autocast, base_model_place, load_causal, load_tokenizer
     from modeling.processes import processes
     from stages.inputs import evenly
 
@@ -39,7 +39,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
         model = load_causal(place, config.model, tokenizer).to(team.device)
-        generations[name] = answer(model, tokenizer, prompts, settings.answers_per_prompt, sampling, f"evaluate {name}", config.seed, team)
+        with autocast(config.model, team.device):
+            generations[name] = answer(model, tokenizer, prompts, settings.answers_per_prompt, sampling, f"evaluate {name}", config.seed, team)
         chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_heldout.jsonl")]), config.data.pretraining_tokens)
         perplexities[name] = perplexity(model, evenly(chunks, settings.perplexity_examples), 8, tokenizer.pad_token_id, config.model, team)
         if name == "sft":
@@ -103,7 +104,9 @@ def seconds_so_far(run: RunFolder) -> float:
     return round(sum(item.seconds for item in found if item is not None), 1)
 
 
-STAGE = Stage("evaluate", sections=("model", "evaluate", "labels", "data"), after=("data", "sft", "reward", "ppo"), work=work, parallel=True)
+STAGE = Stage(
+    "evaluate", sections=("model", "evaluate", "labels", "data.pretraining_tokens"), after=("data", "sft", "reward", "ppo"), work=work, parallel=True
+)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Compares base, SFT and PPO on held-out prompts.")

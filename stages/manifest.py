@@ -64,6 +64,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_digests(*places: str | None) -> dict[str, str]:
+    """Digests of local model folders and files by name; of weights, whose hashing takes seconds, the size and time. A Hub name has none."""
+    found = {}
+    for place in places:
+        path = Path(place) if place else None
+        if path is not None and path.exists():
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            stats = {str(f): [f.stat().st_size, f.stat().st_mtime_ns] if f.suffix == ".safetensors" else file_digest(f) for f in files if f.is_file()}
+            found[str(path)] = digest_of(stats)
+    return found
+
+
 def output_records(folder: Path, ignored: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """Records of every file below a folder, but for the manifest and the `ignored` subfolders."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)

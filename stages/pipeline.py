@@ -31,7 +31,8 @@ def summary(headline: dict[str, float]) -> str:
     return "\n".join(
         [
             f"reward model, held-out pairs right   {headline['reward_accuracy']:.1%}",
-            f"PPO preferred to SFT                 {headline['win_rate']:.1%}  (95% interval {headline['win_rate_low']:.1%} to {headline['win_rate_high']:.1%})",
+            f"PPO preferred to SFT                 {headline['win_rate']:.1%}"
+            f"  (95% interval {headline['win_rate_low']:.1%} to {headline['win_rate_high']:.1%})",
             f"KL to the SFT policy                 {headline['kl']:.2f} nats",
             f"perplexity of held-out text          SFT {headline['perplexity_sft']:.2f}, PPO {headline['perplexity_ppo']:.2f}",
         ]

@@ -79,12 +79,20 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         team.wait()
         if team.is_main:
             seconds = time.perf_counter() - clock
-            (plan.partial / FINGERPRINT).unlink()
             manifest.Manifest(
-                stage=stage.name, fingerprint=plan.fingerprint, config=asdict(config), inputs=plan.inputs,
-                outputs=manifest.output_records(plan.partial, ignored=("tensorboard", "checkpoints")), headline=headline, seed=config.seed,
-                world_size=team.count, device=str(team.device), started=started, ended=now(), seconds=round(seconds, 1),
-            ).write(plan.partial)  # fmt: skip
+                stage=stage.name,
+                fingerprint=plan.fingerprint,
+                config=asdict(config),
+                inputs=plan.inputs,
+                outputs=manifest.output_records(plan.partial, ignored=("tensorboard", "checkpoints", FINGERPRINT)),
+                headline=headline,
+                seed=config.seed,
+                world_size=team.count,
+                device=str(team.device),
+                started=started,
+                ended=now(),
+                seconds=round(seconds, 1),
+            ).write(plan.partial)
             put_in_place(plan.partial, run.stage(stage.name))
             numbers = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in headline.items())
             print(f"{stage.name}: done in {seconds:.0f} s  {numbers}", flush=True)
@@ -113,6 +121,9 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
     final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"
     recover(final)
+    complete = manifest.read(partial)
+    if complete is not None and complete.fingerprint == fingerprint and not force:
+        put_in_place(partial, final)
     finished = manifest.read(final)
     if finished is not None and finished.fingerprint == fingerprint and not force:
         return Plan(finished.headline, partial, fingerprint, inputs, False)
@@ -131,6 +142,7 @@ def put_in_place(partial: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     partial.rename(final)
+    (final / FINGERPRINT).unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -141,15 +153,19 @@ def recover(final: Path) -> None:
         old.rename(final)
 
 
+class InUseError(ValueError):
+    """Another process works in the run folder, which therefore must not be written to, not even an error's traceback."""
+
+
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the run folder for this process. Raises ValueError when another one has it; a lock dies with its process."""
+    """Holds the run folder for this process. Raises InUseError when another one has it; a lock dies with its process."""
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"the run folder {root} is in use by another process: wait for it, or choose another --run_name") from None
+        raise InUseError(f"the run folder {root} is in use by another process: wait for it, or choose another --run_name") from None
     try:
         yield
     finally:
@@ -168,8 +184,9 @@ def main(work: Callable[[RunConfig, bool], None], program: str, description: str
         config, force = parse_config(program, description, arguments)
         work(config, force)
     except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        if config is not None:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if config is not None and not isinstance(error, InUseError):
             root = Path(config.runs_folder) / config.run_name
             if root.is_dir():
                 (root / "last_error.txt").write_text(traceback.format_exc())

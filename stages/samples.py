@@ -13,15 +13,15 @@ from stages.runner import RunFolder, Stage, stage_main
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes samples_<split>.jsonl."""
     from data.jsonl import write_records
-    from data.records import SPLITS
+    from data.records import SPLITS, Demonstration
     from labeling.sampling import answer, distinct_samples, rankable
     from modeling.generate import Sampling
-    from modeling.load import load_causal, load_tokenizer
+    from modeling.load import autocast, load_causal, load_tokenizer
     from modeling.processes import processes
     from stages.inputs import evenly, rm_prompts
 
     team = processes(config.model.device)
-    numbers: dict[str, Any] = {"prompts": 0, "answers": 0, "dropped_fewer_than_two": 0, "complete": 0}
+    numbers: dict[str, Any] = {"prompts": 0, "answers": 0, "dropped_fewer_than_two": 0, "complete": 0, "without_demonstration": 0}
     if config.labels.labeler == "none":
         return numbers
     tokenizer = load_tokenizer(run.stage("sft") / "model", config.model)
@@ -29,8 +29,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     sampling = Sampling(config.samples.max_new_tokens, config.samples.temperature, config.samples.batch_size)
     for split in SPLITS:
         prompts = rm_prompts(run.stage("data"), split)
+        if config.labels.labeler == "simulated":
+            # A rubric compares with a demonstration; a prompt that has none still serves RL.
+            numbers["without_demonstration"] += len(prompts)
+            prompts = [prompt for prompt in prompts if isinstance(prompt, Demonstration)]
+            numbers["without_demonstration"] -= len(prompts)
         prompts = evenly(prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts)
-        answers = answer(model, tokenizer, prompts, config.samples.answers_per_prompt, sampling, f"samples {split}", config.seed, team)
+        with autocast(config.model, team.device):
+            answers = answer(model, tokenizer, prompts, config.samples.answers_per_prompt, sampling, f"samples {split}", config.seed, team)
         kept, dropped = rankable([distinct_samples(tokenizer, prompt, row) for prompt, row in zip(prompts, answers, strict=True)])
         if not kept:
             raise ValueError(f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise samples.temperature")

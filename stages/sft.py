@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import RunConfig
+from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
 
@@ -43,7 +44,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     )
 
 
-STAGE = Stage("sft", sections=("model", "sft", "data"), after=("data",), work=work, parallel=True)
+def external(config: RunConfig) -> dict[str, str]:
+    """Digests of a local base model."""
+    return model_digests(config.model.base, config.model.chat_template)
+
+
+STAGE = Stage("sft", sections=("model", "sft", "data.pretraining_tokens"), after=("data",), work=work, external=external, parallel=True)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Stage 1: supervised fine-tuning.")

@@ -11,7 +11,28 @@ from data.config import DataConfig
 from data.jsonl import read_records
 from data.records import SPLITS, Demonstration, Prompt
 
-WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll ledge marsh north oasis petal quartz ridge slope tundra".split()
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "dune",
+    "ember",
+    "fjord",
+    "grove",
+    "heath",
+    "islet",
+    "jetty",
+    "knoll",
+    "ledge",
+    "marsh",
+    "north",
+    "oasis",
+    "petal",
+    "quartz",
+    "ridge",
+    "slope",
+    "tundra",
+]
 
 
 def words(text: Any) -> int:

@@ -28,7 +28,7 @@ GOOD = b'{"prompt": "Why?"}\n'
 def test_a_mistake_is_told_with_file_and_line_or_skipped_and_counted(tmp_path: Path, line: bytes, problem: str, before: int) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(GOOD * before + b"\n" + line + (GOOD if line.endswith(b"\n") else b""))
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         read_records(file, Prompt)
     assert str(caught.value).startswith(f"{file}:{before + 2}: {problem}"), "blank lines count, as in an editor"
 

@@ -69,7 +69,7 @@ MALFORMED: list[tuple[type[Prompt], object, str]] = [
 
 @pytest.mark.parametrize(("record_type", "row", "sentence"), MALFORMED)
 def test_a_malformed_row_is_refused_in_one_sentence(record_type: type[Prompt], row: object, sentence: str) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         parse(row, record_type)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)

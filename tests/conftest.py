@@ -1,0 +1,80 @@
+"""Tiny random models that every folder's tests share, each built once a session, and an environment that touches nothing of the user's."""
+
+import os
+import tempfile
+
+# Read by libraries and by data/ when they are imported or first used, so set before any of them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["ACCELERATE_USE_CPU"] = "true"
+SCRATCH = tempfile.TemporaryDirectory(prefix="rlhf-ptx-tests-")
+os.environ["RLHF_PTX_CACHE"] = SCRATCH.name
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from modeling.config import ModelConfig  # noqa: E402
+from modeling.load import load_causal, load_scalar, load_tokenizer  # noqa: E402
+from modeling.tiny import make_tiny_model  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny("gpt2")`: the folder of a tiny model of that architecture, with its tokenizer. Do not write into it."""
+    built: dict[str, Path] = {}
+
+    def get(architecture: str) -> Path:
+        if architecture not in built:
+            built[architecture] = make_tiny_model(tmp_path_factory.mktemp("tiny") / architecture, architecture)
+        return built[architecture]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny: Callable[[str], Path]) -> Path:
+    """The folder of a tiny llama. Do not write into it."""
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def model_config() -> ModelConfig:
+    """Full fine-tuning on the CPU in float32; the base is given to loaders by hand."""
+    return ModelConfig(base="unused", adapter="none", device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_llama: Path, model_config: ModelConfig) -> Any:
+    """The tokenizer of all tiny models, as the stages load it."""
+    return load_tokenizer(tiny_llama, model_config)
+
+
+@pytest.fixture
+def tiny_causal(tiny: Callable[[str], Path], model_config: ModelConfig, tiny_tokenizer: Any) -> Callable[[str], Any]:
+    """`tiny_causal("llama")`: a fresh language model of that architecture, with opinions of its own (see `enliven`)."""
+    return lambda architecture: enliven(load_causal(tiny(architecture), model_config, tiny_tokenizer))
+
+
+@pytest.fixture
+def tiny_scalar(tiny: Callable[[str], Path], model_config: ModelConfig, tiny_tokenizer: Any) -> Callable[[str], Any]:
+    """`tiny_scalar("llama")`: a fresh reward model of that architecture, with opinions of its own (see `enliven`)."""
+    return lambda architecture: enliven(load_scalar(tiny(architecture), model_config, tiny_tokenizer))
+
+
+def enliven(model: Any, seed: int = 0) -> Any:
+    """Draws larger weights: at its first ones a random model answers nearly the same to everything, and a wrong mask or position hardly shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(0.35 * torch.randn(parameter.shape, generator=generator))
+            else:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model

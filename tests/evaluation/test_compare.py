@@ -1,0 +1,175 @@
+"""Win rates that favour neither side, and KL and perplexity against plain transformers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.records import Demonstration
+from data.tokenize import encode_completion, encode_prompt
+from evaluation.compare import Answer, judged_answers, kl_to, length_matched_win_rate, parts_table, perplexity, preference, win_rate
+from labeling.config import LabelsConfig
+from labeling.judges import WordOverlap
+from modeling.config import ModelConfig
+from modeling.generate import Generation, Sampling, generate
+from modeling.load import load_causal
+from modeling.processes import Processes
+from tests.conftest import enliven
+
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+PROMPTS = [Demonstration(prompt=text, completion="So it is.") for text in ("Why?", "What is the capital of France?", "Write a poem.")]
+ROWS = st.lists(st.lists(st.integers(-32, 32).map(lambda n: n / 16), min_size=1, max_size=3), min_size=1, max_size=8)
+
+
+def answers(scores: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]] | None = None) -> list[list[Answer]]:
+    lengths = tokens or [[1] * len(row) for row in scores]
+    return [
+        [Answer("", True, length, {"score": score}) for score, length in zip(row, part, strict=True)]
+        for row, part in zip(scores, lengths, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "width", "expected"),
+    [(1.0, 0.0, 0.5, 1.0), (0.0, 1.0, 0.5, 0.0), (0.3, 0.4, 0.5, 0.5), (0.4, 0.6, 0.5, 0.0), (0.3, 0.3, 0.0, 0.5), (0.30001, 0.3, 0.0, 1.0)],
+)
+def test_a_preference_is_one_half_or_none(ours: float, theirs: float, width: float, expected: float) -> None:
+    assert preference(ours, theirs, width) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), ours=ROWS, width=st.sampled_from([0.0, 0.25]))
+def test_swapping_the_two_models_gives_one_minus_the_rate(data: st.DataObject, ours: list[list[float]], width: float) -> None:
+    theirs = [data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1.0]), min_size=1, max_size=3)) for _ in ours]
+    rate = win_rate(answers(ours), answers(theirs), width, 20)["mean"]
+    assert rate + win_rate(answers(theirs), answers(ours), width, 20)["mean"] == pytest.approx(1, abs=1e-12)
+
+    def better(a: float, b: float) -> float:
+        left, right = (math.floor(a * 4), math.floor(b * 4)) if width else (a, b)
+        return 1.0 if left > right else 0.5 if left == right else 0.0
+
+    means = []
+    for left, right in zip(ours, theirs, strict=True):
+        pairs = [better(a, b) for a in left for b in right]
+        means.append(sum(pairs) / len(pairs))
+    assert rate == pytest.approx(sum(means) / len(means), abs=1e-12), "a mean over prompts, whatever the number of answers"
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=ROWS, width=st.sampled_from([0.0, 0.05, 0.25]))
+def test_a_model_against_itself_wins_exactly_half(rows: list[list[float]], width: float) -> None:
+    found = win_rate(answers(rows), answers(rows), width, 20)
+    assert (found["mean"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
+    matched = length_matched_win_rate(answers(rows), answers(rows), width, 20)
+    assert matched is not None
+    assert matched["mean"] == 0.5
+
+
+def test_only_pairs_of_like_length_count_when_length_is_matched() -> None:
+    ours = answers([[1.0, 0.0], [1.0], [0.0]], [[10, 20], [100], [8]])
+    theirs = answers([[0.5, 0.5], [0.0], [1.0]], [[8, 30], [10], [10]])
+    # 10 and 8 match (2 <= 0.25 * 10), a win; 20 and 30 do not (10 > 7.5); 20 and 8, 10 and 30 do not. Nothing in the second. A loss in the third.
+    assert length_matched_win_rate(ours, theirs, 0.0, 20) == pytest.approx({"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2})
+    # 20 and 30 match too at a third: a loss, which makes the first prompt a half.
+    found = length_matched_win_rate(ours, theirs, 0.0, 20, slack=1 / 3)
+    assert found is not None
+    assert found["mean"] == pytest.approx((0.5 + 0) / 2)
+
+
+def test_no_pair_of_like_length_gives_no_number() -> None:
+    assert length_matched_win_rate(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, 20) is None
+
+
+def test_the_table_of_parts_is_a_mean_over_prompts() -> None:
+    names = ("closeness", "complete", "repetition", "profanity", "score", "chrf")
+    rows = [
+        [Answer("", True, 2, dict.fromkeys(names, 0.0)), Answer("", True, 4, dict.fromkeys(names, 1.0))],
+        [Answer("", True, 7, dict.fromkeys(names, 1.0))],
+    ]
+    table = parts_table({"sft": rows, "ppo": rows[::-1]}, 20)
+    assert set(table["sft"]) == {*names, "tokens"}
+    assert {table[model][name]["mean"] for model in table for name in names} == {0.75}
+    assert table["sft"]["tokens"]["mean"] == table["ppo"]["tokens"]["mean"] == 5.0
+
+
+def test_judged_answers_are_the_text_without_eos_and_its_parts(tiny_tokenizer: Any) -> None:
+    def said(text: str, ended: bool) -> Generation:
+        ids = encode_completion(tiny_tokenizer, text, ended)
+        return Generation(ids, [0.0] * len(ids), ended)
+
+    given = [[said("So it is.", True), said("So it", False)], [said("", True), said("So it is.", True)]]
+    found = judged_answers(tiny_tokenizer, PROMPTS[:2], given, LabelsConfig(disagreement=0.99), WordOverlap())
+    [[same, cut], [nothing, again]] = found
+    assert (same.text, same.complete, same.tokens) == ("So it is.", True, len(given[0][0].ids))
+    assert (cut.text, cut.complete) == ("So it", False)
+    assert (same.parts["chrf"], same.parts["closeness"]) == pytest.approx((1, 1))
+    assert same.parts["score"] == pytest.approx(1.3 - 0.5 * same.parts["profanity"]), "closeness 1.0 + complete 0.3, nothing repeated"
+    assert 0 < cut.parts["chrf"] < 1
+    assert (nothing.parts["chrf"], nothing.parts["closeness"]) == (0, 0)
+    assert again == same, "a labeler without misjudgements"
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> Any:
+    return enliven(load_causal(tiny("llama"), model_config, tiny_tokenizer))
+
+
+@pytest.fixture(scope="module")
+def other(tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> Any:
+    """The same model after a few steps of some training."""
+    other = enliven(load_causal(tiny("llama"), model_config, tiny_tokenizer))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+    return other
+
+
+def sampled(model: Any, tokenizer: Any, temperature: float) -> list[list[Generation]]:
+    prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS for _ in range(2)]
+    flat = generate(model, prompts, list(range(6)), Sampling(7, temperature), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [flat[0:2], flat[2:4], flat[4:6]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_kl_is_the_mean_log_ratio_worked_out_with_plain_transformers(
+    model: Any, other: Any, tiny_tokenizer: Any, model_config: ModelConfig, temperature: float, batch_size: int
+) -> None:
+    given = sampled(model, tiny_tokenizer, temperature)
+    given[0][1] = Generation(given[0][1].ids[:3], given[0][1].logprobs[:3], False)  # ragged, so that padding could do harm
+    found = kl_to(other, tiny_tokenizer, PROMPTS, given, temperature, batch_size, model_config, ALONE)
+
+    def logprob(of: Any, prompt: list[int], response: list[int]) -> float:
+        logits = of(torch.tensor([prompt + response])).logits[0].double() / temperature
+        return sum(float(logits[len(prompt) + t - 1].log_softmax(-1)[token]) for t, token in enumerate(response))
+
+    with torch.no_grad():
+        for prompt, row, value in zip(PROMPTS, given, found, strict=True):
+            ids = encode_prompt(tiny_tokenizer, prompt)
+            ratios = [logprob(model, ids, g.ids) - logprob(other, ids, g.ids) for g in row]
+            # float32 log-probabilities of about 6 nats, seven of them: each off by a few 1e-7 of that
+            assert value == pytest.approx(sum(ratios) / 2, abs=5e-5)
+    assert max(map(abs, found)) > 0.05, "the two models differ, so the test can fail"
+
+
+def test_kl_to_itself_is_zero(model: Any, tiny_tokenizer: Any, model_config: ModelConfig) -> None:
+    given = sampled(model, tiny_tokenizer, 0.6)
+    assert kl_to(model, tiny_tokenizer, PROMPTS, given, 0.6, 4, model_config, ALONE) == pytest.approx([0, 0, 0], abs=5e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_perplexity_is_over_tokens_and_padding_never_enters(model: Any, tiny_tokenizer: Any, model_config: ModelConfig, batch_size: int) -> None:
+    chunks = [tiny_tokenizer(text)["input_ids"] for text in ("A language model reads a text and guesses.", "The sky is blue.", "Paris, France")]
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for chunk in chunks:
+            ids = torch.tensor([chunk])
+            total += float(model(ids, labels=ids).loss) * (len(chunk) - 1)
+            count += len(chunk) - 1
+    found = perplexity(model, chunks, batch_size, tiny_tokenizer.pad_token_id, model_config, ALONE)
+    assert found == pytest.approx(math.exp(total / count), rel=1e-5)

@@ -1,0 +1,79 @@
+"""The rubric's arithmetic by hand, and what its judges see in texts that anybody can judge."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from labeling import rubric
+from labeling.config import RubricWeights
+from labeling.judges import WordOverlap, closeness_judge, profanity
+from labeling.rubric import PARTS, judge, repetition
+
+
+def closeness(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    return [0.5 if reference == "near" else 0.25 for reference in references]
+
+
+def test_the_score_is_the_weighted_sum_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rubric, "profanity", lambda texts: [0.125 * len(text.split()) for text in texts])
+    weights = RubricWeights(closeness=2.0, complete=0.5, repetition=4.0, profanity=1.0)
+    first, second = judge(["a b a b a b", "fine"], [True, False], ["near", "far"], weights, closeness)
+    # trigrams aba bab aba bab: two of four repeat. 2 * 0.5 + 0.5 * 1 - 4 * 0.5 - 1 * 0.75
+    assert vars(first) == {"closeness": 0.5, "complete": 1.0, "repetition": 0.5, "profanity": 0.75, "score": -1.25}
+    # 2 * 0.25 + 0.5 * 0 - 4 * 0 - 1 * 0.125
+    assert vars(second) == {"closeness": 0.25, "complete": 0.0, "repetition": 0.0, "profanity": 0.125, "score": 0.375}
+    assert set(PARTS) == set(vars(first)) - {"score"}
+
+
+@pytest.mark.parametrize(("part", "sign"), [("closeness", +1), ("complete", +1), ("repetition", -1), ("profanity", -1)])
+def test_each_weight_counts_with_its_sign(part: str, sign: int) -> None:
+    without = dict.fromkeys(PARTS, 0.0)
+    [judged] = judge(["well well well well you idiot"], [True], ["near"], RubricWeights(**without | {part: 2.0}), closeness)
+    assert vars(judged)[part] > 0
+    assert judged.score == pytest.approx(sign * 2.0 * vars(judged)[part], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0),
+        ("one", 0),
+        ("one two three", 0),
+        ("no no no", 0),
+        ("no no no no", 1 / 2),
+        ("No no NO no no", 2 / 3),
+        ("one two three four five six", 0),
+        ("a b c a b c", 1 / 4),
+        ("a b c x a b c y a b c", 2 / 9),
+        ("so\nit  goes so it\tgoes", 1 / 4),
+    ],
+)
+def test_repetition_is_the_share_of_trigrams_that_were_there_before(text: str, share: float) -> None:
+    assert repetition(text) == pytest.approx(share, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "cosine"),
+    [
+        ("red green", "red green", 1),
+        ("red green", "red blue", 1 / 2),
+        ("red red green", "red", 2 / 5**0.5),
+        ("Red, green!", "green RED", 1),
+        ("red", "blue", 0),
+        ("", "blue", 0),
+    ],
+)
+def test_word_overlap_is_the_cosine_of_word_counts(answer: str, reference: str, cosine: float) -> None:
+    assert WordOverlap()([answer], [reference]) == pytest.approx([cosine], abs=1e-9)
+
+
+def test_word_overlap_pairs_each_answer_with_its_own_reference() -> None:
+    judged = closeness_judge("words")(["red", "blue", "red green"], ["red", "red", "green blue"])
+    assert judged == pytest.approx([1, 0, 0.5], abs=1e-9)
+
+
+def test_an_insult_is_more_offensive_than_a_kind_word() -> None:
+    kind, insult = profanity(["Thank you, that is a lovely idea.", "Shut up, you fucking idiot."])
+    assert 0 <= kind < 0.2
+    assert 0.8 < insult <= 1
+    assert profanity([]) == []

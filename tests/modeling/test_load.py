@@ -1,0 +1,233 @@
+"""Loading and saving: what is missing is said in one sentence, what is loaded is ready for use, what is saved loads anywhere.
+
+pytest tests/modeling/test_load.py
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from data.chat_template import CHATML, PLAIN
+from modeling.config import ModelConfig
+from modeling.load import autocast, base_model_place, context_length, load_causal, load_scalar, load_tokenizer, save
+from modeling.scalar import scalar_model
+from modeling.sequences import Sequences
+from modeling.tiny import CONTEXT_LENGTH
+
+IDS = torch.tensor([[3, 40, 50, 60, 70, 2]])
+
+
+@pytest.fixture
+def copied(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A tiny llama's folder to spoil."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+def rewrite_tokenizer(folder: Path, **special: str | None) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+    tokenizer.save_pretrained(folder)
+
+
+def one_sentence(error: pytest.ExceptionInfo[ValueError], *words: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    for word in words:
+        assert word in text
+
+
+def test_a_pad_that_is_also_eos_is_replaced_by_a_special_token_that_is_free(copied: Path, model_config: ModelConfig) -> None:
+    rewrite_tokenizer(copied, pad_token="<|im_end|>")
+    tokenizer = load_tokenizer(copied, model_config)
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
+    model = load_causal(copied, model_config, tokenizer)
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.get_input_embeddings().weight.shape[0] == 512
+
+
+@pytest.mark.parametrize("pad", [None, "<|endoftext|>"], ids=["no_pad", "pad_is_eos"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_tokenizer_like_gpt2s_gets_a_pad_of_its_own_and_the_model_a_row_for_it(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, architecture: str, pad: str | None
+) -> None:
+    folder = Path(shutil.copytree(tiny(architecture), tmp_path / "model"))
+    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=pad)
+    tokenizer = load_tokenizer(folder, model_config)
+    assert tokenizer.eos_token_id == 0
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("<|pad|>", 512, 513)
+    before, model = AutoModelForCausalLM.from_pretrained(folder).eval(), load_causal(folder, model_config, tokenizer)
+    assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == 513
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits[..., :512], before(IDS).logits, atol=1e-6, rtol=0)
+        assert model(torch.tensor([[5, 512]])).logits.isfinite().all()
+
+    # What is saved from it pools at EOS, and not before, in anybody's hands.
+    scalar = load_scalar(folder, model_config, tokenizer)
+    save(scalar, tokenizer, tmp_path / "reward")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
+    rows = torch.tensor([[5, 6, 7, 0, 512, 512], [5, 6, 7, 8, 9, 0]])
+    with torch.no_grad():
+        alone = torch.cat([scalar(row[None]).logits for row in (rows[0, :4], rows[1])])
+        torch.testing.assert_close(again(rows).logits, alone, atol=1e-6, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "reward").pad_token_id == 512
+
+
+def test_a_good_pad_is_left_alone_and_padding_goes_right(tiny_llama: Path, model_config: ModelConfig) -> None:
+    tokenizer = load_tokenizer(tiny_llama, model_config)
+    assert (tokenizer.pad_token, len(tokenizer), tokenizer.padding_side) == ("<|endoftext|>", 512, "right")
+
+
+def test_a_tokenizer_without_eos_is_refused(copied: Path, model_config: ModelConfig) -> None:
+    rewrite_tokenizer(copied, eos_token=None)
+    with pytest.raises(ValueError, match="no EOS token, so an answer could never end"):
+        load_tokenizer(copied, model_config)
+
+
+def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(copied: Path, tmp_path: Path, model_config: ModelConfig) -> None:
+    assert load_tokenizer(copied, model_config).chat_template == CHATML
+    (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}!")
+    own = ModelConfig(chat_template=str(tmp_path / "own.jinja"))
+    assert load_tokenizer(copied, own).apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
+    with pytest.raises(ValueError, match=r"model\.chat_template: .*absent\.jinja: no such file"):
+        load_tokenizer(copied, ModelConfig(chat_template=str(tmp_path / "absent.jinja")))
+    rewrite_tokenizer(copied, chat_template=None)
+    (copied / "chat_template.jinja").unlink(missing_ok=True)
+    assert load_tokenizer(copied, model_config).chat_template == PLAIN
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_causal, load_scalar])
+@pytest.mark.parametrize("place", ["absent", "absent/below", "empty", "a/name/of/nothing"])
+def test_what_is_not_there_is_said_in_one_sentence(
+    tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, load: Callable[..., Any], place: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    where = place if place.startswith("a/") else str(tmp_path / place)
+    what, rest = ("tokenizer", []) if load is load_tokenizer else ("model", [tiny_tokenizer])
+    with pytest.raises(ValueError, match=what) as error:
+        load(where, model_config, *rest)
+    one_sentence(error, where)
+
+
+@pytest.mark.parametrize("load", [load_causal, load_scalar])
+def test_pickled_weights_are_refused(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, load: Callable[..., Any]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(copied)
+    torch.save(model.state_dict(), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="safetensors") as error:
+        load(copied, model_config, tiny_tokenizer)
+    one_sentence(error, str(copied))
+    assert "neither a folder" not in str(error.value), "it is a folder"
+
+
+@pytest.mark.parametrize("spoilt", ["weights", "config", "architecture", "tokenizer"])
+def test_a_folder_that_is_spoilt_is_said_in_one_sentence(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, spoilt: str) -> None:
+    if spoilt == "weights":
+        (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:2000])
+    elif spoilt == "tokenizer":
+        (copied / "tokenizer.json").unlink()
+        (copied / "tokenizer_config.json").unlink()
+    else:
+        (copied / "config.json").write_text('{"model_' if spoilt == "config" else '{"model_type": "strange"}')
+    loaders: list[Callable[..., Any]] = [load_tokenizer] if spoilt == "tokenizer" else [load_causal, load_scalar]
+    for load in loaders:
+        with pytest.raises(ValueError, match=r"cannot load a (model|tokenizer) from ") as error:
+            load(copied, model_config, *([tiny_tokenizer] if load is not load_tokenizer else []))
+        one_sentence(error, str(copied))
+
+
+def test_weights_that_are_missing_are_never_made_up(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:
+    weights = load_file(copied / "model.safetensors")
+    name = next(name for name in weights if "layers.1.mlp" in name)
+    save_file({key: value for key, value in weights.items() if key != name}, copied / "model.safetensors", metadata={"format": "pt"})
+    for load in (load_causal, load_scalar):
+        with pytest.raises(ValueError, match=f"lacks 1 of its model's weights, {name} among them") as error:
+            load(copied, model_config, tiny_tokenizer)
+        one_sentence(error, str(copied))
+
+
+def test_a_reward_model_is_no_language_model_where_the_output_layer_is_not_tied(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any
+) -> None:
+    save(load_scalar(tiny("gpt_neox"), model_config, tiny_tokenizer), tiny_tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="lacks 1 of its model's weights"):
+        load_causal(tmp_path, model_config, tiny_tokenizer)
+
+
+def test_a_reward_model_without_its_head_is_refused(
+    tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig, tmp_path: Path
+) -> None:
+    save(tiny_scalar("llama"), tiny_tokenizer, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of its model's weights, score\.weight"):
+        load_scalar(tmp_path, model_config, tiny_tokenizer)
+
+
+def test_a_classifier_of_two_labels_is_no_reward_model(copied: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(copied, num_labels=2)
+    save(model, tiny_tokenizer, tmp_path / "two")
+    with pytest.raises(ValueError, match="a classifier of 2 labels; a reward model has one"):
+        load_scalar(tmp_path / "two", model_config, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gpt_neox"])
+def test_models_come_in_float32_with_dropout_off_until_training_asks_for_it(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, architecture: str
+) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny(architecture), dtype=torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny(architecture)).save_pretrained(tmp_path)
+    model = load_causal(tmp_path, model_config, tiny_tokenizer, residual_dropout=0.2)
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, model(IDS).logits)
+        model.train()
+        noisy = not torch.equal(model(IDS).logits, model(IDS).logits)
+    assert noisy is (architecture in ("gpt2", "gpt_neox"))
+
+
+def test_a_saved_reward_model_scores_the_same_in_anybodys_hands(
+    tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig, tmp_path: Path
+) -> None:
+    prompts, answers = [[3, 40, 50], [3, 41, 51, 61, 71]], [[200, 201, 202, 2], [210, 2]]
+    model = tiny_scalar("llama")
+    model.config.score_bias = -2.5
+    with torch.no_grad():
+        ours_B = scalar_model(model).scores(Sequences.pad(prompts, answers, pad_id=0))
+        save(model, tiny_tokenizer, tmp_path)
+        plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
+        padded = tokenizer.pad({"input_ids": [p + a for p, a in zip(prompts, answers, strict=True)]}, return_tensors="pt")
+        theirs_B = plain(**padded).logits[:, 0]
+        again_B = scalar_model(load_scalar(tmp_path, model_config, tokenizer)).scores(Sequences.pad(prompts, answers, pad_id=0))
+    torch.testing.assert_close(theirs_B + 2.5, ours_B, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again_B, ours_B, atol=1e-6, rtol=0)
+    assert sorted(path.name for path in tmp_path.glob("*.bin")) == []
+
+
+def test_the_tiny_base_is_made_once_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RLHF_PTX_CACHE", str(tmp_path))
+    place = Path(base_model_place(ModelConfig(base="tiny")))
+    assert tmp_path in place.parents
+    made = (place / "model.safetensors").stat().st_mtime_ns
+    assert base_model_place(ModelConfig(base="tiny")) == str(place)
+    assert (place / "model.safetensors").stat().st_mtime_ns == made
+    assert base_model_place(ModelConfig(base="some/model")) == "some/model"
+
+
+def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> None:
+    assert context_length(tiny_causal("gpt2")) == context_length(tiny_causal("llama")) == CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precision_is_that_of_the_config_and_auto_is_float32_on_a_cpu(precision: Any, expected: torch.dtype) -> None:
+    with autocast(ModelConfig(precision=precision), torch.device("cpu")):
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == expected

@@ -1,0 +1,102 @@
+"""From rankings to batch elements, and their grouping by computed tokens.
+
+pytest tests/reward/test_batches.py
+"""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from data.records import Ranking, parse
+from reward.batches import Element, computed_tokens, element, elements, micro_batches
+
+COMPLETIONS = ["Paris.", "I do not know", "It is Paris, of course", ""]
+
+
+def pairs(item: Element) -> set[tuple[int, int]]:
+    return {(i, j) for i, j in item.better_KK.nonzero().tolist()}
+
+
+def test_ranks_become_their_strict_pairs(tiny_tokenizer: Any) -> None:
+    ranking = Ranking(prompt="Capital of France?", completions=["a", "b", "c", "d", "e"], ranks=[2, None, 1, 2, 3])
+    item = element(tiny_tokenizer, ranking)
+    assert pairs(item) == {(2, 0), (2, 3), (2, 4), (0, 4), (3, 4)}
+    assert item.pairs == 5
+
+
+def test_preferences_are_taken_as_given_even_in_a_cycle(tiny_tokenizer: Any) -> None:
+    cycle = [[0, 1], [1, 2], [2, 0], [3, 1]]
+    item = element(tiny_tokenizer, Ranking(prompt="?", completions=["a", "b", "c", "d"], preferences=cycle))
+    assert pairs(item) == {(0, 1), (1, 2), (2, 0), (3, 1)}, "no more and no fewer: 0 over 2 and 3 over 2 were never judged"
+
+
+def test_prompt_and_answers_are_the_text_of_a_conversation(tiny_tokenizer: Any) -> None:
+    item = element(tiny_tokenizer, Ranking(prompt="Capital of France?", completions=COMPLETIONS, ranks=[1, 4, 2, 3]))
+    assert tiny_tokenizer.decode(item.prompt) == "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
+    assert [tiny_tokenizer.decode(ids) for ids in item.answers] == [text + "<|im_end|>" for text in COMPLETIONS]
+
+
+def test_an_answer_that_was_cut_off_gets_no_eos_and_none_is_left_without_tokens(tiny_tokenizer: Any) -> None:
+    ranking = Ranking(prompt="?", completions=COMPLETIONS, ranks=[1, 4, 2, 3], complete=[True, False, False, False])
+    decoded = [tiny_tokenizer.decode(ids) for ids in element(tiny_tokenizer, ranking).answers]
+    assert decoded == ["Paris.<|im_end|>", "I do not know", "It is Paris, of course", "<|im_end|>"]
+
+
+def test_what_cannot_be_learnt_from_is_left_out_and_counted(tiny_tokenizer: Any) -> None:
+    good = Ranking(prompt="A", completions=["x", "y"], ranks=[1, 2])
+    tied = Ranking(prompt="B", completions=["x", "y"], ranks=[2, 2])
+    alone = Ranking(prompt="C", completions=["x", "y"], ranks=[1, None])
+    long = Ranking(prompt="D", completions=["x", "word " * 90], ranks=[1, 2])
+    kept, left_out = elements(tiny_tokenizer, [tied, good, long, alone], context=100)
+    assert [tiny_tokenizer.decode(item.prompt).count("A") for item in kept] == [1]
+    assert left_out == {"all_tied": 2, "too_long": 1}
+
+
+def test_the_context_counts_prompt_and_longest_answer_to_the_token(tiny_tokenizer: Any) -> None:
+    ranking = Ranking(prompt="A", completions=["x", "a longer answer"], ranks=[1, 2])
+    item = element(tiny_tokenizer, ranking)
+    length = len(item.prompt) + len(item.answers[1])
+    assert elements(tiny_tokenizer, [ranking], length)[1]["too_long"] == 0
+    with pytest.raises(ValueError, match=f"1 are longer than the model's context of {length - 1} tokens"):
+        elements(tiny_tokenizer, [ranking], length - 1)
+
+
+def test_nothing_left_to_learn_from_is_refused_with_the_reasons(tiny_tokenizer: Any) -> None:
+    tied = [Ranking(prompt=str(i), completions=["x", "y", "z"], ranks=[1, 1, 1]) for i in range(3)]
+    with pytest.raises(ValueError, match="no ranking is left to learn from: of 3, 3 tie all their answers and 0 are longer"):
+        elements(tiny_tokenizer, tied, 100)
+
+
+def test_a_single_answer_is_no_ranking() -> None:
+    with pytest.raises(ValueError, match="a ranking needs at least 2 completions, found 1"):
+        parse({"prompt": "?", "completions": ["only"], "ranks": [1]}, Ranking)
+
+
+def random_elements(seed: int, count: int) -> list[Element]:
+    chance = random.Random(seed)
+    made = []
+    for _ in range(count):
+        answers = chance.randint(2, 9)
+        lengths = [chance.randint(1, 30) for _ in range(answers)]
+        made.append(Element([7] * chance.randint(1, 40), [[8] * n for n in lengths], torch.zeros(answers, answers, dtype=torch.bool)))
+    return made
+
+
+@pytest.mark.parametrize("max_tokens", [1, 200, 700, 10**9])
+def test_micro_batches_hold_every_element_once_within_the_limit(max_tokens: int) -> None:
+    batch = random_elements(0, 40)
+    groups = micro_batches(batch, max_tokens)
+    assert sorted(id(item) for group in groups for item in group) == sorted(id(item) for item in batch)
+    for group in groups:
+        padded = len(group) * max(len(item.prompt) for item in group)
+        padded += sum(len(item.answers) for item in group) * max(len(ids) for item in group for ids in item.answers)
+        assert computed_tokens(group) == padded
+        assert len(group) == 1 or padded <= max_tokens
+    assert len(groups) == {1: 40, 10**9: 1}.get(max_tokens, len(groups))
+    assert max_tokens != 700 or 3 < len(groups) < 40
+
+
+def test_an_empty_batch_has_no_micro_batches() -> None:
+    assert micro_batches([], 100) == []

@@ -1,0 +1,129 @@
+"""Scores from a prompt that its answers share, against one plain forward of prompt and answer for each.
+
+pytest tests/reward/test_scoring.py
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modeling.scalar import scalar_model
+from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH
+from reward.batches import Element
+from reward.loss import pairwise_loss
+from reward.scoring import answer_scores, by_prompt
+
+CPU = torch.device("cpu")
+FLOAT32 = 3e-5
+
+
+def some_elements(seed: int, count: int = 4, longest: int = 14) -> list[Element]:
+    """Ragged prompts and answers with pad (0) and EOS (2) among their tokens, judged at random."""
+    chance = random.Random(seed)
+    made = []
+    for _ in range(count):
+        prompt = [chance.randrange(512) for _ in range(chance.randint(1, longest))]
+        answers = [[chance.choice([0, 2, chance.randrange(512)]) for _ in range(chance.randint(1, longest))] for _ in range(chance.randint(2, 5))]
+        better_KK = torch.zeros(len(answers), len(answers), dtype=torch.bool)
+        better_KK[0, 1:] = True
+        made.append(Element(prompt, answers, better_KK))
+    return made
+
+
+def plain_scores(model: Any, item: Element) -> Tensor:
+    """One plain forward an answer, unpadded, through the backbone and head by their own names."""
+    backbone = getattr(model, model.base_model_prefix)
+    rows = [backbone(input_ids=torch.tensor([item.prompt + answer])).last_hidden_state[0, -1] for answer in item.answers]
+    return model.score(torch.stack(rows))[:, 0]
+
+
+@pytest.mark.parametrize("pad_id", [0, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_and_gradients_equal_plain_forwards(tiny_scalar: Callable[[str], Any], architecture: str, pad_id: int) -> None:
+    model = tiny_scalar(architecture)
+    group = some_elements(seed=1)
+    scores_A = answer_scores(scalar_model(model), group, pad_id, CPU)
+    weight_A = torch.linspace(-1, 2, len(scores_A))
+    (scores_A * weight_A).sum().backward()
+    ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    plain_A = torch.cat([plain_scores(model, item) for item in group])
+    torch.testing.assert_close(scores_A, plain_A, atol=FLOAT32, rtol=0)
+    assert plain_A.std() > 0.3
+    (plain_A * weight_A).sum().backward()
+    largest = max(float(parameter.grad.abs().max()) for parameter in model.parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, atol=2e-5 * largest, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+    model = tiny_scalar(architecture)
+    item = some_elements(seed=2, count=1)[0]
+    embedding = model.get_input_embeddings().weight
+    only_in_prompt = next(token for token in item.prompt if not any(token in answer for answer in item.answers))
+    gradients = []
+    for scores_A in (answer_scores(scalar_model(model), [item], 0, CPU), plain_scores(model, item)):
+        scores_BK, better_BKK = by_prompt(scores_A, [item])
+        gradients.append(torch.autograd.grad(pairwise_loss(scores_BK, better_BKK), embedding)[0][only_in_prompt])
+    assert gradients[1].abs().max() > 1e-3
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5 * float(gradients[1].abs().max()) + 1e-6, rtol=1e-3)
+
+
+def test_each_prompt_is_encoded_once_and_each_answer_once(tiny_scalar: Callable[[str], Any]) -> None:
+    model = tiny_scalar("llama")
+    shapes: list[tuple[int, ...]] = []
+    model.model.register_forward_pre_hook(lambda module, inputs, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True)
+    group = [
+        Element([5] * 20, [[6] * n for n in (3, 4, 5, 6, 7, 8, 9, 10, 11)], torch.zeros(9, 9, dtype=torch.bool)),
+        Element([5] * 18, [[6] * n for n in (12, 2)], torch.zeros(2, 2, dtype=torch.bool)),
+    ]
+    answer_scores(scalar_model(model), group, 0, CPU)
+    assert shapes == [(2, 20), (11, 12)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_neighbours_in_a_group_change_nothing(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+    scalar = scalar_model(tiny_scalar(architecture))
+    group = some_elements(seed=3)
+    with torch.no_grad():
+        together_A = answer_scores(scalar, group, 0, CPU)
+        alone_A = torch.cat([answer_scores(scalar, [item], 0, CPU) for item in group])
+    torch.testing.assert_close(together_A, alone_A, atol=FLOAT32, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_long_prompt_may_stand_beside_long_answers_that_each_fit_the_context(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+    # Padding after the first one's answers lies beyond the context: no position may be asked for there.
+    model = tiny_scalar(architecture)
+    better_KK = torch.tensor([[False, True], [False, False]])
+    group = [
+        Element([5 + i % 90 for i in range(CONTEXT_LENGTH - 4)], [[7, 8, 9, 2], [9, 2]], better_KK),
+        Element([5, 6, 7], [[100 + i % 90 for i in range(CONTEXT_LENGTH - 3)], [9, 2]], better_KK),
+    ]
+    with torch.no_grad():
+        scores_A = answer_scores(scalar_model(model), group, 0, CPU)
+        torch.testing.assert_close(scores_A, torch.cat([plain_scores(model, item) for item in group]), atol=FLOAT32, rtol=0)
+
+
+def test_the_bias_is_subtracted(tiny_scalar: Callable[[str], Any]) -> None:
+    model = tiny_scalar("llama")
+    group = some_elements(seed=4)
+    with torch.no_grad():
+        before_A = answer_scores(scalar_model(model), group, 0, CPU)
+        model.config.score_bias = 1.5
+        torch.testing.assert_close(answer_scores(scalar_model(model), group, 0, CPU), before_A - 1.5, atol=1e-6, rtol=0)
+
+
+def test_scores_go_back_to_their_prompts() -> None:
+    one, two = torch.tensor([[False, True], [False, False]]), torch.tensor([[False, False, True]] * 2 + [[False] * 3])
+    group = [Element([1], [[1], [2]], one), Element([1], [[1], [2], [3]], two)]
+    scores_BK, better_BKK = by_prompt(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), group)
+    assert scores_BK.tolist() == [[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]
+    assert better_BKK[0].nonzero().tolist() == [[0, 1]]
+    assert better_BKK[1].nonzero().tolist() == [[0, 2], [1, 2]]

@@ -1,0 +1,272 @@
+"""Training of the reward model: the same gradient whatever the split, a lower loss, and a saved model that others can use.
+
+pytest tests/reward/test_train.py
+"""
+
+import math
+import random
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from modeling.adapters import add_lora, merged
+from modeling.config import LoraSettings, ModelConfig
+from modeling.load import save
+from modeling.processes import Processes, processes, sum_gradients, sum_over_processes
+from modeling.scalar import initialise_head, scalar_model
+from modeling.tracking import Tracker, read_metrics
+from reward.batches import Element
+from reward.config import RewardConfig
+from reward.train import accumulate, score_all, train
+
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+GOOD, BAD = 200, 300
+
+
+def some_elements(seed: int, count: int) -> list[Element]:
+    """Ragged prompts with 2 to 5 answers; one with more of token GOOD is better than one with fewer, and equal numbers tie."""
+    chance = random.Random(seed)
+    made = []
+    for _ in range(count):
+        answers = [[chance.choice([GOOD, BAD]) for _ in range(chance.randint(1, 7))] + [2] for _ in range(chance.randint(2, 5))]
+        marks = [answer.count(GOOD) for answer in answers]
+        better_KK = torch.tensor([[high > low for low in marks] for high in marks])
+        made.append(Element([chance.randrange(3, 512) for _ in range(chance.randint(1, 12))], answers, better_KK))
+    return made
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def plain_loss(model: Any, batch: list[Element]) -> torch.Tensor:
+    """The paper's formula over plain forwards: the mean over prompts that have a pair of the mean over their pairs."""
+    means = []
+    for item in batch:
+        scores = [model(input_ids=torch.tensor([item.prompt + answer])).logits[0, 0] for answer in item.answers]
+        terms = [-torch.nn.functional.logsigmoid(scores[i] - scores[j]) for i, j in item.better_KK.nonzero().tolist()]
+        if terms:
+            means.append(torch.stack(terms).mean())
+    return torch.stack(means).mean()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 100, 10**6])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_any_micro_batch_gives_the_loss_and_gradient_of_the_whole_batch(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, architecture: str, max_tokens: int
+) -> None:
+    model = tiny_scalar(architecture)
+    tied = Element([5, 6], [[7, 2], [8, 2]], torch.zeros(2, 2, dtype=torch.bool))
+    batch = [*some_elements(0, 6), tied]
+    numbers = accumulate(scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=max_tokens), model_config, 0, ALONE)
+    ours = gradients(model)
+    model.zero_grad()
+    expected = plain_loss(model, batch)
+    expected.backward()
+    assert numbers["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in gradients(model).values())
+    assert largest > 0.01
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(ours[name], gradient, atol=5e-5 * largest, rtol=1e-3, msg=name)
+
+
+def test_accuracy_counts_pairs(tiny_scalar: Callable[[str], Any], model_config: ModelConfig) -> None:
+    model, batch = tiny_scalar("llama"), some_elements(1, 8)
+    numbers = accumulate(scalar_model(model), batch, RewardConfig(), model_config, 0, ALONE)
+    right = pairs = 0
+    for item, scores in zip(batch, score_all(scalar_model(model), batch, 10**6, model_config, 0, ALONE), strict=True):
+        for i, j in item.better_KK.nonzero().tolist():
+            pairs += 1
+            right += scores[i] > scores[j]
+    assert (numbers["pairs"], numbers["accuracy"]) == (pairs, pytest.approx(right / pairs))
+    assert 0 < right < pairs
+
+
+@pytest.mark.parametrize("max_tokens", [1, 80, 10**6])
+def test_scores_come_in_the_order_of_their_elements(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, max_tokens: int) -> None:
+    model, items = tiny_scalar("llama"), some_elements(2, 9)
+    items.append(items[0])
+    found = score_all(scalar_model(model), items, max_tokens, model_config, 0, ALONE)
+    with torch.no_grad():
+        for item, scores in zip(items, found, strict=True):
+            plain = [model(input_ids=torch.tensor([item.prompt + answer])).logits.item() for answer in item.answers]
+            assert scores == pytest.approx(plain, abs=3e-5)
+
+
+def in_a_team(model: Any, model_config: ModelConfig, batch: list[Element], folder: Path) -> None:
+    torch.set_num_threads(1)
+    team = processes("cpu")
+    assert team.count == 2
+    numbers = accumulate(scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=100), model_config, 0, team)
+    sum_gradients(model.parameters())
+    summed = gradients(model)
+    scores = score_all(scalar_model(model), batch, 100, model_config, 0, team)
+    # With one element, the second process has nothing to do and must take part all the same.
+    lone = accumulate(scalar_model(model), batch[:1], RewardConfig(), model_config, 0, team)
+    total = sum_over_processes(torch.tensor([1.0 + team.rank]))
+    told = team.from_main(lambda: f"from {team.rank}")
+    try:
+        team.from_main(lambda: int("no number"))
+        refused = False
+    except ValueError:
+        refused = True
+    found = {
+        "numbers": numbers, "gradients": summed, "scores": scores, "lone": lone, "total": total.item(), "told": told,
+        "refused": refused, "gathered": team.gather([team.rank, team.rank + 10]), "shared": team.share(list(range(5))),
+    }  # fmt: skip
+    torch.save(found, folder / f"{team.rank}.pt")
+
+
+def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path) -> None:
+    batch = some_elements(3, 7)
+    model = tiny_scalar("llama")
+    one = accumulate(scalar_model(model), batch, RewardConfig(), model_config, 0, ALONE)
+    one_gradients = gradients(model)
+    model.zero_grad()
+    lone = accumulate(scalar_model(model), batch[:1], RewardConfig(), model_config, 0, ALONE)
+    model.zero_grad()
+    scores = score_all(scalar_model(model), batch, 10**6, model_config, 0, ALONE)
+    debug_launcher(in_a_team, (model, model_config, batch, tmp_path), num_processes=2)
+
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    largest = max(float(gradient.abs().max()) for gradient in one_gradients.values())
+    assert largest > 0.01
+    for rank, part in enumerate(found):
+        assert set(part["gradients"]) == set(one_gradients)
+        for name, gradient in part["gradients"].items():
+            torch.testing.assert_close(gradient, one_gradients[name], atol=2e-5 * largest, rtol=1e-3, msg=name)
+        assert part["numbers"] == pytest.approx(one, rel=1e-5)
+        assert part["lone"] == pytest.approx(lone, rel=1e-5)
+        assert [row == pytest.approx(expected, abs=3e-5) for row, expected in zip(part["scores"], scores, strict=True)] == [True] * len(batch)
+        assert (part["total"], part["told"], part["refused"]) == (3.0, "from 0", True)
+        assert part["gathered"] == [0, 10, 1, 11]
+        assert part["shared"] == [[0, 2, 4], [1, 3]][rank]
+
+
+def test_a_process_alone_shares_with_nobody() -> None:
+    assert ALONE.share([1, 2, 3]) == ALONE.gather([1, 2, 3]) == [1, 2, 3]
+    assert ALONE.from_main(lambda: 7) == 7
+    assert Processes(0, 4, ALONE.device).divide(12, "ppo.batch_size") == 3
+    with pytest.raises(ValueError, match=r"ppo\.batch_size=10 does not divide by the 4 processes"):
+        Processes(0, 4, ALONE.device).divide(10, "ppo.batch_size")
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path, adapter: str
+) -> None:
+    model = tiny_scalar("llama")
+    initialise_head(model, seed=0)
+    if adapter == "lora":
+        torch.manual_seed(0)
+        model = add_lora(model, LoraSettings(rank=4, alpha=8))
+        scalar_model(model).head.requires_grad_(True)
+    frozen = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    items = [item for item in some_elements(4, 30) if item.pairs]
+    config = RewardConfig(epochs=5, learning_rate=1e-2, batch_size=8)
+    with Tracker(tmp_path) as tracker:
+        train(config, model_config, model, items, 0, 0, ALONE, tracker)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    steps = 5 * math.ceil(len(items) / 8)
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    assert [row["epoch"] for row in rows] == sorted(row["epoch"] for row in rows)
+    first, last = rows[0], rows[-4:]
+    assert sum(row["loss"] for row in last) / 4 < 0.5 * first["loss"]
+    assert sum(row["accuracy"] for row in last) / 4 > 0.8 > first["accuracy"]
+    for step, row in enumerate(rows):
+        # Cosine from the peak to a tenth of it.
+        expected = 1e-2 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2)
+        assert row["learning_rate"] == pytest.approx(expected, rel=1e-6)
+        assert row["grad_norm"] > 0
+    for name, parameter in model.named_parameters():
+        assert name not in frozen or torch.equal(parameter, frozen[name]), name
+
+
+def test_a_run_depends_on_its_seed_and_on_no_other_random_numbers(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path
+) -> None:
+    items = [item for item in some_elements(5, 12) if item.pairs]
+    losses = []
+    for name, seed, noise in (("a", 1, 5), ("b", 1, 6), ("c", 2, 5)):
+        torch.manual_seed(noise)
+        random.seed(noise)
+        with Tracker(tmp_path / name) as tracker:
+            train(RewardConfig(epochs=2, learning_rate=1e-3, batch_size=4), model_config, tiny_scalar("llama"), items, 0, seed, ALONE, tracker)
+        losses.append([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")])
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_every_element_is_seen_once_an_epoch(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [item for item in some_elements(6, 14) if item.pairs]
+    seen: list[list[int]] = []
+
+    def spy(scalar: Any, batch: list[Element], *rest: Any) -> dict[str, float]:
+        seen.append([items.index(item) for item in batch])
+        return accumulate(scalar, batch, *rest)
+
+    monkeypatch.setattr("reward.train.accumulate", spy)
+    train(RewardConfig(epochs=2, batch_size=5), model_config, tiny_scalar("llama"), items, 0, 0, ALONE, None)
+    half = len(seen) // 2
+    epochs = [list(chain(*seen[:half])), list(chain(*seen[half:]))]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(len(items)))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_gradients_are_clipped_to_their_norm(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [item for item in some_elements(7, 8) if item.pairs]
+    norms: list[float] = []
+    original = torch.optim.Adam.step
+
+    def spy(optimizer: Any, *arguments: Any) -> Any:
+        norms.append(math.sqrt(sum(float(p.grad.double().pow(2).sum()) for group in optimizer.param_groups for p in group["params"])))
+        return original(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    train(RewardConfig(max_grad_norm=0.01), model_config, tiny_scalar("llama"), items, 0, 0, ALONE, None)
+    assert norms == [pytest.approx(0.01, rel=1e-3)]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tiny_scalar: Callable[[str], Any], model_config: ModelConfig) -> None:
+    model = tiny_scalar("llama")
+    with torch.no_grad():
+        model.score.weight.fill_(float("nan"))
+    before = model.model.embed_tokens.weight.detach().clone()
+    items = [item for item in some_elements(8, 6) if item.pairs]
+    with pytest.raises(ValueError, match=r"the reward model's loss became nan at step 1: lower reward\.learning_rate"):
+        train(RewardConfig(learning_rate=1.0), model_config, model, items, 0, 0, ALONE, None)
+    assert torch.equal(model.model.embed_tokens.weight, before)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads_it(
+    tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig, tmp_path: Path, architecture: str
+) -> None:
+    # What stages/reward.py does: train, take the mean score of demonstrations as bias, fold the adapter in, save.
+    model = tiny_scalar(architecture)
+    initialise_head(model, seed=0)
+    model = add_lora(model, LoraSettings(rank=4, alpha=8))
+    scalar_model(model).head.requires_grad_(True)
+    items = [item for item in some_elements(9, 12) if item.pairs]
+    train(RewardConfig(epochs=2, learning_rate=1e-2, batch_size=4), model_config, model, items, 0, 0, ALONE, None)
+    demonstrations = [Element(item.prompt, item.answers[:1], torch.zeros(1, 1, dtype=torch.bool)) for item in items]
+    raw = [row[0] for row in score_all(scalar_model(model), demonstrations, 1000, model_config, 0, ALONE)]
+    bias = sum(raw) / len(raw)
+    assert abs(bias) > 0.01
+    model.get_base_model().config.score_bias = bias
+    centred = [row[0] for row in score_all(scalar_model(model), demonstrations, 1000, model_config, 0, ALONE)]
+    assert sum(centred) / len(centred) == pytest.approx(0.0, abs=1e-5)
+    save(merged(model), tiny_tokenizer, tmp_path)
+
+    plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
+    padded = tokenizer.pad({"input_ids": [d.prompt + d.answers[0] for d in demonstrations]}, return_tensors="pt", padding_side="right")
+    with torch.no_grad():
+        theirs = plain(**padded).logits[:, 0]
+    assert plain.config.score_bias == pytest.approx(bias)
+    torch.testing.assert_close(theirs - bias, torch.tensor(centred), atol=5e-5, rtol=0)

@@ -1,0 +1,162 @@
+"""Stage 1 on a tiny model: its losses against plain transformers, its schedule against the formula, and its going on after a cut."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.records import Demonstration
+from data.tokenize import encode_completion, encode_prompt
+from modeling.config import ModelConfig
+from modeling.processes import Processes
+from modeling.tracking import Tracker
+from sft.config import SFTConfig
+from sft.train import train
+
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
+TRAIN = [Demonstration(prompt=f"Name {'one more ' * (n % 3)}colour {n}.", completion=f"It is {colour}.") for n, colour in enumerate(COLOURS)]
+VALID = [Demonstration(prompt=f"Name colour {n}, please.", completion=f"It is {colour}, I think.") for n, colour in enumerate(COLOURS[:4])]
+CHUNKS = [[40 + n, 50, 60, 70 + n, 80] for n in range(6)]
+SETTINGS = SFTConfig(epochs=2, learning_rate=5e-3, batch_size=4, micro_batch_size=4, pretraining_fraction=0.0)
+
+
+def loss_by_hand(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration], prompt_too: bool = False) -> float:
+    """Mean loss over answer tokens and EOS, one unpadded sequence at a time, in float64."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for demonstration in demonstrations:
+            prompt, answer = encode_prompt(tokenizer, demonstration), encode_completion(tokenizer, demonstration.completion)
+            ids = prompt + answer
+            logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            for place in range(1 if prompt_too else len(prompt), len(ids)):
+                total -= float(logprobs[place - 1, ids[place]])
+                count += 1
+    return total / count
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_causal: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig) -> Callable[..., dict[str, float]]:
+    def run(name: str = "out", settings: SFTConfig = SETTINGS, config: ModelConfig = model_config, **changes: Any) -> dict[str, float]:
+        arguments = {"train_set": TRAIN, "valid_set": VALID, "chunks": CHUNKS, "seed": 0, "team": ALONE} | changes
+        return train(settings, config, tiny_causal("llama"), tiny_tokenizer, **arguments, out=tmp_path / name)
+
+    return run
+
+
+def metrics(folder: Path, name: str) -> list[float]:
+    return [row[name] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if name in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_losses_are_those_of_plain_transformers_over_answers_alone(run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any) -> None:
+    found = run(settings=replace(SETTINGS, epochs=6, batch_size=8, micro_batch_size=8))
+    out = tmp_path / "out"
+    before = tiny_causal("llama")
+    losses, valid = metrics(out, "loss"), metrics(out, "valid_loss")
+    assert losses[0] == pytest.approx(loss_by_hand(before, tiny_tokenizer, TRAIN), rel=1e-4), "the first batch is the whole set"
+    assert losses[0] != pytest.approx(loss_by_hand(before, tiny_tokenizer, TRAIN, prompt_too=True), rel=1e-3)
+    assert losses[-1] < losses[0] - 1
+    assert valid[-1] < loss_by_hand(before, tiny_tokenizer, VALID) - 0.5
+
+    after, tokenizer = AutoModelForCausalLM.from_pretrained(out / "model").eval(), AutoTokenizer.from_pretrained(out / "model")
+    assert found["valid_loss"] == valid[-1] == pytest.approx(loss_by_hand(after, tokenizer, VALID), rel=1e-4)
+    assert found["valid_loss"] != pytest.approx(loss_by_hand(after, tokenizer, VALID, prompt_too=True), rel=1e-2)
+    assert found["examples"] == 8
+    assert not (out / "trainer").exists()
+
+
+def test_the_rate_falls_by_a_cosine_to_a_tenth_without_warm_up(run: Any, tmp_path: Path) -> None:
+    run()
+    steps = 2 * len(TRAIN) // 4
+    expected = [5e-3 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2) for step in range(steps)]
+    assert metrics(tmp_path / "out", "learning_rate") == pytest.approx(expected, rel=1e-6)
+
+
+def test_micro_batches_do_not_change_the_result(run: Any, tmp_path: Path) -> None:
+    """Adam divides by the gradient's size, so a rounding error of 1e-7 in a gradient near zero can move a weight by a part of the rate, 5e-3."""
+    run("whole")
+    run("parts", settings=replace(SETTINGS, micro_batch_size=1))
+    assert metrics(tmp_path / "whole", "loss") == pytest.approx(metrics(tmp_path / "parts", "loss"), rel=1e-4)
+    assert difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) < 1e-3
+
+
+def test_plain_text_is_trained_on_with_every_token(run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any) -> None:
+    found = run(settings=replace(SETTINGS, epochs=1, batch_size=10, micro_batch_size=10, pretraining_fraction=0.2))
+    assert found["examples"] == 10
+    before = tiny_causal("llama")
+    answers = sum(len(encode_completion(tiny_tokenizer, d.completion)) for d in TRAIN)
+    total = loss_by_hand(before, tiny_tokenizer, TRAIN) * answers
+    with torch.no_grad():
+        texts = [float(before(torch.tensor([chunk]), labels=torch.tensor([chunk])).loss) * 4 for chunk in CHUNKS]
+    possible = {(total + texts[i] + texts[j]) / (answers + 8) for i in range(6) for j in range(i)}
+    first = metrics(tmp_path / "out", "loss")[0]
+    assert min(abs(first - value) for value in possible) < 1e-4 * first, "two of the six texts, four predictions each"
+
+
+def test_lora_is_folded_into_a_model_that_plain_transformers_loads(run: Any, tmp_path: Path, tiny_causal: Any, model_config: ModelConfig) -> None:
+    lora = replace(model_config, adapter="lora")
+    found = run(settings=replace(SETTINGS, epochs=3, learning_rate=2e-2), config=lora)
+    folder = tmp_path / "out" / "model"
+    assert not list(folder.glob("adapter*"))
+    base, after = tiny_causal("llama"), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    changed = {name for name, weight in after.state_dict().items() if not torch.equal(weight, base.state_dict()[name])}
+    assert changed == {name for name in base.state_dict() if name.endswith("_proj.weight")}, "all linear maps and nothing else"
+    assert found["valid_loss"] == pytest.approx(loss_by_hand(after, tokenizer, VALID), rel=1e-4)
+    assert found["valid_loss"] < loss_by_hand(base, tokenizer, VALID) - 0.1
+
+
+def test_training_that_was_cut_off_goes_on_and_ends_where_it_would_have(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("whole")
+    log = Tracker.log
+
+    def cut(tracker: Tracker, step: int, numbers: dict[str, float]) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        log(tracker, step, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut")
+    assert not (tmp_path / "cut" / "model").exists()
+    run("cut")
+    assert difference(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
+
+
+def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) -> None:
+    three = Processes(rank=0, count=3, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"sft\.batch_size=4 does not divide by the 3 processes"):
+        run(team=three)
+    with pytest.raises(ValueError, match=r"sft\.micro_batch_size=4 does not divide the 6 sequences of each process"):
+        run(settings=replace(SETTINGS, batch_size=12), team=replace(three, count=2))
+    with pytest.raises(ValueError, match="more than the model's context of 512"):
+        run(train_set=[Demonstration(prompt="Why?", completion="so " * 600)])
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 0}, {"batch_size": 4, "micro_batch_size": 3}, {"pretraining_fraction": 1.0}, {"pretraining_fraction": -0.1}, {"learning_rate": 0}],
+)
+def test_contradictions_are_refused_by_name(change: dict[str, Any]) -> None:
+    SFTConfig().validate()
+    with pytest.raises(ValueError, match=f"sft.{list(change)[-1]}="):
+        replace(SFTConfig(), **change).validate()

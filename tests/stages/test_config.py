@@ -1,0 +1,219 @@
+"""The configuration: every field has one dotted name and a description, and whoever mistypes one is told what was meant."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from stages.config import RunConfig, parse_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def parse(*arguments: str) -> RunConfig:
+    return parse_config("stages.x", "A stage.", arguments)[0]
+
+
+def classes(config_type: type = RunConfig) -> list[type]:
+    nested = [item.type for item in dataclasses.fields(config_type) if dataclasses.is_dataclass(item.type)]
+    return [config_type, *(found for inner in nested for found in classes(inner))]  # type: ignore[arg-type]
+
+
+def documented(config_type: type) -> dict[str, str]:
+    """Field name to the string below it in the source."""
+    [body] = [node.body for node in ast.parse(textwrap.dedent(inspect.getsource(config_type))).body if isinstance(node, ast.ClassDef)]
+    return {
+        node.target.id: inspect.cleandoc(after.value.value)
+        for node, after in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    }
+
+
+def leaves(config_type: type = RunConfig, prefix: str = "") -> dict[str, str]:
+    """Dotted name of every field that is no section to its description."""
+    found = {}
+    for item in dataclasses.fields(config_type):
+        if dataclasses.is_dataclass(item.type):
+            found |= leaves(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+        else:
+            found[prefix + item.name] = documented(config_type).get(item.name, "")
+    return found
+
+
+@pytest.mark.parametrize("config_type", classes(), ids=lambda found: found.__name__)
+def test_every_field_has_a_description(config_type: type) -> None:
+    assert config_type.__doc__
+    assert not (config_type.__doc__ or "").startswith(f"{config_type.__name__}("), "a docstring of its own, not the generated one"
+    assert set(documented(config_type)) == {item.name for item in dataclasses.fields(config_type)}
+    assert all(len(text) >= 3 for text in documented(config_type).values())
+
+
+def test_help_lists_every_field_with_its_description(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help")
+    assert stopped.value.code == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    for name, text in leaves().items():
+        description = " ".join(text.split())
+        assert re.search(rf"--{re.escape(name)}\+? \S+ {re.escape(description)} \(", listed), name
+
+
+def test_a_field_is_set_by_its_dotted_name() -> None:
+    config = parse(
+        "--ppo.kl_coef", "0.05", "--model.lora.rank=4", "--seed", "3", "--data.prompts", "[a.jsonl, b.jsonl]", "--ppo.whiten_advantages", "false"
+    )
+    assert (config.ppo.kl_coef, config.model.lora.rank, config.seed) == (0.05, 4, 3)
+    assert config.data.prompts == ["a.jsonl", "b.jsonl"]
+    assert config.ppo.whiten_advantages is False
+    assert config.ppo.batch_size == RunConfig().ppo.batch_size
+
+
+def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("run_name: mine\nppo:\n  kl_coef: 0.5\n  clip_range: 0.3\nmodel: {lora: {rank: 3}}\n")
+    config = parse("--config", str(file), "--ppo.kl_coef", "0.7")
+    assert (config.run_name, config.ppo.kl_coef, config.ppo.clip_range, config.model.lora.rank) == ("mine", 0.7, 0.3, 3)
+    assert config.ppo.gae_lambda == RunConfig().ppo.gae_lambda
+    assert config.model.lora.alpha == RunConfig().model.lora.alpha
+
+
+def test_a_rate_in_yamls_short_notation_is_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("sft: {learning_rate: 1e-5}\n")
+    assert parse("--config", str(file)).sft.learning_rate == 1e-5
+
+
+def test_nothing_at_all_gives_the_defaults_and_force_is_no_part_of_them() -> None:
+    assert parse_config("stages.x", "", []) == (RunConfig(), False)
+    assert parse_config("stages.x", "", ["--force"]) == (RunConfig(), True)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_file_that_comes_with_the_project_is_valid(file: Path) -> None:
+    assert parse("--config", str(file)).run_name == file.stem
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence on stderr."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(*arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    return error.removeprefix("error: ").rstrip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "meant"),
+    [
+        (["--ppo.kl_coeff", "1"], "ppo.kl_coeff", "ppo.kl_coef"),
+        (["--ppo.kl", "1"], "ppo.kl", "ppo.kl_coef"),
+        (["--pp.kl_coef=1"], "pp.kl_coef", "ppo.kl_coef"),
+        (["--kl_coef", "1"], "kl_coef", "ppo.kl_coef"),
+        (["--model.lora.rnk", "1"], "model.lora.rnk", "model.lora.rank"),
+        (["--run_nam", "x"], "run_nam", "run_name"),
+        (["--labels.weights.closenes", "1"], "labels.weights.closenes", "labels.weights.closeness"),
+    ],
+)
+def test_an_unknown_option_suggests_the_nearest(capsys: pytest.CaptureFixture[str], arguments: list[str], key: str, meant: str) -> None:
+    """Unambiguous beginnings are refused too: a run's command must mean the same when fields are added."""
+    assert refused(capsys, *arguments) == f"unknown key '{key}', did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "key", "meant"),
+    [
+        ("ppo:\n  kl_coeff: 0.1\n", "ppo.kl_coeff", "ppo.kl_coef"),
+        ("model:\n  lora: {rnk: 4}\n", "model.lora.rnk", "model.lora.rank"),
+        ("runname: x\n", "runname", "run_name"),
+        ("smaples: {temperature: 2.0}\n", "smaples.temperature", "samples.temperature"),
+        ("kl_coef: 0.1\n", "kl_coef", "ppo.kl_coef"),
+    ],
+)
+def test_an_unknown_key_in_yaml_suggests_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str, key: str, meant: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml)
+    assert refused(capsys, "--config", str(file)) == f"unknown key '{key}', did you mean '{meant}'?"
+
+
+def test_a_key_like_no_other_points_to_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "--xyzzy", "1") == "unknown key 'xyzzy'; --help lists all of them"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--sft.epochs", "lots"], "sft.epochs"),
+        (["--sft.epochs", "1.5"], "sft.epochs"),
+        (["--ppo.kl_coef", "[1]"], "ppo.kl_coef"),
+        (["--labels.labeler", "cat"], "labels.labeler"),
+        (["--data.demonstrations", "3"], "data.demonstrations"),
+        (["--ppo.whiten_advantages", "perhaps"], "ppo.whiten_advantages"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["stray"], "stray"),
+    ],
+)
+def test_an_ill_typed_value_is_refused_with_its_key(capsys: pytest.CaptureFixture[str], arguments: list[str], named: str) -> None:
+    assert named in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("yaml", ["a: [\n", "- 1\n", "just words\n"])
+def test_a_file_that_is_no_mapping_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml)
+    assert "config" in refused(capsys, "--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "sentence"),
+    [
+        ("ppo: {kl_coef: null}\n", "ppo.kl_coef must not be null"),
+        ("data: {demonstrations: null}\n", "data.demonstrations must not be null"),
+        ("model: {lora: {rank: null}}\n", "model.lora.rank must not be null"),
+        ("ppo: 3\n", "ppo must be a section with fields of its own, found 3"),
+        ("ppo: null\n", "ppo must be a section with fields of its own"),
+    ],
+)
+def test_null_and_scalars_are_refused_where_they_make_no_sense(tmp_path: Path, yaml: str, sentence: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml)
+    with pytest.raises(ValueError, match=sentence):
+        parse("--config", str(file))
+
+
+def test_null_stays_possible_where_it_means_something(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("sft: {max_train_examples: null}\nmodel: {lora: {top_layers: null}}\n")
+    assert parse("--config", str(file)).sft.max_train_examples is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--seed", "-1"], "seed=-1 must not be negative"),
+        (["--run_name", "a/b"], "run_name='a/b'"),
+        (["--run_name", ""], "run_name=''"),
+        (["--run_name", "../up"], "run_name='../up'"),
+        (["--ppo.minibatch_size", "48"], "ppo.minibatch_size=48 does not divide ppo.batch_size=512"),
+        (["--ppo.clip_range", "0"], "ppo.clip_range"),
+        (["--sft.micro_batch_size", "7"], "sft.micro_batch_size=7 does not divide sft.batch_size=32"),
+        (["--samples.answers_per_prompt", "1"], "samples.answers_per_prompt=1 must be at least 2"),
+        (["--labels.disagreement", "1"], "labels.disagreement"),
+        (["--data.valid_fraction", "0"], "data.valid_fraction"),
+        (["--reward.epochs", "0"], "reward.epochs=0"),
+        (["--model.lora.rank", "0"], "model.lora.rank=0"),
+        (["--evaluate.temperature", "-1"], "evaluate.temperature=-1"),
+    ],
+)
+def test_contradictions_are_refused_by_the_name_of_the_field(arguments: list[str], sentence: str) -> None:
+    """Every section's own validate() is reached."""
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        parse(*arguments)

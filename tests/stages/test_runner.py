@@ -1,0 +1,346 @@
+"""Run folders: what is done once is not done twice, what is cut off goes on, and half a result is never taken for a whole one."""
+
+import ast
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from stages import manifest
+from stages.config import RunConfig
+from stages.inputs import evenly
+from stages.runner import STAGES, RunFolder, Stage, run_stage
+
+HERE = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
+    config.model.device = "cpu"
+    return config
+
+
+@pytest.fixture
+def root(config: RunConfig) -> Path:
+    return Path(config.runs_folder) / config.run_name
+
+
+class Work:
+    """A stage's work that writes one file and remembers what it found in its folder."""
+
+    def __init__(self, content: Callable[[RunConfig, RunFolder], str] = lambda config, run: "made", fails: bool = False) -> None:
+        self.content, self.fails = content, fails
+        self.found: list[list[str]] = []
+
+    @property
+    def times(self) -> int:
+        return len(self.found)
+
+    def __call__(self, config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        self.found.append(sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.name != "fingerprint"))
+        (out / "half.txt").write_text("half")
+        if self.fails:
+            raise ValueError("it broke")
+        (out / "half.txt").unlink()
+        (out / "made.txt").write_text(self.content(config, run))
+        return {"number": self.times}
+
+
+def first(work: Work, **changes: Any) -> Stage:
+    return Stage("data", sections=("data",), after=(), work=work, **changes)
+
+
+def second(work: Work) -> Stage:
+    return Stage("sft", sections=("sft", "model.lora"), after=("data",), work=work)
+
+
+def test_an_unchanged_stage_is_not_run_again(config: RunConfig, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work()
+    assert run_stage(first(work), config) == {"number": 1}
+    before = {path: path.stat().st_mtime_ns for path in (root / "data").iterdir()}
+    assert run_stage(first(work), config) == {"number": 1}, "the first run's numbers"
+    assert work.times == 1
+    assert {path: path.stat().st_mtime_ns for path in (root / "data").iterdir()} == before
+    assert "data: unchanged" in capsys.readouterr().out
+    assert sorted(path.name for path in root.iterdir() if path.name != ".lock") == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("change", "runs_again"),
+    [
+        (lambda config: setattr(config.data, "max_prompt_tokens", 7), True),
+        (lambda config: setattr(config.data, "prompts", ["more.jsonl"]), True),
+        (lambda config: setattr(config, "seed", 1), True),
+        (lambda config: setattr(config.ppo, "kl_coef", 7.0), False),
+        (lambda config: setattr(config.model, "base", "other"), False),
+    ],
+)
+def test_only_the_configuration_that_matters_to_a_stage_makes_it_run_again(config: RunConfig, change: Any, runs_again: bool) -> None:
+    work = Work()
+    run_stage(first(work), config)
+    change(config)
+    run_stage(first(work), config)
+    assert work.times == 1 + runs_again
+
+
+def test_a_stage_may_hang_on_a_part_of_a_section(config: RunConfig) -> None:
+    work = Work()
+    run_stage(first(Work()), config)
+    run_stage(second(work), config)
+    config.model.base = "other"
+    run_stage(second(work), config)
+    assert work.times == 1
+    config.model.lora.rank = 3
+    run_stage(second(work), config)
+    assert work.times == 2
+
+
+def test_a_users_file_that_changed_makes_the_stage_run_again(config: RunConfig, tmp_path: Path) -> None:
+    file, work = tmp_path / "mine.jsonl", Work()
+    file.write_text("one")
+    stage = first(work, external=lambda config: {str(file): manifest.file_digest(file)})
+    run_stage(stage, config)
+    os.utime(file, ns=(1, 1))
+    run_stage(stage, config)
+    assert work.times == 1, "touched, but the same"
+    file.write_text("two")
+    run_stage(stage, config)
+    assert work.times == 2
+
+
+def test_an_earlier_stages_result_that_was_edited_by_hand_makes_the_later_one_run_again(config: RunConfig, root: Path) -> None:
+    work = Work()
+    run_stage(first(Work()), config)
+    run_stage(second(work), config)
+    made = root / "data" / "made.txt"
+    stat = made.stat()
+    os.utime(made, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    run_stage(second(work), config)
+    assert work.times == 1, "touched, but the same"
+    made.write_text("MADE")
+    os.utime(made, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    run_stage(second(work), config)
+    assert work.times == 2, "as long as before, but not the same"
+
+
+def test_an_earlier_stage_that_came_out_the_same_makes_nothing_run_again(config: RunConfig) -> None:
+    work, changed = Work(), Work(lambda config, run: f"{config.data.max_prompt_tokens // 2}")
+    config.data.max_prompt_tokens = 6
+    run_stage(first(changed), config)
+    run_stage(second(work), config)
+    config.data.max_prompt_tokens = 7
+    run_stage(first(changed), config)
+    run_stage(second(work), config)
+    assert (changed.times, work.times) == (2, 1)
+    config.data.max_prompt_tokens = 8
+    run_stage(first(changed), config)
+    run_stage(second(work), config)
+    assert (changed.times, work.times) == (3, 2)
+
+
+def test_force_runs_and_starts_from_nothing(config: RunConfig, root: Path) -> None:
+    work = Work()
+    run_stage(first(work), config)
+    run_stage(first(work), config, force=True)
+    assert work.times == 2
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(first(Work(fails=True)), config, force=True)
+    run_stage(first(work), config, force=True)
+    assert work.found[-1] == [], "what the broken run left is not handed on"
+
+
+def test_a_failed_stage_leaves_no_result(config: RunConfig, root: Path) -> None:
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(first(Work(fails=True)), config)
+    assert not (root / "data").exists()
+    assert manifest.read(root / "data.partial") is None
+    with pytest.raises(ValueError, match="data holds no finished result"):
+        run_stage(second(Work()), config)
+
+
+def test_a_failed_stage_keeps_the_earlier_result(config: RunConfig, root: Path) -> None:
+    run_stage(first(Work()), config)
+    before = {path.name: path.read_bytes() for path in (root / "data").iterdir()}
+    config.data.max_prompt_tokens = 7
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(first(Work(fails=True)), config)
+    assert {path.name: path.read_bytes() for path in (root / "data").iterdir()} == before
+    run_stage(first(Work(lambda config, run: "new")), config)
+    assert sorted(path.name for path in (root / "data").iterdir()) == ["made.txt", "manifest.json"]
+    assert (root / "data" / "made.txt").read_text() == "new"
+
+
+def test_a_stage_that_was_cut_off_gets_its_half_folder_back(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(first(Work(fails=True)), config)
+    capsys.readouterr()
+    work = Work()
+    run_stage(first(work), config)
+    assert work.found == [["half.txt"]]
+    assert "data: resuming" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["config", "input"])
+def test_a_half_folder_made_from_something_else_is_wiped(config: RunConfig, root: Path, change: str) -> None:
+    run_stage(first(Work()), config)
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(second(Work(fails=True)), config)
+    if change == "config":
+        config.sft.epochs = 7
+    else:
+        (root / "data" / "made.txt").write_text("something else")
+    work = Work()
+    run_stage(second(work), config)
+    assert work.found == [[]]
+
+
+def test_a_half_folder_of_unknown_origin_is_wiped(config: RunConfig, root: Path) -> None:
+    (root / "data.partial").mkdir(parents=True)
+    (root / "data.partial" / "half.txt").write_text("whose?")
+    work = Work()
+    run_stage(first(work), config)
+    assert work.found == [[]]
+
+
+def test_a_folder_without_a_manifest_is_no_result(config: RunConfig, root: Path) -> None:
+    (root / "data").mkdir(parents=True)
+    (root / "data" / "made.txt").write_text("whose?")
+    with pytest.raises(ValueError, match="data holds no finished result"):
+        run_stage(second(Work()), config)
+    work = Work()
+    run_stage(first(work), config)
+    assert work.times == 1
+    assert (root / "data" / "made.txt").read_text() == "made"
+
+
+def test_a_cut_between_the_two_renames_loses_nothing(config: RunConfig, root: Path) -> None:
+    """`data` was moved to `data.old`, and its successor did not come."""
+    work = Work()
+    run_stage(first(work), config)
+    (root / "data").rename(root / "data.old")
+    run_stage(first(work), config)
+    assert work.times == 1
+    assert (root / "data" / "made.txt").read_text() == "made"
+    assert not (root / "data.old").exists()
+
+
+def test_a_cut_after_both_renames_leaves_only_rubbish_to_clear(config: RunConfig, root: Path) -> None:
+    work = Work()
+    run_stage(first(work), config)
+    shutil.copytree(root / "data", root / "data.old")
+    run_stage(first(work), config)
+    assert work.times == 1
+    run_stage(first(work), config, force=True)
+    assert not (root / "data.old").exists()
+
+
+def test_a_missing_earlier_stage_is_named_with_what_to_run(config: RunConfig) -> None:
+    with pytest.raises(ValueError, match=r"run[/\\]data holds no finished result: run `make data` first"):
+        run_stage(second(Work()), config)
+
+
+def test_an_earlier_stages_missing_file_is_named(config: RunConfig, root: Path) -> None:
+    run_stage(first(Work()), config)
+    (root / "data" / "made.txt").unlink()
+    with pytest.raises(ValueError, match=r"made\.txt is missing: run the data stage again with --force"):
+        run_stage(second(Work()), config)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"stage": "data"}'])
+def test_a_damaged_manifest_is_named(config: RunConfig, root: Path, content: str) -> None:
+    run_stage(first(Work()), config)
+    (root / "data" / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: damaged manifest"):
+        run_stage(first(Work()), config)
+
+
+def test_a_run_in_use_is_refused_and_free_again_afterwards(config: RunConfig, root: Path) -> None:
+    root.mkdir(parents=True)
+    with FileLock(root / ".lock"), pytest.raises(ValueError, match="in use by another process"):
+        run_stage(first(Work()), config)
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(first(Work(fails=True)), config)
+    run_stage(first(Work()), config)
+
+
+def test_two_runs_do_not_know_each_other(config: RunConfig) -> None:
+    work = Work()
+    run_stage(first(work), config)
+    run_stage(first(work), replace(config, run_name="another"))
+    assert work.times == 2
+
+
+def test_the_manifest_says_what_a_result_was_made_from(config: RunConfig, root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text("one")
+    config.seed = 5
+
+    def checkpoints(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        for name in ("model/weights.bin", "tensorboard/events"):
+            (out / name).parent.mkdir()
+            (out / name).write_text("abc")
+        return {"number": 1.5}
+
+    run_stage(first(checkpoints, external=lambda config: {"mine": manifest.file_digest(file)}), config)  # type: ignore[arg-type]
+    found = json.loads((root / "data" / "manifest.json").read_text())
+    assert found["config"]["data"]["max_prompt_tokens"] == config.data.max_prompt_tokens
+    assert found["inputs"] == {"mine": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"}, "sha256 of 'one'"
+    assert {name: record["sha256"] for name, record in found["outputs"].items()} == {
+        "model/weights.bin": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    }, "sha256 of 'abc'; TensorBoard's files are no result"
+    assert (found["stage"], found["headline"], found["seed"], found["world_size"]) == ("data", {"number": 1.5}, 5, 1)
+    assert found["started"] <= found["ended"]
+    assert found["seconds"] >= 0
+    assert {"torch", "transformers", "trl"} <= found["packages"].keys()
+    run_stage(second(Work()), config)
+    assert set(json.loads((root / "sft" / "manifest.json").read_text())["inputs"]) == {"data"}
+
+
+def chains(source: str) -> set[str]:
+    """Dotted names that a stage's file reads of `config`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        parts, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if parts and isinstance(inner, ast.Name) and inner.id == "config":
+            found.add(".".join(reversed(parts)))
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found) or "." not in name} - {""}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_reads_configuration_that_its_fingerprint_leaves_out(name: str) -> None:
+    stage = importlib.import_module(f"stages.{name}").STAGE
+    assert stage.name == name
+    known = {*stage.sections, "seed", "run_name", "runs_folder"}
+    read = chains((HERE / "stages" / f"{name}.py").read_text())
+    whole = {chain for chain in read if not any(other.startswith(f"{chain}.") for other in read)}
+    missing = {chain for chain in whole if not any(chain == part or chain.startswith(f"{part}.") for part in known)}
+    assert not missing
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_reads_a_result_that_its_fingerprint_leaves_out(name: str) -> None:
+    stage = importlib.import_module(f"stages.{name}").STAGE
+    named = {
+        node.args[0].value
+        for node in ast.walk(ast.parse((HERE / "stages" / f"{name}.py").read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "stage"
+        if node.args and isinstance(node.args[0], ast.Constant)
+    }
+    assert named <= {*stage.after, name}
+    assert all(STAGES.index(earlier) < STAGES.index(name) for earlier in stage.after)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(None, "abcdefghij"), (10, "abcdefghij"), (99, "abcdefghij"), (5, "acegi"), (3, "adg"), (1, "a")])
+def test_some_of_many_are_spread_over_the_whole(count: int | None, expected: str) -> None:
+    assert "".join(evenly("abcdefghij", count)) == expected
