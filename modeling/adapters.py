@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from modeling.config import LoraSettings
+from modeling.trunk import backbone_of
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
@@ -18,7 +19,7 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
     layers: int = model.config.num_hidden_layers
     if settings.top_layers is not None and settings.top_layers > layers:
         raise ValueError(f"model.lora.top_layers={settings.top_layers}, but the model has {layers} layers")
-    backbone = getattr(model, model.base_model_prefix)
+    backbone = backbone_of(model)
     maps = (nn.Linear, Conv1D)
     names = {name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, maps)}
     return LoraConfig(

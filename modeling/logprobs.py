@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling.sequences import Sequences, take_positions
+from modeling.trunk import backbone_of
 
 
 @contextlib.contextmanager
@@ -29,8 +30,8 @@ def logits_only_at(model: Any, index_BT: Tensor) -> Iterator[None]:
 
 def response_logits(model: Any, sequences: Sequences, temperature: float = 1.0) -> Tensor:
     """logits_BTV of the distributions that response tokens were sampled from, in float32, divided by the temperature."""
-    with logits_only_at(model, sequences.state_index_BT):
-        logits_BTV = model(input_ids=sequences.ids_BS, use_cache=False).logits
+    with logits_only_at(model, sequences.state_index_BT), sequences.inputs_of(backbone_of(model)) as inputs:
+        logits_BTV = model(**inputs, use_cache=False).logits
     return logits_BTV.float() / temperature if temperature != 1.0 else logits_BTV.float()
 
 

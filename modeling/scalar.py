@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.sequences import Sequences, take_positions
+from modeling.trunk import backbone_of
 
 
 @dataclass
@@ -22,9 +23,10 @@ class ScalarModel:
     head: nn.Module
     bias: float = 0.0
 
-    def at(self, ids_BS: Tensor, index_BT: Tensor) -> Tensor:
+    def at(self, sequences: Sequences, index_BT: Tensor) -> Tensor:
         """values_BT in float32: the head at these positions, less the bias."""
-        hidden_BSH = self.backbone(input_ids=ids_BS, use_cache=False).last_hidden_state
+        with sequences.inputs_of(self.backbone) as inputs:
+            hidden_BSH = self.backbone(**inputs, use_cache=False).last_hidden_state
         return self.from_hidden(take_positions(hidden_BSH, index_BT))
 
     def from_hidden(self, hidden_BTH: Tensor) -> Tensor:
@@ -34,11 +36,11 @@ class ScalarModel:
 
     def scores(self, sequences: Sequences) -> Tensor:
         """scores_B: what the last response token says of the whole answer."""
-        return self.at(sequences.ids_BS, sequences.last_index_B1).squeeze(1)
+        return self.at(sequences, sequences.last_index_B1).squeeze(1)
 
     def values(self, sequences: Sequences) -> Tensor:
         """values_BT of the states before each response token."""
-        return self.at(sequences.ids_BS, sequences.state_index_BT)
+        return self.at(sequences, sequences.state_index_BT)
 
 
 def scalar_model(model: Any) -> ScalarModel:
@@ -49,7 +51,7 @@ def scalar_model(model: Any) -> ScalarModel:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(inner, "score"):
         raise ValueError(f"{type(inner).__name__} has no module `score`: choose a decoder-only architecture as reward model")
-    return ScalarModel(getattr(inner, inner.base_model_prefix), inner.score, float(getattr(inner.config, "score_bias", 0.0)))
+    return ScalarModel(backbone_of(model), inner.score, float(getattr(inner.config, "score_bias", 0.0)))
 
 
 def initialise_head(model: Any, seed: int) -> None:

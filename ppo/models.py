@@ -19,6 +19,7 @@ from modeling.adapters import adapter_parameters, add_lora, load_adapter, use_ad
 from modeling.config import ModelConfig
 from modeling.load import freeze, load_causal, load_scalar, load_tokenizer
 from modeling.scalar import ScalarModel, scalar_model
+from modeling.trunk import Trunk, backbone_of, shared_trunk
 
 
 @dataclass
@@ -40,6 +41,8 @@ class PPOModels:
     reward: Role
     policy_parameters: dict[str, nn.Parameter]
     value_parameters: dict[str, nn.Parameter]
+    trunk: Trunk | None = None
+    """The layers that all roles on the shared base have in common, if any."""
 
     @contextmanager
     def as_policy(self) -> Iterator[Any]:
@@ -97,13 +100,14 @@ def load_models(sft: Path, reward: Path, config: ModelConfig, tokenizer: Any, de
             policy_parameters=dict(policy.named_parameters()),
             value_parameters=dict(value.named_parameters()),
         )
+    trunk = shared_trunk(base, config.lora.top_layers)
     torch.manual_seed(seed)
     shared = add_lora(base, config.lora, name="policy")
     policy_parameters = adapter_parameters(shared, "policy")
     if (reward / "adapter").is_dir():
         load_adapter(shared, reward / "adapter", "reward", trainable=False)
         load_adapter(shared, reward / "adapter", "value", trainable=True)
-        backbone = getattr(base, base.base_model_prefix)
+        backbone = backbone_of(base)
         weight, bias = saved_head(reward / "model", config)
         heads = {name: linear_head(weight.to(device)) for name in ("reward", "value")}
         freeze(heads["reward"])
@@ -122,6 +126,7 @@ def load_models(sft: Path, reward: Path, config: ModelConfig, tokenizer: Any, de
         reward=reward_role,
         policy_parameters=policy_parameters,
         value_parameters=value_parameters,
+        trunk=trunk,
     )
 
 

@@ -4,7 +4,8 @@ Shapes: B episodes of this process, T response tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from modeling.load import autocast
 from modeling.logprobs import response_logprobs
 from modeling.seeds import derive_seed
 from modeling.sequences import Sequences
+from modeling.trunk import Trunk
 from ppo.advantages import gae, whiten
 from ppo.config import PPOConfig
 from ppo.models import PPOModels
@@ -39,15 +41,19 @@ class Rollout:
     rewards_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor
+    trunk: Trunk | None = None
+    trunk_of: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """For micro-batches, by their rows, what left the trunk."""
 
     def sequences(self, rows: Sequence[int], pad_id: int) -> Sequences:
         """Some episodes laid out for a forward pass."""
-        return Sequences.pad([self.prompts[i] for i in rows], [self.responses[i] for i in rows], pad_id, self.mask_BT.device)
+        found = Sequences.pad([self.prompts[i] for i in rows], [self.responses[i] for i in rows], pad_id, self.mask_BT.device)
+        return replace(found, trunk=self.trunk, trunk_BSH=self.trunk_of.get(tuple(rows)))
 
     def columns(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Per-token tensors of some episodes, cut to the longest response among them."""
         width = int(self.mask_BT[list(rows)].sum(1).max())
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value[list(rows), :width] for name, value in found.items() if name.endswith("_BT")}
 
 
@@ -89,6 +95,14 @@ def score(
     def fill(target_BT: Tensor, rows: Sequence[int], found_BT: Tensor) -> None:
         target_BT[list(rows), : found_BT.shape[1]] = found_BT.float()
 
+    trunk_of: dict[tuple[int, ...], Tensor] = {}
+    with models.as_reference() as reference, autocast(model_config, device):
+        for index, rows in enumerate(groups):
+            with models.trunk.recorded() if models.trunk else nullcontext([]) as passed:
+                fill(ref_logprobs_BT, rows, response_logprobs(reference, layouts[index], config.temperature))
+            if passed:
+                trunk_of[tuple(rows)] = passed[0]
+                layouts[index] = replace(layouts[index], trunk=models.trunk, trunk_BSH=passed[0])
     if config.old_logprobs == "recompute":
         with models.as_policy() as policy, autocast(model_config, device):
             for rows, sequences in zip(groups, layouts, strict=True):
@@ -96,9 +110,6 @@ def score(
     else:
         for row, response in enumerate(responses):
             logprobs_BT[row, : len(response.logprobs)] = torch.tensor(response.logprobs, device=device)
-    with models.as_reference() as reference, autocast(model_config, device):
-        for rows, sequences in zip(groups, layouts, strict=True):
-            fill(ref_logprobs_BT, rows, response_logprobs(reference, sequences, config.temperature))
     with models.as_value() as value, autocast(model_config, device):
         for rows, sequences in zip(groups, layouts, strict=True):
             fill(values_BT, rows, value.values(sequences))
@@ -122,4 +133,6 @@ def score(
         rewards_BT=rewards_BT,
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,
+        trunk=models.trunk,
+        trunk_of=trunk_of,
     )

@@ -36,9 +36,9 @@ class Chain:
         return load_models(self.sft, self.reward, self.config, self.tokenizer, TEAM.device, seed=0)
 
 
-def build_chain(folder: Path, adapter: str) -> Chain:
+def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) -> Chain:
     """Trains nothing: random weights, with a reward adapter that is far from zero so that a wrong switch shows."""
-    config = ModelConfig(base="unused", adapter=adapter, lora=LoraSettings(rank=4, alpha=8), device="cpu")  # type: ignore[arg-type]
+    config = ModelConfig(base="unused", adapter=adapter, lora=lora or LoraSettings(rank=4, alpha=8), device="cpu")  # type: ignore[arg-type]
     sft, reward = folder / "sft", folder / "reward"
     make_tiny_model(sft / "model")
     tokenizer = load_tokenizer(sft / "model", config)
