@@ -13,7 +13,8 @@ class EvaluateConfig:
     max_prompts: int | None = None
     """Only so many held-out prompts, spread evenly over the set; null takes all."""
     answers_per_prompt: int = 1
-    """Answers sampled from each model for each prompt; the bootstrap resamples prompts, so more answers narrow each prompt's noise."""
+    """Answers sampled from PPO and from SFT for each prompt; one from the base model, which is there for orientation. The bootstrap resamples
+    prompts, so more answers narrow each prompt's noise."""
     max_new_tokens: int = 512
     """Answers are cut off after so many tokens."""
     temperature: float = 1.0

@@ -2,7 +2,7 @@
 
 Prompts of like length are decoded side by side, right-padded, each row at its own positions; rows that have ended leave the batch.
 Sampling inverts the cumulative distribution at one uniform number a token: exact at the temperature, no top-k, no top-p.
-Shapes: B rows, V vocabulary.
+Shapes: B rows, U distinct prompts among them, P tokens of the longest prompt, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from modeling.load import context_length
 from modeling.logprobs import logits_only_at
 
 COMPACT_BELOW = 0.8
@@ -56,9 +57,9 @@ def generate(
     The response to a prompt depends on its seed, not on its neighbours (up to the rounding of batched arithmetic).
     Raises ValueError when a prompt leaves no room for an answer in the model's context.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = context_length(model)
     longest = max((len(prompt) for prompt in prompts), default=0)
-    if room is not None and longest + sampling.max_new_tokens > room:
+    if longest + sampling.max_new_tokens > room:
         raise ValueError(f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones do not fit the model's context of {room}")
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, Generation] = {}
@@ -76,13 +77,18 @@ def _decode(model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], 
     steps = sampling.max_new_tokens
     uniforms = torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds])
     uniforms_BT = uniforms.to(device, torch.float32)
-    length_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ids_BP = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_value=pad_id).to(device)
-    seen_BS = torch.arange(ids_BP.shape[1], device=device) < length_B[:, None]
+    # Several answers to one prompt share a single pass over it.
+    number_of = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    owner_B = torch.tensor([number_of[tuple(prompt)] for prompt in prompts], device=device)
+    ids_UP = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in number_of], batch_first=True, padding_value=pad_id).to(device)
+    length_U = torch.tensor([len(prompt) for prompt in number_of], device=device)
 
     cache = DynamicCache()
-    with logits_only_at(model, length_B[:, None] - 1):
-        logits_BV = model(input_ids=ids_BP, past_key_values=cache, use_cache=True).logits[:, 0]
+    with logits_only_at(model, length_U[:, None] - 1):
+        logits_UV = model(input_ids=ids_UP, past_key_values=cache, use_cache=True).logits[:, 0]
+    cache.batch_select_indices(owner_B)
+    logits_BV, length_B = logits_UV[owner_B], length_U[owner_B]
+    seen_BS = torch.arange(ids_UP.shape[1], device=device) < length_B[:, None]
 
     row_B = torch.arange(len(prompts), device=device)
     tokens_BT = torch.full((len(prompts), steps), pad_id, device=device)

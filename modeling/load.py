@@ -129,8 +129,12 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def context_length(model: Any) -> int:
-    """The most tokens that the model can take; a large number where its config names none."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 2**30)
+    """The most tokens that the model can take; a large number where its config names none.
+
+    A sliding window counts as the end: padding inside the key/value cache would shift what the window covers.
+    """
+    limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    return min((int(limit) for limit in limits if limit), default=2**30)
 
 
 def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -48,8 +48,7 @@ def response_logprobs(model: Any, sequences: Sequences, temperature: float = 1.0
 @torch.no_grad()
 def entropy(logits_BTV: Tensor) -> Tensor:
     """entropy_BT in nats of the distributions."""
-    lse_BT = logits_BTV.logsumexp(-1)
-    return lse_BT - torch.einsum("btv,btv->bt", (logits_BTV - lse_BT[:, :, None]).exp(), logits_BTV)
+    return torch.special.entr(logits_BTV.softmax(-1)).sum(-1)
 
 
 def text_loss(model: Any, chunks: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, int]:

@@ -44,7 +44,7 @@ class Processes:
         if self.is_main:
             try:
                 box[0] = make()
-            except ValueError as error:
+            except Exception as error:  # all others wait for this answer, whatever went wrong
                 box[1] = error
         broadcast_object_list(box)
         if box[1] is not None:

@@ -3,8 +3,6 @@
 Shapes: B episodes of this process, T response tokens.
 """
 
-import math
-
 import torch
 
 from modeling.processes import sum_over_processes
@@ -43,16 +41,10 @@ def rollout_numbers(rollout: Rollout) -> dict[str, float]:
         "length": length / episodes,
         "ended": ended / episodes,
         "value_mean": values / tokens,
-        "explained_variance": 1 - error_variance / returns_variance if returns_variance > 1e-12 else float("nan"),
+        "explained_variance": 1 - error_variance / returns_variance if returns_variance > 1e-12 else 0.0,
     }
 
 
 def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
     """Means over minibatches; of `ratio_max` the largest."""
     return {name: max(row[name] for row in rows) if name == "ratio_max" else sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-
-def first_bad(numbers: dict[str, float]) -> str | None:
-    """The name of a loss or norm that is no number any more."""
-    watched = ("policy_loss", "value_loss", "policy_grad_norm", "value_grad_norm")
-    return next((name for name in watched if not math.isfinite(numbers[name])), None)

@@ -19,7 +19,7 @@ from modeling.tracking import Tracker, read_metrics
 from ppo.checkpoint import Progress, load_checkpoint, newest, save_checkpoint
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
-from ppo.metrics import first_bad, mean_of, rollout_numbers
+from ppo.metrics import mean_of, rollout_numbers
 from ppo.models import PPOModels
 from ppo.rollout import Rollout, micro_batches, roll_out, score
 from ppo.streams import Stream
@@ -39,7 +39,7 @@ def train(
 ) -> MovingAverage:
     """Trains the policy and value in place and returns the policy's moving average; goes on from the last checkpoint below `out`.
 
-    Raises ValueError when batches do not divide over the processes, or when a loss or gradient stops being a number.
+    Raises ValueError when batches do not divide over the processes, or when a gradient stops being a number.
     """
     team.divide(config.minibatch_size, "ppo.minibatch_size")
     optimizers = Optimizers.make(models, config)
@@ -88,8 +88,6 @@ def train(
                 "learning_rate": config.learning_rate * factor,
                 **clock.seconds,
             }
-            if (bad := first_bad(numbers)) is not None:
-                raise ValueError(f"{bad} became {numbers[bad]} at iteration {iteration + 1}: lower the learning rates; the last checkpoint stands")
             if tracker is not None and samples is not None:
                 tracker.log(iteration + 1, numbers)
                 samples.log(iteration + 1, shown(tokenizer, rollout, [batch[number] for number in own], config.samples_per_iteration))

@@ -3,6 +3,7 @@
 Gradients of micro-batches and of processes add up to the whole minibatch's: every loss is divided by the whole minibatch's token count.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -161,8 +162,10 @@ def value_gradient(
 
 
 def apply(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clips, steps, clears; returns the norm before clipping."""
+    """Clips, steps, clears; returns the norm before clipping. Raises ValueError, before the weights change, when it is no number."""
     norm = float(torch.nn.utils.clip_grad_norm_(list(parameters), max_norm))
+    if not math.isfinite(norm):
+        raise ValueError(f"a gradient's norm became {norm}: lower the learning rates; the last checkpoint stands")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

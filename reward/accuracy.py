@@ -13,13 +13,15 @@ def pair_outcomes(scores: Sequence[float], item: Element) -> list[float]:
 
 
 def best_vs_worst(scores: Sequence[float], item: Element) -> float | None:
-    """The easier number: an answer that none beats against one that beats none; None where a prompt has no such pair."""
+    """The easier number: an answer that none beats against one that beats none and was judged worse than it; None where there is no such pair."""
     better = item.better_KK.numpy()
     wins, losses = better.sum(1), better.sum(0)
     best, worst = np.flatnonzero((losses == 0) & (wins > 0)), np.flatnonzero((wins == 0) & (losses > 0))
-    if not len(best) or not len(worst):
-        return None
-    return float(scores[best[0]] > scores[worst[0]]) + 0.5 * float(scores[best[0]] == scores[worst[0]])
+    for high in best:
+        for low in worst:
+            if better[high, low]:
+                return float(scores[high] > scores[low]) + 0.5 * float(scores[high] == scores[low])
+    return None
 
 
 def lengths_as_scores(item: Element) -> list[float]:

@@ -58,8 +58,10 @@ def train(
                 if not math.isfinite(numbers["loss"]):
                     raise ValueError(f"the reward model's loss became {numbers['loss']} at step {step}: lower reward.learning_rate")
                 sum_gradients(trained)
-                norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-                numbers |= {"grad_norm": float(norm), "learning_rate": schedule.get_last_lr()[0], "epoch": epoch + 1.0}
+                norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
+                if not math.isfinite(norm):
+                    raise ValueError(f"the norm of the reward model's gradient became {norm} at step {step}: lower reward.learning_rate")
+                numbers |= {"grad_norm": norm, "learning_rate": schedule.get_last_lr()[0], "epoch": epoch + 1.0}
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()

@@ -39,8 +39,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
         model = load_causal(place, config.model, tokenizer).to(team.device)
+        count = 1 if name == "base" else settings.answers_per_prompt
         with autocast(config.model, team.device):
-            generations[name] = answer(model, tokenizer, prompts, settings.answers_per_prompt, sampling, f"evaluate {name}", config.seed, team)
+            generations[name] = answer(model, tokenizer, prompts, count, sampling, f"evaluate {name}", config.seed, team)
         chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_heldout.jsonl")]), config.data.pretraining_tokens)
         perplexities[name] = perplexity(model, evenly(chunks, settings.perplexity_examples), 8, tokenizer.pad_token_id, config.model, team)
         if name == "sft":
