@@ -12,6 +12,9 @@ from typing import Any
 from stages.config import RunConfig
 from stages.runner import RunFolder, Stage, stage_main
 
+SCORING_BATCH = 16
+"""Sequences whose logits, a number for every token of the vocabulary at every place, are in memory at a time."""
+
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes generations.jsonl, evaluation.json and headline.json."""
@@ -43,10 +46,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         with autocast(config.model, team.device):
             generations[name] = answer(model, tokenizer, prompts, count, sampling, f"evaluate {name}", config.seed, team)
         chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_heldout.jsonl")]), config.data.pretraining_tokens)
-        perplexities[name] = perplexity(model, evenly(chunks, settings.perplexity_examples), 8, tokenizer.pad_token_id, config.model, team)
+        perplexities[name] = perplexity(
+            model, evenly(chunks, settings.perplexity_examples), SCORING_BATCH, tokenizer.pad_token_id, config.model, team
+        )
         if name == "sft":
             temperature = settings.temperature or 1.0
-            kl = kl_to(model, tokenizer, prompts, generations["ppo"], temperature, settings.batch_size, config.model, team)
+            kl = kl_to(model, tokenizer, prompts, generations["ppo"], temperature, SCORING_BATCH, config.model, team)
         del model
         gc.collect()
     if not team.is_main:
