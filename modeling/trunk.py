@@ -51,6 +51,16 @@ class Trunk:
             self.backbone.layers = layers
 
 
+@contextmanager
+def recorded(trunk: Trunk | None) -> Iterator[list[Tensor]]:
+    """`trunk.recorded()`, or a list that stays empty where there is no trunk."""
+    if trunk is None:
+        yield []
+    else:
+        with trunk.recorded() as found:
+            yield found
+
+
 def shared_trunk(model: Any, top_layers: int | None) -> Trunk | None:
     """The trunk below the adapted layers, or None where there is none or where the architecture does not run exactly the same from its middle.
 

@@ -4,7 +4,6 @@ Shapes: B episodes of this process, T response tokens.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from modeling.load import autocast
 from modeling.logprobs import response_logprobs
 from modeling.seeds import derive_seed
 from modeling.sequences import Sequences
-from modeling.trunk import Trunk
+from modeling.trunk import Trunk, recorded
 from ppo.advantages import gae, whiten
 from ppo.config import PPOConfig
 from ppo.models import PPOModels
@@ -98,7 +97,7 @@ def score(
     trunk_of: dict[tuple[int, ...], Tensor] = {}
     with models.as_reference() as reference, autocast(model_config, device):
         for index, rows in enumerate(groups):
-            with models.trunk.recorded() if models.trunk else nullcontext([]) as passed:
+            with recorded(models.trunk) as passed:
                 fill(ref_logprobs_BT, rows, response_logprobs(reference, layouts[index], config.temperature))
             if passed:
                 trunk_of[tuple(rows)] = passed[0]

@@ -17,8 +17,8 @@ def best_vs_worst(scores: Sequence[float], item: Element) -> float | None:
     better = item.better_KK.numpy()
     wins, losses = better.sum(1), better.sum(0)
     best, worst = np.flatnonzero((losses == 0) & (wins > 0)), np.flatnonzero((wins == 0) & (losses > 0))
-    for high in best:
-        for low in worst:
+    for high in best.tolist():
+        for low in worst.tolist():
             if better[high, low]:
                 return float(scores[high] > scores[low]) + 0.5 * float(scores[high] == scores[low])
     return None
