@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from modeling.load import context_length
 from modeling.logprobs import logits_only_at
+from modeling.sequences import pad_rows
 
 COMPACT_BELOW = 0.8
 """Ended rows leave when fewer than this fraction of the rows are still alive; leaving costs a copy of the cache."""
@@ -57,7 +58,7 @@ def generate(
     The response to a prompt depends on its seed, not on its neighbours (up to the rounding of batched arithmetic).
     Raises ValueError when a prompt leaves no room for an answer in the model's context.
     """
-    room = context_length(model)
+    room = context_length(model.config)
     longest = max((len(prompt) for prompt in prompts), default=0)
     if longest + sampling.max_new_tokens > room:
         raise ValueError(f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones do not fit the model's context of {room}")
@@ -80,8 +81,7 @@ def _decode(model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], 
     # Several answers to one prompt share a single pass over it.
     number_of = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     owner_B = torch.tensor([number_of[tuple(prompt)] for prompt in prompts], device=device)
-    ids_UP = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in number_of], batch_first=True, padding_value=pad_id).to(device)
-    length_U = torch.tensor([len(prompt) for prompt in number_of], device=device)
+    ids_UP, length_U = pad_rows(list(number_of), pad_id, device)
 
     cache = DynamicCache()
     with logits_only_at(model, length_U[:, None] - 1):

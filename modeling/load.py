@@ -128,12 +128,12 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def context_length(model: Any) -> int:
-    """The most tokens that the model can take; a large number where its config names none.
+def context_length(settings: Any) -> int:
+    """The most tokens that a model of this configuration can take; a large number where its config names none.
 
     A sliding window counts as the end: padding inside the key/value cache would shift what the window covers.
     """
-    limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    limits = (getattr(settings, name, None) for name in ("max_position_embeddings", "sliding_window"))
     return min((int(limit) for limit in limits if limit), default=2**30)
 
 

@@ -15,6 +15,12 @@ from torch import Tensor
 from modeling.trunk import Trunk
 
 
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """(ids, right-padded; lengths)."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)
+    return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
+
+
 @dataclass(frozen=True)
 class Sequences:
     """B prompts with responses."""
@@ -38,9 +44,9 @@ class Sequences:
     @staticmethod
     def pad(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> "Sequences":
         """Lays out rows of ids side by side."""
-        rows = [torch.tensor([*prompt, *response], dtype=torch.long) for prompt, response in zip(prompts, responses, strict=True)]
+        ids_BS, _ = pad_rows([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], pad_id, device)
         return Sequences(
-            ids_BS=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id).to(device),
+            ids_BS=ids_BS,
             prompt_length_B=torch.tensor([len(prompt) for prompt in prompts], device=device),
             response_length_B=torch.tensor([len(response) for response in responses], device=device),
         )

@@ -11,14 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from modeling.scalar import ScalarModel
-from modeling.sequences import take_positions
+from modeling.sequences import pad_rows, take_positions
 from reward.batches import Element
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, right-padded; lengths)."""
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)
-    return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
 def answer_scores(model: ScalarModel, group: Sequence[Element], pad_id: int, device: torch.device) -> Tensor:

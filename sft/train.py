@@ -78,7 +78,7 @@ def train(
     micro = min(config.micro_batch_size, per_process)
     if per_process % micro:
         raise ValueError(f"sft.micro_batch_size={micro} does not divide the {per_process} sequences of each process")
-    context = context_length(model)
+    context = context_length(model.config)
     rows = demonstration_examples(tokenizer, train_set, context)
     rows = mix(rows, text_examples(chunks), config.pretraining_fraction, seed)
     if model_config.adapter == "lora":

@@ -43,9 +43,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 def refuse_if_too_long(config: RunConfig, longest_prompt: int, place: str) -> None:
     """Raises ValueError, hours before it would matter, when some stage's answers would not fit the model's context."""
-    from modeling.load import read_settings
+    from modeling.load import context_length, read_settings
 
-    context = getattr(read_settings(place, config.model), "max_position_embeddings", None) or 2**30
+    context = context_length(read_settings(place, config.model))
     for name in ("samples", "ppo", "evaluate"):
         count = getattr(config, name).max_new_tokens
         if longest_prompt + count > context:

@@ -41,7 +41,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         found = rankings(run.stage("data"), run.stage("labels"), split)
         if not found:
             raise ValueError(f"there are no {split} rankings: run the labels stage, or give some in data.rankings")
-        sets[split], left_out[split] = elements(tokenizer, found, context_length(model))
+        sets[split], left_out[split] = elements(tokenizer, found, context_length(model.config))
     if config.model.adapter == "lora":
         torch.manual_seed(derive_seed(config.seed, "reward adapter"))
         model = add_lora(model, config.model.lora)

@@ -224,7 +224,7 @@ def test_the_tiny_base_is_made_once_in_the_cache(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> None:
-    assert context_length(tiny_causal("gpt2")) == context_length(tiny_causal("llama")) == CONTEXT_LENGTH
+    assert context_length(tiny_causal("gpt2").config) == context_length(tiny_causal("llama").config) == CONTEXT_LENGTH
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)])
