@@ -7,9 +7,9 @@ from typing import Any
 import sacrebleu
 import torch
 
+from data.intervals import interval
 from data.records import Demonstration
 from data.tokenize import decode_completion, encode_prompt
-from evaluation.intervals import interval
 from labeling.config import LabelsConfig
 from labeling.judges import Closeness
 from labeling.rubric import PARTS, judge

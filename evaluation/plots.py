@@ -10,17 +10,17 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from data.figures import INK, WIDTH, grid, tidy
+from data.pages import Interval
+
 Rows = Sequence[Mapping[str, Any]]
-Interval = Mapping[str, float]
 
 NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 COLOURS = {"base": "#777777", "sft": "#4477AA", "ppo": "#EE6677"}
 """Paul Tol's bright scheme, which colour-blind readers can tell apart; one colour a model in every picture."""
-GREEN, PURPLE, YELLOW, INK = "#228833", "#AA3377", "#CCBB44", "#333333"
-WIDTH = 11.0
+GREEN, PURPLE, YELLOW = "#228833", "#AA3377", "#CCBB44"
 MANY = 60
 """From more points than these, lines are smoothed and marks get small."""
 
@@ -73,7 +73,7 @@ def win_rates(comparisons: Mapping[str, Interval]) -> Figure:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("share of comparisons won by PPO, ties counting half; dashed: no difference", fontsize=9)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -81,7 +81,7 @@ def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[st
     """One panel a measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their names, in order."""
     models = [model for model in NAMES if model in table]
     keys = [key for key in titles if any(key in table[model] for model in models)]
-    figure, panels = _grid(len(keys), 4, height=1.9)
+    figure, panels = grid(len(keys), 4, height=1.9)
     for axes, key in zip(panels, keys, strict=True):
         for row, model in enumerate(models):
             if (found := table[model].get(key)) is not None:
@@ -92,7 +92,7 @@ def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[st
         axes.margins(x=0.2)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_title(titles[key], fontsize=10, loc="left")
-        _tidy(axes)
+        tidy(axes)
     return figure
 
 
@@ -120,11 +120,11 @@ def ppo_curves(rows: Rows) -> Figure | None:
     phases = [key for key in PHASES if _series(rows, key, "episodes")[0]]
     if not panels and not phases:
         return None
-    figure, grid = _grid(len(panels) + bool(phases), 3)
-    for axes, panel in zip(grid, panels, strict=False):
+    figure, panes = grid(len(panels) + bool(phases), 3)
+    for axes, panel in zip(panes, panels, strict=False):
         _draw(axes, rows, panel, "episodes", "episodes")
     if phases:
-        axes, bottom = grid[-1], [0.0] * len(rows)
+        axes, bottom = panes[-1], [0.0] * len(rows)
         places = [float(row.get("episodes", row["step"])) for row in rows]
         width = (0.9 if len(places) <= MANY else 1.0) * places[-1] / len(places)
         for key in phases:
@@ -156,7 +156,7 @@ def over_optimisation(rows: Rows) -> Figure | None:
     bar.outline.set_visible(False)
     axes.set_xlabel("√KL to SFT, √nats (k1 estimate)", fontsize=9)
     axes.set_ylabel("score (reward model's units)", fontsize=9)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -164,8 +164,8 @@ def _curves(rows: Rows, panels: Sequence[Panel], x_key: str, x_label: str, colum
     shown = [panel for panel in panels if _drawable(rows, panel)]
     if not shown:
         return None
-    figure, grid = _grid(len(shown), columns, height=3.0)
-    for axes, panel in zip(grid, shown, strict=True):
+    figure, panes = grid(len(shown), columns, height=3.0)
+    for axes, panel in zip(panes, shown, strict=True):
         _draw(axes, rows, panel, x_key, x_label)
     return figure
 
@@ -200,30 +200,12 @@ def _point(axes: Axes, row: int, found: Interval, colour: str, shown: str, label
     axes.annotate(shown, (found["mean"], row), fontsize=8, color=INK, **above)
 
 
-def _grid(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in rows of at most `columns`."""
-    columns = max(1, min(columns, count))
-    lines = max(1, math.ceil(count / columns))
-    figure = Figure(figsize=(WIDTH, height * lines), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    return figure, panels[:count]
-
-
 def _finish(axes: Axes, title: str, x_label: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x_label, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _tidy(axes)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, length=0)
+    tidy(axes)
 
 
 def _drawable(rows: Rows, panel: Panel) -> bool:

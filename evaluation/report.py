@@ -3,28 +3,21 @@
 Reads the run folder's files and says what stands there; a part that a run lacks is left out. The pictures are plots.py's.
 """
 
-import base64
-import io
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from data.jsonl import read_rows
+from data.files import read_rows
+from data.intervals import interval
+from data.pages import Cell, Format, Interval, Table, between, duration, measured, number, percent, write_pages
 from evaluation import plots
-from evaluation.intervals import interval
 from modeling.tracking import read_metrics
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
-Cell = str | tuple[str, str]
-"""A table's cell, with a smaller second text where there are two."""
-Format = Callable[[Any], str]
 MEASURES = {
     "closeness": ("Closeness to the reference", "higher is better"),
     "complete": ("Complete (ends by itself)", "higher is better"),
@@ -35,14 +28,6 @@ MEASURES = {
     "tokens": ("Length, tokens", "neither is better"),
 }
 COMPARISONS = {"PPO vs SFT": ("win_rate", "sft"), "PPO vs base": ("win_rate", "base"), "PPO vs SFT, like length": ("win_rate_length_matched",)}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text for both templates; the first column is text, the others are numbers."""
-
-    columns: list[str]
-    rows: list[list[Cell]]
 
 
 @dataclass(frozen=True)
@@ -81,23 +66,8 @@ class Results:
 def write_report(run: Path, out: Path, run_name: str, samples: int) -> None:
     """Writes `out/index.html` with its pictures inline, and `out/report.md` with them in `out/pictures`."""
     results = Results.read(run)
-    pictures = {name: _png(figure) for name, figure in figures(results).items()}
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
-    for name, png in pictures.items():
-        (out / "pictures" / f"{name}.png").write_bytes(png)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": percent, "fenced": fenced, "cell": markdown_cell}
-    shown = context(results, run_name, samples)
-    inline = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()}
-    linked = {name: f"pictures/{name}.png" for name in pictures}
-    for file, template, sources in (("index.html", "report.html.j2", inline), ("report.md", "report.md.j2", linked)):
-        (out / file).write_text(environment.get_template(template).render(shown, pictures=sources), encoding="utf-8")
+    templates = Path(__file__).parent / "templates"
+    write_pages(out, templates, "index.html", context(results, run_name, samples), figures(results), "pictures")
 
 
 def figures(results: Results) -> dict[str, Figure]:
@@ -141,24 +111,24 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
         "stages": stages_table(results.manifests),
         "packages": packages_table(results.manifests),
         "counts": counts_table(results.counts.get("rows", {})),
-        "removed": Table(["Rule", "Prompts removed"], [[rule.replace("_", " "), number(n)] for rule, n in results.counts.get("removed", {}).items()]),
-        "skipped": len(results.counts.get("skipped_rows", [])),
+        "removed": removed_table(results.counts.get("removed", {})),
+        "skipped": results.counts.get("skipped", 0),
         "handed_on": {name: dig(results.manifests, name, "headline") or {} for name in ("samples", "labels")},
         "config_json": json.dumps(config, indent=2),
     }
 
 
-def verdict(found: plots.Interval | None) -> dict[str, str]:
+def verdict(found: Interval | None) -> dict[str, str]:
     """One sentence, and its kind: better, worse, even or unknown."""
     if found is None:
         return {"kind": "unknown", "text": "PPO and SFT were not compared: the evaluate stage has left no win rate here."}
-    numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {_between(found, percent)}, {number(found['n'])} held-out prompts)"
+    numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {between(found, percent)}, {number(found['n'])} held-out prompts)"
     kind = side(found, 0.5)
     sentence = {"better": "PPO is better than SFT", "worse": "PPO is worse than SFT", "even": "No difference shown between PPO and SFT"}[kind]
     return {"kind": kind, "text": f"{sentence}: {numbers}."}
 
 
-def side(found: plots.Interval, level: float) -> str:
+def side(found: Interval, level: float) -> str:
     """On which side of a level the whole interval lies: better above, worse below, even where it contains it."""
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
 
@@ -168,8 +138,8 @@ def tiles(results: Results) -> list[dict[str, str]]:
     evaluation, before, after = results.evaluation, dig(results.evaluation, "perplexity", "sft"), dig(results.evaluation, "perplexity", "ppo")
     seconds = sum(found.get("seconds", 0.0) for found in results.manifests.values())
 
-    def tile(label: str, found: plots.Interval | None, form: Format, detail: str) -> dict[str, str]:
-        return {"label": label, "value": form(found and found["mean"]), "detail": f"{_between(found, form)}, {detail}" if found else "not measured"}
+    def tile(label: str, found: Interval | None, form: Format, detail: str) -> dict[str, str]:
+        return {"label": label, "value": form(found and found["mean"]), "detail": f"{between(found, form)}, {detail}" if found else "not measured"}
 
     price = {"label": "Perplexity, plain text", "value": f"{number(before)} → {number(after)}", "detail": f"{change(before, after)}, SFT → PPO"}
     return [
@@ -204,16 +174,16 @@ def checks(results: Results) -> list[dict[str, str]]:
     models, test = results.evaluation.get("models", {}), results.accuracy.get("test", {})
     matched, lengths = results.evaluation.get("win_rate_length_matched"), [dig(models, name, "tokens", "mean") for name in ("sft", "ppo")]
     if matched:
-        text = f"{percent(matched['mean'])} among answers of like length ({_between(matched, percent)}); mean length {change(*lengths)} against SFT"
+        text = f"{percent(matched['mean'])} among answers of like length ({between(matched, percent)}); mean length {change(*lengths)} against SFT"
         add("PPO wins at equal length too", side(matched, 0.5), text)
     for key, claim in (("chrf", "A judge that no reward model saw agrees"), ("complete", "PPO ends its answers more often than SFT")):
         if difference := paired(results.generations, key):
-            text = f"{MEASURES[key][0]}, PPO less SFT on the same prompts: {signed(difference['mean'])} ({_between(difference, signed)})"
+            text = f"{MEASURES[key][0]}, PPO less SFT on the same prompts: {signed(difference['mean'])} ({between(difference, signed)})"
             add(claim, side(difference, 0.0), text)
     if "accuracy" in test and "longest_baseline" in test:
         accuracy, longest = test["accuracy"], test["longest_baseline"]
         kind = "better" if accuracy["low"] > longest["high"] else "worse" if accuracy["high"] < longest["low"] else "even"
-        text = f"{percent(accuracy['mean'])} ({_between(accuracy, percent)}) against {percent(longest['mean'])} ({_between(longest, percent)})"
+        text = f"{percent(accuracy['mean'])} ({between(accuracy, percent)}) against {percent(longest['mean'])} ({between(longest, percent)})"
         add("The reward model beats choosing the longest answer", kind, text)
     return found
 
@@ -233,7 +203,7 @@ def wins_table(evaluation: Mapping[str, Any]) -> Table:
     reading = {"better": "PPO better", "worse": "PPO worse", "even": "no difference shown"}
     for name, path in COMPARISONS.items():
         if found := dig(evaluation, *path):
-            rows.append([name, percent(found["mean"]), _between(found, percent), number(found["n"]), reading[side(found, 0.5)]])
+            rows.append([name, percent(found["mean"]), between(found, percent), number(found["n"]), reading[side(found, 0.5)]])
         elif evaluation:
             rows.append([name, "–", "–", "0", "no such pairs"])
     return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Reading"], rows)
@@ -311,6 +281,12 @@ def counts_table(rows: Mapping[str, int]) -> Table:
     return Table(["Set", *splits], body)
 
 
+def removed_table(removed: Mapping[str, Mapping[str, int]]) -> Table:
+    """What curation left out, by kind and rule."""
+    rows: list[list[Cell]] = [[kind, rule.replace("_", " "), number(count)] for kind, rules in removed.items() for rule, count in rules.items()]
+    return Table(["Of", "Rule", "Removed"], rows, words=(1,))
+
+
 def dig(tree: Any, *path: str) -> Any:
     """What lies at a path of nested mappings, or None."""
     for key in path:
@@ -318,27 +294,9 @@ def dig(tree: Any, *path: str) -> Any:
     return tree
 
 
-def measured(found: Any, form: Format) -> Cell:
-    """A number, or a mean with its interval beneath."""
-    return (form(found["mean"]), _between(found, form)) if isinstance(found, Mapping) else form(found)
-
-
-def number(value: Any) -> str:
-    """About three telling digits; a dash where there is no number."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return "–"
-    digits = 0 if isinstance(value, int) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    return f"{value:z,.{digits}f}"
-
-
 def signed(value: float) -> str:
     """A difference with its sign."""
     return f"{value:+.4f}"
-
-
-def percent(value: Any) -> str:
-    """A share in percent."""
-    return f"{100 * value:.1f}%" if isinstance(value, int | float) and math.isfinite(value) else "–"
 
 
 def change(before: Any, after: Any) -> str:
@@ -346,35 +304,5 @@ def change(before: Any, after: Any) -> str:
     return f"{100 * (after / before - 1):+.1f}%" if number(before) != "–" and number(after) != "–" and before else "–"
 
 
-def duration(seconds: Any) -> str:
-    """Wall time in the two largest units that matter."""
-    if not isinstance(seconds, int | float):
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def fenced(text: str) -> str:
-    """Text as a Markdown code block that it cannot break out of."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def markdown_cell(cell: Cell) -> str:
-    """A cell of a Markdown table."""
-    text = cell if isinstance(cell, str) else f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _between(found: plots.Interval, form: Format) -> str:
-    return f"{form(found['low'])} to {form(found['high'])}"
-
-
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.intervals import interval, ratio_interval
+from data.intervals import interval, ratio_interval
 from reward.accuracy import best_vs_worst, lengths_as_scores, pair_outcomes
 from reward.batches import Element
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.report import change, duration, fenced, labeler_note, markdown_cell, number, percent, verdict, write_report
+from evaluation.report import change, labeler_note, verdict, write_report
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
 HOSTILE = "<script>alert('no')</script> | ```` and \n# a heading"
@@ -52,7 +52,8 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
     sizes = {"sft_train": 1234, "sft_valid": 130, "sft_test": prompts, "rl_train": 987, "texts_train": 450, "texts_heldout": 50}
     put(
         run / "data" / "counts.json",
-        {"rows": sizes, "removed": {"over_cap_per_user": 7, "near_duplicate": 31}, "skipped_rows": ["a.jsonl:3: not JSON"]},
+        {"rows": sizes, "removed": {"prompts": {"near_duplicate": 31, "over_cap": 7}, "rankings": {"repeated": 5}}}
+        | {"skipped": 23, "skipped_rows": ["a.jsonl:3: not JSON"]},
     )
     sft: list[dict[str, float]] = [
         {"step": step, "loss": 1.9 + math.exp(-step / 15) + noise.gauss(0, 0.05), "token_accuracy": 0.55 + 0.001 * step} for step in range(1, 81)
@@ -145,7 +146,10 @@ def test_numbers_stand_in_their_places(reports):
     assert "12 min 1 s" in seen
     assert "sft 1 min 41 s 101 cuda:0 1 0123456789+dirty" in seen
     assert "sft 1,234 130 40" in seen
-    assert "near duplicate 31" in seen
+    assert "prompts near duplicate 31" in seen
+    assert "rankings repeated 5" in seen
+    assert "23 malformed rows were skipped" in seen
+    assert "| prompts | near duplicate | 31 |" in markdown
     assert "| PPO vs SFT | 63.5% | 58.5% to 68.5% | 120 | PPO better |" in markdown
     assert "| PPO | 19.0 | +11.9% | +5.0% |" in markdown
     assert "chrF held-out judge: no reward model saw it" in seen
@@ -196,7 +200,7 @@ def test_without_ptx_its_panels_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("missing", ["data", "sft", "samples", "labels", "reward", "ppo", "evaluate"])
 def test_a_missing_stage_leaves_a_gap_and_no_more(run, tmp_path, monkeypatch, missing):
-    monkeypatch.setattr("evaluation.report._png", lambda figure: b"")
+    monkeypatch.setattr("data.pages.png", lambda figure: b"")
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / missing)
     html, markdown = rendered(tmp_path / "run", tmp_path / "out")
@@ -212,7 +216,7 @@ def test_an_empty_run_says_so(tmp_path):
 
 
 def test_no_pairs_of_like_length_and_numbers_that_are_none(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.report._png", lambda figure: b"")
+    monkeypatch.setattr("data.pages.png", lambda figure: b"")
     shutil.copytree(run, tmp_path / "run")
     place = tmp_path / "run" / "evaluate" / "evaluation.json"
     evaluation = json.loads(place.read_text()) | {"win_rate_length_matched": None, "perplexity": {"base": math.inf, "sft": math.nan, "ppo": 19.0}}
@@ -229,10 +233,5 @@ def test_the_verdict_follows_the_interval(mean, kind):
     assert verdict({"mean": mean, "low": round(mean - 0.05, 6), "high": round(mean + 0.05, 6), "n": 9})["kind"] == kind
 
 
-def test_forms():
-    assert [number(v) for v in (0.1234, 1.234, 12.34, 1234.5, 7, None, math.nan)] == ["0.123", "1.23", "12.3", "1,234", "7", "–", "–"]
-    assert [percent(v) for v in (0.1234, None)] == ["12.3%", "–"]
+def test_a_change_is_told_in_percent():
     assert [change(20.0, 21.0), change(None, 1.0)] == ["+5.0%", "–"]
-    assert [duration(v) for v in (59.6, 7260.0, 12.0, None)] == ["1 min 0 s", "2 h 1 min", "12 s", "–"]
-    assert markdown_cell(("a|b", "<i>")) == "a\\|b (&lt;i>)"
-    assert fenced("a ``` b").startswith("````text")

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
+DRAWS_AT_A_TIME = 10_000_000
+"""All resamples of many prompts at once would be gigabytes."""
+
 
 def interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
     """{mean, low, high, n}: percentile bootstrap of the mean of per-prompt values. Raises ValueError when there are none."""
@@ -24,7 +27,10 @@ def ratio_interval(sums: Sequence[float], counts: Sequence[float], resamples: in
     if not count.sum():
         raise ValueError("there is nothing to take a mean of")
     mean = float(total.sum() / count.sum())
-    rows = np.random.default_rng(seed).integers(0, len(total), size=(resamples, len(total)))
-    means = total[rows].sum(1) / np.maximum(count[rows].sum(1), 1e-12)
+    rng, means = np.random.default_rng(seed), np.empty(resamples)
+    step = max(1, DRAWS_AT_A_TIME // len(total))
+    for start in range(0, resamples, step):
+        rows = rng.integers(0, len(total), size=(min(step, resamples - start), len(total)))
+        means[start : start + step] = total[rows].sum(1) / np.maximum(count[rows].sum(1), 1e-12)
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": mean, "low": float(low), "high": float(high), "n": int(count.sum())}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import interval, ratio_interval
+import data.intervals
+from data.intervals import interval, ratio_interval
 
 RESAMPLES = 10_000
 # A resampled 2.5% quantile has a standard error of sqrt(p (1 - p) / R) over the density there, 0.027 of the mean's own standard error for
@@ -76,3 +77,10 @@ def test_the_same_values_give_the_same_interval_every_time() -> None:
     assert interval(values, 500) == interval(values, 500)
     assert ratio_interval(values, [1, 2, 3, 4, 5], 500) == ratio_interval(values, [1, 2, 3, 4, 5], 500)
     assert interval(values, 500)["low"] <= interval(values, 500)["mean"] <= interval(values, 500)["high"]
+
+
+def test_resampling_in_pieces_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, counts = [1.0, 0.0, 3.0, 2.0], [2.0, 1.0, 3.0, 4.0]
+    whole = ratio_interval(sums, counts, resamples=501)
+    monkeypatch.setattr(data.intervals, "DRAWS_AT_A_TIME", 40)
+    assert ratio_interval(sums, counts, resamples=501) == whole
