@@ -3,29 +3,67 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+BUILT_IN = ("seed", "wikipedia")
+"""Sources that need no entry under data.sources: the set written for this project, and the embedded articles."""
+ROLES = ("demonstrations", "prompts", "rankings", "pretraining")
+
+
+@dataclass
+class SourceConfig:
+    """One body of data. Its name, the key under `data.sources`, is what the lists of the data section call it by."""
+
+    format: str = "rows"
+    """`rows`: this project's records and trl's formats; or a published data set's: `oasst`, `hh_rlhf`, ... (docs/data.md lists all)."""
+    place: str = ""
+    """A file, a folder, or a data set on the Hub. Default: where the format's data are published."""
+    revision: str | None = None
+    """For the Hub: the commit to read, so that a rerun reads the same rows; `main` takes whatever is there on the day."""
+    subset: str | None = None
+    """For the Hub: the data set's configuration, where it has several. Default: the format's."""
+    split: str | None = None
+    """For the Hub: the split to read. This project splits by user itself. Default: the format's."""
+    columns: dict[str, str | None] = field(default_factory=dict)
+    """Their column names to ours; null leaves a column out."""
+    source: Literal["labeler", "api"] | None = None
+    """Who wrote the prompts, where rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
+    weight: float | None = None
+    """Share of the role's training rows in a mixture, relative to the other sources'. Sources are thinned, never repeated. Default: all rows."""
+    limit: int | None = None
+    """Read no more than this many rows. Default: all."""
+    licence: str | None = None
+    """For the data card, where the format does not know it."""
+
 
 @dataclass
 class DataConfig:
     """Prompts, demonstrations, rankings and plain text. Defaults are the paper's (section 3.2, appendix A) unless marked ours."""
 
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Bodies of data by name, for the four lists below. A file in a known form needs no entry: the lists may name it directly."""
     demonstrations: list[str] = field(default_factory=lambda: ["seed"])
-    """JSONL files of prompts with a `completion`; `seed` is the set written for this project (data/seed)."""
+    """Sources of prompts with an answer worth imitating; `seed` is the set written for this project (data/seed)."""
     prompts: list[str] = field(default_factory=list)
-    """JSONL files of further prompts, without answers."""
+    """Sources of further prompts, without answers."""
     rankings: list[str] = field(default_factory=list)
-    """JSONL files of answers that somebody already ranked; they join the labeler's rankings in the reward stage."""
+    """Sources of answers that somebody already ranked; they join the labeler's rankings in the reward stage."""
     pretraining: list[str] = field(default_factory=lambda: ["wikipedia"])
-    """Plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or .md files, or JSONL with `text`."""
+    """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or .md files, rows with `text`."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """What a malformed row does: stops the run with file and line, or is skipped and counted."""
-    max_prompts_per_user: int = 200
-    """Prompts kept of one user. Section 3.2."""
+    group_by: Literal["user", "organisation"] = "user"
+    """Whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
+    max_prompts_per_group: int = 200
+    """Prompts kept of one user or organisation. Section 3.2."""
     near_duplicate_fraction: float = 0.9
-    """Two prompts are the same when their common prefix is this fraction of the longer one. Ours: section 3.2 gives no number."""
+    """Two prompts are the same when their common prefix is this fraction of the longer one. Ours: appendix A.2 gives no number."""
+    languages: list[str] = field(default_factory=list)
+    """ISO 639-1 codes of the languages to keep. Default: all, as in the paper, which counted languages (96% English) and dropped none."""
+    personal_data: Literal["rules", "presidio", "off"] = "rules"
+    """How training rows with personal data are found, which are then dropped (section 3.2; docs/personal-data.md has the entities)."""
     max_prompt_tokens: int = 1000
     """Longer prompts, template included, are dropped and counted, in the policy's tokens. Appendix C."""
     max_answer_tokens: int = 1000
-    """Longer demonstrations are dropped and counted, in the policy's tokens. Appendix C."""
+    """Longer demonstrations, and rankings with a longer answer, are dropped and counted, in the policy's tokens. Appendix C."""
     valid_fraction: float = 0.1
     """Share of users held out for choosing between checkpoints. Ours."""
     test_fraction: float = 0.1
@@ -34,6 +72,8 @@ class DataConfig:
     """Another salt gives another split of the same users."""
     pretraining_tokens: int = 512
     """Tokens of one pretraining example. Ours; the paper's is the model's context, 2,048."""
+    workers: int = 1
+    """Processes that count tokens, tell languages and look for personal data."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
@@ -47,6 +87,24 @@ class DataConfig:
             )
         if not 0 < self.near_duplicate_fraction <= 1:
             raise ValueError(f"data.near_duplicate_fraction={self.near_duplicate_fraction} must be above 0 and at most 1")
-        for name in ("max_prompts_per_user", "max_prompt_tokens", "max_answer_tokens", "pretraining_tokens"):
+        for name in ("max_prompts_per_group", "max_prompt_tokens", "max_answer_tokens", "pretraining_tokens", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        self._validate_sources()
+
+    def _validate_sources(self) -> None:
+        for name, source in self.sources.items():
+            if name in BUILT_IN:
+                raise ValueError(f"data.sources.{name}: that name is taken by the embedded source; choose another")
+            if source.weight is not None and source.weight <= 0:
+                raise ValueError(f"data.sources.{name}.weight={source.weight} must be above 0")
+            if source.limit is not None and source.limit < 1:
+                raise ValueError(f"data.sources.{name}.limit={source.limit} must be at least 1")
+        for role in ROLES:
+            names: list[str] = getattr(self, role)
+            if len(set(names)) < len(names):
+                raise ValueError(f"data.{role} names a source twice")
+            weighted = [name in self.sources and self.sources[name].weight is not None for name in names]
+            if any(weighted) and not all(weighted):
+                missing = names[weighted.index(False)]
+                raise ValueError(f"data.{role}: give every source a weight or none; {missing!r} has none (an entry under data.sources takes one)")

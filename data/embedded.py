@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from data.chat_template import CHATML
 from data.download import Asset, fetch_members
-from data.jsonl import read_rows, write_rows
+from data.files import write_rows
 
 BASE_MODEL = Asset(
     name="smollm2-135m-instruct",
@@ -77,14 +77,14 @@ def sentence_encoder() -> Path:
     return _kept(SENTENCE_ENCODER, lambda members, made: shutil.copytree(members, made))
 
 
-def wikipedia_articles() -> list[str]:
-    """The prose of 96 English Wikipedia articles, in the dump's order; 2.6 million characters. Raises ValueError as `base_model`."""
-    return [row["text"] for _, row in read_rows(_kept(ARTICLES, _strip_articles))]
+def wikipedia_file() -> Path:
+    """The prose of 96 English Wikipedia articles as JSON Lines, in the dump's order; 2.6 million characters. Raises ValueError as `base_model`."""
+    return _kept(ARTICLES, _strip_articles)
 
 
 def fetch_all() -> None:
     """Makes whatever is missing and prints a line for each asset: what, size, where. Raises ValueError as `base_model`."""
-    for asset, fetch in ((BASE_MODEL, base_model), (SENTENCE_ENCODER, sentence_encoder), (ARTICLES, wikipedia_articles)):
+    for asset, fetch in ((BASE_MODEL, base_model), (SENTENCE_ENCODER, sentence_encoder), (ARTICLES, wikipedia_file)):
         fetch()
         place = cache_folder() / asset.name
         files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]

@@ -29,6 +29,13 @@ class Message(TypedDict):
     content: str
 
 
+class Example(TypedDict):
+    """One query of a few-shot prompt, and its answer."""
+
+    prompt: str
+    completion: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """What the model is asked. Only `prompt` must be given in a file; the rest has defaults."""
@@ -42,14 +49,29 @@ class Prompt:
     """Labeler prompts are `plain`, `few_shot` or `user_based` (section 3.2)."""
     user_id: str = ""
     """Splits keep a user in one place. Default: each prompt is a user of its own."""
+    organisation_id: str = ""
+    """Who the user belongs to; `data.group_by: organisation` caps and splits by it. Default: each user is one of its own."""
+    dataset: str = ""
+    """The source of the configuration that the row came from."""
     use_case: str | None = None
     """One of the paper's ten, or null."""
 
     def __post_init__(self) -> None:
         if not self.prompt_id:
-            object.__setattr__(self, "prompt_id", hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()[:16])
+            object.__setattr__(self, "prompt_id", hashlib.sha256(json.dumps(self._asked()).encode()).hexdigest()[:16])
         if not self.user_id:
             object.__setattr__(self, "user_id", self.prompt_id)
+        if not self.organisation_id:
+            object.__setattr__(self, "organisation_id", self.user_id)
+
+    def _asked(self) -> Any:
+        """What makes it the prompt that it is."""
+        return self.prompt
+
+    @staticmethod
+    def of(record: "Prompt") -> "Prompt":
+        """The prompt alone, without an answer or a ranking."""
+        return Prompt(**{item.name: getattr(record, item.name) for item in fields(Prompt)})
 
     @property
     def messages(self) -> list[Message]:
@@ -70,6 +92,17 @@ class Demonstration(Prompt):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FewShot(Prompt):
+    """An instruction, as `prompt`, with K queries and their answers: it becomes K demonstrations (section 3.2), see data/few_shot.py."""
+
+    examples: list[Example]
+
+    def _asked(self) -> Any:
+        """The same instruction with other examples is another prompt."""
+        return [self.prompt, self.examples]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ranking(Prompt):
     """A prompt with K answers and what a labeler thought of them."""
 
@@ -78,6 +111,8 @@ class Ranking(Prompt):
     """1 is best, equal is a tie, null is not ranked."""
     preferences: list[list[int]] | None = None
     """Raw judgments `[better, worse]` as indices into completions, kept where they are incomplete or cyclic; instead of ranks."""
+    ties: list[list[int]] | None = None
+    """Beside preferences: pairs that were compared and found equal."""
     labeler_id: str = ""
     labeler: str = "human"
     complete: list[bool] | None = None
@@ -95,6 +130,14 @@ class Samples(Prompt):
     """Whether each answer ended by itself rather than being cut off."""
     reference: str | None = None
     """The demonstration, for labelers that compare with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Plain text for the pretraining mix and for perplexity."""
+
+    text: str
+    dataset: str = ""
 
 
 RecordT = TypeVar("RecordT", bound=Prompt)
@@ -118,19 +161,23 @@ def parse(row: object, record_type: type[RecordT]) -> RecordT:
     _check_prompt(row)
     if issubclass(record_type, Demonstration) and not _is_text(row["completion"]):
         raise ValueError("'completion' must be a non-empty string")
+    if issubclass(record_type, FewShot):
+        _check_examples(row["examples"])
     if issubclass(record_type, Ranking):
         _check_ranking(row)
     return record_type(**row)
 
 
+def parse_document(row: dict[str, Any]) -> Document:
+    """The document in a row. Raises ValueError when its text is not a string, or empty."""
+    if not _is_text(row["text"]):
+        raise ValueError("'text' must be a non-empty string")
+    return Document(**row)
+
+
 def to_row(record: Prompt) -> dict[str, Any]:
-    """The record as a JSON object; fields that hold null are left out."""
-    return {key: value for key, value in asdict(record).items() if value is not None}
-
-
-def as_prompt(record: Prompt) -> Prompt:
-    """The prompt alone, without an answer or a ranking."""
-    return Prompt(**{field.name: getattr(record, field.name) for field in fields(Prompt)})
+    """The record as a JSON object; fields that hold nothing are left out."""
+    return {key: value for key, value in asdict(record).items() if value is not None and value != ""}
 
 
 def _is_text(value: object) -> bool:
@@ -149,12 +196,20 @@ def _check_prompt(row: Mapping[str, Any]) -> None:
             raise ValueError("the last message of 'prompt' must not be the assistant's: that is the answer")
     elif not _is_text(prompt):
         raise ValueError("'prompt' must be a non-empty string or a list of messages")
-    for key in ("prompt_id", "user_id", "labeler_id"):
+    for key in ("prompt_id", "user_id", "organisation_id", "dataset", "labeler_id"):
         if not isinstance(row.get(key, ""), str):
             raise ValueError(f"{key!r} must be a string")
     for key, allowed in (("source", SOURCES), ("kind", (*KINDS, None)), ("use_case", (*USE_CASES, None)), ("labeler", LABELERS)):
         if key in row and row[key] not in allowed:
             raise ValueError(f"{key!r} is {row[key]!r}; allowed are {', '.join(str(value) for value in allowed)}")
+
+
+def _check_examples(examples: object) -> None:
+    if not isinstance(examples, list) or len(examples) < 2:
+        raise ValueError("'examples' must be a list of at least 2 query and answer pairs")
+    for example in examples:
+        if not isinstance(example, dict) or set(example) != {"prompt", "completion"} or not all(_is_text(value) for value in example.values()):
+            raise ValueError('each of \'examples\' must be {"prompt": string, "completion": string}, neither empty')
 
 
 def _check_ranking(row: Mapping[str, Any]) -> None:
@@ -175,9 +230,16 @@ def _check_ranking(row: Mapping[str, Any]) -> None:
         if not all(rank is None or (type(rank) is int and rank >= 1) for rank in ranks):
             raise ValueError("'ranks' must hold integers from 1 up (1 is best), or null for an answer that was not ranked")
     if preferences is not None:
-        good = isinstance(preferences, list) and all(
-            isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < len(completions) for i in pair) and pair[0] != pair[1]
-            for pair in preferences
-        )
-        if not good:
-            raise ValueError("'preferences' must be a list of [better, worse] pairs of different indices into 'completions'")
+        _check_pairs(preferences, len(completions), "preferences", "[better, worse] pairs")
+    if row.get("ties") is not None:
+        if preferences is None:
+            raise ValueError("'ties' stand beside 'preferences'; in 'ranks' a tie is an equal rank")
+        _check_pairs(row["ties"], len(completions), "ties", "pairs")
+
+
+def _check_pairs(pairs: object, count: int, key: str, what: str) -> None:
+    good = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < count for i in pair) and pair[0] != pair[1] for pair in pairs
+    )
+    if not good:
+        raise ValueError(f"{key!r} must be a list of {what} of different indices into 'completions'")

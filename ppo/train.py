@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.jsonl import write_rows
+from data.files import write_rows
 from data.records import Prompt
 from data.tokenize import decode_completion
 from modeling.config import ModelConfig

@@ -26,6 +26,22 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("oasst/en_100_tree.jsonl")`: a file or folder of real public data, which the project does not bring along.
+
+    It lies under $RLHF_PTX_SHARED_DATA, or under shared/data beside the checkout; the test that asks for it is skipped where it is not.
+    """
+    root = Path(os.environ.get("RLHF_PTX_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+    def get(name: str) -> Path:
+        if not (root / name).exists():
+            pytest.skip(f"no real data: {name} is not under {root} (set RLHF_PTX_SHARED_DATA to where it is)")
+        return root / name
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny("gpt2")`: the folder of a tiny model of that architecture, with its tokenizer. Do not write into it."""
     built: dict[str, Path] = {}

@@ -19,7 +19,8 @@ import data.download
 import data.embedded
 from data.chat_template import CHATML, PLAIN
 from data.download import Asset
-from data.embedded import ARTICLES, BASE_MODEL, SENTENCE_ENCODER, cache_folder, main, wikipedia_articles
+from data.embedded import ARTICLES, BASE_MODEL, SENTENCE_ENCODER, cache_folder, main, wikipedia_file
+from data.files import read_rows
 from data.wikitext import prose
 
 PARAGRAPH = "The [[aardvark|earth pig]] is '''nocturnal''' and digs its burrows at night, far from any town.{{citation needed}} "
@@ -32,6 +33,10 @@ DUMP = (
     + PAGE.format(title="Talk:Aardvark", ns=1, redirect="", text=PARAGRAPH * 10)
     + "</mediawiki>"
 )
+
+
+def wikipedia_articles() -> list[str]:
+    return [row["text"] for _, row in read_rows(wikipedia_file())]
 
 
 class FakePip:

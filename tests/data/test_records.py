@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from data.records import USE_CASES, Demonstration, Prompt, Ranking, as_prompt, parse, to_row
+from data.records import USE_CASES, Demonstration, Prompt, Ranking, parse, to_row
 
 RANKING = {"prompt": "Why?", "completions": ["a", "b", "c"]}
 
@@ -117,7 +117,7 @@ def test_the_paper_has_ten_use_cases() -> None:
 
 def test_a_prompt_taken_from_a_demonstration_no_longer_knows_the_answer() -> None:
     record = parse({"prompt": "Why?", "completion": "So.", "user_id": "u", "kind": "plain"}, Demonstration)
-    bare = as_prompt(record)
+    bare = Prompt.of(record)
     assert type(bare) is Prompt
     assert "So." not in str(to_row(bare))
     assert (bare.prompt_id, bare.user_id, bare.kind) == (record.prompt_id, "u", "plain")

@@ -1,11 +1,12 @@
 """Token ids, against transformers' own rendering of the same conversation."""
 
+import copy
 from typing import Any
 
 import pytest
 
 from data.records import Prompt
-from data.tokenize import decode_completion, encode_completion, encode_prompt, pretraining_chunks
+from data.tokenize import count_answer_tokens, count_prompt_tokens, decode_completion, encode_completion, encode_prompt, pretraining_chunks
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 
@@ -34,6 +35,24 @@ def test_eos_closes_an_answer_only_if_it_ended(tiny_tokenizer: Any) -> None:
     assert ended == [*cut, tiny_tokenizer.eos_token_id]
     assert tiny_tokenizer.eos_token_id not in cut
     assert encode_completion(tiny_tokenizer, "") == [tiny_tokenizer.eos_token_id]
+
+
+def test_counting_many_at_once_gives_what_encoding_each_gives(tiny_tokenizer: Any) -> None:
+    prompts = [Prompt(prompt="Why?"), Prompt(prompt=TURNS), Prompt(prompt="How is it that the sky is blue? " * 9)]
+    assert count_prompt_tokens(tiny_tokenizer, prompts) == [len(encode_prompt(tiny_tokenizer, prompt)) for prompt in prompts]
+    answers = ["Because.", "", "The quick brown fox"]
+    assert count_answer_tokens(tiny_tokenizer, answers) == [len(encode_completion(tiny_tokenizer, answer)) for answer in answers]
+    assert count_prompt_tokens(tiny_tokenizer, []) == []
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tiny_tokenizer: Any) -> None:
+    strict = copy.deepcopy(tiny_tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    prompts = [Prompt(prompt="Why?"), Prompt(prompt=TURNS, prompt_id="p7", dataset="mine")]
+    with pytest.raises(ValueError, match=r"^the model's chat template refuses prompt 'p7' of 'mine': no system role$"):
+        count_prompt_tokens(strict, prompts)
 
 
 @pytest.mark.parametrize("ends", [True, False])

@@ -1,0 +1,38 @@
+"""Few-shot prompts: K query and answer pairs under one instruction give K examples (Ouyang et al. 2022, section 3.2).
+
+Each has the other K - 1 pairs as its context and never its own answer. All K are one user's, so they share a split; the rules of curation
+look at the instruction with its pairs, once, before it is expanded.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from data.records import Demonstration, Example, FewShot, Prompt
+
+
+def expand(record: FewShot) -> Iterator[Demonstration]:
+    """One demonstration a pair, its id the record's with `#` and the pair's place.
+
+    A pair that asks the same as the example does not stand in its context: it would give the answer away.
+    """
+    shared = {key: value for key, value in asdict(Prompt.of(record)).items() if key not in ("prompt", "prompt_id", "kind")}
+    for place, example in enumerate(record.examples):
+        others = [other for other in record.examples if other["prompt"].strip() != example["prompt"].strip()]
+        yield Demonstration(
+            **shared,
+            prompt=render(record.text, others, example["prompt"]),
+            prompt_id=f"{record.prompt_id}#{place + 1}",
+            kind="few_shot",
+            completion=example["completion"],
+        )
+
+
+def render(instruction: str, context: list[Example], query: str) -> str:
+    """The instruction, the pairs of the context, and the query that waits for its answer. Ours: the paper does not print its format."""
+    shown = [f"Input: {pair['prompt'].strip()}\nOutput: {pair['completion'].strip()}" for pair in context]
+    return "\n\n".join([instruction.strip(), *shown, f"Input: {query.strip()}\nOutput:"])
+
+
+def whole_text(record: FewShot) -> str:
+    """Instruction and all pairs as one text, for the rules that compare prompts or look for personal data in them."""
+    return render(record.text, record.examples[:-1], record.examples[-1]["prompt"]) + " " + record.examples[-1]["completion"]

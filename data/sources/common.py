@@ -1,0 +1,52 @@
+"""What several adapters need: prompts from an instruction and its input, conversations, and ranks from scores."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from data.records import Message
+from data.sources.adapter import Row, need
+
+ROLES = ("system", "user", "assistant")
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+def with_input(instruction: str, text: str) -> str:
+    """An instruction and what it is about, a blank line apart; the instruction alone where there is nothing more."""
+    return f"{instruction.strip()}\n\n{text.strip()}".strip()
+
+
+def conversation(row: Row, key: str) -> list[Message]:
+    """The messages under a key, with role and content only. Raises ValueError when they are not a conversation."""
+    messages = need(row, key, list, "a list of messages")
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise ValueError(f"each message of {key!r} must have a 'role' ({', '.join(ROLES)}) and a string as 'content'")
+    return [Message(role=message["role"], content=message["content"]) for message in messages]
+
+
+def transcript(row: Row, key: str) -> list[Message]:
+    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ..."; what one speaker says in several turns running becomes one message.
+
+    Chat templates know only turns that alternate. Raises ValueError when the text is no such transcript.
+    """
+    before, *parts = TURN.split(need(row, key, str, "a string"))
+    if before.strip() or not parts:
+        raise ValueError(f"{key!r} must be a transcript that begins with 'Human:' or 'Assistant:'")
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    spoken = ((speaker, [text.strip() for _, text in texts]) for speaker, texts in groupby(turns, key=lambda turn: turn[0]))
+    return [Message(role=SPEAKERS[speaker], content="\n\n".join(texts).strip()) for speaker, texts in spoken]
+
+
+def opening_id(messages: Sequence[Message]) -> str:
+    """A hash of the first user turn: conversations that begin alike, such as the prefixes of one, share it."""
+    opening = next((message["content"] for message in messages if message["role"] == "user"), "")
+    return hashlib.sha256(opening.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def dense_ranks(scores: Sequence[float | None]) -> list[int | None]:
+    """1 for the highest score, 2 for the next different one, and so on; equal scores tie, and no score is no rank."""
+    places = {score: place for place, score in enumerate(sorted({score for score in scores if score is not None}, reverse=True), 1)}
+    return [None if score is None else places[score] for score in scores]

@@ -1,0 +1,49 @@
+"""No Robots: 10,000 instructions and answers that paid annotators wrote after InstructGPT's ten categories.
+
+Prompts are conversations, some with a system message or earlier turns; the last reply is the demonstration. `Coding`, which the paper does not
+have, counts as other. All are labeler prompts, each a user of its own.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from data.sources.adapter import Adapter, Row, need, single
+from data.sources.common import conversation
+
+USE_CASES = {
+    "Generation": "generation",
+    "Open QA": "open_qa",
+    "Brainstorm": "brainstorming",
+    "Chat": "chat",
+    "Rewrite": "rewrite",
+    "Summarize": "summarization",
+    "Coding": "other",
+    "Classify": "classification",
+    "Closed QA": "closed_qa",
+    "Extract": "extract",
+}
+
+
+def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
+    messages = conversation(row, "messages")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise ValueError("'messages' must be a prompt and, last, the assistant's answer")
+    record = {"prompt": messages[:-1], "kind": "plain", "completion": messages[-1]["content"]}
+    if row.get("prompt_id") is not None:
+        record["prompt_id"] = need(row, "prompt_id", str)
+    category = str(row.get("category"))
+    yield record | ({"use_case": USE_CASES[category]} if category in USE_CASES else {})
+
+
+def _prompts(row: Row) -> Iterable[dict[str, Any]]:
+    for record in _demonstrations(row):
+        yield {key: value for key, value in record.items() if key != "completion"}
+
+
+ADAPTER = Adapter(
+    name="no_robots",
+    about="No Robots, instructions and answers by annotators (CC BY-NC 4.0)",
+    source="labeler",
+    convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts)},
+    hub="HuggingFaceH4/no_robots",
+)

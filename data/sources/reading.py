@@ -1,0 +1,203 @@
+"""Reads a source: opens what its place names, hands the rows to its format's adapter, and checks what comes back.
+
+Everything streams. A mistake is told with the place of the row, and either stops the run or is counted (`data.bad_rows`).
+"""
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from data.config import BUILT_IN, DataConfig, SourceConfig
+from data.embedded import wikipedia_file
+from data.files import TEXT_SUFFIXES, BadRows, Placed, is_data_file, read_rows
+from data.records import Demonstration, FewShot, Prompt, Ranking, parse, parse_document
+from data.sources.adapter import Adapter, Role
+from data.sources.registry import ADAPTERS
+
+SEED_FOLDER = Path(__file__).parents[1] / "seed"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+RECORD_TYPES: dict[Role, type[Prompt]] = {"demonstrations": Demonstration, "prompts": Prompt, "rankings": Ranking}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that a role's list names, found: its settings, its adapter, and its files or its place on the Hub."""
+
+    name: str
+    role: Role
+    settings: SourceConfig
+    adapter: Adapter
+    files: tuple[Path, ...]
+    hub: str | None
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people who may read of it elsewhere: no folders of this machine."""
+        if self.name in BUILT_IN:
+            return "embedded"
+        if self.hub is None:
+            return self.files[0].name if len(self.files) == 1 else f"{self.files[0].parent.name} ({len(self.files)} files)"
+        subset = self.settings.subset or self.adapter.subset
+        return f"{self.hub}{f' ({subset})' if subset else ''}, split {self.split}, at {self.settings.revision}"
+
+    @property
+    def split(self) -> str:
+        """The Hub split."""
+        return self.settings.split or self.adapter.split
+
+
+def sources(config: DataConfig, role: Role) -> list[Source]:
+    """The sources that a list of the configuration names, in order.
+
+    Raises ValueError when one is not there, has no such format or cannot play the role: nothing is read yet.
+    """
+    return [find(name, config, role) for name in getattr(config, role)]
+
+
+def find(name: str, config: DataConfig, role: Role) -> Source:
+    """One source, by its name in the list. Raises ValueError as `sources`."""
+    settings = config.sources.get(name)
+    where = f"data.{role}: {name!r}" if settings is None else f"data.sources.{name}"
+    if settings is None:
+        place = SEED_FOLDER if name == "seed" else wikipedia_file() if name == "wikipedia" else Path(name)
+        settings = SourceConfig(place=str(place))
+        if not place.exists():
+            near = difflib.get_close_matches(name, [*config.sources, "seed", "wikipedia"], n=1)
+            hint = f", did you mean {near[0]!r}?" if near else "; a Hub data set needs an entry under data.sources"
+            raise ValueError(f"{where}: no such file or source{hint}")
+    adapter = ADAPTERS.get(settings.format)
+    if adapter is None:
+        near = difflib.get_close_matches(settings.format, ADAPTERS, n=1)
+        raise ValueError(
+            f"{where}.format={settings.format!r} is unknown" + (f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(ADAPTERS)}")
+        )
+    if role not in adapter.convert:
+        raise ValueError(f"{where}: format {adapter.name!r} has no {role}, only {' and '.join(adapter.convert)}")
+    place_name = settings.place or adapter.hub
+    if not place_name:
+        raise ValueError(f"{where}.place is missing: the file or folder with the {adapter.name} data")
+    path = Path(place_name)
+    if path.exists():
+        return Source(name, role, settings, adapter, files_at(path, adapter, role), None)
+    published = adapter.hub is not None or adapter.name == "rows"
+    if is_data_file(path) or not published or not HUB_NAME.fullmatch(place_name):
+        raise ValueError(f"{where}: {path}: no such file or folder")
+    if not settings.revision:
+        raise ValueError(
+            f"{where}: {place_name} is no file or folder here, and a data set on the Hub needs a revision: the commit to read, as its page there "
+            "shows it, or `main` for what is there today"
+        )
+    return Source(name, role, settings, adapter, (), place_name)
+
+
+def files_at(path: Path, adapter: Adapter, role: Role) -> tuple[Path, ...]:
+    """The files of a place: itself, or those in the folder that the role needs. Raises ValueError when there are none."""
+    if path.is_file():
+        return (path,)
+    named = adapter.files.get(role)
+    if named:
+        missing = [name for name in named if not (path / name).is_file()]
+        if missing:
+            raise ValueError(f"the folder {path} lacks {missing[0]}, from which format {adapter.name!r} takes its {role}")
+        return tuple(path / name for name in named)
+    # Only plain text is a document as it stands; beside rows it is a README.
+    texts = TEXT_SUFFIXES if role == "pretraining" else ()
+    found = tuple(sorted(file for file in path.iterdir() if is_data_file(file) and (file.suffix in texts or file.suffix not in TEXT_SUFFIXES)))
+    if not found:
+        raise ValueError(f"the folder {path} holds no data files (.jsonl, .parquet, ...)")
+    return found
+
+
+def read(source: Source, bad: BadRows) -> Iterator[Any]:
+    """The source's records: Demonstrations and FewShots, Prompts, Rankings, or Documents, by its role.
+
+    A row that is malformed goes to `bad`. Raises ValueError when a file is missing, empty or damaged, or the Hub does not answer.
+    """
+    settings, adapter = source.settings, source.adapter
+    rows = islice(renamed(_rows(source, bad), settings.columns), settings.limit)
+    convert = adapter.convert[source.role]
+    for place, group in grouped(rows, adapter):
+        try:
+            # All of a row's records or none of them.
+            records = [record(row, source) for row in convert(group)]
+        except ValueError as error:
+            bad(place, str(error))
+            continue
+        yield from records
+
+
+def record(row: dict[str, Any], source: Source) -> Any:
+    """A converter's row as a record of the source's role. Raises ValueError when it is none, in one sentence without the place."""
+    row.setdefault("dataset", source.name)
+    if source.role == "pretraining":
+        return parse_document(row)
+    wrote = source.settings.source or source.adapter.source
+    if wrote is not None:
+        row.setdefault("source", wrote)
+    if source.role == "demonstrations" and "examples" in row:
+        return parse(row, FewShot)
+    return parse(row, RECORD_TYPES[source.role])
+
+
+def _rows(source: Source, bad: BadRows) -> Iterator[Placed]:
+    if source.hub is None:
+        for file in source.files:
+            yield from read_rows(file, bad)
+    else:
+        yield from hub_rows(source)
+
+
+def hub_rows(source: Source) -> Iterator[Placed]:
+    """Rows of a Hub data set, streamed; empty columns are left out. Raises ValueError, in one sentence, when it cannot be read."""
+    from datasets import load_dataset
+
+    assert source.hub is not None
+    subset = source.settings.subset or source.adapter.subset
+    try:
+        rows = load_dataset(source.hub, subset, split=source.split, revision=source.settings.revision, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield f"{source.hub} {source.split}: row {number}", {key: value for key, value in row.items() if value is not None}
+    except Exception as error:  # its client, file systems and parsers each have errors of their own
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"cannot read {source.hub} at {source.settings.revision} from the Hub ({said})") from error
+
+
+def renamed(rows: Iterable[Placed], columns: dict[str, str | None]) -> Iterator[Placed]:
+    """Rows with the columns called as the configuration says; one that it gives no name is left out."""
+    for place, row in rows:
+        if columns and isinstance(row, dict):
+            row = {columns.get(key, key): value for key, value in row.items() if columns.get(key, key) is not None}
+        yield place, row
+
+
+def grouped(rows: Iterable[Placed], adapter: Adapter) -> Iterator[tuple[str, list[Any]]]:
+    """(place of the first, rows that the adapter converts together)."""
+    if adapter.group is None:
+        for place, row in rows:
+            yield place, [row]
+        return
+    group = adapter.group
+
+    def key(placed: Placed) -> object:
+        # What is not even an object gets a group of its own, where its converter says what is wrong.
+        return group(placed[1]) if isinstance(placed[1], dict) else placed[0]
+
+    if adapter.adjacent:
+        gathered: Iterable[list[Placed]] = (list(members) for _, members in groupby(rows, key))
+    else:
+        by_key: dict[object, list[Placed]] = defaultdict(list)
+        for placed in rows:
+            by_key[key(placed)].append(placed)
+        gathered = by_key.values()
+    for members in gathered:
+        yield members[0][0], [row for _, row in members]
+
+
+def read_texts(path: Path) -> list[str]:
+    """The documents of a file that this project wrote: rows with `text`. Raises ValueError when it is missing or damaged."""
+    return [row["text"] for _, row in read_rows(path)]

@@ -1,0 +1,173 @@
+"""Sources: found by name before anything is read, streamed, renamed, grouped, limited, and every mistake told with its place."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from data.config import DataConfig, SourceConfig
+from data.files import STOP, BadRows
+from data.records import Document, FewShot, Prompt
+from data.sources.adapter import Adapter
+from data.sources.reading import find, grouped, read, sources
+from data.sources.registry import ADAPTERS
+
+
+def written(file: Path, rows: Iterable[Any]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def records(config: DataConfig, role: Any, bad: BadRows = STOP) -> list[Any]:
+    return [record for source in sources(config, role) for record in read(source, bad)]
+
+
+def test_a_file_needs_no_entry_and_gives_its_name_to_its_rows(tmp_path: Path) -> None:
+    place = written(tmp_path / "mine.jsonl", [{"prompt": "Why?"}, {"prompt": "How?", "dataset": "elsewhere"}])
+    assert [(r.prompt, r.dataset) for r in records(DataConfig(prompts=[place]), "prompts")] == [("Why?", place), ("How?", "elsewhere")]
+
+
+def test_a_folder_is_all_of_its_data_files_in_order(tmp_path: Path) -> None:
+    written(tmp_path / "b.jsonl", [{"prompt": "second"}])
+    written(tmp_path / "a.jsonl", [{"prompt": "first"}])
+    (tmp_path / "README.md").write_text("About these data.")
+    config = DataConfig(sources={"mine": SourceConfig(place=str(tmp_path))}, prompts=["mine"])
+    assert [(r.prompt, r.dataset) for r in records(config, "prompts")] == [("first", "mine"), ("second", "mine")]
+
+
+def test_the_embedded_set_is_there_by_name() -> None:
+    assert len(records(DataConfig(), "demonstrations")) == 500
+
+
+def test_columns_are_renamed_or_left_out_and_reading_ends_at_the_limit(tmp_path: Path) -> None:
+    place = written(tmp_path / "x.jsonl", ({"question": f"Why {n}?", "answer": "So.", "score": n} for n in range(9)))
+    columns: dict[str, str | None] = {"question": "prompt", "answer": "completion", "score": None}
+    config = DataConfig(sources={"x": SourceConfig(place=place, columns=columns, limit=4)}, demonstrations=["x"])
+    assert [record.prompt for record in records(config, "demonstrations")] == [f"Why {n}?" for n in range(4)]
+
+
+def test_few_shot_rows_stand_among_demonstrations(tmp_path: Path) -> None:
+    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
+    place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "completion": "So."}, {"prompt": "In French.", "examples": pairs}])
+    assert [type(record) for record in records(DataConfig(demonstrations=[place]), "demonstrations")][1] is FewShot
+
+
+def test_documents_come_from_text_files_and_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    place = written(tmp_path / "b.jsonl", [{"text": "two", "url": "x"}])
+    config = DataConfig(sources={"all": SourceConfig(place=str(tmp_path))}, pretraining=["all", place])
+    assert records(config, "pretraining") == [
+        Document(text="one", dataset="all"),
+        Document(text="two", dataset="all"),
+        Document(text="two", dataset=place),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (SourceConfig(format="oast", place="x.jsonl"), r"data\.sources\.x\.format='oast' is unknown, did you mean 'oasst'\?"),
+        (SourceConfig(format="truthfulqa"), r"data\.sources\.x\.place is missing"),
+        (SourceConfig(place="nowhere/rows.jsonl"), r"data\.sources\.x: nowhere/rows\.jsonl: no such file or folder"),
+        (SourceConfig(format="truthfulqa", place="nowhere/truthfulqa"), "nowhere/truthfulqa: no such file or folder"),
+        (SourceConfig(place="a/b/c"), "a/b/c: no such file"),
+        (
+            SourceConfig(place="somebody/rows"),
+            r"data\.sources\.x: somebody/rows is no file or folder here, and a data set on the Hub needs a revision",
+        ),
+        (
+            SourceConfig(format="hh_rlhf"),
+            r"data\.sources\.x: Anthropic/hh-rlhf is no file or folder here, and a data set on the Hub needs a revision",
+        ),
+        (SourceConfig(format="dolly", place="README.md"), "format 'dolly' has no rankings, only"),
+    ],
+)
+def test_a_source_that_is_not_there_is_told_before_anything_is_read(settings: SourceConfig, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        sources(DataConfig(sources={"x": settings}, rankings=["x"]), "rankings")
+
+
+def test_a_name_that_nothing_has_is_told_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"data\.prompts: 'oastt': no such file or source, did you mean 'oasst'\?"):
+        find("oastt", DataConfig(sources={"oasst": SourceConfig()}), "prompts")
+    with pytest.raises(ValueError, match=r"'some/name': no such file or source; a Hub data set needs an entry under data\.sources"):
+        find("some/name", DataConfig(), "prompts")
+
+
+def test_a_folder_without_the_files_of_the_format_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no data files"):
+        find("x", DataConfig(sources={"x": SourceConfig(place=str(tmp_path))}), "prompts")
+    with pytest.raises(ValueError, match=r"lacks finetune_truth\.jsonl, from which format 'truthfulqa' takes its rankings"):
+        find("x", DataConfig(sources={"x": SourceConfig(format="truthfulqa", place=str(tmp_path))}), "rankings")
+
+
+def test_of_a_bad_row_the_place_is_told_and_the_others_stay(tmp_path: Path) -> None:
+    place = written(tmp_path / "x.jsonl", [{"prompt": "Why?"}, {"promt": "How?"}, ["What?"], {"prompt": "Who?"}])
+    config = DataConfig(prompts=[place])
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: unknown key 'promt', did you mean 'prompt'\?"):
+        records(config, "prompts")
+    bad = BadRows(skip=True)
+    assert [record.prompt for record in records(config, "prompts", bad)] == ["Why?", "Who?"]
+    assert [sentence.split(": ", 1)[0].rsplit(":", 1)[1] for sentence in bad.examples] == ["2", "3"]
+
+
+PAIRS = Adapter(name="pairs", about="", convert={}, group=lambda row: row.get("id"))
+
+
+def test_rows_of_a_group_come_together_where_they_stand_together() -> None:
+    placed = [("p1", {"id": 1, "n": 1}), ("p2", {"id": 1, "n": 2}), ("p3", {"id": 2, "n": 3}), ("p4", ["no object"]), ("p5", {"id": 1, "n": 4})]
+    assert [(place, len(rows)) for place, rows in grouped(placed, PAIRS)] == [("p1", 2), ("p3", 1), ("p4", 1), ("p5", 1)]
+
+
+def test_rows_of_a_group_that_are_strewn_about_are_gathered() -> None:
+    placed = [("p1", {"id": 1}), ("p2", {"id": 2}), ("p3", {"id": 1})]
+    adapter = Adapter(name="pairs", about="", convert={}, group=lambda row: row.get("id"), adjacent=False)
+    assert [(place, len(rows)) for place, rows in grouped(placed, adapter)] == [("p1", 2), ("p2", 1)]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], list[Any]]:
+    """Puts rows on a Hub that answers as the real one does, and remembers what it was asked for."""
+
+    def serve(rows: list[dict[str, Any]]) -> list[Any]:
+        asked: list[Any] = []
+
+        def load_dataset(*arguments: Any, **options: Any) -> Any:
+            asked.append((arguments, options))
+            return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return asked
+
+    return serve
+
+
+def test_a_hub_data_set_is_streamed_at_its_pinned_commit(hub: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+    asked = hub([{"prompt": "Why?", "kind": None}, {"prompt": "How?", "kind": "plain"}])
+    config = DataConfig(sources={"x": SourceConfig(place="somebody/rows", revision="abc123", subset="part", split="test")}, prompts=["x"])
+    assert records(config, "prompts") == [Prompt(prompt="Why?", dataset="x"), Prompt(prompt="How?", kind="plain", dataset="x")]
+    assert asked == [(("somebody/rows", "part"), {"split": "test", "revision": "abc123", "streaming": True})]
+
+
+def test_a_format_knows_where_its_data_are_published(hub: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+    asked = hub([{"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."}])
+    config = DataConfig(sources={"hh": SourceConfig(format="hh_rlhf", revision="abc123")}, rankings=["hh"])
+    assert records(config, "rankings")[0].completions == ["So.", "No."]
+    assert asked[0][0][0] == ADAPTERS["hh_rlhf"].hub == "Anthropic/hh-rlhf"
+
+
+def test_a_bad_row_of_a_hub_data_set_has_a_place_too(hub: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+    hub([{"prompt": "Why?"}, {"prompt": "  "}])
+    config = DataConfig(sources={"x": SourceConfig(place="somebody/rows", revision="main")}, prompts=["x"])
+    with pytest.raises(ValueError, match="somebody/rows train: row 2: 'prompt' must be a non-empty string"):
+        records(config, "prompts")
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence() -> None:
+    """Tests run offline, so this is the real library's real refusal."""
+    config = DataConfig(sources={"x": SourceConfig(place="somebody/no-such-rows", revision="main")}, prompts=["x"])
+    with pytest.raises(ValueError, match=r"^cannot read somebody/no-such-rows at main from the Hub \([^\n]+\)$"):
+        records(config, "prompts")

@@ -1,0 +1,129 @@
+"""This project's records and trl's forms: each becomes the record that its keys say it is, and nothing else passes."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.records import Demonstration, FewShot, Prompt, Ranking, parse
+from data.sources.rows import ADAPTER
+
+USER = {"role": "user", "content": "Why?"}
+GOOD = {"role": "assistant", "content": "So."}
+POOR = {"role": "assistant", "content": "Dunno."}
+TYPES = {"demonstrations": Demonstration, "prompts": Prompt, "rankings": Ranking}
+
+
+def made(role: str, row: Any) -> Any:
+    (converted,) = ADAPTER.convert[role]([row])
+    kind = FewShot if role == "demonstrations" and "examples" in converted else TYPES[role]
+    return parse(converted, kind)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "completion": "So."},
+        {"prompt": "Why?", "completion": [GOOD]},
+        {"prompt": "Why?", "chosen": "So.", "rejected": "Dunno."},
+        {"prompt": "Why?", "chosen": [GOOD], "rejected": [POOR]},
+        {"chosen": "Why? So.", "rejected": "Why? Dunno."},
+    ],
+)
+def test_all_forms_of_one_demonstration_are_that_demonstration(row: dict[str, Any]) -> None:
+    assert made("demonstrations", row | {"user_id": "u"}) == Demonstration(prompt="Why?", completion="So.", user_id="u")
+    assert made("prompts", row | {"user_id": "u"}) == Prompt(prompt="Why?", user_id="u")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, GOOD]},
+        {"prompt": [USER], "completion": [GOOD]},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [POOR]},
+        {"chosen": [USER, GOOD], "rejected": [USER, POOR]},
+    ],
+)
+def test_all_forms_of_a_conversation_are_that_conversation(row: dict[str, Any]) -> None:
+    assert made("demonstrations", row) == Demonstration(prompt=[USER], completion="So.")  # type: ignore[list-item]
+    assert made("prompts", row) == Prompt(prompt=[USER])  # type: ignore[list-item]
+
+
+def test_a_conversation_that_waits_for_its_answer_is_a_prompt() -> None:
+    turns = [USER, GOOD, {"role": "user", "content": "Why so?"}]
+    assert made("prompts", {"messages": turns}).prompt == turns
+    with pytest.raises(ValueError, match="the last of 'messages' must be the assistant's"):
+        made("demonstrations", {"messages": turns})
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "Why?", "chosen": "So.", "rejected": "Dunno."}, "Why?"),
+        ({"chosen": "Why? So.", "rejected": "Why? Dunno."}, "Why?"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, POOR]}, [USER]),
+    ],
+)
+def test_a_chosen_and_a_rejected_answer_are_a_ranking_of_two(row: dict[str, Any], prompt: Any) -> None:
+    assert made("rankings", row) == Ranking(prompt=prompt, completions=["So.", "Dunno."], ranks=[1, 2])
+
+
+def test_words_that_both_answers_happen_to_begin_with_are_not_cut_in_half() -> None:
+    """Without a prompt of its own the row says only what both texts start with: the cut falls between words."""
+    record = made("rankings", {"chosen": "Name a pet. A cat", "rejected": "Name a pet. A cow"})
+    assert (record.prompt, record.completions) == ("Name a pet. A", ["cat", "cow"])
+
+
+def test_our_own_rows_stay_as_they_are() -> None:
+    ranking = {"prompt": "Why?", "completions": ["a", "b"], "preferences": [[0, 1]], "ties": [], "labeler": "llm", "ratings": [{"quality": 1}, {}]}
+    assert made("rankings", ranking) == Ranking(**ranking)  # type: ignore[arg-type]
+    assert made("prompts", ranking) == Prompt(prompt="Why?")
+    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
+    assert made("demonstrations", {"prompt": "In French.", "examples": pairs}).examples == pairs
+
+
+@pytest.mark.parametrize(
+    ("role", "row", "sentence"),
+    [
+        ("demonstrations", {"prompt": "Why?"}, "missing key 'completion'"),
+        ("demonstrations", {"prompt": "Why?", "completion": [POOR, GOOD]}, "'completion' must be a string, or a list of one message"),
+        ("demonstrations", {"messages": "Why?"}, "'messages' must be a list of messages, found str"),
+        ("demonstrations", {"messages": [GOOD]}, "'messages' needs a prompt and an answer, found 1 messages"),
+        ("demonstrations", {"messages": [USER, "So."]}, "each message of 'messages' must be"),
+        ("rankings", {"prompt": "Why?", "chosen": "So."}, "missing key 'rejected'"),
+        ("rankings", {"chosen": "So.", "rejected": "Dunno."}, "must start with the same words: the prompt"),
+        ("rankings", {"chosen": [USER, GOOD], "rejected": [GOOD, GOOD]}, "must be one conversation that differs in the assistant's last message"),
+        ("rankings", {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "score": 1}, "unknown key 'score'"),
+        ("prompts", {"prompt": "Why?", "user": "ann"}, "unknown key 'user', did you mean 'user_id'?"),
+        ("prompts", ["Why?"], "expected a JSON object, found list"),
+        ("pretraining", {"txt": "x"}, "missing key 'text'; found 'txt'"),
+    ],
+)
+def test_a_row_of_no_known_form_is_refused_in_one_sentence(role: str, row: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        made(role, row)
+    assert sentence in str(caught.value)
+
+
+KEYS = st.sampled_from(["prompt", "completion", "messages", "chosen", "rejected", "role", "content", "examples", "completions", "ranks", "text"])
+
+
+def objects(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.dictionaries(KEYS, values, max_size=4)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda values: st.lists(values, max_size=3) | objects(values), max_leaves=8
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(row=JSON | objects(JSON), role=st.sampled_from(["demonstrations", "prompts", "rankings", "pretraining"]))
+def test_no_row_whatever_it_holds_breaks_the_reader(row: Any, role: str) -> None:
+    try:
+        (converted,) = ADAPTER.convert[role]([row])
+        if role != "pretraining":
+            parse(converted, FewShot if "examples" in converted and role == "demonstrations" else TYPES[role])
+    except ValueError:
+        pass

@@ -1,0 +1,214 @@
+"""Files of rows: every mistake is told with its place, nothing fills the memory, and nobody ever sees half a file."""
+
+import gzip
+import json
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.files import BadRows, is_data_file, read_records, read_rows, write_records, write_rows
+from data.records import Demonstration, Prompt
+
+GOOD = b'{"prompt": "Why?"}\n'
+PARQUET = {"prompt": ["Why?", "How?"], "kind": [None, "plain"]}
+
+
+def rows(path: Path) -> list[Any]:
+    return [row for _, row in read_rows(path)]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"prompt": "Why?"\n', "not valid JSON: Expecting ',' delimiter"),
+        (b"Why?\n", "not valid JSON: Expecting value at column 1"),
+        (b'{"prompt": "Why\xff?"}\n', "not UTF-8 text (byte 15 of the line)"),
+        (b'{"prompt": "Why\\ud83d?"}\n', "not text: half of a surrogate pair"),
+        (b"[" * 100_000 + b"\n", "not valid JSON: nested too deep"),
+        (b'{"prompt": 3}\n', "'prompt' must be a non-empty string"),
+        (b"[1]\n", "expected a JSON object, found list"),
+        (b'{"promt": "Why?"}', "unknown key 'promt', did you mean 'prompt'?"),
+        (b'{"prompt": "Wh', "not valid JSON: Unterminated string starting at column 12; the file ends in the middle of this row, was it cut off?"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_mistake_is_told_with_file_and_line_or_skipped_and_counted(tmp_path: Path, line: bytes, problem: str, before: int) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(GOOD * before + b"\n" + line + (GOOD if line.endswith(b"\n") else b""))
+    with pytest.raises(ValueError, match=r".") as caught:
+        read_records(file, Prompt)
+    assert str(caught.value).startswith(f"{file}:{before + 2}: {problem}"), "blank lines count, as in an editor"
+
+    bad = BadRows(skip=True)
+    bad("an earlier file", "one")
+    assert len(read_records(file, Prompt, bad)) == before + line.endswith(b"\n")
+    assert bad.count == 2
+    assert bad.examples[1:] == [str(caught.value)]
+
+
+def test_all_bad_rows_are_counted_and_a_few_kept_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(b'{"promt": "Why?"}\nWhy?\n' * 50)
+    bad = BadRows(skip=True, keep=3)
+    assert read_records(file, Prompt, bad) == []
+    assert bad.count == 100
+    assert [sentence.split(": ")[0] for sentence in bad.examples] == [f"{file}:{number}" for number in (1, 2, 3)]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file"):
+        rows(tmp_path / "nowhere.jsonl")
+    with pytest.raises(ValueError, match="no such file"):
+        rows(tmp_path)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("x.jsonl", b"", "the file is empty"),
+        ("x.jsonl", b"\n  \n", "the file has no rows"),
+        ("x.csv", b"prompt,completion\n", "the file has no rows"),
+        ("x.json", b"[]", "the file has no rows"),
+        ("x.json", b"{}", "expected an array of rows, found dict"),
+        ("x.json", b'[{"prompt": "Wh', "not valid JSON: Unterminated string"),
+        ("x.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "a file of one row a line must be called .jsonl"),
+        ("x.json", b'["\xff"]', "not UTF-8 text (byte 2)"),
+        ("x.csv", b'prompt\n"unclosed', "not a table"),
+        ("x.csv", b"prompt\nWh\xff\n", "not UTF-8 text"),
+        ("x.parquet", b"PAR1", "damaged, cut off, or not a .parquet file"),
+        ("x.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "the compressed file ends too early: was its download cut off?"),
+        ("x.jsonl.gz", GOOD, "damaged, cut off, or not a .gz file"),
+        ("x.txt", b"caf\xe9", "not UTF-8 text (byte 3)"),
+        ("x.xlsx", b"PK", "unknown kind of file '.xlsx'; known are .jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_read_to_its_end_is_refused_in_either_mode(
+    tmp_path: Path, name: str, content: bytes, problem: str, skip: bool
+) -> None:  # fmt: skip
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r".") as caught:
+        list(read_rows(file, BadRows(skip)))
+    assert str(caught.value).startswith(str(file))
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"prompt": [f"Why {number}?" for number in range(5000)]}), file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"x\.parquet: damaged, cut off, or not a \.parquet file"):
+        rows(file)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_a_line_of_ten_gigabytes_is_refused_before_it_fills_the_memory(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    with file.open("wb") as opened:
+        opened.write(b'{"prompt": "')
+        opened.truncate(10 * 2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"{name}:1: the line is longer than 64 MiB"):
+        rows(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 * 1024, "KiB: far less than the file"
+
+
+def test_a_json_array_that_memory_cannot_hold_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    with file.open("wb") as opened:
+        opened.truncate(10 * 2**30)
+    with pytest.raises(ValueError, match=r"over 2 GiB must be held in memory whole; write it as \.jsonl"):
+        rows(file)
+
+
+def as_jsonl(path: Path) -> Path:
+    path = path.with_suffix(".jsonl")
+    path.write_text('{"prompt": "Why?"}\n{"prompt": "How?", "kind": "plain"}\n')
+    return path
+
+
+def as_gzip(path: Path) -> Path:
+    packed = path.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(as_jsonl(path).read_bytes()))
+    return packed
+
+
+def as_json(path: Path) -> Path:
+    path = path.with_suffix(".json")
+    path.write_text('[{"prompt": "Why?"}, {"prompt": "How?", "kind": "plain"}]')
+    return path
+
+
+def as_parquet(path: Path) -> Path:
+    path = path.with_suffix(".parquet")
+    pq.write_table(pa.table(PARQUET), path)
+    return path
+
+
+@pytest.mark.parametrize("write", [as_jsonl, as_gzip, as_json, as_parquet])
+def test_every_form_gives_the_same_records(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    file = write(tmp_path / "prompts")
+    assert is_data_file(file)
+    assert read_records(file, Prompt) == [Prompt(prompt="Why?"), Prompt(prompt="How?", kind="plain")]
+
+
+@pytest.mark.parametrize(("name", "comma"), [("x.csv", ","), ("x.tsv", "\t")])
+def test_a_table_has_a_header_quotes_and_line_breaks_within_them(tmp_path: Path, name: str, comma: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(f'\ufeffprompt{comma}completion\n"Why,\n""now""?"{comma}So.\n\nHow?{comma}{"x" * 200_000}\n'.encode())
+    assert [(place.rsplit(":", 1)[1], row["prompt"], len(row["completion"])) for place, row in read_rows(file)] == [
+        ("3", 'Why,\n"now"?', 3),
+        ("5", "How?", 200_000),
+    ]
+
+
+def test_a_table_row_of_another_width_is_a_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("prompt,completion\nWhy?\nHow?,So.\n")
+    with pytest.raises(ValueError, match=r"x\.csv:2: 1 fields where the header has 2"):
+        rows(file)
+    bad = BadRows(skip=True)
+    assert [row for _, row in read_rows(file, bad)] == [{"prompt": "How?", "completion": "So."}]
+    assert bad.count == 1
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_text("one\n\ntwo\n")
+    assert rows(tmp_path / "x.md") == [{"text": "one\n\ntwo\n"}]
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    records = [Demonstration(prompt="Où est-il ?\n日本", completion='"so" \\ \u2028 on'), Demonstration(prompt="b", completion="c", kind="plain")]
+    write_records(tmp_path / "set.jsonl", records)
+    assert read_records(tmp_path / "set.jsonl", Demonstration) == records
+    assert [file.name for file in tmp_path.iterdir()] == ["set.jsonl"]
+
+
+def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    write_rows(file, [{"a": 1}, {"a": 2}])
+    old = file.read_bytes()
+
+    def crashing() -> Iterator[dict[str, Any]]:
+        for number in range(10_000):
+            yield {"a": number, "padding": "x" * 100}
+        raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError):
+        write_rows(file, crashing())
+    assert file.read_bytes() == old
+
+    with pytest.raises(RuntimeError):
+        write_rows(tmp_path / "new.jsonl", crashing())
+    assert not (tmp_path / "new.jsonl").exists()
+
+    write_rows(file, [{"a": 3}])
+    assert rows(file) == [{"a": 3}]
+    assert json.loads(file.read_text()) == {"a": 3}
