@@ -14,12 +14,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft samples labels reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow check format clean help data $(STAGES)
+.PHONY: setup demo smoke test test-slow bench-data check format clean help data $(STAGES)
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | clean"
+	@echo "also: make smoke | check | test-slow | bench-data | clean"
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ test: setup
 
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
+
+bench-data: setup
+	@$(RUN) -m data.benchmark $(ARGS)
 
 check: setup
 	@$(VENV)/bin/ruff check .

@@ -1,110 +1,285 @@
 """InstructGPT's three data sets, from one pool of prompts (Ouyang et al. 2022, section 3.2 and table 6).
 
-SFT: prompts with a demonstration. RM: prompts to sample answers for and rank. RL: api prompts only. Users are split before anything else is
-built from them, and near-duplicates leave before the split.
+SFT: prompts with a demonstration. RM: prompts to sample answers for and rank, and rankings that came ready made. RL: api prompts only.
+Near-duplicates leave first, then what is over a user's cap; users are split; of the training rows those with personal data and those whose
+prompt is also an evaluation prompt leave. Every rule's count and a few of its victims go into the report.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data.config import DataConfig
-from data.curate import cap_per_user, drop_long, drop_near_duplicates
-from data.jsonl import write_records, write_rows
-from data.records import SPLITS, Demonstration, Prompt, Ranking, as_prompt
-from data.sources import read_source, read_texts
-from data.split import split_by_user
+from data.curate import in_languages, thinned, under_cap
+from data.few_shot import expand
+from data.files import BadRows
+from data.measure import Measurer, measure
+from data.near_duplicates import alike, distinct
+from data.part import TEST, TRAIN, VALID, Collector, Mask, Part, first_of_each
+from data.records import SPLITS, Document, FewShot, Prompt, Ranking
+from data.sets import (
+    DOCUMENT_SCHEMA,
+    POOL_SCHEMA,
+    RANKING_SCHEMA,
+    SETS,
+    TEXT_SPLITS,
+    SetName,
+    packed,
+    record_of,
+    set_file,
+    set_schema,
+)  # fmt: skip
+from data.sources.reading import Source, read, sources
+from data.split import hash64
+from data.spool import Spool
+
+T = TypeVar("T")
+WRITE_ROWS = 1024
+"""Documents written at a time."""
 
 
 @dataclass
-class BuiltData:
-    """The three sets by split, the rankings that came ready made, plain text, and what each rule removed."""
+class Documents:
+    """Plain text: N documents in the order in which they were read."""
 
-    sft: dict[str, list[Demonstration]]
-    rm: dict[str, list[Prompt]]
-    rl: dict[str, list[Prompt]]
-    rankings: dict[str, list[Ranking]]
-    texts: dict[str, list[str]]
-    removed: dict[str, int] = field(default_factory=dict)
-    skipped_rows: list[str] = field(default_factory=list)
+    spool: Spool
+    digest: NDArray[np.uint64]
+    characters: NDArray[np.int64]
+    dataset: NDArray[np.int32]
+    datasets: list[str]
+    removed: dict[str, int]
+    splits: dict[str, NDArray[np.int64]]
+    """Row numbers of `train` and `heldout`, in the order in which they are written."""
+
+
+@dataclass
+class Built:
+    """What curation decided; the texts are still in the spools, which live in the scratch folder."""
+
+    sources: list[Source]
+    pool: Part
+    """Prompts with and without a demonstration: what SFT, RM and RL are made from."""
+    rankings: Part
+    documents: Documents
+    bad: BadRows
+
+    @property
+    def conversational(self) -> bool:
+        """Whether any prompt is a conversation, and so all are written as such."""
+        return bool(self.pool.conversational.any() or self.rankings.conversational.any())
+
+    def members(self, name: SetName, split: int) -> Mask:
+        """The rows of the pool, or of the rankings, that a set's split is made from."""
+        if name == "rankings":
+            return self.rankings.kept(split)
+        kept = self.pool.kept(split)
+        return kept & {"sft": self.pool.answered, "rm": kept, "rl": self.pool.api}[name]
 
     def sizes(self) -> dict[str, int]:
         """Rows by set and split."""
-        sets = {"sft": self.sft, "rm": self.rm, "rl": self.rl, "rankings": self.rankings, "texts": self.texts}
-        return {f"{name}_{split}": len(rows) for name, splits in sets.items() for split, rows in splits.items()}  # type: ignore[attr-defined]
+        found = {}
+        for name in SETS:
+            copies = self.rankings.copies if name == "rankings" else self.pool.copies
+            for split, split_name in enumerate(SPLITS):
+                found[f"{name}_{split_name}"] = int(copies[self.members(name, split)].sum())
+        return found | {f"texts_{split}": len(rows) for split, rows in self.documents.splits.items()}
+
+    def removed(self) -> dict[str, dict[str, int]]:
+        """Rows by kind and the rule that removed them, in the rules' order."""
+        return {"prompts": self.pool.ledger.removed, "rankings": self.rankings.ledger.removed, "documents": self.documents.removed}
 
 
-def build(config: DataConfig, count_prompt_tokens: Callable[[Prompt], int], count_answer_tokens: Callable[[str], int]) -> BuiltData:
-    """Reads the sources and applies the rules in order: cap, near-duplicates, length, split.
+def build(config: DataConfig, measurer: Measurer, scratch: Path) -> Built:
+    """Reads the sources and applies the rules; the spools go into the folder `scratch`, which must outlive the result.
 
-    Raises ValueError on a malformed row (unless `bad_rows: skip`), and when a split that a later stage needs has no rows.
+    Raises ValueError on a malformed row (unless `bad_rows: skip`), on a source that is not there, and when a split that a later stage needs
+    has no rows.
     """
-    skipped: list[str] | None = [] if config.bad_rows == "skip" else None
-    demonstrations = read_source(config.demonstrations, Demonstration, skipped)
-    pool: list[Prompt] = [*demonstrations, *read_source(config.prompts, Prompt, skipped)]
-    rankings = read_source(config.rankings, Ranking, skipped)
+    found = {role: sources(config, role) for role in ("demonstrations", "prompts", "rankings", "pretraining")}
+    bad = BadRows(skip=config.bad_rows == "skip")
+    pool = collect([*found["demonstrations"], *found["prompts"]], config, bad, scratch / "pool.arrow", POOL_SCHEMA)
     refuse_repeated_ids(pool)
+    rankings = collect(found["rankings"], config, bad, scratch / "rankings.arrow", RANKING_SCHEMA)
+    documents = collect_documents(found["pretraining"], config, bad, scratch / "documents.arrow")
 
-    removed: dict[str, int] = {}
+    # The same prompt, as where one source gives both demonstrations and prompts: nothing is lost with it.
+    pool.ledger.apply("repeated", first_of_each(pool.identity))
+    pool.ledger.apply("near_duplicate", distinct(lambda: pool.spool.column("key"), config.near_duplicate_fraction))
+    rankings.ledger.apply("repeated", first_of_each(rankings.row))
+    for part, record_type in ((pool, Prompt), (rankings, Ranking)):
+        curate(part, record_type, config, measurer)
+    drop_evaluation_prompts(pool, rankings, config.near_duplicate_fraction)
+    answered = np.where(pool.answered, "demonstrations", "prompts")
+    for part, role_of in ((pool, answered), (rankings, np.full(rankings.count, "rankings"))):
+        thin(part, role_of, config)
 
-    def step(name: str, kept: list[Prompt]) -> list[Prompt]:
-        removed[name] = len(pool) - len(kept)
-        return kept
+    built = Built([source for role in found.values() for source in role], pool, rankings, documents, bad)
+    refuse_empty(built)
+    return built
 
-    pool = step("over_cap_per_user", cap_per_user(pool, config.max_prompts_per_user))
-    pool = step("near_duplicate", drop_near_duplicates(pool, config.near_duplicate_fraction))
-    pool = step("prompt_too_long", drop_long(pool, count_prompt_tokens, config.max_prompt_tokens))
-    short = [p for p in pool if not isinstance(p, Demonstration) or count_answer_tokens(p.completion) <= config.max_answer_tokens]
-    pool = step("answer_too_long", short)
 
-    splits = split_by_user(pool, config.valid_fraction, config.test_fraction, config.split_salt)
-    built = BuiltData(
-        sft={split: [p for p in rows if isinstance(p, Demonstration)] for split, rows in splits.items()},
-        rm=splits,
-        rl={split: [as_prompt(p) for p in rows if p.source == "api"] for split, rows in splits.items()},
-        rankings=split_by_user(rankings, config.valid_fraction, config.test_fraction, config.split_salt),
-        texts=split_texts(read_texts(config.pretraining), config.split_salt),
-        removed=removed,
-        skipped_rows=skipped or [],
-    )
-    needed = [(name, split, rows[split]) for name, rows in (("sft", built.sft), ("rm", built.rm)) for split in SPLITS]
-    for name, split, kept in [*needed, ("rl", "train", built.rl["train"])]:
-        if not kept:
+def collect(found: Sequence[Source], config: DataConfig, bad: BadRows, path: Path, schema: pa.Schema) -> Part:
+    """All records of the sources, in order."""
+    collector = Collector(path, schema, config.group_by, config.split_salt)
+    for source in found:
+        for record in shown(read(source, bad), f"data: {source.role} of {source.name}"):
+            collector.add(record)
+    return collector.finish(config.valid_fraction, config.test_fraction)
+
+
+def shown(records: Iterable[T], what: str) -> Iterable[T]:
+    """The records, with a count on the screen while they are read."""
+    return tqdm(records, desc=what, unit=" rows", unit_scale=True, disable=None, leave=False)
+
+
+def curate(part: Part, record_type: type[Prompt], config: DataConfig, measurer: Measurer) -> None:
+    """The rules that look at one user or one row."""
+    left = np.flatnonzero(part.kept())
+    capped = part.kept().copy()
+    capped[left] = under_cap(part.group[left], part.item[left], config.max_prompts_per_group)
+    part.ledger.apply("over_cap", capped)
+    part.measures = measure(part.spool, record_type, part.kept(), part.split == TRAIN, measurer, config.workers)
+    part.ledger.apply("other_language", in_languages(part.measures.language, config.languages))
+    part.ledger.apply("prompt_too_long", part.measures.prompt_tokens <= config.max_prompt_tokens)
+    part.ledger.apply("answer_too_long", part.measures.answer_tokens <= config.max_answer_tokens)
+    part.ledger.apply("personal_data", ~part.measures.personal)
+
+
+def drop_evaluation_prompts(pool: Part, rankings: Part, fraction: float) -> None:
+    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set.
+
+    Within the pool no prompt has a twin any more; between pool and rankings, and among rankings, one prompt may come from users in different
+    splits.
+    """
+    kept = np.concatenate([pool.kept(), rankings.kept()])
+    split = np.concatenate([pool.split, rankings.split])
+    evaluated = kept & ((split == VALID) | (split == TEST))
+    seen = alike(
+        lambda: itertools.chain(pool.spool.column("key"), rankings.spool.column("key")), kept & (split == TRAIN), evaluated, fraction
+    )  # fmt: skip
+    pool.ledger.apply("evaluation_prompt", ~seen[: pool.count])
+    rankings.ledger.apply("evaluation_prompt", ~seen[pool.count :])
+
+
+def thin(part: Part, role_of: NDArray[np.str_], config: DataConfig) -> None:
+    """Brings the training rows of each role to the proportions that its sources' weights ask for."""
+    stays = np.ones(part.count, dtype=bool)
+    for role in np.unique(role_of):
+        weights = weights_of(config, role)
+        rows = np.flatnonzero(part.kept(TRAIN) & (role_of == role))
+        if weights and len(rows):
+            index = np.array([list(weights).index(name) if name in weights else -1 for name in part.datasets])
+            stays[rows] = thinned(index[part.dataset[rows]], list(weights.values()), part.copies[rows].astype(float), part.identity[rows])
+    part.ledger.apply("over_mixture_share", stays)
+
+
+def weights_of(config: DataConfig, role: str) -> dict[str, float]:
+    """The weights of a role's sources by name; empty where they have none."""
+    names: list[str] = getattr(config, role)
+    weights = {name: config.sources[name].weight if name in config.sources else None for name in names}
+    return {name: weight for name, weight in weights.items() if weight is not None}
+
+
+def refuse_repeated_ids(part: Part) -> None:
+    """Raises ValueError when two different prompts have the same prompt_id; the same prompt twice is left to the near-duplicate rule."""
+    order = np.lexsort((part.item, part.identity))
+    same_id = part.identity[order][1:] == part.identity[order][:-1]
+    other_text = part.item[order][1:] != part.item[order][:-1]
+    clash = np.flatnonzero(same_id & other_text)
+    if len(clash):
+        (row,) = part.spool.rows([int(order[clash[0]])])
+        raise ValueError(f"prompt_id {row['prompt_id']!r} stands on two different prompts")
+
+
+def refuse_empty(built: Built) -> None:
+    """Raises ValueError when a split that a later stage needs is empty."""
+    sizes = built.sizes()
+    needed = [(name, split) for name in ("sft", "rm") for split in SPLITS]
+    for name, split in [*needed, ("rl", "train")]:
+        if not sizes[f"{name}_{split}"]:
             lacking = {"sft": "prompt with a demonstration", "rm": "prompt", "rl": "api prompt"}[name]
-            why = ", ".join(f"{count} {rule}" for rule, count in removed.items() if count) or "none"
+            why = ", ".join(f"{count} {rule}" for rule, count in built.pool.ledger.removed.items() if count) or "none"
             raise ValueError(
                 f"the {name} {split} split is empty after curation: no {lacking} is left among the {split} users; "
                 f"try another data.split_salt or other fractions, or look at what was removed ({why})"
             )
-    return built
 
 
-def refuse_repeated_ids(prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError when two different prompts have the same prompt_id; the same prompt twice is left to the near-duplicate rule."""
-    texts: dict[str, str] = {}
-    for prompt in prompts:
-        if texts.setdefault(prompt.prompt_id, prompt.text) != prompt.text:
-            raise ValueError(f"prompt_id {prompt.prompt_id!r} stands on two different prompts")
+def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows, path: Path) -> Documents:
+    """All plain text, each document once; one in ten by hash is held out, and of a single document its last tenth."""
+    texts: Iterator[Document] = (document for source in found for document in shown(read(source, bad), f"data: text of {source.name}"))
+    first = list(itertools.islice(texts, 2))
+    alone = len(first) == 1
+    if alone:
+        text, cut = first[0].text, len(first[0].text) * 9 // 10
+        first = [Document(text=part, dataset=first[0].dataset) for part in (text[:cut], text[cut:])]
+    spool, names = Spool(path, DOCUMENT_SCHEMA), dict[str, int]()
+    digests, sizes, codes = list[int](), list[int](), list[int]()
+    for document in itertools.chain(first, texts):
+        spool.append({"text": document.text, "dataset": document.dataset})
+        digests.append(hash64(f"{config.split_salt}:{document.text}"))
+        sizes.append(len(document.text))
+        codes.append(names.setdefault(document.dataset, len(names)))
+    spool.close()
+    if not digests:
+        raise ValueError("data.pretraining: no source has a document")
+    digest, characters, dataset = np.array(digests, np.uint64), np.array(sizes, np.int64), np.array(codes, np.int32)
+    if alone:
+        train, heldout, removed = np.array([0]), np.array([1]), {"repeated": 0}
+    else:
+        kept = np.flatnonzero(first_of_each(digest))
+        ordered = kept[np.argsort(digest[kept], kind="stable")]
+        count = max(1, len(ordered) // 10)
+        heldout, train, removed = ordered[:count], ordered[count:], {"repeated": len(digest) - len(kept)}
+    weights = weights_of(config, "pretraining")
+    if weights:
+        index = np.array([list(weights).index(name) for name in names])
+        stays = thinned(index[dataset[train]], list(weights.values()), characters[train].astype(float), digest[train])
+        removed["over_mixture_share"] = int((~stays).sum())
+        train = train[stays]
+    return Documents(spool, digest, characters, dataset, list(names), removed, {"train": train, "heldout": heldout})
 
 
-def split_texts(texts: Sequence[str], salt: str) -> dict[str, list[str]]:
-    """Whole documents to `train` or, one in ten by hash, to `heldout`; with a single document its last tenth is held out."""
-    if len(texts) == 1:
-        cut = len(texts[0]) * 9 // 10
-        return {"train": [texts[0][:cut]], "heldout": [texts[0][cut:]]}
-    splits: dict[str, list[str]] = {"train": [], "heldout": []}
-    ordered = sorted(texts, key=lambda text: hashlib.sha256(f"{salt}:{text}".encode()).digest())
-    count = max(1, len(ordered) // 10)
-    splits["heldout"], splits["train"] = ordered[:count], ordered[count:]
-    return splits
+def write(built: Built, folder: Path) -> None:
+    """Writes every set's splits that have rows (data/sets.py)."""
+    for name in SETS:
+        part = built.rankings if name == "rankings" else built.pool
+        for split, split_name in enumerate(SPLITS):
+            members = built.members(name, split)
+            if members.any():
+                with pq.ParquetWriter(set_file(folder, name, split_name), set_schema(name, built.conversational)) as writer:
+                    for batch in _selected(part, members, writer.schema, built.conversational):
+                        writer.write_batch(batch)
+    for split_name in TEXT_SPLITS:
+        rows = built.documents.splits[split_name]
+        with pq.ParquetWriter(set_file(folder, "texts", split_name), DOCUMENT_SCHEMA) as writer:
+            for start in range(0, len(rows), WRITE_ROWS):
+                writer.write_batch(pa.RecordBatch.from_pylist(list(built.documents.spool.rows(rows[start : start + WRITE_ROWS])), DOCUMENT_SCHEMA))
 
 
-def write(built: BuiltData, folder: Path) -> None:
-    """Writes every set as `<set>_<split>.jsonl`."""
-    for name, splits in (("sft", built.sft), ("rm", built.rm), ("rl", built.rl), ("rankings", built.rankings)):
-        for split, rows in splits.items():
-            if rows:
-                write_records(folder / f"{name}_{split}.jsonl", rows)
-    for split, texts in built.texts.items():
-        write_rows(folder / f"texts_{split}.jsonl", ({"text": text} for text in texts))
+def _selected(part: Part, members: Mask, schema: pa.Schema, conversational: bool) -> Iterator[pa.RecordBatch]:
+    """The members as batches of the schema, in order; a few-shot prompt's examples follow its batch's other rows."""
+    start = 0
+    for batch in part.spool.batches():
+        chosen = members[start : start + len(batch)]
+        several = chosen & (part.copies[start : start + len(batch)] > 1)
+        start += len(batch)
+        plain = batch.filter(pa.array(chosen & ~several))
+        yield _as_set(plain, schema, conversational)
+        if several.any():
+            groups = [record_of(row, Prompt) for row in batch.filter(pa.array(several)).to_pylist()]
+            rows = [packed(example, "") for group in groups if isinstance(group, FewShot) for example in expand(group)]
+            yield _as_set(pa.RecordBatch.from_pylist(rows, POOL_SCHEMA), schema, conversational)
+
+
+def _as_set(batch: pa.RecordBatch, schema: pa.Schema, conversational: bool) -> pa.RecordBatch:
+    columns = {"prompt": batch.column("messages" if conversational else "prompt")}
+    return pa.RecordBatch.from_arrays([columns[name] if name in columns else batch.column(name) for name in schema.names], schema=schema)

@@ -1,61 +1,56 @@
-"""The paper's rules for prompts, one pure function each, that keep or drop and never change a record (section 3.2, appendix A.2)."""
+"""The paper's rules as pure functions over columns: each gives a mask of the rows that stay (section 3.2, appendix A.2).
 
-import re
-from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+Near-duplicates and personal data have files of their own. Shapes: N rows, in the order in which they were read.
+"""
 
-from data.records import Prompt, RecordT
+from collections.abc import Sequence
 
-NOT_A_WORD = re.compile(r"\W+")
+import numpy as np
+from numpy.typing import NDArray
 
-
-def cap_per_user(records: Sequence[RecordT], limit: int) -> list[RecordT]:
-    """At most `limit` prompts of a user, the first ones (section 3.2: 200)."""
-    seen: dict[str, int] = defaultdict(int)
-    kept = []
-    for record in records:
-        seen[record.user_id] += 1
-        if seen[record.user_id] <= limit:
-            kept.append(record)
-    return kept
+Mask = NDArray[np.bool_]
 
 
-def drop_near_duplicates(records: Sequence[RecordT], shared_fraction: float) -> list[RecordT]:
-    """Drops a prompt whose common prefix with an earlier one kept is `shared_fraction` of the longer (section 3.2; the fraction is ours).
+def under_cap(groups: NDArray[np.uint64], items: NDArray[np.uint64], limit: int) -> Mask:
+    """At most `limit` different items of a group, the first ones (section 3.2: 200 prompts of a user).
 
-    Case, punctuation and spaces do not count. Kept prompts are held sorted: those that share a long prefix with the next one surround its place.
+    `groups` and `items` are N hashes; rows of a kept item all stay, so several rankings of one prompt count once.
     """
-    kept, keys = [], list[str]()
-    for record in records:
-        key = NOT_A_WORD.sub(" ", record.text.lower()).strip()
-        place = bisect_left(keys, key)
-        before, after = (keys[i] for i in range(place - 1, -1, -1)), (keys[i] for i in range(place, len(keys)))
-        if not _any_alike(key, before, shared_fraction) and not _any_alike(key, after, shared_fraction):
-            keys.insert(place, key)
-            kept.append(record)
-    return kept
+    keep = np.zeros(len(groups), dtype=bool)
+    order = np.lexsort((np.arange(len(groups)), items, groups))
+    group, item = groups[order], items[order]
+    opens = np.ones(len(order), dtype=bool)
+    opens[1:] = (group[1:] != group[:-1]) | (item[1:] != item[:-1])
+    first_row = order[opens]
+    # Of each group's items, in the order of their first rows, the place of each.
+    by_group = np.lexsort((first_row, groups[first_row]))
+    grouped = groups[first_row][by_group]
+    starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]]) if len(grouped) else np.empty(0, dtype=np.int64)
+    place = np.empty(len(first_row), dtype=np.int64)
+    place[by_group] = np.arange(len(grouped)) - np.repeat(starts, np.diff(np.r_[starts, len(grouped)]))
+    keep[order] = (place < limit)[np.cumsum(opens) - 1]
+    return keep
 
 
-def drop_long(records: Sequence[RecordT], count_tokens: Callable[[Prompt], int], limit: int) -> list[RecordT]:
-    """Drops prompts over `limit` tokens of the policy; a prompt is never cut silently (appendix C: 1,000 for prompts)."""
-    return [record for record in records if count_tokens(record) <= limit]
+def in_languages(found: NDArray[np.object_], wanted: Sequence[str]) -> Mask:
+    """Rows of a wanted language; all of them where none is named. Text of no determined language (`und`) stays: nobody can say it is foreign."""
+    if not wanted:
+        return np.ones(len(found), dtype=bool)
+    return np.isin(found, [*wanted, "und"])
 
 
-def _any_alike(key: str, others: Iterable[str], shared_fraction: float) -> bool:
-    """Whether one of the others, given in falling order of their common prefix with the key, is its near-duplicate."""
-    for other in others:
-        common = _common_prefix(key, other)
-        if common < shared_fraction * len(key):
-            return False
-        if common >= shared_fraction * len(other):
-            return True
-    return False
+def thinned(sources: NDArray[np.int64], weights: Sequence[float], sizes: NDArray[np.float64], lots: NDArray[np.uint64]) -> Mask:
+    """The largest part of the rows in which source i has weights[i] of the whole; no source is repeated, and at least one stays whole.
 
-
-def _common_prefix(left: str, right: str) -> int:
-    length = min(len(left), len(right))
-    for index in range(length):
-        if left[index] != right[index]:
-            return index
-    return length
+    `sources` are N indices into the weights; `sizes` is what each row counts (1, or its characters); `lots` are N hashes of the rows, so that
+    who stays does not depend on the order, and a source that grows keeps nearly the same rows.
+    """
+    keep = np.zeros(len(sources), dtype=bool)
+    share = np.asarray(weights) / np.sum(weights)
+    totals = np.bincount(sources, weights=sizes, minlength=len(share))
+    whole = (totals / share).min()
+    for index, part in enumerate(share):
+        rows = np.flatnonzero(sources == index)
+        rows = rows[np.argsort(lots[rows], kind="stable")]
+        keep[rows[np.cumsum(sizes[rows]) <= part * whole + 1e-6]] = True
+    return keep

@@ -4,28 +4,31 @@ The place of a user is a hash of the user id: it stays the same under reruns, un
 """
 
 import hashlib
-from collections.abc import Iterable
 
-from data.records import RecordT
+import numpy as np
+from numpy.typing import NDArray
+
+from data.records import SPLITS
 
 
-def user_position(user_id: str, salt: str = "") -> float:
-    """A number in [0, 1) that depends on nothing but the user id and the salt."""
-    digest = hashlib.sha256(f"{salt}:{user_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def hash64(text: str) -> int:
+    """64 bits that depend on nothing but the text: not on the process, the machine or the version."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def user_hash(user_id: str, salt: str = "") -> int:
+    """What a user's split comes from; another salt gives an independent split."""
+    return hash64(f"{salt}:{user_id}")
 
 
 def split_of(user_id: str, valid_fraction: float, test_fraction: float, salt: str = "") -> str:
     """`test`, `valid` or `train`. Growing a fraction moves users between neighbours only."""
-    position = user_position(user_id, salt)
-    if position < test_fraction:
-        return "test"
-    return "valid" if position < test_fraction + valid_fraction else "train"
+    (place,) = splits_of(np.array([user_hash(user_id, salt)], dtype=np.uint64), valid_fraction, test_fraction)
+    return SPLITS[int(place)]
 
 
-def split_by_user(records: Iterable[RecordT], valid_fraction: float, test_fraction: float, salt: str = "") -> dict[str, list[RecordT]]:
-    """Records by split, in their given order."""
-    splits: dict[str, list[RecordT]] = {"train": [], "valid": [], "test": []}
-    for record in records:
-        splits[split_of(record.user_id, valid_fraction, test_fraction, salt)].append(record)
-    return splits
+def splits_of(hashes: NDArray[np.uint64], valid_fraction: float, test_fraction: float) -> NDArray[np.int8]:
+    """Places in SPLITS of N users by their hashes: as a fraction of 2^64 the hash is a position in [0, 1]."""
+    positions = hashes / 2.0**64
+    train, valid, test = (SPLITS.index(name) for name in ("train", "valid", "test"))
+    return np.select([positions < test_fraction, positions < test_fraction + valid_fraction], [test, valid], train).astype(np.int8)

@@ -5,13 +5,13 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, get_args
 
 import jsonargparse
 
-from data.config import DataConfig
+from data.config import DataConfig, SourceConfig
 from evaluation.config import EvaluateConfig
 from labeling.config import LabelsConfig, SamplesConfig
 from modeling.config import ModelConfig
@@ -82,15 +82,30 @@ class Parser(jsonargparse.ArgumentParser):
 
 def explain(message: str) -> str:
     """jsonargparse's message as one sentence, with a suggestion when a key is unknown."""
-    names = list(dotted_names(RunConfig))
+    names = [*dotted_names(RunConfig), *dotted_names(SourceConfig)]
     sentence = " ".join(message.split()).removeprefix("error: ")
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", sentence)
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", sentence) or re.search(r"()Option '([\w.]+)' is not accepted", sentence)
     key = unknown.group(1) if unknown else ".".join(part for part in nested.groups() if part) if nested else None
     if key is None:
-        return sentence
+        return wrong_type(sentence) or sentence
     near = difflib.get_close_matches(key, names, n=1) or [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
     return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
+
+
+def wrong_type(sentence: str) -> str | None:
+    """jsonargparse's many words on a value that is of none of a field's types, in a few; None where the message is another."""
+    union = re.search(
+        r'key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)', sentence
+    )
+    if union:
+        kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", union.group(2))]
+        return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
+    section = re.search(
+        r'key "([\w.]+)": (?:Not a valid subclass of \w+\. Got value: (.*?) Subclass types|Problem with given class_path \'(.*?)\': No module)',
+        sentence,
+    )
+    return f"{section[1]}: expected a name and a section of fields under it, found {section[2] or section[3]!r}" if section else None
 
 
 def dotted_names(config_type: type, prefix: str = "") -> Iterator[str]:
@@ -113,16 +128,26 @@ def refuse_nulls(namespace: Any, config_type: type, prefix: str = "") -> None:
             raise ValueError(f"{name} must not be null")
 
 
-def parse_config(program: str, description: str, arguments: Sequence[str] | None = None) -> tuple[RunConfig, bool]:
-    """(validated config, whether --force was given). Exits with 2 and one sentence on a mistake; raises ValueError on contradictions."""
+FORCE = {"force": "Run even if nothing changed since the last result."}
+DRY_RUN = {"dry_run": "Print the plan and the counts, and write nothing."}
+
+
+def parse_config(
+    program: str, description: str, arguments: Sequence[str] | None = None, options: Mapping[str, str] = FORCE
+) -> tuple[RunConfig, dict[str, bool]]:
+    """(validated config, whether each of the options was given, which are names with their help).
+
+    Exits with 2 and one sentence on a mistake; raises ValueError on contradictions.
+    """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=program, description=description, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below; later arguments override earlier ones.")
-    parser.add_argument("--force", action="store_true", help="Run even if nothing changed since the last result.")
+    for option, meaning in options.items():
+        parser.add_argument(f"--{option}", action="store_true", help=meaning)
     parser.add_class_arguments(RunConfig, nested_key=None, fail_untyped=True)
     namespace = parser.parse_args(arguments)
     refuse_nulls(namespace, RunConfig)
     values: Any = parser.instantiate_classes(namespace)
     config = RunConfig(**{item.name: values[item.name] for item in dataclasses.fields(RunConfig)})
     config.validate()
-    return config, bool(namespace.force)
+    return config, {option: bool(namespace[option]) for option in options}

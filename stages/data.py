@@ -1,44 +1,94 @@
-"""The data stage: three sets of prompts from the sources, split by user, with a count of what each rule removed.
+"""The data stage: three sets of prompts from the sources, split by user, with a report of what was read, kept and removed.
 
 python -m stages.data --config configs/demo.yaml
+python -m stages.data --config configs/oasst.yaml --dry_run
 """
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
 from stages.manifest import file_digest, model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
+if TYPE_CHECKING:
+    from data.build import Built
+
+FOR_PEOPLE = ("report.html", "report.md", "report_pictures", "README.md")
+
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Builds and writes the sets."""
-    from data.build import build, write
-    from data.tokenize import encode_completion, encode_prompt
+    """Writes the sets, counts.json, the data card and the report."""
+    from data.build import write
+    from data.card import write_card
+    from data.report.page import write_report
+    from data.report.removed import finder, masked
+
+    scratch = out / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    built = curated(config, scratch)
+    write(built, out)
+    sizes, removed = built.sizes(), built.removed()
+    # The sentences quote the rows; the folder may be published, what stands on the screen is not.
+    skipped = [masked(sentence, finder(config.data)) for sentence in built.bad.examples]
+    report = {"rows": sizes, "removed": removed, "skipped": built.bad.count, "skipped_rows": skipped}
+    (out / "counts.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_card(built, config.data, config.run_name, out)
+    warnings = write_report(built, config.data, config.run_name, out)
+    shutil.rmtree(scratch)
+    for kind, rules in removed.items():
+        for rule, count in rules.items():
+            if count:
+                print(f"data: {count} {kind} removed: {rule}")
+    for sentence in built.bad.examples[:5]:
+        print(f"data: skipped {sentence}")
+    if built.bad.count > 5:
+        print(f"data: skipped {built.bad.count - 5} more malformed rows; the report shows some")
+    for sentence in warnings:
+        print(f"data: warning: {sentence}")
+    shown = ("sft_train", "rm_train", "rl_train", "rm_valid", "rm_test", "rankings_train")
+    return {name: sizes[name] for name in shown} | {
+        "removed": sum(sum(rules.values()) for rules in removed.values()),
+        "skipped": built.bad.count,
+        "report": str(run.stage("data") / "report.html"),
+    }
+
+
+def dry_run(config: RunConfig) -> None:
+    """Prints the sources, what each rule would remove and the sizes of the sets."""
+    from data.report.plan import plan
+
+    with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as scratch:
+        print(plan(curated(config, Path(scratch)), config.data))
+
+
+def curated(config: RunConfig, scratch: Path) -> "Built":
+    """The sources, read and curated. Raises ValueError when a prompt leaves no room for a later stage's answers."""
+    from data.build import build
+    from data.measure import Measurer
+    from data.personal_data import detector
+    from data.sources.reading import sources
+    from data.tokenize import count_answer_tokens, count_prompt_tokens
     from modeling.load import base_model_place, load_tokenizer
 
+    # Mistakes in names and places are told before a model is looked for.
+    for role in ("demonstrations", "prompts", "rankings", "pretraining"):
+        sources(config.data, role)
+    find = None if config.data.personal_data == "off" else detector(config.data.personal_data)
     place = base_model_place(config.model)
     tokenizer = load_tokenizer(place, config.model)
-    built = build(
-        config.data,
-        lambda prompt: len(encode_prompt(tokenizer, prompt)),
-        lambda completion: len(encode_completion(tokenizer, completion)),
+    measurer = Measurer(
+        prompt_tokens=lambda prompts: count_prompt_tokens(tokenizer, prompts),
+        answer_tokens=lambda completions: count_answer_tokens(tokenizer, completions),
+        personal=None if find is None else lambda text: bool(find(text)),
     )
-    refuse_if_too_long(config, longest_prompt=max(len(encode_prompt(tokenizer, p)) for rows in built.rm.values() for p in rows), place=place)
-    write(built, out)
-    sizes = built.sizes()
-    report = {"rows": sizes, "removed": built.removed, "skipped_rows": built.skipped_rows}
-    (out / "counts.json").write_text(json.dumps(report, indent=2) + "\n")
-    for rule, count in built.removed.items():
-        if count:
-            print(f"data: {count} prompts removed: {rule}")
-    for sentence in built.skipped_rows[:5]:
-        print(f"data: skipped {sentence}")
-    if len(built.skipped_rows) > 5:
-        print(f"data: skipped {len(built.skipped_rows) - 5} more malformed rows, listed in counts.json")
-    shown = ("sft_train", "rm_train", "rl_train", "rm_valid", "rm_test")
-    return {name: sizes[name] for name in shown} | {"removed": sum(built.removed.values()), "skipped": len(built.skipped_rows)}
+    built = build(config.data, measurer, scratch)
+    refuse_if_too_long(config, int(built.pool.measures.prompt_tokens[built.pool.kept()].max()), place)
+    return built
 
 
 def refuse_if_too_long(config: RunConfig, longest_prompt: int, place: str) -> None:
@@ -56,15 +106,18 @@ def refuse_if_too_long(config: RunConfig, longest_prompt: int, place: str) -> No
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the files that users brought."""
-    from data.sources import source_files
+    """Digests of the files that users brought, and the pinned commits of Hub data sets."""
+    from data.sources.reading import sources
 
-    named = [*config.data.demonstrations, *config.data.prompts, *config.data.rankings, *config.data.pretraining]
-    files = [file for name in named if name != "wikipedia" for file in source_files(name)]
-    return {str(file): file_digest(file) for file in files} | model_digests(config.model.base, config.model.chat_template)
+    found = [source for role in ("demonstrations", "prompts", "rankings", "pretraining") for source in sources(config.data, role)]
+    files = {file for source in found if source.name != "wikipedia" for file in source.files}
+    hub = {f"{source.hub} {source.split}": str(source.settings.revision) for source in found if source.hub is not None}
+    return {str(file): file_digest(file) for file in sorted(files)} | hub | model_digests(config.model.base, config.model.chat_template)
 
 
-STAGE = Stage("data", sections=("data", "model"), after=(), work=work, external=external)
+STAGE = Stage(
+    "data", sections=("data", "model"), after=(), work=work, external=external, for_people=FOR_PEOPLE, dry_run=dry_run
+)  # fmt: skip
 
 if __name__ == "__main__":
     stage_main(STAGE, "Builds the SFT, RM and RL prompt sets.")

@@ -18,12 +18,11 @@ SCORING_BATCH = 16
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes generations.jsonl, evaluation.json and headline.json."""
-    from data.jsonl import read_records, write_rows
-    from data.records import Demonstration
-    from data.sources import read_texts
+    from data.files import write_rows
+    from data.intervals import interval
+    from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
     from evaluation.compare import MODELS, judged_answers, kl_to, length_matched_win_rate, parts_table, perplexity, preference, win_rate
-    from evaluation.intervals import interval
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
     from modeling.generate import Sampling
@@ -34,7 +33,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     team = processes(config.model.device)
     settings, resamples = config.evaluate, config.evaluate.bootstrap_resamples
     data = run.stage("data")
-    prompts = evenly(read_records(data / "sft_test.jsonl", Demonstration), settings.max_prompts)
+    prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.batch_size)
     policy = run.stage("ppo") / ("model_ema" if settings.weights == "ema" else "model")
     places = {"ppo": str(policy), "sft": str(run.stage("sft") / "model"), "base": team.from_main(lambda: base_model_place(config.model))}
@@ -45,7 +44,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         count = 1 if name == "base" else settings.answers_per_prompt
         with autocast(config.model, team.device):
             generations[name] = answer(model, tokenizer, prompts, count, sampling, f"evaluate {name}", config.seed, team)
-        chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_heldout.jsonl")]), config.data.pretraining_tokens)
+        chunks = pretraining_chunks(tokenizer, read_texts(data, "heldout"), config.data.pretraining_tokens)
         perplexities[name] = perplexity(
             model, evenly(chunks, settings.perplexity_examples), SCORING_BATCH, tokenizer.pad_token_id, config.model, team
         )

@@ -12,7 +12,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes rankings_<split>.jsonl."""
-    from data.jsonl import read_records, write_records
+    from data.files import read_records, write_records
     from data.records import SPLITS, Samples
     from labeling.judges import closeness_judge
     from labeling.simulated import has_strict_pair, rank

@@ -14,9 +14,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model` (last weights) and `model_ema`."""
-    from data.jsonl import read_records
-    from data.records import Prompt
-    from data.sources import read_texts
+    from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.load import load_tokenizer
     from modeling.processes import processes
@@ -29,8 +27,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
     tokenizer = load_tokenizer(sft / "model", config.model)
     models = load_models(sft, reward, config.model, tokenizer, team.device, config.seed)
-    prompts = read_records(data / "rl_train.jsonl", Prompt)
-    chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_train.jsonl")]), config.data.pretraining_tokens)
+    prompts = read_set(data, "rl", "train")
+    chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
     average = train(config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out)
     if team.is_main:
         export(models, average, sft / "model", config.model, tokenizer, out)

@@ -16,8 +16,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model`, with LoRA `adapter` too, and `accuracy.json`."""
     import torch
 
-    from data.jsonl import read_records
-    from data.records import Demonstration
+    from data.sets import read_set
     from data.tokenize import encode_completion, encode_prompt
     from evaluation.reward_model import report
     from modeling.adapters import add_lora, merged
@@ -51,7 +50,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     train(config.reward, config.model, model, sets["train"], pad_id, config.seed, team, tracker)
 
     limit = config.reward.max_tokens_per_micro_batch
-    demonstrations = read_records(run.stage("data") / "sft_train.jsonl", Demonstration)[: config.reward.bias_demonstrations]
+    demonstrations = read_set(run.stage("data"), "sft", "train")[: config.reward.bias_demonstrations]
     shown = [
         Element(encode_prompt(tokenizer, d), [encode_completion(tokenizer, d.completion)], torch.zeros(1, 1, dtype=torch.bool))
         for d in demonstrations

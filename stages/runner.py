@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from filelock import FileLock, Timeout
 
 from stages import manifest
-from stages.config import RunConfig, parse_config
+from stages.config import DRY_RUN, FORCE, RunConfig, parse_config
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
 
@@ -55,6 +55,10 @@ class Stage:
     """Digests of inputs from outside the run."""
     parallel: bool = False
     """Whether every process works, or only the first."""
+    for_people: tuple[str, ...] = ()
+    """Files and folders of its result that no later stage reads: a change in them makes nothing run again."""
+    dry_run: Callable[[RunConfig], None] | None = None
+    """Prints what the stage would do, for those that offer --dry_run."""
 
 
 def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 fingerprint=plan.fingerprint,
                 config=asdict(config),
                 inputs=plan.inputs,
-                outputs=manifest.output_records(plan.partial, ignored=("tensorboard", "checkpoints", FINGERPRINT)),
+                outputs=manifest.output_records(plan.partial, ignored=("tensorboard", "checkpoints", FINGERPRINT, *stage.for_people)),
                 headline=headline,
                 seed=config.seed,
                 world_size=team.count,
@@ -177,12 +181,17 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def main(work: Callable[[RunConfig, bool], None], program: str, description: str, arguments: Sequence[str] | None = None) -> None:
-    """The command line of a stage. A user's mistake ends in one sentence and exit code 2; its traceback goes to a file in the run folder."""
+def main(
+    work: Callable[..., None], program: str, description: str, arguments: Sequence[str] | None = None, options: Mapping[str, str] = FORCE
+) -> None:
+    """The command line of a stage: calls `work(config, force=..., ...)` with its options.
+
+    A user's mistake ends in one sentence and exit code 2; its traceback goes to a file in the run folder.
+    """
     config: RunConfig | None = None
     try:
-        config, force = parse_config(program, description, arguments)
-        work(config, force)
+        config, given = parse_config(program, description, arguments, options)
+        work(config, **given)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -199,7 +208,10 @@ def main(work: Callable[[RunConfig, bool], None], program: str, description: str
 def stage_main(stage: Stage, description: str) -> None:
     """`python -m stages.<stage>`."""
 
-    def work(config: RunConfig, force: bool) -> None:
-        run_stage(stage, config, force)
+    def work(config: RunConfig, force: bool, dry_run: bool = False) -> None:
+        if dry_run and stage.dry_run is not None:
+            stage.dry_run(config)
+        else:
+            run_stage(stage, config, force)
 
-    main(work, f"python -m stages.{stage.name}", description)
+    main(work, f"python -m stages.{stage.name}", description, options=FORCE if stage.dry_run is None else FORCE | DRY_RUN)

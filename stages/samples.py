@@ -12,13 +12,14 @@ from stages.runner import RunFolder, Stage, stage_main
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes samples_<split>.jsonl."""
-    from data.jsonl import write_records
+    from data.files import write_records
     from data.records import SPLITS, Demonstration
+    from data.sets import read_set
     from labeling.sampling import answer, distinct_samples, rankable
     from modeling.generate import Sampling
     from modeling.load import autocast, load_causal, load_tokenizer
     from modeling.processes import processes
-    from stages.inputs import evenly, rm_prompts
+    from stages.inputs import evenly
 
     team = processes(config.model.device)
     numbers: dict[str, Any] = {"prompts": 0, "answers": 0, "dropped_fewer_than_two": 0, "complete": 0, "without_demonstration": 0}
@@ -28,7 +29,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     model = load_causal(run.stage("sft") / "model", config.model, tokenizer).to(team.device)
     sampling = Sampling(config.samples.max_new_tokens, config.samples.temperature, config.samples.batch_size)
     for split in SPLITS:
-        prompts = rm_prompts(run.stage("data"), split)
+        prompts = read_set(run.stage("data"), "rm", split)
         if config.labels.labeler == "simulated":
             # A rubric compares with a demonstration; a prompt that has none still serves RL.
             numbers["without_demonstration"] += len(prompts)

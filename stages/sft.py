@@ -14,9 +14,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains and saves `model`."""
-    from data.jsonl import read_records
-    from data.records import Demonstration
-    from data.sources import read_texts
+    from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.load import base_model_place, load_causal, load_tokenizer
     from modeling.processes import processes
@@ -28,15 +26,15 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(place, config.model)
     model = load_causal(place, config.model, tokenizer, config.sft.residual_dropout)
     data = run.stage("data")
-    train_set = evenly(read_records(data / "sft_train.jsonl", Demonstration), config.sft.max_train_examples)
-    chunks = pretraining_chunks(tokenizer, read_texts([str(data / "texts_train.jsonl")]), config.data.pretraining_tokens, len(train_set))
+    train_set = evenly(read_set(data, "sft", "train"), config.sft.max_train_examples)
+    chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens, len(train_set))
     return train(
         config.sft,
         config.model,
         model,
         tokenizer,
         train_set,
-        read_records(data / "sft_valid.jsonl", Demonstration),
+        read_set(data, "sft", "valid"),
         chunks,
         config.seed,
         team,

@@ -3,19 +3,21 @@
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from data.curate import drop_near_duplicates
-from data.jsonl import read_records
+from data.config import DataConfig
+from data.files import STOP, read_records
+from data.near_duplicates import comparable, distinct
 from data.records import KINDS, SOURCES, USE_CASES, Demonstration
-from data.sources import SEED_FOLDER, read_source
+from data.sources.reading import SEED_FOLDER, find, read
 
 FILES = sorted(SEED_FOLDER.glob("*.jsonl"))
 
 
 @pytest.fixture(scope="module")
 def seed() -> list[Demonstration]:
-    return read_source(["seed"], Demonstration)
+    return list(read(find("seed", DataConfig(), "demonstrations"), STOP))
 
 
 def test_all_four_topics_are_there() -> None:
@@ -49,7 +51,8 @@ def test_a_user_is_a_labeler_or_a_customer_never_both(seed: list[Demonstration])
 def test_nothing_is_there_twice(seed: list[Demonstration]) -> None:
     for values in ([record.prompt_id for record in seed], [record.text.lower() for record in seed]):
         assert [value for value, count in Counter(values).items() if count > 1] == []
-    assert len(drop_near_duplicates(seed, 0.9)) == len(seed)
+    keys = pa.array([comparable(record.text) for record in seed])
+    assert distinct(lambda: [keys], 0.9).all()
 
 
 def test_prompts_and_answers_are_short(seed: list[Demonstration]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data.config import SourceConfig
 from stages.config import RunConfig, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -91,8 +92,8 @@ def test_a_rate_in_yamls_short_notation_is_a_number(tmp_path: Path) -> None:
 
 
 def test_nothing_at_all_gives_the_defaults_and_force_is_no_part_of_them() -> None:
-    assert parse_config("stages.x", "", []) == (RunConfig(), False)
-    assert parse_config("stages.x", "", ["--force"]) == (RunConfig(), True)
+    assert parse_config("stages.x", "", []) == (RunConfig(), {"force": False})
+    assert parse_config("stages.x", "", ["--force"]) == (RunConfig(), {"force": True})
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
@@ -142,6 +143,26 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(capsys: pytest.CaptureFixtu
     file = tmp_path / "run.yaml"
     file.write_text(yaml)
     assert refused(capsys, "--config", str(file)) == f"unknown key '{key}', did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--sft.max_train_examples", "many"], "sft.max_train_examples: expected int or null, found 'many'"),
+        (["--data.sources", "{mine: {weight: much}}"], "weight: expected float or null, found 'much'"),
+        (["--data.sources", "{mine: rows.jsonl}"], "data.sources: expected a name and a section of fields under it, found 'rows.jsonl'"),
+        (["--data.sources", "{mine: {formt: oasst}}"], "unknown key 'formt', did you mean 'format'?"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_a_few_words(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+    assert refused(capsys, *arguments) == sentence
+
+
+def test_a_sources_settings_are_in_the_file_and_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data:\n  sources:\n    mine: {format: oasst, place: here.jsonl, columns: {a: b, c: null}}\n  rankings: [mine]\n")
+    config = parse_config("stages.x", "A stage.", ["--config", str(file), "--data.sources.mine.place", "there.jsonl"])[0]
+    assert config.data.sources["mine"] == SourceConfig(format="oasst", place="there.jsonl", columns={"a": "b", "c": None})
 
 
 def test_a_key_like_no_other_points_to_the_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from data.files import read_rows
 from stages.runner import STAGES
 
 CONFIG = "configs/smoke.yaml"
@@ -71,8 +72,8 @@ def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tup
 def test_no_user_is_in_two_splits_and_rl_has_api_prompts_alone(finished: tuple[Path, str]):
     root, _ = finished
     users: dict[str, set[str]] = {}
-    for file in (root / "data").glob("*_*.jsonl"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for file in (root / "data").glob("*_*.parquet"):
+        rows = [row for _, row in read_rows(file)]
         split = file.stem.split("_")[1]
         if "user_id" in rows[0]:
             users.setdefault(split, set()).update(row["user_id"] for row in rows)
@@ -92,7 +93,7 @@ def test_the_models_load_with_plain_transformers(finished: tuple[Path, str]):
     model = AutoModelForSequenceClassification.from_pretrained(root / "reward" / "model").eval()
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert model.config.num_labels == 1
-    rows = [json.loads(line) for line in (root / "data" / "sft_train.jsonl").read_text().splitlines()][:16]
+    rows = [row for _, row in read_rows(root / "data" / "sft_train.parquet")][:16]
     scores = []
     for row in rows:
         messages = [{"role": "user", "content": row["prompt"]}]

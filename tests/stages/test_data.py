@@ -1,0 +1,206 @@
+"""The data stage as a user runs it: plans that write nothing, the configurations for public data, and what a finished folder holds."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+
+from data.records import SPLITS
+from data.sets import SETS, read_set, set_file
+from modeling.tiny import make_tiny_model
+from stages.config import RunConfig, parse_config
+from stages.data import STAGE, curated, dry_run
+from stages.runner import run_stage
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = 20_000
+"""The tiny tokenizer knows few words, so that a long conversation is many thousand tokens."""
+ANSWERS = ("It is so because of the weather.", "Nobody knows, not even the birds.", "Because.", "That depends on the day of the week, mostly.")
+TOPICS = (
+    "rain", "snow", "wind", "sand", "stone", "glass", "paper", "wood", "iron", "gold", "salt", "tea", "bread", "milk", "wool", "silk", "clay",
+    "coal", "ice", "fire",
+)  # fmt: skip
+
+
+def questions(count: int = 60) -> Iterator[tuple[int, str]]:
+    for number in range(count):
+        yield number, f"{TOPICS[number % 20].capitalize()} question {number}: why does {TOPICS[(number * 7 + number // 20) % 20]} change?"
+
+
+def oasst_rows() -> Iterator[dict[str, Any]]:
+    """Flat rows of the Hub's data set: a question, three ranked replies, and a follow-up with two."""
+    for number, text in questions():
+        tree = f"tree-{number}"
+
+        def message(name: str, parent: str | None, role: str, text: str, rank: int | None, tree: str = tree) -> dict[str, Any]:
+            row = {"message_id": f"{tree}-{name}", "parent_id": parent and f"{tree}-{parent}", "message_tree_id": tree, "text": text, "role": role}
+            return row | {"lang": "en", "deleted": False, "review_result": True, "synthetic": False, "rank": rank}
+
+        yield message("q", None, "prompter", text, None)
+        for rank in (2, 0, 1):
+            yield message(f"a{rank}", "q", "assistant", f"{ANSWERS[rank]} ({number})", rank)
+        yield message("q2", "a0", "prompter", f"And what of {TOPICS[number % 20]}?", None)
+        for rank in (0, 1):
+            yield message(f"b{rank}", "q2", "assistant", f"{ANSWERS[rank]} Again ({number}).", rank)
+
+
+def hh_rows() -> Iterator[dict[str, Any]]:
+    for number, text in questions():
+        start = f"\n\nHuman: Tell me, {text}\n\nAssistant: "
+        yield {"chosen": start + ANSWERS[number % 4], "rejected": start + ANSWERS[(number + 1) % 4]}
+
+
+def ultrafeedback_rows() -> Iterator[dict[str, Any]]:
+    for number, text in questions():
+
+        def answer(place: int, number: int = number) -> dict[str, Any]:
+            aspects = ("instruction_following", "truthfulness", "honesty", "helpfulness")
+            ratings = {aspect: {"Rating": str(1 + (place + number) % 5), "Rationale": "."} for aspect in aspects}
+            return {"model": f"m{place}", "response": f"{ANSWERS[place]} ({number})", "annotations": ratings, "overall_score": 7.0}
+
+        yield {"source": "x", "instruction": text, "models": [], "completions": [answer(place) for place in range(4)]}
+
+
+def qa_feedback_rows() -> Iterator[dict[str, Any]]:
+    for number, text in questions():
+        predictions = {f"prediction {place + 1}": f"{answer} ({number})" for place, answer in enumerate(ANSWERS)}
+        passages = [["Weather", "Weather\n\nIt changes.", "Often."]]
+        yield {"question": text, "passages": passages, "gold": "Because it must.", "preference": [1, 2, 0, 2, 1, 1], "feedback": {}} | predictions
+
+
+def truthfulqa_rows(word: str) -> Iterator[dict[str, Any]]:
+    for number, text in questions():
+        for place, answer in enumerate(ANSWERS):
+            yes = (place + number) % 2 == 0 if word == "True" else place < 3
+            yield {"prompt": f"Q: {text}\nA: {answer}\n{word}:", "completion": " yes" if yes else " no"}
+
+
+def jsonl(file: Path, rows: Iterator[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, list[str]]:
+    """By configuration: arguments that read rows of the published schema from here instead of the Hub."""
+    oasst = jsonl(tmp_path / "oasst.jsonl", oasst_rows())
+    hh = jsonl(tmp_path / "hh.jsonl", hh_rows())
+    ultrafeedback = jsonl(tmp_path / "ultrafeedback.jsonl", ultrafeedback_rows())
+    (tmp_path / "qa.json").write_text(json.dumps(list(qa_feedback_rows())))
+    truthfulqa = tmp_path / "truthfulqa"
+    truthfulqa.mkdir()
+    jsonl(truthfulqa / "finetune_truth.jsonl", truthfulqa_rows("True"))
+    jsonl(truthfulqa / "finetune_info.jsonl", truthfulqa_rows("Helpful"))
+    (truthfulqa / "TruthfulQA.csv").write_text("Type,Question,Best Answer\n" + "".join(f'x,"{text}",So it is\n' for _, text in questions()))
+    return {
+        "oasst": ["--data.sources.oasst.place", oasst],
+        "hh_rlhf": ["--data.sources.oasst.place", oasst, "--data.sources.hh.place", hh],
+        "ultrafeedback": ["--data.sources.ultrafeedback.place", ultrafeedback],
+        "qa_feedback": ["--data.sources.qa.place", str(tmp_path / "qa.json")],
+        "truthfulqa": ["--data.sources.truthfulqa.place", str(truthfulqa)],
+    }
+
+
+def configured(name: str, arguments: list[str], tmp_path: Path) -> RunConfig:
+    """A configuration of this project on local rows, with a tiny model of a long context and a text that is at hand."""
+    model = make_tiny_model(tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": CONTEXT}))
+    lengths = ["--data.max_prompt_tokens", str(CONTEXT // 2), "--data.max_answer_tokens", str(CONTEXT // 2)]
+    local = ["--model.base", str(model), "--data.pretraining", f"[{ROOT / 'LICENSE'}]", *lengths]
+    place = ["--runs_folder", str(tmp_path / "runs"), "--data.valid_fraction", "0.2", "--data.test_fraction", "0.3"]
+    config, _ = parse_config("test", "", ["--config", str(ROOT / "configs" / f"{name}.yaml"), *local, *place, *arguments])
+    return config
+
+
+def planned_rows(printed: str) -> dict[str, list[int]]:
+    """The plan's table of rows: set to counts by split."""
+    lines = printed.split("\nRows\n")[1].split("\n\n")[0].splitlines()
+    table = [line.split() for line in lines]
+    assert table[0] == list(SPLITS)
+    return {name: [int(count.replace(",", "")) for count in counts] for name, *counts in table[1:] if name in SETS}
+
+
+@pytest.mark.parametrize("name", ["oasst", "hh_rlhf", "ultrafeedback", "qa_feedback", "truthfulqa"])
+def test_the_plan_of_a_public_configuration_has_rows_in_every_set_and_writes_nothing(
+    name: str, places: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(name, places[name], tmp_path)
+    dry_run(config)
+    planned = planned_rows(capsys.readouterr().out)
+    assert list(planned) == list(SETS)
+    assert all(all(counts) for counts in planned.values()), planned
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_folder_holds_what_the_plan_promised(
+    places: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    config = configured("oasst", places["oasst"], tmp_path)
+    dry_run(config)
+    planned = planned_rows(capsys.readouterr().out)
+    headline = run_stage(STAGE, config)
+    folder = tmp_path / "runs" / "oasst" / "data"
+    for name in SETS:
+        assert [len(read_set(folder, name, split)) for split in SPLITS] == planned[name]
+    assert headline["sft_train"] == len(read_set(folder, "sft", "train"))
+    assert not (folder / "scratch").exists()
+    assert {"report.html", "report.md", "README.md", "counts.json", "manifest.json"} <= {file.name for file in folder.iterdir()}
+    loaded = load_dataset(str(folder), "rankings", cache_dir=str(tmp_path / "cache"))
+    assert {split: rows.num_rows for split, rows in loaded.items()} == {
+        {"valid": "validation"}.get(split, split): len(read_set(folder, "rankings", split)) for split in SPLITS
+    }
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert not [name for name in manifest["outputs"] if name.startswith(("report", "README"))], "a picture that changed runs nothing again"
+    assert run_stage(STAGE, config) == headline
+    assert "data: unchanged" in capsys.readouterr().out
+
+
+def test_every_turn_of_a_tree_is_in_one_split(places: dict[str, list[str]], tmp_path: Path) -> None:
+    run_stage(STAGE, configured("oasst", places["oasst"], tmp_path))
+    folder = tmp_path / "runs" / "oasst" / "data"
+    trees = {split: {r.user_id for name in SETS for r in read_set(folder, name, split)} for split in SPLITS}
+    assert len(trees["train"] | trees["valid"] | trees["test"]) == 60
+    assert sum(map(len, trees.values())) == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "rankings"),
+    [
+        ("oasst", ["--data.sources.oasst.place", "oasst/en_100_tree.jsonl"], 212),
+        ("qa_feedback", ["--data.sources.qa.place", "qa_feedback/dev_feedback.json"], 500),
+        ("truthfulqa", ["--data.sources.truthfulqa.place", "truthfulqa"], 817),
+    ],
+)
+def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
+    name: str, arguments: list[str], rankings: int, tmp_path: Path, shared_data: Callable[[str], Path]
+) -> None:
+    config = configured(name, [arguments[0], str(shared_data(arguments[1])), *arguments[2:]], tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    built = curated(config, scratch)
+    assert built.rankings.count == rankings
+    assert built.rankings.kept().sum() == rankings - sum(built.removed()["rankings"].values()) > 0.8 * rankings
+    assert not set_file(scratch, "sft", "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--data.sources.oasst.format", "oast"], r"data\.sources\.oasst\.format='oast' is unknown, did you mean 'oasst'\?"),
+        (["--data.sources.oasst.place", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
+        (["--data.rankings", "[oasstt]"], r"data\.rankings: 'oasstt': no such file or source, did you mean 'oasst'\?"),
+        (["--data.sources.oasst.place", "configs/demo.yaml"], r"configs/demo\.yaml: unknown kind of file '\.yaml'"),
+        (["--ppo.max_new_tokens", "50000"], r"more than the model's context of"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_anything_is_written(
+    arguments: list[str], sentence: str, places: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match=sentence):
+        dry_run(configured("oasst", [*places["oasst"], *arguments], tmp_path))
+    assert not (tmp_path / "runs").exists()
