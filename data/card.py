@@ -1,0 +1,114 @@
+"""The data card beside the sets: a README that Hugging Face's hub and `datasets.load_dataset(folder, "sft")` understand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.build import Built
+from data.config import DataConfig
+from data.language import UNDETERMINED
+from data.pages import Cell, Table, environment, number, share
+from data.records import SPLITS
+from data.report.counts import languages, removals
+from data.report.page import head
+from data.report.removed import meaning
+from data.report.tables import about, rows_of_source
+from data.sets import SETS, TEXT_SPLITS, set_file
+
+HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test", "heldout": "heldout"}
+HOLDS = {
+    "sft": "prompts with a demonstration",
+    "rm": "prompts whose answers are to be ranked; some with a demonstration",
+    "rl": "prompts that users sent, without answers",
+    "rankings": "prompts with several answers and their order",
+    "texts": "plain text for the pretraining mix",
+}
+COLUMNS = {
+    "prompt": ("sft, rm, rl, rankings", "the prompt: a string, or messages of `role` and `content`"),
+    "prompt_id": ("sft, rm, rl, rankings", "one for each prompt"),
+    "source": ("sft, rm, rl, rankings", "`labeler`: written for training; `api`: sent by a user"),
+    "kind": ("sft, rm, rl, rankings", "`plain`, `few_shot` or `user_based`, of labeler prompts"),
+    "user_id": ("sft, rm, rl, rankings", "who wrote it; nobody is in two splits"),
+    "organisation_id": ("sft, rm, rl, rankings", "whom the user belongs to"),
+    "use_case": ("sft, rm, rl, rankings", "one of the paper's ten"),
+    "dataset": ("all", "the source that the row came from"),
+    "completion": ("sft, rm", "the demonstration"),
+    "completions": ("rankings", "the answers"),
+    "ranks": ("rankings", "of each answer: 1 is best, equal is a tie, null is not ranked"),
+    "preferences": ("rankings", "instead of ranks: judged pairs [better, worse] as places in completions"),
+    "ties": ("rankings", "beside preferences: pairs found equal"),
+    "labeler_id": ("rankings", "who ranked"),
+    "labeler": ("rankings", "`human`, `simulated` or `llm`"),
+    "complete": ("rankings", "of each answer: whether it ended by itself"),
+    "ratings": ("rankings", "of each answer: what else was said of it, as JSON"),
+    "text": ("texts", "the document"),
+}
+MAIN_LANGUAGES = 0.01
+"""Share from which a language is named in the card's head."""
+SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+
+
+def write_card(built: Built, config: DataConfig, run_name: str, folder: Path) -> None:
+    """Writes `folder/README.md`."""
+    template = environment(Path(__file__).parent / "templates").get_template("card.md.j2")
+    (folder / "README.md").write_text(template.render(context(built, config, run_name)), encoding="utf-8")
+
+
+def context(built: Built, config: DataConfig, run_name: str) -> dict[str, Any]:
+    """What the template shows."""
+    sizes = built.sizes()
+    return {
+        "run_name": run_name,
+        "quoted_name": json.dumps(run_name),
+        "head": head(built),
+        "configs": configs(sizes),
+        "languages": main_languages(built),
+        "size_category": next((name for limit, name in SIZE_CATEGORIES if sum(sizes.values()) < limit), "n>10M"),
+        "sizes": sizes_table(sizes),
+        "sources": sources_table(built),
+        "rules": rules_table(built, config),
+        "columns": Table(["Column", "Sets", "Holds"], [[f"`{name}`", *about] for name, about in COLUMNS.items()], words=(1, 2)),
+        "engine": config.personal_data,
+        "group": config.group_by,
+    }
+
+
+def configs(sizes: dict[str, int]) -> dict[str, dict[str, str]]:
+    """By set: the file of each of its splits that has rows, under the hub's name of the split. Sets without rows are not there."""
+    found = {}
+    for name, splits in (*((name, SPLITS) for name in SETS), ("texts", TEXT_SPLITS)):
+        files = {HUB_SPLITS[split]: set_file(Path(), name, split).as_posix() for split in splits if sizes[f"{name}_{split}"]}
+        if files:
+            found[name] = files
+    return found
+
+
+def main_languages(built: Built) -> list[str]:
+    """ISO 639-1 codes, the most common first."""
+    found = languages(built.pool, built.pool.kept())
+    return [name for name, count in found.most_common() if name != UNDETERMINED and count >= MAIN_LANGUAGES * sum(found.values())]
+
+
+def sizes_table(sizes: dict[str, int]) -> Table:
+    """Rows by set and split."""
+    body: list[list[Cell]] = [
+        [f"`{name}`", HOLDS[name], *(number(sizes.get(f"{name}_{split}")) for split in HUB_SPLITS)] for name in (*SETS, "texts")
+    ]
+    return Table(["Set", "Holds", *HUB_SPLITS.values()], body, words=(1,))
+
+
+def sources_table(built: Built) -> Table:
+    """Where the rows came from, with the licence that each format's adapter states."""
+    body: list[list[Cell]] = []
+    for source in built.sources:
+        read, kept = rows_of_source(built, source)
+        body.append([source.name, source.role, source.place, about(source), number(read), number(sum(kept))])
+    return Table(["Source", "Taken for", "Place", "About", "Read", "Kept"], body, words=(1, 2, 3))
+
+
+def rules_table(built: Built, config: DataConfig) -> Table:
+    """What curation left out."""
+    body: list[list[Cell]] = [
+        [rule.replace("_", " "), meaning(rule, config), kind, number(count), share(count, read)] for kind, rule, count, read in removals(built)
+    ]
+    return Table(["Rule", "Meaning", "Of", "Removed", "Share"], body, words=(1, 2))
