@@ -159,6 +159,9 @@ def drop_evaluation_prompts(pool: Part, rankings: Part, fraction: float) -> None
     Within the pool no prompt has a twin any more; between pool and rankings, and among rankings, one prompt may come from users in different
     splits.
     """
+    if not rankings.count:
+        pool.ledger.apply("evaluation_prompt", pool.kept())
+        return
     kept = np.concatenate([pool.kept(), rankings.kept()])
     split = np.concatenate([pool.split, rankings.split])
     evaluated = kept & ((split == VALID) | (split == TEST))
