@@ -22,7 +22,7 @@ from data.curate import in_languages, thinned, under_cap
 from data.few_shot import expand
 from data.files import BadRows
 from data.measure import Measurer, measure
-from data.near_duplicates import alike, distinct
+from data.near_duplicates import alike, comparable, distinct
 from data.part import TEST, TRAIN, VALID, Collector, Mask, Part, first_of_each
 from data.records import SPLITS, Document, FewShot, Prompt, Ranking
 from data.sets import (
@@ -154,22 +154,36 @@ def curate(part: Part, record_type: type[Prompt], config: DataConfig, measurer: 
 
 
 def drop_evaluation_prompts(pool: Part, rankings: Part, fraction: float) -> None:
-    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set.
+    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set; the queries of few-shot prompts count too.
 
-    Within the pool no prompt has a twin any more; between pool and rankings, and among rankings, one prompt may come from users in different
-    splits.
+    Whole prompts of the pool have no twins any more; between pool and rankings, among rankings, and within few-shot prompts one prompt may come
+    from users in different splits.
     """
-    if not rankings.count:
-        pool.ledger.apply("evaluation_prompt", pool.kept())
-        return
-    kept = np.concatenate([pool.kept(), rankings.kept()])
-    split = np.concatenate([pool.split, rankings.split])
-    evaluated = kept & ((split == VALID) | (split == TEST))
-    seen = alike(
-        lambda: itertools.chain(pool.spool.column("key"), rankings.spool.column("key")), kept & (split == TRAIN), evaluated, fraction
-    )  # fmt: skip
+    queries, owners = few_shot_queries(pool)
+    row = np.concatenate([np.arange(pool.count + rankings.count), owners])
+    kept = np.concatenate([pool.kept(), rankings.kept()])[row]
+    split = np.concatenate([pool.split, rankings.split])[row]
+    seen = np.zeros(pool.count + rankings.count, dtype=bool)
+    if rankings.count or len(owners):
+        found = alike(
+            lambda: itertools.chain(pool.spool.column("key"), rankings.spool.column("key"), [queries]),
+            kept & (split == TRAIN),
+            kept & ((split == VALID) | (split == TEST)),
+            fraction,
+        )
+        seen[row[found]] = True
     pool.ledger.apply("evaluation_prompt", ~seen[: pool.count])
     rankings.ledger.apply("evaluation_prompt", ~seen[pool.count :])
+
+
+def few_shot_queries(pool: Part) -> tuple[pa.StringArray, NDArray[np.int64]]:
+    """(what each query of the pool's few-shot prompts is compared by, the row that it belongs to)."""
+    keys, owners = list[str](), list[int]()
+    few_shot = np.flatnonzero(pool.copies > 1)
+    for number, row in zip(few_shot, pool.spool.rows(few_shot), strict=True):
+        keys += [comparable(example["prompt"]) for example in row["examples"]]
+        owners += [int(number)] * len(row["examples"])
+    return pa.array(keys, pa.string()), np.array(owners, dtype=np.int64)
 
 
 def thin(part: Part, role_of: NDArray[np.str_], config: DataConfig) -> None:

@@ -175,7 +175,8 @@ def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
                     if header is None:
                         header = [name.removeprefix("\ufeff") for name in fields]
                     elif len(fields) == len(header):
-                        yield f"{path}:{reader.line_num}", dict(zip(header, fields, strict=True))
+                        # A table has no null but the empty field.
+                        yield f"{path}:{reader.line_num}", {name: text for name, text in zip(header, fields, strict=True) if text}
                     elif fields:
                         bad(f"{path}:{reader.line_num}", f"{len(fields)} fields where the header has {len(header)}")
             except csv.Error as error:

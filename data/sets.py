@@ -81,9 +81,16 @@ def packed(record: Prompt, key: str) -> dict[str, Any]:
 
 
 def unpacked(row: dict[str, Any]) -> dict[str, Any]:
-    """A ranking's row as `parse` takes it: ratings, which Parquet holds as JSON, are objects again."""
+    """A ranking's row as `parse` takes it: ratings, which Parquet holds as JSON, are objects again. What is no JSON stays, for `parse` to refuse."""
     ratings = row.get("ratings")
-    return row if ratings is None else row | {"ratings": [json.loads(rating) if isinstance(rating, str) else rating for rating in ratings]}
+    return row | {"ratings": [_decoded(rating) for rating in ratings]} if isinstance(ratings, list) else row
+
+
+def _decoded(rating: object) -> object:
+    try:
+        return json.loads(rating) if isinstance(rating, str) else rating
+    except json.JSONDecodeError:
+        return rating
 
 
 def record_of(row: dict[str, Any], record_type: type[RecordT]) -> RecordT:

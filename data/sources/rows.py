@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
+from data.sets import unpacked
 from data.sources.adapter import Adapter, Row, need, single
 
+IDS = ("prompt_id", "user_id", "organisation_id", "labeler_id")
 Turns = list[dict[str, str]]
 
 
 def demonstrations(row: Row) -> Iterator[dict[str, Any]]:
     """Our Demonstrations and FewShots as they are; `messages` ending in the assistant's; the chosen one of a pair."""
-    ours = dict(row)
+    ours = _ours(row)
     if "messages" in ours:
         turns = _conversation(ours, "messages")
         if turns[-1]["role"] != "assistant":
@@ -31,7 +33,7 @@ def demonstrations(row: Row) -> Iterator[dict[str, Any]]:
 
 def prompts(row: Row) -> Iterator[dict[str, Any]]:
     """The prompt of any form; answers beside it are left out."""
-    ours = dict(row)
+    ours = _ours(row)
     if "messages" in ours:
         turns = _conversation(ours, "messages")
         yield _without(ours, "messages") | {"prompt": turns[:-1] if turns[-1]["role"] == "assistant" else turns}
@@ -43,17 +45,22 @@ def prompts(row: Row) -> Iterator[dict[str, Any]]:
 
 def rankings(row: Row) -> Iterator[dict[str, Any]]:
     """Our Rankings as they are; a chosen and a rejected answer are a ranking of two."""
-    ours = dict(row)
+    ours = _ours(row)
     if "chosen" in ours or "rejected" in ours:
         prompt, chosen, rejected = _pair(ours)
         yield _without(ours, "chosen", "rejected") | {"prompt": prompt, "completions": [chosen, rejected], "ranks": [1, 2]}
     else:
-        yield ours
+        yield unpacked(ours)
 
 
 def documents(row: Row) -> Iterator[dict[str, Any]]:
     """Plain text under `text`; whatever stands beside it is left out."""
     yield {"text": need(row, "text", str, "a string")}
+
+
+def _ours(row: Row) -> dict[str, Any]:
+    """The row with ids as text: tables hold them as numbers."""
+    return {key: str(value) if key in IDS and type(value) is int else value for key, value in row.items()}
 
 
 def _without(row: Row, *keys: str) -> dict[str, Any]:
@@ -64,10 +71,12 @@ def _conversation(row: Row, key: str) -> Turns:
     turns = need(row, key, list, "a list of messages")
     if len(turns) < 2:
         raise ValueError(f"{key!r} needs a prompt and an answer, found {len(turns)} messages")
-    for turn in turns:
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"} or not all(isinstance(value, str) for value in turn.values()):
+    # Parquet gives every message all fields that any message has.
+    said = [{name: value for name, value in turn.items() if value is not None} if isinstance(turn, dict) else {} for turn in turns]
+    for turn in said:
+        if set(turn) != {"role", "content"} or not all(isinstance(value, str) for value in turn.values()):
             raise ValueError(f'each message of {key!r} must be {{"role": string, "content": string}}')
-    return turns
+    return said
 
 
 def _answer(row: Row, key: str) -> str:

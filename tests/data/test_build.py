@@ -244,6 +244,7 @@ def assert_rules(found: Sets, cap: int) -> None:
 
     evaluated = [comparable(r.text) for split in ("valid", "test") for name in SETS for r in found[name][split] if r.kind != "few_shot"]
     trained = [comparable(r.text) for name in SETS for r in found[name]["train"] if r.kind != "few_shot"]
+    trained += [comparable(r.text.rsplit("Input: ", 1)[1].removesuffix("\nOutput:")) for r in found["sft"]["train"] if r.kind == "few_shot"]
     assert not any(near(one, other, 0.9) for one in trained for other in evaluated), "no evaluation prompt is trained on"
 
     groups: dict[str, set[str]] = {}
@@ -269,6 +270,18 @@ def test_an_evaluation_prompt_that_somebody_else_ranked_leaves_training(
     assert again.removed()["rankings"]["evaluation_prompt"] == 1
     assert again.removed()["prompts"]["evaluation_prompt"] == 0
     assert again.rankings.kept().sum() == built.rankings.kept().sum()
+
+
+def test_a_few_shot_prompt_that_shows_an_evaluation_prompt_with_its_answer_leaves_training(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    built = made(config)
+    (held_out, *_) = built.pool.spool.rows(built.pool.kept(SPLITS.index("test")).nonzero()[0])
+    trained = next(word for word in WORDS if split_of(word, 0.2, 0.2) == "train")
+    pairs = [{"prompt": held_out["prompt"].upper(), "completion": "Yes."}, {"prompt": "quartz last", "completion": "No."}]
+    few_shot = {"prompt": "Answer in a word.", "user_id": trained, "examples": pairs}
+    config.demonstrations.append(written(tmp_path / "few.jsonl", [few_shot, few_shot | {"examples": [pairs[1], pairs[1] | {"prompt": "other"}]}]))
+    again = made(config)
+    assert again.removed()["prompts"]["evaluation_prompt"] == 1
+    assert again.sizes()["sft_train"] == built.sizes()["sft_train"] + 2
 
 
 def test_weights_thin_the_training_rows_of_a_role_and_leave_evaluation_alone(config: DataConfig, tmp_path: Path, made: Any) -> None:

@@ -169,6 +169,12 @@ def test_a_table_has_a_header_quotes_and_line_breaks_within_them(tmp_path: Path,
     ]
 
 
+def test_an_empty_field_of_a_table_is_no_value(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("prompt,kind,user_id\nWhy?,,ann\nHow?,plain,\n")
+    assert rows(file) == [{"prompt": "Why?", "user_id": "ann"}, {"prompt": "How?", "kind": "plain"}]
+
+
 def test_a_table_row_of_another_width_is_a_bad_row(tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text("prompt,completion\nWhy?\nHow?,So.\n")

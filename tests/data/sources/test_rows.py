@@ -83,6 +83,22 @@ def test_our_own_rows_stay_as_they_are() -> None:
     assert made("demonstrations", {"prompt": "In French.", "examples": pairs}).examples == pairs
 
 
+def test_ids_may_be_numbers_as_tables_have_them() -> None:
+    record = made("rankings", {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2], "user_id": 7, "prompt_id": 8, "labeler_id": 9})
+    assert (record.user_id, record.prompt_id, record.labeler_id) == ("7", "8", "9")
+
+
+def test_a_field_that_only_other_messages_have_is_nothing() -> None:
+    assert made("demonstrations", {"messages": [USER | {"name": None}, GOOD | {"name": None}]}).prompt == [USER]
+
+
+def test_ratings_as_parquet_holds_them_are_objects_again() -> None:
+    row = {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2]}
+    assert made("rankings", row | {"ratings": ['{"quality": 3}', "{}"]}).ratings == [{"quality": 3}, {}]
+    with pytest.raises(ValueError, match="'ratings' must be a list as long as 'completions'"):
+        made("rankings", row | {"ratings": ["good", "poor"]})
+
+
 @pytest.mark.parametrize(
     ("role", "row", "sentence"),
     [
