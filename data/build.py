@@ -42,8 +42,8 @@ from data.split import hash64
 from data.spool import Spool
 
 T = TypeVar("T")
-WRITE_ROWS = 1024
-"""Documents written at a time."""
+WRITE_CHARACTERS = 2**24
+"""Of plain text, written at a time."""
 
 
 @dataclass
@@ -192,10 +192,19 @@ def thin(part: Part, role_of: NDArray[np.str_], config: DataConfig) -> None:
     for role in np.unique(role_of):
         weights = weights_of(config, role)
         rows = np.flatnonzero(part.kept(TRAIN) & (role_of == role))
-        if weights and len(rows):
+        if weights:
             index = np.array([list(weights).index(name) if name in weights else -1 for name in part.datasets])
-            stays[rows] = thinned(index[part.dataset[rows]], list(weights.values()), part.copies[rows].astype(float), part.identity[rows])
+            sources_of = index[part.dataset[rows]]
+            refuse_missing(role, list(weights), sources_of)
+            stays[rows] = thinned(sources_of, list(weights.values()), part.copies[rows].astype(float), part.identity[rows])
     part.ledger.apply("over_mixture_share", stays)
+
+
+def refuse_missing(role: str, names: Sequence[str], sources_of: NDArray[np.int64]) -> None:
+    """Raises ValueError when a source with a weight has no training rows: its share of anything is nothing."""
+    for place, name in enumerate(names):
+        if not (sources_of == place).any():
+            raise ValueError(f"data.{role}: source {name!r} has a weight but no training rows are left of it after curation")
 
 
 def weights_of(config: DataConfig, role: str) -> dict[str, float]:
@@ -258,8 +267,9 @@ def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows,
         heldout, train, removed = ordered[:count], ordered[count:], {"repeated": len(digest) - len(kept)}
     weights = weights_of(config, "pretraining")
     if weights:
-        index = np.array([list(weights).index(name) for name in names])
-        stays = thinned(index[dataset[train]], list(weights.values()), characters[train].astype(float), digest[train])
+        sources_of = np.array([list(weights).index(name) for name in names])[dataset[train]]
+        refuse_missing("pretraining", list(weights), sources_of)
+        stays = thinned(sources_of, list(weights.values()), characters[train].astype(float), digest[train])
         removed["over_mixture_share"] = int((~stays).sum())
         train = train[stays]
     return Documents(spool, digest, characters, dataset, list(names), removed, {"train": train, "heldout": heldout})
@@ -278,8 +288,14 @@ def write(built: Built, folder: Path) -> None:
     for split_name in TEXT_SPLITS:
         rows = built.documents.splits[split_name]
         with pq.ParquetWriter(set_file(folder, "texts", split_name), DOCUMENT_SCHEMA) as writer:
-            for start in range(0, len(rows), WRITE_ROWS):
-                writer.write_batch(pa.RecordBatch.from_pylist(list(built.documents.spool.rows(rows[start : start + WRITE_ROWS])), DOCUMENT_SCHEMA))
+            for piece in in_pieces(rows, built.documents.characters[rows]):
+                writer.write_batch(pa.RecordBatch.from_pylist(list(built.documents.spool.rows(piece)), DOCUMENT_SCHEMA))
+
+
+def in_pieces(rows: NDArray[np.int64], characters: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The rows in their order, some WRITE_CHARACTERS of text at a time."""
+    pieces = np.cumsum(characters) // WRITE_CHARACTERS
+    yield from np.split(rows, np.flatnonzero(np.diff(pieces)) + 1) if len(rows) else ()
 
 
 def _selected(part: Part, members: Mask, schema: pa.Schema, conversational: bool) -> Iterator[pa.RecordBatch]:

@@ -19,7 +19,8 @@ from data.records import Prompt, RecordT, parse, to_row
 
 MAX_LINE_BYTES = 64 * 2**20
 """No row of text is longer; a file that has no line breaks must not fill the memory before anybody learns what is wrong with it."""
-MAX_JSON_BYTES = 2 * 2**30
+MAX_JSON_BYTES = MAX_TEXT_BYTES = 2 * 2**30
+"""What is one value, and so must be in memory whole, is no larger."""
 PARQUET_BATCH = 1024
 TEXT_SUFFIXES = (".txt", ".md")
 
@@ -144,10 +145,13 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
+    too_large = f"{path}: a JSON array of over {MAX_JSON_BYTES // 2**30} GiB must be held in memory whole; write it as .jsonl, a row a line"
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: a JSON array of over {MAX_JSON_BYTES // 2**30} GiB must be held in memory whole; write it as .jsonl, a row a line")
+        raise ValueError(too_large)
     with _opened(path) as file:
         content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(too_large)
     try:
         rows = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -202,6 +206,8 @@ def _parquet(path: Path, bad: BadRows) -> Iterator[Placed]:
 
 
 def _text(path: Path, bad: BadRows) -> Iterator[Placed]:
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{path}: one document of over {MAX_TEXT_BYTES // 2**30} GiB; write its documents as .jsonl, a row with `text` each")
     with _opened(path) as file:
         try:
             yield str(path), {"text": file.read().decode("utf-8")}

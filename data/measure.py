@@ -17,7 +17,7 @@ from data.few_shot import expand, whole_text
 from data.language import identify
 from data.records import Demonstration, FewShot, Prompt, Ranking
 from data.sets import record_of
-from data.spool import BATCH_ROWS, Spool
+from data.spool import Spool
 
 Mask = NDArray[np.bool_]
 PartT = TypeVar("PartT")
@@ -75,7 +75,7 @@ class Job:
     def batch(self, index: int) -> tuple[NDArray[np.int64], Measures]:
         """(row numbers, what was found)."""
         batch = self.spool.batch(index)
-        start = BATCH_ROWS * index
+        start = self.spool.starts[index]
         rows = start + np.flatnonzero(self.looked_at[start : start + len(batch)])
         records = [record_of(row, self.record_type) for row in batch.take(rows - start).to_pylist()]
         found = Measures.blank(len(records))

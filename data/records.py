@@ -52,7 +52,7 @@ class Prompt:
     organisation_id: str = ""
     """Who the user belongs to; `data.group_by: organisation` caps and splits by it. Default: each user is one of its own."""
     dataset: str = ""
-    """The source of the configuration that the row came from."""
+    """The source of the configuration that the row came from; set when it is read."""
     use_case: str | None = None
     """One of the paper's ten, or null."""
 

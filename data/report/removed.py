@@ -20,7 +20,7 @@ from data.part import TRAIN, Mask, Part
 from data.personal_data import Finding, detector
 from data.records import FewShot, Prompt, Ranking
 from data.sets import record_of
-from data.spool import BATCH_ROWS, Spool
+from data.spool import Spool
 
 SHOWN = 240
 """Characters of a text."""
@@ -159,4 +159,5 @@ def _twin_text(built: Built, part: Part, rule: str, number: int, key: str, fract
 
 
 def _key(spool: Spool, number: int) -> str:
-    return str(spool.batch(number // BATCH_ROWS).column("key")[number % BATCH_ROWS].as_py())
+    (row,) = spool.rows([number])
+    return str(row["key"])

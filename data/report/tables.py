@@ -44,7 +44,6 @@ def sources_table(built: Built) -> Table:
         read, kept = rows_of_source(built, source)
         what = (source.name, f"{source.role}, format {source.adapter.name}")
         body.append([what, (source.place, about(source)), number(read), *(number(count) for count in kept), share(sum(kept), read)])
-    body += [[(name, f"{kind}, as the rows themselves say"), "", number(count), "", "", "", ""] for kind, name, count in other_datasets(built)]
     return Table(["Source", "Place", "Read", "Training", "Validation", "Test / held out", "Kept"], body, words=(1,))
 
 
@@ -68,19 +67,6 @@ def rows_of_source(built: Built, source: Source) -> tuple[int, list[int]]:
     if source.role != "rankings":
         mine &= part.answered == (source.role == "demonstrations")
     return int(mine.sum()), [int((mine & part.kept(split)).sum()) for split in range(len(SPLITS))]
-
-
-def other_datasets(built: Built) -> Iterator[tuple[str, str, int]]:
-    """(kind, name, records) of the data sets that rows name and that are no source of this run."""
-    known = {source.name for source in built.sources}
-    for kind, names, codes in (
-        ("prompts", built.pool.datasets, built.pool.dataset),
-        ("rankings", built.rankings.datasets, built.rankings.dataset),
-        ("texts", built.documents.datasets, built.documents.dataset),
-    ):
-        for place, name in enumerate(names):
-            if name not in known:
-                yield kind, name, int((codes == place).sum())
 
 
 def sizes_table(built: Built) -> Table:

@@ -133,7 +133,8 @@ def read(source: Source, bad: BadRows) -> Iterator[Any]:
 
 def record(row: dict[str, Any], source: Source) -> Any:
     """A converter's row as a record of the source's role. Raises ValueError when it is none, in one sentence without the place."""
-    row.setdefault("dataset", source.name)
+    # Rows that an earlier run exported name a source of that run; weights and counts are by this one's.
+    row["dataset"] = source.name
     if source.role == "pretraining":
         return parse_document(row)
     wrote = source.settings.source or source.adapter.source

@@ -12,6 +12,8 @@ from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import data.build
+import data.spool
 from data.build import Built, build, write
 from data.config import DataConfig, SourceConfig
 from data.measure import Measurer
@@ -298,6 +300,28 @@ def test_weights_thin_the_training_rows_of_a_role_and_leave_evaluation_alone(con
     assert built.removed()["prompts"]["over_mixture_share"] == 260 - sum(train.values()) - sum(rest.values())
 
 
+def test_a_source_with_a_weight_and_no_training_rows_is_told(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    users = [user for user in (f"user {n}" for n in range(99)) if split_of(user, 0.2, 0.2) == "test"]
+    held_out = written(tmp_path / "held.jsonl", ({"prompt": f"{word} alone", "user_id": users[0]} for word in WORDS))
+    config.sources = {"all": SourceConfig(place=config.prompts[0], weight=1.0), "held": SourceConfig(place=held_out, weight=1.0)}
+    config.prompts = ["all", "held"]
+    with pytest.raises(ValueError, match=r"data\.prompts: source 'held' has a weight but no training rows are left of it after curation"):
+        made(config)
+
+
+def test_a_long_document_does_not_wait_for_thousands_of_others(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any
+) -> None:
+    monkeypatch.setattr(data.spool, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(data.build, "WRITE_CHARACTERS", 700)
+    texts = [f"{number:04d}" * (100 if number % 7 == 0 else 1) for number in range(60)]
+    config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": text} for text in texts))]
+    built = made(config)
+    assert built.documents.spool.batch_count > 3
+    write(built, tmp_path)
+    assert sorted([*read_texts(tmp_path, "train"), *read_texts(tmp_path, "heldout")]) == sorted(texts)
+
+
 def test_what_a_source_says_of_its_prompts_holds_where_rows_do_not_say(config: DataConfig, tmp_path: Path, sets: Any) -> None:
     lines = [{"prompt": f"{word} again", "user_id": f"user {n}", **({"source": "api"} if n % 2 else {})} for n, word in enumerate(WORDS)]
     config.sources = {"written": SourceConfig(place=written(tmp_path / "w.jsonl", lines), source="labeler", limit=10)}
@@ -430,11 +454,7 @@ def test_the_sets_are_data_sets_to_anyone(config: DataConfig, sets: Any) -> None
 
 
 def test_measuring_in_two_processes_changes_nothing(config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
-    import data.measure
-    import data.spool
-
-    for module in (data.measure, data.spool):
-        monkeypatch.setattr(module, "BATCH_ROWS", 16)
+    monkeypatch.setattr(data.spool, "BATCH_ROWS", 16)
     config.max_prompt_tokens = 4
     one = made(config)
     config.workers = 2

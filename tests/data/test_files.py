@@ -128,6 +128,14 @@ def test_a_json_array_that_memory_cannot_hold_is_refused(tmp_path: Path) -> None
         rows(file)
 
 
+def test_a_text_that_memory_cannot_hold_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    with file.open("wb") as opened:
+        opened.truncate(10 * 2**30)
+    with pytest.raises(ValueError, match=r"one document of over 2 GiB; write its documents as \.jsonl"):
+        rows(file)
+
+
 def as_jsonl(path: Path) -> Path:
     path = path.with_suffix(".jsonl")
     path.write_text('{"prompt": "Why?"}\n{"prompt": "How?", "kind": "plain"}\n')

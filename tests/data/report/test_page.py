@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from data.config import SourceConfig
 from data.report.page import write_report
 from data.report.plan import plan
 from data.sets import set_file
-from tests.data.report.making import demonstrations, made, prompts, rankings, twins, written
+from tests.data.report.making import demonstrations, file_of, made, prompts, rankings, twins, written
 
 HOSTILE = "<script>alert('no')</script> | ![x](http://tracker/x.png) ```` and \n# a heading"
 PICTURES = ["languages", "prompt_lengths", "prompts_per_user", "rankings", "use_cases"]
@@ -31,16 +32,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[str
     hostile = [{"prompt": HOSTILE, "user_id": "a"}, {"prompt": HOSTILE + "!", "user_id": "b"}]
     opinions = {"anna": [1, 2], "ben": [1, 2], "cleo": [2, 1]}
     judged = [row | {"labeler_id": who, "ranks": ranks} for row in rankings(20) for who, ranks in opinions.items()]
-    strange = {"prompt": "one | two", "dataset": "<b>pipe | set", "user_id": "c"}
-    rows = {"prompts": [*prompts(20), *hostile, strange, '{"<i>": 1}'], "rankings": judged}
+    rows = {"prompts": [*prompts(20), *hostile, '{"<i>": 1}'], "rankings": judged}
     folder = tmp_path_factory.mktemp("report")
-    return *reported(folder, rows, bad_rows="skip"), folder
+    strange = SourceConfig(place=file_of(folder / "strange.jsonl", [{"prompt": "one | two", "user_id": "c"}]))
+    names = [str(folder / "prompts.jsonl"), "<b>pipe | set"]
+    return *reported(folder, rows, bad_rows="skip", sources={names[1]: strange}, prompts=names), folder
 
 
 def test_numbers_stand_in_their_places(report):
     html, markdown, doubts, _ = report
     seen = text_of(html)
-    assert "4 sources read; kept 82 of 83 prompts, 60 of 60 rankings, 2 of 2 documents. 1 malformed row left out." in seen
+    assert "5 sources read; kept 82 of 83 prompts, 60 of 60 rankings, 2 of 2 documents. 1 malformed row left out." in seen
     assert "near duplicate 1 1.2%" in seen
     assert "Rankings 60" in seen
     assert "Strict pairs 60" in seen

@@ -27,7 +27,7 @@ def records(config: DataConfig, role: Any, bad: BadRows = STOP) -> list[Any]:
 
 def test_a_file_needs_no_entry_and_gives_its_name_to_its_rows(tmp_path: Path) -> None:
     place = written(tmp_path / "mine.jsonl", [{"prompt": "Why?"}, {"prompt": "How?", "dataset": "elsewhere"}])
-    assert [(r.prompt, r.dataset) for r in records(DataConfig(prompts=[place]), "prompts")] == [("Why?", place), ("How?", "elsewhere")]
+    assert [(r.prompt, r.dataset) for r in records(DataConfig(prompts=[place]), "prompts")] == [("Why?", place), ("How?", place)]
 
 
 def test_a_folder_is_all_of_its_data_files_in_order(tmp_path: Path) -> None:
