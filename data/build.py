@@ -23,7 +23,7 @@ from data.few_shot import expand
 from data.files import BadRows
 from data.measure import Measurer, measure
 from data.near_duplicates import alike, comparable, distinct
-from data.part import TEST, TRAIN, VALID, Collector, Mask, Part, first_of_each
+from data.part import TEST, TRAIN, VALID, Collector, Mask, Part, asked, first_among
 from data.records import SPLITS, Document, FewShot, Prompt, Ranking
 from data.sets import (
     DOCUMENT_SCHEMA,
@@ -74,7 +74,7 @@ class Built:
     @property
     def conversational(self) -> bool:
         """Whether any prompt is a conversation, and so all are written as such."""
-        return bool(self.pool.conversational.any() or self.rankings.conversational.any())
+        return any(bool(part.conversational[part.kept()].any()) for part in (self.pool, self.rankings))
 
     def members(self, name: SetName, split: int) -> Mask:
         """The rows of the pool, or of the rankings, that a set's split is made from."""
@@ -110,12 +110,17 @@ def build(config: DataConfig, measurer: Measurer, scratch: Path) -> Built:
     rankings = collect(found["rankings"], config, bad, scratch / "rankings.arrow", RANKING_SCHEMA)
     documents = collect_documents(found["pretraining"], config, bad, scratch / "documents.arrow")
 
-    # The same prompt, as where one source gives both demonstrations and prompts: nothing is lost with it.
-    pool.ledger.apply("repeated", first_of_each(pool.identity))
-    pool.ledger.apply("near_duplicate", distinct(lambda: pool.spool.column("key"), config.near_duplicate_fraction))
-    rankings.ledger.apply("repeated", first_of_each(rankings.row))
     for part, record_type in ((pool, Prompt), (rankings, Ranking)):
-        curate(part, record_type, config, measurer)
+        drop_unfit(part, record_type, config, measurer)
+    # What is left is compared, so that nobody leaves for the sake of a row that leaves as well.
+    pool.ledger.apply("repeated", first_among(pool.identity, pool.kept()))
+    pool.ledger.apply("near_duplicate", distinct_among(pool, config.near_duplicate_fraction))
+    rankings.ledger.apply("repeated", first_among(rankings.row, rankings.kept()))
+    for part in (pool, rankings):
+        capped = np.zeros(part.count, dtype=bool)
+        left = np.flatnonzero(part.kept())
+        capped[left] = under_cap(part.group[left], part.item[left], config.max_prompts_per_group)
+        part.ledger.apply("over_cap", capped)
     drop_evaluation_prompts(pool, rankings, config.near_duplicate_fraction)
     answered = np.where(pool.answered, "demonstrations", "prompts")
     for part, role_of in ((pool, answered), (rankings, np.full(rankings.count, "rankings"))):
@@ -140,12 +145,8 @@ def shown(records: Iterable[T], what: str) -> Iterable[T]:
     return tqdm(records, desc=what, unit=" rows", unit_scale=True, disable=None, leave=False)
 
 
-def curate(part: Part, record_type: type[Prompt], config: DataConfig, measurer: Measurer) -> None:
-    """The rules that look at one user or one row."""
-    left = np.flatnonzero(part.kept())
-    capped = part.kept().copy()
-    capped[left] = under_cap(part.group[left], part.item[left], config.max_prompts_per_group)
-    part.ledger.apply("over_cap", capped)
+def drop_unfit(part: Part, record_type: type[Prompt], config: DataConfig, measurer: Measurer) -> None:
+    """The rules that look at one row by itself."""
     part.measures = measure(part.spool, record_type, part.kept(), part.split == TRAIN, measurer, config.workers)
     part.ledger.apply("other_language", in_languages(part.measures.language, config.languages))
     part.ledger.apply("prompt_too_long", part.measures.prompt_tokens <= config.max_prompt_tokens)
@@ -153,36 +154,51 @@ def curate(part: Part, record_type: type[Prompt], config: DataConfig, measurer: 
     part.ledger.apply("personal_data", ~part.measures.personal)
 
 
+def distinct_among(pool: Part, fraction: float) -> Mask:
+    """The rows that are left and no near-duplicate of an earlier one that is."""
+    stays = pool.kept().copy()
+    stays[stays] = distinct(lambda: kept_keys(pool), fraction)
+    return stays
+
+
+def kept_keys(part: Part) -> Iterator[pa.StringArray]:
+    """What the rows that are left are compared by."""
+    for start, keys in zip(part.spool.starts, part.spool.column("key"), strict=False):
+        yield keys.filter(pa.array(part.kept()[start : start + len(keys)]))
+
+
 def drop_evaluation_prompts(pool: Part, rankings: Part, fraction: float) -> None:
-    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set; the queries of few-shot prompts count too.
+    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set, and validation rows whose is of a test prompt.
 
-    Whole prompts of the pool have no twins any more; between pool and rankings, among rankings, and within few-shot prompts one prompt may come
-    from users in different splits.
+    Within the pool no prompt has a twin any more; between pool and rankings, among rankings, and among the examples that few-shot prompts
+    become, one prompt may come from users in different splits.
     """
-    queries, owners = few_shot_queries(pool)
-    row = np.concatenate([np.arange(pool.count + rankings.count), owners])
-    kept = np.concatenate([pool.kept(), rankings.kept()])[row]
-    split = np.concatenate([pool.split, rankings.split])[row]
+    examples, owners = few_shot_examples(pool)
+    parts = (pool, rankings)
+    row = np.concatenate([*(np.flatnonzero(part.kept()) + start for part, start in zip(parts, (0, pool.count), strict=True)), owners])
+    split = np.concatenate([part.split for part in parts])[row]
     seen = np.zeros(pool.count + rankings.count, dtype=bool)
-    if rankings.count or len(owners):
-        found = alike(
-            lambda: itertools.chain(pool.spool.column("key"), rankings.spool.column("key"), [queries]),
-            kept & (split == TRAIN),
-            kept & ((split == VALID) | (split == TEST)),
-            fraction,
-        )
-        seen[row[found]] = True
-    pool.ledger.apply("evaluation_prompt", ~seen[: pool.count])
-    rankings.ledger.apply("evaluation_prompt", ~seen[pool.count :])
+    if rankings.kept().any() or len(owners):
+
+        def texts() -> Iterator[pa.StringArray]:
+            return itertools.chain(kept_keys(pool), kept_keys(rankings), [examples])
+
+        for candidates, others in ((split == TRAIN, split != TRAIN), (split == VALID, split == TEST)):
+            seen[row[alike(texts, candidates, others, fraction)]] = True
+    for part, found in zip(parts, np.split(seen, [pool.count]), strict=True):
+        part.ledger.apply("evaluation_prompt", ~found)
 
 
-def few_shot_queries(pool: Part) -> tuple[pa.StringArray, NDArray[np.int64]]:
-    """(what each query of the pool's few-shot prompts is compared by, the row that it belongs to)."""
+def few_shot_examples(pool: Part) -> tuple[pa.StringArray, NDArray[np.int64]]:
+    """(what each example of the few-shot prompts that are left is compared by, the row that it belongs to)."""
     keys, owners = list[str](), list[int]()
-    few_shot = np.flatnonzero(pool.copies > 1)
-    for number, row in zip(few_shot, pool.spool.rows(few_shot), strict=True):
-        keys += [comparable(example["prompt"]) for example in row["examples"]]
-        owners += [int(number)] * len(row["examples"])
+    numbers = np.flatnonzero(pool.kept() & pool.few_shot)
+    for number, row in zip(numbers, pool.spool.rows(numbers), strict=True):
+        record = record_of(row, Prompt)
+        assert isinstance(record, FewShot)
+        for example in expand(record):
+            keys.append(comparable(asked(example)))
+            owners.append(int(number))
     return pa.array(keys, pa.string()), np.array(owners, dtype=np.int64)
 
 
@@ -261,7 +277,7 @@ def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows,
     if alone:
         train, heldout, removed = np.array([0]), np.array([1]), {"repeated": 0}
     else:
-        kept = np.flatnonzero(first_of_each(digest))
+        kept = np.flatnonzero(first_among(digest, np.ones(len(digest), dtype=bool)))
         ordered = kept[np.argsort(digest[kept], kind="stable")]
         count = max(1, len(ordered) // 10)
         heldout, train, removed = ordered[:count], ordered[count:], {"repeated": len(digest) - len(kept)}
@@ -303,10 +319,12 @@ def _selected(part: Part, members: Mask, schema: pa.Schema, conversational: bool
     start = 0
     for batch in part.spool.batches():
         chosen = members[start : start + len(batch)]
-        several = chosen & (part.copies[start : start + len(batch)] > 1)
+        several = chosen & part.few_shot[start : start + len(batch)]
         start += len(batch)
         plain = batch.filter(pa.array(chosen & ~several))
-        yield _as_set(plain, schema, conversational)
+        # Some readers of Parquet take no row groups without rows.
+        if len(plain):
+            yield _as_set(plain, schema, conversational)
         if several.any():
             groups = [record_of(row, Prompt) for row in batch.filter(pa.array(several)).to_pylist()]
             rows = [packed(example, "") for group in groups if isinstance(group, FewShot) for example in expand(group)]

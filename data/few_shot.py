@@ -7,24 +7,33 @@ look at the instruction with its pairs, once, before it is expanded.
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from data.near_duplicates import comparable
 from data.records import Demonstration, Example, FewShot, Prompt
 
 
 def expand(record: FewShot) -> Iterator[Demonstration]:
-    """One demonstration a pair, its id the record's with `#` and the pair's place.
+    """One demonstration a pair, its id the record's with `#` and the pair's place; a pair that is there twice counts once.
 
-    A pair that asks the same as the example does not stand in its context: it would give the answer away.
+    A pair that asks the same as the example, but for case, spaces and punctuation, does not stand in its context: it would give the answer away.
     """
     shared = {key: value for key, value in asdict(Prompt.of(record)).items() if key not in ("prompt", "prompt_id", "kind")}
-    for place, example in enumerate(record.examples):
-        others = [other for other in record.examples if other["prompt"].strip() != example["prompt"].strip()]
+    pairs = distinct_pairs(record)
+    for place, (query, example) in enumerate(pairs, start=1):
         yield Demonstration(
             **shared,
-            prompt=render(record.text, others, example["prompt"]),
-            prompt_id=f"{record.prompt_id}#{place + 1}",
+            prompt=render(record.text, [other for asked, other in pairs if asked != query], example["prompt"]),
+            prompt_id=f"{record.prompt_id}#{place}",
             kind="few_shot",
             completion=example["completion"],
         )
+
+
+def distinct_pairs(record: FewShot) -> list[tuple[str, Example]]:
+    """(what the query is compared by, pair) of each pair that is not the same as an earlier one."""
+    found: dict[tuple[str, str], Example] = {}
+    for pair in record.examples:
+        found.setdefault((comparable(pair["prompt"]), pair["completion"].strip()), pair)
+    return [(query, pair) for (query, _), pair in found.items()]
 
 
 def render(instruction: str, context: list[Example], query: str) -> str:

@@ -12,6 +12,7 @@ Shapes: N texts; lengths in bytes of UTF-8, after `comparable`.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -25,12 +26,15 @@ Mask = NDArray[np.bool_]
 
 CHUNK_BYTES = 2**21
 """Hashed at a time; each byte takes about 50 while it is."""
-IGNORED = re.compile(r"""(?:[\s.,;:!?'"“”‘’„…–—]|-{2,})+""")
+IGNORED = re.compile(r"""(?:[\s.,;:!?'"¡¿“”‘’„«»…–—。，、！？；：·\u200b-\u200d\u2060\ufeff]|-{2,})+""")
 
 
 def comparable(text: str) -> str:
-    """The text without what does not make it another prompt: case, spaces and punctuation. Symbols stay: 2 + 2 is not 2 * 2."""
-    return IGNORED.sub(" ", text.lower()).strip()
+    """The text without what does not make it another prompt: case, spaces, marks between words, and how accents are encoded.
+
+    Symbols and brackets stay: 2 + 2 is not 2 * 2, and f(x) is not f x.
+    """
+    return IGNORED.sub(" ", unicodedata.normalize("NFC", text.lower())).strip()
 
 
 def distinct(texts: Texts, fraction: float) -> Mask:

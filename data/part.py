@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.few_shot import whole_text
+from data.few_shot import distinct_pairs, whole_text
 from data.measure import Measures, answers
 from data.near_duplicates import comparable
 from data.records import SPLITS, USE_CASES, Demonstration, FewShot, Prompt, Ranking
@@ -19,6 +19,8 @@ from data.spool import Spool
 
 Mask = NDArray[np.bool_]
 EXAMPLES_KEPT = 5
+JUDGMENT = ("ranks", "preferences", "ties", "labeler_id", "labeler", "complete", "ratings")
+"""What two rankings of the same answers must share to be one."""
 TRAIN, VALID, TEST = range(len(SPLITS))
 
 
@@ -62,7 +64,8 @@ class Part:
     api: Mask = field(default_factory=lambda: np.empty(0, bool))
     answered: Mask = field(default_factory=lambda: np.empty(0, bool))
     copies: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Rows that a record becomes: K for a few-shot prompt of K pairs, else 1."""
+    """Rows that a record becomes: K for a few-shot prompt of K different pairs, else 1."""
+    few_shot: Mask = field(default_factory=lambda: np.empty(0, bool))
     conversational: Mask = field(default_factory=lambda: np.empty(0, bool))
     use_case: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     """Place in USE_CASES, -1 where none was given."""
@@ -85,7 +88,9 @@ class Collector:
     def __init__(self, path: Path, schema: pa.Schema, group_by: Literal["user", "organisation"], salt: str) -> None:
         self.part = Part(Spool(path, schema), group_by, salt)
         self._hashes: dict[str, array[int]] = {name: array("Q") for name in ("group", "item", "row", "identity")}
-        self._numbers: dict[str, array[int]] = {name: array("i") for name in ("dataset", "api", "answered", "copies", "conversational", "use_case")}
+        self._numbers: dict[str, array[int]] = {
+            name: array("i") for name in ("dataset", "api", "answered", "copies", "few_shot", "conversational", "use_case")
+        }
         self._datasets: dict[str, int] = {}
 
     def add(self, record: Prompt) -> None:
@@ -93,7 +98,7 @@ class Collector:
         key = comparable(asked(record))
         self.part.spool.append(packed(record, key))
         group = record.user_id if self.part.group_by == "user" else record.organisation_id
-        judged = (record.ranks, record.preferences, record.ties, record.labeler_id) if isinstance(record, Ranking) else ()
+        judged = [getattr(record, name) for name in JUDGMENT] if isinstance(record, Ranking) else []
         for name, value in (
             ("group", user_hash(group, self.part.salt)),
             ("item", hash64(key)),
@@ -105,7 +110,8 @@ class Collector:
             ("dataset", self._datasets.setdefault(record.dataset, len(self._datasets))),
             ("api", record.source == "api"),
             ("answered", isinstance(record, Demonstration | FewShot)),
-            ("copies", len(record.examples) if isinstance(record, FewShot) else 1),
+            ("copies", len(distinct_pairs(record)) if isinstance(record, FewShot) else 1),
+            ("few_shot", isinstance(record, FewShot)),
             ("conversational", not isinstance(record.prompt, str)),
             ("use_case", USE_CASES.index(record.use_case) if record.use_case is not None else -1),
         ):
@@ -132,8 +138,9 @@ def asked(record: Prompt) -> str:
     return "\n".join(message["content"] for message in reversed(record.messages))
 
 
-def first_of_each(hashes: NDArray[np.uint64]) -> Mask:
-    """True where a value stands for the first time."""
-    keep = np.zeros(len(hashes), dtype=bool)
-    keep[np.unique(hashes, return_index=True)[1]] = True
-    return keep
+def first_among(hashes: NDArray[np.uint64], rows: Mask) -> Mask:
+    """True where a value stands for the first time among the rows of the mask."""
+    first = np.zeros(len(hashes), dtype=bool)
+    numbers = np.flatnonzero(rows)
+    first[numbers[np.unique(hashes[numbers], return_index=True)[1]]] = True
+    return first

@@ -16,7 +16,7 @@ import data.build
 import data.spool
 from data.build import Built, build, write
 from data.config import DataConfig, SourceConfig
-from data.measure import Measurer
+from data.measure import Measurer, full_text
 from data.near_duplicates import comparable
 from data.part import asked
 from data.records import SPLITS, Demonstration, Prompt, Ranking
@@ -162,6 +162,45 @@ def test_of_a_prompt_with_and_without_an_answer_the_answer_stays(config: DataCon
     assert sum(built.sizes()[f"sft_{split}"] for split in SPLITS) == 60
 
 
+def test_a_row_that_leaves_for_itself_takes_no_twin_with_it(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
+    """A demonstration with too long an answer is no demonstration, but its prompt, named among prompts, is one to rank and to train RL on."""
+    lines = [{"prompt": "tell me of tundra", "completion": "a very long answer indeed", "user_id": "user 1"}]
+    config.demonstrations.append(written(tmp_path / "long.jsonl", lines))
+    config.prompts.append(written(tmp_path / "bare.jsonl", [{"prompt": "tell me of tundra", "user_id": "user 1"}]))
+    config.max_answer_tokens = 3
+    built = made(config)
+    assert built.removed()["prompts"]["answer_too_long"] == 1
+    assert built.removed()["prompts"]["repeated"] == 0
+    assert "tell me of tundra" in {row["prompt"] for row in built.pool.spool.rows(built.pool.kept().nonzero()[0])}
+
+
+def test_another_salt_moves_users_and_documents(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
+    config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": f"document {n}"} for n in range(40)))]
+    first = made(config)
+    config.split_salt = "another"
+    second = made(config)
+    assert first.pool.split.tolist() != second.pool.split.tolist()
+    held_out = [{row["text"] for row in built.documents.spool.rows(built.documents.splits["heldout"])} for built in (first, second)]
+    assert held_out[0] != held_out[1]
+
+
+def test_several_rankings_of_one_prompt_count_once_against_the_cap(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
+    lines = [
+        {"prompt": f"{word} again", "user_id": "judge", "completions": ["a", "b"], "ranks": [1, 2], "labeler_id": who}
+        for word in WORDS[:4]
+        for who in ("ann", "bob", "cid")
+    ]
+    config.rankings, config.max_prompts_per_group = [written(tmp_path / "judged.jsonl", lines)], 3
+    assert made(config).removed()["rankings"]["over_cap"] == 3, "three labelers' rankings of the fourth prompt"
+
+
+@pytest.mark.parametrize("change", [{"ties": [[0, 1]]}, {"labeler": "llm"}, {"complete": [True, False]}, {"ratings": [{"quality": 1}, {}]}])
+def test_rankings_that_differ_in_what_was_judged_are_two(config: DataConfig, tmp_path: Path, change: dict[str, Any], made: Any) -> None:
+    ranking = {"prompt": "quartz first", "user_id": "judge", "completions": ["a", "b"], "preferences": []}
+    config.rankings = [written(tmp_path / "judged.jsonl", [ranking, ranking, ranking | change])]
+    assert made(config).removed()["rankings"]["repeated"] == 1
+
+
 def test_splits_are_by_organisation_where_the_configuration_says_so(config: DataConfig, tmp_path: Path, sets: Callable[[DataConfig], Sets]) -> None:
     lines = [
         {"prompt": f"{word} {n}", "user_id": f"u{n}", "organisation_id": f"org {n % 12}", "completion": "So."}
@@ -178,7 +217,7 @@ def test_splits_are_by_organisation_where_the_configuration_says_so(config: Data
 
 
 USERS = st.sampled_from([f"user {number}" for number in range(12)])
-TEXT = st.lists(st.sampled_from(WORDS[:6]), min_size=1, max_size=4).map(" ".join)
+TEXT = st.lists(st.sampled_from([*WORDS[:6], "a@b.com"]), min_size=1, max_size=4).map(" ".join)
 ENTRY = st.fixed_dictionaries({"prompt": TEXT, "user_id": USERS, "source": st.sampled_from(["api", "labeler"])})
 PAIR = st.fixed_dictionaries({"prompt": TEXT, "completion": TEXT})
 DEMONSTRATION = ENTRY.flatmap(lambda row: TEXT.map(lambda answer: row | {"completion": answer}))
@@ -193,9 +232,9 @@ ANCHORS = [{"prompt": f"anchor {word}", "user_id": f"anchor {n}", "completion": 
     bare=st.lists(ENTRY, max_size=15),
     ranked=st.lists(RANKED, max_size=15),
     cap=st.integers(1, 4),
-    data=st.data(),
+    drawn=st.data(),
 )
-def test_whatever_comes_the_sets_keep_the_rules(answered: list[Any], bare: list[Any], ranked: list[Any], cap: int, data: st.DataObject) -> None:
+def test_whatever_comes_the_sets_keep_the_rules(answered: list[Any], bare: list[Any], ranked: list[Any], cap: int, drawn: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "text.md").write_text("one two three " * 50)
@@ -217,7 +256,7 @@ def test_whatever_comes_the_sets_keep_the_rules(answered: list[Any], bare: list[
         again.mkdir()
         Sets(made_in(folder, "rerun-scratch", config), again)
         assert {f.name: f.read_bytes() for f in again.glob("*.parquet")} == {f.name: f.read_bytes() for f in folder.glob("*.parquet")}
-        config.demonstrations = [written(folder / "d2.jsonl", data.draw(st.permutations(ANCHORS + answered)))]
+        config.demonstrations = [written(folder / "d2.jsonl", drawn.draw(st.permutations(ANCHORS + answered)))]
         shuffled = folder / "shuffled"
         shuffled.mkdir()
         homes, moved = homes_of(found), homes_of(Sets(made_in(folder, "shuffled-scratch", config), shuffled))
@@ -226,7 +265,10 @@ def test_whatever_comes_the_sets_keep_the_rules(answered: list[Any], bare: list[
 
 def made_in(folder: Path, name: str, config: DataConfig) -> Built:
     (folder / f"{name}.scratch").mkdir()
-    return build(config, MEASURER, folder / f"{name}.scratch")
+    # Batches of three, so that columns and batches part where they can.
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(data.spool, "BATCH_ROWS", 3)
+        return build(config, MEASURER, folder / f"{name}.scratch")
 
 
 def homes_of(found: Sets) -> dict[str, str]:
@@ -239,15 +281,17 @@ def assert_rules(found: Sets, cap: int) -> None:
     assert not users["train"] & users["test"]
     assert not users["valid"] & users["test"]
 
+    read = [full_text(record) for name in SETS for record in found[name]["train"]]
+    assert not any("@" in text for text in read), "personal data, in a few-shot pair or an answer too"
+
     plain = [record for record in found.everything("rm") if record.kind != "few_shot"]
     assert max(Counter(record.user_id for record in plain).values()) <= cap
     keys = [comparable(asked(record)) for record in plain]
     assert not any(near(keys[i], keys[j], 0.9) for i in range(len(keys)) for j in range(i)), "duplicates leave before the split"
 
-    evaluated = [comparable(r.text) for split in ("valid", "test") for name in SETS for r in found[name][split] if r.kind != "few_shot"]
-    trained = [comparable(r.text) for name in SETS for r in found[name]["train"] if r.kind != "few_shot"]
-    trained += [comparable(r.text.rsplit("Input: ", 1)[1].removesuffix("\nOutput:")) for r in found["sft"]["train"] if r.kind == "few_shot"]
-    assert not any(near(one, other, 0.9) for one in trained for other in evaluated), "no evaluation prompt is trained on"
+    by_split = {split: [comparable(asked(record)) for name in SETS for record in found[name][split]] for split in SPLITS}
+    for earlier, later in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        assert not any(near(one, other, 0.9) for one in by_split[earlier] for other in by_split[later]), "nobody is asked what somebody else learned"
 
     groups: dict[str, set[str]] = {}
     for split in SPLITS:
@@ -274,16 +318,43 @@ def test_an_evaluation_prompt_that_somebody_else_ranked_leaves_training(
     assert again.rankings.kept().sum() == built.rankings.kept().sum()
 
 
-def test_a_few_shot_prompt_that_shows_an_evaluation_prompt_with_its_answer_leaves_training(config: DataConfig, tmp_path: Path, made: Any) -> None:
-    built = made(config)
-    (held_out, *_) = built.pool.spool.rows(built.pool.kept(SPLITS.index("test")).nonzero()[0])
-    trained = next(word for word in WORDS if split_of(word, 0.2, 0.2) == "train")
-    pairs = [{"prompt": held_out["prompt"].upper(), "completion": "Yes."}, {"prompt": "quartz last", "completion": "No."}]
-    few_shot = {"prompt": "Answer in a word.", "user_id": trained, "examples": pairs}
-    config.demonstrations.append(written(tmp_path / "few.jsonl", [few_shot, few_shot | {"examples": [pairs[1], pairs[1] | {"prompt": "other"}]}]))
+def test_an_example_of_a_few_shot_prompt_that_is_an_evaluation_prompt_takes_the_whole_prompt_out_of_training(
+    config: DataConfig, tmp_path: Path, made: Any
+) -> None:
+    trained, tested = (next(w for w in WORDS if split_of(w, 0.2, 0.2) == split) for split in ("train", "test"))
+    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}, {"prompt": "three", "completion": "trois"}]
+    few_shot = {"prompt": "Say it in French", "user_id": trained, "examples": pairs}
+    config.demonstrations.append(written(tmp_path / "few.jsonl", [few_shot]))
+    before = made(config)
+    rendered = "Say it in French\n\nInput: two\nOutput: deux\n\nInput: three\nOutput: trois\n\nInput: one\nOutput:"
+    ranked = [
+        {"prompt": rendered, "user_id": tested, "completions": ["a", "b"], "ranks": [1, 2]},
+        {"prompt": "one", "user_id": tested, "completions": ["a", "b"], "ranks": [1, 2]},
+    ]
+    config.rankings.append(written(tmp_path / "ranked.jsonl", ranked[1:]))
+    assert made(config).removed()["prompts"]["evaluation_prompt"] == 0, "the query alone is another task's"
+    config.rankings[-1] = written(tmp_path / "ranked.jsonl", ranked)
     again = made(config)
     assert again.removed()["prompts"]["evaluation_prompt"] == 1
-    assert again.sizes()["sft_train"] == built.sizes()["sft_train"] + 2
+    assert again.sizes()["sft_train"] == before.sizes()["sft_train"] - 3
+
+
+def test_a_validation_prompt_counts_as_evaluation_and_leaves_for_a_test_prompt(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    trained, validated, tested = (next(w for w in WORDS if split_of(w, 0.2, 0.2) == split) for split in SPLITS)
+    rankings = list(config.rankings)
+
+    def removed(*users: str) -> int:
+        lines = [{"prompt": "Petals fall why", "user_id": user, "completions": ["a", user], "ranks": [1, 2]} for user in users]
+        config.rankings = [*rankings, written(tmp_path / "petals.jsonl", lines)]
+        built = made(config)
+        kept = {row["user_id"] for row in built.rankings.spool.rows(built.rankings.kept().nonzero()[0])}
+        assert users[-1] in kept
+        return built.removed()["rankings"]["evaluation_prompt"]
+
+    assert removed(trained, validated) == 1
+    assert removed(trained, tested) == 1
+    assert removed(validated, tested) == 1
+    assert removed(trained, validated, tested) == 2
 
 
 def test_weights_thin_the_training_rows_of_a_role_and_leave_evaluation_alone(config: DataConfig, tmp_path: Path, made: Any) -> None:
@@ -417,6 +488,19 @@ def test_a_conversation_among_the_prompts_makes_all_of_them_conversations(config
     assert first.prompt == [{"role": "user", "content": "amber number 0 please"}]
 
 
+def test_a_conversation_that_left_makes_nobody_else_one(config: DataConfig, tmp_path: Path, sets: Any) -> None:
+    turns = [{"role": "user", "content": "one two three four five six seven eight"}]
+    config.prompts.append(written(tmp_path / "chat.jsonl", [{"prompt": turns, "user_id": "chatter"}]))
+    config.max_prompt_tokens = 7
+    assert {type(record.prompt) for record in sets(config).everything("rm")} == {str}
+
+
+def test_a_conversation_among_the_rankings_is_one(config: DataConfig, tmp_path: Path, sets: Any) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    config.rankings.append(written(tmp_path / "chat.jsonl", [{"prompt": turns, "user_id": "chatter", "completions": ["a", "b"], "ranks": [1, 2]}]))
+    assert turns in [record.prompt for record in sets(config).everything("rankings")]
+
+
 def test_conversations_that_share_a_long_history_are_not_twins_and_those_that_ask_the_same_of_it_are(
     config: DataConfig, tmp_path: Path, made: Any
 ) -> None:
@@ -446,7 +530,9 @@ def test_all_that_a_ranking_holds_is_on_disk(config: DataConfig, tmp_path: Path,
         assert records[str(row["prompt"])] == expected
 
 
-def test_the_sets_are_data_sets_to_anyone(config: DataConfig, sets: Any) -> None:
+def test_the_sets_are_data_sets_to_anyone(config: DataConfig, sets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of which no row is in a set leave nothing behind that a reader of Parquet stumbles over."""
+    monkeypatch.setattr(data.spool, "BATCH_ROWS", 3)
     found = sets(config)
     loaded = load_dataset("parquet", data_files=str(set_file(found.folder, "sft", "train")), split="train", cache_dir=str(found.folder / "cache"))
     assert loaded["prompt"][:] == [record.prompt for record in found["sft"]["train"]]

@@ -26,21 +26,28 @@ def test_k_pairs_give_k_examples_each_with_the_others_in_order() -> None:
 @given(pairs=st.lists(st.tuples(WORD, WORD), min_size=2, max_size=6))
 def test_an_example_never_shows_the_pair_that_it_asks_for(pairs: list[tuple[str, str]]) -> None:
     record = few_shot(*pairs)
-    examples = list(expand(record))
-    assert len(examples) == len(pairs)
-    for (query, answer), example in zip(pairs, examples, strict=True):
+    examples, unique = list(expand(record)), list(dict.fromkeys(pairs))
+    assert [example.completion for example in examples] == [answer for _, answer in unique]
+    assert [example.prompt_id for example in examples] == [f"{record.prompt_id}#{place}" for place in range(1, len(unique) + 1)]
+    for (query, answer), example in zip(unique, examples, strict=True):
         assert isinstance(example.prompt, str)
         context = example.prompt.rsplit("Input: ", 1)[0]
         assert f"Input: {query}\n" not in context, "not even from another pair that asks the same"
         assert example.completion == answer
-        shown = [Example(prompt=q, completion=a) for q, a in pairs if q != query]
+        shown = [Example(prompt=q, completion=a) for q, a in unique if q != query]
         assert example.prompt == render(record.text, shown, query)
 
 
-def test_a_pair_that_asks_the_same_does_not_give_the_answer_away() -> None:
-    first, second, _ = expand(few_shot(("one", "un"), (" one\n", "un"), ("two", "deux")))
+def test_a_pair_that_asks_the_same_in_other_marks_does_not_give_the_answer_away() -> None:
+    first, second, third = expand(few_shot(("one", "un"), ("One?", "une"), ("two", "deux")))
     assert "un" not in str(first.prompt).replace("Output: deux", "")
     assert "un" not in str(second.prompt).replace("Output: deux", "")
+    assert "Output: un\n" in str(third.prompt)
+    assert "Output: une\n" in str(third.prompt)
+
+
+def test_a_pair_that_is_there_twice_counts_once() -> None:
+    assert [example.completion for example in expand(few_shot(("one", "un"), (" one\n", "un"), ("two", "deux")))] == ["un", "deux"]
 
 
 def test_without_ids_the_examples_still_are_one_users() -> None:
