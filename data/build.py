@@ -1,8 +1,8 @@
 """InstructGPT's three data sets, from one pool of prompts (Ouyang et al. 2022, section 3.2 and table 6).
 
 SFT: prompts with a demonstration. RM: prompts to sample answers for and rank, and rankings that came ready made. RL: api prompts only.
-Near-duplicates leave first, then what is over a user's cap; users are split; of the training rows those with personal data and those whose
-prompt is also an evaluation prompt leave. Every rule's count and a few of its victims go into the report.
+Rules that look at one row come first, then those that compare what is left: near-duplicates, a user's cap, evaluation prompts, the mixture.
+Users are split by hash. Every rule's count and a few of its victims go into the report.
 """
 
 import itertools
@@ -42,6 +42,8 @@ from data.split import hash64
 from data.spool import Spool
 
 T = TypeVar("T")
+FEW_DOCUMENTS = 10
+"""Fewer than these leave no whole one to hold out."""
 WRITE_CHARACTERS = 2**24
 """Of plain text, written at a time."""
 
@@ -237,8 +239,11 @@ def refuse_repeated_ids(part: Part) -> None:
     other_text = part.item[order][1:] != part.item[order][:-1]
     clash = np.flatnonzero(same_id & other_text)
     if len(clash):
-        (row,) = part.spool.rows([int(order[clash[0]])])
-        raise ValueError(f"prompt_id {row['prompt_id']!r} stands on two different prompts")
+        one, other = part.spool.rows([int(order[clash[0]]), int(order[clash[0] + 1])])
+        raise ValueError(
+            f"prompt_id {one['prompt_id']!r} stands on two different prompts, of {one['dataset']!r} and of {other['dataset']!r}; where ids are not "
+            "unique, leave them out with columns: {prompt_id: null}"
+        )
 
 
 def refuse_empty(built: Built) -> None:
@@ -256,13 +261,15 @@ def refuse_empty(built: Built) -> None:
 
 
 def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows, path: Path) -> Documents:
-    """All plain text, each document once; one in ten by hash is held out, and of a single document its last tenth."""
+    """All plain text, each document once. One document in ten is held out, by hash, and none that alone is over a tenth of the text.
+
+    Of fewer than ten documents each is cut in two, and its last tenth held out.
+    """
     texts: Iterator[Document] = (document for source in found for document in shown(read(source, bad), f"data: text of {source.name}"))
-    first = list(itertools.islice(texts, 2))
-    alone = len(first) == 1
-    if alone:
-        text, cut = first[0].text, len(first[0].text) * 9 // 10
-        first = [Document(text=part, dataset=first[0].dataset) for part in (text[:cut], text[cut:])]
+    first = list(itertools.islice(texts, FEW_DOCUMENTS))
+    few = len(first) < FEW_DOCUMENTS
+    if few:
+        first = [part for document in first for part in cut(document)]
     spool, names = Spool(path, DOCUMENT_SCHEMA), dict[str, int]()
     digests, sizes, codes = list[int](), list[int](), list[int]()
     for document in itertools.chain(first, texts):
@@ -274,13 +281,15 @@ def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows,
     if not digests:
         raise ValueError("data.pretraining: no source has a document")
     digest, characters, dataset = np.array(digests, np.uint64), np.array(sizes, np.int64), np.array(codes, np.int32)
-    if alone:
-        train, heldout, removed = np.array([0]), np.array([1]), {"repeated": 0}
+    kept = first_among(digest, np.ones(len(digest), dtype=bool))
+    removed = {"repeated": int((~kept).sum())}
+    if few:
+        train, heldout = (np.flatnonzero(kept[place::2]) * 2 + place for place in (0, 1))
     else:
-        kept = np.flatnonzero(first_among(digest, np.ones(len(digest), dtype=bool)))
-        ordered = kept[np.argsort(digest[kept], kind="stable")]
-        count = max(1, len(ordered) // 10)
-        heldout, train, removed = ordered[:count], ordered[count:], {"repeated": len(digest) - len(kept)}
+        ordered = np.flatnonzero(kept)[np.argsort(digest[kept], kind="stable")]
+        small = ordered[characters[ordered] <= characters[kept].sum() / 10]
+        heldout = small[: max(1, len(ordered) // 10)]
+        train = ordered[~np.isin(ordered, heldout)]
     weights = weights_of(config, "pretraining")
     if weights:
         sources_of = np.array([list(weights).index(name) for name in names])[dataset[train]]
@@ -289,6 +298,12 @@ def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows,
         removed["over_mixture_share"] = int((~stays).sum())
         train = train[stays]
     return Documents(spool, digest, characters, dataset, list(names), removed, {"train": train, "heldout": heldout})
+
+
+def cut(document: Document) -> tuple[Document, Document]:
+    """A document but for its last tenth, and that tenth."""
+    place = len(document.text) * 9 // 10
+    return Document(text=document.text[:place], dataset=document.dataset), Document(text=document.text[place:], dataset=document.dataset)
 
 
 def write(built: Built, folder: Path) -> None:

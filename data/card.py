@@ -28,7 +28,7 @@ COLUMNS = {
     "prompt_id": ("sft, rm, rl, rankings", "one for each prompt"),
     "source": ("sft, rm, rl, rankings", "`labeler`: written for training; `api`: sent by a user"),
     "kind": ("sft, rm, rl, rankings", "`plain`, `few_shot` or `user_based`, of labeler prompts"),
-    "user_id": ("sft, rm, rl, rankings", "who wrote it; nobody is in two splits"),
+    "user_id": ("sft, rm, rl, rankings", "who wrote it"),
     "organisation_id": ("sft, rm, rl, rankings", "whom the user belongs to"),
     "use_case": ("sft, rm, rl, rankings", "one of the paper's ten"),
     "dataset": ("all", "the source that the row came from"),

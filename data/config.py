@@ -29,7 +29,7 @@ class SourceConfig:
     weight: float | None = None
     """Share of the role's training rows in a mixture, relative to the other sources'. Sources are thinned, never repeated. Default: all rows."""
     limit: int | None = None
-    """Read no more than this many rows. Default: all."""
+    """Read no more than this many rows, or groups of rows that belong together. Default: all."""
     licence: str | None = None
     """For the data card, where the format does not know it."""
 
@@ -100,6 +100,15 @@ class DataConfig:
                 raise ValueError(f"data.sources.{name}.weight={source.weight} must be above 0")
             if source.limit is not None and source.limit < 1:
                 raise ValueError(f"data.sources.{name}.limit={source.limit} must be at least 1")
+        named = {name for role in ROLES for name in getattr(self, role)}
+        for name, source in self.sources.items():
+            if name not in named:
+                raise ValueError(f"data.sources.{name} is in none of the lists {', '.join(ROLES)}, so nothing would be read of it")
+            if source.weight is not None and name in self.demonstrations and name in self.prompts:
+                raise ValueError(
+                    f"data.sources.{name} has a weight and is under demonstrations and prompts: its prompts are those of its demonstrations, so "
+                    "there is no share of prompts to give it; take it out of data.prompts"
+                )
         for role in ROLES:
             names: list[str] = getattr(self, role)
             if len(set(names)) < len(names):

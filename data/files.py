@@ -3,10 +3,12 @@
 Reading streams: however large a file is, a few rows of it are in memory. A `.json` array is the exception, as JSON has no place to stop at.
 """
 
+import codecs
 import csv
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +21,11 @@ from data.records import Prompt, RecordT, parse, to_row
 
 MAX_LINE_BYTES = 64 * 2**20
 """No row of text is longer; a file that has no line breaks must not fill the memory before anybody learns what is wrong with it."""
+HALF_A_PAIR = "not text: half of a surrogate pair (\\ud800 to \\udfff) stands alone"
 MAX_JSON_BYTES = MAX_TEXT_BYTES = 2 * 2**30
 """What is one value, and so must be in memory whole, is no larger."""
+LONGEST_PROBLEM = 300
+"""Characters of what is said of a malformed row."""
 PARQUET_BATCH = 1024
 TEXT_SUFFIXES = (".txt", ".md")
 
@@ -38,11 +43,13 @@ class BadRows:
 
     def __call__(self, place: str, problem: str) -> None:
         """Raises ValueError as `place: problem`, or counts it."""
+        # Problems quote values, which may be megabytes.
+        sentence = f"{place}: {problem if len(problem) <= LONGEST_PROBLEM else problem[:LONGEST_PROBLEM] + ' ...'}"
         if not self.skip:
-            raise ValueError(f"{place}: {problem}")
+            raise ValueError(sentence)
         self.count += 1
         if len(self.examples) < self.keep:
-            self.examples.append(f"{place}: {problem}")
+            self.examples.append(sentence)
 
 
 STOP = BadRows()
@@ -119,9 +126,11 @@ def _json_lines(path: Path, bad: BadRows) -> Iterator[Placed]:
                 bad(place, f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{cut}")
             except RecursionError:
                 bad(place, "not valid JSON: nested too deep")
+            except ValueError as error:  # a number of thousands of digits
+                bad(place, f"not valid JSON: {error}")
             else:
                 if b"\\ud" in line.lower() and not _encodable(row):
-                    bad(place, "not text: half of a surrogate pair (\\ud800 to \\udfff) stands alone")
+                    bad(place, HALF_A_PAIR)
                 else:
                     yield place, row
 
@@ -138,6 +147,8 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > MAX_LINE_BYTES:
             # What follows the break would be read as rows of their own, so this is no row to skip but the end of the file.
             raise ValueError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one row a line?")
@@ -164,7 +175,11 @@ def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected an array of rows, found {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
-        yield f"{path}: row {number}", row
+        place = f"{path}: row {number}"
+        if _encodable(row):
+            yield place, row
+        else:
+            bad(place, HALF_A_PAIR)
 
 
 def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
@@ -177,7 +192,9 @@ def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
             try:
                 for fields in reader:
                     if header is None:
-                        header = [name.removeprefix("\ufeff") for name in fields]
+                        header = fields
+                        if len(set(header)) < len(header):
+                            raise ValueError(f"{path}:1: two columns have the same name")
                     elif len(fields) == len(header):
                         # A table has no null but the empty field.
                         yield f"{path}:{reader.line_num}", {name: text for name, text in zip(header, fields, strict=True) if text}
@@ -225,8 +242,10 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 def _sentence_for_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except EOFError:
-        raise ValueError(f"{path}: the compressed file ends too early: was its download cut off?") from None
+    except (EOFError, zlib.error):
+        raise ValueError(f"{path}: the compressed file ends too early or is damaged: was its download cut off?") from None
+    except (OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: a column holds what Python cannot read ({error}); leave it out or write it as text") from None
     except (gzip.BadGzipFile, pa.ArrowInvalid) as error:
         raise ValueError(f"{path}: damaged, cut off, or not a {path.suffix} file ({str(error).splitlines()[0]})") from None
     except OSError as error:

@@ -26,6 +26,14 @@ def identify(texts: Sequence[str]) -> list[str]:
     return [_identify(text, identifier) for text in texts]
 
 
+def refuse_unknown(codes: Sequence[str]) -> None:
+    """Raises ValueError for a code that `identify` never gives: rows of that language could not be kept."""
+    known = [label for label in _identifier().labels if len(label) == 2]
+    for code in codes:
+        if code not in known:
+            raise ValueError(f"data.languages: {code!r} is no language that can be told; known are the ISO 639-1 codes {', '.join(sorted(known))}")
+
+
 def _identify(text: str, identifier: "LanguageIdentifier") -> str:
     if not any(character.isalpha() for character in text):
         return UNDETERMINED

@@ -70,14 +70,14 @@ SECRET = re.compile(
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{16,}"
     r")(?![A-Za-z0-9])"
     r"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
-    r"|[a-z][a-z0-9+]*://[^\s:/@\"'<>{}$]+:(?=[^\s/@]*[0-9])[^\s/@\"'<>{}$]+@(?!localhost|127\.|(?:[\w-]+\.)*example\b)"
+    r"|(?<![a-z0-9+])[a-z][a-z0-9+]{0,15}://[^\s:/@\"'<>{}$]+:(?=[^\s/@]*[0-9])[^\s/@\"'<>{}$]+@(?!localhost|127\.|(?:[\w-]+\.)*example\b)"
 )
 SECRET_GATE = re.compile(r"[sr]k[-_]|gh[oprsu]_|github_pat_|glpat-|hf_|xox|AIza|A[KS]IA|eyJ|-----BEGIN|://")
 
 
 # Emails
 
-EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+%'-]*@((?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-])", re.ASCII)
+EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+%'-]{0,63}@((?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-])", re.ASCII)
 NOBODYS_DOMAIN = re.compile(r"(?:.*\.)?(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|local)", re.IGNORECASE)
 """Reserved for documentation and tests (RFC 2606, RFC 6762)."""
 FILE_NAME = re.compile(r".*\.(?:png|jpe?g|gif|svg|webp|css|js)", re.IGNORECASE)

@@ -19,6 +19,7 @@ USE_CASES = (
 SOURCES = ("labeler", "api")
 KINDS = ("plain", "few_shot", "user_based")
 LABELERS = ("human", "simulated", "llm")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 SPLITS = ("train", "valid", "test")
 
 
@@ -162,6 +163,8 @@ def parse(row: object, record_type: type[RecordT]) -> RecordT:
     if issubclass(record_type, Demonstration) and not _is_text(row["completion"]):
         raise ValueError("'completion' must be a non-empty string")
     if issubclass(record_type, FewShot):
+        if not isinstance(row["prompt"], str):
+            raise ValueError("'prompt' of a row with 'examples' is the instruction, and must be a string")
         _check_examples(row["examples"])
     if issubclass(record_type, Ranking):
         _check_ranking(row)
@@ -192,6 +195,10 @@ def _check_prompt(row: Mapping[str, Any]) -> None:
         for message in prompt:
             if not isinstance(message, dict) or set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
                 raise ValueError('each message of \'prompt\' must be {"role": string, "content": string}')
+            if message["role"] not in ROLES:
+                raise ValueError(f"a message's 'role' is {message['role']!r}; allowed are {', '.join(ROLES)}")
+        if not cast(Message, prompt[-1])["content"].strip():
+            raise ValueError("the last message of 'prompt' is empty, so nothing is asked")
         if cast(Message, prompt[-1])["role"] == "assistant":
             raise ValueError("the last message of 'prompt' must not be the assistant's: that is the answer")
     elif not _is_text(prompt):
@@ -227,7 +234,7 @@ def _check_ranking(row: Mapping[str, Any]) -> None:
     if ranks is not None:
         if not isinstance(ranks, list) or len(ranks) != len(completions):
             raise ValueError(f"'ranks' must be a list as long as 'completions' ({len(completions)})")
-        if not all(rank is None or (type(rank) is int and rank >= 1) for rank in ranks):
+        if not all(rank is None or (type(rank) is int and 1 <= rank < 2**31) for rank in ranks):
             raise ValueError("'ranks' must hold integers from 1 up (1 is best), or null for an answer that was not ranked")
     if preferences is not None:
         _check_pairs(preferences, len(completions), "preferences", "[better, worse] pairs")

@@ -76,7 +76,7 @@ def packed(record: Prompt, key: str) -> dict[str, Any]:
     """A record as a row of POOL_SCHEMA or RANKING_SCHEMA."""
     row = dict(record.__dict__) | {"messages": record.messages, "prompt": record.prompt if isinstance(record.prompt, str) else None, "key": key}
     if isinstance(record, Ranking) and record.ratings is not None:
-        row["ratings"] = [json.dumps(rating) for rating in record.ratings]
+        row["ratings"] = [json.dumps(rating, default=str) for rating in record.ratings]
     return row
 
 

@@ -69,6 +69,7 @@ def dry_run(config: RunConfig) -> None:
 def curated(config: RunConfig, scratch: Path) -> "Built":
     """The sources, read and curated. Raises ValueError when a prompt leaves no room for a later stage's answers."""
     from data.build import build
+    from data.language import refuse_unknown
     from data.measure import Measurer
     from data.personal_data import detector
     from data.sources.reading import sources
@@ -78,6 +79,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     # Mistakes in names and places are told before a model is looked for.
     for role in ("demonstrations", "prompts", "rankings", "pretraining"):
         sources(config.data, role)
+    refuse_unknown(config.data.languages)
     find = None if config.data.personal_data == "off" else detector(config.data.personal_data)
     place = base_model_place(config.model)
     tokenizer = load_tokenizer(place, config.model)

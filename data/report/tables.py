@@ -165,10 +165,8 @@ def removed_table(built: Built) -> Table:
     """What each rule removed of what was read, a pair of columns for each kind of row; a dash where a rule does not look at that kind."""
     found = {(kind, rule): (number(count), share(count, read)) for kind, rule, count, read in removals(built)}
     kinds = list(dict.fromkeys(kind for kind, _ in found))
-    orders = {kind: [rule for other, rule in found if other == kind] for kind in kinds}
-    rules = {rule: min(order.index(rule) for order in orders.values() if rule in order) for _, rule in found}
     body: list[list[Cell]] = []
-    for rule in sorted(rules, key=lambda rule: rules[rule]):
+    for rule in dict.fromkeys(rule for _, rule in found):
         body.append([rule.replace("_", " "), *(text for kind in kinds for text in found.get((kind, rule), ("–", "–")))])
     return Table(["Rule", *(title for kind in kinds for title in (kind.capitalize(), "Share"))], body)
 

@@ -67,8 +67,13 @@ def _nested(message: Row) -> Sequence[Row]:
 def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[Turn]:
     """The prompter's turns, each before what follows it. A loop rather than a recursion: a thread may be long."""
     pending: list[tuple[list[Message], Row, str]] = [([], root, "prompter")] if _usable(root) else []
+    seen: set[str] = set()
     while pending:
         before, message, role = pending.pop()
+        identity = need(message, "message_id", str)
+        if identity in seen:
+            raise ValueError(f"message {identity!r} stands twice in tree {tree_id!r}")
+        seen.add(identity)
         if need(message, "role", str) != role:
             raise ValueError(f"'role' must be {role!r} here, as speakers alternate from the prompter on, found {message['role']!r}")
         said = [*before, Message(role=SPEAKERS[role], content=need(message, "text", str))]

@@ -66,7 +66,7 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
     if settings is None:
         place = SEED_FOLDER if name == "seed" else wikipedia_file() if name == "wikipedia" else Path(name)
         settings = SourceConfig(place=str(place))
-        if not place.exists():
+        if not is_there(place):
             near = difflib.get_close_matches(name, [*config.sources, "seed", "wikipedia"], n=1)
             hint = f", did you mean {near[0]!r}?" if near else "; a Hub data set needs an entry under data.sources"
             raise ValueError(f"{where}: no such file or source{hint}")
@@ -82,8 +82,13 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
     if not place_name:
         raise ValueError(f"{where}.place is missing: the file or folder with the {adapter.name} data")
     path = Path(place_name)
-    if path.exists():
-        return Source(name, role, settings, adapter, files_at(path, adapter, role), None)
+    try:
+        if path.is_file() or path.is_dir():
+            return Source(name, role, settings, adapter, files_at(path, adapter, role), None)
+        if path.exists():
+            raise ValueError(f"{where}: {path} is neither a file nor a folder; data are read more than once, so write them to a file")
+    except OSError as error:
+        raise ValueError(f"{where}: {place_name[:100]} cannot be read ({error.strerror or error})") from None
     published = adapter.hub is not None or adapter.name == "rows"
     if is_data_file(path) or not published or not HUB_NAME.fullmatch(place_name):
         raise ValueError(f"{where}: {path}: no such file or folder")
@@ -98,19 +103,34 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
 def files_at(path: Path, adapter: Adapter, role: Role) -> tuple[Path, ...]:
     """The files of a place: itself, or those in the folder that the role needs. Raises ValueError when there are none."""
     if path.is_file():
-        return (path,)
+        return (readable(path),)
     named = adapter.files.get(role)
     if named:
         missing = [name for name in named if not (path / name).is_file()]
         if missing:
             raise ValueError(f"the folder {path} lacks {missing[0]}, from which format {adapter.name!r} takes its {role}")
-        return tuple(path / name for name in named)
+        return tuple(readable(path / name) for name in named)
     # Only plain text is a document as it stands; beside rows it is a README.
     texts = TEXT_SUFFIXES if role == "pretraining" else ()
-    found = tuple(sorted(file for file in path.iterdir() if is_data_file(file) and (file.suffix in texts or file.suffix not in TEXT_SUFFIXES)))
+    mine = (file for file in path.iterdir() if is_data_file(file) and not file.name.startswith("."))
+    found = tuple(sorted(readable(file) for file in mine if file.suffix in texts or file.suffix not in TEXT_SUFFIXES))
     if not found:
         raise ValueError(f"the folder {path} holds no data files (.jsonl, .parquet, ...)")
     return found
+
+
+def readable(file: Path) -> Path:
+    """The file. Raises OSError when it may not be read: its digest is taken before its rows."""
+    with file.open("rb"):
+        return file
+
+
+def is_there(place: Path) -> bool:
+    """Whether the name is that of anything at all; one that no file could have is not."""
+    try:
+        return place.exists()
+    except OSError:
+        return False
 
 
 def read(source: Source, bad: BadRows) -> Iterator[Any]:
@@ -119,9 +139,9 @@ def read(source: Source, bad: BadRows) -> Iterator[Any]:
     A row that is malformed goes to `bad`. Raises ValueError when a file is missing, empty or damaged, or the Hub does not answer.
     """
     settings, adapter = source.settings, source.adapter
-    rows = islice(renamed(_rows(source, bad), settings.columns), settings.limit)
+    rows = renamed(_rows(source, bad), settings.columns, bad, f"data.sources.{source.name}.columns")
     convert = adapter.convert[source.role]
-    for place, group in grouped(rows, adapter):
+    for place, group in islice(grouped(rows, adapter), settings.limit):
         try:
             # All of a row's records or none of them.
             records = [record(row, source) for row in convert(group)]
@@ -168,12 +188,29 @@ def hub_rows(source: Source) -> Iterator[Placed]:
         raise ValueError(f"cannot read {source.hub} at {source.settings.revision} from the Hub ({said})") from error
 
 
-def renamed(rows: Iterable[Placed], columns: dict[str, str | None]) -> Iterator[Placed]:
-    """Rows with the columns called as the configuration says; one that it gives no name is left out."""
+def renamed(rows: Iterable[Placed], columns: dict[str, str | None], bad: BadRows, where: str) -> Iterator[Placed]:
+    """Rows with the columns called as the configuration says; one that it gives no name is left out.
+
+    A row in which two columns would have one name goes to `bad`. Raises ValueError, at the end, when no row had a column that is renamed.
+    """
+    if not columns:
+        yield from rows
+        return
+    missing = set(columns)
     for place, row in rows:
-        if columns and isinstance(row, dict):
-            row = {columns.get(key, key): value for key, value in row.items() if columns.get(key, key) is not None}
-        yield place, row
+        if not isinstance(row, dict):
+            yield place, row
+            continue
+        missing -= row.keys()
+        named = [(columns.get(key, key), value) for key, value in row.items()]
+        ours = {name: value for name, value in named if name is not None}
+        if len(ours) < sum(name is not None for name, _ in named):
+            twice = next(name for name, _ in named if name is not None and sum(name == other for other, _ in named) > 1)
+            bad(place, f"two columns would be called {twice!r}: {where} must give the other one a name of its own, or null")
+        else:
+            yield place, ours
+    if missing:
+        raise ValueError(f"{where}: no row has {min(missing)!r}")
 
 
 def grouped(rows: Iterable[Placed], adapter: Adapter) -> Iterator[tuple[str, list[Any]]]:

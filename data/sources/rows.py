@@ -39,6 +39,8 @@ def prompts(row: Row) -> Iterator[dict[str, Any]]:
         yield _without(ours, "messages") | {"prompt": turns[:-1] if turns[-1]["role"] == "assistant" else turns}
     elif "chosen" in ours:
         yield _without(ours, "chosen", "rejected") | {"prompt": _pair(ours)[0]}
+    elif "examples" in ours:
+        raise ValueError("a row with 'examples' is a demonstration: name its source under data.demonstrations; RM and RL get its prompts too")
     else:
         yield _without(ours, "completion", "completions", "ranks", "preferences", "ties", "labeler", "labeler_id", "complete", "ratings")
 
@@ -59,8 +61,8 @@ def documents(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _ours(row: Row) -> dict[str, Any]:
-    """The row with ids as text: tables hold them as numbers."""
-    return {key: str(value) if key in IDS and type(value) is int else value for key, value in row.items()}
+    """The row with ids as text, which tables hold as numbers, and without what is null, which tables have in every row."""
+    return {key: str(value) if key in IDS and type(value) is int else value for key, value in row.items() if value is not None}
 
 
 def _without(row: Row, *keys: str) -> dict[str, Any]:

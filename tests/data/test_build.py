@@ -444,7 +444,7 @@ def test_one_id_on_two_different_prompts_is_refused(config: DataConfig, tmp_path
         made(config)
 
 
-@pytest.mark.parametrize("count", [2, 9, 10, 57])
+@pytest.mark.parametrize("count", [10, 19, 20, 57])
 def test_no_document_is_both_trained_on_and_held_out(config: DataConfig, tmp_path: Path, count: int, made: Any) -> None:
     texts = [f"document {number}" for number in range(count)]
     homes = []
@@ -459,12 +459,26 @@ def test_no_document_is_both_trained_on_and_held_out(config: DataConfig, tmp_pat
     assert homes[0] == homes[1], "whatever their order"
 
 
-def test_the_last_tenth_of_a_single_document_is_held_out(config: DataConfig, tmp_path: Path, sets: Any) -> None:
+def test_of_a_few_documents_the_last_tenth_of_each_is_held_out(config: DataConfig, tmp_path: Path, sets: Any) -> None:
+    """Whole ones would be too much or too little: of a long and a short one, say."""
     (tmp_path / "one.txt").write_text("0123456789" * 3)
     config.pretraining = [str(tmp_path / "one.txt")]
     folder = sets(config).folder
     assert list(read_texts(folder, "train")) == ["0123456789" * 2 + "0123456"]
     assert list(read_texts(folder, "heldout")) == ["789"]
+    config.pretraining = [written(tmp_path / "few.jsonl", ({"text": letter * 1000} for letter in "abcabc"))]
+    folder = sets(config).folder
+    assert list(read_texts(folder, "train")) == [letter * 900 for letter in "abc"]
+    assert list(read_texts(folder, "heldout")) == [letter * 100 for letter in "abc"]
+
+
+@pytest.mark.parametrize("salt", ["", "a", "b", "c"])
+def test_a_document_that_is_much_of_the_text_is_never_held_out(config: DataConfig, tmp_path: Path, salt: str, made: Any) -> None:
+    config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": f"{n:02d} " * (1000 if n == 7 else 10)} for n in range(11)))]
+    config.split_salt = salt
+    documents = made(config).documents
+    assert 7 in documents.splits["train"]
+    assert len(documents.splits["heldout"]) == 1
 
 
 def test_weights_of_plain_text_are_shares_of_its_characters(config: DataConfig, tmp_path: Path, made: Any) -> None:
@@ -563,8 +577,13 @@ def test_measuring_in_two_processes_changes_nothing(config: DataConfig, tmp_path
         ({"workers": 0}, "data.workers=0 must be at least 1"),
         ({"prompts": ["a.jsonl", "a.jsonl"]}, "data.prompts names a source twice"),
         ({"sources": {"seed": SourceConfig()}}, "data.sources.seed: that name is taken"),
-        ({"sources": {"x": SourceConfig(weight=0.0)}}, r"data.sources.x.weight=0.0 must be above 0"),
-        ({"sources": {"x": SourceConfig(limit=0)}}, "data.sources.x.limit=0 must be at least 1"),
+        ({"sources": {"x": SourceConfig(weight=0.0)}, "prompts": ["x"]}, r"data.sources.x.weight=0.0 must be above 0"),
+        ({"sources": {"x": SourceConfig()}}, "data.sources.x is in none of the lists"),
+        (
+            {"sources": {"x": SourceConfig(weight=1.0)}, "prompts": ["x"], "demonstrations": ["x"]},
+            "has a weight and is under demonstrations and prompts",
+        ),
+        ({"sources": {"x": SourceConfig(limit=0)}, "prompts": ["x"]}, "data.sources.x.limit=0 must be at least 1"),
         (
             {"sources": {"x": SourceConfig(weight=1.0)}, "prompts": ["x", "y.jsonl"]},
             r"data.prompts: give every source a weight or none; 'y.jsonl' has none",

@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("x.csv", b'prompt\n"unclosed', "not a table"),
         ("x.csv", b"prompt\nWh\xff\n", "not UTF-8 text"),
         ("x.parquet", b"PAR1", "damaged, cut off, or not a .parquet file"),
-        ("x.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "the compressed file ends too early: was its download cut off?"),
+        ("x.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "the compressed file ends too early or is damaged: was its download cut off?"),
         ("x.jsonl.gz", GOOD, "damaged, cut off, or not a .gz file"),
         ("x.txt", b"caf\xe9", "not UTF-8 text (byte 3)"),
         ("x.xlsx", b"PK", "unknown kind of file '.xlsx'; known are .jsonl"),
@@ -175,6 +175,53 @@ def test_a_table_has_a_header_quotes_and_line_breaks_within_them(tmp_path: Path,
         ("3", 'Why,\n"now"?', 3),
         ("5", "How?", 200_000),
     ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + GOOD)
+    assert rows(tmp_path / "x.jsonl") == [{"prompt": "Why?"}]
+    (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbf"prompt","kind"\n"Why?","plain"\n')
+    assert rows(tmp_path / "x.csv") == [{"prompt": "Why?", "kind": "plain"}]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("prompt,prompt\na,b\n")
+    with pytest.raises(ValueError, match=r"x\.csv:1: two columns have the same name"):
+        rows(tmp_path / "x.csv")
+
+
+def test_what_is_said_of_a_bad_row_is_short_whatever_the_row_is() -> None:
+    bad = BadRows(skip=True)
+    bad("x.jsonl:1", "'source' is " + "x" * 1_000_000)
+    assert len(bad.examples[0]) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("x.jsonl", b'{"n": ' + b"1" * 5000 + b"}\n", "x.jsonl:1: not valid JSON: "),
+        ("x.json", b'["\\ud83d"]', "x.json: row 1: not text: half of a surrogate pair"),
+    ],
+)
+def test_what_json_can_say_and_nobody_can_hold_is_a_bad_row(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r".") as caught:
+        rows(tmp_path / name)
+    assert problem in str(caught.value)
+
+
+def test_a_gzip_body_that_was_damaged_is_one_sentence(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(bytes(range(256)) * 400))
+    packed[40:60] = b"\xff" * 20
+    (tmp_path / "x.jsonl.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"x\.jsonl\.gz: "):
+        rows(tmp_path / "x.jsonl.gz")
+
+
+def test_a_parquet_date_beyond_pythons_calendar_is_one_sentence(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["Why?"], "day": pa.array([10_000_000], pa.int32()).cast(pa.date32())}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet: a column holds what Python cannot read"):
+        rows(tmp_path / "x.parquet")
 
 
 def test_an_empty_field_of_a_table_is_no_value(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
         (["--data.sources.oasst.place", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
         (["--data.rankings", "[oasstt]"], r"data\.rankings: 'oasstt': no such file or source, did you mean 'oasst'\?"),
         (["--data.sources.oasst.place", "configs/demo.yaml"], r"configs/demo\.yaml: unknown kind of file '\.yaml'"),
+        (["--data.languages", "[english]"], r"data\.languages: 'english' is no language that can be told; known are the ISO 639-1 codes"),
         (["--ppo.max_new_tokens", "50000"], r"more than the model's context of"),
     ],
 )

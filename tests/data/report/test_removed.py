@@ -9,6 +9,7 @@ import pytest
 from data.near_duplicates import comparable
 from data.personal_data import find
 from data.report.removed import SHOWN, cut, examples, masked, meaning, near, shown, shown_beside, twin
+from data.split import split_of
 from tests.data.report.making import made, prompts, rankings
 
 LETTER = {"prompt": "Write to bob.miller@miller-tools.com or call +44 20 7946 0958 about it", "user_id": "secretive"}
@@ -69,9 +70,11 @@ def test_personal_data_are_named_and_never_shown(tmp_path):
 
 @pytest.mark.parametrize("engine", ["rules", "off"])
 def test_examples_of_other_rules_are_masked(tmp_path, engine):
+    # In training the rule for personal data comes first.
+    held_out = next(user for user in map(str, range(99)) if split_of(user, 0.2, 0.2) == "test")
     rows = [
-        LETTER,
-        LETTER | {"user_id": "again", "prompt": LETTER["prompt"] + "!"},
+        LETTER | {"user_id": held_out},
+        LETTER | {"user_id": held_out, "prompt": LETTER["prompt"] + "!"},
         LETTER | {"prompt": LETTER["prompt"] + " now" * 50, "user_id": "long"},
     ]
     built, config = made(tmp_path, {"prompts": rows}, max_prompt_tokens=40, personal_data=engine)

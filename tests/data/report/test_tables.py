@@ -143,7 +143,8 @@ def test_what_was_removed_stands_by_kind_and_in_order(tmp_path):
     found = by_name(table)
     assert found["near duplicate"] == ["1", "1.6%", "–", "–", "–", "–"]
     assert found["repeated"] == ["1", "1.6%", "1", "16.7%", "0", "0.0%"]
-    assert [row[0] for row in table.rows[:3]] == ["repeated", "near duplicate", "over cap"]
+    order = ["other language", "prompt too long", "answer too long", "personal data", "repeated", "near duplicate", "over cap"]
+    assert [row[0] for row in table.rows[:7]] == order
 
 
 def test_texts_are_counted_in_characters(data):

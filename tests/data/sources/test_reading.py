@@ -49,6 +49,36 @@ def test_columns_are_renamed_or_left_out_and_reading_ends_at_the_limit(tmp_path:
     assert [record.prompt for record in records(config, "demonstrations")] == [f"Why {n}?" for n in range(4)]
 
 
+@pytest.mark.parametrize("columns", [{"question": "prompt"}, {"question": "prompt", "prompt": "prompt"}])
+def test_two_columns_with_one_name_are_a_bad_row(tmp_path: Path, columns: dict[str, str | None]) -> None:
+    place = written(tmp_path / "x.jsonl", [{"question": "Why?"}, {"question": "Why?", "prompt": "SYSTEM"}])
+    config = DataConfig(sources={"x": SourceConfig(place=place, columns=columns)}, prompts=["x"])
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: two columns would be called 'prompt'"):
+        records(config, "prompts")
+
+
+def test_a_renamed_column_that_no_row_has_is_told(tmp_path: Path) -> None:
+    place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "user": "ann"}, {"prompt": "How?"}])
+    assert len(records(DataConfig(sources={"x": SourceConfig(place=place, columns={"user": "user_id"})}, prompts=["x"]), "prompts")) == 2
+    config = DataConfig(sources={"x": SourceConfig(place=place, columns={"usr": "user_id", "user": None})}, prompts=["x"])
+    with pytest.raises(ValueError, match=r"data\.sources\.x\.columns: no row has 'usr'"):
+        records(config, "prompts")
+
+
+def test_a_limit_counts_what_belongs_together(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
+    place = str(shared_data("truthfulqa"))
+    config = DataConfig(sources={"x": SourceConfig(format="truthfulqa", place=place, limit=30)}, rankings=["x"])
+    assert len(records(config, "rankings")) == 30
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "x" * 5000])
+def test_what_is_no_file_is_one_sentence(name: str) -> None:
+    with pytest.raises(ValueError, match=r"neither a file nor a folder|cannot be read|no such file"):
+        find("x", DataConfig(sources={"x": SourceConfig(place=name)}), "prompts")
+    with pytest.raises(ValueError, match=r"neither a file nor a folder|cannot be read|no such file"):
+        find(name, DataConfig(), "prompts")
+
+
 def test_few_shot_rows_stand_among_demonstrations(tmp_path: Path) -> None:
     pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
     place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "completion": "So."}, {"prompt": "In French.", "examples": pairs}])

@@ -113,6 +113,11 @@ def test_ratings_as_parquet_holds_them_are_objects_again() -> None:
         ("rankings", {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "score": 1}, "unknown key 'score'"),
         ("prompts", {"prompt": "Why?", "user": "ann"}, "unknown key 'user', did you mean 'user_id'?"),
         ("prompts", ["Why?"], "expected a JSON object, found list"),
+        ("prompts", {"prompt": [{"role": "human", "content": "Why?"}]}, "a message's 'role' is 'human'; allowed are system"),
+        ("prompts", {"prompt": [USER, {"role": "user", "content": " "}]}, "the last message of 'prompt' is empty"),
+        ("prompts", {"prompt": "In French.", "examples": []}, "a row with 'examples' is a demonstration"),
+        ("demonstrations", {"prompt": [USER], "examples": []}, "'prompt' of a row with 'examples' is the instruction"),
+        ("rankings", {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 3_000_000_000]}, "'ranks' must hold integers from 1 up"),
         ("pretraining", {"txt": "x"}, "missing key 'text'; found 'txt'"),
     ],
 )
