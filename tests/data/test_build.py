@@ -226,7 +226,7 @@ RANKED = ENTRY.flatmap(lambda row: st.just(row | {"completions": ["x", "y"], "ra
 ANCHORS = [{"prompt": f"anchor {word}", "user_id": f"anchor {n}", "completion": "So."} for n, word in enumerate(WORDS)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     answered=st.lists(st.one_of(DEMONSTRATION, FEW_SHOT), max_size=15),
     bare=st.lists(ENTRY, max_size=15),
@@ -369,6 +369,29 @@ def test_weights_thin_the_training_rows_of_a_role_and_leave_evaluation_alone(con
     rest = Counter(row["dataset"] for row in built.pool.spool.rows((built.pool.kept(1) | built.pool.kept(2)).nonzero()[0]))
     assert rest["many"] > rest["few"]
     assert built.removed()["prompts"]["over_mixture_share"] == 260 - sum(train.values()) - sum(rest.values())
+
+
+def test_the_examples_of_few_shot_prompts_count_as_rows_of_a_mixture(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    trained = next(word for word in WORDS if split_of(word, 0.2, 0.2) == "train")
+    pairs = [{"prompt": f"{word} asked", "completion": "So."} for word in WORDS[:4]]
+    few_shot = [{"prompt": f"{word} task number {number}", "user_id": trained, "examples": pairs} for number, word in enumerate(WORDS)]
+    config.sources = {
+        "few_shot": SourceConfig(place=written(tmp_path / "few.jsonl", few_shot), weight=1.0),
+        "plain": SourceConfig(place=rows(tmp_path / "plain.jsonl", 60, start=1000, completion="So."), weight=1.0),
+    }
+    config.demonstrations, config.prompts = ["few_shot", "plain"], []
+    built = made(config)
+    kept = built.pool.kept(SPLITS.index("train"))
+    few = int(built.pool.copies[kept & built.pool.few_shot].sum())
+    assert 0 <= int((kept & ~built.pool.few_shot).sum()) - few < 4, "as many rows of either, but for a few-shot prompt that is not cut"
+    assert few > 20
+
+
+def test_a_few_shot_prompt_with_too_long_an_answer_leaves_whole(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "much too long an answer"}]
+    config.demonstrations.append(written(tmp_path / "few.jsonl", [{"prompt": "In French", "examples": pairs}]))
+    config.max_answer_tokens = 3
+    assert made(config).removed()["prompts"]["answer_too_long"] == 1
 
 
 def test_a_source_with_a_weight_and_no_training_rows_is_told(config: DataConfig, tmp_path: Path, made: Any) -> None:
