@@ -1,4 +1,4 @@
-"""How long curation takes, and how much memory: synthetic prompts through every rule, to Parquet.
+"""How long curation takes, and how much memory: synthetic prompts through every rule, to Parquet and a report.
 
 python -m data.benchmark --prompts 1000000 --workers 2
 """
@@ -71,6 +71,7 @@ def main() -> None:
     from data.measure import Measurer
     from data.near_duplicates import distinct
     from data.personal_data import find
+    from data.report.page import write_report
     from data.tokenize import count_answer_tokens, count_prompt_tokens
     from modeling.config import ModelConfig
     from modeling.load import base_model_place, load_tokenizer
@@ -92,6 +93,8 @@ def main() -> None:
             built = build(config, measurer, folder)
         seconds = time.perf_counter() - start
         write(built, folder / "sets")
+        written = time.perf_counter()
+        write_report(built, config, "benchmark", folder / "sets")
         total = time.perf_counter() - start
         alone = time.perf_counter()
         distinct(lambda: built.pool.spool.column("key"), config.near_duplicate_fraction)
@@ -100,6 +103,7 @@ def main() -> None:
             "workers": arguments.workers,
             "seconds": round(total, 1),
             "seconds_curating": round(seconds, 1),
+            "seconds_report": round(start + total - written, 1),
             "seconds_near_duplicates": round(time.perf_counter() - alone, 1),
             "peak_gib": round(peak_gib(), 2),
             "peak_gib_without_mapped_files": round(heap.gib, 2),
