@@ -1,6 +1,8 @@
 """The data card beside the sets: a README that Hugging Face's hub and `datasets.load_dataset(folder, "sft")` understand."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,24 @@ SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"
 
 
 def write_card(built: Built, config: DataConfig, run_name: str, folder: Path) -> None:
-    """Writes `folder/README.md`."""
+    """Writes `folder/README.md`, for the sets that are written there already."""
     template = environment(Path(__file__).parent / "templates").get_template("card.md.j2")
-    (folder / "README.md").write_text(template.render(context(built, config, run_name)), encoding="utf-8")
+    shown = context(built, config, run_name)
+    shown["digests"] = {name: digest([folder / file for file in files.values()]) for name, files in shown["configs"].items()}
+    (folder / "README.md").write_text(template.render(shown), encoding="utf-8")
+
+
+def digest(files: Sequence[Path]) -> str:
+    """What the files hold, in 16 hexadecimal digits.
+
+    It stands in the card because `datasets` caches a local folder under its name and its card: without it, another run's folder `data`, or the
+    same one after new data, would be answered from the cache.
+    """
+    found = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def context(built: Built, config: DataConfig, run_name: str) -> dict[str, Any]:

@@ -39,6 +39,18 @@ def test_texts_load_too(folder, tmp_path):
     assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 1, "heldout": 1}
 
 
+def test_another_run_is_not_answered_from_the_cache_of_the_first(tmp_path):
+    """`datasets` knows a local folder by its last name and its card, and every run's folder is called `data`."""
+    for run, start in (("one", 1000), ("two", 2000)):
+        folder = tmp_path / run / "data"
+        folder.mkdir(parents=True)
+        built, config = made(tmp_path / run, {"prompts": prompts(20, start=start)})
+        files = written(built, folder)
+        write_card(built, config, "same", folder)
+        loaded = load_dataset(str(folder), "rm", split="train", cache_dir=str(tmp_path / "cache"))
+        assert loaded["prompt"][:] == [row["prompt"] for row in files["rm_train"]]
+
+
 def test_splits_without_rows_are_not_promised(tmp_path):
     built, config = made(tmp_path)
     written(built, tmp_path)
