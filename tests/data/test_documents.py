@@ -1,0 +1,76 @@
+"""Plain text: what is trained on, what is held out, and that neither fills the memory."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import data.build
+import data.spool
+from data.build import write
+from data.config import DataConfig, SourceConfig
+from data.sets import read_texts
+from tests.data.building import written
+
+
+def test_a_long_document_does_not_wait_for_thousands_of_others(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any
+) -> None:
+    monkeypatch.setattr(data.spool, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(data.build, "WRITE_CHARACTERS", 700)
+    texts = [f"{number:04d}" * (100 if number % 7 == 0 else 1) for number in range(60)]
+    config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": text} for text in texts))]
+    built = made(config)
+    assert built.documents.spool.batch_count > 3
+    write(built, tmp_path)
+    assert sorted([*read_texts(tmp_path, "train"), *read_texts(tmp_path, "heldout")]) == sorted(texts)
+
+
+@pytest.mark.parametrize("count", [10, 19, 20, 57])
+def test_no_document_is_both_trained_on_and_held_out(config: DataConfig, tmp_path: Path, count: int, made: Any) -> None:
+    texts = [f"document {number}" for number in range(count)]
+    homes = []
+    for order in (texts, texts[::-1] + texts[:1]):
+        config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": text, "title": "x"} for text in order))]
+        documents = made(config).documents
+        found = {split: [row["text"] for row in documents.spool.rows(rows)] for split, rows in documents.splits.items()}
+        assert len(found["heldout"]) == max(1, count // 10)
+        assert sorted(found["train"] + found["heldout"]) == sorted(texts)
+        assert documents.removed == {"repeated": len(order) - count}
+        homes.append(found)
+    assert homes[0] == homes[1], "whatever their order"
+
+
+def test_of_a_few_documents_the_last_tenth_of_each_is_held_out(config: DataConfig, tmp_path: Path, sets: Any) -> None:
+    """Whole ones would be too much or too little: of a long and a short one, say."""
+    (tmp_path / "one.txt").write_text("0123456789" * 3)
+    config.pretraining = [str(tmp_path / "one.txt")]
+    folder = sets(config).folder
+    assert list(read_texts(folder, "train")) == ["0123456789" * 2 + "0123456"]
+    assert list(read_texts(folder, "heldout")) == ["789"]
+    config.pretraining = [written(tmp_path / "few.jsonl", ({"text": letter * 1000} for letter in "abcabc"))]
+    folder = sets(config).folder
+    assert list(read_texts(folder, "train")) == [letter * 900 for letter in "abc"]
+    assert list(read_texts(folder, "heldout")) == [letter * 100 for letter in "abc"]
+
+
+@pytest.mark.parametrize("salt", ["", "a", "b", "c"])
+def test_a_document_that_is_much_of_the_text_is_never_held_out(config: DataConfig, tmp_path: Path, salt: str, made: Any) -> None:
+    config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": f"{n:02d} " * (1000 if n == 7 else 10)} for n in range(11)))]
+    config.split_salt = salt
+    documents = made(config).documents
+    assert 7 in documents.splits["train"]
+    assert len(documents.splits["heldout"]) == 1
+
+
+def test_weights_of_plain_text_are_shares_of_its_characters(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    config.sources = {
+        "long": SourceConfig(place=written(tmp_path / "long.jsonl", ({"text": f"{n:03d}" * 100} for n in range(100))), weight=1),
+        "short": SourceConfig(place=written(tmp_path / "short.jsonl", ({"text": f"{n:03d}"} for n in range(100))), weight=1),
+    }
+    config.pretraining = ["long", "short"]
+    documents = made(config).documents
+    names = [documents.datasets[code] for code in documents.dataset[documents.splits["train"]]]
+    assert Counter(names)["long"] <= 1, "a hundred short ones are as much text as one long one"
+    assert Counter(names)["short"] > 80
