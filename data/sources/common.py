@@ -2,11 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 from data.records import Message
-from data.sources.adapter import Row, need
+from data.sources.adapter import Convert, Row, need, single
 
 ROLES = ("system", "user", "assistant")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -16,6 +17,25 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 def with_input(instruction: str, text: str) -> str:
     """An instruction and what it is about, a blank line apart; the instruction alone where there is nothing more."""
     return f"{instruction.strip()}\n\n{text.strip()}".strip()
+
+
+def instructions(record: Callable[[Row], dict[str, Any]], answer: str) -> dict[str, Convert]:
+    """By role, the converters of rows of an instruction, as `record` reads it, and its answer under a key; an empty one demonstrates nothing."""
+
+    def prompts(row: Row) -> Iterable[dict[str, Any]]:
+        yield record(row)
+
+    def demonstrations(row: Row) -> Iterable[dict[str, Any]]:
+        text = need(row, answer, str).strip()
+        if text:
+            yield record(row) | {"completion": text}
+
+    return {"demonstrations": single(demonstrations), "prompts": single(prompts)}
+
+
+def without_answers(demonstrations: Callable[[Row], Iterable[dict[str, Any]]]) -> Callable[[Row], Iterable[dict[str, Any]]]:
+    """The prompts of demonstrations."""
+    return lambda row: ({key: value for key, value in record.items() if key != "completion"} for record in demonstrations(row))
 
 
 def conversation(row: Row, key: str) -> list[Message]:

@@ -4,11 +4,10 @@ The context, where there is one, follows the instruction. All prompts are labele
 own. Rows with an empty answer are left out.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
-from data.sources.adapter import Adapter, Row, need, single
-from data.sources.common import with_input
+from data.sources.adapter import Adapter, Row, need
+from data.sources.common import instructions, with_input
 
 USE_CASES = {
     "brainstorming": "brainstorming",
@@ -29,20 +28,10 @@ def _record(row: Row) -> dict[str, Any]:
     return record | ({"use_case": USE_CASES[category]} if category in USE_CASES else {})
 
 
-def _prompts(row: Row) -> Iterable[dict[str, Any]]:
-    yield _record(row)
-
-
-def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
-    answer = need(row, "response", str).strip()
-    if answer:
-        yield _record(row) | {"completion": answer}
-
-
 ADAPTER = Adapter(
     name="dolly",
     about="Databricks Dolly 15k, instructions and answers by people (CC BY-SA 3.0)",
     source="labeler",
-    convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts)},
+    convert=instructions(_record, answer="response"),
     hub="databricks/databricks-dolly-15k",
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from data.sources.adapter import Adapter, Row, need, single
-from data.sources.common import conversation
+from data.sources.common import conversation, without_answers
 
 USE_CASES = {
     "Generation": "generation",
@@ -35,15 +35,10 @@ def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
     yield record | ({"use_case": USE_CASES[category]} if category in USE_CASES else {})
 
 
-def _prompts(row: Row) -> Iterable[dict[str, Any]]:
-    for record in _demonstrations(row):
-        yield {key: value for key, value in record.items() if key != "completion"}
-
-
 ADAPTER = Adapter(
     name="no_robots",
     about="No Robots, instructions and answers by annotators (CC BY-NC 4.0)",
     source="labeler",
-    convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts)},
+    convert={"demonstrations": single(_demonstrations), "prompts": single(without_answers(_demonstrations))},
     hub="HuggingFaceH4/no_robots",
 )

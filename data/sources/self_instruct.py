@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from data.sources.adapter import Adapter, Row, need, single
-from data.sources.common import with_input
+from data.sources.common import with_input, without_answers
 
 
 def _task(row: Row) -> dict[str, Any]:
@@ -51,14 +51,9 @@ def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
         yield from _separate(row)
 
 
-def _prompts(row: Row) -> Iterable[dict[str, Any]]:
-    for record in _separate(row):
-        yield {key: value for key, value in record.items() if key != "completion"}
-
-
 ADAPTER = Adapter(
     name="self_instruct",
     about="Self-Instruct's tasks by people, with the applications they are for (Apache-2.0)",
     source="labeler",
-    convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts)},
+    convert={"demonstrations": single(_demonstrations), "prompts": single(without_answers(_separate))},
 )
