@@ -37,7 +37,7 @@ from data.sets import (
     set_file,
     set_schema,
 )  # fmt: skip
-from data.sources.reading import Source, read, sources
+from data.sources.reading import Source, all_sources, read
 from data.split import hash64
 from data.spool import Spool
 
@@ -105,7 +105,7 @@ def build(config: DataConfig, measurer: Measurer, scratch: Path) -> Built:
     Raises ValueError on a malformed row (unless `bad_rows: skip`), on a source that is not there, and when a split that a later stage needs
     has no rows.
     """
-    found = {role: sources(config, role) for role in ("demonstrations", "prompts", "rankings", "pretraining")}
+    found = all_sources(config)
     bad = BadRows(skip=config.bad_rows == "skip")
     pool = collect([*found["demonstrations"], *found["prompts"]], config, bad, scratch / "pool.arrow", POOL_SCHEMA)
     refuse_repeated_ids(pool)

@@ -72,13 +72,12 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from data.language import refuse_unknown
     from data.measure import Measurer
     from data.personal_data import detector
-    from data.sources.reading import sources
+    from data.sources.reading import all_sources
     from data.tokenize import count_answer_tokens, count_prompt_tokens
     from modeling.load import base_model_place, load_tokenizer
 
     # Mistakes in names and places are told before a model is looked for.
-    for role in ("demonstrations", "prompts", "rankings", "pretraining"):
-        sources(config.data, role)
+    all_sources(config.data)
     refuse_unknown(config.data.languages)
     find = None if config.data.personal_data == "off" else detector(config.data.personal_data)
     place = base_model_place(config.model)
@@ -109,9 +108,9 @@ def refuse_if_too_long(config: RunConfig, longest_prompt: int, place: str) -> No
 
 def external(config: RunConfig) -> dict[str, str]:
     """Digests of the files that users brought, and the pinned commits of Hub data sets."""
-    from data.sources.reading import sources
+    from data.sources.reading import all_sources
 
-    found = [source for role in ("demonstrations", "prompts", "rankings", "pretraining") for source in sources(config.data, role)]
+    found = [source for listed in all_sources(config.data).values() for source in listed]
     files = {file for source in found if source.name != "wikipedia" for file in source.files}
     hub = {f"{source.hub} {source.split}": str(source.settings.revision) for source in found if source.hub is not None}
     return {str(file): file_digest(file) for file in sorted(files)} | hub | model_digests(config.model.base, config.model.chat_template)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.config import BUILT_IN, DataConfig, SourceConfig
 from data.embedded import wikipedia_file
@@ -57,6 +57,11 @@ def sources(config: DataConfig, role: Role) -> list[Source]:
     Raises ValueError when one is not there, has no such format or cannot play the role: nothing is read yet.
     """
     return [find(name, config, role) for name in getattr(config, role)]
+
+
+def all_sources(config: DataConfig) -> dict[Role, list[Source]]:
+    """The sources of every role. Raises ValueError as `sources`."""
+    return {role: sources(config, role) for role in get_args(Role)}
 
 
 def find(name: str, config: DataConfig, role: Role) -> Source:
