@@ -23,6 +23,13 @@ def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> lis
     return [*ids, tokenizer.eos_token_id] if ends else list(ids)
 
 
+def template_closing(tokenizer: Any) -> list[int]:
+    """Token ids that the chat template puts after an answer's text: EOS, often with a line break behind it. Most reward models read there."""
+    answer = "An answer"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}], tokenize=False)
+    return [int(token) for token in tokenizer(text[text.rindex(answer) + len(answer) :], add_special_tokens=False)["input_ids"]]
+
+
 def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
     """Tokens of each prompt, as `encode_prompt` gives them; many at a time are counted faster.
 

@@ -1,6 +1,7 @@
 """Models and tokenizers in Hugging Face form: found, loaded, checked and saved. Weights are safetensors, never pickles."""
 
 import contextlib
+import json
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -66,6 +67,29 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
     return tokenizer
 
 
+def knows_tokens(reader: Any, writer: Any) -> bool:
+    """Whether every token of the second tokenizer has the same id in the first, which may have more."""
+    known = reader.get_vocab()
+    return all(known.get(token) == number for token, number in writer.get_vocab().items())
+
+
+def same_tokenizer(a: Any, b: Any) -> bool:
+    """Whether both give the same ids for every prompt and every completion, EOS included.
+
+    Templates must be equal to the letter: two that agree on some conversations may not on others.
+    """
+    words = [(t.eos_token, t.bos_token, t.chat_template) for t in (a, b)]
+    return bool(a.get_vocab() == b.get_vocab() and words[0] == words[1] and _splitting(a) == _splitting(b))
+
+
+def _splitting(tokenizer: Any) -> Any:
+    """How it cuts text into tokens, in a form that can be compared; the same vocabulary may be put together in another order."""
+    if not tokenizer.is_fast:
+        return type(tokenizer)
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    return [whole[part] for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
+
+
 def read_settings(place: str | Path, config: ModelConfig) -> Any:
     """The model's configuration alone. Raises ValueError when it is missing."""
     with _sentence_for(place, "model"):
@@ -99,7 +123,7 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
     Raises ValueError when the model is missing or its head has more than one output.
     """
     settings = read_settings(place, config)
-    classifier = any("SequenceClassification" in name for name in settings.architectures or [])
+    classifier = is_classifier(settings)
     if classifier and settings.num_labels != 1:
         raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
     with _sentence_for(place, "model"):
@@ -110,6 +134,11 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
     _refuse_missing(place, {name for name in found["missing_keys"] if classifier or not name.startswith("score.")})
     grow_embeddings(model, tokenizer)
     return model.eval()
+
+
+def is_classifier(settings: Any) -> bool:
+    """Whether a saved model of this configuration has a head that was trained, rather than a language model's."""
+    return any("SequenceClassification" in name for name in settings.architectures or [])
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
@@ -128,12 +157,13 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def context_length(settings: Any) -> int:
+def context_length(settings: Any, generating: bool = True) -> int:
     """The most tokens that a model of this configuration can take; a large number where its config names none.
 
-    A sliding window counts as the end: padding inside the key/value cache would shift what the window covers.
+    When generating, a sliding window counts as the end: padding inside the key/value cache would shift what the window covers.
     """
-    limits = (getattr(settings, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    names = ("max_position_embeddings", "sliding_window") if generating else ("max_position_embeddings",)
+    limits = (getattr(settings, name, None) for name in names)
     return min((int(limit) for limit in limits if limit), default=2**30)
 
 

@@ -32,6 +32,11 @@ class Processes:
         """Whether this is the process that writes files."""
         return self.rank == 0
 
+    def say(self, line: str) -> None:
+        """Prints a line, once."""
+        if self.is_main:
+            print(line, flush=True)
+
     def wait(self) -> None:
         """Returns when every process has come here."""
         PartialState().wait_for_everyone()

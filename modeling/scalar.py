@@ -6,12 +6,16 @@ Shapes: B rows, S tokens a row, T positions wanted of each row, H hidden size.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from data.tokenize import template_closing
+from modeling.load import is_classifier
 from modeling.sequences import Sequences, take_positions
+from modeling.shared_prefix import why_not
 from modeling.trunk import backbone_of
 
 
@@ -42,6 +46,11 @@ class ScalarModel:
         """values_BT of the states before each response token."""
         return self.at(sequences, sequences.state_index_BT)
 
+    @cached_property
+    def plain_because(self) -> str | None:
+        """Why each answer needs a pass of its own over its prompt; None where answers share it."""
+        return why_not(self.backbone)
+
 
 def scalar_model(model: Any) -> ScalarModel:
     """The backbone and head inside an `AutoModelForSequenceClassification`, wrapped by peft or not.
@@ -52,6 +61,17 @@ def scalar_model(model: Any) -> ScalarModel:
     if not hasattr(inner, "score"):
         raise ValueError(f"{type(inner).__name__} has no module `score`: choose a decoder-only architecture as reward model")
     return ScalarModel(backbone_of(model), inner.score, float(getattr(inner.config, "score_bias", 0.0)))
+
+
+def closing_of(settings: Any, tokenizer: Any) -> list[int] | None:
+    """Token ids after which a reward model reads any answer's score; None for those trained here, which read at EOS or where the answer was cut off.
+
+    One of other people's learned to read at the end of its chat template; it says so in its saved config from then on, as `score_closing`.
+    """
+    if (known := getattr(settings, "score_closing", None)) is not None:
+        return [int(token) for token in known]
+    ours = hasattr(settings, "score_bias") or not is_classifier(settings)
+    return None if ours else template_closing(tokenizer)
 
 
 def initialise_head(model: Any, seed: int) -> None:

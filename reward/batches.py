@@ -4,15 +4,19 @@ Answers that were identical token for token, or that nobody compared, still get 
 Shapes: K answers of a prompt.
 """
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from data.records import Ranking
+from data.records import Demonstration, Ranking
 from data.tokenize import encode_completion, encode_prompt
+from modeling.seeds import derive_seed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,12 @@ class Element:
     prompt: list[int]
     answers: list[list[int]]
     better_KK: Tensor
+    ties: tuple[tuple[int, int], ...] = ()
+    """Pairs (i, j), i < j, that were judged equal."""
+    ranks: tuple[int | None, ...] | None = None
+    """The labeler's ranks, 1 best, where the judgments are an order; null for an answer that was not ranked."""
+    ranking: Ranking | None = None
+    """The record that it was made from."""
 
     @property
     def pairs(self) -> int:
@@ -29,32 +39,68 @@ class Element:
         return int(self.better_KK.sum())
 
 
-def element(tokenizer: Any, ranking: Ranking) -> Element:
-    """A ranking as token ids; an answer that was cut off gets no EOS."""
+def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[int] | None = None) -> list[int]:
+    """What a reward model reads of an answer, its score at the last token. EOS closes an answer that ended by itself; a model of other people's
+    wants the `closing` that it knows after any answer (see `modeling.scalar.closing_of`)."""
+    if closing is not None:
+        return [*encode_completion(tokenizer, completion, ends=False), *closing]
+    # An empty answer has no last token to read a score at; EOS alone is what the policy would have said.
+    return encode_completion(tokenizer, completion, ended) or [tokenizer.eos_token_id]
+
+
+def element(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = None) -> Element:
+    """A ranking as token ids; see `answer_ids` for `closing`."""
     complete = ranking.complete or [True] * len(ranking.completions)
     count = len(ranking.completions)
     better_KK = torch.zeros((count, count), dtype=torch.bool)
+    ties = {(min(pair), max(pair)) for pair in ranking.ties or []}
     if ranking.preferences is not None:
         for better, worse in ranking.preferences:
             better_KK[better, worse] = True
     else:
-        for i, high in enumerate(ranking.ranks or []):
-            for j, low in enumerate(ranking.ranks or []):
-                better_KK[i, j] = high is not None and low is not None and high < low
-    answers = [encode_completion(tokenizer, text, ends) for text, ends in zip(ranking.completions, complete, strict=True)]
-    # An empty answer has no last token to read a score at; EOS alone is what the policy would have said.
-    answers = [ids or [tokenizer.eos_token_id] for ids in answers]
-    return Element(encode_prompt(tokenizer, ranking), answers, better_KK)
+        ranked = [(index, rank) for index, rank in enumerate(ranking.ranks or []) if rank is not None]
+        for i, high in ranked:
+            for j, low in ranked:
+                better_KK[i, j] = high < low
+                if i < j and high == low:
+                    ties.add((i, j))
+    answers = [answer_ids(tokenizer, text, ended, closing) for text, ended in zip(ranking.completions, complete, strict=True)]
+    ranks = None if ranking.ranks is None else tuple(ranking.ranks)
+    return Element(encode_prompt(tokenizer, ranking), answers, better_KK, tuple(sorted(ties)), ranks, ranking)
 
 
-def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int) -> tuple[list[Element], dict[str, int]]:
+def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
+    """The ranking of `count` of its answers, chosen at random and left in their order; the whole where it has no more or no count is given."""
+    if count is None or len(ranking.completions) <= count:
+        return ranking
+    kept = sorted(random.Random(derive_seed(seed, "answers", ranking.prompt_id)).sample(range(len(ranking.completions)), count))
+    place = {old: new for new, old in enumerate(kept)}
+
+    def pick(values: list[T] | None) -> list[T] | None:
+        return None if values is None else [values[index] for index in kept]
+
+    def pairs(found: list[list[int]] | None) -> list[list[int]] | None:
+        return None if found is None else [[place[i], place[j]] for i, j in found if i in place and j in place]
+
+    return replace(
+        ranking,
+        completions=[ranking.completions[index] for index in kept],
+        ranks=pick(ranking.ranks),
+        preferences=pairs(ranking.preferences),
+        ties=pairs(ranking.ties),
+        complete=pick(ranking.complete),
+        ratings=pick(ranking.ratings),
+    )
+
+
+def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing: Sequence[int] | None = None) -> tuple[list[Element], dict[str, int]]:
     """(elements, how many rankings were left out and why): all answers tied, or longer than the model's context.
 
     Raises ValueError when nothing is left.
     """
     kept, left_out = [], {"all_tied": 0, "too_long": 0}
     for ranking in rankings:
-        candidate = element(tokenizer, ranking)
+        candidate = element(tokenizer, ranking, closing)
         if not candidate.pairs:
             left_out["all_tied"] += 1
         elif len(candidate.prompt) + max(map(len, candidate.answers)) > context:
@@ -69,18 +115,35 @@ def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int) -> tuple
     return kept, left_out
 
 
-def micro_batches(batch: Sequence[Element], max_tokens: int) -> list[list[Element]]:
-    """The elements in groups of like length, each of at most `max_tokens` computed tokens, padding included (one element at least)."""
+def demonstration(tokenizer: Any, shown: Demonstration, closing: Sequence[int] | None = None) -> Element:
+    """A demonstration as a prompt with one answer, which is compared with none."""
+    return Element(encode_prompt(tokenizer, shown), [answer_ids(tokenizer, shown.completion, True, closing)], torch.zeros(1, 1, dtype=torch.bool))
+
+
+def as_pairs(items: Sequence[Element]) -> list[Element]:
+    """Every strict comparison as an element of its own: what shuffled pairs are, as opposed to all of a prompt's comparisons at once (3.5)."""
+    first_beats_second = torch.tensor([[False, True], [False, False]])
+    return [
+        Element(item.prompt, [item.answers[better], item.answers[worse]], first_beats_second)
+        for item in items
+        for better, worse in item.better_KK.nonzero().tolist()
+    ]
+
+
+def micro_batches(batch: Sequence[Element], max_tokens: int, shared: bool = True) -> list[list[Element]]:
+    """The elements in groups of like length, each of at most `max_tokens` computed tokens (one element at least)."""
     groups: list[list[Element]] = []
     for item in sorted(batch, key=lambda e: (len(e.prompt), max(map(len, e.answers)))):
-        if groups and computed_tokens([*groups[-1], item]) <= max_tokens:
+        if groups and computed_tokens([*groups[-1], item], shared) <= max_tokens:
             groups[-1].append(item)
         else:
             groups.append([item])
     return groups
 
 
-def computed_tokens(group: Sequence[Element]) -> int:
-    """Tokens that a forward pass over the group computes: each prompt once, each answer once, both padded to the longest."""
-    answers = [ids for item in group for ids in item.answers]
-    return len(group) * max(len(item.prompt) for item in group) + len(answers) * max(map(len, answers))
+def computed_tokens(group: Sequence[Element], shared: bool = True) -> int:
+    """Tokens that a forward pass over the group computes: each prompt once and each answer once, without padding; or, where answers do not share
+    their prompt, prompt and answer for each of them, padded to the longest."""
+    if shared:
+        return sum(len(item.prompt) + sum(map(len, item.answers)) for item in group)
+    return sum(len(item.answers) for item in group) * max(len(item.prompt) + max(map(len, item.answers)) for item in group)

@@ -1,41 +1,45 @@
-"""Scores of the K answers to each prompt: the prompt is encoded once, its keys and values are shared by the answers.
+"""Scores of the K answers to each prompt: the prompt is encoded once and shared by its answers (modeling/shared_prefix.py).
 
-Exact and differentiable. Prompts and answers are padded on the right and masked by length; every token keeps the position it has in the plain
-sequence. Shapes: P prompts, A answers of all prompts together, K answers of the prompt that has the most.
+Architectures that cannot do that get one plain forward pass an answer. Shapes: A answers of all prompts together, B prompts, K answers of the
+prompt that has the most.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from tqdm import tqdm
 
+from modeling.config import ModelConfig
+from modeling.load import autocast
+from modeling.processes import Processes
+from modeling.recompute import recomputed
 from modeling.scalar import ScalarModel
-from modeling.sequences import pad_rows, take_positions
-from reward.batches import Element
+from modeling.sequences import Sequences
+from modeling.shared_prefix import SharedPrefix, inputs, sharing
+from reward.batches import Element, micro_batches
 
 
-def answer_scores(model: ScalarModel, group: Sequence[Element], pad_id: int, device: torch.device) -> Tensor:
-    """scores_A of all answers of all prompts in the group, one forward pass a prompt and one an answer."""
-    prompts_PS, prompt_length_P = pad_rows([item.prompt for item in group], pad_id, device)
-    answers_AT, answer_length_A = pad_rows([ids for item in group for ids in item.answers], pad_id, device)
-    owner_A = torch.repeat_interleave(torch.arange(len(group), device=device), torch.tensor([len(e.answers) for e in group], device=device))
+def answer_scores(model: ScalarModel, group: Sequence[Element], pad_id: int, device: torch.device, recompute: bool = False) -> Tensor:
+    """scores_A of all answers of all prompts in the group, in order. `recompute` keeps each layer's input alone for the backward pass."""
+    if model.plain_because is not None:
+        rows = [(item.prompt, answer) for item in group for answer in item.answers]
+        sequences = Sequences.pad([prompt for prompt, _ in rows], [answer for _, answer in rows], pad_id, device)
+        if not recompute:
+            return model.scores(sequences)
+        with recomputed(model.backbone):
+            return model.scores(sequences)
 
-    cache = DynamicCache()
-    model.backbone(input_ids=prompts_PS, past_key_values=cache, use_cache=True)
-    cache.batch_select_indices(owner_A)
+    row = SharedPrefix.lay_out([item.prompt for item in group], [item.answers for item in group], device)
 
-    seen_AS = torch.arange(prompts_PS.shape[1], device=device) < prompt_length_P[owner_A][:, None]
-    # Padding repeats its answer's last position: beside a longer answer to a shorter prompt, the next ones may lie beyond the context.
-    offset_AT = torch.minimum(torch.arange(answers_AT.shape[1], device=device), answer_length_A[:, None] - 1)
-    hidden_ATH = model.backbone(
-        input_ids=answers_AT,
-        past_key_values=cache,
-        use_cache=True,
-        attention_mask=torch.cat([seen_AS, torch.ones_like(answers_AT, dtype=torch.bool)], dim=1).long(),
-        position_ids=prompt_length_P[owner_A][:, None] + offset_AT,
-    ).last_hidden_state
-    return model.from_hidden(take_positions(hidden_ATH, answer_length_A[:, None] - 1)).squeeze(1)
+    def shared() -> contextlib.AbstractContextManager[None]:
+        return sharing(model.backbone, row.last_A)
+
+    with shared(), recomputed(model.backbone, shared) if recompute else contextlib.nullcontext():
+        hidden_1NH = model.backbone(**inputs(row)).last_hidden_state
+    return model.from_hidden(hidden_1NH[0, row.last_A])
 
 
 def by_prompt(scores_A: Tensor, group: Sequence[Element]) -> tuple[Tensor, Tensor]:
@@ -47,3 +51,31 @@ def by_prompt(scores_A: Tensor, group: Sequence[Element]) -> tuple[Tensor, Tenso
     for index, item in enumerate(group):
         better_BKK[index, : len(item.answers), : len(item.answers)] = item.better_KK.to(scores_A.device)
     return scores_BK, better_BKK
+
+
+def score_all(
+    scalar: ScalarModel, items: Sequence[Element], max_tokens: int, model_config: ModelConfig, pad_id: int, team: Processes
+) -> list[list[float]]:
+    """Scores of every element's answers, in order; the processes share the work."""
+
+    def scores(group: Sequence[Element]) -> Tensor:
+        with autocast(model_config, team.device):
+            return answer_scores(scalar, group, pad_id, team.device)
+
+    return each_answer(scores, items, max_tokens, scalar.plain_because is None, team)
+
+
+@torch.no_grad()
+def each_answer(
+    compute: Callable[[Sequence[Element]], Tensor], items: Sequence[Element], max_tokens: int, shared: bool, team: Processes
+) -> list[list[float]]:
+    """A number for every answer of every element, in order: `compute` gives numbers_A of a micro-batch; the processes share the work."""
+    # Copies, so that an element which stands in the list twice is found at both places.
+    mine = team.share([(index, replace(item)) for index, item in enumerate(items)])
+    place = {id(item): index for index, item in mine}
+    found: list[tuple[int, list[float]]] = []
+    groups = micro_batches([item for _, item in mine], max_tokens, shared)
+    for group in tqdm(groups, desc="scoring", unit="batch", leave=False, disable=not team.is_main or len(groups) < 8):
+        rows = torch.split(compute(group), [len(item.answers) for item in group])
+        found += [(place[id(item)], row.tolist()) for item, row in zip(group, rows, strict=True)]
+    return [row for _, row in sorted(team.gather(found))]

@@ -11,18 +11,26 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 SCRATCH = tempfile.TemporaryDirectory(prefix="rlhf-ptx-tests-")
 os.environ["RLHF_PTX_CACHE"] = SCRATCH.name
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 
 from modeling.config import ModelConfig  # noqa: E402
 from modeling.load import load_causal, load_scalar, load_tokenizer  # noqa: E402
 from modeling.tiny import make_tiny_model  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_team_is_left_behind() -> Iterator[None]:
+    """accelerate remembers for the whole process whether it is alone, and a test that forks a team would inherit that."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.records import Ranking, parse
-from reward.batches import Element, computed_tokens, element, elements, micro_batches
+from reward.batches import Element, as_pairs, computed_tokens, element, elements, micro_batches, some_answers
 
 COMPLETIONS = ["Paris.", "I do not know", "It is Paris, of course", ""]
 
@@ -90,12 +92,66 @@ def test_micro_batches_hold_every_element_once_within_the_limit(max_tokens: int)
     groups = micro_batches(batch, max_tokens)
     assert sorted(id(item) for group in groups for item in group) == sorted(id(item) for item in batch)
     for group in groups:
-        padded = len(group) * max(len(item.prompt) for item in group)
-        padded += sum(len(item.answers) for item in group) * max(len(ids) for item in group for ids in item.answers)
-        assert computed_tokens(group) == padded
-        assert len(group) == 1 or padded <= max_tokens
+        assert computed_tokens(group) == sum(len(ids) for item in group for ids in (item.prompt, *item.answers))
+        assert len(group) == 1 or computed_tokens(group) <= max_tokens
     assert len(groups) == {1: 40, 10**9: 1}.get(max_tokens, len(groups))
     assert max_tokens != 700 or 3 < len(groups) < 40
+
+
+@pytest.mark.parametrize("max_tokens", [1, 700, 10**9])
+def test_where_prompts_are_not_shared_padding_and_every_prompt_count(max_tokens: int) -> None:
+    batch = random_elements(1, 40)
+    groups = micro_batches(batch, max_tokens, shared=False)
+    assert sorted(id(item) for group in groups for item in group) == sorted(id(item) for item in batch)
+    for group in groups:
+        rows = [len(item.prompt) + len(answer) for item in group for answer in item.answers]
+        assert computed_tokens(group, shared=False) == len(rows) * max(rows)
+        assert len(group) == 1 or computed_tokens(group, shared=False) <= max_tokens
+
+
+def test_pairs_are_each_strict_comparison_once_with_the_better_answer_first() -> None:
+    cycle = torch.tensor([[False, True, False], [False, False, True], [True, False, False]])
+    items = [Element([1], [[10], [11], [12]], cycle), Element([2], [[20], [21]], torch.zeros(2, 2, dtype=torch.bool))]
+    pairs = as_pairs(items)
+    assert [(pair.prompt, pair.answers) for pair in pairs] == [([1], [[10], [11]]), ([1], [[11], [12]]), ([1], [[12], [10]])]
+    assert all(pair.better_KK.nonzero().tolist() == [[0, 1]] for pair in pairs)
+
+
+def test_ties_and_ranks_stay_known(tiny_tokenizer: Any) -> None:
+    ranked = element(tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c", "d"], ranks=[2, 1, None, 2]))
+    assert (ranked.ties, ranked.ranks) == (((0, 3),), (2, 1, None, 2))
+    judged = element(tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c"], preferences=[[2, 0]], ties=[[1, 0]]))
+    assert (judged.ties, judged.ranks, judged.better_KK.nonzero().tolist()) == (((0, 1),), None, [[2, 0]])
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 3))
+@settings(deadline=None, max_examples=40)
+def test_some_answers_keep_their_judgments(count: int, limit: int, seed: int) -> None:
+    names = [f"answer {index}" for index in range(count)]
+    pairs = [[i, j] for i in range(count) for j in range(count) if (3 * i + j) % 4 == 1 and i != j]
+    ties = [[i, j] for i in range(count) for j in range(i) if (i + j) % 3 == 0]
+    judged = Ranking(prompt="p", completions=names, preferences=pairs, ties=ties, complete=[i % 2 == 0 for i in range(count)])
+    ranked = Ranking(prompt="p", completions=names, ranks=[1 + i % 3 for i in range(count)])
+    fewer, few = some_answers(judged, limit, seed), some_answers(ranked, limit, seed)
+    assert fewer.completions == few.completions == sorted(set(fewer.completions), key=names.index)
+    assert len(fewer.completions) == min(limit, count)
+
+    def named(found: list[list[int]] | None, completions: list[str]) -> set[tuple[str, str]]:
+        return {(completions[i], completions[j]) for i, j in found or []}
+
+    kept = set(fewer.completions)
+    for key in ("preferences", "ties"):
+        whole = {pair for pair in named(getattr(judged, key), names) if set(pair) <= kept}
+        assert named(getattr(fewer, key), fewer.completions) == whole
+    assert few.ranks == [1 + names.index(name) % 3 for name in few.completions]
+    assert fewer.complete == [names.index(name) % 2 == 0 for name in fewer.completions]
+    assert some_answers(judged, None, seed) is judged
+
+
+def test_other_peoples_closing_stands_after_every_answer(tiny_tokenizer: Any) -> None:
+    ranking = Ranking(prompt="p", completions=["yes", "no, but", ""], ranks=[1, 2, 3], complete=[True, False, True])
+    plain = [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ranking.completions]
+    assert element(tiny_tokenizer, ranking, [2, 9]).answers == [[*ids, 2, 9] for ids in plain]
 
 
 def test_an_empty_batch_has_no_micro_batches() -> None:

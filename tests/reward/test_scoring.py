@@ -77,14 +77,16 @@ def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(tiny_s
 
 def test_each_prompt_is_encoded_once_and_each_answer_once(tiny_scalar: Callable[[str], Any]) -> None:
     model = tiny_scalar("llama")
+    scalar = scalar_model(model)
+    assert scalar.plain_because is None
     shapes: list[tuple[int, ...]] = []
     model.model.register_forward_pre_hook(lambda module, inputs, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True)
     group = [
         Element([5] * 20, [[6] * n for n in (3, 4, 5, 6, 7, 8, 9, 10, 11)], torch.zeros(9, 9, dtype=torch.bool)),
         Element([5] * 18, [[6] * n for n in (12, 2)], torch.zeros(2, 2, dtype=torch.bool)),
     ]
-    answer_scores(scalar_model(model), group, 0, CPU)
-    assert shapes == [(2, 20), (11, 12)]
+    answer_scores(scalar, group, 0, CPU)
+    assert shapes == [(1, 20 + 63 + 18 + 14)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -127,3 +129,16 @@ def test_scores_go_back_to_their_prompts() -> None:
     assert scores_BK.tolist() == [[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]
     assert better_BKK[0].nonzero().tolist() == [[0, 1]]
     assert better_BKK[1].nonzero().tolist() == [[0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_answers_that_cannot_share_their_prompt_get_a_pass_of_their_own(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+    scalar = scalar_model(tiny_scalar(architecture))
+    group = some_elements(seed=5)
+    shared_A = answer_scores(scalar, group, 0, CPU)
+    scalar.__dict__["plain_because"] = "the test says so"
+    calls: list[tuple[int, ...]] = []
+    scalar.backbone.register_forward_pre_hook(lambda module, inputs, named: calls.append(tuple(named["input_ids"].shape)), with_kwargs=True)
+    torch.testing.assert_close(answer_scores(scalar, group, 0, CPU), shared_A, atol=FLOAT32, rtol=0)
+    rows = [len(item.prompt) + len(answer) for item in group for answer in item.answers]
+    assert calls == [(len(rows), max(rows))]
