@@ -35,3 +35,34 @@ class EvaluateConfig:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)} must be at least 1")
         if self.temperature < 0:
             raise ValueError(f"evaluate.temperature={self.temperature} must not be negative; 0 is greedy")
+
+
+@dataclass
+class EvaluateRewardConfig:
+    """How a reward model is judged on held-out rankings, after its training and by itself. All ours."""
+
+    model: str | None = None
+    """For the stage by itself: null is the run's own reward model; or a folder or a model on the Hub."""
+    revision: str | None = None
+    """Commit or tag of `model` on the Hub."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with `model`. Off unless you trust its author."""
+    chat_template: str | None = None
+    """A Jinja file that renders conversations for `model`; null takes its tokenizer's, or a plain one where it has none."""
+    max_prompts: int | None = None
+    """Only so many prompts of each split, spread evenly over it; null takes all."""
+    sft_likelihood: bool = True
+    """Also judge how far the SFT model's own likelihood of an answer gets: a pass of the SFT model over the test split."""
+    bootstrap_resamples: int = 10_000
+    """For the 95% intervals."""
+
+    def validate(self) -> None:
+        """Raises ValueError on contradictions."""
+        if self.max_prompts is not None and self.max_prompts < 1:
+            raise ValueError(f"evaluate_reward.max_prompts={self.max_prompts} must be at least 1, or null for all")
+        if self.bootstrap_resamples < 1:
+            raise ValueError(f"evaluate_reward.bootstrap_resamples={self.bootstrap_resamples} must be at least 1")
+        if self.model is None:
+            for name in ("revision", "chat_template"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"evaluate_reward.{name} is of an evaluate_reward.model, and none is given")

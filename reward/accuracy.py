@@ -1,29 +1,57 @@
-"""How often the reward model agrees with the labeler on rankings that it has not seen."""
+"""How often the reward model agrees with the labeler on rankings that it has not seen.
+
+Shapes: P strict pairs of a prompt, in the order of `better_KK.nonzero()`.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reward.batches import Element
+
+Floats = NDArray[np.float64]
+
+
+def pair_margins(scores: Sequence[float], item: Element) -> Floats:
+    """margins_P: by how much the better answer's score is above the worse one's."""
+    scores_K = np.asarray(scores, dtype=float)
+    better_P, worse_P = item.better_KK.numpy().nonzero()
+    margins_P: Floats = scores_K[better_P] - scores_K[worse_P]
+    return margins_P
+
+
+def tied_margins(scores: Sequence[float], item: Element) -> Floats:
+    """The same for the pairs that were judged equal, of which neither is the better: the first answer's score less the second's."""
+    scores_K, pairs = np.asarray(scores, dtype=float), np.array(item.ties, dtype=int).reshape(-1, 2)
+    margins: Floats = scores_K[pairs[:, 0]] - scores_K[pairs[:, 1]]
+    return margins
 
 
 def pair_outcomes(scores: Sequence[float], item: Element) -> list[float]:
     """For each strict pair of a prompt: 1 where the better answer scores higher, 0 where lower, 1/2 where equal."""
-    return [float(scores[i] > scores[j]) + 0.5 * float(scores[i] == scores[j]) for i, j in item.better_KK.nonzero().tolist()]
+    outcomes: list[float] = np.heaviside(pair_margins(scores, item), 0.5).tolist()
+    return outcomes
 
 
 def best_vs_worst(scores: Sequence[float], item: Element) -> float | None:
-    """The easier number: an answer that none beats against one that beats none and was judged worse than it; None where there is no such pair."""
-    better = item.better_KK.numpy()
-    wins, losses = better.sum(1), better.sum(0)
-    best, worst = np.flatnonzero((losses == 0) & (wins > 0)), np.flatnonzero((wins == 0) & (losses > 0))
-    for high in best.tolist():
-        for low in worst.tolist():
-            if better[high, low]:
-                return float(scores[high] > scores[low]) + 0.5 * float(scores[high] == scores[low])
-    return None
+    """The easier number: answers that none beats against those that beat none and were judged worse, the mean over such pairs; None without any."""
+    better_KK, scores_K = item.better_KK.numpy(), np.asarray(scores, dtype=float)
+    wins_K, losses_K = better_KK.sum(1), better_KK.sum(0)
+    best_K, worst_K = (losses_K == 0) & (wins_K > 0), (wins_K == 0) & (losses_K > 0)
+    high, low = (better_KK & best_K[:, None] & worst_K[None, :]).nonzero()
+    return float(np.heaviside(scores_K[high] - scores_K[low], 0.5).mean()) if len(high) else None
 
 
 def lengths_as_scores(item: Element) -> list[float]:
     """The baseline that prefers the longer answer."""
     return [float(len(ids)) for ids in item.answers]
+
+
+def ranks_as_scores(item: Element) -> list[float] | None:
+    """The labeler's own order with steps of one, from 0 for the best down: ranks 1, 1, 4 are 0, 0, -1. NaN for an answer that was not ranked;
+    None where judgments are no order."""
+    if item.ranks is None:
+        return None
+    steps = {rank: -float(step) for step, rank in enumerate(sorted({rank for rank in item.ranks if rank is not None}))}
+    return [float("nan") if rank is None else steps[rank] for rank in item.ranks]

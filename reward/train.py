@@ -2,10 +2,10 @@
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -16,10 +16,11 @@ from modeling.processes import Processes, sum_gradients, sum_over_processes
 from modeling.scalar import ScalarModel, scalar_model
 from modeling.seeds import derive_seed
 from modeling.tracking import Tracker
-from reward.batches import Element, micro_batches
+from reward.accuracy import pair_margins, pair_outcomes
+from reward.batches import Element, as_pairs, micro_batches
 from reward.config import RewardConfig
 from reward.loss import pairwise_loss
-from reward.scoring import answer_scores, by_prompt
+from reward.scoring import answer_scores, by_prompt, score_all
 
 
 def train(
@@ -31,14 +32,17 @@ def train(
     seed: int,
     team: Processes,
     tracker: Tracker | None,
-) -> None:
+    watched: Mapping[str, Sequence[Element]] | None = None,
+) -> list[dict[str, Any]]:
     """Trains in place; the main process logs loss, accuracy on the batch before its step, gradient norm and learning rate.
 
+    Returns for each epoch {epoch, and for each of the `watched` sets its {accuracy, loss} after it}, which are logged with the epoch's last step.
     Raises ValueError when the loss stops being a number.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, config.adam_beta2))
-    batches_an_epoch = math.ceil(len(train_set) / config.batch_size)
+    optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
+    elements, batch_size = batching(config, train_set)
+    batches_an_epoch = math.ceil(len(elements) / batch_size)
     schedule = get_scheduler(
         "cosine_with_min_lr",
         optimizer,
@@ -47,13 +51,14 @@ def train(
         scheduler_specific_kwargs={"min_lr_rate": config.final_lr_fraction},
     )
     scalar = scalar_model(model)
+    epochs: list[dict[str, Any]] = []
     step = 0
     with tqdm(total=batches_an_epoch * config.epochs, desc="reward", unit="step", disable=not team.is_main) as bar:
         for epoch in range(config.epochs):
-            order = random.Random(derive_seed(seed, "reward", epoch)).sample(range(len(train_set)), len(train_set))
-            for start in range(0, len(order), config.batch_size):
+            order = random.Random(derive_seed(seed, "reward", epoch)).sample(range(len(elements)), len(elements))
+            for start in range(0, len(order), batch_size):
                 step += 1
-                batch = [train_set[index] for index in order[start : start + config.batch_size]]
+                batch = [elements[index] for index in order[start : start + batch_size]]
                 numbers = accumulate(scalar, batch, config, model_config, pad_id, team)
                 if not math.isfinite(numbers["loss"]):
                     raise ValueError(f"the reward model's loss became {numbers['loss']} at step {step}: lower reward.learning_rate")
@@ -65,10 +70,40 @@ def train(
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+                if start + batch_size >= len(order) and watched:
+                    epochs.append({"epoch": epoch + 1} | look_at(watched, scalar, config, model_config, pad_id, team))
+                    if not all(math.isfinite(epochs[-1][name]["loss"]) for name in watched):
+                        raise ValueError(f"the reward model's scores stopped being numbers in epoch {epoch + 1}: lower reward.learning_rate")
+                    numbers |= {f"{name}_{key}": value for name in watched for key, value in epochs[-1][name].items()}
                 if tracker is not None:
                     tracker.log(step, numbers)
                 bar.update()
                 bar.set_postfix(loss=f"{numbers['loss']:.3f}", accuracy=f"{numbers['accuracy']:.2f}")
+    return epochs
+
+
+def batching(config: RewardConfig, train_set: Sequence[Element]) -> tuple[Sequence[Element], int]:
+    """(what is shuffled, how many of it make a batch): prompts, or as many comparisons a step as those prompts have on average."""
+    if config.batching == "prompts":
+        return train_set, config.batch_size
+    pairs = as_pairs(train_set)
+    return pairs, max(1, round(config.batch_size * len(pairs) / len(train_set)))
+
+
+def look_at(
+    watched: Mapping[str, Sequence[Element]], scalar: ScalarModel, config: RewardConfig, model_config: ModelConfig, pad_id: int, team: Processes
+) -> dict[str, dict[str, float]]:
+    """{accuracy over all pairs, loss} of each set with the weights as they are."""
+    limit = config.max_tokens_per_micro_batch
+    return {name: fit(score_all(scalar, items, limit, model_config, pad_id, team), items) for name, items in watched.items()}
+
+
+def fit(scores: Sequence[Sequence[float]], items: Sequence[Element]) -> dict[str, float]:
+    """{accuracy: over all strict pairs; loss: the mean over a prompt's pairs, then over prompts, as in training}."""
+    outcomes = [outcome for row, item in zip(scores, items, strict=True) for outcome in pair_outcomes(row, item)]
+    with np.errstate(invalid="ignore"):  # what is no number stays none, and the caller says so
+        losses = [float(np.logaddexp(0, -pair_margins(row, item)).mean()) for row, item in zip(scores, items, strict=True)]
+    return {"accuracy": sum(outcomes) / len(outcomes), "loss": sum(losses) / len(losses)}
 
 
 def accumulate(
@@ -77,9 +112,9 @@ def accumulate(
     """Adds this process's share of the batch's gradient to the parameters; returns the whole batch's loss and pair accuracy."""
     prompts = sum(item.pairs > 0 for item in batch)
     totals = torch.zeros(3, dtype=torch.float64, device=team.device)
-    for group in micro_batches(team.share(list(batch)), config.max_tokens_per_micro_batch):
+    for group in micro_batches(team.share(list(batch)), config.max_tokens_per_micro_batch, shared=scalar.plain_because is None):
         with autocast(model_config, team.device):
-            scores_A = answer_scores(scalar, group, pad_id, team.device)
+            scores_A = answer_scores(scalar, group, pad_id, team.device, config.activation_checkpointing)
         scores_BK, better_BKK = by_prompt(scores_A, group)
         loss = pairwise_loss(scores_BK, better_BKK, normalizer=prompts)
         loss.backward()
@@ -87,20 +122,3 @@ def accumulate(
         totals += torch.stack([loss.detach().double(), right.double(), better_BKK.sum().double()])
     loss_sum, right_sum, pairs = sum_over_processes(totals).tolist()
     return {"loss": loss_sum, "accuracy": right_sum / max(pairs, 1.0), "pairs": pairs}
-
-
-@torch.no_grad()
-def score_all(
-    scalar: ScalarModel, items: Sequence[Element], max_tokens: int, model_config: ModelConfig, pad_id: int, team: Processes
-) -> list[list[float]]:
-    """Scores of every element's answers, in order; the processes share the work."""
-    # Copies, so that an element which stands in the list twice is found at both places.
-    mine = team.share([(index, replace(item)) for index, item in enumerate(items)])
-    place = {id(item): index for index, item in mine}
-    found: list[tuple[int, list[float]]] = []
-    for group in micro_batches([item for _, item in mine], max_tokens):
-        with autocast(model_config, team.device):
-            scores = answer_scores(scalar, group, pad_id, team.device)
-        rows = torch.split(scores, [len(item.answers) for item in group])
-        found += [(place[id(item)], row.tolist()) for item, row in zip(group, rows, strict=True)]
-    return [row for _, row in sorted(team.gather(found))]

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, get_args
 import jsonargparse
 
 from data.config import DataConfig, SourceConfig
-from evaluation.config import EvaluateConfig
+from evaluation.config import EvaluateConfig, EvaluateRewardConfig
 from labeling.config import LabelsConfig, SamplesConfig
 from modeling.config import ModelConfig
 from ppo.config import PPOConfig
@@ -42,6 +42,8 @@ class RunConfig:
     """Who ranks the answers."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Stage 2: the reward model."""
+    evaluate_reward: EvaluateRewardConfig = field(default_factory=EvaluateRewardConfig)
+    """The reward model judged on held-out rankings."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Stage 3: PPO-ptx."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

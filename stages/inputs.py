@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.files import read_records
 from data.records import Ranking
 from data.sets import read_set, set_file
+from stages.config import RunConfig
+from stages.runner import RunFolder
+
+if TYPE_CHECKING:
+    from reward.batches import Element
 
 T = TypeVar("T")
 
@@ -23,3 +28,31 @@ def rankings(data: Path, labels: Path, split: str) -> list[Ranking]:
     brought = read_set(data, "rankings", split) if set_file(data, "rankings", split).is_file() else []
     file = labels / f"rankings_{split}.jsonl"
     return [*brought, *(read_records(file, Ranking) if file.is_file() else [])]
+
+
+def ranked_elements(
+    config: RunConfig, run: RunFolder, splits: Sequence[str], tokenizer: Any, context: int, closing: Sequence[int] | None
+) -> tuple[dict[str, list["Element"]], dict[str, dict[str, int]]]:
+    """(rankings of each split in a reward model's tokens, how many of each were left out and why).
+
+    Raises ValueError when a split has no rankings, or none that can be used.
+    """
+    from reward.batches import elements, some_answers
+
+    sets, left_out = {}, {}
+    for split in splits:
+        found = rankings(run.stage("data"), run.stage("labels"), split)
+        if not found:
+            raise ValueError(f"there are no {split} rankings: run the labels stage, or give some in data.rankings")
+        fewer = [some_answers(ranking, config.reward.max_answers_per_prompt, config.seed) for ranking in found]
+        sets[split], left_out[split] = elements(tokenizer, fewer, context, closing)
+    return sets, left_out
+
+
+def told(left_out: dict[str, dict[str, int]]) -> list[str]:
+    """A sentence for each split that lost rankings."""
+    return [
+        f"{split} rankings left out: " + ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found.items() if count)
+        for split, found in left_out.items()
+        if any(found.values())
+    ]

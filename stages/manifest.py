@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import resource
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,10 @@ class Manifest:
     started: str
     ended: str
     seconds: float
+    cpu_seconds: float | None = None
+    """Of the first process, all its threads."""
+    peak_memory_gib: float | None = None
+    """The most that the first process held so far: of resident memory, or of the GPU's where it used one."""
     git_commit: str | None = field(default_factory=lambda: git_commit())
     python: str = field(default_factory=platform.python_version)
     packages: dict[str, str] = field(default_factory=lambda: {name: importlib.metadata.version(name) for name in PACKAGES})
@@ -39,6 +44,16 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes manifest.json into the folder."""
         (folder / NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def peak_memory_gib() -> float:
+    """What this process has held at most, of resident memory or, where it uses a GPU, of the GPU's."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_reserved() / 2**30, 3)
+    unit = 1 if platform.system() == "Darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 def read(folder: Path) -> Manifest | None:

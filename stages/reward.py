@@ -1,81 +1,169 @@
-"""Stage 2: the reward model, and how often it agrees with the labeler on held-out rankings.
+"""Stage 2: the reward model, judged on held-out rankings when it is trained.
 
 python -m stages.reward --config configs/demo.yaml --reward.epochs 2
+python -m stages.reward --config configs/demo.yaml --reward.base path/to/a/reward/model --reward.epochs 0
 torchrun --nproc_per_node 8 -m stages.reward --config configs/demo.yaml
 """
 
+import contextlib
 import json
+import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
+from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, stage_main
+
+if TYPE_CHECKING:
+    from modeling.processes import Processes
+    from reward.batches import Element
+    from reward.start import Start
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Trains; saves `model`, with LoRA `adapter` too, and `accuracy.json`."""
-    import torch
-
+    """Trains; saves `model`, with an adapter on the SFT model `adapter` too, `accuracy.json` and a page of it."""
+    from data.records import SPLITS
     from data.sets import read_set
-    from data.tokenize import encode_completion, encode_prompt
+    from evaluation.likelihood import sft_baselines
     from evaluation.reward_model import report
-    from modeling.adapters import add_lora, merged
-    from modeling.load import context_length, load_scalar, load_tokenizer, save
     from modeling.processes import processes
-    from modeling.scalar import initialise_head, scalar_model
-    from modeling.seeds import derive_seed
-    from modeling.tracking import Tracker
-    from reward.batches import Element, elements
-    from reward.train import score_all, train
-    from stages.inputs import rankings
+    from reward.batches import demonstration
+    from reward.start import Start
+    from stages.inputs import evenly, ranked_elements, told
 
-    team = processes(config.model.device)
-    sft = run.stage("sft") / "model"
-    tokenizer = load_tokenizer(sft, config.model)
-    pad_id = tokenizer.pad_token_id
-    sets, left_out = {}, {}
-    model = load_scalar(sft, config.model, tokenizer).to(team.device)
-    initialise_head(model, derive_seed(config.seed, "reward head"))
-    for split in ("train", "valid", "test"):
-        found = rankings(run.stage("data"), run.stage("labels"), split)
-        if not found:
-            raise ValueError(f"there are no {split} rankings: run the labels stage, or give some in data.rankings")
-        sets[split], left_out[split] = elements(tokenizer, found, context_length(model.config))
-    if config.model.adapter == "lora":
-        torch.manual_seed(derive_seed(config.seed, "reward adapter"))
-        model = add_lora(model, config.model.lora)
-        scalar_model(model).head.requires_grad_(True)
-    scalar = scalar_model(model)
-    tracker = Tracker(out) if team.is_main else None
-    train(config.reward, config.model, model, sets["train"], pad_id, config.seed, team, tracker)
-
-    limit = config.reward.max_tokens_per_micro_batch
+    team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
+    start = team.from_main(lambda: Start.of(config.reward, config.model, sft))
+    tokenizer = start.tokenizer()
+    closing = start.closing(tokenizer)
+    sets, left_out = ranked_elements(config, run, SPLITS, tokenizer, start.context, closing)
+    sets["train"] = evenly(sets["train"], config.reward.max_train_prompts)
+    for line in told(left_out):
+        team.say(f"reward: {line}")
     demonstrations = read_set(run.stage("data"), "sft", "train")[: config.reward.bias_demonstrations]
-    shown = [
-        Element(encode_prompt(tokenizer, d), [encode_completion(tokenizer, d.completion)], torch.zeros(1, 1, dtype=torch.bool))
-        for d in demonstrations
-    ]
-    means = [row[0] for row in score_all(scalar, shown, limit, config.model, pad_id, team)]
-    bias = sum(means) / len(means)
-    numbers = {split: report(score_all(scalar, sets[split], limit, config.model, pad_id, team), sets[split]) for split in ("valid", "test")}
+    made = make(config, start, tokenizer, sets, [demonstration(tokenizer, shown, closing) for shown in demonstrations], team, out)
+    numbers = {}
+    for split, scores in made["scores"].items():
+        others = (
+            sft_baselines(sft, config.model, sets[split], config.reward.max_tokens_per_micro_batch, team)
+            if judging.sft_likelihood and split == "test"
+            else {}
+        )
+        numbers[split] = report(scores, sets[split], others, judging.bootstrap_resamples)
+    curve = learning_curve(config, start, tokenizer, sets, team)
+    if curve:
+        curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
     if team.is_main:
-        inner = model.get_base_model() if config.model.adapter == "lora" else model
-        inner.config.score_bias = bias
-        if config.model.adapter == "lora":
-            model.save_pretrained(out / "adapter")
-        save(merged(model), tokenizer, out / "model")
-        (out / "accuracy.json").write_text(json.dumps({"bias": bias, "left_out": left_out, **numbers}, indent=2) + "\n")
-    return {
-        "reward_accuracy": numbers["test"]["accuracy"]["mean"],
+        leave(out, config.run_name, {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve})
+    return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],
-        "longest_baseline": numbers["test"]["longest_baseline"]["mean"],
         "train_prompts": len(sets["train"]),
-        "bias": bias,
-        "score_std": numbers["test"]["score_std"],
+        "bias": made["bias"],
     }
 
 
-STAGE = Stage("reward", sections=("model", "reward"), after=("data", "sft", "labels"), work=work, parallel=True)
+def make(
+    config: RunConfig,
+    start: "Start",
+    tokenizer: Any,
+    sets: dict[str, list["Element"]],
+    demonstrations: list["Element"],
+    team: "Processes",
+    out: Path,
+) -> dict[str, Any]:
+    """Trains the model, sets its bias and saves it: {epochs, bias, scores of the held-out splits}, which `scores.json` keeps.
+
+    A run that was cut off while it was being judged finds that file and does not train again.
+    """
+    from modeling.adapters import merged
+    from modeling.load import save
+    from modeling.scalar import scalar_model
+    from modeling.tracking import Tracker
+    from reward.scoring import score_all
+    from reward.train import train
+    from stages.inputs import evenly
+
+    kept = team.from_main(lambda: json.loads((out / "scores.json").read_text()) if (out / "scores.json").is_file() else None)
+    if kept is not None:
+        return kept
+    settings, pad_id = config.reward, tokenizer.pad_token_id
+    model = start.model(tokenizer, config.seed, team.device, train=settings.epochs > 0)
+    if (why := scalar_model(model).plain_because) is not None:
+        team.say(f"reward: each answer gets a pass of its own over its prompt: {why}")
+    epochs: list[dict[str, Any]] = []
+    if settings.epochs > 0:
+        watched = {split: evenly(sets[split], settings.epoch_evaluation_prompts) for split in ("train", "valid") if settings.epoch_evaluation_prompts}
+        with Tracker(out) if team.is_main else contextlib.nullcontext() as tracker:
+            epochs = train(settings, start.model_config, model, sets["train"], pad_id, config.seed, team, tracker, watched)
+
+    def scores(items: list["Element"]) -> list[list[float]]:
+        return score_all(scalar_model(model), items, settings.max_tokens_per_micro_batch, start.model_config, pad_id, team)
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.config.score_bias = scalar_model(model).bias + sum(row[0] for row in scores(demonstrations)) / len(demonstrations)
+    if (closing := start.closing(tokenizer)) is not None:
+        inner.config.score_closing = closing
+    held_out = {split: scores(sets[split]) for split in ("valid", "test")}
+    if team.is_main:
+        if model is not inner and not start.own_base:
+            model.save_pretrained(out / "adapter")
+        save(merged(model), tokenizer, out / "model")
+    made = {"epochs": epochs, "bias": inner.config.score_bias, "scores": held_out}
+    if team.is_main:
+        (out / "scores.partial").write_text(json.dumps(made) + "\n")
+        (out / "scores.partial").rename(out / "scores.json")
+    return made
+
+
+def learning_curve(config: RunConfig, start: "Start", tokenizer: Any, sets: dict[str, list["Element"]], team: "Processes") -> list[dict[str, Any]]:
+    """Held-out accuracy of models trained on parts of the data, each part within the next larger one."""
+    from evaluation.reward_model import report
+    from modeling.scalar import scalar_model
+    from modeling.seeds import derive_seed
+    from reward.scoring import score_all
+    from reward.train import train
+
+    settings, pad_id = config.reward, tokenizer.pad_token_id
+    order = random.Random(derive_seed(config.seed, "learning curve")).sample(sets["train"], len(sets["train"]))
+    curve = []
+    for fraction in sorted(settings.learning_curve):
+        part = order[: max(1, round(fraction * len(order)))]
+        model = start.model(tokenizer, config.seed, team.device)
+        train(settings, start.model_config, model, part, pad_id, config.seed, team, None)
+        found = score_all(scalar_model(model), sets["test"], settings.max_tokens_per_micro_batch, start.model_config, pad_id, team)
+        accuracy = report(found, sets["test"], resamples=config.evaluate_reward.bootstrap_resamples)["accuracy"]
+        curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})
+    return curve
+
+
+def leave(out: Path, name: str, evaluation: dict[str, Any]) -> None:
+    """Writes `accuracy.json` and a page of it."""
+    from evaluation.reward_page import write_reward_page
+
+    (out / "accuracy.json").write_text(json.dumps(evaluation, indent=2) + "\n")
+    write_reward_page(out, name, evaluation)
+
+
+def headline(test: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest and the last line say of the held-out rankings."""
+    longest = test["baselines"]["longest"]["accuracy"]["mean"]
+    return {"reward_accuracy": test["accuracy"]["mean"], "longest_baseline": longest, "score_std": test["score_std"]}
+
+
+def external(config: RunConfig) -> dict[str, str]:
+    """Digests of a local base of its own."""
+    return model_digests(config.reward.base, config.reward.chat_template)
+
+
+STAGE = Stage(
+    "reward",
+    sections=("model", "reward", "evaluate_reward.sft_likelihood", "evaluate_reward.bootstrap_resamples"),
+    after=("data", "sft", "labels"),
+    work=work,
+    external=external,
+    parallel=True,
+    for_people=("reward.html", "reward.md", "reward_pictures"),
+)  # fmt: skip
 
 if __name__ == "__main__":
     stage_main(STAGE, "Stage 2: the reward model.")

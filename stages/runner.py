@@ -76,7 +76,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             if team.is_main:
                 print(f"{stage.name}: unchanged, kept {run.stage(stage.name)}", flush=True)
             return plan.done
-        started, clock = now(), time.perf_counter()
+        started, clock, cpu = now(), time.perf_counter(), time.process_time()
         if team.is_main:
             print(f"{stage.name}: {'resuming' if plan.resumed else 'running'}", flush=True)
         headline: dict[str, Any] = stage.work(config, run, plan.partial) if stage.parallel or team.is_main else {}
@@ -96,6 +96,8 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 started=started,
                 ended=now(),
                 seconds=round(seconds, 1),
+                cpu_seconds=round(time.process_time() - cpu, 1),
+                peak_memory_gib=manifest.peak_memory_gib(),
             ).write(plan.partial)
             put_in_place(plan.partial, run.stage(stage.name))
             numbers = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in headline.items())

@@ -23,7 +23,8 @@ from modeling.scalar import initialise_head, scalar_model
 from modeling.tracking import Tracker, read_metrics
 from reward.batches import Element
 from reward.config import RewardConfig
-from reward.train import accumulate, score_all, train
+from reward.scoring import score_all
+from reward.train import accumulate, train
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 GOOD, BAD = 200, 300
@@ -270,3 +271,65 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
         theirs = plain(**padded).logits[:, 0]
     assert plain.config.score_bias == pytest.approx(bias)
     torch.testing.assert_close(theirs - bias, torch.tensor(centred), atol=5e-5, rtol=0)
+
+
+def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path
+) -> None:
+    items = [item for item in some_elements(12, 14) if item.pairs]
+    watched = {"train": items[:4], "valid": items[10:]}
+    config = RewardConfig(epochs=3, learning_rate=3e-3, batch_size=4)
+    runs = []
+    for name, sets in (("a", None), ("b", watched)):
+        model = tiny_scalar("llama")
+        with Tracker(tmp_path / name) as tracker:
+            found = train(config, model_config, model, items[:10], 0, 0, ALONE, tracker, sets)
+        runs.append((model, found, read_metrics(tmp_path / name / "metrics.jsonl")))
+    (plain, nothing, rows), (model, epochs, watched_rows) = runs
+    assert nothing == []
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert [found["epoch"] for found in epochs] == [1, 2, 3]
+    # The last look is at the weights as they are returned: each pair by hand.
+    for name, sets in watched.items():
+        right, losses = [], []
+        for item, scores in zip(sets, score_all(scalar_model(model), sets, 1000, model_config, 0, ALONE), strict=True):
+            margins = [scores[i] - scores[j] for i, j in item.better_KK.nonzero().tolist()]
+            right += [margin > 0 for margin in margins]
+            losses.append(sum(math.log(1 + math.exp(-margin)) for margin in margins) / len(margins))
+        assert epochs[-1][name] == pytest.approx({"accuracy": sum(right) / len(right), "loss": sum(losses) / len(losses)}, rel=1e-5)
+    ends = [row for row in watched_rows if "valid_loss" in row]
+    assert [row["epoch"] for row in ends] == [1, 2, 3]
+    assert [row["valid_loss"] for row in ends] == [found["valid"]["loss"] for found in epochs]
+    assert [row["step"] for row in ends] == [3, 6, 9]
+    assert not any("valid_loss" in row for row in rows)
+
+
+def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [item for item in some_elements(13, 12) if item.pairs]
+    seen: list[list[Element]] = []
+
+    def spy(scalar: Any, batch: list[Element], *rest: Any) -> dict[str, float]:
+        seen.append(batch)
+        return accumulate(scalar, batch, *rest)
+
+    monkeypatch.setattr("reward.train.accumulate", spy)
+    train(RewardConfig(batching="pairs", batch_size=4), model_config, tiny_scalar("llama"), items, 0, 0, ALONE, None)
+    comparisons = sum(item.pairs for item in items)
+    assert sum(len(batch) for batch in seen) == comparisons
+    assert len(seen[0]) == round(4 * comparisons / len(items))
+    wanted = sorted((item.prompt, item.answers[i], item.answers[j]) for item in items for i, j in item.better_KK.nonzero().tolist())
+    assert sorted((pair.prompt, *pair.answers) for batch in seen for pair in batch) == wanted
+    # Prompts are mixed: pairs of one prompt do not stand together.
+    assert len({tuple(pair.prompt) for pair in seen[0]}) > 2
+
+
+def test_recomputing_activations_changes_no_gradient(tiny_scalar: Callable[[str], Any], model_config: ModelConfig) -> None:
+    found = []
+    for recompute in (False, True):
+        model = tiny_scalar("gpt_neox")
+        numbers = accumulate(scalar_model(model), some_elements(14, 5), RewardConfig(activation_checkpointing=recompute), model_config, 0, ALONE)
+        found.append((numbers, gradients(model)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())

@@ -1,0 +1,62 @@
+"""Where a reward model starts: the SFT model (Ouyang et al. 2022, section 3.5), or a base of its own, of another size, family or tokenizer."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling.adapters import add_lora
+from modeling.config import ModelConfig
+from modeling.load import base_model_place, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
+from modeling.scalar import closing_of, initialise_head, scalar_model
+from modeling.seeds import derive_seed
+from reward.config import RewardConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """A place to load from, and how to read and adapt what lies there."""
+
+    place: str
+    model_config: ModelConfig
+    own_base: bool
+    """Whether it is not the SFT model, so that its adapter fits no other model of the run."""
+    trained: bool
+    """Whether it is a reward model already, with a head to keep."""
+    context: int
+    """The most tokens of a prompt and an answer together."""
+
+    @staticmethod
+    def of(config: RewardConfig, model_config: ModelConfig, sft: Path) -> "Start":
+        """What the settings say. Raises ValueError when the base is missing, or is no reward model though it is not to be trained."""
+        if config.base is not None:
+            lora = replace(model_config.lora, top_layers=config.top_layers)
+            own = {name: getattr(config, name) for name in ("base", "revision", "trust_remote_code", "chat_template")}
+            model_config = replace(model_config, **own, lora=lora)
+        place = base_model_place(model_config) if config.base is not None else str(sft)
+        settings = read_settings(place, model_config)
+        trained = is_classifier(settings)
+        if config.epochs == 0 and not trained:
+            raise ValueError(f"reward.epochs=0 takes reward.base={config.base} as it is, but it is a language model, not a reward model")
+        return Start(place, model_config, config.base is not None, trained, context_length(settings, generating=False))
+
+    def tokenizer(self) -> Any:
+        """Its own, with its own chat template."""
+        return load_tokenizer(self.place, self.model_config)
+
+    def closing(self, tokenizer: Any) -> list[int] | None:
+        """What it wants to see after each answer, see `closing_of`."""
+        return closing_of(read_settings(self.place, self.model_config), tokenizer)
+
+    def model(self, tokenizer: Any, seed: int, device: torch.device, train: bool = True) -> Any:
+        """A fresh copy, ready to be trained: a new head unless it has one, and with `adapter: lora` an adapter beside which the head is trained."""
+        model = load_scalar(self.place, self.model_config, tokenizer).to(device)
+        scalar = scalar_model(model)  # refuses what has no scalar head before anything is spent on it
+        if not self.trained:
+            initialise_head(model, derive_seed(seed, "reward head"))
+        if train and self.model_config.adapter == "lora":
+            torch.manual_seed(derive_seed(seed, "reward adapter"))
+            model = add_lora(model, self.model_config.lora)
+            scalar.head.requires_grad_(True)
+        return model

@@ -1,0 +1,73 @@
+"""Judges a reward model on held-out rankings, by itself: the run's own, or any other beside the same baselines.
+
+python -m stages.evaluate_reward --config configs/demo.yaml
+python -m stages.evaluate_reward --config configs/demo.yaml --evaluate_reward.model path/or/hub/name
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stages.config import RunConfig
+from stages.manifest import model_digests, stage_digest
+from stages.reward import headline, leave
+from stages.runner import RunFolder, Stage, stage_main
+
+SPLITS = ("valid", "test")
+
+
+def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """Writes `accuracy.json` and a page of it."""
+    from evaluation.likelihood import sft_baselines
+    from evaluation.reward_model import report
+    from modeling.load import context_length, is_classifier, load_scalar, load_tokenizer, read_settings
+    from modeling.processes import processes
+    from modeling.scalar import closing_of, scalar_model
+    from reward.scoring import score_all
+    from stages.inputs import evenly, ranked_elements, told
+
+    team, judging, limit = processes(config.model.device), config.evaluate_reward, config.reward.max_tokens_per_micro_batch
+    place, reading = str(run.stage("reward") / "model"), config.model
+    if judging.model is not None:
+        given = {name: getattr(judging, name) for name in ("revision", "trust_remote_code", "chat_template")}
+        place, reading = judging.model, replace(config.model, **given)
+    known = read_settings(place, reading)
+    if not is_classifier(known):
+        raise ValueError(f"evaluate_reward.model={place} is no reward model: its architecture is {', '.join(known.architectures or ['unknown'])}")
+    tokenizer = load_tokenizer(place, reading)
+    closing = closing_of(known, tokenizer)
+    sets, left_out = ranked_elements(config, run, SPLITS, tokenizer, context_length(known, generating=False), closing)
+    scalar = scalar_model(load_scalar(place, reading, tokenizer).to(team.device))
+    lines = told(left_out) + ([f"each answer gets a pass of its own over its prompt: {scalar.plain_because}"] if scalar.plain_because else [])
+    for line in lines:
+        team.say(f"evaluate_reward: {line}")
+    numbers = {}
+    for split in SPLITS:
+        items = evenly(sets[split], judging.max_prompts)
+        found = score_all(scalar, items, limit, reading, tokenizer.pad_token_id, team)
+        others = sft_baselines(run.stage("sft") / "model", config.model, items, limit, team) if judging.sft_likelihood and split == "test" else {}
+        numbers[split] = report(found, items, others, judging.bootstrap_resamples)
+    if team.is_main:
+        leave(out, f"{config.run_name}: {judging.model or 'its reward model'}", {"bias": scalar.bias, "left_out": left_out, **numbers})
+    return headline(numbers["test"])
+
+
+def external(config: RunConfig) -> dict[str, str]:
+    """Digests of the judged model."""
+    if config.evaluate_reward.model is not None:
+        return model_digests(config.evaluate_reward.model, config.evaluate_reward.chat_template)
+    return {"reward": stage_digest(RunFolder(Path(config.runs_folder) / config.run_name).stage("reward"))}
+
+
+STAGE = Stage(
+    "evaluate_reward",
+    sections=("model", "evaluate_reward"),
+    after=("data", "sft", "labels"),
+    work=work,
+    external=external,
+    parallel=True,
+    for_people=("reward.html", "reward.md", "reward_pictures"),
+)  # fmt: skip
+
+if __name__ == "__main__":
+    stage_main(STAGE, "Judges a reward model on held-out rankings.")
