@@ -27,6 +27,14 @@ MEASURES = {
     "chrf": ("chrF", "held-out judge: no reward model saw it; higher is better"),
     "tokens": ("Length, tokens", "neither is better"),
 }
+BASELINES = {
+    "longest": ("Choosing the longest answer", "in tokens"),
+    "shortest": ("Choosing the shortest answer", "in tokens"),
+    "random": ("Choosing at random", "what chance looks like on these pairs"),
+    "sft_likelihood": ("Choosing what SFT finds likelier", "log-probability of the answer"),
+    "sft_likelihood_per_token": ("Choosing what SFT finds likelier a token", "its mean over tokens"),
+}
+"""The judges that a reward model should beat."""
 COMPARISONS = {"PPO vs SFT": ("win_rate", "sft"), "PPO vs base": ("win_rate", "base"), "PPO vs SFT, like length": ("win_rate_length_matched",)}
 
 
@@ -180,8 +188,8 @@ def checks(results: Results) -> list[dict[str, str]]:
         if difference := paired(results.generations, key):
             text = f"{MEASURES[key][0]}, PPO less SFT on the same prompts: {signed(difference['mean'])} ({between(difference, signed)})"
             add(claim, side(difference, 0.0), text)
-    if "accuracy" in test and "longest_baseline" in test:
-        accuracy, longest = test["accuracy"], test["longest_baseline"]
+    accuracy, longest = test.get("accuracy"), dig(test, "baselines", "longest", "accuracy")
+    if accuracy and longest:
         kind = "better" if accuracy["low"] > longest["high"] else "worse" if accuracy["high"] < longest["low"] else "even"
         text = f"{percent(accuracy['mean'])} ({between(accuracy, percent)}) against {percent(longest['mean'])} ({between(longest, percent)})"
         add("The reward model beats choosing the longest answer", kind, text)
@@ -223,16 +231,20 @@ def parts_table(models: Mapping[str, Any], weights: Mapping[str, float]) -> Tabl
 
 def reward_table(accuracy: Mapping[str, Any]) -> Table:
     """How often the reward model agrees with the labeler on rankings that it was not trained on."""
-    lines: tuple[tuple[str, str, str, Format], ...] = (
-        ("accuracy", "Accuracy, all pairs", "the number to quote", percent),
-        ("best_vs_worst", "Accuracy, best vs worst", "the easier number", percent),
-        ("longest_baseline", "Choosing the longest answer", "baseline, all pairs", percent),
-        ("score_std", "Spread of scores", "standard deviation", number),
-        ("prompts", "Prompts", "", number),
-        ("pairs", "Pairs", "ties left out", number),
-    )
     splits = [split for split in ("test", "valid") if split in accuracy]
-    body: list[list[Cell]] = [[(title, note), *(measured(accuracy[split].get(key), form) for split in splits)] for key, title, note, form in lines]
+    baselines = [name for name in BASELINES if any(dig(accuracy, split, "baselines", name) for split in splits)]
+    lines: list[tuple[str, str, tuple[str, ...], Format]] = [
+        ("Accuracy, all pairs", "the number to quote", ("accuracy",), percent),
+        ("Accuracy, best vs worst", "the easier number", ("best_vs_worst",), percent),
+        *((BASELINES[name][0], "baseline, all pairs", ("baselines", name, "accuracy"), percent) for name in baselines),
+        ("Expected calibration error", "gap between certainty and accuracy", ("calibration", "expected_calibration_error"), percent),
+        ("Spread of scores", "standard deviation", ("score_std",), number),
+        ("Prompts", "", ("prompts",), number),
+        ("Pairs", "ties left out", ("pairs",), number),
+    ]
+    body: list[list[Cell]] = [
+        [(title, note), *(measured(dig(accuracy, split, *path), form) for split in splits)] for title, note, path, form in lines
+    ]
     return Table(["", *({"test": "Held-out test", "valid": "Validation"}[split] for split in splits)], body if splits else [])
 
 

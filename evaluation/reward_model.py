@@ -1,30 +1,249 @@
-"""A reward model on rankings that it has not seen, beside a judge that only counts tokens."""
+"""A reward model on rankings that it has not seen: how often it is right, beside judges that read nothing; how sure it is; what it looks at.
 
-from collections.abc import Sequence
+Shapes: N prompts with K answers each; P strict pairs of all prompts, laid end to end. Intervals resample prompts, never pairs: the pairs of a
+prompt share its answers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from scipy.stats import rankdata
 
 from data.intervals import interval, ratio_interval
-from reward.accuracy import best_vs_worst, lengths_as_scores, pair_outcomes
+from reward.accuracy import Floats, best_vs_worst, lengths_as_scores, pair_margins, ranks_as_scores, tied_margins
 from reward.batches import Element
 
+Scores = Sequence[Sequence[float]]
+"""One list a prompt, one number an answer."""
 
-def report(scores: Sequence[Sequence[float]], items: Sequence[Element]) -> dict[str, Any]:
-    """All-pairs accuracy with a 95% interval over prompts, the easier best-against-worst (None where judgments go in circles), the
-    longest-answer baseline, and the spread of scores."""
+BINS = 10
+PAIRS_A_BIN = 20
+"""Calibration bins hold at least as many pairs, so that few pairs make few bins."""
 
-    def all_pairs(scored: Sequence[Sequence[float]]) -> dict[str, float]:
-        outcomes = [pair_outcomes(row, item) for row, item in zip(scored, items, strict=True)]
-        return ratio_interval([sum(row) for row in outcomes], [len(row) for row in outcomes])
 
-    found = [best_vs_worst(row, item) for row, item in zip(scores, items, strict=True)]
-    extremes = [value for value in found if value is not None]
+@dataclass(frozen=True)
+class Judged:
+    """Rankings, the prompt of each of their strict pairs, and how intervals are drawn."""
+
+    items: Sequence[Element]
+    prompt_P: NDArray[np.int64]
+    resamples: int
+    seed: int
+
+    def margins(self, scores: Scores) -> Floats:
+        """margins_P: by how much the better answer of each pair scores higher."""
+        return np.concatenate([pair_margins(row, item) for row, item in zip(scores, self.items, strict=True)])
+
+    def share(self, values_P: Floats, chosen_P: Any = slice(None)) -> dict[str, float] | None:
+        """Mean of a number over the chosen pairs, with its interval; None where no pair is chosen."""
+        prompts = self.prompt_P[chosen_P]
+        counts, sums = np.bincount(prompts), np.bincount(prompts, values_P[chosen_P])
+        # A prompt without such a pair says nothing here, and resamples of such prompts alone would have no mean.
+        told = counts > 0
+        return ratio_interval(sums[told].tolist(), counts[told].tolist(), self.resamples, self.seed) if len(prompts) else None
+
+    def mean(self, values: Sequence[float | None]) -> dict[str, float] | None:
+        """Mean over the prompts that have a number, with its interval; None where none has."""
+        found = [value for value in values if value is not None]
+        return interval(found, self.resamples, self.seed) if found else None
+
+    def right(self, scores: Scores) -> dict[str, Any]:
+        """Accuracy over all pairs, and the easier one of best against worst (None where judgments go in circles)."""
+        found = [best_vs_worst(row, item) for row, item in zip(scores, self.items, strict=True)]
+        return {"accuracy": self.share(outcomes(self.margins(scores))), "best_vs_worst": self.mean(found)}
+
+
+def report(
+    scores: Scores, items: Sequence[Element], baselines: Mapping[str, Scores] | None = None, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """All that `accuracy.json` says of a reward model on one split, in numbers, lists and mappings that JSON can hold.
+
+    `baselines` are further judges of the same answers by name, as scores. Raises ValueError where there is no strict pair, where scores and
+    answers differ in number, and where a score is no finite number.
+    """
+    if not any(item.pairs for item in items):
+        raise ValueError("there is no strict comparison to judge a reward model by")
+    judges = {**cheap_judges(items, seed), **(baselines or {})}
+    for name, given in {"the reward model": scores, **judges}.items():
+        check(name, given, items)
+    judged = Judged(items, np.repeat(np.arange(len(items)), [item.pairs for item in items]), resamples, seed)
+    margins_P = judged.margins(scores)
+    flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
     return {
-        "accuracy": all_pairs(scores),
-        "best_vs_worst": interval(extremes) if extremes else None,
-        "longest_baseline": all_pairs([lengths_as_scores(item) for item in items]),
-        "score_std": float(np.std([value for row in scores for value in row])),
+        **judged.right(scores),
+        "score_mean": float(flat.mean()),
+        "score_std": float(flat.std()),
         "prompts": len(items),
-        "pairs": sum(item.pairs for item in items),
+        "pairs": len(margins_P),
+        "baselines": {name: judged.right(given) for name, given in judges.items()},
+        "by_k": by_answers(judged, margins_P),
+        "by_distance": by_distance(judged, margins_P),
+        "calibration": calibration(judged, margins_P),
+        "ties": ties(scores, items, margins_P),
+        "length": length(judged, scores, margins_P),
     }
+
+
+def check(name: str, scores: Scores, items: Sequence[Element]) -> None:
+    """Raises ValueError unless there is one finite score an answer."""
+    if len(scores) != len(items):
+        raise ValueError(f"{name} has scores of {len(scores)} prompts, and there are {len(items)}")
+    for index, (row, item) in enumerate(zip(scores, items, strict=True)):
+        if len(row) != len(item.answers):
+            raise ValueError(f"{name} has {len(row)} scores of prompt {index}, which has {len(item.answers)} answers")
+        if not np.isfinite(row).all():
+            raise ValueError(f"{name} has a score that is no finite number among those of prompt {index}: {[float(value) for value in row]}")
+
+
+def cheap_judges(items: Sequence[Element], seed: int) -> dict[str, Scores]:
+    """Judges that read nothing: by length in tokens, either way, and by chance."""
+    lengths = [lengths_as_scores(item) for item in items]
+    # A stream of its own, not the one that draws resamples.
+    chance = np.random.default_rng([seed, 1])
+    return {
+        "longest": lengths,
+        "shortest": [[-value for value in row] for row in lengths],
+        "random": [chance.standard_normal(len(row)).tolist() for row in lengths],
+    }
+
+
+def outcomes(margins_P: Floats) -> Floats:
+    """1 where the better answer scores higher, 0 where lower, 1/2 where equal."""
+    found: Floats = np.heaviside(margins_P, 0.5)
+    return found
+
+
+def by_answers(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
+    """Accuracy by the number of answers of a prompt, K."""
+    sizes_N = np.array([len(item.answers) for item in judged.items])
+    sizes_P = sizes_N[judged.prompt_P]
+    return [
+        {
+            "k": int(k),
+            "prompts": int((sizes_N == k).sum()),
+            "pairs": int((sizes_P == k).sum()),
+            "accuracy": judged.share(outcomes(margins_P), sizes_P == k),
+        }
+        for k in np.unique(sizes_P)
+    ]
+
+
+def by_distance(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
+    """Accuracy by how many steps of the labeler's order lie between the two answers; prompts without ranks have no distances."""
+    orders = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in judged.items]
+    steps_P = judged.margins(orders)
+    return [
+        {"distance": int(step), "pairs": int((steps_P == step).sum()), "accuracy": judged.share(outcomes(margins_P), steps_P == step)}
+        for step in np.unique(steps_P[steps_P > 0])
+    ]
+
+
+def calibration(judged: Judged, margins_P: Floats) -> dict[str, Any]:
+    """Whether sigmoid(margin) is the probability that it is taken for.
+
+    Of each pair: the probability that the model gives to the answer which it prefers, 1/2 to 1, and whether the labeler prefers that one too.
+    `loss` is the ranking loss on these prompts. `temperature` is the T that makes the loss of margin / T least: above 1 the model is too
+    sure. It is None where no T does: margins without any mistake want T = 0, those no better than a coin's want T without bound.
+    """
+    predicted_P, right_P = expit(np.abs(margins_P)), outcomes(margins_P)
+    bins = []
+    for chosen_P in equal_bins(predicted_P):
+        seen, said = judged.share(right_P, chosen_P), predicted_P[chosen_P]
+        assert seen is not None
+        bins.append(
+            {
+                "low": float(said.min()),
+                "high": float(said.max()),
+                "predicted": float(said.mean()),
+                "observed": seen["mean"],
+                "observed_low": seen["low"],
+                "observed_high": seen["high"],
+                "pairs": len(said),
+            }
+        )
+    weights_P = prompt_weights(judged.prompt_P)
+    return {
+        "bins": bins,
+        "expected_calibration_error": sum(found["pairs"] * abs(found["predicted"] - found["observed"]) for found in bins) / len(margins_P),
+        "loss": log_loss(margins_P, weights_P),
+        "temperature": temperature(margins_P, weights_P),
+    }
+
+
+def equal_bins(values_P: Floats) -> Iterator[NDArray[np.bool_]]:
+    """Masks of bins of about equally many values, from the lowest up; equal values share a bin."""
+    count = max(1, min(BINS, len(values_P) // PAIRS_A_BIN))
+    starts = np.unique(np.sort(values_P)[np.arange(count) * len(values_P) // count])
+    bin_P = np.searchsorted(starts, values_P, side="right") - 1
+    for index in range(len(starts)):
+        yield bin_P == index
+
+
+def prompt_weights(prompt_P: NDArray[np.int64]) -> Floats:
+    """weights_P that make a mean over each prompt's pairs, then over prompts, as the ranking loss does."""
+    counts = np.bincount(prompt_P)
+    weights_P: Floats = 1.0 / (counts[prompt_P] * (counts > 0).sum())
+    return weights_P
+
+
+def log_loss(margins_P: Floats, weights_P: Floats) -> float:
+    """Weighted mean of -log sigmoid(margin)."""
+    return float(weights_P @ np.logaddexp(0.0, -margins_P))
+
+
+def temperature(margins_P: Floats, weights_P: Floats) -> float | None:
+    """The T > 0 with the least loss of margin / T; None where there is none (the loss is convex in 1/T, with slope -mean margin / 2 at 0)."""
+    if weights_P @ margins_P <= 0 or (margins_P >= 0).all():
+        return None
+    scale = float(np.abs(margins_P).mean())
+    found = minimize_scalar(
+        lambda log_t: log_loss(margins_P / (scale * np.exp(log_t)), weights_P), bounds=(-12, 12), method="bounded", options={"xatol": 1e-7}
+    )
+    return float(scale * np.exp(found.x))
+
+
+def ties(scores: Scores, items: Sequence[Element], margins_P: Floats) -> dict[str, Any] | None:
+    """Whether answers that were judged equal get scores that are closer than others'; None where none were.
+
+    `auc` is the probability that a strict pair's scores lie farther apart than a tied pair's (Mann-Whitney, ties half).
+    """
+    tied = np.abs(np.concatenate([tied_margins(row, item) for row, item in zip(scores, items, strict=True)]))
+    if not len(tied):
+        return None
+    strict = np.abs(margins_P)
+    places = rankdata(np.concatenate([strict, tied]))[: len(strict)]
+    above = places.sum() - len(strict) * (len(strict) + 1) / 2
+    return {
+        "pairs": len(tied),
+        "mean_margin_tied": float(tied.mean()),
+        "mean_margin_strict": float(strict.mean()),
+        "auc": float(above / (len(strict) * len(tied))),
+    }
+
+
+def length(judged: Judged, scores: Scores, margins_P: Floats) -> dict[str, Any]:
+    """Whether the model merely likes long answers: how its scores go with length beside how the labeler's order does (1: the longer the
+    better), and how often it is right where the longer answer is the better one and where it is not."""
+    lengths = [lengths_as_scores(item) for item in judged.items]
+    orders = [ranks_as_scores(item) for item in judged.items]
+    longer_P = judged.margins(lengths)
+    return {
+        "spearman": judged.mean([spearman(row, tokens) for row, tokens in zip(scores, lengths, strict=True)]),
+        "labeler_spearman": judged.mean([spearman(row, tokens) if row else None for row, tokens in zip(orders, lengths, strict=True)]),
+        "accuracy_longer_is_better": judged.share(outcomes(margins_P), longer_P > 0),
+        "accuracy_shorter_is_better": judged.share(outcomes(margins_P), longer_P < 0),
+    }
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Rank correlation of two numbers an answer, those left out that lack the first (NaN); None where either is the same for all."""
+    there = ~np.isnan(first)
+    a, b = rankdata(np.asarray(first)[there]), rankdata(np.asarray(second)[there])
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])

@@ -64,8 +64,10 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         for k in range(1, 31)
     ]
     put(run / "reward" / "metrics.jsonl", reward)
-    test = {"accuracy": around(0.7123, 0.02, 700), "best_vs_worst": around(0.8457), "longest_baseline": around(0.5432, 0.03, 700)}
-    test |= {"score_std": 1.234, "prompts": 120, "pairs": 700}  # type: ignore[dict-item]
+    judges = {"longest": 0.5432, "shortest": 0.4568, "random": 0.5011, "sft_likelihood": 0.6021}
+    test = {"accuracy": around(0.7123, 0.02, 700), "best_vs_worst": around(0.8457), "score_std": 1.234, "prompts": 120, "pairs": 700}
+    test["baselines"] = {name: {"accuracy": around(mean, 0.03, 700), "best_vs_worst": None} for name, mean in judges.items()}
+    test["calibration"] = {"bins": [], "expected_calibration_error": 0.0345, "loss": 0.5678, "temperature": 1.2}
     left_out = {"train": {"all_tied": 11, "too_long": 2}, "valid": {"all_tied": 1, "too_long": 0}, "test": {"all_tied": 2, "too_long": 0}}
     put(run / "reward" / "accuracy.json", {"bias": 0.31, "left_out": left_out, "valid": test, "test": test})
     ppo = []
@@ -138,7 +140,13 @@ def test_numbers_stand_in_their_places(reports):
     assert "PPO vs base 87.7% 84.7% to 90.7% 120 PPO better" in seen
     assert "PPO vs SFT, like length 59.9% 51.9% to 67.9% 71 PPO better" in seen
     assert "Accuracy, best vs worst the easier number 84.6%" in seen
-    assert "Choosing the longest answer baseline, all pairs 54.3%" in seen
+    assert "Choosing the longest answer baseline, all pairs 54.3% 51.3% to 57.3%" in seen
+    assert "Choosing the shortest answer baseline, all pairs 45.7%" in seen
+    assert "Choosing at random baseline, all pairs 50.1%" in seen
+    assert "Choosing what SFT finds likelier baseline, all pairs 60.2%" in seen
+    assert "likelier a token" not in seen
+    assert "Expected calibration error gap between certainty and accuracy 3.5% 3.5%" in seen
+    assert "holds The reward model beats choosing the longest answer 71.2% (69.2% to 73.2%) against 54.3% (51.3% to 57.3%)" in seen
     assert "train 11 2" in seen
     assert "18.1 → 19.0 +5.0%, SFT → PPO" in seen
     assert "PPO 19.0 +11.9% +5.0%" in seen

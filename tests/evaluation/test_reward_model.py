@@ -1,48 +1,254 @@
-"""The reward model's report, on rankings small enough to count by hand."""
+"""The reward model's report: small cases counted by hand, and any case counted again by loops, by scipy, by scikit-learn and by the training loss.
+
+pytest tests/evaluation/test_reward_model.py
+"""
+
+import json
+import math
+import random
+from dataclasses import replace
+from itertools import combinations, permutations
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import mannwhitneyu, spearmanr
 
+from evaluation import reward_model
 from evaluation.reward_model import report
 from reward.batches import Element
+from reward.loss import pairwise_loss
+
+Case = tuple[list[list[float]], list[Element]]
 
 
-def element(lengths: list[int], better: list[tuple[int, int]]) -> Element:
+def element(lengths: list[int], better: list[tuple[int, int]], ties: tuple[tuple[int, int], ...] = ()) -> Element:
+    """Judgments that are no order."""
     better_KK = torch.zeros(len(lengths), len(lengths), dtype=torch.bool)
     for high, low in better:
         better_KK[high, low] = True
-    return Element([1, 2], [[3] * length for length in lengths], better_KK)
+    return Element([1, 2], [[3] * length for length in lengths], better_KK, ties)
 
 
-def test_every_number_by_hand() -> None:
+def ranked(lengths: list[int], ranks: list[int | None]) -> Element:
+    """Judgments that are one."""
+    known = [(place, rank) for place, rank in enumerate(ranks) if rank is not None]
+    better = [(i, j) for i, high in known for j, low in known if high < low]
+    ties = tuple((i, j) for (i, one), (j, other) in combinations(known, 2) if one == other)
+    return replace(element(lengths, better, ties), ranks=tuple(ranks))
+
+
+def pairs_of(item: Element) -> list[tuple[int, int]]:
+    return [(i, j) for i, j in permutations(range(len(item.answers)), 2) if bool(item.better_KK[i, j])]
+
+
+def right(better: float, worse: float) -> float:
+    return 1.0 if better > worse else 0.5 if better == worse else 0.0
+
+
+def mean(values: Any) -> float | None:
+    found = list(values)
+    return math.fsum(found) / len(found) if found else None
+
+
+def is_about(found: dict[str, float] | None, expected: float | None) -> bool:
+    return found is None if expected is None else found is not None and found["mean"] == pytest.approx(expected, abs=1e-12)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Scores that often coincide, ragged K, ties, gaps in ranks, answers that nobody ranked, prompts without ranks."""
+    scores, items = [], []
+    for _ in range(draw(st.integers(1, 6))):
+        k = draw(st.integers(2, 6))
+        lengths = draw(st.lists(st.integers(1, 4), min_size=k, max_size=k))
+        ranks = draw(st.lists(st.one_of(st.none(), st.integers(1, 5)), min_size=k, max_size=k))
+        item = ranked(lengths, ranks)
+        items.append(replace(item, ranks=None) if draw(st.integers(0, 3)) == 0 else item)
+        scores.append(draw(st.lists(st.integers(-6, 6).map(lambda score: score / 4), min_size=k, max_size=k)))
+    assume(any(item.pairs for item in items))
+    return scores, items
+
+
+def simulated(seed: int, prompts: int, sureness: float, choices: tuple[int, ...] = (2, 5, 9)) -> Case:
+    """Scores, and a labeler who prefers i to j with probability sigmoid(sureness * (score_i - score_j))."""
+    chance = random.Random(seed)
+    scores, items = [], []
+    for _ in range(prompts):
+        k = chance.choice(choices)
+        row = [chance.gauss(0, 1.5) for _ in range(k)]
+        better = [(i, j) if chance.random() < 1 / (1 + math.exp(-sureness * (row[i] - row[j]))) else (j, i) for i, j in combinations(range(k), 2)]
+        scores.append(row)
+        items.append(element([chance.randint(1, 9) for _ in range(k)], better))
+    return scores, items
+
+
+def test_every_accuracy_by_hand() -> None:
     items = [
-        element([5, 4, 3], [(0, 1), (0, 2), (1, 2)]),
+        ranked([5, 4, 3], [1, 2, 3]),
         element([2, 2, 9, 1], [(0, 2), (1, 2)]),
         element([1, 7], [(0, 1)]),
     ]
     scores = [[3.0, 1.0, 2.0], [0.0, 0.0, 0.0, 5.0], [-1.0, 1.0]]
-    found = report(scores, items)
+    found = report(scores, items, {"mine": [[0.0, 1.0, 2.0], [4.0, 5.0, 0.0, 0.0], [1.0, 0.0]]})
     # right, right, wrong; two ties; wrong: 1 + 1 + 0 + 1/2 + 1/2 + 0 of six pairs
     assert found["accuracy"]["mean"] == pytest.approx(3 / 6)
     # 3 against 2, 0 against 0, -1 against 1
     assert found["best_vs_worst"]["mean"] == pytest.approx((1 + 0.5 + 0) / 3)
     # the longer is better in three of three; 2 against 9 twice wrong; 1 against 7 wrong
-    assert found["longest_baseline"]["mean"] == pytest.approx(3 / 6)
+    assert found["baselines"]["longest"]["accuracy"]["mean"] == pytest.approx(3 / 6)
+    assert found["baselines"]["longest"]["best_vs_worst"]["mean"] == pytest.approx(1 / 3)
+    assert found["baselines"]["shortest"]["best_vs_worst"]["mean"] == pytest.approx(2 / 3)
+    # wrong three times, right twice, right
+    assert found["baselines"]["mine"]["accuracy"]["mean"] == pytest.approx(3 / 6)
+    assert found["baselines"]["mine"]["best_vs_worst"]["mean"] == pytest.approx(2 / 3)
+    assert list(found["baselines"]) == ["longest", "shortest", "random", "mine"]
     flat = [value for row in scores for value in row]
-    mean = sum(flat) / 9
-    assert found["score_std"] == pytest.approx((sum((value - mean) ** 2 for value in flat) / 9) ** 0.5)
+    average = sum(flat) / 9
+    assert found["score_mean"] == pytest.approx(average)
+    assert found["score_std"] == pytest.approx((sum((value - average) ** 2 for value in flat) / 9) ** 0.5)
     assert (found["prompts"], found["pairs"]) == (3, 6)
     assert found["accuracy"]["n"] == 6
     assert found["accuracy"]["low"] < found["accuracy"]["mean"] < found["accuracy"]["high"]
+    assert [(row["k"], row["prompts"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_k"]] == [
+        (2, 1, 1, 0.0),
+        (3, 1, 3, pytest.approx(2 / 3)),
+        (4, 1, 2, 0.5),
+    ]
+    # Only the first prompt has ranks: 0 against 1 and 1 against 2, then 0 against 2.
+    assert [(row["distance"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_distance"]] == [(1, 2, 0.5), (2, 1, 1.0)]
+
+
+def test_distances_are_steps_of_the_order_not_differences_of_ranks() -> None:
+    found = report([[4.0, 3.0, 2.0, 9.0, 1.0]], [ranked([1] * 5, [1, 1, 40, None, 7])])
+    # Steps: 1, 1 | 7 | 40. Judged: two of 1 over 7 right, 7 over 40 wrong, two of 1 over 40 right.
+    assert [(row["distance"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_distance"]] == [(1, 3, pytest.approx(2 / 3)), (2, 2, 1.0)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_every_mean_is_that_of_a_loop(case: Case) -> None:
+    scores, items = case
+    found = report(scores, items, resamples=20)
+    json.dumps(found, allow_nan=False)
+    pairs = [(n, i, j) for n, item in enumerate(items) for i, j in pairs_of(item)]
+
+    def judged(of: Any, chosen: Any = lambda n, i, j: True) -> float | None:
+        return mean(right(of(n, i), of(n, j)) for n, i, j in pairs if chosen(n, i, j))
+
+    def score(n: int, i: int) -> float:
+        return scores[n][i]
+
+    def tokens(n: int, i: int) -> int:
+        return len(items[n].answers[i])
+
+    assert found["pairs"] == len(pairs)
+    assert is_about(found["accuracy"], judged(score))
+    assert is_about(found["baselines"]["longest"]["accuracy"], judged(tokens))
+    assert is_about(found["baselines"]["shortest"]["accuracy"], judged(lambda n, i: -tokens(n, i)))
+    assert is_about(found["length"]["accuracy_longer_is_better"], judged(score, lambda n, i, j: tokens(n, i) > tokens(n, j)))
+    assert is_about(found["length"]["accuracy_shorter_is_better"], judged(score, lambda n, i, j: tokens(n, i) < tokens(n, j)))
+
+    sizes = sorted({len(items[n].answers) for n, _, _ in pairs})
+    assert [row["k"] for row in found["by_k"]] == sizes
+    for row in found["by_k"]:
+        assert is_about(row["accuracy"], judged(score, lambda n, i, j, k=row["k"]: len(items[n].answers) == k))
+        assert row["prompts"] == sum(len(item.answers) == row["k"] for item in items)
+        assert row["pairs"] == sum(len(items[n].answers) == row["k"] for n, _, _ in pairs)
+
+    def apart(n: int, i: int, j: int) -> int | None:
+        ranks = items[n].ranks
+        if ranks is None:
+            return None
+        high, low = ranks[i], ranks[j]
+        assert high is not None
+        assert low is not None
+        return len({rank for rank in ranks if rank is not None and high < rank <= low})
+
+    distances = sorted({step for pair in pairs if (step := apart(*pair)) is not None})
+    assert [row["distance"] for row in found["by_distance"]] == distances
+    for row in found["by_distance"]:
+        assert is_about(row["accuracy"], judged(score, lambda n, i, j, step=row["distance"]: apart(n, i, j) == step))
+        assert row["pairs"] == sum(apart(*pair) == row["distance"] for pair in pairs)
+
+    tied = [abs(score(n, i) - score(n, j)) for n, item in enumerate(items) for i, j in item.ties]
+    strict = [abs(score(n, i) - score(n, j)) for n, i, j in pairs]
+    if tied:
+        assert found["ties"]["pairs"] == len(tied)
+        assert found["ties"]["mean_margin_tied"] == pytest.approx(mean(tied))
+        assert found["ties"]["mean_margin_strict"] == pytest.approx(mean(strict))
+        assert found["ties"]["auc"] == pytest.approx(mean(right(a, b) for a in strict for b in tied))
+        assert found["ties"]["auc"] == pytest.approx(mannwhitneyu(strict, tied).statistic / (len(strict) * len(tied)))
+    else:
+        assert found["ties"] is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_correlations_with_length_are_scipys(case: Case) -> None:
+    scores, items = case
+    of_scores, of_labeler = [], []
+    for row, item in zip(scores, items, strict=True):
+        lengths = [len(answer) for answer in item.answers]
+        known = [(-rank, length) for rank, length in zip(item.ranks or [], lengths, strict=item.ranks is not None) if rank is not None]
+        for pairs, into in ((list(zip(row, lengths, strict=True)), of_scores), (known, of_labeler)):
+            if all(len(set(column)) > 1 for column in zip(*pairs, strict=True)) and pairs:
+                into.append(spearmanr(*zip(*pairs, strict=True)).statistic)
+    found = report(scores, items, resamples=20)["length"]
+    assert is_about(found["spearman"], mean(of_scores))
+    assert is_about(found["labeler_spearman"], mean(of_labeler))
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), seed=st.integers(0, 99))
+def test_the_order_of_prompts_and_answers_changes_no_mean(case: Case, seed: int) -> None:
+    scores, items = case
+    moved, chance = [], random.Random(seed)
+    for row, item in zip(scores, items, strict=True):
+        order = chance.sample(range(len(row)), len(row))
+        place = {old: new for new, old in enumerate(order)}
+        turned = Element(
+            item.prompt,
+            [item.answers[old] for old in order],
+            item.better_KK[order][:, order],
+            tuple((place[i], place[j]) for i, j in item.ties),
+            None if item.ranks is None else tuple(item.ranks[old] for old in order),
+        )
+        moved.append(([row[old] for old in order], turned))
+    chance.shuffle(moved)
+    before = report(scores, items, resamples=20)
+    after = report([row for row, _ in moved], [item for _, item in moved], resamples=20)
+
+    assert [row["pairs"] for row in before["by_k"]] == [row["pairs"] for row in after["by_k"]]
+    assert [row["pairs"] for row in before["by_distance"]] == [row["pairs"] for row in after["by_distance"]]
+    for path in ("accuracy mean", "baselines longest accuracy mean", "calibration loss", "ties auc", "length spearman mean"):
+        one, other = before, after
+        for key in path.split():
+            one, other = (one or {}).get(key), (other or {}).get(key)
+        assert (one is None) == (other is None)
+        assert one is None or one == pytest.approx(other, abs=1e-12)
+    for one, other in zip(before["calibration"]["bins"], after["calibration"]["bins"], strict=True):
+        assert (one["pairs"], one["observed"]) == (other["pairs"], pytest.approx(other["observed"]))
 
 
 def test_a_constant_reward_model_is_right_half_the_time() -> None:
-    items = [element([1, 2, 3], [(0, 1), (2, 1)]), element([1, 2], [(1, 0)])]
+    items = [element([1, 2, 3], [(0, 1), (2, 1)], ((0, 2),)), element([1, 2], [(1, 0)])]
     found = report([[2.0] * 3, [2.0] * 2], items)
-    assert (found["accuracy"]["mean"], found["best_vs_worst"]["mean"], found["score_std"]) == (0.5, 0.5, 0)
+    assert (found["accuracy"]["mean"], found["best_vs_worst"]["mean"], found["score_std"], found["score_mean"]) == (0.5, 0.5, 0, 2)
+    assert found["calibration"] == {
+        "bins": [{"low": 0.5, "high": 0.5, "predicted": 0.5, "observed": 0.5, "observed_low": 0.5, "observed_high": 0.5, "pairs": 3}],
+        "expected_calibration_error": 0,
+        "loss": pytest.approx(math.log(2)),
+        "temperature": None,
+    }
+    assert found["ties"] == {"pairs": 1, "mean_margin_tied": 0, "mean_margin_strict": 0, "auc": 0.5}
+    assert found["length"]["spearman"] is None
 
 
-def test_all_that_counts_is_the_order_of_scores() -> None:
+def test_all_that_accuracy_counts_is_the_order_of_scores() -> None:
     items = [element([5, 4, 3], [(0, 1), (0, 2), (1, 2)]), element([2, 2], [(1, 0)])]
     scores = [[0.3, 0.1, 0.2], [0.9, -0.4]]
     moved = [[100 + 7 * value for value in row] for row in scores]
@@ -56,4 +262,176 @@ def test_judgments_in_a_circle_have_an_accuracy_but_no_best_and_worst() -> None:
     found = report([[3.0, 2.0, 1.0]], [circle])
     assert found["best_vs_worst"] is None
     assert found["accuracy"]["mean"] == pytest.approx(2 / 3)
+    assert (found["by_distance"], found["length"]["labeler_spearman"], found["ties"]) == ([], None, None)
     assert report([[3.0, 2.0, 1.0], [1.0, 0.0]], [circle, element([1, 1], [(0, 1)])])["best_vs_worst"]["n"] == 1
+
+
+def test_chance_is_judged_on_the_same_pairs_and_a_seed_tells_how() -> None:
+    scores, items = simulated(0, 300, 1.0)
+    chance = report(scores, items, resamples=200)["baselines"]["random"]["accuracy"]
+    assert chance["n"] == sum(item.pairs for item in items)
+    assert chance["low"] < 0.5 < chance["high"]
+    # Half the width of a coin's interval over as many pairs is 1.96 * sqrt(1/4 / pairs); pairs of a prompt hang together, so this one is wider.
+    assert chance["high"] - chance["low"] > 2 * 1.96 * math.sqrt(0.25 / chance["n"])
+    again, other = (report([[0.0] * len(row) for row in scores], items, resamples=200, seed=seed)["baselines"]["random"] for seed in (0, 1))
+    assert again["accuracy"] == chance
+    assert other["accuracy"]["mean"] != chance["mean"]
+
+
+def test_intervals_resample_prompts_not_pairs() -> None:
+    ten = [(i, j) for i, j in combinations(range(5), 2)]
+    found = report([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0]], [element([1] * 5, ten)] * 2)
+    # One prompt all right, the other all wrong: a quarter of resamples holds only the first, a quarter only the second.
+    assert (found["accuracy"]["low"], found["accuracy"]["mean"], found["accuracy"]["high"]) == (0, 0.5, 1)
+
+
+def test_prompts_without_such_a_pair_do_not_widen_its_interval() -> None:
+    items = [ranked([1, 1], [1, 2]), ranked([1, 1], [1, 2]), ranked([1, 1, 1], [1, 2, 3])]
+    found = report([[1.0, 0.0], [1.0, 0.0], [3.0, 2.0, 1.0]], items)
+    far = found["by_distance"][1]
+    assert (far["distance"], far["accuracy"]) == (2, {"mean": 1, "low": 1, "high": 1, "n": 1})
+
+
+def test_resamples_and_seed_reach_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    for name in ("interval", "ratio_interval"):
+        plain = getattr(reward_model, name)
+        monkeypatch.setattr(reward_model, name, lambda *given, plain=plain: asked.append(given[-2:]) or plain(*given))
+    report(*simulated(1, 40, 1.0), resamples=37, seed=5)
+    assert len(asked) > 20
+    assert set(asked) == {(37, 5)}
+
+
+def test_calibration_by_hand() -> None:
+    # Margins of log 3, -log 3, log 4 and 0: 75% right, 75% wrong, 80% right, 50% half right.
+    items = [element([1, 1], [(0, 1)])] * 4
+    scores = [[math.log(3), 0.0], [0.0, math.log(3)], [math.log(4), 0.0], [1.0, 1.0]]
+    found = report(scores, items)["calibration"]
+    (only,) = found["bins"]
+    assert (only["low"], only["high"], only["pairs"]) == (pytest.approx(0.5), pytest.approx(0.8), 4)
+    assert only["predicted"] == pytest.approx((0.75 + 0.75 + 0.8 + 0.5) / 4)
+    assert only["observed"] == pytest.approx(2.5 / 4)
+    assert found["expected_calibration_error"] == pytest.approx(0.7 - 0.625)
+    assert found["loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25) + math.log(0.8) + math.log(0.5)) / 4)
+
+
+@pytest.mark.parametrize(("prompts", "bins"), [(1, 1), (39, 1), (40, 2), (195, 9), (200, 10), (739, 10)])
+def test_bins_are_slices_of_the_pairs_in_order_of_certainty(prompts: int, bins: int) -> None:
+    scores, items = simulated(prompts, prompts, 1.0, choices=(2,))
+    said = sorted(
+        (1 / (1 + math.exp(-abs(row[i] - row[j]))), right(row[i], row[j])) for row, item in zip(scores, items, strict=True) for i, j in pairs_of(item)
+    )
+    slices = [said[k * prompts // bins : (k + 1) * prompts // bins] for k in range(bins)]
+    found = report(scores, items, resamples=200)["calibration"]
+    assert [one["pairs"] for one in found["bins"]] == [len(part) for part in slices]
+    for one, part in zip(found["bins"], slices, strict=True):
+        assert one["predicted"] == pytest.approx(mean(p for p, _ in part))
+        assert one["observed"] == pytest.approx(mean(hit for _, hit in part))
+        assert (one["low"], one["high"]) == (pytest.approx(part[0][0]), pytest.approx(part[-1][0]))
+        assert one["observed_low"] <= one["observed"] <= one["observed_high"]
+    gaps = [len(part) * abs(sum(p - hit for p, hit in part)) / len(part) for part in slices]
+    assert found["expected_calibration_error"] == pytest.approx(sum(gaps) / prompts)
+
+
+def test_equal_certainties_share_a_bin() -> None:
+    # 70 pairs of margin 1 and 30 of margin 2, in turns: a bin each, where bins of 20 would have cut both.
+    scores = [[float(1 + (n % 10 < 3)), 0.0] for n in range(100)]
+    found = report(scores, [element([1, 1], [(0, 1)])] * 100, resamples=50)["calibration"]["bins"]
+    assert [(one["pairs"], one["low"] == one["high"]) for one in found] == [(70, True), (30, True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_the_loss_is_that_of_training(case: Case) -> None:
+    scores, items = case
+    most = max(len(row) for row in scores)
+    better_BKK = torch.zeros(len(items), most, most, dtype=torch.bool)
+    scores_BK = torch.zeros(len(items), most, dtype=torch.float64)
+    for n, (row, item) in enumerate(zip(scores, items, strict=True)):
+        better_BKK[n, : len(row), : len(row)] = item.better_KK
+        scores_BK[n, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    assert report(scores, items, resamples=20)["calibration"]["loss"] == pytest.approx(float(pairwise_loss(scores_BK, better_BKK)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_temperature_has_the_least_loss(seed: int) -> None:
+    scores, items = simulated(seed, 60, 0.5)
+    margins = [[row[i] - row[j] for i, j in pairs_of(item)] for row, item in zip(scores, items, strict=True)]
+
+    def slope(inverse: float) -> float:
+        return -sum(mean(m / (1 + math.exp(inverse * m)) for m in row) or 0.0 for row in margins)
+
+    expected = 1 / brentq(slope, 1e-6, 100, xtol=1e-14, rtol=1e-14)
+    found = report(scores, items, resamples=20)["calibration"]["temperature"]
+    # The loss is flat at its least: a minimum is known to the root of float64's precision.
+    assert found == pytest.approx(expected, rel=1e-6)
+    for factor in (1e-3, 40.0):
+        times = [[factor * score for score in row] for row in scores]
+        assert report(times, items, resamples=20)["calibration"]["temperature"] == pytest.approx(factor * expected, rel=1e-6)
+
+
+def test_the_temperature_weighs_prompts_as_the_loss_does() -> None:
+    # A prompt of 36 pairs and two of one: on pairs alone the first would decide. Weighed by prompts, (s + s + f) / 3 with s = 2/3 right.
+    nine = [(i, j) for i, j in combinations(range(9), 2)]
+    flat = [1.0, *[0.0] * 8]
+    items = [element([1] * 9, nine), element([1, 1], [(0, 1)]), element([1, 1], [(1, 0)])]
+    scores = [flat, [1.0, 0.0], [1.0, 0.0]]
+    # Margins: 8 of 36 pairs +1 and the others 0; +1; -1. With weights 8/36, 1 and 1: right is 44/36 of 80/36.
+    share = (8 / 36 + 1) / (8 / 36 + 2)
+    found = report(scores, items, resamples=20)["calibration"]["temperature"]
+    assert found == pytest.approx(1 / math.log(share / (1 - share)), rel=1e-6)
+
+
+def test_a_model_that_is_three_times_too_sure_has_temperature_three() -> None:
+    scores, items = simulated(7, 3000, 1 / 3, choices=(2,))
+    found = report(scores, items, resamples=50)["calibration"]
+    # The standard error of 1/T from the log likelihood's curvature, sum of m^2 p (1 - p); 1/T within four of them of 1/3.
+    curvature = sum((row[0] - row[1]) ** 2 / (2 + 2 * math.cosh((row[0] - row[1]) / 3)) for row in scores)
+    assert abs(1 / found["temperature"] - 1 / 3) < 4 / math.sqrt(curvature)
+    assert 4 / math.sqrt(curvature) < 0.1
+    assert found["expected_calibration_error"] > 0.1
+    cooled = [[score / 3 for score in row] for row in scores]
+    assert report(cooled, items, resamples=50)["calibration"]["expected_calibration_error"] < 0.04
+
+
+@pytest.mark.parametrize("scores", [[[2.0, 1.0], [3.0, 0.0]], [[1.0, 2.0], [0.0, 3.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
+def test_no_temperature_fits_a_model_without_mistakes_or_no_better_than_a_coin(scores: list[list[float]]) -> None:
+    assert report(scores, [element([1, 1], [(0, 1)])] * 2)["calibration"]["temperature"] is None
+
+
+def test_scores_far_apart_overflow_nothing() -> None:
+    found = report([[1e6, -1e6], [-1e6, 1e6]], [element([1, 1], [(0, 1)])] * 2)
+    assert found["calibration"]["loss"] == pytest.approx(1e6)
+    assert found["calibration"]["bins"][0]["predicted"] == 1
+
+
+def test_a_model_that_merely_likes_length_is_seen_through() -> None:
+    items = [ranked([9, 5, 2], [1, 2, 3]), ranked([2, 7, 3], [1, 2, 3])]
+    found = report([[9.0, 5.0, 2.0], [2.0, 7.0, 3.0]], items)["length"]
+    assert found["accuracy_longer_is_better"]["mean"] == 1
+    assert found["accuracy_shorter_is_better"]["mean"] == 0
+    assert found["spearman"]["mean"] == pytest.approx(1)
+    # The labeler: 1 on the first; ranks 1 2 3 turned over against lengths 2 7 3, that is 3 2 1 with 1 3 2: -1/2.
+    assert found["labeler_spearman"]["mean"] == pytest.approx((1 - 0.5) / 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "baselines", "sentence"),
+    [
+        ([[1.0, math.nan], [0.0, 1.0]], None, r"the reward model has a score that is no finite number among those of prompt 0: \[1.0, nan\]"),
+        ([[1.0, 0.0], [0.0, -math.inf]], None, "no finite number among those of prompt 1"),
+        ([[1.0, 0.0]], None, "the reward model has scores of 1 prompts, and there are 2"),
+        ([[1.0, 0.0], [1.0, 0.0, 2.0]], None, "3 scores of prompt 1, which has 2 answers"),
+        ([[1.0, 0.0], [1.0, 0.0]], {"sft_likelihood": [[math.nan, 0.0], [0.0, 0.0]]}, "sft_likelihood has a score that is no finite number"),
+        ([[1.0, 0.0], [1.0, 0.0]], {"sft_likelihood": [[0.0, 0.0]]}, "sft_likelihood has scores of 1 prompts"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(scores: list[list[float]], baselines: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        report(scores, [element([1, 1], [(0, 1)])] * 2, baselines)
+
+
+@pytest.mark.parametrize("items", [[], [element([1, 1], [], ((0, 1),))]])
+def test_without_a_comparison_there_is_no_report(items: list[Element]) -> None:
+    with pytest.raises(ValueError, match="no strict comparison"):
+        report([[0.0, 0.0]] * len(items), items)

@@ -1,0 +1,188 @@
+"""Writes the reward model's own page: `reward.html`, which stands alone, and `reward.md` with its pictures in `reward_pictures`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from data.pages import Cell, Format, Table, between, measured, number, percent, write_pages
+from evaluation import reward_plots
+from evaluation.report import BASELINES, dig, left_out_table
+
+TITLES = {"test": "Held-out test", "valid": "Validation"}
+PAPER_KL_COEF = 0.02
+TEMPLATES = Path(__file__).parent / "templates" / "reward_page"
+
+Reports = Mapping[str, Mapping[str, Any]]
+"""What evaluation/reward_model.py says of each split, the one to quote first."""
+
+
+def write_reward_page(out: Path, name: str, evaluation: Mapping[str, Any]) -> None:
+    """Writes both files and the pictures into `out`; `evaluation` is what `accuracy.json` holds, and parts that it lacks are left out."""
+    write_pages(out, TEMPLATES, "reward.html", context(name, evaluation), figures(evaluation), "reward_pictures")
+    (out / "report.md").replace(out / "reward.md")
+
+
+def reports_of(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The held-out splits that were judged."""
+    return {split: evaluation[split] for split in TITLES if evaluation.get(split)}
+
+
+def figures(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
+    """The pictures that there are numbers for."""
+    reports = reports_of(evaluation)
+    drawn = {
+        "calibration": reward_plots.calibration_curves(reports),
+        "epochs": reward_plots.epoch_curves(evaluation.get("epochs") or []),
+        "learning_curve": reward_plots.learning_curve(evaluation.get("learning_curve") or []),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def context(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the templates show but for the pictures."""
+    reports = reports_of(evaluation)
+    return {
+        "run_name": name,
+        "head": head(reports),
+        "judges": judges_table(reports),
+        "by_k": grouped_table(reports, "by_k", "k", "Answers of a prompt (K)"),
+        "by_distance": grouped_table(reports, "by_distance", "distance", "Steps apart in the labeler's order"),
+        "calibration": calibration_table(reports),
+        "ties": ties_table(reports),
+        "length": length_table(reports),
+        "spread": spread(reports, evaluation.get("bias")),
+        "epochs": epochs_table(evaluation),
+        "learning_curve": learning_table(evaluation),
+        "left_out": left_out_table(evaluation.get("left_out") or {}),
+    }
+
+
+def head(reports: Reports) -> str:
+    """The number to quote, in a line."""
+    if not reports:
+        return "No held-out rankings were judged."
+    split, report = next(iter(reports.items()))
+    accuracy = report["accuracy"]
+    return (
+        f"The reward model orders {percent(accuracy['mean'])} of {number(report['pairs'])} pairs as the labeler did "
+        f"(95% interval {between(accuracy, percent)}; {number(report['prompts'])} prompts, {TITLES[split].lower()})."
+    )
+
+
+def judges_table(reports: Reports) -> Table:
+    """The model beside every other judge of the same pairs."""
+    names = dict.fromkeys(name for report in reports.values() for name in report["baselines"])
+    body: list[list[Cell]] = [[("Reward model", ""), *_right(list(reports.values()))]]
+    for name in names:
+        title = BASELINES.get(name, (name.replace("_", " "), ""))
+        body.append([title, *_right([report["baselines"].get(name, {}) for report in reports.values()])])
+    columns = [f"{TITLES[split]}, {what}" for split in reports for what in ("all pairs", "best vs worst (easier)")]
+    return Table(["Agrees with the labeler", *columns], body if reports else [])
+
+
+def _right(judged: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    return [measured(found.get(key), percent) for found in judged for key in ("accuracy", "best_vs_worst")]
+
+
+def grouped_table(reports: Reports, part: str, key: str, title: str) -> Table:
+    """Accuracy and pairs of each group of a part, the splits side by side."""
+    found = {split: {row[key]: row for row in report[part]} for split, report in reports.items() if report[part]}
+    groups = sorted({group for rows in found.values() for group in rows})
+    body: list[list[Cell]] = [
+        [
+            number(group),
+            *(form((rows.get(group) or {}).get(key)) for rows in found.values() for key, form in (("accuracy", _share), ("pairs", number))),
+        ]
+        for group in groups
+    ]
+    return Table([title, *(column for split in found for column in (TITLES[split], "Pairs"))], body)
+
+
+def _share(found: Any) -> Cell:
+    return measured(found, percent)
+
+
+def calibration_table(reports: Reports) -> Table:
+    """How far the model's certainty is from how often it is right, in numbers."""
+    return _lines(
+        reports,
+        "Calibration",
+        [
+            ("Expected calibration error", "mean gap between certainty and accuracy", ("calibration", "expected_calibration_error"), percent),
+            ("Temperature", "1: well calibrated; above: too sure; below: not sure enough", ("calibration", "temperature"), number),
+            ("Ranking loss", "a coin: 0.693", ("calibration", "loss"), number),
+        ],
+    )
+
+
+def ties_table(reports: Reports) -> Table:
+    """Whether what the labeler found equal is nearly equal to the model."""
+    return _lines(
+        {split: report for split, report in reports.items() if report["ties"]},
+        "Pairs that the labeler judged equal",
+        [
+            ("Tied pairs", "not trained on", ("ties", "pairs"), number),
+            ("Mean difference of scores, tied", "", ("ties", "mean_margin_tied"), number),
+            ("Mean difference of scores, strict", "", ("ties", "mean_margin_strict"), number),
+            ("A strict pair's scores differ by more than a tied pair's", "a coin: 50%", ("ties", "auc"), percent),
+        ],
+    )
+
+
+def length_table(reports: Reports) -> Table:
+    """Whether the model merely likes length."""
+    return _lines(
+        reports,
+        "Length in tokens",
+        [
+            ("Score and length", "Spearman's correlation within a prompt", ("length", "spearman"), number),
+            ("Labeler's order and length", "the same; 1: the longer the better", ("length", "labeler_spearman"), number),
+            ("Accuracy where the longer answer is better", "choosing the longest: 100%", ("length", "accuracy_longer_is_better"), percent),
+            ("Accuracy where the shorter answer is better", "choosing the longest: 0%", ("length", "accuracy_shorter_is_better"), percent),
+        ],
+    )
+
+
+def _lines(reports: Reports, title: str, lines: list[tuple[str, str, tuple[str, ...], Format]]) -> Table:
+    """A number a line, a split a column."""
+    body: list[list[Cell]] = [
+        [(name, note), *(measured(dig(report, *path), form) for report in reports.values())] for name, note, path, form in lines
+    ]
+    return Table([title, *(TITLES[split] for split in reports)], body if reports else [])
+
+
+def spread(reports: Reports, bias: float | None) -> list[str]:
+    """What a unit of score is worth, in sentences."""
+    said = []
+    if reports:
+        split, report = next(iter(reports.items()))
+        deviation = report["score_std"]
+        said.append(
+            f"Over all answers ({TITLES[split].lower()}) scores have a mean of {number(report['score_mean'])} and a standard deviation of "
+            f"{number(deviation)}. PPO maximises score less kl_coef times KL, so one standard deviation of score outweighs {number(deviation)} / "
+            f"kl_coef nats of KL an answer: at the paper's kl_coef of {PAPER_KL_COEF}, {number(deviation / PAPER_KL_COEF)} nats. If that is far "
+            "more than the KL that you are ready to pay, raise kl_coef."
+        )
+    if bias:
+        said.append(f"The saved model takes its bias of {number(bias)} off every score; that is what makes demonstrations score 0 on average.")
+    return said
+
+
+def epochs_table(evaluation: Mapping[str, Any]) -> Table:
+    """Accuracy and loss after each epoch."""
+    splits = {"train": "training", "valid": "validation"}
+    body: list[list[Cell]] = [
+        [number(row["epoch"]), *(form(dig(row, split, key)) for key, form in (("accuracy", percent), ("loss", number)) for split in splits)]
+        for row in evaluation.get("epochs") or []
+    ]
+    return Table(["Epoch", *(f"{key}, {title}" for key in ("Accuracy", "Loss") for title in splits.values())], body)
+
+
+def learning_table(evaluation: Mapping[str, Any]) -> Table:
+    """Accuracy by the number of prompts trained on."""
+    body: list[list[Cell]] = [
+        [percent(row["fraction"]), number(row["prompts"]), measured(row["accuracy"], percent)] for row in evaluation.get("learning_curve") or []
+    ]
+    return Table(["Share of the training prompts", "Prompts", "Accuracy"], body)
