@@ -42,6 +42,12 @@ class PPOConfig:
     """Policy, after warm-up. C.4: the best of a sweep; with LoRA take about 1e-4."""
     value_learning_rate: float = 9e-6
     """Value model. C.4: 9e-6; with LoRA take about 2e-4."""
+    value_init: Literal["reward", "sft"] = "reward"
+    """What the value model starts from. 3.5: `reward`, the reward model. `sft`, ours: the SFT model with a head of zeros; needed where the reward
+    model has another tokenizer than the policy, whose tokens the value model reads."""
+    value_top_layers: int | None = None
+    """With `model.adapter: lora` and a reward model of its own base, from which the value model starts: adapt only this many of its layers nearest
+    the output; null adapts all. A value model on the policy's base is adapted as `model.lora` says. Ours."""
     warmup_iterations: int = 10
     """Both learning rates rise over these from a tenth. C.4."""
     adam_beta1: float = 0.9
@@ -80,6 +86,10 @@ class PPOConfig:
         for name in ("kl_coef", "ptx_coef", "learning_rate", "value_learning_rate", "missing_eos_penalty", "warmup_iterations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"ppo.{name}={getattr(self, name)} must not be negative")
+        if self.value_top_layers is not None and self.value_top_layers < 1:
+            raise ValueError(f"ppo.value_top_layers={self.value_top_layers} must be at least 1, or null for all layers")
+        if self.value_top_layers is not None and self.value_init == "sft":
+            raise ValueError("ppo.value_top_layers is of a value model that starts from the reward model, and ppo.value_init=sft does not")
         for name in ("discount", "gae_lambda", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo.{name}={getattr(self, name)} must be between 0 and 1")

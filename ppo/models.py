@@ -1,34 +1,29 @@
 """The four models of PPO: policy, reference, value and reward. With LoRA one base serves all four, each with an adapter of its own.
 
-Reference is the SFT model: with LoRA, the base with no adapter on. The value model starts from the reward model.
+Reference is the SFT model: with LoRA, the base with no adapter on. The reward model may be of another size, family and tokenizer; then it is a
+model beside the policy's base. The value model starts from the reward model, or from the SFT model (ppo/roles.py has the table).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig
 
-from modeling.adapters import adapter_parameters, add_lora, load_adapter, use_adapter
+from data.records import Prompt
+from data.tokenize import count_prompt_tokens
+from modeling.adapters import adapter_parameters, add_lora, lora_config, use_adapter
 from modeling.config import ModelConfig
-from modeling.load import freeze, load_causal, load_scalar, load_tokenizer
-from modeling.scalar import ScalarModel, scalar_model
-from modeling.trunk import Trunk, backbone_of, shared_trunk
-
-
-@dataclass
-class Role:
-    """What plays one of the four parts: a model, the adapter that is on while it does, and for scalar parts their head."""
-
-    model: Any
-    adapter: str | None = None
-    scalar: ScalarModel | None = None
+from modeling.load import context_length, freeze, knows_tokens, load_causal, load_tokenizer, read_settings
+from modeling.scalar import ScalarModel
+from modeling.trunk import Trunk, shared_trunk
+from ppo.config import PPOConfig
+from ppo.reading import Reading, reading_between
+from ppo.roles import Role, own_reward, reward_on_policy_base, value_beside_reward, value_on_reward, value_on_sft, whole_value
 
 
 @dataclass
@@ -43,6 +38,22 @@ class PPOModels:
     value_parameters: dict[str, nn.Parameter]
     trunk: Trunk | None = None
     """The layers that all roles on the shared base have in common, if any."""
+    reading: Reading | None = None
+    """How the reward model reads where it does not take the policy's tokens."""
+
+    def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
+        """Raises ValueError for a prompt that leaves reward or value model no room, though the policy could answer it."""
+        if self.reading is not None:
+            self.reading.check(prompts)
+        room = context_length(self.value.model.config, generating=False)
+        if room >= context_length(self.policy.model.config):
+            return
+        for prompt, count in zip(prompts, count_prompt_tokens(tokenizer, prompts), strict=True):
+            if count + max_new_tokens > room:
+                raise ValueError(
+                    f"prompt {prompt.prompt_id!r} of {count} tokens and ppo.max_new_tokens={max_new_tokens} do not fit the value model's context of "
+                    f"{room}, which is the reward model's: lower data.max_prompt_tokens or ppo.max_new_tokens, or set ppo.value_init=sft"
+                )
 
     @contextmanager
     def as_policy(self) -> Iterator[Any]:
@@ -80,76 +91,70 @@ class PPOModels:
             use_adapter(role.model, role.adapter, trainable={"policy", "value"})
 
 
-def load_models(sft: Path, reward: Path, config: ModelConfig, tokenizer: Any, device: torch.device, seed: int) -> PPOModels:
-    """Loads the four from the folders of the finished stages (`model` and, for a reward model trained with LoRA, `adapter` below them).
+def load_models(
+    sft: Path, reward: Path, config: ModelConfig, tokenizer: Any, device: torch.device, seed: int, ppo: PPOConfig | None = None,
+    trust_reward_code: bool = False,
+) -> PPOModels:  # fmt: skip
+    """Loads the four from the folders of the finished stages: `model` below each, and `adapter` below the reward stage's where its model was
+    trained with LoRA from the SFT model. `ppo` says how the value model starts.
 
-    Raises ValueError when a model is missing or the reward model's tokenizer is not the policy's.
+    Raises ValueError when a model is missing, or the value model cannot start as `ppo` says; before any weights are loaded, if it can be known.
     """
-    refuse_other_tokenizer(reward / "model", config, tokenizer)
+    ppo = ppo or PPOConfig()
+    from_sft = ppo.value_init == "sft"
+    # It was saved with its own chat template, and lies in a folder: neither the policy's template nor its revision is meant for it.
+    reward_config = replace(config, revision=None, chat_template=None, trust_remote_code=trust_reward_code)
+    on_policy_base = config.adapter == "lora" and (reward / "adapter").is_dir()
+    reward_tokenizer = load_tokenizer(reward / "model", reward_config)
+    reward_settings = read_settings(reward / "model", reward_config)
+    refuse_value_start(ppo, tokenizer, reward_tokenizer)
+    refuse_value_layers(ppo, config.adapter == "lora" and not on_policy_base, reward_settings)
+    context = context_length(read_settings(sft / "model", config))
+    reading = None if on_policy_base else reading_between(tokenizer, context, reward_tokenizer, reward_settings)
+
     base = load_causal(sft / "model", config, tokenizer).to(device)
     freeze(base)
     if config.adapter == "none":
         policy = load_causal(sft / "model", config, tokenizer).to(device)
-        value, scorer = (load_scalar(reward / "model", config, tokenizer).to(device) for _ in range(2))
-        freeze(scorer)
-        return PPOModels(
-            policy=Role(policy),
-            reference=Role(base),
-            value=Role(value, scalar=scalar_model(value)),
-            reward=Role(scorer, scalar=scalar_model(scorer)),
-            policy_parameters=dict(policy.named_parameters()),
-            value_parameters=dict(value.named_parameters()),
-        )
+        scorer = own_reward(reward, reward_config, reward_tokenizer, device)
+        start = (sft / "model", config, tokenizer) if from_sft else (reward / "model", reward_config, reward_tokenizer)
+        value, value_parameters = whole_value(*start, device, zero=from_sft)
+        policy_parameters = dict(policy.named_parameters())
+        return PPOModels(Role(policy), Role(base), value, scorer, policy_parameters, value_parameters, reading=reading)
+
     trunk = shared_trunk(base, config.lora.top_layers)
+    # Taken now, since adapters will stand between the names of the linear maps.
+    settings = lora_config(base, config.lora)
     torch.manual_seed(seed)
     shared = add_lora(base, config.lora, name="policy")
-    policy_parameters = adapter_parameters(shared, "policy")
-    if (reward / "adapter").is_dir():
-        load_adapter(shared, reward / "adapter", "reward", trainable=False)
-        load_adapter(shared, reward / "adapter", "value", trainable=True)
-        backbone = backbone_of(base)
-        weight, bias = saved_head(reward / "model", config)
-        heads = {name: linear_head(weight.to(device)) for name in ("reward", "value")}
-        freeze(heads["reward"])
-        value_role = Role(shared, "value", ScalarModel(backbone, heads["value"], bias))
-        reward_role = Role(shared, "reward", ScalarModel(backbone, heads["reward"], bias))
-        value_parameters = adapter_parameters(shared, "value") | dict(heads["value"].named_parameters(prefix="score"))
+    if on_policy_base:
+        scorer = reward_on_policy_base(shared, reward, reward_config, device)
     else:
-        value, scorer = (load_scalar(reward / "model", config, tokenizer).to(device) for _ in range(2))
-        freeze(scorer)
-        value_role, reward_role = Role(value, scalar=scalar_model(value)), Role(scorer, scalar=scalar_model(scorer))
-        value_parameters = dict(value.named_parameters())
-    return PPOModels(
-        policy=Role(shared, "policy"),
-        reference=Role(shared, None),
-        value=value_role,
-        reward=reward_role,
-        policy_parameters=policy_parameters,
-        value_parameters=value_parameters,
-        trunk=trunk,
-    )
+        scorer = own_reward(reward, reward_config, reward_tokenizer, device)
+    if from_sft:
+        value, value_parameters = value_on_sft(shared, settings, device, seed)
+    elif on_policy_base:
+        value, value_parameters = value_beside_reward(shared, reward, scorer)
+    else:
+        value, value_parameters = value_on_reward(scorer, config.lora, ppo.value_top_layers, seed)
+    policy_parameters = adapter_parameters(shared, "policy")
+    return PPOModels(Role(shared, "policy"), Role(shared), value, scorer, policy_parameters, value_parameters, trunk, reading)
 
 
-def saved_head(folder: Path, config: ModelConfig) -> tuple[torch.Tensor, float]:
-    """(weight (1, H), bias) of a saved reward model, without loading the rest. Raises ValueError where there is none."""
-    settings = AutoConfig.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            if "score.weight" in weights.keys():  # noqa: SIM118 - safe_open is no mapping
-                return weights.get_tensor("score.weight").float(), float(getattr(settings, "score_bias", 0.0))
-    raise ValueError(f"{folder} holds no scalar head `score.weight`: it is not a reward model")
+def refuse_value_start(ppo: PPOConfig, tokenizer: Any, reward_tokenizer: Any) -> None:
+    """Raises ValueError when the value model, which reads the policy's tokens, would start from a reward model to which they mean others."""
+    if ppo.value_init == "reward" and not knows_tokens(reward_tokenizer, tokenizer):
+        raise ValueError(
+            "the value model reads the policy's tokens and cannot start from a reward model with another tokenizer: set ppo.value_init=sft"
+        )
 
 
-def linear_head(weight: torch.Tensor) -> nn.Linear:
-    """A head of one's own with these weights."""
-    head = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-    return head
-
-
-def refuse_other_tokenizer(reward_model: Path, config: ModelConfig, tokenizer: Any) -> None:
-    """Raises ValueError when the reward model reads other token ids than the policy writes."""
-    other = load_tokenizer(reward_model, config)
-    if other.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"the reward model in {reward_model} has another tokenizer than the policy: train it from the same base model")
+def refuse_value_layers(ppo: PPOConfig, on_own_reward: bool, reward_settings: Any) -> None:
+    """Raises ValueError when ppo.value_top_layers is set where it means nothing, or is more than the reward model has layers."""
+    if ppo.value_top_layers is None:
+        return
+    if not on_own_reward:
+        raise ValueError("ppo.value_top_layers is of a LoRA adapter on a reward model of its own, and the value model here is none: leave it at null")
+    layers: int = reward_settings.num_hidden_layers
+    if ppo.value_top_layers > layers:
+        raise ValueError(f"ppo.value_top_layers={ppo.value_top_layers}, but the reward model that the value model starts from has {layers} layers")

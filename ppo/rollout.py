@@ -43,6 +43,8 @@ class Rollout:
     trunk: Trunk | None = None
     trunk_of: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     """For micro-batches, by their rows, what left the trunk."""
+    reward_truncated_B: Tensor | None = None
+    """Whether a response was cut to fit the reward model's context; None where none can be."""
 
     def sequences(self, rows: Sequence[int], pad_id: int) -> Sequences:
         """Some episodes laid out for a forward pass."""
@@ -76,11 +78,11 @@ def micro_batches(rows: Sequence[int], size: int) -> list[list[int]]:
 @torch.no_grad()
 def score(
     models: PPOModels, prompts: list[list[int]], responses: list[Generation], groups: Sequence[Sequence[int]], config: PPOConfig,
-    model_config: ModelConfig, pad_id: int, device: torch.device,
+    model_config: ModelConfig, pad_id: int, device: torch.device, records: Sequence[Prompt] = (),
 ) -> Rollout:  # fmt: skip
     """Everything that models say about the episodes, and the advantages that follow from it.
 
-    `groups` are the micro-batches that the update will use.
+    `groups` are the micro-batches that the update will use. `records` are the prompts again, for a reward model that reads text.
     """
     count, width = len(responses), max(len(response.ids) for response in responses)
     logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros((count, width), device=device) for _ in range(3))
@@ -112,9 +114,14 @@ def score(
     with models.as_value() as value, autocast(model_config, device):
         for rows, sequences in zip(groups, layouts, strict=True):
             fill(values_BT, rows, value.values(sequences))
+    truncated_B = None
     with models.as_reward() as reward, autocast(model_config, device):
-        for rows, sequences in zip(groups, layouts, strict=True):
-            scores_B[list(rows)] = reward.scores(sequences)
+        if models.reading is not None:
+            tokens = [response.ids for response in responses]
+            scores_B, truncated_B = models.reading.scores(reward, records, prompts, tokens, config.micro_batch_size, device)
+        else:
+            for rows, sequences in zip(groups, layouts, strict=True):
+                scores_B[list(rows)] = reward.scores(sequences)
 
     rewards_BT = token_rewards(scores_B - config.missing_eos_penalty * (~ended_B).float(), logprobs_BT, ref_logprobs_BT, mask_BT, config.kl_coef)
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, config.discount, config.gae_lambda)
@@ -134,4 +141,5 @@ def score(
         returns_BT=returns_BT,
         trunk=models.trunk,
         trunk_of=trunk_of,
+        reward_truncated_B=truncated_B,
     )

@@ -21,6 +21,7 @@ from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.metrics import mean_of, rollout_numbers
 from ppo.models import PPOModels
+from ppo.reading import reading_numbers
 from ppo.rollout import Rollout, micro_batches, roll_out, score
 from ppo.streams import Stream
 from ppo.update import Optimizers, step
@@ -39,9 +40,11 @@ def train(
 ) -> MovingAverage:
     """Trains the policy and value in place and returns the policy's moving average; goes on from the last checkpoint below `out`.
 
-    Raises ValueError when batches do not divide over the processes, or when a gradient stops being a number.
+    Raises ValueError when batches do not divide over the processes, a prompt is too long for reward or value model, or a gradient stops being a
+    number.
     """
     team.divide(config.minibatch_size, "ppo.minibatch_size")
+    models.check_prompts(prompts, tokenizer, config.max_new_tokens)
     optimizers = Optimizers.make(models, config)
     average = MovingAverage(models.policy_parameters, config.ema_decay)
     checkpoints = out / "checkpoints"
@@ -64,15 +67,16 @@ def train(
             clock = Clock()
             factor = optimizers.set_learning_rates(config, iteration)
             batch = prompt_stream.take(config.batch_size)
+            asked = [batch[number] for number in own]
             with clock.phase("rollout"), autocast(model_config, team.device):
-                ids, responses = roll_out(models, [batch[number] for number in own], config, tokenizer, seed, iteration, own)
+                ids, responses = roll_out(models, asked, config, tokenizer, seed, iteration, own)
             groups = [
                 micro_batches(sorted((place[n] for n in numbers), key=lambda row: len(ids[row]) + len(responses[row].ids)), config.micro_batch_size)
                 for numbers in numbers_of_minibatch
             ]
             with clock.phase("score"):
                 every_group = [rows for minibatch in groups for rows in minibatch]
-                rollout = score(models, ids, responses, every_group, config, model_config, tokenizer.pad_token_id, team.device)
+                rollout = score(models, ids, responses, every_group, config, model_config, tokenizer.pad_token_id, team.device, asked)
             rows = []
             with clock.phase("update"):
                 for _ in range(config.inner_epochs):
@@ -83,6 +87,7 @@ def train(
             numbers = {
                 "episodes": float((iteration + 1) * config.batch_size),
                 **rollout_numbers(rollout),
+                **reading_numbers(rollout.reward_truncated_B),
                 **mean_of(rows),
                 "kl_coef": config.kl_coef,
                 "learning_rate": config.learning_rate * factor,
@@ -90,7 +95,7 @@ def train(
             }
             if tracker is not None and samples is not None:
                 tracker.log(iteration + 1, numbers)
-                samples.log(iteration + 1, shown(tokenizer, rollout, [batch[number] for number in own], config.samples_per_iteration))
+                samples.log(iteration + 1, shown(tokenizer, rollout, asked, config.samples_per_iteration))
             progress = Progress(iteration + 1, prompt_stream.position, text_stream.position if text_stream else 0)
             if team.is_main and (progress.iteration % config.checkpoint_every == 0 or progress.iteration == config.iterations):
                 save_checkpoint(checkpoints, progress, models, optimizers, average, config.keep_checkpoints)

@@ -26,7 +26,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     team = processes(config.model.device)
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
     tokenizer = load_tokenizer(sft / "model", config.model)
-    models = load_models(sft, reward, config.model, tokenizer, team.device, config.seed)
+    # A reward model of its own brings its own code, if any; another is of the SFT model's architecture.
+    trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
+    models = load_models(sft, reward, config.model, tokenizer, team.device, config.seed, config.ppo, trust)
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
     average = train(config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out)

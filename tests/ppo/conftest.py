@@ -17,6 +17,7 @@ from modeling.scalar import initialise_head, scalar_model
 from modeling.tiny import make_tiny_model
 from ppo.config import PPOConfig
 from ppo.models import PPOModels, load_models
+from tests.conftest import enliven
 
 TEAM = Processes(rank=0, count=1, device=torch.device("cpu"))
 PROMPTS = [Prompt(prompt=text) for text in ("Hi", "What is a cat and why?", "Sing", "Name two rivers", "Why is snow white in winter?", "Go on")]
@@ -32,8 +33,9 @@ class Chain:
     config: ModelConfig
     tokenizer: Any
 
-    def models(self) -> PPOModels:
-        return load_models(self.sft, self.reward, self.config, self.tokenizer, TEAM.device, seed=0)
+    def models(self, **ppo: Any) -> PPOModels:
+        """`models(value_init="sft")`: freshly loaded, with changes to stage 3's settings that say how the value model starts."""
+        return load_models(self.sft, self.reward, self.config, self.tokenizer, TEAM.device, seed=0, ppo=PPOConfig(**ppo))
 
 
 def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) -> Chain:
@@ -59,6 +61,32 @@ def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) ->
                 parameter += 0.02 * torch.randn_like(parameter)
     save(merged(model), tokenizer, reward / "model")
     return Chain(sft, reward, config, tokenizer)
+
+
+def save_reward(
+    folder: Path, made: Path, template: str | None = None, eos: str | None = None, context: int | None = None, closing: list[int] | None = None
+) -> Path:
+    """A reward stage whose model was not trained from the SFT model: `made` by make_tiny_model, with opinions and a bias of its own."""
+    config = ModelConfig(base="unused", device="cpu")
+    tokenizer = load_tokenizer(made, config)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    if eos is not None:
+        tokenizer.add_special_tokens({"eos_token": eos})
+    model = enliven(load_scalar(made, config, tokenizer), seed=5)
+    model.config.score_bias = 0.5
+    model.config.max_position_embeddings = context or model.config.max_position_embeddings
+    if closing is not None:
+        model.config.score_closing = closing
+    save(model, tokenizer, folder / "model")
+    return folder
+
+
+def chain_of(folder: Path, policy: Path, reward: Path, adapter: str) -> Chain:
+    """An SFT stage with this model, and a reward stage of its own."""
+    (folder / "sft").mkdir(parents=True)
+    (folder / "sft" / "model").symlink_to(policy)
+    config = ModelConfig(base="unused", adapter=adapter, lora=LoraSettings(rank=4, alpha=8), device="cpu")  # type: ignore[arg-type]
+    return Chain(folder / "sft", reward, config, load_tokenizer(policy, config))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,242 @@
+"""The reward stage as a user runs it: from the SFT model, from a base of its own, from a finished reward model; judged, cut off, refused.
+
+pytest tests/stages/test_reward.py
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from data.files import read_records
+from data.records import Ranking
+from modeling.tiny import make_tiny_model
+from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
+from stages.config import RunConfig, parse_config
+from stages.runner import RunFolder, run_stage
+
+SETTINGS = (
+    "--sft.max_train_examples", "8", "--samples.max_train_prompts", "14", "--samples.max_heldout_prompts", "14", "--reward.bias_demonstrations", "4",
+    "--evaluate_reward.bootstrap_resamples", "50", "--data.personal_data", "off",
+)  # fmt: skip
+ASCII = [bytes(range(32, 127)).decode() + " one two three four five six seven eight nine ten"]
+
+
+def config_of(root: Path, *arguments: str) -> RunConfig:
+    return parse_config("test", "", ["--config", "configs/smoke.yaml", "--runs_folder", str(root), *SETTINGS, *arguments])[0]
+
+
+def chain(config: RunConfig) -> None:
+    """All stages up to the reward model, each only if something that it depends on changed."""
+    for module in (data, sft, samples, labels, reward):
+        run_stage(module.STAGE, config)
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder in which all is done that comes before the reward stage."""
+    root = tmp_path_factory.mktemp("runs")
+    for module in (data, sft, samples, labels):
+        run_stage(module.STAGE, config_of(root))
+    return root
+
+
+@pytest.fixture
+def runs(ranked: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it for one test."""
+    shutil.copytree(ranked, tmp_path / "runs")
+    yield tmp_path / "runs"
+    shutil.rmtree(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2-shaped language model of another size, vocabulary and chat template than the policy, which is Llama-shaped."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("base") / "gpt2", "gpt2", vocab_size=300, hidden_size=48, layers=3, corpus=ASCII)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # A turn starts at a special token, which no text merges with.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[' + m['role'] + ']' + bos_token + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' + bos_token }}{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_reward_model(other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody else's reward model: no bias in its config, read where its chat template ends, behind EOS and a line break, and its pad is EOS."""
+    folder = tmp_path_factory.mktemp("theirs") / "model"
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(other_base, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(other_base)
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['content'] + eos_token", "m['content'] + eos_token + '\n'")
+    tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+FRESH = """
+import json, sys, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+place, rows = sys.argv[1], json.load(sys.stdin)
+tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModelForSequenceClassification.from_pretrained(place).eval()
+with torch.no_grad():
+    batch = tokenizer(rows, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+    print(json.dumps([model.config.score_bias, model(**batch).logits[:, 0].tolist()]))
+"""
+
+
+def plain_scores(place: Path, rankings: list[Ranking]) -> list[list[float]]:
+    """Each answer as text through nothing but transformers, in a process of its own, less the bias in the config."""
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    rows = [
+        tokenizer.apply_chat_template(ranking.messages, add_generation_prompt=True, tokenize=False) + text + tokenizer.eos_token * ended
+        for ranking in rankings
+        for text, ended in zip(ranking.completions, ranking.complete or [True] * len(ranking.completions), strict=True)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(place)], input=json.dumps(rows), capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    bias, logits = json.loads(done.stdout)
+    flat = iter(logits)
+    return [[next(flat) - bias for _ in ranking.completions] for ranking in rankings]
+
+
+def strict(run: RunFolder, split: str) -> list[Ranking]:
+    """The rankings that were judged: those whose answers do not all tie, none of them empty."""
+    found = read_records(run.stage("labels") / f"rankings_{split}.jsonl", Ranking)
+    return [ranking for ranking in found if len(set(ranking.ranks or [])) > 1 and all(ranking.completions)]
+
+
+def compare(run: RunFolder, fresh: Callable[[Path, list[Ranking]], list[list[float]]] = plain_scores) -> None:
+    """What the stage wrote down, against another reader of the saved model."""
+    rankings, found = strict(run, "test"), json.loads((run.stage("reward") / "scores.json").read_text())["scores"]["test"]
+    assert len(rankings) == len(found) > 5
+    for theirs, ours in zip(fresh(run.stage("reward") / "model", rankings), found, strict=True):
+        assert ours == pytest.approx(theirs, abs=2e-4)
+    assert torch.tensor([score for row in found for score in row]).std() > 0.01
+
+
+def test_from_the_sft_model_and_read_by_plain_transformers(runs: Path) -> None:
+    config = config_of(runs, "--reward.epochs", "2", "--reward.learning_curve", "[0.5]")
+    headline = run_stage(reward.STAGE, config)
+    run = RunFolder(runs / "smoke")
+    compare(run)
+    found = json.loads((run.stage("reward") / "accuracy.json").read_text())
+    assert [row["epoch"] for row in found["epochs"]] == [1, 2]
+    assert [part["prompts"] for part in found["learning_curve"]] == [round(headline["train_prompts"] / 2), headline["train_prompts"]]
+    assert set(found["test"]["baselines"]) == {"longest", "shortest", "random", "sft_likelihood", "sft_likelihood_per_token"}
+    assert headline["reward_accuracy"] == found["test"]["accuracy"]["mean"]
+    assert (run.stage("reward") / "adapter").is_dir()
+    page = (run.stage("reward") / "reward.md").read_text()
+    assert f"{100 * headline['reward_accuracy']:.1f}%" in page
+
+    judged = run_stage(evaluate_reward.STAGE, config)
+    again = json.loads((run.stage("evaluate_reward") / "accuracy.json").read_text())
+    assert again["test"]["accuracy"] == found["test"]["accuracy"]
+    assert again["test"]["score_std"] == pytest.approx(found["test"]["score_std"], rel=1e-3)
+    assert judged["longest_baseline"] == headline["longest_baseline"]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_from_a_base_of_another_family_size_and_tokenizer(runs: Path, other_base: Path, adapter: str) -> None:
+    run = RunFolder(runs / "smoke")
+    top = ["--reward.top_layers", "2"] if adapter == "lora" else []
+    chain(config_of(runs, "--model.adapter", adapter, "--reward.base", str(other_base), *top))
+    compare(run)
+    model = AutoModelForSequenceClassification.from_pretrained(run.stage("reward") / "model")
+    assert type(model).__name__ == "GPT2ForSequenceClassification"
+    assert model.config.n_embd == 48
+    # Its adapter would fit no other model of the run.
+    assert not (run.stage("reward") / "adapter").exists()
+
+
+def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: Path, other_reward_model: Path) -> None:
+    run_stage(reward.STAGE, config_of(runs, "--reward.base", str(other_reward_model), "--reward.epochs", "0"))
+    run = RunFolder(runs / "smoke")
+
+    def theirs(place: Path, rankings: list[Ranking]) -> list[list[float]]:
+        tokenizer, model = AutoTokenizer.from_pretrained(other_reward_model), AutoModelForSequenceClassification.from_pretrained(other_reward_model)
+        bias = AutoModelForSequenceClassification.from_pretrained(place).config.score_bias
+        scores = []
+        for ranking in rankings:
+            talks = [[*ranking.messages, {"role": "assistant", "content": text}] for text in ranking.completions]
+            with torch.no_grad():
+                rows = [tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=False) for talk in talks]
+                scores.append([model.eval()(row).logits.item() - bias for row in rows])
+        return scores
+
+    compare(run, theirs)
+    ours = AutoModelForSequenceClassification.from_pretrained(run.stage("reward") / "model").state_dict()
+    before = AutoModelForSequenceClassification.from_pretrained(other_reward_model).state_dict()
+    assert all(torch.equal(ours[name], weight) for name, weight in before.items())
+    assert not (run.stage("reward") / "metrics.jsonl").exists()
+    # The saved copy says for itself how it is read.
+    judged = run_stage(evaluate_reward.STAGE, config_of(runs))
+    direct = run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_reward_model)))
+    assert judged == pytest.approx(direct, rel=1e-5)
+
+
+def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    def never(*arguments: Any) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("evaluation.likelihood.sft_baselines", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(reward.STAGE, config_of(runs))
+    weights = (runs / "smoke" / "reward.partial" / "model" / "model.safetensors").read_bytes()
+    monkeypatch.setattr("reward.train.train", never)
+    run_stage(reward.STAGE, config_of(runs))
+    assert (runs / "smoke" / "reward" / "model" / "model.safetensors").read_bytes() == weights
+    compare(RunFolder(runs / "smoke"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--reward.base", "{base}", "--reward.epochs", "0"], r"takes reward\.base=.* as it is, but it is a language model, not a reward model"),
+        (["--reward.base", "{base}/nothing"], r"cannot load a model from .*nothing: it is neither a folder here nor a model that could be fetched"),
+        (["--reward.base", "{short}"], r"no ranking is left to learn from: of \d+, \d+ tie all their answers and \d+ are longer than .* of 8 tokens"),
+        (
+            ["--reward.learning_rate", "1e30", "--reward.epochs", "4"],
+            r"the (reward model's loss|norm of the reward model's gradient|reward model's scores) (became|stopped) ",
+        ),
+        (["--model.lora.top_layers", "9"], r"top_layers=9, but the model has 2 layers"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_no_result(runs: Path, other_base: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(other_base, short)
+    settings = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(settings | {"n_positions": 8}))
+    config = config_of(runs, *(argument.format(base=other_base, short=short) for argument in arguments))
+    with pytest.raises(ValueError, match=said):
+        chain(config)
+    assert not (runs / "smoke" / "reward").exists()
+
+
+def test_a_language_model_is_not_judged_as_a_reward_model(runs: Path, other_base: Path) -> None:
+    with pytest.raises(ValueError, match="is no reward model: its architecture is GPT2LMHeadModel"):
+        run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_base)))
+
+
+def test_the_pipeline_says_before_it_starts_that_the_value_model_will_have_no_start(other_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot start from a reward model with another tokenizer: set ppo\.value_init=sft"):
+        pipeline.work(config_of(tmp_path, "--reward.base", str(other_base)), force=False)
+    assert not (tmp_path / "smoke").exists()
