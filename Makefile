@@ -12,14 +12,14 @@ RUN := $(VENV)/bin/python
 LAUNCH := $(if $(filter 1,$(GPUS)),$(RUN) -m,$(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-STAGES := sft samples labels reward ppo evaluate report pipeline
+STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow bench-data check format clean help data $(STAGES)
+.PHONY: setup demo smoke test test-slow bench-data bench-reward results-reward check format clean help data $(STAGES)
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | bench-data | clean"
+	@echo "also: make smoke | check | test-slow | bench-data | bench-reward | results-reward | clean"
 
 setup: $(VENV)/.installed
 
@@ -46,6 +46,28 @@ test-slow: setup
 
 bench-data: setup
 	@$(RUN) -m data.benchmark $(ARGS)
+
+# What the reward model is measured beside, in an environment of its own. The marker is made last, so that a failed install starts over.
+PEER := runs/bench/peers/trl-1.16
+
+$(PEER)/.installed: | setup
+	rm -rf $(PEER)
+	$(RUN) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 datasets accelerate peft trl==1.16.0
+	@touch $@
+
+bench-reward: setup $(PEER)/.installed
+	@$(RUN) -m benchmarks.reward --peer_python $(PEER)/bin/python $(ARGS)
+
+# The tables of docs/results.md: a configuration under several seeds, each with a split of its own.
+SEEDS ?= 0 1 2
+NAME := $(notdir $(basename $(CONFIG)))
+
+results-reward: setup
+	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do \
+		$(RUN) -m stages.$$stage --config $(CONFIG) --seed $$seed --data.split_salt $$seed --run_name results-$(NAME)-seed$$seed $(ARGS) || exit $$?; \
+	done; done
+	@$(RUN) -m evaluation.seeds $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
 
 check: setup
 	@$(VENV)/bin/ruff check .

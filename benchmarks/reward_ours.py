@@ -1,0 +1,88 @@
+"""One measurement of the project's reward-model training on a fixture, printed as a JSON line.
+
+python -m benchmarks.reward_ours FIXTURE
+
+The stage's own code from token ids on: one epoch, full fine-tuning in float32, activations kept, and an optimizer step a prompt, which is a batch
+as small as a prompt with all its answers can be. A constant learning rate, as the peer's.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.reward_peer import resident_gib
+
+if TYPE_CHECKING:
+    from reward.batches import Element
+
+SEED = 0
+
+
+def elements(rows: list[dict[str, Any]]) -> "list[Element]":
+    """Each answer is better than all that follow it."""
+    import torch
+
+    from reward.batches import Element
+
+    found = []
+    for row in rows:
+        k = len(row["answer_ids"])
+        found.append(Element(row["prompt_ids"], row["answer_ids"], torch.ones(k, k).triu(diagonal=1).bool()))
+    return found
+
+
+def measure(fixture: Path) -> dict[str, Any]:
+    """CPU seconds of training alone; memory of the whole process."""
+    import torch
+    import transformers
+
+    from modeling.config import ModelConfig
+    from modeling.load import load_scalar, load_tokenizer
+    from modeling.processes import processes
+    from reward.config import RewardConfig
+    from reward.train import train
+
+    torch.set_num_threads(1)
+    rows = [json.loads(line) for line in (fixture / "ranked.jsonl").read_text().splitlines()]
+    model_config = ModelConfig(base=str(fixture / "rm"), adapter="none", device="cpu", precision="float32")
+    tokenizer = load_tokenizer(fixture / "rm", model_config)
+    model, train_set, team = load_scalar(fixture / "rm", model_config, tokenizer), elements(rows), processes("cpu")
+    config = RewardConfig(epochs=1, batch_size=1, max_tokens_per_micro_batch=1, learning_rate=1e-5, final_lr_fraction=1.0)
+    before_gib = resident_gib()
+    start = time.process_time()
+    train(
+        config=config,
+        model_config=model_config,
+        model=model,
+        train_set=train_set,
+        pad_id=tokenizer.pad_token_id,
+        seed=SEED,
+        team=team,
+        tracker=None,
+    )
+    seconds = time.process_time() - start
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "cpu_seconds_a_prompt": seconds / len(rows),
+        "peak_gib": peak_gib,
+        "peak_gib_above_loaded": peak_gib - before_gib,
+        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers)},
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fixture", type=Path)
+    # Read by the libraries when they are imported, so set before.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    print(json.dumps(measure(parser.parse_args().fixture)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""One measurement of trl's RewardTrainer on a fixture, printed as a JSON line; runs in the peer's environment, which has nothing of this project.
+
+runs/bench/peers/trl-1.16/bin/python benchmarks/reward_peer.py FIXTURE
+
+Every pair of a prompt's ranked answers is one example, as the library wants it. Its cheapest settings on a CPU: float32, batches of 4 pairs padded
+to their longest row alone, activations kept, nothing logged, evaluated or saved. An optimizer step every 4 pairs: 9 a prompt at K=9.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import tempfile
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+PAIRS_A_STEP = 4
+
+
+def pairs(rows: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
+    """All C(K,2) comparisons of each prompt, the better answer chosen."""
+    return [
+        {"chosen_ids": [*row["prompt_ids"], *better], "rejected_ids": [*row["prompt_ids"], *worse]}
+        for row in rows
+        for better, worse in combinations(row["answer_ids"], 2)
+    ]
+
+
+def measure(fixture: Path) -> dict[str, Any]:
+    """CPU seconds of training alone; memory of the whole process."""
+    import torch
+    import transformers
+    import trl
+    from datasets import Dataset
+
+    torch.set_num_threads(1)
+    rows = [json.loads(line) for line in (fixture / "ranked.jsonl").read_text().splitlines()]
+    with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as out:
+        trainer = trl.RewardTrainer(
+            model=transformers.AutoModelForSequenceClassification.from_pretrained(str(fixture / "rm"), dtype=torch.float32),
+            args=trl.RewardConfig(
+                output_dir=out,
+                use_cpu=True,
+                bf16=False,
+                per_device_train_batch_size=PAIRS_A_STEP,
+                gradient_checkpointing=False,
+                max_length=None,
+                num_train_epochs=1,
+                learning_rate=1e-5,
+                lr_scheduler_type="constant",
+                logging_steps=10**6,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(pairs(rows)),
+            processing_class=transformers.AutoTokenizer.from_pretrained(str(fixture / "rm")),
+        )
+        before_gib = resident_gib()
+        start = time.process_time()
+        trainer.train()
+        seconds = time.process_time() - start
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "cpu_seconds_a_prompt": seconds / len(rows),
+        "peak_gib": peak_gib,
+        "peak_gib_above_loaded": peak_gib - before_gib,
+        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers, trl)},
+    }
+
+
+def resident_gib() -> float:
+    """Memory that this process holds now."""
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 2**20
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fixture", type=Path)
+    # Read by the libraries when they are imported, so set before.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    print(json.dumps(measure(parser.parse_args().fixture)))
+
+
+if __name__ == "__main__":
+    main()
