@@ -50,7 +50,7 @@ def every_ending(tokenizer: Any) -> Case:
     rows = [ids("A cat. It purrs!") + [eos], ids(" The sea is blue"), [eos], ids("  "), [200, 180, 220, 201], [*letters, eos]]
     responses = [Generation(row, [-1.0] * len(row), ended=row[-1] == eos) for row in rows]
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    prompts = [*PROMPTS[:4], Prompt(prompt=[*talk, {"role": "user", "content": "Why snow?"}]), PROMPTS[5]]
+    prompts = [*PROMPTS[:4], Prompt(prompt=[*talk, {"role": "user", "content": "Why snow?"}]), PROMPTS[0]]
     return Case(prompts, responses)
 
 
