@@ -8,12 +8,19 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from data.chat_template import PLAIN
 from data.records import Prompt
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of the conversation up to where the answer starts, through the tokenizer's chat template."""
-    ids = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    """Token ids of the conversation up to where the answer starts, through the tokenizer's chat template.
+
+    Raises ValueError when the template takes no such conversation: some know no system role, or want turns to alternate.
+    """
+    try:
+        ids = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses prompt {prompt.prompt_id!r} of {prompt.dataset!r}: {error}") from None
     return [int(token) for token in ids]
 
 
@@ -24,26 +31,33 @@ def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> lis
 
 
 def template_closing(tokenizer: Any) -> list[int]:
-    """Token ids that the chat template puts after an answer's text: EOS, often with a line break behind it. Most reward models read there."""
+    """Token ids that the chat template puts after an answer's text: EOS, often with a line break behind it. Most reward models read there.
+
+    EOS alone where the tokenizer came without a template of its own, or where that puts nothing. Raises ValueError when it does not show the answer.
+    """
+    eos = [int(tokenizer.eos_token_id)]
+    if tokenizer.chat_template == PLAIN:
+        return eos
     answer = "An answer"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}], tokenize=False)
-    return [int(token) for token in tokenizer(text[text.rindex(answer) + len(answer) :], add_special_tokens=False)["input_ids"]]
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}], tokenize=False)
+    except TemplateError as error:
+        raise ValueError(f"the reward model's chat template refuses a question with its answer: {error}") from None
+    _, found, after = text.rpartition(answer)
+    if not found:
+        raise ValueError("the reward model's chat template does not show an answer as it is, so nobody can tell where its score is to be read")
+    return [int(token) for token in tokenizer(after, add_special_tokens=False)["input_ids"]] or eos
 
 
 def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
-    """Tokens of each prompt, as `encode_prompt` gives them; many at a time are counted faster.
-
-    Raises ValueError when the model's chat template takes no such conversation: some know no system role, or want turns to alternate.
-    """
+    """Tokens of each prompt, as `encode_prompt` gives them and refuses them; many at a time are counted faster."""
     if not prompts:
         return []
     conversations = [prompt.messages for prompt in prompts]
     try:
         return [len(ids) for ids in tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True, return_dict=False)]
-    except TemplateError as error:
-        if len(prompts) > 1:
-            return [count for prompt in prompts for count in count_prompt_tokens(tokenizer, [prompt])]
-        raise ValueError(f"the model's chat template refuses prompt {prompts[0].prompt_id!r} of {prompts[0].dataset!r}: {error}") from None
+    except TemplateError:
+        return [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
 
 
 def count_answer_tokens(tokenizer: Any, completions: Sequence[str]) -> list[int]:

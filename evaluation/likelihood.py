@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling.config import ModelConfig
-from modeling.load import autocast, load_causal, load_tokenizer
+from modeling.load import autocast, context_length, load_causal, load_tokenizer
 from modeling.logprobs import chosen_logprobs, logits_only_at, response_logprobs
 from modeling.processes import Processes
 from modeling.sequences import Sequences
@@ -22,10 +22,15 @@ from reward.scoring import each_answer
 
 
 def sft_baselines(place: Path, model_config: ModelConfig, items: Sequence[Element], max_tokens: int, team: Processes) -> dict[str, list[list[float]]]:
-    """The SFT model's likelihood of every answer as if it were a score, by the names of the two baselines."""
+    """The SFT model's likelihood of every answer as if it were a score, by the names of the two baselines; none where an answer is longer than its
+    context, which says so."""
     tokenizer = load_tokenizer(place, model_config)
     model = load_causal(place, model_config, tokenizer).to(team.device)
     own = [element(tokenizer, item.ranking) for item in items if item.ranking is not None]
+    longest, context = max(len(item.prompt) + max(map(len, item.answers)) for item in own), context_length(model.config, generating=False)
+    if longest > context:
+        team.say(f"no likelihood under the SFT model: a prompt with its answer has {longest} tokens, more than its context of {context}")
+        return {}
     totals, means = likelihoods(model, own, max_tokens, tokenizer.pad_token_id, model_config, team)
     return {"sft_likelihood": totals, "sft_likelihood_per_token": means}
 

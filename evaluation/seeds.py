@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.pages import Cell, markdown_cell, measured, percent
+from data.pages import Cell, markdown_cell, measured, number, percent
 
 NAMES = {
     "longest": "longest answer",
@@ -39,8 +39,8 @@ def table(runs: Sequence[Path]) -> str:
     lines.append(["score's standard deviation", "", *(f"{test['score_std']:.2f}" for test in tests)])
     lines.append(["expected calibration error", "", *(f"{test['calibration']['expected_calibration_error']:.3f}" for test in tests)])
     lines.append(["training prompts", "", *(str(manifest["headline"]["train_prompts"]) for manifest in manifests)])
-    lines.append(["CPU seconds of the stage", "", *(f"{manifest['cpu_seconds']:,.0f}" for manifest in manifests)])
-    lines.append(["peak memory, GiB", "", *(f"{manifest['peak_memory_gib']:.1f}" for manifest in manifests)])
+    lines.append(["CPU seconds of the stage", "", *(number(manifest.get("cpu_seconds")) for manifest in manifests)])
+    lines.append(["peak memory, GiB", "", *(number(manifest.get("peak_memory_gib")) for manifest in manifests)])
     head, *body = ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines]
     return "\n".join([head, "|---" * (2 + len(runs)) + "|", *body])
 

@@ -16,7 +16,7 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
 
     Raises ValueError when `top_layers` is more than the model has.
     """
-    layers: int = model.config.num_hidden_layers
+    layers: int = model.config.get_text_config().num_hidden_layers
     if settings.top_layers is not None and settings.top_layers > layers:
         raise ValueError(f"model.lora.top_layers={settings.top_layers}, but the model has {layers} layers")
     backbone = backbone_of(model)

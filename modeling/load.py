@@ -163,7 +163,7 @@ def context_length(settings: Any, generating: bool = True) -> int:
     When generating, a sliding window counts as the end: padding inside the key/value cache would shift what the window covers.
     """
     names = ("max_position_embeddings", "sliding_window") if generating else ("max_position_embeddings",)
-    limits = (getattr(settings, name, None) for name in names)
+    limits = (getattr(settings.get_text_config(), name, None) for name in names)
     return min((int(limit) for limit in limits if limit), default=2**30)
 
 

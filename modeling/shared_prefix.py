@@ -21,6 +21,7 @@ from modeling.sequences import Sequences, pad_rows, take_positions
 NAME = "rlhf_ptx_shared_prefix"
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
 """What some architectures add to attention and this one does not have."""
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,23 @@ def sharing(backbone: Any, read_M: Tensor | None = None) -> Iterator[None]:
 
     Where `read_M` are all tokens whose last hidden states will be looked at, the others' are left unfinished.
     """
-    before = backbone.config._attn_implementation
+    before = [(settings, settings._attn_implementation) for settings in with_parts(backbone.config)]
     backbone.config._attn_implementation = NAME
     try:
         with contextlib.nullcontext() if read_M is None else finished_only_at(backbone, read_M):
             yield
     finally:
-        backbone.config._attn_implementation = before
+        # The whole before its parts, which it would overwrite.
+        for settings, name in before:
+            settings._attn_implementation = name
+
+
+def with_parts(settings: Any) -> Iterator[Any]:
+    """A configuration and all that are nested in it."""
+    yield settings
+    for name in settings.sub_configs:
+        if (part := getattr(settings, name, None)) is not None:
+            yield from with_parts(part)
 
 
 @contextlib.contextmanager
@@ -204,8 +215,11 @@ def inputs(row: SharedPrefix) -> dict[str, Any]:
 @torch.no_grad()
 def why_not(backbone: Any) -> str | None:
     """Why answers cannot share their prompt's pass in this architecture, found by trying it on a few tokens; None where they can."""
-    device = next(backbone.parameters()).device
-    few = torch.arange(5, 5 + 18, device="cpu").remainder(backbone.config.get_text_config().vocab_size).tolist()
+    device, settings, name = next(backbone.parameters()).device, backbone.config.get_text_config(), type(backbone).__name__
+    # What a few tokens would not show: layers that carry something else than attention along the row, and windows wider than these few.
+    if (others := set(getattr(settings, "layer_types", None) or ()) - KNOWN_LAYERS) or getattr(settings, "attention_chunk_size", None):
+        return f"{name} has layers that do more than attend ({', '.join(sorted(others)) or 'attention in chunks'})"
+    few = torch.arange(5, 5 + 18, device="cpu").remainder(settings.vocab_size).tolist()
     prompts, answers = [few[:3], few[3:8]], [[few[8:10], few[10:13]], [few[13:14], few[14:18]]]
     plain = Sequences.pad([prompts[0]] * 2 + [prompts[1]] * 2, [answer for own in answers for answer in own], 0, device)
     row = SharedPrefix.lay_out(prompts, answers, device)
@@ -215,8 +229,10 @@ def why_not(backbone: Any) -> str | None:
             with sharing(backbone, row.last_A):
                 found_AH = backbone(**inputs(row)).last_hidden_state[0, row.last_A]
         except Exception as error:  # whatever an architecture says to a call that it does not know
-            return f"{type(backbone).__name__} cannot be called on answers that share a prompt ({type(error).__name__}: {str(error).splitlines()[0]})"
+            return f"{name} cannot be called on answers that share a prompt ({type(error).__name__}: {str(error).splitlines()[0]})"
+    if getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True) and not any(row.masks):
+        return f"{name} does not tell its attention how wide its sliding window is"
     difference, scale = float((found_AH - expected_A1H[:, 0]).abs().max()), float(expected_A1H.abs().max())
-    if difference > 1e-3 * scale:
-        return f"{type(backbone).__name__} gives answers that share a prompt other hidden states (by {difference:.2g} of {scale:.2g})"
+    if difference > 1e-4 * scale:
+        return f"{name} gives answers that share a prompt other hidden states (by {difference:.2g} of {scale:.2g})"
     return None

@@ -142,8 +142,9 @@ def micro_batches(batch: Sequence[Element], max_tokens: int, shared: bool = True
 
 
 def computed_tokens(group: Sequence[Element], shared: bool = True) -> int:
-    """Tokens that a forward pass over the group computes: each prompt once and each answer once, without padding; or, where answers do not share
-    their prompt, prompt and answer for each of them, padded to the longest."""
+    """Tokens that a forward pass over the group computes, padding included: each prompt once and each answer once, as attention sees them (linear
+    maps see no padding); or, where answers do not share their prompt, prompt and answer for each of them."""
+    answers = [ids for item in group for ids in item.answers]
     if shared:
-        return sum(len(item.prompt) + sum(map(len, item.answers)) for item in group)
-    return sum(len(item.answers) for item in group) * max(len(item.prompt) + max(map(len, item.answers)) for item in group)
+        return len(group) * max(len(item.prompt) for item in group) + len(answers) * max(map(len, answers))
+    return len(answers) * max(len(item.prompt) + max(map(len, item.answers)) for item in group)

@@ -36,7 +36,7 @@ class RewardConfig:
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: a third more time for a fraction of the memory. Ours."""
     max_tokens_per_micro_batch: int = 4096
-    """Prompt and answer tokens of one forward pass, one prompt with its answers at least. Ours; does not change the result."""
+    """Prompt and answer tokens, padding included, of one forward pass; one prompt with its answers at least. Ours; does not change the result."""
     final_lr_fraction: float = 0.1
     """The cosine schedule ends at this fraction of the peak. C.2."""
     max_grad_norm: float = 1.0

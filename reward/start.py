@@ -36,6 +36,9 @@ class Start:
             model_config = replace(model_config, **own, lora=lora)
         place = base_model_place(model_config) if config.base is not None else str(sft)
         settings = read_settings(place, model_config)
+        layers = settings.get_text_config().num_hidden_layers
+        if config.top_layers is not None and config.top_layers > layers:
+            raise ValueError(f"reward.top_layers={config.top_layers}, but reward.base={config.base} has {layers} layers")
         trained = is_classifier(settings)
         if config.epochs == 0 and not trained:
             raise ValueError(f"reward.epochs=0 takes reward.base={config.base} as it is, but it is a language model, not a reward model")

@@ -61,7 +61,7 @@ def external(config: RunConfig) -> dict[str, str]:
 
 STAGE = Stage(
     "evaluate_reward",
-    sections=("model", "evaluate_reward"),
+    sections=("model", "evaluate_reward", "reward.max_answers_per_prompt"),
     after=("data", "sft", "labels"),
     work=work,
     external=external,

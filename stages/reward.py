@@ -36,8 +36,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     start = team.from_main(lambda: Start.of(config.reward, config.model, sft))
     tokenizer = start.tokenizer()
     closing = start.closing(tokenizer)
-    sets, left_out = ranked_elements(config, run, SPLITS, tokenizer, start.context, closing)
-    sets["train"] = evenly(sets["train"], config.reward.max_train_prompts)
+    splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
+    sets, left_out = ranked_elements(config, run, splits, tokenizer, start.context, closing)
+    sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
     for line in told(left_out):
         team.say(f"reward: {line}")
     demonstrations = read_set(run.stage("data"), "sft", "train")[: config.reward.bias_demonstrations]
@@ -151,13 +152,18 @@ def headline(test: dict[str, Any]) -> dict[str, Any]:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of a local base of its own."""
+    """Digests of a local base of its own. Raises ValueError when that is what this stage itself makes."""
+    own = RunFolder(Path(config.runs_folder) / config.run_name).stage("reward").resolve()
+    if config.reward.base is not None and own in (Path(config.reward.base).resolve(), *Path(config.reward.base).resolve().parents):
+        raise ValueError(
+            f"reward.base={config.reward.base} is this run's own reward model, which the stage would train again and again: copy it elsewhere"
+        )
     return model_digests(config.reward.base, config.reward.chat_template)
 
 
 STAGE = Stage(
     "reward",
-    sections=("model", "reward", "evaluate_reward.sft_likelihood", "evaluate_reward.bootstrap_resamples"),
+    sections=("model", "reward"),
     after=("data", "sft", "labels"),
     work=work,
     external=external,

@@ -67,6 +67,7 @@ def shared(model: Any, prompts: list[list[int]], answers: list[list[list[int]]])
         ("phi", {}),
         ("gemma", {"num_key_value_heads": 2, "head_dim": 8}),
         ("olmo2", {}),
+        ("granite", {"attention_multiplier": 0.5}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}{v}" for k, v in value.items()),
 )
@@ -183,13 +184,15 @@ def test_the_attention_function_is_put_back_even_after_an_error() -> None:
 @pytest.mark.parametrize(
     ("architecture", "settings", "reason"),
     [
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, r"Lfm2Model has layers that do more than attend \(conv\)"),
+        ("phimoe", {"sliding_window": 16, "num_local_experts": 2}, "PhimoeModel does not tell its attention how wide its sliding window is"),
         ("mamba", {"hidden_size": 32, "intermediate_size": 64, "time_step_rank": 4}, "MambaModel"),
         ("bloom", {"n_layer": 2, "n_head": 4}, "BloomModel"),
         ("gemma2", {"num_key_value_heads": 2, "head_dim": 8}, r"Gemma2Model .*its attention has terms of its own"),
     ],
 )
 def test_architectures_that_cannot_are_found_out_by_trying(architecture: str, settings: dict[str, Any], reason: str) -> None:
-    found = why_not(backbone(architecture, **settings))
+    found = why_not(backbone(architecture, **settings).float())
     assert found is not None
     assert re.match(reason, found)
 

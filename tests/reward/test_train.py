@@ -21,9 +21,9 @@ from modeling.load import save
 from modeling.processes import Processes, processes, sum_gradients, sum_over_processes
 from modeling.scalar import initialise_head, scalar_model
 from modeling.tracking import Tracker, read_metrics
-from reward.batches import Element
+from reward.batches import Element, micro_batches
 from reward.config import RewardConfig
-from reward.scoring import score_all
+from reward.scoring import answer_scores, score_all
 from reward.train import accumulate, train
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -323,6 +323,19 @@ def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
     assert sorted((pair.prompt, *pair.answers) for batch in seen for pair in batch) == wanted
     # Prompts are mixed: pairs of one prompt do not stand together.
     assert len({tuple(pair.prompt) for pair in seen[0]}) > 2
+
+
+def test_how_answers_are_passed_is_told_to_those_who_pass_them(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr("reward.train.answer_scores", lambda *arguments: told.append(arguments[4]) or answer_scores(*arguments))
+    monkeypatch.setattr("reward.train.micro_batches", lambda *a, shared: told.append(shared) or micro_batches(*a, shared=shared))
+    for recompute, plain in ((True, None), (False, "the test says so")):
+        scalar = scalar_model(tiny_scalar("llama"))
+        scalar.__dict__["plain_because"] = plain
+        accumulate(scalar, some_elements(15, 2), RewardConfig(activation_checkpointing=recompute), model_config, 0, ALONE)
+    assert told == [True, True, False, False]
 
 
 def test_recomputing_activations_changes_no_gradient(tiny_scalar: Callable[[str], Any], model_config: ModelConfig) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from data.files import read_records
+from data.files import read_records, read_rows
 from data.records import Ranking
 from modeling.tiny import make_tiny_model
 from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
@@ -97,11 +97,11 @@ with torch.no_grad():
 """
 
 
-def plain_scores(place: Path, rankings: list[Ranking]) -> list[list[float]]:
+def plain_scores(place: Path, rankings: list[Ranking], closing: str = "") -> list[list[float]]:
     """Each answer as text through nothing but transformers, in a process of its own, less the bias in the config."""
     tokenizer = AutoTokenizer.from_pretrained(place)
     rows = [
-        tokenizer.apply_chat_template(ranking.messages, add_generation_prompt=True, tokenize=False) + text + tokenizer.eos_token * ended
+        tokenizer.apply_chat_template(ranking.messages, add_generation_prompt=True, tokenize=False) + text + tokenizer.eos_token * ended + closing
         for ranking in rankings
         for text, ended in zip(ranking.completions, ranking.complete or [True] * len(ranking.completions), strict=True)
     ]
@@ -120,6 +120,14 @@ def strict(run: RunFolder, split: str) -> list[Ranking]:
     return [ranking for ranking in found if len(set(ranking.ranks or [])) > 1 and all(ranking.completions)]
 
 
+def demonstration_mean(run: RunFolder, closing: str = "") -> float:
+    """What the saved model gives the demonstrations that its bias comes from, less that bias, on average."""
+    rows = [row for _, row in read_rows(run.stage("data") / "sft_train.parquet")][:4]
+    rankings = [Ranking(prompt=row["prompt"], completions=[row["completion"]]) for row in rows]
+    scores = plain_scores(run.stage("reward") / "model", rankings, closing)
+    return sum(row[0] for row in scores) / len(scores)
+
+
 def compare(run: RunFolder, fresh: Callable[[Path, list[Ranking]], list[list[float]]] = plain_scores) -> None:
     """What the stage wrote down, against another reader of the saved model."""
     rankings, found = strict(run, "test"), json.loads((run.stage("reward") / "scores.json").read_text())["scores"]["test"]
@@ -134,6 +142,7 @@ def test_from_the_sft_model_and_read_by_plain_transformers(runs: Path) -> None:
     headline = run_stage(reward.STAGE, config)
     run = RunFolder(runs / "smoke")
     compare(run)
+    assert demonstration_mean(run) == pytest.approx(0, abs=1e-4)
     found = json.loads((run.stage("reward") / "accuracy.json").read_text())
     assert [row["epoch"] for row in found["epochs"]] == [1, 2]
     assert [part["prompts"] for part in found["learning_curve"]] == [round(headline["train_prompts"] / 2), headline["train_prompts"]]
@@ -183,10 +192,39 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     before = AutoModelForSequenceClassification.from_pretrained(other_reward_model).state_dict()
     assert all(torch.equal(ours[name], weight) for name, weight in before.items())
     assert not (run.stage("reward") / "metrics.jsonl").exists()
+    assert demonstration_mean(run, closing="\n") == pytest.approx(0, abs=1e-4)
     # The saved copy says for itself how it is read.
     judged = run_stage(evaluate_reward.STAGE, config_of(runs))
     direct = run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_reward_model)))
     assert judged == pytest.approx(direct, rel=1e-5)
+
+
+def test_training_goes_on_from_a_reward_model_of_ours(runs: Path, tmp_path: Path) -> None:
+    run_stage(reward.STAGE, config_of(runs))
+    run = RunFolder(runs / "smoke")
+    shutil.copytree(run.stage("reward") / "model", tmp_path / "earlier")
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "earlier").config.score_bias != 0
+    run_stage(reward.STAGE, config_of(runs, "--reward.base", str(tmp_path / "earlier")))
+    compare(run)
+    assert demonstration_mean(run) == pytest.approx(0, abs=1e-4)
+
+
+def test_its_own_result_is_no_base(runs: Path) -> None:
+    run_stage(reward.STAGE, config_of(runs))
+    with pytest.raises(ValueError, match="is this run's own reward model, which the stage would train again and again: copy it elsewhere"):
+        run_stage(reward.STAGE, config_of(runs, "--reward.base", str(runs / "smoke" / "reward" / "model")))
+
+
+def test_fewer_answers_are_another_judgment_and_more_resamples_no_other_model(runs: Path) -> None:
+    run_stage(reward.STAGE, config_of(runs))
+    weights = (runs / "smoke" / "reward" / "model" / "model.safetensors").stat().st_mtime_ns
+    run_stage(evaluate_reward.STAGE, config_of(runs))
+    pairs = [json.loads((runs / "smoke" / "evaluate_reward" / "accuracy.json").read_text())["test"]["pairs"]]
+    run_stage(evaluate_reward.STAGE, config_of(runs, "--reward.max_answers_per_prompt", "2"))
+    pairs.append(json.loads((runs / "smoke" / "evaluate_reward" / "accuracy.json").read_text())["test"]["pairs"])
+    assert pairs[1] < pairs[0]
+    run_stage(reward.STAGE, config_of(runs, "--evaluate_reward.bootstrap_resamples", "60"))
+    assert (runs / "smoke" / "reward" / "model" / "model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
