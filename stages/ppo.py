@@ -47,7 +47,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("ppo", sections=("model", "ppo", "data.pretraining_tokens"), after=("data", "sft", "reward"), work=work, parallel=True)
+STAGE = Stage(
+    "ppo",
+    sections=("model", "ppo", "data.pretraining_tokens", "reward.base", "reward.trust_remote_code"),
+    after=("data", "sft", "reward"),
+    work=work,
+    parallel=True,
+)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Stage 3: PPO-ptx.")

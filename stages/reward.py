@@ -163,7 +163,7 @@ def external(config: RunConfig) -> dict[str, str]:
 
 STAGE = Stage(
     "reward",
-    sections=("model", "reward"),
+    sections=("model", "reward", "evaluate_reward.sft_likelihood", "evaluate_reward.bootstrap_resamples"),
     after=("data", "sft", "labels"),
     work=work,
     external=external,
