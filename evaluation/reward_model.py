@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu, spearmanr
 
 from data.intervals import interval, ratio_interval
 from reward.accuracy import Floats, best_vs_worst, lengths_as_scores, pair_margins, ranks_as_scores, tied_margins
@@ -216,8 +216,7 @@ def ties(scores: Scores, items: Sequence[Element], margins_P: Floats) -> dict[st
     if not len(tied):
         return None
     strict = np.abs(margins_P)
-    places = rankdata(np.concatenate([strict, tied]))[: len(strict)]
-    above = places.sum() - len(strict) * (len(strict) + 1) / 2
+    above = mannwhitneyu(strict, tied, method="asymptotic").statistic
     return {
         "pairs": len(tied),
         "mean_margin_tied": float(tied.mean()),
@@ -243,7 +242,7 @@ def length(judged: Judged, scores: Scores, margins_P: Floats) -> dict[str, Any]:
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Rank correlation of two numbers an answer, those left out that lack the first (NaN); None where either is the same for all."""
     there = ~np.isnan(first)
-    a, b = rankdata(np.asarray(first)[there]), rankdata(np.asarray(second)[there])
+    a, b = np.asarray(first)[there], np.asarray(second)[there]
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(spearmanr(a, b).statistic)

@@ -188,6 +188,7 @@ def finished_only_at(backbone: Any, read_M: Tensor) -> Iterator[None]:
         return
 
     def select(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens[0] = args[0].shape[1]
         return (args[0][:, read_M], *args[1:])
 
     def put_back(module: Any, args: tuple[Any, ...], output: Any) -> Any:
@@ -195,11 +196,8 @@ def finished_only_at(backbone: Any, read_M: Tensor) -> Iterator[None]:
         hidden_1NH = found_1MH.new_zeros(1, tokens[0], found_1MH.shape[-1]).index_copy(1, read_M, found_1MH)
         return (hidden_1NH, *output[1:]) if isinstance(output, tuple) else hidden_1NH
 
-    def count(module: Any, args: tuple[Any, ...]) -> None:
-        tokens[0] = args[0].shape[1]
-
     tokens = [0]
-    handles = [mlp.register_forward_pre_hook(count), mlp.register_forward_pre_hook(select), mlp.register_forward_hook(put_back)]
+    handles = [mlp.register_forward_pre_hook(select), mlp.register_forward_hook(put_back)]
     try:
         yield
     finally:
