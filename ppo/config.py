@@ -1,21 +1,28 @@
 """Stage 3's settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from ppo.guards import GuardSettings
+from ppo.held_out import HeldOutSettings
 
 
 @dataclass
 class PPOConfig:
     """PPO-ptx. Defaults are the paper's (section 3.5, appendix C.4) unless marked ours."""
 
-    iterations: int = 500
-    """Roll-outs. C.4: 256k episodes in batches of 512."""
+    total_episodes: int = 256_000
+    """Length of training: an episode is one response to one prompt. C.4: 256k episodes over 31k prompts, so each prompt comes about eight times."""
     batch_size: int = 512
-    """Episodes a roll-out over all processes. C.4; E.10 found 512 best of 64 to 1024."""
+    """Episodes a roll-out over all processes; divides total_episodes. C.4; E.10 found 512 best of 64 to 1024."""
+    responses_per_prompt: int = 1
+    """Episodes of a roll-out that answer the same prompt, whose pass they share; divides minibatch_size. Ours: C.4 does not say, so 1."""
     minibatch_size: int = 64
     """Episodes an optimizer step over all processes; divides batch_size. C.4."""
     micro_batch_size: int = 16
     """Episodes a forward pass of one process; does not change the result. Ours."""
+    engine: Literal["native", "transformers", "vllm"] = "native"
+    """What samples responses: `native`, ours (modeling/engines); transformers' `generate`; or vLLM, which needs its extra and a GPU. Ours."""
     rollout_batch_size: int = 64
     """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
     inner_epochs: int = 1
@@ -25,7 +32,19 @@ class PPOConfig:
     temperature: float = 1.0
     """Of roll-outs; log-probabilities are those of the distribution sampled from. C.4: 1."""
     kl_coef: float = 0.02
-    """beta, the price of a nat of KL to the SFT policy. C.4."""
+    """beta, the price of a nat of KL to the SFT policy. C.4. Where `kl_target` is given, what beta starts from."""
+    kl_target: float | None = None
+    """Nats an episode that beta is steered towards (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as C.4."""
+    kl_horizon: int = 10_000
+    """With `kl_target`: an iteration multiplies beta by 1 + error * batch_size / kl_horizon, the error being KL / target - 1, cut to 0.2 either way
+    (Ziegler et al. 2019)."""
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """Where the price stands. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of each token beside the policy loss,
+    whose gradient is that of the token's own KL; earlier tokens are not charged for where they lead."""
+    score_scaling: Literal["none", "running"] = "none"
+    """`running` divides scores by the running standard deviation of all scores so far. Ours; the paper does not scale."""
+    score_clip: float | None = None
+    """Scores, scaled or not, are cut to within so far from 0; null does not cut. Ours; the paper does not."""
     discount: float = 1.0
     """Of future rewards. C.4: none."""
     gae_lambda: float = 0.95
@@ -34,8 +53,8 @@ class PPOConfig:
     """Advantages to mean 0 and variance 1 over the whole roll-out. Ours."""
     clip_range: float = 0.2
     """Of the policy ratio. C.4."""
-    value_clip_range: float = 0.2
-    """Of the value update. Ours."""
+    value_clip_range: float | None = 0.2
+    """How far an update may move a value by; null does not clip. Ours."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the score of a response that does not end by itself. Ours."""
     learning_rate: float = 9.65e-6
@@ -54,8 +73,8 @@ class PPOConfig:
     """C.1."""
     adam_beta2: float = 0.95
     """C.1."""
-    max_grad_norm: float = 1.0
-    """Gradient clipping, policy (PPO and ptx gradients together) and value model apart. Ours."""
+    max_grad_norm: float | None = 1.0
+    """Gradient clipping, policy (PPO and ptx gradients together) and value model apart; null does not clip. Ours."""
     ptx_coef: float = 27.8
     """gamma, the weight of the pretraining loss (mean a token). C.4. 0 is plain PPO."""
     ptx_examples_per_episode: int = 8
@@ -69,20 +88,32 @@ class PPOConfig:
     """Iterations between checkpoints. Ours."""
     keep_checkpoints: int = 2
     """The newest so many stay. Ours."""
+    samples_every: int = 1
+    """Iterations between those whose first episodes are written to samples.jsonl. Ours."""
     samples_per_iteration: int = 2
-    """Episodes of each iteration written to samples.jsonl. Ours."""
+    """Episodes written then. Ours."""
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
+    """The policy on held-out prompts while it is trained."""
+    guards: GuardSettings = field(default_factory=GuardSettings)
+    """What stops a run that has gone wrong, or warns."""
+
+    @property
+    def iterations(self) -> int:
+        """Roll-outs."""
+        return self.total_episodes // self.batch_size
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         positive = (
-            "iterations", "batch_size", "minibatch_size", "micro_batch_size", "rollout_batch_size", "inner_epochs", "max_new_tokens",
-            "checkpoint_every", "keep_checkpoints", "ptx_examples_per_episode",
+            "total_episodes", "batch_size", "responses_per_prompt", "minibatch_size", "micro_batch_size", "rollout_batch_size", "inner_epochs",
+            "max_new_tokens", "checkpoint_every", "keep_checkpoints", "ptx_examples_per_episode", "samples_every", "kl_horizon",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"ppo.{name}={getattr(self, name)} must be at least 1")
-        if self.batch_size % self.minibatch_size:
-            raise ValueError(f"ppo.minibatch_size={self.minibatch_size} does not divide ppo.batch_size={self.batch_size}")
+        for part, whole in (("batch_size", "total_episodes"), ("minibatch_size", "batch_size"), ("responses_per_prompt", "minibatch_size")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}")
         for name in ("kl_coef", "ptx_coef", "learning_rate", "value_learning_rate", "missing_eos_penalty", "warmup_iterations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"ppo.{name}={getattr(self, name)} must not be negative")
@@ -95,5 +126,10 @@ class PPOConfig:
                 raise ValueError(f"ppo.{name}={getattr(self, name)} must be between 0 and 1")
         if self.temperature <= 0:
             raise ValueError(f"ppo.temperature={self.temperature} must be above 0")
-        if min(self.clip_range, self.value_clip_range, self.max_grad_norm) <= 0:
-            raise ValueError("ppo.clip_range, ppo.value_clip_range and ppo.max_grad_norm must be above 0")
+        for name in ("clip_range", "value_clip_range", "max_grad_norm", "kl_target", "score_clip"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"ppo.{name}={value} must be above 0")
+        if self.old_logprobs == "rollout" and self.engine != "native":
+            raise ValueError(f"ppo.old_logprobs=rollout needs ppo.engine=native: {self.engine} does not record log-probabilities; take recompute")
+        self.held_out.validate()
+        self.guards.validate()

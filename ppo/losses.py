@@ -21,17 +21,20 @@ def policy_loss(
 
 
 def value_loss(
-    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip_range: float, normalizer: float | None = None
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip_range: float | None, normalizer: float | None = None
 ) -> Tensor:
     """Half the squared error to the returns, the larger of that of the value and of the value kept within clip_range of its old self.
 
-    As in OpenAI's baselines and Stiennon et al. 2020. `normalizer` as in `policy_loss`.
+    As in OpenAI's baselines and Stiennon et al. 2020; None does not clip. `normalizer` as in `policy_loss`.
     """
     mask_BT = mask_BT.bool()
     # What stands in padding is filled before any arithmetic: a NaN there would come back as the gradient of a masked term.
     values_BT, old_values_BT, returns_BT = (x_BT.masked_fill(~mask_BT, 0.0) for x_BT in (values_BT, old_values_BT, returns_BT))
-    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip_range, clip_range)
-    loss_BT = 0.5 * torch.maximum((values_BT - returns_BT).square(), (clipped_BT - returns_BT).square())
+    error_BT = (values_BT - returns_BT).square()
+    if clip_range is not None:
+        clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip_range, clip_range)
+        error_BT = torch.maximum(error_BT, (clipped_BT - returns_BT).square())
+    loss_BT = 0.5 * error_BT
     return loss_BT.sum() / _divisor(mask_BT, normalizer)
 
 

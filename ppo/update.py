@@ -161,9 +161,9 @@ def value_gradient(
     return {"value_loss": float(sum_over_processes(total))}
 
 
-def apply(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clips, steps, clears; returns the norm before clipping. Raises ValueError, before the weights change, when it is no number."""
-    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters), max_norm))
+def apply(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
+    """Clips (None does not), steps, clears; returns the norm before. Raises ValueError, before the weights change, when it is no number."""
+    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm))
     if not math.isfinite(norm):
         raise ValueError(f"a gradient's norm became {norm}: lower the learning rates; the last checkpoint stands")
     optimizer.step()

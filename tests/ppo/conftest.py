@@ -105,7 +105,7 @@ def chains(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chain]:
 def small(**changes: Any) -> PPOConfig:
     """A configuration of a few episodes."""
     settings: dict[str, Any] = {
-        "iterations": 2, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 3, "rollout_batch_size": 5, "max_new_tokens": 6,
+        "total_episodes": 16, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 3, "rollout_batch_size": 5, "max_new_tokens": 6,
         "learning_rate": 1e-2, "value_learning_rate": 1e-2, "warmup_iterations": 0, "ptx_examples_per_episode": 1, "ptx_coef": 0.0,
         "ema_decay": 0.5, "checkpoint_every": 1, "samples_per_iteration": 1,
     }  # fmt: skip

@@ -265,10 +265,10 @@ def test_missing_eos_penalty_is_taken_from_cut_off_responses_alone(chains):
 @BOTH
 def test_a_run_that_was_cut_off_ends_in_the_same_bytes(chains, adapter: str, tmp_path: Path):
     chain = chains(adapter)
-    config = small(iterations=4, ptx_coef=1.0, checkpoint_every=1, keep_checkpoints=2)
+    config = small(total_episodes=4 * 8, ptx_coef=1.0, checkpoint_every=1, keep_checkpoints=2)
 
     def run(out: Path, iterations: int) -> MovingAverage:
-        part = small(**{**vars(config), "iterations": iterations})
+        part = small(**{**vars(config), "total_episodes": 8 * iterations})
         return train(part, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, out)
 
     run(tmp_path / "whole", 4)

@@ -180,7 +180,7 @@ def test_a_run_moves_the_value_model_and_ends_in_the_same_bytes_if_it_was_cut_of
 
     def run(out: Path, iterations: int) -> PPOModels:
         models = chain.models(value_init=value_init)
-        config = small(iterations=iterations, ptx_coef=1.0, value_init=value_init)
+        config = small(total_episodes=8 * iterations, ptx_coef=1.0, value_init=value_init)
         train(config, chain.config, models, chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, out)
         return models
 

@@ -113,7 +113,7 @@ def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str],
 
 def test_a_ppo_run_killed_at_any_moment_ends_in_the_same_bytes(finished: tuple[Path, str], cache: Path, tmp_path: Path):
     root, _ = finished
-    settings = ("--ppo.iterations", "12", "--ppo.checkpoint_every", "1")
+    settings = ("--ppo.total_episodes", "192", "--ppo.checkpoint_every", "1")
     for name in ("whole", "killed"):
         shutil.copytree(root, tmp_path / name / "smoke", ignore=shutil.ignore_patterns("ppo", "evaluate", "report", "tensorboard"))
     run(cache, "stages.ppo", str(tmp_path / "whole"), *settings)
