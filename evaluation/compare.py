@@ -4,22 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sacrebleu
 import torch
 
 from data.intervals import interval
+from data.overlap import chrf
 from data.records import Demonstration
 from data.tokenize import decode_completion, encode_prompt
 from labeling.config import LabelsConfig
 from labeling.judges import Closeness
 from labeling.rubric import PARTS, judge
 from labeling.simulated import ranks_of
+from modeling.batch import Batch
 from modeling.config import ModelConfig
-from modeling.generate import Generation
+from modeling.engines.types import Generation
 from modeling.load import autocast
 from modeling.logprobs import response_logprobs, text_loss
 from modeling.processes import Processes
-from modeling.sequences import Sequences
 
 MODELS = ("base", "sft", "ppo")
 
@@ -48,7 +48,7 @@ def judged_answers(
     references = [prompt.completion for prompt, _ in flat]
     judged = judge([text for text, _ in decoded], [ended for _, ended in decoded], references, labels.weights, closeness)
     answers = iter(
-        Answer(text, ended, len(generation.ids), vars(verdict) | {"chrf": sacrebleu.sentence_chrf(text, [reference]).score / 100})
+        Answer(text, ended, len(generation.ids), vars(verdict) | {"chrf": chrf(text, reference)})
         for (text, ended), (_, generation), verdict, reference in zip(decoded, flat, judged, references, strict=True)
     )
     return [[next(answers) for _ in row] for row in generations]
@@ -105,11 +105,11 @@ def kl_to(
     found: list[tuple[int, float]] = []
     for start in range(0, len(mine), batch_size):
         part = mine[start : start + batch_size]
-        sequences = Sequences.pad([ids for _, ids, _ in part], [g.ids for _, _, g in part], tokenizer.pad_token_id, team.device)
+        batch = Batch([ids for _, ids, _ in part], [g.ids for _, _, g in part], tokenizer.pad_token_id, team.device)
         with autocast(model_config, team.device):
-            logprobs_BT = response_logprobs(model, sequences, temperature)
-        theirs = logprobs_BT.masked_fill(~sequences.mask_BT, 0.0).double().sum(1).tolist()
-        found += [(index, sum(g.logprobs) - other) for (index, _, g), other in zip(part, theirs, strict=True)]
+            logprobs_R = response_logprobs(model, batch, temperature)
+        theirs = batch.rows(logprobs_R.double()).sum(1).tolist()
+        found += [(index, sum(g.logprobs or ()) - other) for (index, _, g), other in zip(part, theirs, strict=True)]
     sums: dict[int, list[float]] = {}
     for index, value in team.gather(found):
         sums.setdefault(index, []).append(value)

@@ -1,6 +1,6 @@
 """How likely a language model finds each of the answers to a prompt: what a reward model has to beat.
 
-The prompt is encoded once for all its answers where the architecture can. Shapes: A answers of all prompts together, T tokens of the longest.
+The prompt is encoded once for all its answers where the architecture can. Shapes: A answers of all prompts together.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,12 @@ from torch import Tensor
 
 from modeling.config import ModelConfig
 from modeling.load import autocast, context_length, load_causal, load_tokenizer
-from modeling.logprobs import chosen_logprobs, logits_only_at, response_logprobs
+from modeling.logprobs import response_logprobs
 from modeling.processes import Processes
-from modeling.sequences import Sequences
-from modeling.shared_prefix import SharedPrefix, inputs, real_columns, sharing, why_not
+from modeling.shared_prefix import plain_because
 from modeling.trunk import backbone_of
 from reward.batches import Element, element
-from reward.scoring import each_answer
+from reward.scoring import answers_of, each_answer
 
 
 def sft_baselines(place: Path, model_config: ModelConfig, items: Sequence[Element], max_tokens: int, team: Processes) -> dict[str, list[list[float]]]:
@@ -42,28 +41,18 @@ def likelihoods(
 
     `max_tokens` is of one forward pass, whose logits are a number for each word of the vocabulary at every answer token.
     """
-    shared = why_not(backbone_of(model)) is None
+    shared = plain_because(backbone_of(model)) is None
 
     def compute(group: Sequence[Element]) -> Tensor:
         with autocast(model_config, team.device):
-            return answer_logprobs(model, group, pad_id, team.device, shared)
+            return answer_logprobs(model, group, pad_id, team.device)
 
     totals = each_answer(compute, items, max_tokens, shared, team)
     means = [[total / len(ids) for total, ids in zip(row, item.answers, strict=True)] for row, item in zip(totals, items, strict=True)]
     return totals, means
 
 
-def answer_logprobs(model: Any, group: Sequence[Element], pad_id: int, device: torch.device, shared: bool) -> Tensor:
-    """logprobs_A of whole answers, in order; `shared` passes over each prompt once."""
-    if not shared:
-        rows = [(item.prompt, answer) for item in group for answer in item.answers]
-        sequences = Sequences.pad([prompt for prompt, _ in rows], [answer for _, answer in rows], pad_id, device)
-        return (response_logprobs(model, sequences) * sequences.mask_BT).sum(1)
-    row = SharedPrefix.lay_out([item.prompt for item in group], [item.answers for item in group], device)
-    real_AT = real_columns(row.answer_AT, row.answer_length_A)
-    with sharing(backbone_of(model)), logits_only_at(model, row.state_AT[real_AT][None]):
-        logits_1MV = model(**inputs(row)).logits.float()
-    tokens_1M = row.ids_1N[0, row.answer_AT[real_AT]][None]
-    logprobs_AT = torch.zeros(real_AT.shape, device=device)
-    logprobs_AT[real_AT] = chosen_logprobs(logits_1MV, tokens_1M)[0]
-    return logprobs_AT.sum(1)
+def answer_logprobs(model: Any, group: Sequence[Element], pad_id: int, device: torch.device) -> Tensor:
+    """logprobs_A of whole answers, in order."""
+    batch = answers_of(group, pad_id, device)
+    return batch.rows(response_logprobs(model, batch)).sum(1)

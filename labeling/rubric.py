@@ -6,6 +6,7 @@ No person ranked anything here: a rubric stands in for one, so that the whole ch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.overlap import repeated_share
 from labeling.config import RubricWeights
 from labeling.judges import Closeness, profanity
 
@@ -34,6 +35,4 @@ def judge(answers: Sequence[str], complete: Sequence[bool], references: Sequence
 
 def repetition(text: str) -> float:
     """Share of the text's word trigrams that repeat an earlier one; 0 for texts of fewer than four words."""
-    words = text.lower().split()
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(trigrams)) / len(trigrams) if len(trigrams) > 1 else 0.0
+    return repeated_share(text.lower().split(), 3)

@@ -1,18 +1,29 @@
-"""Log-probabilities of response tokens under a causal language model, with logits only where they are wanted.
+"""Log-probabilities of response tokens under a causal language model, without ever holding the logits of all of them.
 
-Shapes: B rows, S tokens a row, T response tokens a row, V vocabulary, N rows of tokens of any meaning.
+The output layer is the widest of all: it runs over hidden states of the tokens that matter alone, a piece at a time, and where there is a gradient
+each piece goes backward before the next comes forward.
+Shapes: R response tokens of all rows, one row after the other; N tokens of one piece; H hidden size; V vocabulary.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from modeling.sequences import Sequences, take_positions
+from modeling.batch import Batch
+from modeling.sequences import take_positions
 from modeling.trunk import backbone_of
+
+LOGITS_AT_ONCE = 2**22
+"""Numbers in a piece of logits: 16 MiB in float32. Large enough to keep a matrix product busy, and small enough for an allocator to keep: beyond
+32 MiB glibc asks the system for fresh pages each time."""
+LOGITS_IN_CACHE = 2**19
+"""Numbers that fit a processor core's own cache: 2 MiB in float32."""
+LOWEST_LOGPROB = -1e4
+"""Of a token that an architecture rules out (minus infinity), whose share of the entropy is 0 and not 0 times infinity."""
 
 
 @contextlib.contextmanager
@@ -28,35 +39,127 @@ def logits_only_at(model: Any, index_BT: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def response_logits(model: Any, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-    """logits_BTV of the distributions that response tokens were sampled from, in float32, divided by the temperature."""
-    with logits_only_at(model, sequences.state_index_BT), sequences.inputs_of(backbone_of(model)) as inputs:
-        logits_BTV = model(**inputs, use_cache=False).logits
-    return logits_BTV.float() / temperature if temperature != 1.0 else logits_BTV.float()
+class _Passed(nn.Module):
+    """Stands in for a backbone and hands on what it gets."""
+
+    def forward(self, *others: Any, inputs_embeds: Tensor, **named: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Hidden states as they came."""
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
-def chosen_logprobs(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
-    """logprobs_BT: log softmax of the logits at the chosen tokens, without keeping a second (B, T, V)."""
-    return logits_BTV.gather(-1, tokens_BT[:, :, None]).squeeze(-1) - logits_BTV.logsumexp(-1)
+@contextlib.contextmanager
+def output_layer(model: Any, temperature: float = 1.0) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A function from hidden_NH to logits_NV, divided by the temperature, in float32 at least.
+
+    It is the model itself without its backbone, so whatever the architecture does to logits (a scale, a soft cap) happens.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name, backbone = inner.base_model_prefix, backbone_of(inner)
+
+    def logits(hidden_NH: Tensor) -> Tensor:
+        found_NV: Tensor = inner(inputs_embeds=hidden_NH[None], use_cache=False).logits[0]
+        found_NV = found_NV if found_NV.dtype == torch.float64 else found_NV.float()
+        return found_NV / temperature if temperature != 1.0 else found_NV
+
+    setattr(inner, name, _Passed())
+    try:
+        yield logits
+    finally:
+        setattr(inner, name, backbone)
 
 
-def response_logprobs(model: Any, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-    """logprobs_BT of the response tokens; columns beyond a row's response hold numbers without meaning."""
-    return chosen_logprobs(response_logits(model, sequences, temperature), sequences.response_BT)
+class _Chosen(torch.autograd.Function):
+    """(log-probability, entropy) of each distribution. One buffer of probabilities serves the entropy and then the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The entropy is there to be watched and has no gradient."""
+        probability_NV = torch.empty_like(logits_NV)
+        logprobs, entropies = [], []
+        for part in blocks(logits_NV):
+            logprob_BV = logits_NV[part].log_softmax(-1)
+            probability_BV = torch.exp(logprob_BV, out=probability_NV[part])
+            logprobs.append(logprob_BV.gather(1, token_N[part, None]).squeeze(1))
+            entropies.append(-torch.linalg.vecdot(probability_BV, logprob_BV.clamp_(min=LOWEST_LOGPROB)))
+        entropy_N = torch.cat(entropies)
+        ctx.save_for_backward(probability_NV, token_N)
+        ctx.mark_non_differentiable(entropy_N)
+        return torch.cat(logprobs), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        """d logprob / d logits = (1 at the chosen token) - probability. There is one backward pass, so the buffer may become the gradient."""
+        probability_NV, token_N = ctx.saved_tensors
+        gradient_N1 = gradients[0][:, None]
+        return probability_NV.mul_(-gradient_N1).scatter_add_(1, token_N[:, None], gradient_N1), None
+
+
+def blocks(logits_NV: Tensor) -> list[slice]:
+    """Rows that a processor's cache holds while several passes go over them."""
+    size = max(1, LOGITS_IN_CACHE // logits_NV.shape[1])
+    return [slice(start, start + size) for start in range(0, len(logits_NV), size)]
+
+
+def chosen(logits_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(logprob_N of the chosen tokens, entropy_N of the distributions in nats); the first has a gradient."""
+    found: tuple[Tensor, Tensor] = _Chosen.apply(logits_NV, token_N)
+    return found
+
+
+def chosen_logprobs(logits_NV: Tensor, token_N: Tensor) -> Tensor:
+    """logprob_N of the chosen tokens, to the bit as `chosen` gives it; no gradient."""
+    return torch.cat([logits_NV[part].log_softmax(-1).gather(1, token_N[part, None]).squeeze(1) for part in blocks(logits_NV)])
+
+
+def pieces(model: Any, tokens: int) -> list[slice]:
+    """R tokens in stretches whose logits may be in memory at once."""
+    size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
 @torch.no_grad()
-def entropy(logits_BTV: Tensor) -> Tensor:
-    """entropy_BT in nats of the distributions."""
-    return torch.special.entr(logits_BTV.softmax(-1)).sum(-1)
+def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """logprobs_R of the response tokens in the distributions at that temperature; no gradient."""
+    hidden_RH = batch.hidden(backbone_of(model), "states")
+    with output_layer(model, temperature) as logits:
+        return torch.cat([chosen_logprobs(logits(hidden_RH[part]), batch.token_R[part]) for part in pieces(model, len(hidden_RH))])
 
 
-def text_loss(model: Any, chunks: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, int]:
-    """(sum of the next-token losses of plain text, how many tokens they are over); padding never enters."""
-    length = max(len(chunk) for chunk in chunks)
-    ids_NS = torch.tensor([chunk + [pad_id] * (length - len(chunk)) for chunk in chunks], device=device)
-    keep_NS = torch.arange(length - 1, device=device) < torch.tensor([len(chunk) - 1 for chunk in chunks], device=device)[:, None]
-    logits_NSV = model(input_ids=ids_NS, use_cache=False).logits[:, :-1].float()
-    targets_NS = ids_NS[:, 1:].masked_fill(~keep_NS, -100)
-    loss = F.cross_entropy(logits_NSV.flatten(0, 1), targets_NS.flatten(), ignore_index=-100, reduction="sum")
-    return loss, int(keep_NS.sum())
+def accumulate_gradient(
+    model: Any, batch: Batch, loss_of: Callable[[Tensor, slice], Tensor], temperature: float = 1.0, forward: Any = contextlib.nullcontext
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds the gradient of a loss that is a sum over response tokens to the parameters' `.grad`.
+
+    `loss_of(logprobs_N, part)` is the loss of the tokens `part` of all R. `forward` makes the context of forward passes, such as autocast.
+    Returns (the loss, logprobs_R, entropy_R in nats), none of them with a gradient.
+    """
+    with forward():
+        hidden_RH = batch.hidden(backbone_of(model), "states")
+    losses, logprobs, entropies, gradients = [], [], [], []
+    with output_layer(model, temperature) as logits:
+        for part in pieces(model, len(hidden_RH)):
+            leaf_NH = hidden_RH[part].detach().requires_grad_()
+            with forward():
+                logits_NV = logits(leaf_NH)
+            logprobs_N, entropy_N = chosen(logits_NV, batch.token_R[part])
+            del logits_NV
+            loss = loss_of(logprobs_N, part)
+            loss.backward()
+            assert leaf_NH.grad is not None
+            losses.append(loss.detach())
+            logprobs.append(logprobs_N.detach())
+            entropies.append(entropy_N)
+            gradients.append(leaf_NH.grad)
+    hidden_RH.backward(torch.cat(gradients))
+    return torch.stack(losses).sum(), torch.cat(logprobs), torch.cat(entropies)
+
+
+def text_batch(chunks: Sequence[list[int]], pad_id: int, device: torch.device) -> Batch:
+    """Plain text whose tokens, from the second on, are what is predicted."""
+    return Batch([chunk[:1] for chunk in chunks], [chunk[1:] for chunk in chunks], pad_id, device, shared=False)
+
+
+def text_loss(model: Any, chunks: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, int]:
+    """(sum of the next-token losses of plain text, how many tokens they are over); no gradient."""
+    logprobs_R = response_logprobs(model, text_batch(chunks, pad_id, device))
+    return -logprobs_R.double().sum(), len(logprobs_R)

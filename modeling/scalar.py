@@ -2,20 +2,19 @@
 
 Both are `AutoModelForSequenceClassification(num_labels=1)`: a backbone and a linear head without bias. The bias that makes the mean score of
 demonstrations zero (Ouyang et al. 2022, appendix C.2) is kept in the saved config as `score_bias` and subtracted here.
-Shapes: B rows, S tokens a row, T positions wanted of each row, H hidden size.
+Shapes: B rows, R response tokens of all rows, M tokens of any meaning, H hidden size.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data.tokenize import template_closing
+from modeling.batch import Batch
 from modeling.load import is_classifier
-from modeling.sequences import Sequences, take_positions
-from modeling.shared_prefix import why_not
+from modeling.shared_prefix import plain_because
 from modeling.trunk import backbone_of
 
 
@@ -27,29 +26,23 @@ class ScalarModel:
     head: nn.Module
     bias: float = 0.0
 
-    def at(self, sequences: Sequences, index_BT: Tensor) -> Tensor:
-        """values_BT in float32: the head at these positions, less the bias."""
-        with sequences.inputs_of(self.backbone) as inputs:
-            hidden_BSH = self.backbone(**inputs, use_cache=False).last_hidden_state
-        return self.from_hidden(take_positions(hidden_BSH, index_BT))
+    def from_hidden(self, hidden_MH: Tensor) -> Tensor:
+        """values_M of hidden states, in float32 at least: the head, less the bias."""
+        values_M: Tensor = self.head(hidden_MH).squeeze(-1)
+        return (values_M if values_M.dtype == torch.float64 else values_M.float()) - self.bias
 
-    def from_hidden(self, hidden_BTH: Tensor) -> Tensor:
-        """values_BT of hidden states."""
-        values_BT: Tensor = self.head(hidden_BTH).squeeze(-1).float() - self.bias
-        return values_BT
-
-    def scores(self, sequences: Sequences) -> Tensor:
+    def scores(self, batch: Batch) -> Tensor:
         """scores_B: what the last response token says of the whole answer."""
-        return self.at(sequences, sequences.last_index_B1).squeeze(1)
+        return self.from_hidden(batch.hidden(self.backbone, "last"))
 
-    def values(self, sequences: Sequences) -> Tensor:
-        """values_BT of the states before each response token."""
-        return self.at(sequences, sequences.state_index_BT)
+    def values(self, batch: Batch) -> Tensor:
+        """values_R of the states before each response token, row after row."""
+        return self.from_hidden(batch.hidden(self.backbone, "states"))
 
-    @cached_property
+    @property
     def plain_because(self) -> str | None:
         """Why each answer needs a pass of its own over its prompt; None where answers share it."""
-        return why_not(self.backbone)
+        return plain_because(self.backbone)
 
 
 def scalar_model(model: Any) -> ScalarModel:

@@ -4,20 +4,16 @@ Rows are `prompt + response + padding`: padding stands on the right only, where 
 mask is needed. Shapes: B rows, S tokens a row, T response tokens a row, H hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from modeling.trunk import Trunk
-
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """(ids, right-padded; lengths)."""
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id)
     return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
@@ -28,18 +24,6 @@ class Sequences:
     ids_BS: Tensor
     prompt_length_B: Tensor
     response_length_B: Tensor
-    trunk: Trunk | None = None
-    trunk_BSH: Tensor | None = None
-    """What left the trunk for these rows, where a pass has recorded it."""
-
-    @contextmanager
-    def inputs_of(self, backbone: Any) -> Iterator[dict[str, Tensor]]:
-        """What to call a model on this backbone with: token ids, or the recorded hidden states if they are this backbone's own."""
-        if self.trunk is None or self.trunk_BSH is None or self.trunk.backbone is not backbone:
-            yield {"input_ids": self.ids_BS}
-        else:
-            with self.trunk.skipped():
-                yield {"inputs_embeds": self.trunk_BSH}
 
     @staticmethod
     def pad(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> "Sequences":

@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -42,7 +43,7 @@ class SharedPrefix:
 
     @staticmethod
     def lay_out(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], device: torch.device) -> "SharedPrefix":
-        """Prompt by prompt, each followed by its answers. `answers[p]` are those to `prompts[p]`; none of them is empty."""
+        """Prompt by prompt, each followed by its answers. `answers[p]` are those to `prompts[p]`: none of them empty, and perhaps none at all."""
         rows = [row for prompt, own in zip(prompts, answers, strict=True) for row in (prompt, *own)]
         starts = [0]
         for row in rows:
@@ -55,7 +56,8 @@ class SharedPrefix:
             positions += [range(len(prompt)), *(range(len(prompt), len(prompt) + len(answer)) for answer in own)]
         every_answer = [answer for own in answers for answer in own]
         prompt_PS, prompt_length_P = pad_rows([range(start, start + len(p)) for start, p in zip(prompt_starts, prompts, strict=True)], 0, device)
-        answer_AT, answer_length_A = pad_rows([range(start, start + len(a)) for start, a in zip(answer_starts, every_answer, strict=True)], 0, device)
+        spans = [range(start, start + len(a)) for start, a in zip(answer_starts, every_answer, strict=True)] or [range(0)]
+        answer_AT, answer_length_A = (x[: len(every_answer)] for x in pad_rows(spans, 0, device))
         real = torch.cat([real_columns(prompt_PS, prompt_length_P).flatten(), real_columns(answer_AT, answer_length_A).flatten()])
         index = torch.cat([prompt_PS.flatten(), answer_AT.flatten()])
         padded_N = torch.empty(starts[-1], dtype=torch.long, device=device)
@@ -67,7 +69,7 @@ class SharedPrefix:
             answer_AT=answer_AT,
             prompt_length_P=prompt_length_P,
             answer_length_A=answer_length_A,
-            owner_A=torch.tensor([index for index, own in enumerate(answers) for _ in own], device=device),
+            owner_A=torch.tensor([index for index, own in enumerate(answers) for _ in own], dtype=torch.long, device=device),
             padded_N=padded_N,
         )
 
@@ -143,6 +145,8 @@ def attention(
 
     keys_PHSD, values_PHSD = rows(key_NHD, row.prompt_PS), rows(value_NHD, row.prompt_PS)
     of_prompts = attend(rows(query_NHD, row.prompt_PS), keys_PHSD, values_PHSD, prompt_mask)
+    if not len(row.owner_A):
+        return of_prompts[row.padded_N][None], None
     keys_AHCD = torch.cat([keys_PHSD[row.owner_A], rows(key_NHD, row.answer_AT)], dim=2)
     values_AHCD = torch.cat([values_PHSD[row.owner_A], rows(value_NHD, row.answer_AT)], dim=2)
     of_answers = attend(rows(query_NHD, row.answer_AT), keys_AHCD, values_AHCD, answer_mask)
@@ -208,6 +212,16 @@ def finished_only_at(backbone: Any, read_M: Tensor) -> Iterator[None]:
 def inputs(row: SharedPrefix) -> dict[str, Any]:
     """What to call a model with, within `sharing`."""
     return {"input_ids": row.ids_1N, "position_ids": row.position_1N, "shared_prefix": row, "use_cache": False}
+
+
+REASONS: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+def plain_because(backbone: nn.Module) -> str | None:
+    """Why each answer needs a pass of its own over its prompt; None where answers share it. Tried once a backbone."""
+    if backbone not in REASONS:
+        REASONS[backbone] = why_not(backbone)
+    return REASONS[backbone]
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ Architectures that cannot do that get one plain forward pass an answer. Shapes: 
 prompt that has the most.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,34 +11,28 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from modeling.batch import Batch
 from modeling.config import ModelConfig
 from modeling.load import autocast
 from modeling.processes import Processes
 from modeling.recompute import recomputed
 from modeling.scalar import ScalarModel
-from modeling.sequences import Sequences
-from modeling.shared_prefix import SharedPrefix, inputs, sharing
 from reward.batches import Element, micro_batches
 
 
 def answer_scores(model: ScalarModel, group: Sequence[Element], pad_id: int, device: torch.device, recompute: bool = False) -> Tensor:
     """scores_A of all answers of all prompts in the group, in order. `recompute` keeps each layer's input alone for the backward pass."""
-    if model.plain_because is not None:
-        rows = [(item.prompt, answer) for item in group for answer in item.answers]
-        sequences = Sequences.pad([prompt for prompt, _ in rows], [answer for _, answer in rows], pad_id, device)
-        if not recompute:
-            return model.scores(sequences)
-        with recomputed(model.backbone):
-            return model.scores(sequences)
+    batch = answers_of(group, pad_id, device)
+    if not recompute:
+        return model.scores(batch)
+    with recomputed(model.backbone, lambda: batch.around(model.backbone, "last")):
+        return model.scores(batch)
 
-    row = SharedPrefix.lay_out([item.prompt for item in group], [item.answers for item in group], device)
 
-    def shared() -> contextlib.AbstractContextManager[None]:
-        return sharing(model.backbone, row.last_A)
-
-    with shared(), recomputed(model.backbone, shared) if recompute else contextlib.nullcontext():
-        hidden_1NH = model.backbone(**inputs(row)).last_hidden_state
-    return model.from_hidden(hidden_1NH[0, row.last_A])
+def answers_of(group: Sequence[Element], pad_id: int, device: torch.device) -> Batch:
+    """All answers of all prompts in the group, in order."""
+    rows = [(item.prompt, answer) for item in group for answer in item.answers]
+    return Batch([prompt for prompt, _ in rows], [answer for _, answer in rows], pad_id, device)
 
 
 def by_prompt(scores_A: Tensor, group: Sequence[Element]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from evaluation.compare import Answer, judged_answers, kl_to, length_matched_win
 from labeling.config import LabelsConfig
 from labeling.judges import WordOverlap
 from modeling.config import ModelConfig
-from modeling.generate import Generation, Sampling, generate
+from modeling.engines.native import generate
+from modeling.engines.types import Generation, Sampling
 from modeling.load import load_causal
 from modeling.processes import Processes
 from tests.conftest import enliven

@@ -15,7 +15,9 @@ from evaluation.likelihood import likelihoods, sft_baselines
 from modeling.config import ModelConfig
 from modeling.load import load_causal
 from modeling.processes import Processes
+from modeling.shared_prefix import REASONS
 from modeling.tiny import ARCHITECTURES
+from modeling.trunk import backbone_of
 from reward.batches import element
 from tests.reward.test_scoring import some_elements
 
@@ -31,11 +33,11 @@ def by_hand(model: Any, prompt: list[int], answer: list[int]) -> float:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_they_are_the_sum_and_mean_of_the_answers_own_log_probabilities(
-    tiny_causal: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, architecture: str, shared: bool
+    tiny_causal: Callable[[str], Any], model_config: ModelConfig, architecture: str, shared: bool
 ) -> None:
     model, items = tiny_causal(architecture), some_elements(1, 5)
     if not shared:
-        monkeypatch.setattr("evaluation.likelihood.why_not", lambda backbone: "the test says so")
+        REASONS[backbone_of(model)] = "the test says so"
     totals, means = likelihoods(model, items, 60, 0, model_config, ALONE)
     for item, total, mean in zip(items, totals, means, strict=True):
         expected = [by_hand(model, item.prompt, answer) for answer in item.answers]

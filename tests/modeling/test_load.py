@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import CHATML, PLAIN
+from modeling.batch import Batch
 from modeling.config import ModelConfig
 from modeling.load import autocast, base_model_place, context_length, load_causal, load_scalar, load_tokenizer, save
 from modeling.scalar import scalar_model
-from modeling.sequences import Sequences
 from modeling.tiny import CONTEXT_LENGTH
 
 IDS = torch.tensor([[3, 40, 50, 60, 70, 2]])
@@ -202,12 +202,12 @@ def test_a_saved_reward_model_scores_the_same_in_anybodys_hands(
     model = tiny_scalar("llama")
     model.config.score_bias = -2.5
     with torch.no_grad():
-        ours_B = scalar_model(model).scores(Sequences.pad(prompts, answers, pad_id=0))
+        ours_B = scalar_model(model).scores(Batch(prompts, answers, 0, torch.device("cpu")))
         save(model, tiny_tokenizer, tmp_path)
         plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
         padded = tokenizer.pad({"input_ids": [p + a for p, a in zip(prompts, answers, strict=True)]}, return_tensors="pt")
         theirs_B = plain(**padded).logits[:, 0]
-        again_B = scalar_model(load_scalar(tmp_path, model_config, tokenizer)).scores(Sequences.pad(prompts, answers, pad_id=0))
+        again_B = scalar_model(load_scalar(tmp_path, model_config, tokenizer)).scores(Batch(prompts, answers, 0, torch.device("cpu")))
     torch.testing.assert_close(theirs_B + 2.5, ours_B, atol=1e-5, rtol=0)
     torch.testing.assert_close(again_B, ours_B, atol=1e-6, rtol=0)
     assert sorted(path.name for path in tmp_path.glob("*.bin")) == []

@@ -10,14 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.logprobs import chosen_logprobs, entropy, logits_only_at, response_logits, response_logprobs, text_loss
-from modeling.sequences import Sequences
+from modeling import logprobs
+from modeling.batch import Batch
+from modeling.logprobs import accumulate_gradient, chosen, logits_only_at, output_layer, response_logprobs, text_loss
 from modeling.tiny import ARCHITECTURES
 
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82, 92, 102]]
 RESPONSES = [[200, 2], [201, 301, 401, 0, 2], [202, 302, 0]]
+CPU = torch.device("cpu")
 FLOAT32 = 2e-5
 """A few thousand roundings at 6e-8 in logits of size 10."""
+
+
+@pytest.fixture(params=[2**23, 402 * 3], ids=["whole", "in pieces of three tokens"], autouse=True)
+def size_of_a_piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of all tokens at once, and of three at a time."""
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", request.param)
+
+
+def rows_of(model: Any, prompts: list[list[int]], responses: list[list[int]], temperature: float = 1.0, pad_id: int = 0) -> Tensor:
+    """logprobs_BT."""
+    batch = Batch(prompts, responses, pad_id, CPU)
+    return batch.rows(response_logprobs(model, batch, temperature))
 
 
 def plain_logprobs(model: Any, prompt: list[int], response: list[int], temperature: float = 1.0) -> Tensor:
@@ -31,7 +45,7 @@ def plain_logprobs(model: Any, prompt: list[int], response: list[int], temperatu
 def test_logprobs_equal_plain_forwards(tiny_causal: Callable[[str], Any], architecture: str, temperature: float) -> None:
     model = tiny_causal(architecture)
     with torch.no_grad():
-        ours_BT = response_logprobs(model, Sequences.pad(PROMPTS, RESPONSES, pad_id=0), temperature)
+        ours_BT = rows_of(model, PROMPTS, RESPONSES, temperature)
         for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
             plain_T = plain_logprobs(model, prompt, response, temperature)
             torch.testing.assert_close(ours_BT[row, : len(response)].double(), plain_T, atol=FLOAT32, rtol=0)
@@ -48,7 +62,7 @@ def test_left_padding_changes_nothing(tiny_causal: Callable[[str], Any], archite
     positions = (seen.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=seen, position_ids=positions).logits.log_softmax(-1)
-        ours_BT = response_logprobs(model, Sequences.pad(PROMPTS, RESPONSES, pad_id=0))
+        ours_BT = rows_of(model, PROMPTS, RESPONSES)
     for row, response in enumerate(RESPONSES):
         start = width - len(response)
         left_T = torch.stack([logits[row, start + t - 1, token] for t, token in enumerate(response)])
@@ -57,9 +71,8 @@ def test_left_padding_changes_nothing(tiny_causal: Callable[[str], Any], archite
 
 def test_the_pad_id_and_the_width_of_the_batch_never_enter(tiny_causal: Callable[[str], Any]) -> None:
     model = tiny_causal("llama")
-    wide = Sequences.pad([*PROMPTS, [5] * 60], [*RESPONSES, [6] * 20], pad_id=401)
-    with torch.no_grad():
-        narrow_BT, wide_BT = response_logprobs(model, Sequences.pad(PROMPTS, RESPONSES, pad_id=0)), response_logprobs(model, wide)
+    narrow_BT = rows_of(model, PROMPTS, RESPONSES)
+    wide_BT = rows_of(model, [*PROMPTS, [5] * 60], [*RESPONSES, [6] * 20], pad_id=401)
     for row, response in enumerate(RESPONSES):
         torch.testing.assert_close(wide_BT[row, : len(response)], narrow_BT[row, : len(response)], atol=FLOAT32, rtol=0)
 
@@ -67,14 +80,16 @@ def test_the_pad_id_and_the_width_of_the_batch_never_enter(tiny_causal: Callable
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradients_equal_those_of_the_naive_formula(tiny_causal: Callable[[str], Any], architecture: str) -> None:
     model = tiny_causal(architecture)
-    sequences = Sequences.pad(PROMPTS, RESPONSES, pad_id=0)
-    weight_BT = torch.linspace(-1, 2, sequences.mask_BT.numel()).view_as(sequences.mask_BT)
-
-    (response_logprobs(model, sequences, 0.7) * weight_BT * sequences.mask_BT).sum().backward()
+    batch = Batch(PROMPTS, RESPONSES, 0, CPU)
+    weight_R = torch.linspace(-1, 2, len(batch.token_R))
+    loss, logprobs_R, entropy_R = accumulate_gradient(model, batch, lambda logprobs_N, part: (logprobs_N * weight_R[part]).sum(), 0.7)
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
-        (plain_logprobs(model, prompt, response, 0.7) * weight_BT[row, : len(response)]).sum().backward()
+    plain_R = torch.cat([plain_logprobs(model, prompt, response, 0.7) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)])
+    (plain_R * weight_R).sum().backward()
+    assert loss.item() == pytest.approx(float((plain_R * weight_R).sum().detach()), abs=1e-4)
+    torch.testing.assert_close(logprobs_R.double(), plain_R.detach(), atol=FLOAT32, rtol=0)
+    assert not any(x.requires_grad for x in (loss, logprobs_R, entropy_R))
     largest = max(float(parameter.grad.abs().max()) for parameter in model.parameters())
     assert largest > 0.1
     for name, parameter in model.named_parameters():
@@ -83,30 +98,45 @@ def test_gradients_equal_those_of_the_naive_formula(tiny_causal: Callable[[str],
 
 def test_logits_are_computed_only_where_wanted_and_the_model_is_left_as_it_was(tiny_causal: Callable[[str], Any]) -> None:
     model = tiny_causal("llama")
-    rows_seen = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows_seen.append(tuple(output.shape[:2])))
-    sequences = Sequences.pad(PROMPTS, RESPONSES, pad_id=0)
-    with torch.no_grad():
-        response_logits(model, sequences)
-        with pytest.raises(RuntimeError, match="interrupted"), logits_only_at(model, sequences.state_index_BT):
-            raise RuntimeError("interrupted")
-        model(input_ids=sequences.ids_BS)
+    backbone, rows_seen = model.model, []
+    handle = model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows_seen.append(output.shape[-2]))
+    batch = Batch(PROMPTS, RESPONSES, 0, CPU)
+    response_logprobs(model, batch)
+    assert sum(rows_seen) == 2 + 5 + 3
+    with pytest.raises(RuntimeError, match="interrupted"), logits_only_at(model, batch.padded.state_index_BT):
+        raise RuntimeError("interrupted")
+    with pytest.raises(RuntimeError, match="interrupted"), output_layer(model):
+        raise RuntimeError("interrupted")
+    model(input_ids=batch.padded.ids_BS)
     handle.remove()
-    assert rows_seen == [(3, 5), (3, 11)]
+    assert rows_seen[-1] == 11
+    assert model.model is backbone
     assert not model.get_output_embeddings()._forward_pre_hooks
 
 
 def test_chosen_logprobs_are_finite_where_softmax_would_overflow() -> None:
-    logits_BTV = torch.tensor([[[1e4, 0.0, -1e4]]])
-    assert chosen_logprobs(logits_BTV, torch.tensor([[0]])).item() == 0.0
-    assert chosen_logprobs(logits_BTV, torch.tensor([[2]])).item() == -2e4
+    logits_NV = torch.tensor([[1e4, 0.0, -1e4]])
+    assert chosen(logits_NV, torch.tensor([0]))[0].item() == 0.0
+    assert chosen(logits_NV, torch.tensor([2]))[0].item() == -2e4
+    ruled_out_NV = torch.tensor([[0.0, float("-inf"), 0.0]])
+    assert chosen(ruled_out_NV, torch.tensor([0]))[1].item() == pytest.approx(torch.tensor(2.0).log().item())
 
 
-def test_entropy_is_that_of_the_distribution() -> None:
-    logits_BTV = 3 * torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0))
-    expected_BT = torch.distributions.Categorical(logits=logits_BTV.double()).entropy()
-    torch.testing.assert_close(entropy(logits_BTV).double(), expected_BT, atol=1e-5, rtol=0)
-    assert entropy(torch.zeros(1, 1, 40)).item() == pytest.approx(torch.tensor(40.0).log().item(), abs=1e-6)
+def test_chosen_is_log_softmax_with_its_gradient_and_the_entropy() -> None:
+    logits_NV = (3 * torch.randn(7, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).requires_grad_()
+    token_N = torch.tensor([3, 0, 39, 3, 11, 12, 13])
+    logprob_N, entropy_N = chosen(logits_NV, token_N)
+    weight_N = torch.linspace(-2, 3, 7, dtype=torch.float64)
+    (ours_NV,) = torch.autograd.grad((logprob_N * weight_N).sum(), logits_NV)
+    (naive_NV,) = torch.autograd.grad((logits_NV.log_softmax(-1)[torch.arange(7), token_N] * weight_N).sum(), logits_NV)
+    torch.testing.assert_close(ours_NV, naive_NV, atol=1e-12, rtol=0)
+    logprob_N, entropy_N = chosen(logits_NV, token_N)
+    expected = torch.distributions.Categorical(logits=logits_NV)
+    torch.testing.assert_close(logprob_N, expected.log_prob(token_N), atol=1e-12, rtol=0)
+    torch.testing.assert_close(entropy_N, expected.entropy(), atol=1e-12, rtol=0)
+    assert not entropy_N.requires_grad
+    single = logits_NV.detach().float()
+    torch.testing.assert_close(chosen(single, token_N)[1].double(), expected.entropy().detach(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pad_id", [0, 303])

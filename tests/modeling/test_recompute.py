@@ -12,6 +12,7 @@ from torch import nn
 
 from modeling.recompute import recomputed
 from modeling.scalar import scalar_model
+from modeling.shared_prefix import REASONS
 from modeling.tiny import ARCHITECTURES
 from reward.scoring import answer_scores
 from tests.reward.test_scoring import some_elements
@@ -56,7 +57,7 @@ def test_without_sharing_too(tiny_scalar: Callable[[str], Any]) -> None:
     for recompute in (False, True):
         model.zero_grad()
         scalar = scalar_model(model)
-        scalar.__dict__["plain_because"] = "told so by the test"
+        REASONS[scalar.backbone] = "told so by the test"
         answer_scores(scalar, some_elements(1), 0, CPU, recompute).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -11,14 +11,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from modeling.batch import Batch
 from modeling.scalar import initialise_head, scalar_model
-from modeling.sequences import Sequences
 from modeling.tiny import ARCHITECTURES
 
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82]]
 ENDED = [[200, 2], [201, 301, 401, 2], [202, 302, 303, 304, 305, 306, 2]]
 CUT_OFF = [[200, 210], [201, 301, 401, 411], [202, 302, 303, 304, 305, 306, 307]]
 FLOAT32 = 2e-5
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("responses", [ENDED, CUT_OFF], ids=["ended", "cut_off"])
@@ -27,11 +28,11 @@ def test_scores_equal_the_librarys_own_pooling(
     tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, architecture: str, responses: list[list[int]]
 ) -> None:
     model = tiny_scalar(architecture)
-    sequences = Sequences.pad(PROMPTS, responses, tiny_tokenizer.pad_token_id)
+    batch = Batch(PROMPTS, responses, tiny_tokenizer.pad_token_id, CPU)
     assert tiny_tokenizer.eos_token_id == 2 != tiny_tokenizer.pad_token_id
     with torch.no_grad():
-        scores_B = scalar_model(model).scores(sequences)
-        pooled_B = model(input_ids=sequences.ids_BS).logits[:, 0]
+        scores_B = scalar_model(model).scores(batch)
+        pooled_B = model(input_ids=batch.padded.ids_BS).logits[:, 0]
         alone_B = torch.cat([model(input_ids=torch.tensor([p + r])).logits[:, 0] for p, r in zip(PROMPTS, responses, strict=True)])
     torch.testing.assert_close(scores_B, pooled_B, atol=FLOAT32, rtol=0)
     torch.testing.assert_close(scores_B, alone_B, atol=FLOAT32, rtol=0)
@@ -40,9 +41,8 @@ def test_scores_equal_the_librarys_own_pooling(
 
 def test_a_response_that_ends_in_the_pad_id_is_still_read_at_its_last_token(tiny_scalar: Callable[[str], Any]) -> None:
     model = tiny_scalar("llama")
-    sequences = Sequences.pad(PROMPTS, [[*response, 0, 0] for response in CUT_OFF], pad_id=0)
     with torch.no_grad():
-        scores_B = scalar_model(model).scores(sequences)
+        scores_B = scalar_model(model).scores(Batch(PROMPTS, [[*response, 0, 0] for response in CUT_OFF], 0, CPU))
         for row, (prompt, response) in enumerate(zip(PROMPTS, CUT_OFF, strict=True)):
             hidden = model.model(input_ids=torch.tensor([[*prompt, *response, 0, 0]])).last_hidden_state[0, -1]
             assert scores_B[row].item() == pytest.approx(float(model.score(hidden)), abs=FLOAT32)
@@ -52,7 +52,8 @@ def test_a_response_that_ends_in_the_pad_id_is_still_read_at_its_last_token(tiny
 def test_a_value_judges_the_text_before_its_token_and_nothing_after(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
     model = tiny_scalar(architecture)
     with torch.no_grad():
-        values_BT = scalar_model(model).values(Sequences.pad(PROMPTS, ENDED, pad_id=0))
+        batch = Batch(PROMPTS, ENDED, 0, CPU)
+        values_BT = batch.rows(scalar_model(model).values(batch))
         for row, (prompt, response) in enumerate(zip(PROMPTS, ENDED, strict=True)):
             for t in range(len(response)):
                 so_far = model(input_ids=torch.tensor([prompt + response[:t]])).logits.item()
@@ -61,13 +62,13 @@ def test_a_value_judges_the_text_before_its_token_and_nothing_after(tiny_scalar:
 
 def test_the_bias_of_the_config_is_subtracted_from_scores_and_values(tiny_scalar: Callable[[str], Any]) -> None:
     model = tiny_scalar("llama")
-    sequences = Sequences.pad(PROMPTS, ENDED, pad_id=0)
+    batch = Batch(PROMPTS, ENDED, 0, CPU)
     with torch.no_grad():
         plain = scalar_model(model)
         model.config.score_bias = 1.75
         biased = scalar_model(model)
-        torch.testing.assert_close(biased.scores(sequences), plain.scores(sequences) - 1.75, atol=1e-6, rtol=0)
-        torch.testing.assert_close(biased.values(sequences), plain.values(sequences) - 1.75, atol=1e-6, rtol=0)
+        torch.testing.assert_close(biased.scores(batch), plain.scores(batch) - 1.75, atol=1e-6, rtol=0)
+        torch.testing.assert_close(biased.values(batch), plain.values(batch) - 1.75, atol=1e-6, rtol=0)
 
 
 def test_the_head_has_variance_one_over_width_plus_one() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from modeling.scalar import scalar_model
+from modeling.shared_prefix import REASONS
 from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH
 from reward.batches import Element
 from reward.loss import pairwise_loss
@@ -136,7 +137,7 @@ def test_answers_that_cannot_share_their_prompt_get_a_pass_of_their_own(tiny_sca
     scalar = scalar_model(tiny_scalar(architecture))
     group = some_elements(seed=5)
     shared_A = answer_scores(scalar, group, 0, CPU)
-    scalar.__dict__["plain_because"] = "the test says so"
+    REASONS[scalar.backbone] = "the test says so"
     calls: list[tuple[int, ...]] = []
     scalar.backbone.register_forward_pre_hook(lambda module, inputs, named: calls.append(tuple(named["input_ids"].shape)), with_kwargs=True)
     torch.testing.assert_close(answer_scores(scalar, group, 0, CPU), shared_A, atol=FLOAT32, rtol=0)

@@ -20,6 +20,7 @@ from modeling.config import LoraSettings, ModelConfig
 from modeling.load import save
 from modeling.processes import Processes, processes, sum_gradients, sum_over_processes
 from modeling.scalar import initialise_head, scalar_model
+from modeling.shared_prefix import REASONS
 from modeling.tracking import Tracker, read_metrics
 from reward.batches import Element, micro_batches
 from reward.config import RewardConfig
@@ -333,7 +334,7 @@ def test_how_answers_are_passed_is_told_to_those_who_pass_them(
     monkeypatch.setattr("reward.train.micro_batches", lambda *a, shared: told.append(shared) or micro_batches(*a, shared=shared))
     for recompute, plain in ((True, None), (False, "the test says so")):
         scalar = scalar_model(tiny_scalar("llama"))
-        scalar.__dict__["plain_because"] = plain
+        REASONS[scalar.backbone] = plain
         accumulate(scalar, some_elements(15, 2), RewardConfig(activation_checkpointing=recompute), model_config, 0, ALONE)
     assert told == [True, True, False, False]
 
