@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
-from modeling.generate import Generation, Sampling, generate
+from modeling.engines.native import generate
+from modeling.engines.types import Generation, Sampling
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
 

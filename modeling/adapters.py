@@ -1,9 +1,15 @@
 """LoRA adapters through peft: one on a model while a stage trains it, several beside each other on one base in PPO."""
 
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -41,6 +47,59 @@ def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> PeftM
 def merged(model: Any) -> Any:
     """The adapter folded into the weights, as a model without peft; a model without adapters comes back as it is."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def save_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
+    """One adapter in peft's form. Equal adapters make equal bytes, though peft holds names of modules in sets, ordered anew in each process."""
+    beside = folder.with_name(f"{folder.name}.saving")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(str(beside), selected_adapters=[name])
+    # peft puts an adapter that is not called `default` one folder deeper.
+    made = beside if name == "default" else beside / name
+    settings = json.loads((made / "adapter_config.json").read_text())
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(settings[key], list):
+            settings[key] = sorted(settings[key])
+    (made / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def merged_weights(model: Any) -> Iterator[None]:
+    """Within, adapted maps compute with base + scaling * B A and do not look at their active adapter; afterwards the base is what it was, to the bit.
+
+    Takes memory for a second copy of the adapted maps. Does nothing to a model without adapters, or with none on. For passes without gradients.
+    """
+    put_back: list[tuple[LoraLayer, nn.Parameter, torch.Tensor]] = []
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)] if isinstance(model, PeftModel) else []
+    try:
+        for layer in layers:
+            active = [name for name in layer.active_adapters if name in layer.lora_A]
+            if layer.disable_adapters or layer.merged or not active:
+                continue
+            weight = layer.get_base_layer().weight
+            with torch.no_grad():
+                summed = weight.data.clone()
+                for name in active:
+                    summed += layer.get_delta_weight(name).to(summed.dtype)
+            put_back.append((layer, weight, weight.data))
+            weight.data = summed
+            layer.merged_adapters.extend(active)
+        yield
+    finally:
+        for layer, weight, original in put_back:
+            weight.data = original
+            layer.merged_adapters.clear()
+
+
+def plain_state(model: Any) -> dict[str, torch.Tensor]:
+    """The weights of the model inside, under the names that it has without adapters; as they are, so merged within `merged_weights`."""
+    if not isinstance(model, PeftModel):
+        return dict(model.state_dict())
+    inner = model.get_base_model().state_dict()
+    return {name.replace(".base_layer.", "."): value for name, value in inner.items() if ".lora_" not in name}
 
 
 def load_adapter(model: PeftModel, folder: Path, name: str, trainable: bool) -> None:

@@ -16,7 +16,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.records import SPLITS, Demonstration
     from data.sets import read_set
     from labeling.sampling import answer, distinct_samples, rankable
-    from modeling.generate import Sampling
+    from modeling.engines.types import Sampling
     from modeling.load import autocast, load_causal, load_tokenizer
     from modeling.processes import processes
     from stages.inputs import evenly

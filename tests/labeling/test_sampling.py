@@ -9,7 +9,7 @@ import torch
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import encode_completion
 from labeling.sampling import answer, distinct_samples, rankable
-from modeling.generate import Generation, Sampling
+from modeling.engines.types import Generation, Sampling
 from modeling.load import load_causal
 from modeling.processes import Processes
 from tests.conftest import enliven

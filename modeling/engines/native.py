@@ -1,0 +1,193 @@
+"""Our own decoder: exact sampling, every response from a random stream of its own, log-probabilities kept as it decodes.
+
+Prompts are sorted by length and decoded side by side in `batch_size` lanes. A response that ends leaves at once; when enough lanes are free,
+waiting prompts take them, read in one pass. Same seed, same text whatever the batch size, the order of the prompts or the number of processes, as
+long as arithmetic is float32: where rounding could choose a token (modeling/engines/sampling.py), it is chosen from a pass over that row alone,
+its prompt and response so far, which depends on nothing but the row's tokens. Under bfloat16 rounding is some 65,000 times coarser, nothing is
+settled, and a text may differ with the batch; the distribution it is drawn from is right either way.
+Shapes: B alive rows, V vocabulary, L levels of a draw.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from modeling.adapters import merged_weights
+from modeling.engines.cache import GrowingCache, Lanes
+from modeling.engines.sampling import draw, uniforms
+from modeling.engines.types import Generation, Sampling, by_length, check_room
+from modeling.logprobs import logits_only_at
+
+REFILL = 0.2
+"""Waiting prompts come in when this part of the lanes is free: a pass for a few has a cost of its own, a batch with gaps too. Where rows end with
+probability p a step, the cost is least at about sqrt(2 p)."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Row:
+    """One response in the making."""
+
+    number: int
+    """Its prompt's."""
+    prompt: tuple[int, ...]
+    uniforms: list[list[float]]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class NativeEngine:
+    """Our own decoder as an engine."""
+
+    records_logprobs = True
+
+    def __init__(self, merge_adapters: bool = True) -> None:
+        self.merge_adapters = merge_adapters
+
+    def generate(
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, eos_id: int, pad_id: int,
+        on_batch: Callable[[int], object] | None = None,
+    ) -> list[Generation]:  # fmt: skip
+        """See `Engine`."""
+        return generate(model, prompts, seeds, sampling, eos_id, pad_id, on_batch, self.merge_adapters)
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    eos_id: int,
+    pad_id: int,
+    on_batch: Callable[[int], object] | None = None,
+    merge_adapters: bool = True,
+) -> list[Generation]:
+    """A response to each prompt, in order. `on_batch` is told how many prompts have been answered since it was last called.
+
+    In float32 the response to a prompt depends on its tokens and its seed alone. `merge_adapters` decodes from LoRA's merged weights, which is
+    quicker and takes memory for a second copy of the adapted maps. Raises ValueError when a prompt is empty or leaves no room for an
+    answer in the model's context, and when the model keeps something else than keys and values of past tokens.
+    """
+    check_room(model, prompts, sampling)
+    if not prompts:
+        return []
+    waiting = deque(by_length(prompts))
+    lanes = min(sampling.batch_size, len(prompts))
+    results: dict[int, Generation] = {}
+    with merged_weights(model) if merge_adapters else nullcontext():
+        rows_of = memory(model, lanes, len(prompts[waiting[0]]) + sampling.max_new_tokens - 1, pad_id)
+        settles = in_float32(model)
+        rows: list[Row] = []
+        logits_BV: Tensor | None = None
+        while rows or waiting:
+            free = lanes - len(rows)
+            if waiting and (not rows or (rows_of.joins and free >= min(REFILL * lanes, len(waiting)))):
+                newcomers = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                coming = [Row(index, tuple(prompts[index]), uniforms(seeds[index], sampling.max_new_tokens)) for index in newcomers]
+                # Those who come draw their first tokens from their prompts' pass, while the others have drawn theirs already.
+                fresh_BV = rows_of.join([row.prompt for row in coming])
+                rows += coming
+                logits_BV = fresh_BV if logits_BV is None else torch.cat([logits_BV, fresh_BV])
+            assert logits_BV is not None
+            tokens = choose(model, rows, logits_BV, sampling.temperature, settles)
+            alive = [place for place, row in enumerate(rows) if tokens[place] != eos_id and len(row.ids) < sampling.max_new_tokens]
+            if len(alive) < len(rows):
+                for place in set(range(len(rows))) - set(alive):
+                    row = rows[place]
+                    results[row.number] = Generation(row.ids, row.logprobs, ended=row.ids[-1] == eos_id)
+                if on_batch is not None:
+                    on_batch(len(rows) - len(alive))
+                alive = closed_up(alive)
+                rows_of.keep(alive)
+                rows, tokens = [rows[place] for place in alive], [tokens[place] for place in alive]
+            logits_BV = rows_of.step(tokens) if rows else None
+    return [results[number] for number in range(len(prompts))]
+
+
+def choose(model: Any, rows: Sequence[Row], logits_BV: Tensor, temperature: float, settles: bool) -> list[int]:
+    """The next token of each row, which is added to it with its log-probability."""
+    uniform_BL = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=logits_BV.device)
+    drawn = draw(logits_BV, uniform_BL, temperature)
+    tokens, logprobs, close = drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.close_B.tolist()
+    for place, row in enumerate(rows):
+        if settles and close[place]:
+            alone = draw(logits_alone(model, [*row.prompt, *row.ids]), uniform_BL[place : place + 1], temperature)
+            tokens[place], logprobs[place] = int(alone.token_B), float(alone.logprob_B)
+        row.ids.append(tokens[place])
+        row.logprobs.append(logprobs[place])
+    return tokens
+
+
+def logits_alone(model: Any, ids: Sequence[int]) -> Tensor:
+    """logits_BV, B = 1, after these tokens, from a pass over them alone: a function of the tokens."""
+    ids_BS = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
+    with logits_only_at(model, torch.tensor([[len(ids) - 1]], device=ids_BS.device)):
+        logits_BV: Tensor = model(input_ids=ids_BS, use_cache=False).logits[:, 0]
+    return logits_BV
+
+
+def closed_up(alive: Sequence[int]) -> list[int]:
+    """The places that stay, so ordered that as few as possible move: gaps are filled from the end."""
+    count = len(alive)
+    last = [place for place in alive if place >= count]
+    staying = {place for place in alive if place < count}
+    return [place if place in staying else last.pop() for place in range(count)]
+
+
+def in_float32(model: Any) -> bool:
+    """Whether forward passes are computed in float32."""
+    weight = model.get_input_embeddings().weight
+    return weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
+
+
+_verdicts: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
+"""Of models that have been tried: whether they decode in lanes."""
+
+
+def memory(model: Any, lanes: int, columns: int, pad_id: int) -> Lanes | GrowingCache:
+    """Where rows of this model are kept. Raises ValueError when it can be decoded in neither way."""
+    if model not in _verdicts:
+        _verdicts[model] = decodes_in_lanes(model)
+    return Lanes(model, lanes, columns, pad_id) if _verdicts[model] else GrowingCache(model, pad_id)
+
+
+@torch.no_grad()
+def decodes_in_lanes(model: Any) -> bool:
+    """Tries both ways on a few tokens, since an architecture may do anything with a mask: True for lanes, False for a growing cache.
+
+    Raises ValueError when both differ from a pass over the whole text.
+    """
+    device = model.get_input_embeddings().weight.device
+    words = model.get_input_embeddings().num_embeddings
+    texts = [tuple(token % words for token in text) for text in ((1, 2, 3, 4, 5), (6, 7))]
+    eight, nine = 8 % words, 9 % words
+    reason = ""
+    with torch.autocast(device.type, enabled=False):
+        expected_BV = torch.cat([logits_alone(model, [*text, eight, nine]) for text in texts]).float()
+        tolerance = float(expected_BV.amax() - expected_BV.amin()) * (1e-3 if model.dtype == torch.float32 else 0.1)
+        for rows in (Lanes(model, len(texts), 7, pad_id=0), GrowingCache(model, pad_id=0)):
+            try:
+                rows.join(texts)
+                rows.step([eight] * 2)
+                far = float((rows.step([nine] * 2).float() - expected_BV).abs().max())
+            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+                reason = reason or f"{type(error).__name__}: {error}"
+                continue
+            if far <= tolerance:
+                if not rows.joins:
+                    log.warning("%s is decoded with a growing cache and without refilling lanes (%s)", type(model).__name__, reason)
+                return rows.joins
+            reason = reason or f"its logits are off by {far:.2g} when its cache is written in place"
+    raise ValueError(
+        f"the native engine cannot decode {type(model).__name__}, which keeps something else than the keys and values of past tokens ({reason}): "
+        "use the engine of transformers"
+    )
