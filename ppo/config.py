@@ -19,8 +19,8 @@ class PPOConfig:
     """Episodes of a roll-out that answer the same prompt, whose pass they share; divides minibatch_size. Ours: C.4 does not say, so 1."""
     minibatch_size: int = 64
     """Episodes an optimizer step over all processes; divides batch_size. C.4."""
-    micro_batch_size: int = 16
-    """Episodes a forward pass of one process; does not change the result. Ours."""
+    max_tokens_per_micro_batch: int = 8192
+    """Tokens of prompts and responses a forward pass of one process takes, one episode at least; bounds memory, does not change the result. Ours."""
     engine: Literal["native", "transformers", "vllm"] = "native"
     """What samples responses: `native`, ours (modeling/engines); transformers' `generate`; or vLLM, which needs its extra and a GPU. Ours."""
     rollout_batch_size: int = 64
@@ -40,7 +40,8 @@ class PPOConfig:
     (Ziegler et al. 2019)."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Where the price stands. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of each token beside the policy loss,
-    whose gradient is that of the token's own KL; earlier tokens are not charged for where they lead."""
+    whose gradient is that of the token's own KL; earlier tokens are not charged for where they lead. Whitened advantages have a spread of 1, and
+    `kl_coef` is then the price in such spreads: set `whiten_advantages` to false for the price in units of score."""
     score_scaling: Literal["none", "running"] = "none"
     """`running` divides scores by the running standard deviation of all scores so far. Ours; the paper does not scale."""
     score_clip: float | None = None
@@ -105,8 +106,8 @@ class PPOConfig:
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         positive = (
-            "total_episodes", "batch_size", "responses_per_prompt", "minibatch_size", "micro_batch_size", "rollout_batch_size", "inner_epochs",
-            "max_new_tokens", "checkpoint_every", "keep_checkpoints", "ptx_examples_per_episode", "samples_every", "kl_horizon",
+            "total_episodes", "batch_size", "responses_per_prompt", "minibatch_size", "max_tokens_per_micro_batch", "rollout_batch_size",
+            "inner_epochs", "max_new_tokens", "checkpoint_every", "keep_checkpoints", "ptx_examples_per_episode", "samples_every", "kl_horizon",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:

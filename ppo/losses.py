@@ -38,6 +38,15 @@ def value_loss(
     return loss_BT.sum() / _divisor(mask_BT, normalizer)
 
 
+def kl_loss(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, kl_coef: float, normalizer: float | None = None) -> Tensor:
+    """kl_coef times half the squared log ratio to the reference (k2 of Schulman 2020), whose gradient is that of each token's KL(pi || pi_ref).
+
+    The gradient of the log ratio itself would be nothing on average. `normalizer` as in `policy_loss`.
+    """
+    mask_BT = mask_BT.bool()
+    return kl_coef * 0.5 * _log_ratio(logprobs_BT, ref_logprobs_BT, mask_BT).square().sum() / _divisor(mask_BT, normalizer)
+
+
 @torch.no_grad()
 def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, clip_range: float) -> dict[str, Tensor]:
     """Sums over tokens of what tells whether updates are too large: `clipped` tokens, `approximate_kl` (k3 of old to new)."""

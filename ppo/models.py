@@ -41,6 +41,11 @@ class PPOModels:
     reading: Reading | None = None
     """How the reward model reads where it does not take the policy's tokens."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of everything that is computed from what the models say: float32, or float64 where the weights are."""
+        return torch.float64 if next(iter(self.value_parameters.values())).dtype == torch.float64 else torch.float32
+
     def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
         """Raises ValueError for a prompt that leaves reward or value model no room, though the policy could answer it."""
         if self.reading is not None:

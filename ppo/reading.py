@@ -7,7 +7,6 @@ context has room for is cut at the end, and counted. Shapes: B episodes of this 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from data.records import Prompt
 from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
+from modeling.batch import Batch, micro_batches
 from modeling.load import context_length, same_tokenizer
 from modeling.processes import sum_over_processes
 from modeling.scalar import ScalarModel, closing_of
-from reward.batches import Element, answer_ids
-from reward.scoring import answer_scores
+from reward.batches import answer_ids
 
 
 @dataclass(frozen=True)
@@ -77,22 +76,17 @@ class Reading:
         prompts: Sequence[Prompt],
         ids: Sequence[list[int]],
         responses: Sequence[list[int]],
-        micro_batch_size: int,
+        max_tokens: int,
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
         """(scores_B, truncated_B): the score at each response's last token, as the reward model reads it; whether that one was cut to fit."""
         befores, afters, truncated = self.rows(prompts, ids, responses)
-        # The policy's micro-batches are sorted by its own tokens; these may be of quite other lengths.
+        tokens = [len(before) + len(after) for before, after in zip(befores, afters, strict=True)]
+        # The policy's micro-batches are sorted by its own tokens; these may be of quite other lengths. Responses to one prompt stand together.
         order = sorted(range(len(befores)), key=lambda row: (len(befores[row]), befores[row], len(afters[row])))
         scores_B = torch.zeros(len(order), device=device)
-        for start in range(0, len(order), micro_batch_size):
-            rows = order[start : start + micro_batch_size]
-            # Several responses to one prompt stand together, and are read as answers that share it.
-            group = [
-                Element(before, [afters[row] for row in same], torch.zeros(0, 0, dtype=torch.bool))
-                for before, same in groupby(rows, key=befores.__getitem__)
-            ]
-            scores_B[rows] = answer_scores(reward, group, self.tokenizer.pad_token_id, device)
+        for rows in micro_batches(order, tokens, max_tokens):
+            scores_B[rows] = reward.scores(Batch([befores[row] for row in rows], [afters[row] for row in rows], self.tokenizer.pad_token_id, device))
         return scores_B, torch.tensor(truncated, device=device)
 
 

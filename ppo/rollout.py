@@ -1,10 +1,10 @@
 """One roll-out: responses, scores, log-probabilities of policy and reference, values, rewards, advantages.
 
-Shapes: B episodes of this process, T response tokens.
+Shapes: B episodes of this process, T response tokens, R the response tokens of some episodes, one episode after the other.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,17 +12,20 @@ from torch import Tensor
 
 from data.records import Prompt
 from data.tokenize import encode_prompt
+from modeling.batch import Batch
 from modeling.config import ModelConfig
-from modeling.generate import Generation, Sampling, generate
+from modeling.engines.native import NativeEngine
+from modeling.engines.types import Engine, Generation, Sampling
 from modeling.load import autocast
 from modeling.logprobs import response_logprobs
+from modeling.processes import sum_over_processes
 from modeling.seeds import derive_seed
-from modeling.sequences import Sequences
-from modeling.trunk import Trunk, recorded
 from ppo.advantages import gae, whiten
 from ppo.config import PPOConfig
+from ppo.losses import value_loss
 from ppo.models import PPOModels
 from ppo.rewards import token_rewards
+from ppo.scaling import ScoreScale
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Rollout:
     responses: list[list[int]]
     ended_B: Tensor
     scores_B: Tensor
+    """The reward model's, as they are."""
     logprobs_BT: Tensor
     ref_logprobs_BT: Tensor
     values_BT: Tensor
@@ -40,90 +44,101 @@ class Rollout:
     rewards_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor
-    trunk: Trunk | None = None
-    trunk_of: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    """For micro-batches, by their rows, what left the trunk."""
+    batches: dict[tuple[int, ...], Batch] = field(default_factory=dict)
+    """Micro-batches by their rows, with what left the trunk."""
+    scaled_scores_B: Tensor | None = None
+    """Scaled and cut as rewards are made from them; None where scores are taken as they are."""
     reward_truncated_B: Tensor | None = None
     """Whether a response was cut to fit the reward model's context; None where none can be."""
 
-    def sequences(self, rows: Sequence[int], pad_id: int) -> Sequences:
-        """Some episodes laid out for a forward pass."""
-        found = Sequences.pad([self.prompts[i] for i in rows], [self.responses[i] for i in rows], pad_id, self.mask_BT.device)
-        return replace(found, trunk=self.trunk, trunk_BSH=self.trunk_of.get(tuple(rows)))
+    started: tuple[tuple[tuple[int, ...], ...], Tensor] | None = None
+    """A minibatch whose value gradient waits in `.grad` already, and its loss."""
 
-    def columns(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Per-token tensors of some episodes, cut to the longest response among them."""
-        width = int(self.mask_BT[list(rows)].sum(1).max())
-        found = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value[list(rows), :width] for name, value in found.items() if name.endswith("_BT")}
+    def started_loss(self, groups: Sequence[Sequence[int]]) -> Tensor | None:
+        """This process's part of the value loss, once, if the value gradient of this minibatch is there already."""
+        started, self.started = self.started, None
+        return started[1] if started is not None and started[0] == tuple(map(tuple, groups)) else None
+
+    def tokens(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The per-token tensors of some episodes without padding, x_R each, by their names without the suffix."""
+        mask_BT = self.mask_BT[list(rows)]
+        names = [item.name for item in fields(self) if item.name.endswith("_BT") and item.name != "mask_BT"]
+        return {name.removesuffix("_BT"): getattr(self, name)[list(rows)][mask_BT] for name in names}
 
 
 def roll_out(
     models: PPOModels, prompts: Sequence[Prompt], config: PPOConfig, tokenizer: Any, seed: int, iteration: int, numbers: Sequence[int],
-    on_batch: Callable[[int], object] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[list[list[int]], list[Generation]]:  # fmt: skip
-    """(prompt ids, responses) at the sampling temperature. `numbers` are the episodes' numbers in the whole roll-out: each has its own stream."""
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    """(prompt ids, responses) at the sampling temperature, by our own engine unless another is given.
+
+    `numbers` are the episodes' numbers in the whole roll-out: each has its own stream.
+    """
+    distinct = {id(prompt): prompt for prompt in prompts}
+    ids_of = {key: encode_prompt(tokenizer, prompt) for key, prompt in distinct.items()}
+    ids = [ids_of[id(prompt)] for prompt in prompts]
     sampling = Sampling(config.max_new_tokens, config.temperature, config.rollout_batch_size)
     seeds = [derive_seed(seed, "rollout", iteration, number) for number in numbers]
     with models.as_policy() as policy:
-        return ids, generate(policy, ids, seeds, sampling, tokenizer.eos_token_id, tokenizer.pad_token_id, on_batch)
+        return ids, (engine or NativeEngine()).generate(policy, ids, seeds, sampling, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def micro_batches(rows: Sequence[int], size: int) -> list[list[int]]:
-    """Rows in groups of at most `size`, in their given order: scoring and update must group alike for a ratio of exactly 1 at lr 0."""
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+def in_order(rows: Sequence[int], prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:
+    """Rows by length, those that share a prompt side by side."""
+    longest: dict[tuple[int, ...], int] = {}
+    for row in rows:
+        key = tuple(prompts[row])
+        longest[key] = max(longest.get(key, 0), lengths[row])
+    return sorted(rows, key=lambda row: (longest[tuple(prompts[row])], prompts[row], lengths[row]))
 
 
 @torch.no_grad()
 def score(
     models: PPOModels, prompts: list[list[int]], responses: list[Generation], groups: Sequence[Sequence[int]], config: PPOConfig,
-    model_config: ModelConfig, pad_id: int, device: torch.device, records: Sequence[Prompt] = (),
+    model_config: ModelConfig, pad_id: int, device: torch.device, records: Sequence[Prompt] = (), kl_coef: float | None = None,
+    scale: ScoreScale | None = None, first: Sequence[Sequence[int]] = (),
 ) -> Rollout:  # fmt: skip
     """Everything that models say about the episodes, and the advantages that follow from it.
 
-    `groups` are the micro-batches that the update will use. `records` are the prompts again, for a reward model that reads text.
+    `groups` are the micro-batches that the update will use. `records` are the prompts again, for a reward model that reads text. `kl_coef` and
+    `scale` are as the run has them by now; without them, as it starts. `first` are the micro-batches of the first minibatch, if the value model may
+    learn from them at once.
     """
+    kl_coef, scale = config.kl_coef if kl_coef is None else kl_coef, scale or ScoreScale(config)
     count, width = len(responses), max(len(response.ids) for response in responses)
-    logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros((count, width), device=device) for _ in range(3))
-    scores_B = torch.zeros(count, device=device)
+    logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros((count, width), device=device, dtype=models.dtype) for _ in range(3))
+    scores_B = torch.zeros(count, device=device, dtype=models.dtype)
     lengths_B = torch.tensor([len(response.ids) for response in responses], device=device)
     mask_BT = torch.arange(width, device=device) < lengths_B[:, None]
     ended_B = torch.tensor([response.ended for response in responses], device=device)
+    batches = {
+        tuple(rows): Batch([prompts[i] for i in rows], [responses[i].ids for i in rows], pad_id, device, trunk=models.trunk) for rows in groups
+    }
 
-    layouts = [Sequences.pad([prompts[i] for i in rows], [responses[i].ids for i in rows], pad_id, device) for rows in groups]
-
-    def fill(target_BT: Tensor, rows: Sequence[int], found_BT: Tensor) -> None:
-        target_BT[list(rows), : found_BT.shape[1]] = found_BT.float()
-
-    trunk_of: dict[tuple[int, ...], Tensor] = {}
     with models.as_reference() as reference, autocast(model_config, device):
-        for index, rows in enumerate(groups):
-            with recorded(models.trunk) as passed:
-                fill(ref_logprobs_BT, rows, response_logprobs(reference, layouts[index], config.temperature))
-            if passed:
-                trunk_of[tuple(rows)] = passed[0]
-                layouts[index] = replace(layouts[index], trunk=models.trunk, trunk_BSH=passed[0])
+        for rows, batch in batches.items():
+            fill(ref_logprobs_BT, mask_BT, rows, response_logprobs(reference, batch, config.temperature))
     if config.old_logprobs == "recompute":
         with models.as_policy() as policy, autocast(model_config, device):
-            for rows, sequences in zip(groups, layouts, strict=True):
-                fill(logprobs_BT, rows, response_logprobs(policy, sequences, config.temperature))
+            for rows, batch in batches.items():
+                fill(logprobs_BT, mask_BT, rows, response_logprobs(policy, batch, config.temperature))
     else:
-        for row, response in enumerate(responses):
-            logprobs_BT[row, : len(response.logprobs)] = torch.tensor(response.logprobs, device=device)
-    with models.as_value() as value, autocast(model_config, device):
-        for rows, sequences in zip(groups, layouts, strict=True):
-            fill(values_BT, rows, value.values(sequences))
+        every = [logprob for response in responses for logprob in response.logprobs or ()]
+        assert len(every) == int(lengths_B.sum()), "the configuration refuses engines that record none"
+        fill(logprobs_BT, mask_BT, range(count), torch.tensor(every, device=device, dtype=models.dtype))
     truncated_B = None
     with models.as_reward() as reward, autocast(model_config, device):
         if models.reading is not None:
             tokens = [response.ids for response in responses]
-            scores_B, truncated_B = models.reading.scores(reward, records, prompts, tokens, config.micro_batch_size, device)
+            scores_B, truncated_B = models.reading.scores(reward, records, prompts, tokens, config.max_tokens_per_micro_batch, device)
         else:
-            for rows, sequences in zip(groups, layouts, strict=True):
-                scores_B[list(rows)] = reward.scores(sequences)
+            for rows, batch in batches.items():
+                scores_B[list(rows)] = reward.scores(batch)
 
-    rewards_BT = token_rewards(scores_B - config.missing_eos_penalty * (~ended_B).float(), logprobs_BT, ref_logprobs_BT, mask_BT, config.kl_coef)
+    scaled_B = scale(scores_B)
+    charged_B = scaled_B - config.missing_eos_penalty * (~ended_B).to(scores_B)
+    rewards_BT = token_rewards(charged_B, logprobs_BT, ref_logprobs_BT, mask_BT, kl_coef if config.kl_placement == "reward" else 0.0)
+    value_loss_sum = values(models, batches, first, values_BT, rewards_BT, mask_BT, config, model_config, device)
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, config.discount, config.gae_lambda)
     if config.whiten_advantages:
         advantages_BT = whiten(advantages_BT, mask_BT)
@@ -132,6 +147,7 @@ def score(
         responses=[response.ids for response in responses],
         ended_B=ended_B,
         scores_B=scores_B,
+        scaled_scores_B=scaled_B if scale.active else None,
         logprobs_BT=logprobs_BT,
         ref_logprobs_BT=ref_logprobs_BT,
         values_BT=values_BT,
@@ -139,7 +155,45 @@ def score(
         rewards_BT=rewards_BT,
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,
-        trunk=models.trunk,
-        trunk_of=trunk_of,
+        batches=batches,
         reward_truncated_B=truncated_B,
+        started=None if value_loss_sum is None else (tuple(map(tuple, first)), value_loss_sum),
     )
+
+
+def values(
+    models: PPOModels, batches: Mapping[tuple[int, ...], Batch], first: Sequence[Sequence[int]], values_BT: Tensor, rewards_BT: Tensor,
+    mask_BT: Tensor, config: PPOConfig, model_config: ModelConfig, device: torch.device,
+) -> Tensor | None:  # fmt: skip
+    """Fills values_BT, and goes backward at once where micro-batches are of the first minibatch: its update would only compute the same again.
+
+    Returns this process's part of the first minibatch's loss, whose gradient then waits in `.grad`; None where there is no `first`.
+    """
+    learning = set(map(tuple, first))
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    tokens = float(sum_over_processes(mask_BT[[row for rows in first for row in rows]].sum())) if first else 0.0
+    with models.as_value() as value:
+        for rows, batch in batches.items():
+            with torch.set_grad_enabled(rows in learning), autocast(model_config, device):
+                values_R = value.values(batch)
+            fill(values_BT, mask_BT, rows, values_R.detach())
+            if rows in learning:
+                index = list(rows)
+                _, returns_BT = gae(rewards_BT[index], values_BT[index], mask_BT[index], config.discount, config.gae_lambda)
+                loss_sum += value_backward(values_R, values_R.detach(), returns_BT[mask_BT[index]], config.value_clip_range, tokens)
+    return loss_sum if first else None
+
+
+def value_backward(values_R: Tensor, old_values_R: Tensor, returns_R: Tensor, clip_range: float | None, tokens: float) -> Tensor:
+    """Accumulates the value loss's gradient; returns the loss."""
+    with torch.enable_grad():
+        loss = value_loss(values_R[None], old_values_R[None], returns_R[None], torch.ones_like(values_R[None]), clip_range, normalizer=tokens)
+    loss.backward()
+    return loss.detach().double()
+
+
+def fill(target_BT: Tensor, mask_BT: Tensor, rows: Sequence[int], found_R: Tensor) -> None:
+    """Puts tokens of some episodes in their places."""
+    index = torch.tensor(rows, device=target_BT.device)
+    row_R, column_R = mask_BT[index].nonzero(as_tuple=True)
+    target_BT[index[row_R], column_R] = found_R

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modeling.batch import micro_batches
 from modeling.config import ModelConfig
 from modeling.load import autocast
-from modeling.logprobs import chosen_logprobs, entropy, response_logits, text_loss
+from modeling.logprobs import accumulate_gradient, text_batch
 from modeling.processes import Processes, sum_gradients, sum_over_processes
 from ppo.config import PPOConfig
-from ppo.losses import largest_ratio, policy_loss, policy_sums, value_loss
+from ppo.losses import kl_loss, largest_ratio, policy_loss, policy_sums
 from ppo.models import PPOModels
-from ppo.rollout import Rollout
+from ppo.rollout import Rollout, value_backward
 
 
 @dataclass
@@ -32,8 +33,8 @@ class Optimizers:
         """Fresh ones (C.1: Adam with decays 0.9 and 0.95)."""
         betas = (config.adam_beta1, config.adam_beta2)
         return Optimizers(
-            policy=torch.optim.Adam(models.policy_parameters.values(), lr=config.learning_rate, betas=betas),
-            value=torch.optim.Adam(models.value_parameters.values(), lr=config.value_learning_rate, betas=betas),
+            policy=torch.optim.Adam(models.policy_parameters.values(), lr=config.learning_rate, betas=betas, fused=True),
+            value=torch.optim.Adam(models.value_parameters.values(), lr=config.value_learning_rate, betas=betas, fused=True),
         )
 
     def set_learning_rates(self, config: PPOConfig, iteration: int) -> float:
@@ -51,30 +52,24 @@ def warmup(iteration: int, iterations: int) -> float:
 
 
 def step(
-    models: PPOModels,
-    optimizers: Optimizers,
-    rollout: Rollout,
-    groups: Sequence[Sequence[int]],
-    chunks: Sequence[list[int]],
-    config: PPOConfig,
-    model_config: ModelConfig,
-    pad_id: int,
-    team: Processes,
-) -> dict[str, float]:
+    models: PPOModels, optimizers: Optimizers, rollout: Rollout, groups: Sequence[Sequence[int]], chunks: Sequence[list[int]], config: PPOConfig,
+    model_config: ModelConfig, pad_id: int, team: Processes, kl_coef: float | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Updates both models on the episodes of `groups` (this process's share of the minibatch, in micro-batches) and its share of `chunks`.
 
-    Returns the minibatch's numbers, over all processes.
+    `kl_coef` is the price of KL where it stands in the loss; without it, as the run starts. Returns the minibatch's numbers, over all processes.
     """
-    own_tokens = sum(int(rollout.mask_BT[list(rows)].sum()) for rows in groups)
+    kl_coef = config.kl_coef if kl_coef is None else kl_coef
+    own_tokens = sum(len(rollout.responses[row]) for rows in groups for row in rows)
     tokens = float(sum_over_processes(torch.tensor(float(own_tokens), device=team.device)))
-    numbers = policy_gradient(models, rollout, groups, config, model_config, pad_id, tokens, team)
+    numbers = policy_gradient(models, rollout, groups, config, model_config, tokens, team, kl_coef)
     policy_parameters = list(models.policy_parameters.values())
     sum_gradients(policy_parameters)
     if config.ptx_coef > 0:
         numbers |= add_ptx_gradient(models, chunks, config, model_config, pad_id, team)
     numbers["policy_grad_norm"] = apply(optimizers.policy, policy_parameters, config.max_grad_norm)
 
-    numbers |= value_gradient(models, rollout, groups, config, model_config, pad_id, tokens, team)
+    numbers |= value_gradient(models, rollout, groups, config, model_config, tokens, team)
     value_parameters = list(models.value_parameters.values())
     sum_gradients(value_parameters)
     numbers["value_grad_norm"] = apply(optimizers.value, value_parameters, config.max_grad_norm)
@@ -82,25 +77,32 @@ def step(
 
 
 def policy_gradient(
-    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, pad_id: int,
-    tokens: float, team: Processes,
+    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, tokens: float,
+    team: Processes, kl_coef: float = 0.0,
 ) -> dict[str, float]:  # fmt: skip
     """Accumulates PPO's gradient in the policy's `.grad`."""
     totals = torch.zeros(4, dtype=torch.float64, device=team.device)
     ratio = 1.0
     with models.as_policy() as policy:
         for rows in groups:
-            sequences, columns = rollout.sequences(rows, pad_id), rollout.columns(rows)
-            mask_BT, old_BT = columns["mask_BT"], columns["logprobs_BT"]
-            with autocast(model_config, team.device):
-                logits_BTV = response_logits(policy, sequences, config.temperature)
-            logprobs_BT = chosen_logprobs(logits_BTV, sequences.response_BT)
-            loss = policy_loss(logprobs_BT, old_BT, columns["advantages_BT"], mask_BT, config.clip_range, normalizer=tokens)
-            entropy_sum = entropy(logits_BTV.detach()).masked_fill(~mask_BT, 0.0).sum()
-            loss.backward()
-            sums = policy_sums(logprobs_BT, old_BT, mask_BT, config.clip_range)
-            ratio = max(ratio, largest_ratio(logprobs_BT, old_BT, mask_BT))
-            totals += torch.stack([loss.detach(), entropy_sum / tokens, sums["clipped"] / tokens, sums["approximate_kl"] / tokens]).double()
+            given = rollout.tokens(rows)
+            old_1R, mask_1R = given["logprobs"][None], torch.ones_like(given["logprobs"], dtype=torch.bool)[None]
+
+            def loss_of(
+                logprobs_N: Tensor, part: slice, given: dict[str, Tensor] = given, old_1R: Tensor = old_1R, mask_1R: Tensor = mask_1R
+            ) -> Tensor:
+                logprobs_1N, mask_1N = logprobs_N[None], mask_1R[:, part]
+                loss = policy_loss(logprobs_1N, old_1R[:, part], given["advantages"][None, part], mask_1N, config.clip_range, normalizer=tokens)
+                if config.kl_placement == "loss":
+                    loss = loss + kl_loss(logprobs_1N, given["ref_logprobs"][None, part], mask_1N, kl_coef, normalizer=tokens)
+                return loss
+
+            loss, logprobs_R, entropy_R = accumulate_gradient(
+                policy, rollout.batches[tuple(rows)], loss_of, config.temperature, lambda: autocast(model_config, team.device)
+            )
+            sums = policy_sums(logprobs_R[None], old_1R, mask_1R, config.clip_range)
+            ratio = max(ratio, largest_ratio(logprobs_R[None], old_1R, mask_1R))
+            totals += torch.stack([loss, entropy_R.sum() / tokens, sums["clipped"] / tokens, sums["approximate_kl"] / tokens]).double()
     loss_sum, entropy_mean, clipped, moved = sum_over_processes(totals).tolist()
     return {
         "policy_loss": loss_sum,
@@ -126,11 +128,15 @@ def add_ptx_gradient(
     loss_sum = torch.zeros((), dtype=torch.float64, device=team.device)
     mine = team.share(sorted(chunks, key=len))
     with models.as_policy() as policy:
-        for start in range(0, len(mine), config.micro_batch_size):
-            with autocast(model_config, team.device):
-                loss, _ = text_loss(policy, mine[start : start + config.micro_batch_size], pad_id, team.device)
-            (config.ptx_coef * loss / tokens).backward()
-            loss_sum += loss.detach().double() / tokens
+        for numbers in micro_batches(range(len(mine)), [len(chunk) for chunk in mine], config.max_tokens_per_micro_batch):
+            text = text_batch([mine[number] for number in numbers], pad_id, team.device)
+            loss, _, _ = accumulate_gradient(
+                policy,
+                text,
+                lambda logprobs_N, part: -config.ptx_coef * logprobs_N.sum() / tokens,
+                forward=lambda: autocast(model_config, team.device),
+            )
+            loss_sum += loss.double() / config.ptx_coef
     sum_gradients(models.policy_parameters.values())
     ptx_norm = float(torch.nn.utils.get_total_norm([p.grad for p in models.policy_parameters.values() if p.grad is not None]))
     for name, gradient in ppo_gradients.items():
@@ -145,19 +151,18 @@ def add_ptx_gradient(
 
 
 def value_gradient(
-    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, pad_id: int,
-    tokens: float, team: Processes,
-) -> dict[str, float]:  # fmt: skip
-    """Accumulates the value loss's gradient in the value model's `.grad`."""
-    total = torch.zeros((), dtype=torch.float64, device=team.device)
-    with models.as_value() as value:
-        for rows in groups:
-            columns = rollout.columns(rows)
-            with autocast(model_config, team.device):
-                values_BT: Tensor = value.values(rollout.sequences(rows, pad_id))
-            loss = value_loss(values_BT, columns["values_BT"], columns["returns_BT"], columns["mask_BT"], config.value_clip_range, normalizer=tokens)
-            loss.backward()
-            total += loss.detach().double()
+    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, tokens: float, team: Processes
+) -> dict[str, float]:
+    """Accumulates the value loss's gradient in the value model's `.grad`, unless scoring has done so for this minibatch."""
+    total = rollout.started_loss(groups)
+    if total is None:
+        total = torch.zeros((), dtype=torch.float64, device=team.device)
+        with models.as_value() as value:
+            for rows in groups:
+                given = rollout.tokens(rows)
+                with autocast(model_config, team.device):
+                    values_R = value.values(rollout.batches[tuple(rows)])
+                total += value_backward(values_R, given["values"], given["returns"], config.value_clip_range, tokens)
     return {"value_loss": float(sum_over_processes(total))}
 
 

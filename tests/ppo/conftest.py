@@ -10,6 +10,7 @@ import torch
 
 from data.records import Prompt
 from modeling.adapters import add_lora, merged
+from modeling.batch import Batch, micro_batches
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
 from modeling.processes import Processes
@@ -17,6 +18,7 @@ from modeling.scalar import initialise_head, scalar_model
 from modeling.tiny import make_tiny_model
 from ppo.config import PPOConfig
 from ppo.models import PPOModels, load_models
+from ppo.rollout import Rollout
 from tests.conftest import enliven
 
 TEAM = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -105,7 +107,7 @@ def chains(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chain]:
 def small(**changes: Any) -> PPOConfig:
     """A configuration of a few episodes."""
     settings: dict[str, Any] = {
-        "total_episodes": 16, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 3, "rollout_batch_size": 5, "max_new_tokens": 6,
+        "total_episodes": 16, "batch_size": 8, "minibatch_size": 4, "max_tokens_per_micro_batch": 80, "rollout_batch_size": 5, "max_new_tokens": 6,
         "learning_rate": 1e-2, "value_learning_rate": 1e-2, "warmup_iterations": 0, "ptx_examples_per_episode": 1, "ptx_coef": 0.0,
         "ema_decay": 0.5, "checkpoint_every": 1, "samples_per_iteration": 1,
     }  # fmt: skip
@@ -115,3 +117,13 @@ def small(**changes: Any) -> PPOConfig:
 def load_base(chain: Chain) -> Any:
     """The SFT model on its own, as plain transformers loads it."""
     return load_causal(chain.sft / "model", chain.config, chain.tokenizer)
+
+
+def groups_of(count: int, size: int) -> list[list[int]]:
+    """So many episodes in micro-batches of `size`."""
+    return micro_batches(range(count), [1] * count, size)
+
+
+def all_rows(rollout: Rollout, pad_id: int) -> Batch:
+    """Every episode in one batch."""
+    return Batch(rollout.prompts, rollout.responses, pad_id, TEAM.device)

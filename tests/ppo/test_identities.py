@@ -8,26 +8,26 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from modeling.generate import Generation
+from modeling.batch import Batch
+from modeling.engines.types import Generation
 from modeling.logprobs import response_logprobs
-from modeling.sequences import Sequences
 from ppo.checkpoint import newest
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.models import PPOModels
-from ppo.rollout import Rollout, micro_batches, roll_out, score
+from ppo.rollout import Rollout, roll_out, score
 from ppo.train import train
 from ppo.update import Optimizers, add_ptx_gradient, policy_gradient, step, value_gradient
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, load_base, small
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, all_rows, groups_of, load_base, small
 
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 
 
-def one_rollout(chain: Chain, models: PPOModels, config: PPOConfig, size: int | None = None) -> tuple[Rollout, list[list[int]]]:
+def one_rollout(chain: Chain, models: PPOModels, config: PPOConfig, size: int = 3) -> tuple[Rollout, list[list[int]]]:
     """Eight episodes, scored in the micro-batches that come back."""
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(8)]
     ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
-    groups = micro_batches(range(8), size or config.micro_batch_size)
+    groups = groups_of(8, size)
     return score(models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device), groups
 
 
@@ -100,13 +100,41 @@ def test_micro_batching_changes_nothing(chains, adapter: str):
         models = chain.models()
         rollout, groups = one_rollout(chain, models, config, size)
         tokens = float(rollout.mask_BT.sum())
-        policy_gradient(models, rollout, groups, config, chain.config, chain.tokenizer.pad_token_id, tokens, TEAM)
-        value_gradient(models, rollout, groups, config, chain.config, chain.tokenizer.pad_token_id, tokens, TEAM)
+        policy_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
+        value_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
         found.append((gradients(models.policy_parameters), gradients(models.value_parameters)))
     for policy, value in found[1:]:
         for name, gradient in (found[0][0] | found[0][1]).items():
             other = (policy | value)[name]
             assert torch.allclose(gradient, other, atol=1e-5 * float(gradient.abs().max()) + 1e-8, rtol=0), name
+
+
+@BOTH
+@pytest.mark.parametrize("clip", [0.2, None])
+def test_the_value_gradient_that_scoring_leaves_is_the_one_that_the_update_computes(chains, adapter: str, clip: float | None):
+    chain, config = chains(adapter), small(value_clip_range=clip)
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(8)]
+    found = []
+    for at_once in (False, True):
+        models = chain.models()
+        ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
+        groups = groups_of(8, 3)
+        first = groups[:2] if at_once else ()
+        rollout = score(models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, first=first)
+        tokens = float(sum(len(responses[row].ids) for rows in groups[:2] for row in rows))
+        passes = []
+        handle = models.value.scalar.backbone.register_forward_hook(lambda *given, passes=passes: passes.append(1))
+        numbers = value_gradient(models, rollout, groups[:2], config, chain.config, tokens, TEAM)
+        assert len(passes) == (0 if at_once else 2)
+        found.append((numbers["value_loss"], gradients(models.value_parameters)))
+        # Once stepped, the same minibatch is another one.
+        value_gradient(models, rollout, groups[:2], config, chain.config, tokens, TEAM)
+        assert len(passes) == (2 if at_once else 4)
+        handle.remove()
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert found[0][0] > 1e-3
+    for name, gradient in found[0][1].items():
+        assert torch.allclose(found[1][1][name], gradient, atol=1e-6 * float(gradient.abs().max()), rtol=0), name
 
 
 @BOTH
@@ -119,7 +147,7 @@ def test_policy_gradient_is_autograd_of_the_naive_loss(chains, adapter: str):
                 p.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     rollout, groups = one_rollout(chain, models, config)
     tokens = float(rollout.mask_BT.sum())
-    policy_gradient(models, rollout, groups, config, chain.config, chain.tokenizer.pad_token_id, tokens, TEAM)
+    policy_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
     ours = gradients(models.policy_parameters)
     with models.as_policy() as policy:
         loss = torch.zeros(())
@@ -140,10 +168,10 @@ def test_policy_gradient_is_autograd_of_the_naive_loss(chains, adapter: str):
 @BOTH
 def test_gradient_with_ptx_is_the_ppo_gradient_plus_gamma_times_the_pretraining_gradient(chains, adapter: str):
     chain = chains(adapter)
-    models, config = chain.models(), small(ptx_coef=3.0, micro_batch_size=2)
+    models, config = chain.models(), small(ptx_coef=3.0, max_tokens_per_micro_batch=40)
     rollout, groups = one_rollout(chain, models, config)
     pad, tokens = chain.tokenizer.pad_token_id, float(rollout.mask_BT.sum())
-    policy_gradient(models, rollout, groups, config, chain.config, pad, tokens, TEAM)
+    policy_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
     ppo = gradients(models.policy_parameters)
     with models.as_policy() as policy:
         loss = torch.zeros(())
@@ -153,7 +181,7 @@ def test_gradient_with_ptx_is_the_ppo_gradient_plus_gamma_times_the_pretraining_
         loss.backward()
     ptx = gradients(models.policy_parameters)
 
-    policy_gradient(models, rollout, groups, config, chain.config, pad, tokens, TEAM)
+    policy_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
     numbers = add_ptx_gradient(models, CHUNKS, config, chain.config, pad, TEAM)
     total = gradients(models.policy_parameters)
     for name in total:
@@ -214,17 +242,17 @@ def test_each_optimizer_trains_its_own_model_alone(chains, adapter: str):
     pad = chain.tokenizer.pad_token_id
 
     def outputs() -> dict[str, torch.Tensor]:
-        sequences = rollout.sequences(range(8), pad)
+        batch = all_rows(rollout, pad)
         with torch.no_grad():
             found = {}
             with models.as_policy() as policy:
-                found["policy"] = response_logprobs(policy, sequences)
+                found["policy"] = response_logprobs(policy, batch)
             with models.as_reference() as reference:
-                found["reference"] = response_logprobs(reference, sequences)
+                found["reference"] = response_logprobs(reference, batch)
             with models.as_value() as value:
-                found["value"] = value.values(sequences)
+                found["value"] = value.values(batch)
             with models.as_reward() as reward:
-                found["reward"] = reward.scores(sequences)
+                found["reward"] = reward.scores(batch)
         return found
 
     before = outputs()
@@ -242,11 +270,11 @@ def test_each_optimizer_trains_its_own_model_alone(chains, adapter: str):
 def test_temperature_of_the_update_is_that_of_the_rollout(chains):
     chain = chains("lora")
     models = chain.models()
-    sequences = Sequences.pad([[5, 6, 7]], [[8, 9]], chain.tokenizer.pad_token_id)
+    batch = Batch([[5, 6, 7]], [[8, 9]], chain.tokenizer.pad_token_id, TEAM.device)
     with models.as_policy() as policy, torch.no_grad():
         logits = policy(torch.tensor([[5, 6, 7, 8, 9]])).logits[0]
         expected = [(logits[2 + t] / 0.5).log_softmax(-1)[token].item() for t, token in enumerate((8, 9))]
-        assert response_logprobs(policy, sequences, 0.5)[0].tolist() == pytest.approx(expected, abs=1e-5)
+        assert response_logprobs(policy, batch, 0.5).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_missing_eos_penalty_is_taken_from_cut_off_responses_alone(chains):
@@ -306,5 +334,5 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(chains, tmp_path
     models = chain.models()
     with torch.no_grad():
         next(iter(models.value_parameters.values())).fill_(float("nan"))
-    with pytest.raises(ValueError, match="norm became nan"):
+    with pytest.raises(ValueError, match="value_mean is nan"):
         train(small(), chain.config, models, chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import PLAIN
 from data.records import Prompt
-from modeling.generate import Generation
+from modeling.engines.types import Generation
 from modeling.load import knows_tokens, load_tokenizer, same_tokenizer
 from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
 from ppo import train as training
@@ -57,7 +57,7 @@ def every_ending(tokenizer: Any) -> Case:
 def scored(chain: Chain, models: PPOModels, case: Case, **changes: Any) -> Rollout:
     """The case as the policy would have met it, scored in groups of two."""
     ids = [list(chain.tokenizer.apply_chat_template(p.messages, add_generation_prompt=True, return_dict=False)) for p in case.prompts]
-    config = small(**{"micro_batch_size": 2} | changes)
+    config = small(**{"max_tokens_per_micro_batch": 80} | changes)
     groups = [[0, 1], [2, 3], [4, 5]]
     return score(models, ids, case.responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, case.prompts)
 

@@ -15,10 +15,10 @@ from ppo import models as loading
 from ppo.checkpoint import newest
 from ppo.config import PPOConfig
 from ppo.models import PPOModels
-from ppo.rollout import Rollout, micro_batches, roll_out, score
+from ppo.rollout import Rollout, roll_out, score
 from ppo.train import train
 from ppo.update import Optimizers, policy_gradient, step, value_gradient
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, chain_of, save_reward, small
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, all_rows, chain_of, groups_of, save_reward, small
 
 Start = tuple[Chain, dict[str, Any]]
 CASES = [
@@ -56,7 +56,7 @@ def chain_with(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], P
 def one_rollout(chain: Chain, models: PPOModels, config: PPOConfig) -> tuple[Rollout, list[list[int]]]:
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(8)]
     ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
-    groups = micro_batches(range(8), config.micro_batch_size)
+    groups = groups_of(8, 3)
     return score(models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, prompts), groups
 
 
@@ -109,17 +109,17 @@ def test_each_optimizer_trains_its_own_model_alone(chain_with: Callable[..., Cha
     pad = chain.tokenizer.pad_token_id
 
     def outputs() -> dict[str, torch.Tensor]:
-        sequences = rollout.sequences(range(8), pad)
+        batch = all_rows(rollout, pad)
         with torch.no_grad():
             found = {}
             with models.as_policy() as policy:
-                found["policy"] = response_logprobs(policy, sequences)
+                found["policy"] = response_logprobs(policy, batch)
             with models.as_reference() as reference:
-                found["reference"] = response_logprobs(reference, sequences)
+                found["reference"] = response_logprobs(reference, batch)
             with models.as_value() as value:
-                found["value"] = value.values(sequences)
+                found["value"] = value.values(batch)
             with models.as_reward() as scorer:
-                ids = sequences.ids_BS.clamp(max=300)
+                ids = batch.padded.ids_BS.clamp(max=300)
                 found["reward"] = scorer.backbone(ids).last_hidden_state, scorer.head.weight.clone()
         found["reward"] = torch.cat([part.flatten() for part in found["reward"]])
         return found
@@ -146,9 +146,9 @@ def test_gradients_survive_the_switching_and_equal_autograd_of_the_naive_loss(
             if "lora_B" in name or name == "score.weight":
                 p.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     rollout, groups = one_rollout(chain, models, config)
-    tokens, pad = float(rollout.mask_BT.sum()), chain.tokenizer.pad_token_id
-    policy_gradient(models, rollout, groups, config, chain.config, pad, tokens, TEAM)
-    value_gradient(models, rollout, groups, config, chain.config, pad, tokens, TEAM)
+    tokens = float(rollout.mask_BT.sum())
+    policy_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
+    value_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
     with models.as_reward(), models.as_reference():
         pass
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in models.policy_parameters.values())

@@ -1,0 +1,50 @@
+"""Scores as PPO sees them: as they are, or divided by the spread of all scores so far, and cut. Shapes: B episodes of this process."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from modeling.processes import sum_over_processes
+from ppo.config import PPOConfig
+
+SMALLEST_STD = 1e-6
+"""Scores that hardly differ are not blown up."""
+
+
+class ScoreScale:
+    """Running mean and spread of scores over all episodes of all processes (Chan et al. 1979). Ours; off unless the configuration says so."""
+
+    def __init__(self, config: PPOConfig) -> None:
+        self.running, self.clip = config.score_scaling == "running", config.score_clip
+        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether scores come out other than they went in."""
+        return self.running or self.clip is not None
+
+    def __call__(self, scores_B: Tensor) -> Tensor:
+        """scores_B divided by the standard deviation of all so far, these included; then cut to within `score_clip` of 0."""
+        if self.running:
+            self._add(scores_B)
+            scores_B = scores_B / max((self.squares / self.count) ** 0.5, SMALLEST_STD)
+        return scores_B if self.clip is None else scores_B.clamp(-self.clip, self.clip)
+
+    def _add(self, scores_B: Tensor) -> None:
+        own_B = scores_B.double()
+        count, total = sum_over_processes(torch.stack([torch.ones_like(own_B).sum(), own_B.sum()])).tolist()
+        mean = total / count
+        squares = float(sum_over_processes((own_B - mean).square().sum()))
+        whole, apart = self.count + count, mean - self.mean
+        self.squares += squares + apart**2 * self.count * count / whole
+        self.mean += apart * count / whole
+        self.count = whole
+
+    def state_dict(self) -> dict[str, float | int]:
+        """What a resumed run needs."""
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        """The reverse."""
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]

@@ -1,0 +1,78 @@
+"""The KL coefficient, the scale of scores and the KL in the loss: numbers by hand, and by loops in float64."""
+
+import math
+from statistics import pstdev
+
+import pytest
+import torch
+
+from ppo.config import PPOConfig
+from ppo.kl import KLController
+from ppo.losses import kl_loss
+from ppo.rollout import in_order
+from ppo.scaling import ScoreScale
+
+
+def test_a_fixed_coefficient_stays():
+    controller = KLController.make(PPOConfig(kl_coef=0.02))
+    controller.update(1000.0, 512)
+    assert controller.coef == 0.02
+
+
+def test_a_steered_coefficient_moves_towards_its_target_and_never_by_more_than_a_fifth_of_the_error():
+    controller = KLController.make(PPOConfig(kl_coef=0.1, kl_target=6.0, kl_horizon=10_000))
+    controller.update(6.6, 512)
+    assert controller.coef == pytest.approx(0.1 * (1 + 0.1 * 512 / 10_000), rel=1e-12)
+    before = controller.coef
+    controller.update(600.0, 512)
+    assert controller.coef == pytest.approx(before * (1 + 0.2 * 512 / 10_000), rel=1e-12)
+    before = controller.coef
+    controller.update(0.0, 1000)
+    assert controller.coef == pytest.approx(before * (1 - 0.2 * 0.1), rel=1e-12)
+    resumed = KLController.make(PPOConfig(kl_target=6.0))
+    resumed.load_state_dict(controller.state_dict())
+    assert resumed.coef == controller.coef
+
+
+def test_scores_are_divided_by_the_spread_of_all_so_far():
+    scale, seen = ScoreScale(PPOConfig(score_scaling="running")), list[float]()
+    for part in ([1.0, 2.0, 4.0], [10.0, -3.0], [0.5] * 4):
+        seen += part
+        found = scale(torch.tensor(part, dtype=torch.float64))
+        assert found.tolist() == pytest.approx([score / pstdev(seen) for score in part], rel=1e-12)
+        resumed = ScoreScale(PPOConfig(score_scaling="running"))
+        resumed.load_state_dict(scale.state_dict())
+        scale = resumed
+
+
+def test_scores_that_are_all_the_same_stay_finite_and_cutting_comes_last():
+    assert torch.isfinite(ScoreScale(PPOConfig(score_scaling="running"))(torch.ones(3))).all()
+    assert ScoreScale(PPOConfig(score_clip=1.5))(torch.tensor([-9.0, 0.5, 2.0])).tolist() == [-1.5, 0.5, 1.5]
+    both = ScoreScale(PPOConfig(score_scaling="running", score_clip=1.0))
+    assert both(torch.tensor([100.0, -100.0, 50.0])).tolist() == pytest.approx([1.0, -1.0, 50 / pstdev([100, -100, 50])])
+    assert ScoreScale(PPOConfig())(torch.tensor([-9.0])).item() == -9.0
+
+
+def test_the_gradient_of_kl_in_the_loss_is_that_of_the_exact_kl():
+    generator = torch.Generator().manual_seed(0)
+    logits_V = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference_V = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(-1)
+    logprobs_V = logits_V.log_softmax(-1)
+    exact = (logprobs_V.exp() * (logprobs_V - reference_V)).sum()
+    (expected_V,) = torch.autograd.grad(0.3 * exact, logits_V, retain_graph=True)
+    # In expectation over tokens drawn from the policy: every token, weighted by its probability.
+    each = [kl_loss(logprobs_V[None, [v]], reference_V[None, [v]], torch.ones(1, 1), 0.3) for v in range(5)]
+    loss = sum(p * term for p, term in zip(logprobs_V.exp().tolist(), each, strict=True))
+    (found_V,) = torch.autograd.grad(loss, logits_V)
+    torch.testing.assert_close(found_V, expected_V, atol=1e-12, rtol=0)
+
+
+def test_kl_in_the_loss_is_half_the_squared_log_ratio_over_unmasked_tokens():
+    logprobs_BT, reference_BT = torch.tensor([[-1.0, -2.0, math.nan]]), torch.tensor([[-1.5, -1.0, 7.0]])
+    found = kl_loss(logprobs_BT, reference_BT, torch.tensor([[1, 1, 0]]), kl_coef=0.5, normalizer=4.0)
+    assert found.item() == pytest.approx(0.5 * 0.5 * (0.25 + 1.0) / 4)
+
+
+def test_rows_stand_by_length_and_those_of_one_prompt_together():
+    prompts = [[1, 1], [2], [1, 1], [3, 3, 3]]
+    assert in_order([0, 1, 2, 3], prompts, lengths=[9, 4, 3, 5]) == [1, 3, 2, 0]
