@@ -14,12 +14,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow bench-data bench-reward results-reward check format clean help data $(STAGES)
+.PHONY: setup demo smoke test test-slow torture bench-data bench-reward bench-ppo results-reward check format clean help data $(STAGES)
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | bench-data | bench-reward | results-reward | clean"
+	@echo "also: make smoke | check | test-slow | torture | bench-data | bench-reward | bench-ppo | results-reward | clean"
 
 setup: $(VENV)/.installed
 
@@ -44,20 +44,28 @@ test: setup
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
 
+# PPO runs killed at random moments, whose results must be those of undisturbed ones to the byte.
+torture: setup
+	@$(RUN) -m tests.ppo.torture $(ARGS)
+
 bench-data: setup
 	@$(RUN) -m data.benchmark $(ARGS)
 
-# What the reward model is measured beside, in an environment of its own. The marker is made last, so that a failed install starts over.
-PEER := runs/bench/peers/trl-1.16
+# What reward model and PPO are measured beside, each in an environment of its own; trl 1.12 is the last with PPO. The marker is made last, so that a
+# failed install starts over.
+PEERS := runs/bench/peers
 
-$(PEER)/.installed: | setup
-	rm -rf $(PEER)
-	$(RUN) -m venv $(PEER)
-	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 datasets accelerate peft trl==1.16.0
+$(PEERS)/trl-%/.installed: | setup
+	rm -rf $(@D)
+	$(RUN) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 datasets accelerate peft trl==$*.0
 	@touch $@
 
-bench-reward: setup $(PEER)/.installed
-	@$(RUN) -m benchmarks.reward --peer_python $(PEER)/bin/python $(ARGS)
+bench-reward: setup $(PEERS)/trl-1.16/.installed
+	@$(RUN) -m benchmarks.reward --peer_python $(PEERS)/trl-1.16/bin/python $(ARGS)
+
+bench-ppo: setup $(PEERS)/trl-1.12/.installed
+	@$(RUN) -m benchmarks.ppo --peer_python $(PEERS)/trl-1.12/bin/python $(ARGS)
 
 # The tables of docs/results.md: a configuration under several seeds, each with a split of its own.
 SEEDS ?= 0 1 2

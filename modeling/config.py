@@ -1,5 +1,6 @@
-"""Which base model, and what of it is trained."""
+"""Which base model, and what of it is trained; who is told how training goes."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,3 +44,23 @@ class ModelConfig:
             raise ValueError(f"model.lora.rank={self.lora.rank} and model.lora.alpha={self.lora.alpha} must be at least 1")
         if self.lora.top_layers is not None and self.lora.top_layers < 1:
             raise ValueError(f"model.lora.top_layers={self.lora.top_layers} must be at least 1, or null for all layers")
+
+
+@dataclass
+class TrackingConfig:
+    """Who is told how training goes, besides metrics.jsonl. A change here makes no stage run again."""
+
+    to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=lambda: ["tensorboard"])
+    """`tensorboard` writes into the stage's folder; `wandb` sends to Weights & Biases and `trackio` keeps a local database, each needs its extra."""
+    project: str = "rlhf-ptx"
+    """The project there, of which each stage of each run is a run."""
+
+    def validate(self) -> None:
+        """Raises ValueError on contradictions, and when a tracker's package is missing."""
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"tracking.to={self.to} names a tracker twice")
+        if not self.project.strip():
+            raise ValueError("tracking.project must not be empty")
+        for name in self.to:
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"tracking.to names {name}, which is not installed: pip install -e '.[{name}]', or leave it out")

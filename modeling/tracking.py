@@ -1,46 +1,125 @@
-"""Progress that can be seen: a line and a bar on the screen, `metrics.jsonl` and TensorBoard underneath."""
+"""Progress that can be seen: rows of numbers in `metrics.jsonl`, and the same in TensorBoard, Weights & Biases or trackio.
+
+`metrics.jsonl` holds what follows from configuration and seed, so that two runs can be compared byte for byte; what hangs on the clock stands in
+`timings.jsonl` beside it. The trackers, which get both, are accelerate's (accelerate.tracking).
+"""
 
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+
+from modeling.config import TrackingConfig
+from modeling.disk import room_for, sync, write_whole
+
+RUNS = "tracker_runs.json"
+"""Which run of each tracker this one is, so that what was cut off goes on in the same curve."""
+CLOCKWORK = ("timings.jsonl", RUNS, "tensorboard")
+"""What a stage leaves of its tracking that differs between two equal runs."""
+
+
+class RowLog:
+    """A file of JSON Lines that grows by a few rows a step and survives being cut off; only the main process should hold one."""
+
+    def __init__(self, path: Path, resume_after: int = 0) -> None:
+        """Keeps the rows up to step `resume_after` and drops what comes later, which a resumed run makes again."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line, row in whole_lines(path) if row["step"] <= resume_after]
+        with room_for(path):
+            write_whole(path, b"".join(kept))
+
+    def log(self, step: int, *rows: Mapping[str, Any]) -> None:
+        """Appends rows, which are on the disk when this returns. Raises ValueError when it is full."""
+        with room_for(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Tracker:
-    """Appends one row of numbers a step to `metrics.jsonl` and to TensorBoard; only the main process should hold one."""
+    """One row of numbers a step, to files and to the trackers of the configuration; only the main process should hold one."""
 
-    def __init__(self, folder: Path, resume_after: int = 0) -> None:
-        """Keeps the rows up to step `resume_after` and drops later ones, which a resumed run makes again."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, resume_after: int = 0, config: TrackingConfig | None = None) -> None:
+        """Goes on after step `resume_after`; rows of later steps are dropped. Raises ValueError when a tracker's package is missing."""
+        config = config or TrackingConfig()
+        config.validate()
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_after]
-        beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        beside.replace(self.path)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_after + 1)
+        self.metrics, self.timings = RowLog(self.path, resume_after), RowLog(folder / "timings.jsonl", resume_after)
+        with room_for(folder):
+            self.trackers = [start(kind, config.project, folder, resume_after) for kind in config.to]
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One row."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **numbers}) + "\n")
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, step)
+    def log(self, step: int, numbers: Mapping[str, float], timings: Mapping[str, float] | None = None) -> None:
+        """One row: `numbers` that follow from configuration and seed, `timings` that do not. Raises ValueError when the disk is full."""
+        self.metrics.log(step, numbers)
+        if timings:
+            self.timings.log(step, timings)
+        values = {**numbers, **(timings or {})}
+        with room_for(self.path.parent):
+            for tracker in self.trackers:
+                tracker.log(values, step=step)
+
+    def close(self) -> None:
+        """Ends the trackers' runs."""
+        with room_for(self.path.parent):
+            for tracker in self.trackers:
+                tracker.finish()
 
     def __enter__(self) -> "Tracker":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.board.close()
+        self.close()
+
+
+def start(kind: str, project: str, folder: Path, resume_after: int) -> GeneralTracker:
+    """A tracker of one kind: for a run that was cut off, in the run that it had there."""
+    tracker: GeneralTracker
+    if kind == "tensorboard":
+        tracker = TensorBoardTracker("tensorboard", str(folder), purge_step=resume_after + 1)
+    else:
+        stage = folder.name.removesuffix(".partial")
+        name, run = f"{folder.parent.name}/{stage}", run_of(kind, folder)
+        if kind == "wandb":
+            tracker = WandBTracker(project, id=run, name=name, group=folder.parent.name, resume="allow", dir=str(folder.parent))
+        else:
+            tracker = TrackioTracker(project, name=f"{name}-{run}", group=folder.parent.name, resume="allow")
+    PartialState()  # through which they log; a stage has it, and is not asked again
+    tracker.start()
+    return tracker
+
+
+def run_of(kind: str, folder: Path) -> str:
+    """The tracker's run, drawn once and kept in the folder before anything is sent."""
+    path = folder / RUNS
+    runs: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    if kind not in runs:
+        runs[kind] = secrets.token_hex(4)
+        write_whole(path, f"{json.dumps(runs)}\n".encode())
+        sync(folder.parent)
+    return runs[kind]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file; none where there is no file. A last row that was cut off while being written is left out."""
+    return [row for _, row in whole_lines(path)]
+
+
+def read_numbers(folder: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.jsonl`, each with what `timings.jsonl` says of its step."""
+    timings = {row["step"]: row for row in read_metrics(folder / "timings.jsonl")}
+    return [{**row, **timings.get(row["step"], {})} for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def whole_lines(path: Path) -> list[tuple[bytes, dict[str, float]]]:
+    """(line, what it says) of each whole line."""
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [(line + b"\n", json.loads(line)) for line in lines]

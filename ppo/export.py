@@ -1,12 +1,11 @@
 """The finished policy in Hugging Face form: last weights in `model`, the moving average in `model_ema`, with LoRA their adapters beside them."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
-from modeling.adapters import merged
+from modeling.adapters import merged, save_adapter
 from modeling.config import ModelConfig
 from modeling.load import load_causal, save
 from ppo.ema import MovingAverage
@@ -25,10 +24,6 @@ def _write(policy: Any, name: str, sft: Path, config: ModelConfig, tokenizer: An
         save(policy, tokenizer, out / name)
         return
     adapter = out / name.replace("model", "adapter")
-    policy.save_pretrained(out / "saving", selected_adapters=["policy"])
-    shutil.rmtree(adapter, ignore_errors=True)
-    # peft puts an adapter that is not called `default` one folder deeper.
-    (out / "saving" / "policy").rename(adapter)
-    shutil.rmtree(out / "saving")
+    save_adapter(policy, adapter, "policy")
     fresh = PeftModel.from_pretrained(load_causal(sft, config, tokenizer), str(adapter))
     save(merged(fresh), tokenizer, out / name)

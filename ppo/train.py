@@ -1,6 +1,5 @@
 """Stage 3: PPO-ptx (Ouyang et al. 2022, section 3.5 and appendix C.4). The loop reads like the algorithm; each step lives in its own file."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,20 +8,27 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.files import write_rows
 from data.records import Prompt
 from data.tokenize import decode_completion
-from modeling.config import ModelConfig
+from modeling.batch import micro_batches
+from modeling.config import ModelConfig, TrackingConfig
+from modeling.engines.make import make_engine
 from modeling.load import autocast
 from modeling.processes import Processes
-from modeling.tracking import Tracker, read_metrics
-from ppo.checkpoint import Progress, load_checkpoint, newest, save_checkpoint
+from modeling.tracking import read_metrics
+from ppo.checkpoint import Checkpoints, Progress, Trained, random_state
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
-from ppo.metrics import mean_of, rollout_numbers
+from ppo.guards import Guards
+from ppo.held_out import HeldOut
+from ppo.interrupt import Interrupt
+from ppo.journal import Journal
+from ppo.kl import KLController
+from ppo.metrics import mean_of, rollout_numbers, speeds
 from ppo.models import PPOModels
 from ppo.reading import reading_numbers
-from ppo.rollout import Rollout, micro_batches, roll_out, score
+from ppo.rollout import Rollout, in_order, roll_out, score
+from ppo.scaling import ScoreScale
 from ppo.streams import Stream
 from ppo.update import Optimizers, step
 
@@ -37,20 +43,23 @@ def train(
     seed: int,
     team: Processes,
     out: Path,
+    tracking: TrackingConfig | None = None,
+    held_out_prompts: Sequence[Prompt] = (),
 ) -> MovingAverage:
-    """Trains the policy and value in place and returns the policy's moving average; goes on from the last checkpoint below `out`.
+    """Trains the policy and value in place and returns the policy's moving average; goes on from the last whole checkpoint below `out`.
 
-    Raises ValueError when batches do not divide over the processes, a prompt is too long for reward or value model, or a gradient stops being a
-    number.
+    Raises ValueError when batches do not divide over the processes, a prompt is too long for reward or value model, a gradient stops being a
+    number, the disk is full, or every checkpoint is damaged. Raises `Interrupted`, with all saved, after SIGTERM or Ctrl-C.
     """
     team.divide(config.minibatch_size, "ppo.minibatch_size")
     models.check_prompts(prompts, tokenizer, config.max_new_tokens)
+    engine = make_engine(config.engine)
     optimizers = Optimizers.make(models, config)
     average = MovingAverage(models.policy_parameters, config.ema_decay)
-    checkpoints = out / "checkpoints"
-    progress = Progress()
-    if (last := newest(checkpoints)) is not None:
-        progress = load_checkpoint(last, models, optimizers, average, team.device)
+    kl, scale = KLController.make(config), ScoreScale(config)
+    trained = Trained(models, optimizers, average, stateful={"kl": kl, "score_scale": scale})
+    checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints, team, seed)
+    progress = checkpoints.begin(trained)
     prompt_stream = Stream(prompts, seed, "prompts", progress.prompt_position)
     text_stream = Stream(chunks, seed, "pretraining examples", progress.text_position) if config.ptx_coef > 0 else None
     numbers_of_minibatch = [
@@ -59,50 +68,93 @@ def train(
     ]
     own = [number for numbers in numbers_of_minibatch for number in numbers]
     place = {number: row for row, number in enumerate(own)}
-    tracker = Tracker(out, resume_after=progress.iteration) if team.is_main else None
-    samples = SampleLog(out / "samples.jsonl", progress.iteration) if team.is_main else None
 
-    with tqdm(total=config.iterations, initial=progress.iteration, desc="ppo", unit="iteration", disable=not team.is_main) as bar:
+    with (
+        Interrupt(team) as interrupt,
+        Journal(out, progress.iteration, tracking, team) as journal,
+        tqdm(total=config.iterations, initial=progress.iteration, desc="ppo", unit="iteration", disable=not team.is_main) as bar,
+    ):
+        held_out = HeldOut(held_out_prompts, config, model_config, models, tokenizer, seed, team, out, progress.iteration)
+        guards = Guards(config.guards, [*team.from_main(lambda: read_metrics(out / "metrics.jsonl")), *held_out.rows])
+
+        def watch(iteration: int, numbers: dict[str, float]) -> None:
+            for warning in guards.check(iteration, numbers):
+                team.say(f"ppo: {warning}")
+
+        if progress.iteration == 0:
+            watch(0, held_out.evaluate(average, 0))
         for iteration in range(progress.iteration, config.iterations):
             clock = Clock()
             factor = optimizers.set_learning_rates(config, iteration)
-            batch = prompt_stream.take(config.batch_size)
-            asked = [batch[number] for number in own]
-            with clock.phase("rollout"), autocast(model_config, team.device):
-                ids, responses = roll_out(models, asked, config, tokenizer, seed, iteration, own)
-            groups = [
-                micro_batches(sorted((place[n] for n in numbers), key=lambda row: len(ids[row]) + len(responses[row].ids)), config.micro_batch_size)
-                for numbers in numbers_of_minibatch
-            ]
-            with clock.phase("score"):
-                every_group = [rows for minibatch in groups for rows in minibatch]
-                rollout = score(models, ids, responses, every_group, config, model_config, tokenizer.pad_token_id, team.device, asked)
+            batch = prompt_stream.take(config.batch_size // config.responses_per_prompt)
+            asked = [batch[number // config.responses_per_prompt] for number in own]
+            with interrupt.breakable():
+                with clock.phase("rollout"), autocast(model_config, team.device):
+                    ids, responses = roll_out(models, asked, config, tokenizer, seed, iteration, own, engine)
+                lengths = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
+                groups = [
+                    micro_batches(in_order([place[n] for n in numbers], ids, lengths), lengths, config.max_tokens_per_micro_batch)
+                    for numbers in numbers_of_minibatch
+                ]
+                with clock.phase("score"):
+                    every_group = [rows for minibatch in groups for rows in minibatch]
+                    rollout = score(
+                        models,
+                        ids,
+                        responses,
+                        every_group,
+                        config,
+                        model_config,
+                        tokenizer.pad_token_id,
+                        team.device,
+                        asked,
+                        kl.coef,
+                        scale,
+                        groups[0],
+                    )
+            # Nothing has changed since `progress` yet.
+            if interrupt.agreed():
+                checkpoints.save(progress, trained)
+                raise interrupt.stop(progress.iteration, config.iterations)
+            numbers = {**rollout_numbers(rollout, rollout.scaled_scores_B), **reading_numbers(rollout.reward_truncated_B)}
+            watch(iteration + 1, numbers)
             rows = []
             with clock.phase("update"):
                 for _ in range(config.inner_epochs):
                     for minibatch in groups:
                         texts = text_stream.take(config.ptx_examples_per_episode * config.minibatch_size) if text_stream else []
-                        rows.append(step(models, optimizers, rollout, minibatch, texts, config, model_config, tokenizer.pad_token_id, team))
+                        rows.append(step(models, optimizers, rollout, minibatch, texts, config, model_config, tokenizer.pad_token_id, team, kl.coef))
                         average.update()
             numbers = {
                 "episodes": float((iteration + 1) * config.batch_size),
-                **rollout_numbers(rollout),
-                **reading_numbers(rollout.reward_truncated_B),
+                **numbers,
                 **mean_of(rows),
-                "kl_coef": config.kl_coef,
+                "kl_coef": kl.coef,
                 "learning_rate": config.learning_rate * factor,
-                **clock.seconds,
             }
-            if tracker is not None and samples is not None:
-                tracker.log(iteration + 1, numbers)
-                samples.log(iteration + 1, shown(tokenizer, rollout, asked, config.samples_per_iteration))
-            progress = Progress(iteration + 1, prompt_stream.position, text_stream.position if text_stream else 0)
-            if team.is_main and (progress.iteration % config.checkpoint_every == 0 or progress.iteration == config.iterations):
-                save_checkpoint(checkpoints, progress, models, optimizers, average, config.keep_checkpoints)
+            with clock.phase("held_out"):
+                evaluated = held_out.evaluate(average, iteration + 1)
+            watch(iteration + 1, numbers | evaluated)
+            kl.update(numbers["kl"], config.batch_size)
+            numbers |= guards.warnings
+            timings = clock.seconds | speeds(numbers["tokens"], clock.seconds["seconds_rollout"], sum(clock.seconds.values()))
+            progress = Progress(
+                iteration=iteration + 1,
+                prompt_position=prompt_stream.position,
+                text_position=text_stream.position if text_stream else 0,
+                states=trained.states(),
+                random=random_state(team.device),
+            )
+            samples = shown(tokenizer, rollout, asked, config.samples_per_iteration) if iteration % config.samples_every == 0 else []
+            # Before the checkpoint, because a resumed run takes what lies before it as written.
+            journal.log(progress.iteration, numbers, timings, samples)
+            if progress.iteration % config.checkpoint_every == 0 or progress.iteration == config.iterations:
+                checkpoints.save(progress, trained)
+            if interrupt.agreed():
+                checkpoints.save(progress, trained)
+                raise interrupt.stop(progress.iteration, config.iterations)
             bar.update()
             bar.set_postfix({name: f"{numbers[name]:.3f}" for name in ("score", "kl", "entropy", "ended")})
-    if tracker is not None:
-        tracker.board.close()
     return average
 
 
@@ -118,21 +170,6 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[f"seconds_{name}"] = round(time.perf_counter() - start, 3)
-
-
-class SampleLog:
-    """samples.jsonl: a few episodes of each iteration, for people to read."""
-
-    def __init__(self, path: Path, resume_after: int) -> None:
-        """Drops rows of iterations that a resumed run makes again."""
-        self.path = path
-        write_rows(path, [row for row in read_metrics(path) if row["step"] <= resume_after])
-
-    def log(self, iteration: int, rows: list[dict[str, Any]]) -> None:
-        """Appends rows."""
-        with self.path.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"step": iteration, **row}, ensure_ascii=False) + "\n")
 
 
 def shown(tokenizer: Any, rollout: Rollout, prompts: Sequence[Prompt], count: int) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Stage 1 by trl's SFTTrainer (Ouyang et al. 2022, appendices C.1 and C.3)."""
 
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,7 @@ from trl import SFTTrainer
 
 from data.records import Demonstration
 from modeling.adapters import add_lora, merged
-from modeling.config import ModelConfig
+from modeling.config import ModelConfig, TrackingConfig
 from modeling.load import context_length, save
 from modeling.processes import Processes
 from modeling.tracking import Tracker
@@ -69,6 +68,7 @@ def train(
     seed: int,
     team: Processes,
     out: Path,
+    tracking: TrackingConfig | None = None,
 ) -> dict[str, float]:
     """Trains, saves the model to `out/model` and returns the last losses. Goes on from the trainer's last checkpoint below `out`.
 
@@ -88,7 +88,7 @@ def train(
     folder = out / "trainer"
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    with Tracker(out, resume_after=done) if team.is_main else nullcontext() as tracker:
+    with Tracker(out, done, tracking) if team.is_main else nullcontext() as tracker:
         trainer = SFTTrainer(
             model=model,
             processing_class=tokenizer,
@@ -132,7 +132,6 @@ def train(
     if team.is_main:
         trained = trainer.accelerator.unwrap_model(trainer.model)
         save(merged(trained) if isinstance(trained, PeftModel) else trained, tokenizer, out / "model")
-        shutil.rmtree(folder, ignore_errors=True)
     team.wait()
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
     return {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}

@@ -14,7 +14,7 @@ import jsonargparse
 from data.config import DataConfig, SourceConfig
 from evaluation.config import EvaluateConfig, EvaluateRewardConfig
 from labeling.config import LabelsConfig, SamplesConfig
-from modeling.config import ModelConfig
+from modeling.config import ModelConfig, TrackingConfig
 from ppo.config import PPOConfig
 from reward.config import RewardConfig
 from sft.config import SFTConfig
@@ -48,6 +48,8 @@ class RunConfig:
     """Stage 3: PPO-ptx."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Held-out comparison of base, SFT and PPO."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Who is told how training goes."""
 
     def validate(self) -> None:
         """Raises ValueError on the first contradiction, before anything is loaded."""

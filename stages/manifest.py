@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modeling.disk import file_digest, write_whole
+
 NAME = "manifest.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "numpy")
 
@@ -43,7 +45,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes manifest.json into the folder."""
-        (folder / NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(folder / NAME, f"{json.dumps(asdict(self), indent=2)}\n".encode())
 
 
 def peak_memory_gib() -> float:
@@ -71,12 +73,6 @@ def file_record(path: Path) -> dict[str, Any]:
     """Digest, size and time of a file."""
     stat = path.stat()
     return {"sha256": file_digest(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_digests(*places: str | None) -> dict[str, str]:

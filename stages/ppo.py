@@ -4,11 +4,11 @@ python -m stages.ppo --config configs/demo.yaml --ppo.kl_coef 0.05
 torchrun --nproc_per_node 8 -m stages.ppo --config configs/demo.yaml
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from stages.config import RunConfig
+from stages.inputs import evenly
 from stages.runner import RunFolder, Stage, stage_main
 
 
@@ -16,10 +16,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model` (last weights) and `model_ema`."""
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
+    from modeling.disk import room_for
     from modeling.load import load_tokenizer
     from modeling.processes import processes
     from modeling.tracking import read_metrics
     from ppo.export import export
+    from ppo.held_out import held_out_prompts
     from ppo.models import load_models
     from ppo.train import train
 
@@ -28,14 +30,17 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(sft / "model", config.model)
     # A reward model of its own brings its own code, if any; another is of the SFT model's architecture.
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
+    held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
     models = load_models(sft, reward, config.model, tokenizer, team.device, config.seed, config.ppo, trust)
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
-    average = train(config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out)
-    if team.is_main:
-        export(models, average, sft / "model", config.model, tokenizer, out)
-        shutil.rmtree(out / "checkpoints")
-    team.wait()
+    average = train(config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out, config.tracking, held_out)
+
+    def write() -> None:
+        with room_for(out / "model"):
+            export(models, average, sft / "model", config.model, tokenizer, out)
+
+    team.from_main(write)
     rows = read_metrics(out / "metrics.jsonl")
     first, last = rows[0], rows[-1]
     return {
@@ -53,6 +58,8 @@ STAGE = Stage(
     after=("data", "sft", "reward"),
     work=work,
     parallel=True,
+    scratch=("checkpoints",),
+    told=("tracking", "ppo.guards", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
 )
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def make(
 
     A run that was cut off while it was being judged finds that file and does not train again.
     """
-    from modeling.adapters import merged
+    from modeling.adapters import merged, save_adapter
     from modeling.load import save
     from modeling.scalar import scalar_model
     from modeling.tracking import Tracker
@@ -94,7 +94,7 @@ def make(
     epochs: list[dict[str, Any]] = []
     if settings.epochs > 0:
         watched = {split: evenly(sets[split], settings.epoch_evaluation_prompts) for split in ("train", "valid") if settings.epoch_evaluation_prompts}
-        with Tracker(out) if team.is_main else contextlib.nullcontext() as tracker:
+        with Tracker(out, config=config.tracking) if team.is_main else contextlib.nullcontext() as tracker:
             epochs = train(settings, start.model_config, model, sets["train"], pad_id, config.seed, team, tracker, watched)
 
     def scores(items: list["Element"]) -> list[list[float]]:
@@ -107,7 +107,7 @@ def make(
     held_out = {split: scores(sets[split]) for split in ("valid", "test")}
     if team.is_main:
         if model is not inner and not start.own_base:
-            model.save_pretrained(out / "adapter")
+            save_adapter(model, out / "adapter")
         save(merged(model), tokenizer, out / "model")
     made = {"epochs": epochs, "bias": inner.config.score_bias, "scores": held_out}
     if team.is_main:
@@ -169,6 +169,7 @@ STAGE = Stage(
     external=external,
     parallel=True,
     for_people=("reward.html", "reward.md", "reward_pictures"),
+    told=("tracking",),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Runs one stage: lock the run folder, see whether there is anything to do, do it beside the final place, write the manifest, rename.
 
 A stage works in `<run>/<stage>.partial` and appears as `<run>/<stage>` only when complete. A partial folder left by a run that was cut
-off is handed to the stage again when nothing that it depends on has changed, so that a stage that can resume does.
+off is handed to the stage again when nothing that it depends on has changed, so that a stage that can resume does. A kill between any two lines
+here loses nothing: folders change their names whole, and `tidy` takes up what was left to do.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from filelock import FileLock, Timeout
 
+from modeling.disk import discard, discarded, sync, write_whole
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, RunConfig, parse_config
 
@@ -57,6 +59,10 @@ class Stage:
     """Whether every process works, or only the first."""
     for_people: tuple[str, ...] = ()
     """Files and folders of its result that no later stage reads: a change in them makes nothing run again."""
+    scratch: tuple[str, ...] = ()
+    """Folders that it needs to resume; they go once the result stands, and not before."""
+    told: tuple[str, ...] = ()
+    """The parts of the configuration that it reads, but that change nothing in its result: a run goes on under others."""
     dry_run: Callable[[RunConfig], None] | None = None
     """Prints what the stage would do, for those that offer --dry_run."""
 
@@ -67,6 +73,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
     Raises ValueError when an earlier stage has no result, or another process uses the run folder.
     """
     from modeling.processes import processes
+    from modeling.tracking import CLOCKWORK
 
     team = processes(config.model.device)
     run = RunFolder(Path(config.runs_folder) / config.run_name)
@@ -88,7 +95,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 fingerprint=plan.fingerprint,
                 config=asdict(config),
                 inputs=plan.inputs,
-                outputs=manifest.output_records(plan.partial, ignored=("tensorboard", "checkpoints", FINGERPRINT, *stage.for_people)),
+                outputs=manifest.output_records(plan.partial, ignored=(*CLOCKWORK, FINGERPRINT, *stage.scratch, *stage.for_people)),
                 headline=headline,
                 seed=config.seed,
                 world_size=team.count,
@@ -99,7 +106,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 cpu_seconds=round(time.process_time() - cpu, 1),
                 peak_memory_gib=manifest.peak_memory_gib(),
             ).write(plan.partial)
-            put_in_place(plan.partial, run.stage(stage.name))
+            put_in_place(plan.partial, run.stage(stage.name), stage.scratch)
             numbers = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in headline.items())
             print(f"{stage.name}: done in {seconds:.0f} s  {numbers}", flush=True)
         return team.from_main(lambda: headline)
@@ -122,41 +129,49 @@ class Plan:
 def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Plan:
     """Compares the fingerprint of config and inputs with the finished result's, and lays out the partial folder."""
     whole = asdict(config)
+    for name in stage.told:
+        *path, last = name.split(".")
+        functools.reduce(operator.getitem, path, whole).pop(last)
     settings = {name: functools.reduce(operator.getitem, name.split("."), whole) for name in (*stage.sections, "seed")}
     inputs = {name: manifest.stage_digest(run.stage(name)) for name in stage.after} | stage.external(config)
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
     final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"
-    recover(final)
+    tidy(final, stage.scratch)
     complete = manifest.read(partial)
     if complete is not None and complete.fingerprint == fingerprint and not force:
-        put_in_place(partial, final)
+        put_in_place(partial, final, stage.scratch)
     finished = manifest.read(final)
     if finished is not None and finished.fingerprint == fingerprint and not force:
         return Plan(finished.headline, partial, fingerprint, inputs, False)
     resumed = (partial / FINGERPRINT).is_file() and (partial / FINGERPRINT).read_text() == fingerprint and not force
     if not resumed:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
         partial.mkdir(parents=True)
-        (partial / FINGERPRINT).write_text(fingerprint)
+        write_whole(partial / FINGERPRINT, fingerprint.encode())
     return Plan(None, partial, fingerprint, inputs, resumed)
 
 
-def put_in_place(partial: Path, final: Path) -> None:
-    """Renames a complete folder to its final name; an older result goes only once the new one stands."""
+def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> None:
+    """Renames a complete folder to its final name; an older result, and what only resuming needs, go once the new one stands."""
     old = final.with_name(f"{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    discard(old)
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    (final / FINGERPRINT).unlink(missing_ok=True)
-    shutil.rmtree(old, ignore_errors=True)
+    sync(final.parent)
+    tidy(final, scratch)
 
 
-def recover(final: Path) -> None:
-    """Puts the old result back when a run was cut off between the two renames of `put_in_place`."""
+def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
+    """Ends what `put_in_place` began: an old result whose successor did not come is put back, any other goes, and so does scratch."""
     old = final.with_name(f"{final.name}.old")
     if old.exists() and not final.exists():
         old.rename(final)
+    discard(old)
+    shutil.rmtree(discarded(final.with_name(f"{final.name}.partial")), ignore_errors=True)
+    for name in scratch:
+        shutil.rmtree(final / name, ignore_errors=True)
+    (final / FINGERPRINT).unlink(missing_ok=True)
 
 
 class InUseError(ValueError):
@@ -202,9 +217,10 @@ def main(
             if root.is_dir():
                 (root / "last_error.txt").write_text(traceback.format_exc())
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(str(stop) or "interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(getattr(stop, "exit_code", 130))
 
 
 def stage_main(stage: Stage, description: str) -> None:

@@ -39,6 +39,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         config.seed,
         team,
         out,
+        config.tracking,
     )
 
 
@@ -47,7 +48,16 @@ def external(config: RunConfig) -> dict[str, str]:
     return model_digests(config.model.base, config.model.chat_template)
 
 
-STAGE = Stage("sft", sections=("model", "sft", "data.pretraining_tokens"), after=("data",), work=work, external=external, parallel=True)
+STAGE = Stage(
+    "sft",
+    sections=("model", "sft", "data.pretraining_tokens"),
+    after=("data",),
+    work=work,
+    external=external,
+    parallel=True,
+    scratch=("trainer",),
+    told=("tracking",),
+)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Stage 1: supervised fine-tuning.")

@@ -1,15 +1,18 @@
-"""Metrics files that survive being cut off.
+"""Metrics files that survive being cut off, and trackers that are told the same.
 
 pytest tests/modeling/test_tracking.py
 """
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from modeling.tracking import Tracker, read_metrics
+from modeling.config import TrackingConfig
+from modeling.tracking import RowLog, Tracker, read_metrics, read_numbers
 
 
 def test_rows_are_written_at_once_and_read_back(tmp_path: Path) -> None:
@@ -60,3 +63,113 @@ def test_tensorboard_shows_the_same_numbers(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_what_hangs_on_the_clock_is_kept_apart_and_comes_together_for_readers_and_trackers(tmp_path: Path) -> None:
+    with Tracker(tmp_path) as tracker:
+        tracker.log(1, {"loss": 0.5}, {"seconds_update": 3.0})
+        tracker.log(2, {"loss": 0.25}, {"seconds_update": 4.0})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    expected = [{"step": 1, "loss": 0.5, "seconds_update": 3.0}, {"step": 2, "loss": 0.25, "seconds_update": 4.0}]
+    assert read_numbers(tmp_path) == expected
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("seconds_update")] == [3.0, 4.0]
+    with Tracker(tmp_path, resume_after=1):
+        pass
+    assert read_numbers(tmp_path) == expected[:1]
+
+
+def test_rows_keep_their_bytes_when_a_run_goes_on(tmp_path: Path) -> None:
+    """A line break of another alphabet is none of JSON Lines."""
+    rows = [{"text": "one\u2028two\x85three\x0b\x1c", "score": 1e-17}, {"text": "schön 字", "score": 0.1 + 0.2}]
+    log = RowLog(tmp_path / "samples.jsonl")
+    log.log(1, *rows)
+    log.log(2)
+    before = log.path.read_bytes()
+    log.log(3, rows[0])
+    with log.path.open("ab") as file:
+        file.write('{"step": 4, "text": "字'.encode()[:-1])
+    again = RowLog(log.path, resume_after=2)
+    assert log.path.read_bytes() == before
+    assert read_metrics(again.path) == [{"step": 1, **row} for row in rows]
+
+
+FAKE = """
+import json
+import os
+
+def tell(**what):
+    with open(os.environ["TOLD"], "a") as file:
+        file.write(json.dumps(what) + "\\n")
+
+class Run:
+    def log(self, values, step=None, **rest):
+        tell(log=values, step=step, rest=rest)
+    def finish(self):
+        tell(finish=True)
+
+def init(**settings):
+    tell(init=settings)
+    return Run()
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where stand-ins for the packages wandb and trackio write what they are told."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in ("wandb", "trackio"):
+        (packages / f"{name}.py").write_text(FAKE)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setenv("TOLD", str(tmp_path / "told.jsonl"))
+    yield tmp_path / "told.jsonl"
+    for name in ("wandb", "trackio"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_a_tracker_is_told_every_step_and_a_resumed_run_goes_on_in_the_same_one(told: Path, tmp_path: Path, kind: str) -> None:
+    folder, config = tmp_path / "runs" / "demo" / "ppo.partial", TrackingConfig(to=[kind], project="mine")
+    tracker = Tracker(folder, config=config)
+    tracker.log(1, {"loss": 0.5}, {"seconds_update": 3.0})
+    tracker.log(2, {"loss": 0.25})
+    # Killed: nothing was closed.
+    with Tracker(folder, resume_after=1, config=config) as tracker:
+        tracker.log(2, {"loss": 0.25})
+    first, *logged, finish = [json.loads(line) for line in told.read_text().splitlines()]
+    assert first["init"]["project"] == "mine"
+    assert first["init"]["resume"] == "allow"
+    assert first["init"]["name"].startswith("demo/ppo")
+    assert first["init"]["group"] == "demo"
+    assert [(row["log"], row["step"]) for row in logged if "log" in row] == [
+        ({"loss": 0.5, "seconds_update": 3.0}, 1),
+        ({"loss": 0.25}, 2),
+        ({"loss": 0.25}, 2),
+    ]
+    assert logged[2] == first, "the same run"
+    assert finish == {"finish": True}
+    run = json.loads((folder / "tracker_runs.json").read_text())[kind]
+    assert first["init"].get("id", first["init"]["name"]).endswith(run)
+    assert not (folder / "tensorboard").exists()
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    with Tracker(tmp_path / "runs" / "demo" / "again.partial", config=config):
+        pass
+    assert json.loads((tmp_path / "runs" / "demo" / "again.partial" / "tracker_runs.json").read_text())[kind] != run
+
+
+def test_metrics_are_written_where_no_tracker_is_wanted(tmp_path: Path) -> None:
+    with Tracker(tmp_path, config=TrackingConfig(to=[])) as tracker:
+        tracker.log(1, {"loss": 0.5})
+    assert [path.name for path in tmp_path.iterdir() if path.name != "timings.jsonl"] == ["metrics.jsonl"]
+
+
+def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else object())
+    TrackingConfig(to=["tensorboard", "trackio"]).validate()
+    with pytest.raises(ValueError, match=r"tracking\.to names wandb, which is not installed: pip install -e '\.\[wandb\]', or leave it out"):
+        TrackingConfig(to=["tensorboard", "wandb"]).validate()
+    with pytest.raises(ValueError, match=r"tracking\.to=.* names a tracker twice"):
+        TrackingConfig(to=["tensorboard", "tensorboard"]).validate()

@@ -78,7 +78,6 @@ def test_losses_are_those_of_plain_transformers_over_answers_alone(run: Any, tmp
     assert found["valid_loss"] == valid[-1] == pytest.approx(loss_by_hand(after, tokenizer, VALID), rel=1e-4)
     assert found["valid_loss"] != pytest.approx(loss_by_hand(after, tokenizer, VALID, prompt_too=True), rel=1e-2)
     assert found["examples"] == 8
-    assert not (out / "trainer").exists()
 
 
 def test_the_rate_falls_by_a_cosine_to_a_tenth_without_warm_up(run: Any, tmp_path: Path) -> None:

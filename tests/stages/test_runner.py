@@ -17,6 +17,7 @@ from stages import manifest
 from stages.config import RunConfig
 from stages.inputs import evenly
 from stages.runner import STAGES, RunFolder, Stage, run_stage
+from tests.cuts import Cut, cut_at
 
 HERE = Path(__file__).parents[2]
 
@@ -81,6 +82,7 @@ def test_an_unchanged_stage_is_not_run_again(config: RunConfig, root: Path, caps
         (lambda config: setattr(config, "seed", 1), True),
         (lambda config: setattr(config.ppo, "kl_coef", 7.0), False),
         (lambda config: setattr(config.model, "base", "other"), False),
+        (lambda config: setattr(config.tracking, "project", "other"), False),
     ],
 )
 def test_only_the_configuration_that_matters_to_a_stage_makes_it_run_again(config: RunConfig, change: Any, runs_again: bool) -> None:
@@ -242,6 +244,93 @@ def test_a_cut_after_both_renames_leaves_only_rubbish_to_clear(config: RunConfig
     assert not (root / "data.old").exists()
 
 
+@pytest.mark.parametrize("start", ["nothing", "an older result", "a half folder of another configuration", "a half folder that --force wipes"])
+def test_a_cut_between_any_two_changes_on_the_disk_ends_in_the_same_files(
+    config: RunConfig, tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force = start == "a half folder that --force wipes"
+    monkeypatch.setattr(manifest, "git_commit", lambda: None)  # which takes a while, each time
+
+    kept = tuple(f"kept{number}" for number in range(8))  # folders are removed in an order of their own
+    make_folder = os.mkdir  # as it is before the cuts: the stage's own work is not what is cut here
+
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        there = [name for name in kept if (out / name / "state").is_file()]
+        assert len(there) in (0, len(kept)), "half of what resuming needs"
+        for name in kept:
+            if name not in there:
+                make_folder(out / name)
+            (out / name / "state").write_text("state")
+        (out / "made.txt").write_text(f"{config.data.max_prompt_tokens}")
+        return {"number": 1}
+
+    def broken(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        work(config, run, out)
+        raise ValueError("it broke")
+
+    stage = Stage("data", sections=("data",), after=(), work=work, scratch=kept)
+
+    def lay_out(config: RunConfig) -> None:
+        other = replace(config, data=replace(config.data, max_prompt_tokens=7))
+        if start == "an older result":
+            run_stage(stage, other)
+        if start == "a half folder of another configuration":
+            with pytest.raises(ValueError, match="it broke"):
+                run_stage(first(Work(fails=True)), other)
+        if force:
+            with pytest.raises(ValueError, match="it broke"):
+                run_stage(replace(stage, work=broken), config)
+
+    cuts = 0
+    for number in range(200):
+        here = replace(config, runs_folder=str(tmp_path / f"cut-{number}"))
+        root = tmp_path / f"cut-{number}" / "run"
+        lay_out(here)
+        with monkeypatch.context() as patch:
+            cut_at(patch, number)
+            try:
+                run_stage(stage, here, force)
+                break
+            except Cut:
+                cuts += 1
+        assert run_stage(stage, here) == {"number": 1}
+        run_stage(stage, here)
+        assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name != ".lock") == [
+            "data",
+            "data/made.txt",
+            "data/manifest.json",
+        ]
+        assert (root / "data" / "made.txt").read_text() == f"{config.data.max_prompt_tokens}"
+    assert cuts > 10
+
+
+def test_what_only_resuming_needs_goes_once_the_result_stands(config: RunConfig, root: Path) -> None:
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        (out / "kept").mkdir()
+        (out / "kept" / "state").write_text("state")
+        return {}
+
+    run_stage(Stage("data", sections=("data",), after=(), work=work, scratch=("kept",)), config)
+    assert [path.name for path in (root / "data").iterdir()] == ["manifest.json"]
+    assert json.loads((root / "data" / "manifest.json").read_text())["outputs"] == {}
+
+
+def test_what_hangs_on_the_clock_does_not_make_a_later_stage_run_again(config: RunConfig, root: Path) -> None:
+    work = Work()
+    run_stage(first(Work()), config)
+    (root / "data" / "timings.jsonl").write_text("1")
+    run_stage(second(work), config)
+
+    def timed(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        (out / "timings.jsonl").write_text("2")
+        (out / "made.txt").write_text("made")
+        return {}
+
+    run_stage(first(timed), config, force=True)  # type: ignore[arg-type]
+    run_stage(second(work), config)
+    assert work.times == 1
+
+
 def test_a_missing_earlier_stage_is_named_with_what_to_run(config: RunConfig) -> None:
     with pytest.raises(ValueError, match=r"run[/\\]data holds no finished result: run `make data` first"):
         run_stage(second(Work()), config)
@@ -321,7 +410,8 @@ def chains(source: str) -> set[str]:
 def test_no_stage_reads_configuration_that_its_fingerprint_leaves_out(name: str) -> None:
     stage = importlib.import_module(f"stages.{name}").STAGE
     assert stage.name == name
-    known = {*stage.sections, "seed", "run_name", "runs_folder"}
+    assert set(stage.told) <= {"tracking", "ppo.guards", "ppo.checkpoint_every", "ppo.keep_checkpoints"}, "nothing else leaves a result as it is"
+    known = {*stage.sections, *stage.told, "seed", "run_name", "runs_folder"}
     read = chains((HERE / "stages" / f"{name}.py").read_text())
     whole = {chain for chain in read if not any(other.startswith(f"{chain}.") for other in read)}
     missing = {chain for chain in whole if not any(chain == part or chain.startswith(f"{part}.") for part in known)}

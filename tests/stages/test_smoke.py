@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -111,29 +109,14 @@ def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str],
     assert done == ["evaluate", "report"]
 
 
-def test_a_ppo_run_killed_at_any_moment_ends_in_the_same_bytes(finished: tuple[Path, str], cache: Path, tmp_path: Path):
+def test_ppo_runs_killed_at_any_moment_end_in_the_same_bytes(finished: tuple[Path, str], cache: Path):
+    """A few of the kills of `make torture`."""
     root, _ = finished
-    settings = ("--ppo.total_episodes", "192", "--ppo.checkpoint_every", "1")
-    for name in ("whole", "killed"):
-        shutil.copytree(root, tmp_path / name / "smoke", ignore=shutil.ignore_patterns("ppo", "evaluate", "report", "tensorboard"))
-    run(cache, "stages.ppo", str(tmp_path / "whole"), *settings)
-
-    folder = tmp_path / "killed" / "smoke"
-    process = subprocess.Popen(
-        command("stages.ppo", tmp_path / "killed", *settings), env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list((folder / "ppo.partial" / "checkpoints").glob("checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "ppo").exists(), "the run ended before it could be killed"
-    printed = run(cache, "stages.ppo", str(tmp_path / "killed"), *settings).stdout
-    assert "ppo: resuming" in printed
-    for name in ("model/model.safetensors", "model_ema/model.safetensors", "samples.jsonl"):
-        assert (tmp_path / "whole" / "smoke" / "ppo" / name).read_bytes() == (folder / "ppo" / name).read_bytes(), name
-    rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 13))
+    settings = ["--kills", "3", "--seed", "2", "--variants", "lora on two processes", "--chain", str(root.parent)]
+    done = subprocess.run([sys.executable, "-m", "tests.ppo.torture", *settings], env=environment(cache), capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills" in done.stdout
+    assert done.stdout.endswith("PASS\n")
 
 
 def test_two_processes_do_what_one_does(finished: tuple[Path, str], cache: Path, tmp_path: Path):

@@ -1,0 +1,328 @@
+"""Checkpoints hold everything to the last bit, survive being cut off, and are told apart from damaged ones."""
+
+import errno
+import json
+import resource
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+import ppo.checkpoint
+import ppo.interrupt
+import ppo.train
+from modeling.processes import Processes
+from modeling.tracking import RowLog
+from ppo.checkpoint import Checkpoints, Progress, Trained, random_state
+from ppo.ema import MovingAverage
+from ppo.update import Optimizers
+from tests.cuts import Cut, contents, cut_at
+from tests.ppo.conftest import TEAM
+
+
+class Number:
+    """Something that adapts."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.count = value, 0
+
+    def state_dict(self) -> dict[str, float | int]:
+        return {"value": self.value, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        self.value, self.count = float(state["value"]), int(state["count"])
+
+
+def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
+    """Two small matrices in training, with all that hangs on them."""
+    generator = torch.Generator().manual_seed(seed)
+    policy, value = ({"w": nn.Parameter(torch.randn(width, 5, generator=generator)), "b": nn.Parameter(torch.zeros(5))} for _ in range(2))
+    models: Any = SimpleNamespace(policy_parameters=policy, value_parameters=value)
+    optimizers = Optimizers(torch.optim.Adam(policy.values(), lr=0.1), torch.optim.Adam(value.values(), lr=0.1))
+    trained = Trained(models, optimizers, MovingAverage(policy, 0.9), {"number": Number(0.1 + 0.2)})
+    for _ in range(steps):
+        train(trained)
+    return trained
+
+
+def train(trained: Trained) -> None:
+    """A step whose size hangs on everything that a checkpoint must hold: weights, moments, the average, torch's generator, the number."""
+    number: Any = trained.stateful["number"]
+    for parameters in (trained.models.policy_parameters, trained.models.value_parameters):
+        loss = sum((p * torch.rand(p.shape) * number.value + p.square()).sum() for p in parameters.values())
+        loss.backward()
+    for optimizer in (trained.optimizers.policy, trained.optimizers.value):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    trained.average.update()
+    number.value = number.value / 3 + 1e-9
+    number.count += 10**15
+
+
+def at(iteration: int, trained: Trained, random: dict[str, torch.Tensor] | None = None) -> Progress:
+    return Progress(iteration, 7 * iteration, 11 * iteration, trained.states(), random or random_state(TEAM.device))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A run's checkpoints of iterations 1 and 2."""
+    torch.manual_seed(4)
+    trained = make()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, TEAM, seed=0)
+    checkpoints.begin(trained)
+    for iteration in (1, 2):
+        train(trained)
+        checkpoints.save(at(iteration, trained), trained)
+    return checkpoints.folder
+
+
+def test_everything_comes_back_to_the_last_bit(tmp_path: Path):
+    torch.manual_seed(4)
+    before, after = make(), make(seed=9, steps=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, TEAM, seed=0)
+    checkpoints.save(at(3, before), before)
+    train(before)
+    train(before)
+    drawn = torch.rand(3)
+    torch.manual_seed(99)
+    progress = Checkpoints(checkpoints.folder, 2, TEAM, seed=0).begin(after)
+    assert (progress.iteration, progress.prompt_position, progress.text_position) == (3, 21, 33)
+    train(after)
+    train(after)
+    for one, other in zip(before.tensors().values(), after.tensors().values(), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert before.states() == after.states()
+    assert before.states()["number"]["count"] == 5 * 10**15
+    assert torch.equal(torch.rand(3), drawn)
+
+
+def truncate(place: Path) -> None:
+    path = place / "value_optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(place: Path) -> None:
+    path = place / "policy.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "value_optimizer.safetensors has": truncate,
+    "policy.safetensors is not what was written": flip,
+    "average.safetensors is missing": lambda place: (place / "average.safetensors").unlink(),
+    "checksums.json is missing": lambda place: (place / "checksums.json").unlink(),
+    "checksums.json cannot be read": lambda place: (place / "checksums.json").write_text('{"policy.safetens'),
+    "checksums.json cannot be read ": lambda place: (place / "checksums.json").write_text("[]"),
+    "progress.json is not what was written": lambda place: (place / "progress.json").write_bytes(
+        (place / "progress.json").read_bytes().replace(b'"iteration": 2', b'"iteration": 3')
+    ),
+}
+
+
+@pytest.mark.parametrize("why", DAMAGES)
+def test_a_damaged_newest_one_is_found_and_said_and_the_one_before_is_used(two: Path, why: str, capsys: pytest.CaptureFixture[str]):
+    DAMAGES[why](two / "checkpoint-00000002")
+    assert Checkpoints(two, 2, TEAM, seed=0).begin(make()).iteration == 1
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert f"checkpoint-00000002 is damaged ({why.strip()}" in said
+    assert "going on from checkpoint-00000001" in said
+
+
+def test_where_all_are_damaged_the_run_refuses_and_removes_nothing(two: Path):
+    truncate(two / "checkpoint-00000001")
+    flip(two / "checkpoint-00000002")
+    before = contents(two)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(checkpoint-00000002: .*; checkpoint-00000001: .* start over with --force"):
+        Checkpoints(two, 2, TEAM, seed=0).begin(make())
+    assert contents(two) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(two: Path):
+    with pytest.raises(ValueError, match="is of another policy model than this run's: start over with --force"):
+        Checkpoints(two, 2, TEAM, seed=0).begin(make(width=3))
+
+
+def test_old_ones_go_only_when_enough_whole_ones_stand(two: Path):
+    trained = make()
+    checkpoints = Checkpoints(two, 2, TEAM, seed=0)
+    checkpoints.begin(trained)
+    truncate(two / "checkpoint-00000001")
+    checkpoints.save(at(3, trained), trained)
+    assert sorted(path.name for path in two.iterdir()) == ["checkpoint-00000002", "checkpoint-00000003"]
+    flip(two / "checkpoint-00000003")
+    again = Checkpoints(two, 2, TEAM, seed=0)
+    again.begin(trained)
+    again.save(at(4, trained), trained)
+    assert {path.name for path in two.iterdir()} >= {"checkpoint-00000002", "checkpoint-00000004"}, "3 does not count"
+    again.save(at(5, trained), trained)
+    assert sorted(path.name for path in two.iterdir()) == ["checkpoint-00000004", "checkpoint-00000005"]
+
+
+def test_a_cut_between_any_two_changes_on_the_disk_leaves_a_whole_one_and_the_same_bytes(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def go_on(folder: Path) -> None:
+        trained = make()
+        checkpoints = Checkpoints(folder, 2, TEAM, seed=0)
+        for iteration in range(checkpoints.begin(trained).iteration + 1, 4):
+            train(trained)
+            checkpoints.save(at(iteration, trained), trained)
+
+    shutil.copytree(two, tmp_path / "whole")
+    go_on(tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    assert {name.split("/")[0] for name in expected} == {"checkpoint-00000002", "checkpoint-00000003"}
+    for number in range(100):
+        folder = tmp_path / f"cut-{number}"
+        shutil.copytree(two, folder)
+        with monkeypatch.context() as patch:
+            cut_at(patch, number)
+            try:
+                go_on(folder)
+                break
+            except Cut:
+                assert all(ppo.checkpoint.what_is_wrong(place) is None for place in folder.glob("checkpoint-*"))
+        go_on(folder)
+        assert contents(folder) == expected
+    assert number > 15
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """The operating system itself refuses to write more into any one file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_does_not_fit_on_the_disk_leaves_the_last_checkpoint_whole_and_gives_its_space_back(two: Path):
+    trained = make(width=5000)
+    shutil.rmtree(two)
+    checkpoints = Checkpoints(two, 2, TEAM, seed=0)
+    checkpoints.begin(trained)
+    checkpoints.save(at(1, trained), trained)
+    before = contents(two)
+    with no_file_above(150_000), pytest.raises(ValueError, match=r"cannot write .*checkpoint-00000002 \(File too large\): about 0\.7 MiB are needed"):
+        checkpoints.save(at(2, trained), trained)
+    assert contents(two) == before
+    checkpoints.save(at(2, trained), trained)
+    assert ppo.checkpoint.what_is_wrong(two / "checkpoint-00000002") is None
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), SafetensorError("I/O error: (os error 28)")])
+def test_a_full_disk_is_told_from_other_errors(two: Path, error: Exception, monkeypatch: pytest.MonkeyPatch):
+    trained = make()
+    checkpoints = Checkpoints(two, 2, TEAM, seed=0)
+    checkpoints.begin(trained)
+
+    def full(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ppo.checkpoint, "save_file", full)
+    with pytest.raises(ValueError, match="the last checkpoint stands: make room, and the same command goes on from it"):
+        checkpoints.save(at(3, trained), trained)
+    error.args = (errno.EACCES, "not allowed") if isinstance(error, OSError) else ("another",)
+    if isinstance(error, OSError):
+        error.errno = errno.EACCES
+    with pytest.raises(type(error)):
+        checkpoints.save(at(3, trained), trained)
+    assert sorted(path.name for path in two.iterdir()) == ["checkpoint-00000001", "checkpoint-00000002"]
+
+
+def test_rows_that_do_not_fit_on_the_disk_stop_the_run_and_are_made_again(tmp_path: Path):
+    rows = RowLog(tmp_path / "metrics.jsonl")
+    rows.log(1, {"score": 1.0})
+    with no_file_above(40), pytest.raises(ValueError, match=r"cannot write .*metrics\.jsonl \(File too large\)"):
+        rows.log(2, {"score": 2.0, "kl": 0.123456789})
+    RowLog(rows.path, resume_after=1).log(2, {"score": 2.0})
+    assert [json.loads(line)["step"] for line in rows.path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trained = make()
+    size = trained.bytes_once_saved()
+    # Two stay while a third is written.
+    for free, enough in ((3 * size, True), (3 * size - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        checkpoints = Checkpoints(tmp_path / "not" / "there", 2, TEAM, seed=0)
+        if enough:
+            assert checkpoints.begin(trained).iteration == 0
+        else:
+            with pytest.raises(ValueError, match=r"needs about 0\.2 MiB for checkpoints of 0\.1 MiB, and 0\.2 MiB are free: make room, lower"):
+                checkpoints.begin(trained)
+
+
+def test_the_size_that_is_asked_for_is_that_of_a_checkpoint(two: Path):
+    trained = make(width=50_000)
+    checkpoints = Checkpoints(two, 1, TEAM, seed=0)
+    checkpoints.save(at(3, trained), trained)
+    assert sum(map(len, contents(two).values())) == pytest.approx(trained.bytes_once_saved(), rel=0.02)
+
+
+@dataclass(frozen=True)
+class Rank(Processes):
+    """One of several processes, of which the others are imagined: they bring what `others` says."""
+
+    others: tuple[Any, ...] = ()
+
+    def from_main(self, make: Any) -> Any:
+        return make()
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        return [*items, *self.others]
+
+    def say(self, line: str) -> None:
+        print(line)
+
+
+def test_every_process_gets_its_own_random_state_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(random_state(TEAM.device))
+    trained = make()
+    first = Rank(0, 2, TEAM.device, others=(states[1],))
+    Checkpoints(tmp_path / "c", 2, first, seed=0).save(at(1, trained, states[0]), trained)
+    drawn = {}
+    for name, team in {
+        "first": first,
+        "second": Rank(1, 2, TEAM.device),
+        "third": Rank(2, 3, TEAM.device),
+        "fourth": Rank(3, 4, TEAM.device),
+    }.items():
+        progress = Checkpoints(tmp_path / "c", 2, team, seed=0).begin(make())
+        drawn[name] = torch.rand(3).tolist()
+        assert not torch.equal(progress.random["cpu"], torch.get_rng_state()), "taken before anything was drawn"
+    for name, seed in (("first", 1), ("second", 2)):
+        torch.manual_seed(seed)
+        assert drawn[name] == torch.rand(3).tolist()
+    assert len({tuple(values) for values in drawn.values()}) == 4
+    torch.manual_seed(77)
+    Checkpoints(tmp_path / "c", 2, Rank(2, 3, TEAM.device), seed=0).begin(make())
+    assert drawn["third"] == torch.rand(3).tolist(), "a process that was not there before has a state that follows from the seed"
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3
+    assert "written by 2 process(es) and 3 go on" in said[0]
+
+
+def test_a_run_starts_from_a_random_state_that_follows_from_its_seed_and_place(tmp_path: Path):
+    states = []
+    for before, team, seed in ((1, TEAM, 0), (2, TEAM, 0), (3, Rank(1, 2, TEAM.device), 0), (4, TEAM, 5)):
+        torch.manual_seed(before)
+        states.append(Checkpoints(tmp_path / "none", 2, team, seed).begin(make()).random["cpu"].tolist())
+    assert states[0] == states[1]
+    assert states[0] != states[2]
+    assert states[0] != states[3]

@@ -1,0 +1,179 @@
+"""A run that is told to stop, or whose disk is full, saves what it can, and ends where it would have when it goes on."""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ppo.checkpoint
+import ppo.interrupt
+import ppo.train
+from ppo.checkpoint import Checkpoints, Progress
+from ppo.interrupt import Interrupted
+from tests.cuts import contents
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, small
+
+
+def run(chain: Any, out: Path, **changes: Any) -> None:
+    adapting = {"kl_target": 0.01, "kl_horizon": 50, "score_scaling": "running"}
+    config = small(**{"total_episodes": 3 * 8, "ptx_coef": 1.0, "checkpoint_every": 10, **adapting, **changes})
+    ppo.train.train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, out)
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(out).items() if name.split("/")[0] not in ("timings.jsonl", "tensorboard")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(chains: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run of three iterations leaves."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    torch.manual_seed(123)
+    run(chains("lora"), out)
+    return results(out)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("phase", "saved"), [("roll_out", 1), ("step", 2)])
+def test_a_signal_saves_at_the_next_point_where_nothing_is_half_done_and_stops(
+    chains: Any, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, phase: str, saved: int
+):
+    """It comes in the second iteration: a roll-out is left at once, since it changes nothing, and an update is finished."""
+    chain, real, calls = chains("lora"), getattr(ppo.train, phase), []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(0)
+        if len(calls) == {"roll_out": 2, "step": 3}[phase]:
+            os.kill(os.getpid(), number)
+            assert phase == "step", "a roll-out is left at once"
+        return real(*arguments)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.train, phase, interrupted)
+        with pytest.raises(Interrupted, match=rf"stopped by SIG(TERM|INT) after {saved} of 3 iterations: the same command goes on") as stopped:
+            run(chain, tmp_path)
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(number) is before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"checkpoint-{saved:08d}"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == saved
+    run(chain, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / f"checkpoint-{saved:08d}")
+    assert results(tmp_path) == undisturbed
+
+
+def test_a_second_signal_stops_at_once_and_one_right_after_the_first_is_the_same(chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chain, real, calls = chains("lora"), ppo.train.step, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(ppo.train, "step", interrupted)
+    with pytest.raises(Interrupted, match="after 1 of 3"):
+        run(chain, tmp_path)
+    assert len(calls) == 2
+    monkeypatch.setattr(ppo.interrupt, "SAME_SECONDS", 0.0)
+    with pytest.raises(Interrupted, match="stopped at once: the same command goes on from the last checkpoint") as stopped:
+        run(chain, tmp_path)
+    assert stopped.value.exit_code == 143
+    assert len(calls) == 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
+
+
+def test_a_run_on_a_disk_that_is_really_full_stops_and_goes_on_when_there_is_room(chains: Any, undisturbed: dict[str, bytes], tmp_path: Path):
+    """A file system of its own, as small as can be, in a process that alone sees it."""
+    chain, told = chains("lora"), tmp_path / "told"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            disk = tmp_path / "disk"
+            disk.mkdir()
+            if not mount_small(disk, 4 * 2**20):
+                told.write_text("not allowed")
+                os._exit(0)
+            run(chain, disk / "run", total_episodes=8)
+            size = sum(path.stat().st_size for path in (disk / "run" / "checkpoints").rglob("*") if path.is_file())
+            (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - size // 2))
+            # Not refused up front: the disk fills up while the run goes on.
+            ppo.checkpoint.Checkpoints._require_room = lambda *arguments: None  # type: ignore[method-assign]
+            try:
+                run(chain, disk / "run")
+                told.write_text("not stopped")
+            except ValueError as error:
+                kept = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
+                (disk / "filler").unlink()
+                run(chain, disk / "run")
+                shutil.rmtree(disk / "run" / "checkpoints" / "checkpoint-00000001")
+                told.write_text(json.dumps([str(error), kept, results(disk / "run") == undisturbed]))
+        except BaseException:
+            told.write_text(traceback.format_exc())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    if told.read_text() == "not allowed":
+        pytest.skip("this user may not mount a file system, even in a namespace")
+    sentence, kept, same = json.loads(told.read_text())
+    assert "No space left on device" in sentence
+    assert "the last checkpoint stands" in sentence
+    assert kept == ["checkpoint-00000001"]
+    assert same
+
+
+def mount_small(folder: Path, size: int) -> bool:
+    """A file system in memory, in a namespace of this process alone; False where that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, mounts, private, recursive = 0x10000000, 0x00020000, 1 << 18, 0x4000
+    maps = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+    if libc.unshare(user | mounts):
+        return False
+    try:
+        for name, content in maps.items():
+            Path(f"/proc/self/{name}").write_text(content)
+    except OSError:
+        return False
+    if libc.mount(b"none", b"/", None, private | recursive, None):
+        return False
+    return libc.mount(b"none", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()) == 0
+
+
+def test_two_equal_runs_write_the_same_bytes_and_what_hangs_on_the_clock_beside_them(chains: Any, undisturbed: dict[str, bytes], tmp_path: Path):
+    torch.manual_seed(321)
+    run(chains("lora"), tmp_path, keep_checkpoints=1)
+    assert results(tmp_path) == undisturbed
+    assert "checkpoints/checkpoint-00000003/random.safetensors" in undisturbed
+    rows = [json.loads(line) for line in undisturbed["metrics.jsonl"].splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert not [name for name in rows[0] if "seconds" in name or "per_second" in name]
+    timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timings] == [1, 2, 3]
+    assert all(row["seconds_rollout"] > 0 for row in timings)
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_takes_them_as_written(chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen, write = [], Checkpoints._write
+
+    def look(self: Checkpoints, progress: Progress, *rest: Any) -> None:
+        names = ("metrics.jsonl", "samples.jsonl")
+        seen.append([progress.iteration] + [json.loads((tmp_path / name).read_text().splitlines()[-1])["step"] for name in names])
+        write(self, progress, *rest)
+
+    monkeypatch.setattr(Checkpoints, "_write", look)
+    run(chains("lora"), tmp_path, total_episodes=16, checkpoint_every=1)
+    assert seen == [[1, 1, 1], [2, 2, 2]]
+
+
+def test_a_run_stopped_in_its_first_roll_out_has_nothing_to_keep(chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ppo.train, "roll_out", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="after 0 of 3"):
+        run(chains("lora"), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
