@@ -1,14 +1,205 @@
-"""What stops a run that has gone wrong, or warns."""
+"""What stops a run that has gone wrong, or warns.
 
+| guard | fires when |
+|---|---|
+| `not_finite` | a number of the row is NaN or infinite |
+| `kl` | the KL to the SFT policy is above `max_kl` |
+| `entropy` | the policy's entropy is below `min_entropy`, or below `min_entropy_fraction` of the first iteration's |
+| `cut_off` | not one response has ended by itself for `cut_off_iterations` in a row |
+| `over_optimisation` | on held-out prompts, the reward model's score has risen while a judge that it never learned from has fallen |
+
+A guard is a function of the rows of metrics.jsonl and held_out.jsonl and of nothing else. So a resumed run, which reads them again, is watched as
+one that was never cut off; and since all processes have the same numbers, all of them stop.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Action = Literal["stop", "warn", "ignore"]
+Numbers = Mapping[str, float]
+
+
+class StoppedRunError(ValueError):
+    """A guard stopped the run."""
 
 
 @dataclass
 class GuardSettings:
-    """All ours."""
+    """`stop` ends the run with a sentence, before anything of the iteration is saved; `warn` says so when it begins; `ignore` does not look.
 
-    max_kl: float | None = None
-    """Nats an episode beyond which training stops; null sets no limit."""
+    All ours: by default a guard stops where going on can hardly be meant, and warns where it can.
+    """
+
+    not_finite: Action = "stop"
+    """A number is NaN or infinite."""
+    kl: Action = "stop"
+    """The roll-out's KL to the SFT policy is above `max_kl`; stops before the update."""
+    max_kl: float = 100.0
+    """Nats an episode. The SFT model gives such an answer once in e^100 times: the reward model has never seen the like."""
+    entropy: Action = "warn"
+    """The policy's entropy has collapsed; where a task has one right answer, that is its end, not a failure."""
+    min_entropy: float = 0.01
+    """Nats a token; 0 sets no floor."""
+    min_entropy_fraction: float = 0.1
+    """Of the first iteration's entropy; 0 sets no floor."""
+    cut_off: Action = "warn"
+    """No response ends by itself; a task may want them all of one length."""
+    cut_off_iterations: int = 5
+    """In a row."""
+    over_optimisation: Action = "warn"
+    """The score of the reward model rises on held-out prompts while the judge's falls, see `over_optimised`; needs ppo.held_out.every."""
+    over_optimisation_evaluations: int = 5
+    """The last so many, to which straight lines are fitted."""
+    over_optimisation_errors: float = 2.0
+    """Standard errors by which both must have moved. At 2, chance alone warns after fewer than 1 in 40 evaluations though the score does rise."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
+        for name in ("max_kl", "over_optimisation_errors"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"ppo.guards.{name}={getattr(self, name)} must be above 0")
+        if self.min_entropy < 0:
+            raise ValueError(f"ppo.guards.min_entropy={self.min_entropy} must not be negative")
+        if not 0 <= self.min_entropy_fraction < 1:
+            raise ValueError(f"ppo.guards.min_entropy_fraction={self.min_entropy_fraction} must be at least 0 and below 1")
+        if self.cut_off_iterations < 1:
+            raise ValueError(f"ppo.guards.cut_off_iterations={self.cut_off_iterations} must be at least 1")
+        if self.over_optimisation_evaluations < 3:
+            raise ValueError(f"ppo.guards.over_optimisation_evaluations={self.over_optimisation_evaluations} must be at least 3 to show a trend")
+
+
+class Guards:
+    """Watches the numbers of a run as they come."""
+
+    def __init__(self, settings: GuardSettings, past: Iterable[Numbers] = ()) -> None:
+        """`past` are the rows of metrics.jsonl and held_out.jsonl up to the checkpoint that the run goes on from, in any order."""
+        self.settings = settings
+        self.rows: dict[int, dict[str, float]] = {}
+        for row in past:
+            self.rows.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if name != "step"})
+        self.standing = self._found()
+        self._told: set[str] = set()
+        self._iteration: int | None = None
+
+    def check(self, iteration: int, numbers: Numbers) -> list[str]:
+        """Adds numbers to the iteration's row, and returns a sentence for each warning that begins with it.
+
+        May be called several times an iteration, as its numbers come: with those of the roll-out, a bad one stops the run before any weight moves.
+        Raises StoppedRunError for a guard that stops.
+        """
+        if iteration != self._iteration:
+            self._iteration, self._told = iteration, set(self.standing)
+        self.rows.setdefault(iteration, {}).update(numbers)
+        self.standing = self._found()
+        for name, finding in self.standing.items():
+            if getattr(self.settings, name) == "stop":
+                raise StoppedRunError(
+                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint stands, from which "
+                    f"ppo.guards.{name}=warn goes on"
+                )
+        new = [name for name in self.standing if name not in self._told]
+        self._told.update(new)
+        return [f"warning: iteration {iteration}: {self.standing[name]} (ppo.guards.{name})" for name in new]
+
+    @property
+    def warnings(self) -> dict[str, float]:
+        """`warnings`, the number of guards that fire now: a number of the row like the others."""
+        return {"warnings": float(len(self.standing))}
+
+    def _found(self) -> dict[str, str]:
+        """What each guard that fires has to say."""
+        rows = [self.rows[step] for step in sorted(self.rows)]
+        steps = sorted(self.rows)
+        found = {name: look(self.settings, steps, rows) for name, look in GUARDS.items() if getattr(self.settings, name) != "ignore"}
+        return {name: finding for name, finding in found.items() if finding is not None}
+
+
+def not_finite(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+    """Whether the last row has a number that is none."""
+    bad = [f"{name} is {value}" for name, value in (rows[-1].items() if rows else ()) if not math.isfinite(value)]
+    return ", ".join(bad) or None
+
+
+def kl(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+    """Whether the last roll-out has left the SFT policy."""
+    found = _values(rows, "kl")
+    if found and found[-1] > settings.max_kl:
+        return f"the KL to the SFT policy is {found[-1]:.4g} nats an episode, above ppo.guards.max_kl={settings.max_kl:g}"
+    return None
+
+
+def entropy(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+    """Whether the policy has one thing left to say."""
+    found = _values(rows, "entropy")
+    if not found:
+        return None
+    limits = {
+        f"ppo.guards.min_entropy={settings.min_entropy:g}": settings.min_entropy,
+        f"ppo.guards.min_entropy_fraction={settings.min_entropy_fraction:g} of the {found[0]:.4g} of the first iteration": (
+            settings.min_entropy_fraction * found[0]
+        ),
+    }
+    for name, limit in limits.items():
+        if found[-1] < limit:
+            return f"the policy's entropy is {found[-1]:.4g} nats a token, below {name}"
+    return None
+
+
+def cut_off(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+    """Whether responses have stopped ending by themselves."""
+    found = _values(rows, "ended")[-settings.cut_off_iterations :]
+    if len(found) == settings.cut_off_iterations and not any(found):
+        return (
+            f"ended is 0, as it has been for ppo.guards.cut_off_iterations={settings.cut_off_iterations} iterations: every response is cut off at "
+            "ppo.max_new_tokens"
+        )
+    return None
+
+
+def over_optimised(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+    """Whether the reward model is being gamed (Gao et al. 2022): its scores on held-out prompts go up, a judge's of the same answers go down.
+
+    Straight lines are fitted to both over the last evaluations; each must have moved by more than `over_optimisation_errors` of its standard errors.
+    """
+    keys = ("held_out_score", "held_out_score_se", "held_out_judge", "held_out_judge_se")
+    count = settings.over_optimisation_evaluations
+    found = [(step, *(row[key] for key in keys)) for step, row in zip(steps, rows, strict=True) if all(key in row for key in keys)][-count:]
+    if len(found) < count:
+        return None
+    places, scores, score_errors, judged, judge_errors = zip(*found, strict=True)
+    up, up_error = rise(places, scores, score_errors)
+    down, down_error = rise(places, judged, judge_errors)
+    if up > settings.over_optimisation_errors * up_error and down < -settings.over_optimisation_errors * down_error:
+        return (
+            f"since iteration {places[0]} the reward model's score of held-out prompts rose by {up:.3g} (standard error {up_error:.2g}) while the "
+            f"judge's fell by {-down:.3g} ({down_error:.2g}), each by more than ppo.guards.over_optimisation_errors="
+            f"{settings.over_optimisation_errors:g} of them over {count} evaluations: the policy games the reward model"
+        )
+    return None
+
+
+def rise(places: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """(how far the least-squares line through the values rises from the first place to the last, its standard error).
+
+    The errors of the values are taken as independent. Evaluations answer the same prompts with the same random numbers, so what their errors have
+    in common falls out of the rise, and its true error is smaller: the guard errs on the side of silence.
+    """
+    middle = sum(places) / len(places)
+    spread = sum((place - middle) ** 2 for place in places)
+    weights = [(place - middle) / spread * (places[-1] - places[0]) for place in places]
+    return sum(w * v for w, v in zip(weights, values, strict=True)), math.sqrt(sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True)))
+
+
+def _values(rows: Sequence[Numbers], key: str) -> list[float]:
+    return [row[key] for row in rows if key in row]
+
+
+GUARDS: dict[str, Callable[[GuardSettings, Sequence[int], Sequence[Numbers]], str | None]] = {
+    "not_finite": not_finite,
+    "kl": kl,
+    "entropy": entropy,
+    "cut_off": cut_off,
+    "over_optimisation": over_optimised,
+}

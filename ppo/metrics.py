@@ -1,50 +1,97 @@
-"""The numbers of one roll-out, over all processes. What each means, and its healthy range: docs/metrics.md.
+"""The numbers of one roll-out, over all processes, and of its minibatches. What each means, and its healthy range: docs/metrics.md.
 
 Shapes: B episodes of this process, T response tokens.
 """
 
-import torch
+import math
+from collections.abc import Sequence
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.overlap import TOKEN_RUN, repeated_share
 from modeling.processes import sum_over_processes
 from ppo.rewards import kl_estimates
 from ppo.rollout import Rollout
 
+CLOCK = 1e-3
+"""Seconds that phases are timed to."""
 
-def rollout_numbers(rollout: Rollout) -> dict[str, float]:
-    """Means over episodes: score and its spread, both KL estimates, length, share that ended; explained variance of the values over tokens."""
+
+def rollout_numbers(rollout: Rollout, scaled_scores_B: Tensor | None = None) -> dict[str, float]:
+    """Of the episodes: score and its spread, reward, both KL estimates, length, share that ended, repetition, share of distinct responses. Of their
+    tokens: how many there are, KL, the mean value and how much of the returns' variance the values explain.
+
+    `scaled_scores_B` are the scores as the rewards were made from them, where they were scaled or clipped: their mean is logged too.
+    """
     k1_B, k3_B = kl_estimates(rollout.logprobs_BT, rollout.ref_logprobs_BT, rollout.mask_BT)
-    score_B, length_B = rollout.scores_B.double(), rollout.mask_BT.sum(1).double()
-    reward_B = rollout.rewards_BT.sum(1).double()
-    per_episode = [
-        torch.ones_like(score_B),
-        score_B,
-        score_B.square(),
-        k1_B.double(),
-        k3_B.double(),
-        length_B,
-        rollout.ended_B.double(),
-        reward_B,
-    ]
+    score_B = rollout.scores_B.double()
+    repetition_B = torch.tensor([repeated_share(row, TOKEN_RUN) for row in rollout.responses], dtype=torch.float64, device=score_B.device)
+    per_episode = {
+        "episodes": torch.ones_like(score_B),
+        "score": score_B,
+        "score_square": score_B.square(),
+        "reward": rollout.rewards_BT.sum(1),
+        "kl": k1_B,
+        "kl_k3": k3_B,
+        "length": rollout.mask_BT.sum(1),
+        "ended": rollout.ended_B,
+        "repetition": repetition_B,
+    }
+    if scaled_scores_B is not None:
+        per_episode["score_scaled"] = scaled_scores_B
     returns_N, values_N = rollout.returns_BT[rollout.mask_BT].double(), rollout.values_BT[rollout.mask_BT].double()
     error_N = returns_N - values_N
-    per_token = [torch.ones_like(returns_N), returns_N, returns_N.square(), error_N, error_N.square(), values_N]
-    sums = torch.stack([column.sum() for column in (*per_episode, *per_token)])
-    episodes, score, score2, k1, k3, length, ended, reward, tokens, returns, returns2, error, error2, values = sum_over_processes(sums).tolist()
-    returns_variance = returns2 / tokens - (returns / tokens) ** 2
-    error_variance = error2 / tokens - (error / tokens) ** 2
+    per_token = {"returns": returns_N, "returns_square": returns_N.square(), "error": error_N, "error_square": error_N.square(), "values": values_N}
+    columns = per_episode | per_token
+    sums = sum_over_processes(torch.stack([column.double().sum() for column in columns.values()])).tolist()
+    total = dict(zip(columns, sums, strict=True))
+    episodes, tokens = total["episodes"], total["length"]
+    mean = {name: value / (tokens if name in per_token else episodes) for name, value in total.items()}
+    returns_variance = mean["returns_square"] - mean["returns"] ** 2
+    error_variance = mean["error_square"] - mean["error"] ** 2
     return {
-        "score": score / episodes,
-        "score_std": max(0.0, score2 / episodes - (score / episodes) ** 2) ** 0.5,
-        "reward": reward / episodes,
-        "kl": k1 / episodes,
-        "kl_k3": k3 / episodes,
-        "length": length / episodes,
-        "ended": ended / episodes,
-        "value_mean": values / tokens,
-        "explained_variance": 1 - error_variance / returns_variance if returns_variance > 1e-12 else 0.0,
+        **{name: mean[name] for name in per_episode if name not in ("episodes", "score_square")},
+        "score_std": _root(mean["score_square"] - mean["score"] ** 2),
+        "kl_per_token": total["kl"] / tokens,
+        "distinct": len(set(_of_all_processes([tuple(row) for row in rollout.responses]))) / episodes,
+        "tokens": tokens,
+        "value_mean": mean["values"],
+        "explained_variance": 0.0 if returns_variance <= 1e-12 else 1 - error_variance / returns_variance,
     }
 
 
-def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over minibatches; of `ratio_max` the largest."""
-    return {name: max(row[name] for row in rows) if name == "ratio_max" else sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over minibatches; of `ratio_max` the largest. What is no number in one minibatch is none here."""
+    return {name: (_largest if name == "ratio_max" else _mean)([row[name] for row in rows]) for name in rows[0]}
+
+
+def speeds(tokens: float, rollout_seconds: float, iteration_seconds: float) -> dict[str, float]:
+    """`rollout_tokens_per_second` and `tokens_per_second`: response tokens of all processes a wall second of sampling and of the iteration."""
+    return {
+        "rollout_tokens_per_second": tokens / max(rollout_seconds, CLOCK),
+        "tokens_per_second": tokens / max(iteration_seconds, CLOCK),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _largest(values: Sequence[float]) -> float:
+    # max() alone passes over what is no number, or not, by the order in which it comes.
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
+
+
+def _root(variance: float) -> float:
+    # Rounding can take a variance of equal numbers below zero; what is no number stays none.
+    return math.sqrt(0.0 if variance < 0 else variance)
+
+
+def _of_all_processes(items: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return items
+    gathered: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]

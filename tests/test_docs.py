@@ -20,11 +20,3 @@ def test_details_are_numbered_without_gaps():
 def test_every_detail_links_to_the_line_that_does_it(name: str, file: str, line: str):
     text = (ROOT / file).read_text().splitlines()[int(line) - 1]
     assert re.match(rf"\s*(def|class) {name}\b", text), f"`python -m tests.relink` mends docs/details.md: line {line} of {file} is {text!r}"
-
-
-def test_metrics_that_ppo_logs_are_explained():
-    explained = (ROOT / "docs" / "metrics.md").read_text()
-    source = "".join((ROOT / "ppo" / name).read_text() for name in ("metrics.py", "update.py"))
-    logged = set(re.findall(r'^\s+"(\w+)": ', source, re.MULTILINE))
-    assert len(logged) > 10
-    assert [name for name in sorted(logged) if f"`{name}`" not in explained] == []
