@@ -27,6 +27,11 @@ class EvaluateConfig:
     """Answers shown side by side."""
     bootstrap_resamples: int = 10_000
     """For the 95% intervals."""
+    best_of_n: int = 0
+    """Answers sampled from SFT for each prompt, of which the reward model chooses the best of 1, 2, 4 and so on up to all of them: what PPO has to
+    beat at the same KL (Gao et al. 2022). 0 leaves it out."""
+    best_of_n_prompts: int | None = None
+    """Only so many of the held-out prompts for it, spread evenly; null takes all."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
@@ -35,6 +40,13 @@ class EvaluateConfig:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)} must be at least 1")
         if self.temperature < 0:
             raise ValueError(f"evaluate.temperature={self.temperature} must not be negative; 0 is greedy")
+        for name in ("max_prompts", "best_of_n_prompts"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"evaluate.{name}={value} must be at least 1, or null for all")
+        if self.best_of_n < 0:
+            raise ValueError(f"evaluate.best_of_n={self.best_of_n} must not be negative; 0 leaves it out")
+        if self.best_of_n and self.temperature == 0:
+            raise ValueError(f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0: greedy answers are all the same")
 
 
 @dataclass

@@ -45,20 +45,12 @@ class Panel:
     """A level worth knowing, and its name."""
 
 
-PPO_PANELS = (
-    Panel("Score (reward model's units)", (Line("score", COLOURS["ppo"]),), mark=(0.0, "demonstrations")),
-    Panel("KL to SFT, nats an answer", (Line("kl", COLOURS["ppo"], "k1"), Line("kl_k3", PURPLE, "k3"))),
-    Panel("Entropy, nats a token", (Line("entropy", COLOURS["ppo"]),)),
-    Panel("Answers that end by themselves", (Line("ended", COLOURS["ppo"]),), percent=True),
-    Panel("Length, tokens", (Line("length", COLOURS["ppo"]),)),
-    Panel("Tokens with a clipped ratio", (Line("clip_fraction", COLOURS["ppo"]),), percent=True),
-    Panel("Largest policy ratio (1: unmoved)", (Line("ratio_max", COLOURS["ppo"]),)),
-    Panel("Value loss", (Line("value_loss", PURPLE),)),
-    Panel("Variance that the values explain", (Line("explained_variance", PURPLE),), mark=(0.0, "no better than their mean")),
-    Panel("Pretraining loss, nats a token", (Line("ptx_loss", GREEN),)),
-    Panel("Gradient norms, pretraining / PPO", (Line("ptx_to_ppo_grad_ratio", GREEN),)),
-)
-PHASES = {"seconds_rollout": COLOURS["sft"], "seconds_score": YELLOW, "seconds_update": COLOURS["ppo"]}
+JUDGES = {
+    "proxy": "Proxy: the reward model's score",
+    "score": "Gold: the labeler's rubric",
+    "chrf": "Gold: chrF, which no reward model saw",
+}
+"""Who says how good an answer is when more KL is spent: the one that is pleased, and those that should be."""
 
 
 def win_rates(comparisons: Mapping[str, Interval]) -> Figure:
@@ -114,50 +106,65 @@ def reward_curves(rows: Rows) -> Figure | None:
     return _curves(rows, panels, "step", "optimizer steps", columns=2)
 
 
-def ppo_curves(rows: Rows) -> Figure | None:
-    """What to watch in stage 3, and what its time goes into. Panels whose numbers the run lacks (ptx off, say) are left out."""
-    panels = [panel for panel in PPO_PANELS if _drawable(rows, panel)]
-    phases = [key for key in PHASES if _series(rows, key, "episodes")[0]]
-    if not panels and not phases:
+def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) -> Figure | None:
+    """Score against the square root of KL along training (Gao et al. 2022): where the curve bends down, more KL buys nothing.
+
+    With best-of-n (evaluation/best_of_n.py) also what it and the finished policy get on held-out prompts, by the reward model and by the judges.
+    """
+    whole = [row for row in rows if finite(row.get("kl")) is not None and finite(row.get("score")) is not None]
+    if not whole and not best_of_n:
         return None
-    figure, panes = grid(len(panels) + bool(phases), 3)
-    for axes, panel in zip(panes, panels, strict=False):
-        _draw(axes, rows, panel, "episodes", "episodes")
-    if phases:
-        axes, bottom = panes[-1], [0.0] * len(rows)
-        places = [float(row.get("episodes", row["step"])) for row in rows]
-        width = (0.9 if len(places) <= MANY else 1.0) * places[-1] / len(places)
-        for key in phases:
-            heights = [_finite(row.get(key)) or 0.0 for row in rows]
-            axes.bar(places, heights, width, bottom, color=PHASES[key], label=key.removeprefix("seconds_"))
-            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-        axes.set_ylim(0, 1.3 * max(bottom) or 1)
-        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", handlelength=1, columnspacing=1)
-        _finish(axes, "Seconds an iteration", "episodes")
+    figure, panes = grid(len(JUDGES) if best_of_n else 1, len(JUDGES), height=4.2)
+    for axes in panes[1:]:
+        axes.sharex(panes[0])
+    if whole:
+        _training(figure, panes[0], whole, beside=best_of_n is not None)
+    for axes, (key, title) in zip(panes, JUDGES.items(), strict=False):
+        if best_of_n:
+            _frontier(axes, best_of_n, key)
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.margins(y=0.1)
+        axes.set_xlabel("√KL to SFT, √nats", fontsize=9)
+        tidy(axes)
+    if best_of_n:
+        panes[0].legend(frameon=False, fontsize=8)
+    else:
+        panes[0].set_ylabel("score (reward model's units)", fontsize=9)
     return figure
 
 
-def over_optimisation(rows: Rows) -> Figure | None:
-    """Score against the square root of KL along training (Gao et al. 2022): where the curve bends down, more KL buys nothing."""
-    whole = [row for row in rows if _finite(row.get("kl")) is not None and _finite(row.get("score")) is not None]
-    if not whole:
-        return None
-    steps, scores = [row["step"] for row in whole], [row["score"] for row in whole]
-    roots = [math.sqrt(max(0.0, row["kl"])) for row in whole]
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    axes = figure.subplots()
+def _training(figure: Figure, axes: Axes, rows: Rows, beside: bool) -> None:
+    """The path of training, light where it began; with a scale where it stands alone."""
+    steps, scores = [row["step"] for row in rows], [row["score"] for row in rows]
+    roots = [math.sqrt(max(0.0, row["kl"])) for row in rows]
     axes.plot(roots, scores, color="#BBBBBB", linewidth=1, zorder=1)
-    size, edge = (36, 0.5) if len(whole) <= MANY else (12, 0)
+    size, edge = (36, 0.5) if len(rows) <= MANY else (12, 0)
+    if beside:
+        axes.scatter(roots, scores, c="#BBBBBB", s=size / 2, zorder=1, linewidths=0, label="PPO along training")
+        return
     drawn = axes.scatter(roots, scores, c=steps, cmap="cividis", s=size, zorder=2, edgecolors="white", linewidths=edge)
     bar = figure.colorbar(drawn, ax=axes)
     bar.set_label("iteration", fontsize=9)
     bar.ax.tick_params(labelsize=8, length=0)
     bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     bar.outline.set_visible(False)
-    axes.set_xlabel("√KL to SFT, √nats (k1 estimate)", fontsize=9)
-    axes.set_ylabel("score (reward model's units)", fontsize=9)
-    tidy(axes)
-    return figure
+
+
+def _frontier(axes: Axes, found: Mapping[str, Any], key: str) -> None:
+    """Best-of-n as a curve with a band, its n beside it, and PPO as a point with its intervals."""
+    rows, ppo = found["rows"], found["ppo"]
+    roots = [math.sqrt(row["kl"]) for row in rows]
+    low, mean, high = ([row[key][end] for row in rows] for end in ("low", "mean", "high"))
+    axes.fill_between(roots, low, high, color=COLOURS["sft"], alpha=0.18, linewidth=0)
+    axes.plot(roots, mean, color=COLOURS["sft"], linewidth=1.8, marker="o", markersize=5, label="best of n from SFT")
+    for root, height, row in zip(roots, mean, rows, strict=True):
+        axes.annotate(f"{row['n']}", (root, height), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK)
+    place, (left, right) = math.sqrt(max(0.0, ppo["kl"]["mean"])), (math.sqrt(max(0.0, ppo["kl"][end])) for end in ("low", "high"))
+    at = ppo[key]["mean"]
+    axes.errorbar(
+        [place], [at], [[at - ppo[key]["low"]], [ppo[key]["high"] - at]], [[place - left], [right - place]],
+        fmt="D", color=COLOURS["ppo"], markersize=7, capsize=3, elinewidth=1.6, zorder=3, label="PPO",
+    )  # fmt: skip
 
 
 def _curves(rows: Rows, panels: Sequence[Panel], x_key: str, x_label: str, columns: int) -> Figure | None:
@@ -173,12 +180,12 @@ def _curves(rows: Rows, panels: Sequence[Panel], x_key: str, x_label: str, colum
 def _draw(axes: Axes, rows: Rows, panel: Panel, x_key: str, x_label: str) -> None:
     """Every line of a panel; of long noisy ones the running mean stands out and the raw numbers stay faint."""
     for line in panel.lines:
-        places, values = _series(rows, line.key, x_key)
+        places, values = series(rows, line.key, x_key)
         if not values:
             continue
         if len(values) > MANY:
             axes.plot(places, values, color=line.colour, linewidth=0.7, alpha=0.3)
-            axes.plot(places, _running_mean(values, len(values) // 40), color=line.colour, linewidth=1.8, label=line.label)
+            axes.plot(places, running_mean(values, len(values) // 40), color=line.colour, linewidth=1.8, label=line.label)
         else:
             axes.plot(places, values, color=line.colour, linewidth=1.6, marker="o", markersize=3, label=line.label)
     if panel.mark is not None:
@@ -189,7 +196,7 @@ def _draw(axes: Axes, rows: Rows, panel: Panel, x_key: str, x_label: str) -> Non
         axes.ticklabel_format(axis="y", useOffset=False)
     if panel.mark is not None or len(panel.lines) > 1:
         axes.legend(frameon=False, fontsize=8)
-    _finish(axes, panel.title, x_label)
+    finish(axes, panel.title, x_label)
 
 
 def _point(axes: Axes, row: int, found: Interval, colour: str, shown: str, label: str) -> None:
@@ -200,7 +207,7 @@ def _point(axes: Axes, row: int, found: Interval, colour: str, shown: str, label
     axes.annotate(shown, (found["mean"], row), fontsize=8, color=INK, **above)
 
 
-def _finish(axes: Axes, title: str, x_label: str) -> None:
+def finish(axes: Axes, title: str, x_label: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x_label, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
@@ -209,20 +216,20 @@ def _finish(axes: Axes, title: str, x_label: str) -> None:
 
 
 def _drawable(rows: Rows, panel: Panel) -> bool:
-    return any(_series(rows, line.key, "step")[0] for line in panel.lines)
+    return any(series(rows, line.key, "step")[0] for line in panel.lines)
 
 
-def _series(rows: Rows, key: str, x_key: str) -> tuple[list[float], list[float]]:
+def series(rows: Rows, key: str, x_key: str) -> tuple[list[float], list[float]]:
     """(places, values) of the rows that have a finite number under `key`."""
-    found = [(float(row.get(x_key, row["step"])), value) for row in rows if (value := _finite(row.get(key))) is not None]
+    found = [(float(row.get(x_key, row["step"])), value) for row in rows if (value := finite(row.get(key))) is not None]
     return [place for place, _ in found], [value for _, value in found]
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _running_mean(values: Sequence[float], half: int) -> list[float]:
+def running_mean(values: Sequence[float], half: int) -> list[float]:
     """Mean of each value and `half` neighbours on either side; fewer near the ends, as many on one side as on the other."""
     last = len(values) - 1
     reach = [min(half, at, last - at) for at in range(len(values))]

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from data.files import read_rows
 from data.intervals import interval
-from data.pages import Cell, Format, Interval, Table, between, duration, measured, number, percent, write_pages
-from evaluation import plots
-from modeling.tracking import read_metrics
+from data.pages import Cell, Format, Interval, Table, between, counted, duration, measured, number, percent, write_pages
+from evaluation import plots, ppo_plots
+from modeling.tracking import read_metrics, read_numbers
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 MEASURES = {
@@ -35,6 +35,7 @@ BASELINES = {
     "sft_likelihood_per_token": ("Choosing what SFT finds likelier a token", "its mean over tokens"),
 }
 """The judges that a reward model should beat."""
+WEIGHTS = {"ema": "PPO's weights are their moving average (EMA)", "last": "PPO's weights are the last ones, not their moving average"}
 COMPARISONS = {"PPO vs SFT": ("win_rate", "sft"), "PPO vs base": ("win_rate", "base"), "PPO vs SFT, like length": ("win_rate_length_matched",)}
 
 
@@ -58,7 +59,10 @@ class Results:
             accuracy=_json(run / "reward" / "accuracy.json"),
             counts=_json(run / "data" / "counts.json"),
             manifests={name: found for name in STAGES if (found := _json(run / name / "manifest.json"))},
-            metrics={name: read_metrics(run / name / "metrics.jsonl") for name in ("sft", "reward", "ppo")},
+            metrics={
+                **{name: read_numbers(run / name) for name in ("sft", "reward", "ppo")},
+                "held_out": read_metrics(run / "ppo" / "held_out.jsonl"),
+            },
             generations=[row for _, row in read_rows(generations)] if generations.is_file() else [],
         )
 
@@ -85,9 +89,10 @@ def figures(results: Results) -> dict[str, Figure]:
         found["win_rates"] = plots.win_rates(comparisons)
     if models := results.evaluation.get("models"):
         found["parts"] = plots.rubric_parts(models, {key: title for key, (title, _) in MEASURES.items()})
-    curves = {"sft": plots.sft_curves, "reward": plots.reward_curves, "ppo": plots.ppo_curves}
+    curves = {"sft": plots.sft_curves, "reward": plots.reward_curves}
     drawn = {name: draw(results.metrics[name]) for name, draw in curves.items()}
-    drawn["over_optimisation"] = plots.over_optimisation(results.metrics["ppo"])
+    drawn["ppo"] = ppo_plots.ppo_curves(results.metrics["ppo"], results.metrics["held_out"], dig(results.config(), "ppo", "kl_target"))
+    drawn["over_optimisation"] = plots.over_optimisation(results.metrics["ppo"], results.evaluation.get("best_of_n"))
     return found | {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -109,7 +114,9 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
         "left_out": left_out_table(results.accuracy.get("left_out", {})),
         "disagreement": dig(config, "labels", "disagreement") if dig(config, "labels", "labeler") == "simulated" else 0,
         "tax": tax_table(evaluation.get("perplexity", {})),
-        "settings": config.get("evaluate", {}),
+        "compared": compared(evaluation, config),
+        "best_of_n": best_of_n_table(evaluation.get("best_of_n", {})),
+        "at_like_kl": at_like_kl(evaluation.get("best_of_n", {})),
         "kl_coef": dig(config, "ppo", "kl_coef"),
         "samples": [rows[index * len(rows) // count] for index in range(count)],
         "prompts": len(rows),
@@ -215,6 +222,50 @@ def wins_table(evaluation: Mapping[str, Any]) -> Table:
         elif evaluation:
             rows.append([name, "–", "–", "0", "no such pairs"])
     return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Reading"], rows)
+
+
+def compared(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Which of PPO's weights, and what of each model was compared; nothing where nothing was."""
+    if not evaluation:
+        return ""
+    weights = evaluation.get("weights") or dig(config, "evaluate", "weights")
+    answers = f"{counted(evaluation['answers_per_prompt'], 'answer')} a prompt from PPO and from SFT, one from base"
+    temperature = dig(config, "evaluate", "temperature")
+    at = f", at temperature {temperature:g}" if isinstance(temperature, int | float) else ""
+    return f"{WEIGHTS.get(weights, 'Which of its weights PPO was judged by is not on record')}. {answers}{at}."
+
+
+def best_of_n_table(found: Mapping[str, Any]) -> Table:
+    """SFT, the best of n of its answers by the reward model, and PPO, by KL."""
+    if not found:
+        return Table([], [])
+
+    def row(name: str, note: str, kl: Any, measures: Mapping[str, Interval]) -> list[Cell]:
+        cells = [measured(measures[key], number) for key in ("proxy", "score", "chrf")]
+        return [(name, note), measured(kl, number), *cells, measured(measures["win_rate"], percent)]
+
+    names = {1: ("SFT", "n = 1: none chosen")}
+    rows = [row(*names.get(line["n"], (f"Best of {line['n']}", "")), line["kl"], line) for line in found["rows"]]
+    rows.append(row("PPO", "", found["ppo"]["kl"], found["ppo"]))
+    titles = ["Reward model's score", "Rubric", "chrF", "Preferred to SFT"]
+    return Table([f"{counted(found['prompts'], 'held-out prompt')}", "KL to SFT, nats", *titles], rows)
+
+
+def at_like_kl(found: Mapping[str, Any]) -> str:
+    """PPO against best-of-n at the n of nearest KL, in a sentence or two; nothing where that was not measured."""
+    if not found:
+        return ""
+    against, ours = found["ppo_against"], found["ppo"]["kl"]
+    rate = against["win_rate"]
+    sentence = {"better": "PPO is better than best-of-n", "worse": "PPO is worse than best-of-n", "even": "No difference shown to best-of-n"}
+    other = f"best of {against['n']} ({number(against['kl'])} nats)" if against["n"] > 1 else "SFT itself"
+    text = (
+        f"{sentence[side(rate, 0.5)]} at the nearest KL: PPO ({number(ours['mean'])} nats) won {percent(rate['mean'])} of comparisons with {other}, "
+        f"95% interval {between(rate, percent)}."
+    )
+    if against["n"] == found["samples"] and ours["low"] > against["kl"]:
+        text += f" PPO went farther from SFT than any choice among {found['samples']} answers does; a larger evaluate.best_of_n would come nearer."
+    return text
 
 
 def parts_table(models: Mapping[str, Any], weights: Mapping[str, float]) -> Table:

@@ -17,15 +17,16 @@ SCORING_BATCH = 16
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Writes generations.jsonl, evaluation.json and headline.json."""
+    """Writes generations.jsonl, evaluation.json and headline.json, and best_of_n.jsonl where there are answers to choose from."""
     from data.files import write_rows
     from data.intervals import interval
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
+    from evaluation.best_of_n import Proxy, best_of_n, with_proxy
     from evaluation.compare import MODELS, judged_answers, kl_to, length_matched_win_rate, parts_table, perplexity, preference, win_rate
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
-    from modeling.generate import Sampling
+    from modeling.engines.types import Sampling
     from modeling.load import autocast, base_model_place, load_causal, load_tokenizer
     from modeling.processes import processes
     from stages.inputs import evenly
@@ -37,13 +38,22 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.batch_size)
     policy = run.stage("ppo") / ("model_ema" if settings.weights == "ema" else "model")
     places = {"ppo": str(policy), "sft": str(run.stage("sft") / "model"), "base": team.from_main(lambda: base_model_place(config.model))}
-    generations, perplexities, kl = {}, {}, []
+    chosen = evenly(range(len(prompts)), settings.best_of_n_prompts)
+    some = [prompts[index] for index in chosen]
+    proxy: Proxy | None = None
+    if settings.best_of_n:
+        trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
+        proxy = Proxy.of(run.stage("sft") / "model", run.stage("reward") / "model", config.model, trust)
+        proxy.check(some)
+    generations, perplexities, kl, candidates, scores = {}, {}, [], [], []
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
         model = load_causal(place, config.model, tokenizer).to(team.device)
         count = 1 if name == "base" else settings.answers_per_prompt
         with autocast(config.model, team.device):
             generations[name] = answer(model, tokenizer, prompts, count, sampling, f"evaluate {name}", config.seed, team)
+            if name == "sft" and proxy is not None:
+                candidates = answer(model, tokenizer, some, settings.best_of_n, sampling, "best of n", config.seed, team)
         chunks = pretraining_chunks(tokenizer, read_texts(data, "heldout"), config.data.pretraining_tokens)
         perplexities[name] = perplexity(
             model, evenly(chunks, settings.perplexity_examples), SCORING_BATCH, tokenizer.pad_token_id, config.model, team
@@ -53,6 +63,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             kl = kl_to(model, tokenizer, prompts, generations["ppo"], temperature, SCORING_BATCH, config.model, team)
         del model
         gc.collect()
+    if proxy is not None:
+        of_ppo = [generations["ppo"][index] for index in chosen]
+        scores = proxy.scores(some, [candidates, of_ppo], config.reward.max_tokens_per_micro_batch, team)
     if not team.is_main:
         return {}
 
@@ -64,6 +77,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     accuracy = json.loads((run.stage("reward") / "accuracy.json").read_text())
     evaluation = {
         "prompts": len(prompts),
+        "weights": settings.weights,
         "answers_per_prompt": settings.answers_per_prompt,
         "win_rate": against,
         "win_rate_length_matched": matched,
@@ -72,6 +86,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         "kl": interval(kl, resamples),
         "reward_model": accuracy["test"],
     }
+    if proxy is not None:
+        ours, theirs = ([answers[name][index] for index in chosen] for name in ("ppo", "sft"))
+        sampled = with_proxy(judged_answers(tokenizer, some, candidates, config.labels, judge), scores[0])
+        evaluation["best_of_n"] = best_of_n(sampled, with_proxy(ours, scores[1]), theirs, [kl[index] for index in chosen], width, resamples)
+        write_rows(
+            out / "best_of_n.jsonl",
+            [{"prompt_id": prompt.prompt_id, "answers": [asdict(given) for given in row]} for prompt, row in zip(some, sampled, strict=True)],
+        )
     (out / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
     rows = []
     for index, prompt in enumerate(prompts):
@@ -83,8 +105,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             "kl": kl[index],
         }
         row |= {name: [asdict(given) for given in answers[name][index]] for name in MODELS}
-        ours, theirs = (answers[name][index][0].parts["score"] for name in ("ppo", "sft"))
-        rows.append(row | {"ppo_against_sft": preference(ours, theirs, width)})
+        first = {name: answers[name][index][0].parts["score"] for name in ("ppo", "sft")}
+        rows.append(row | {"ppo_against_sft": preference(first["ppo"], first["sft"], width)})
     write_rows(out / "generations.jsonl", rows)
     headline = {
         "reward_accuracy": accuracy["test"]["accuracy"]["mean"],
@@ -110,8 +132,14 @@ def seconds_so_far(run: RunFolder) -> float:
 
 
 STAGE = Stage(
-    "evaluate", sections=("model", "evaluate", "labels", "data.pretraining_tokens"), after=("data", "sft", "reward", "ppo"), work=work, parallel=True
-)
+    "evaluate",
+    sections=(
+        "model", "evaluate", "labels", "data.pretraining_tokens", "reward.base", "reward.trust_remote_code", "reward.max_tokens_per_micro_batch",
+    ),
+    after=("data", "sft", "reward", "ppo"),
+    work=work,
+    parallel=True,
+)  # fmt: skip
 
 if __name__ == "__main__":
     stage_main(STAGE, "Compares base, SFT and PPO on held-out prompts.")

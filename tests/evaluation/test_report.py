@@ -26,6 +26,18 @@ def put(path: Path, value: object) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def fake_best_of_n() -> dict[str, object]:
+    """Of a reward model that is pleased more and more while chrF turns down."""
+    rows = []
+    for n in (1, 2, 4, 8, 16):
+        root = math.sqrt(math.log(n) - (n - 1) / n)
+        means = {"proxy": 1.3 * root - 0.1, "score": 0.55 + 0.2 * root - 0.05 * root**2, "chrf": 0.19 + 0.02 * root - 0.012 * root**2}
+        rows.append({"n": n, "kl": root**2, "win_rate": around(0.5 + 0.15 * root)} | {key: around(mean, 0.06 * mean) for key, mean in means.items()})
+    ppo = {"kl": around(8.765, 0.6), "proxy": around(1.612, 0.1), "score": around(0.82, 0.04), "chrf": around(0.181, 0.01)}
+    against = {"n": 16, "kl": rows[-1]["kl"], "win_rate": around(0.5321, 0.06, 40)}
+    return {"prompts": 40, "samples": 16, "rows": rows, "ppo": ppo | {"win_rate": around(0.6412)}, "ppo_against": against}
+
+
 def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 40) -> Path:
     """Every file that the report reads, with numbers of a plausible run."""
     noise = random.Random(0)
@@ -70,7 +82,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
     test["calibration"] = {"bins": [], "expected_calibration_error": 0.0345, "loss": 0.5678, "temperature": 1.2}
     left_out = {"train": {"all_tied": 11, "too_long": 2}, "valid": {"all_tied": 1, "too_long": 0}, "test": {"all_tied": 2, "too_long": 0}}
     put(run / "reward" / "accuracy.json", {"bias": 0.31, "left_out": left_out, "valid": test, "test": test})
-    ppo = []
+    ppo, timings = [], []
     for k in range(1, iterations + 1):
         kl = 9 * (1 - math.exp(-k / 8)) + noise.gauss(0, 0.3)
         row = {"step": k, "episodes": 512.0 * k, "score": 0.45 * math.sqrt(max(kl, 0)) - 0.2 + noise.gauss(0, 0.04), "kl": kl, "kl_k3": kl + 0.4}
@@ -83,9 +95,10 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         }
         row |= {"value_loss": 0.05 + 0.3 * math.exp(-k / 4), "explained_variance": math.nan if k == 1 else 0.7 - 1 / k}
         row |= {"ptx_loss": 2.9 - 0.004 * k, "ptx_to_ppo_grad_ratio": 4 + noise.random()} if ptx else {}
-        row |= {"seconds_rollout": 21.0 + noise.random(), "seconds_score": 6.0, "seconds_update": 33.0 + noise.random()}
+        timings.append({"step": k, "seconds_rollout": 21.0 + noise.random(), "seconds_score": 6.0, "seconds_update": 33.0 + noise.random()})
         ppo.append(row)
     put(run / "ppo" / "metrics.jsonl", ppo)
+    put(run / "ppo" / "timings.jsonl", timings)
 
     means = {"closeness": (0.412, 0.533, 0.561), "complete": (0.6, 0.81, 0.92), "repetition": (0.12, 0.041, 0.033), "profanity": (0.02, 0.021, 0.019)}
     means |= {"score": (0.55, 0.76, 0.82), "chrf": (0.19, 0.255, 0.262), "tokens": (120.0, 93.0, 104.0)}
@@ -94,7 +107,8 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         for index, model in enumerate(("base", "sft", "ppo"))
     }
     evaluation = {
-        "prompts": prompts, "answers_per_prompt": 1, "win_rate": {"sft": around(0.6346), "base": around(0.8766, 0.03)}, "models": table,
+        "prompts": prompts, "weights": "ema", "answers_per_prompt": 1, "best_of_n": fake_best_of_n(),
+        "win_rate": {"sft": around(0.6346), "base": around(0.8766, 0.03)}, "models": table,
         "win_rate_length_matched": around(0.5987, 0.08, 71), "perplexity": {"base": 17.01, "sft": 18.12, "ppo": 19.03},
         "kl": around(8.765, 0.6), "reward_model": test,
     }  # fmt: skip
@@ -163,6 +177,51 @@ def test_numbers_stand_in_their_places(reports):
     assert "chrF held-out judge: no reward model saw it" in seen
 
 
+def test_best_of_n_stands_beside_ppo(reports):
+    html, markdown, _ = reports
+    seen = text_of(html)
+    assert "SFT n = 1: none chosen 0.000 -0.100" in seen
+    assert "Best of 4 0.636 0.937" in seen
+    assert "PPO 8.77 8.17 to 9.37 1.61 1.51 to 1.71 0.820 0.780 to 0.860 0.181 0.171 to 0.191 64.1% 59.1% to 69.1%" in seen
+    sentence = "No difference shown to best-of-n at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with best of 16 (1.84 nats)"
+    assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO went farther from SFT than any choice among 16 answers does" in seen
+    assert sentence in markdown
+    assert "| Best of 4 | 0.636 | 0.937 (" in markdown
+
+
+def test_a_run_without_best_of_n_has_the_curve_of_training_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.pages.png", lambda figure: str(sum(bool(axes.collections) for axes in figure.axes)).encode())
+    shutil.copytree(run, tmp_path / "run")
+    place = tmp_path / "run" / "evaluate" / "evaluation.json"
+    html, _ = rendered(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "pictures" / "over_optimisation.png").read_text() == "3", "proxy, rubric and chrF"
+    put(place, {key: value for key, value in json.loads(place.read_text()).items() if key != "best_of_n"})
+    html, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "pictures" / "over_optimisation.png").read_text() == "2", "the score, and the scale of iterations"
+    assert "Best-of-n" not in html + markdown
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [("ema", "PPO's weights are their moving average (EMA)"), ("last", "PPO's weights are the last ones"), (None, "is not on record")],
+)
+def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch, weights, said):
+    monkeypatch.setattr("data.pages.png", lambda figure: b"")
+    shutil.copytree(run, tmp_path / "run")
+    place = tmp_path / "run" / "evaluate" / "evaluation.json"
+    put(place, json.loads(place.read_text()) | {"weights": weights})
+    manifest = tmp_path / "run" / "evaluate" / "manifest.json"
+    # What was measured counts, whatever the configuration says by now.
+    put(
+        manifest,
+        json.loads(manifest.read_text()) | {"config": {"evaluate": {"weights": {"ema": "last"}.get(weights, "unknown"), "temperature": 0.7}}},
+    )
+    html, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    assert said in html.replace("&#39;", "'")
+    assert said in markdown
+    assert "1 answer a prompt from PPO and from SFT, one from base, at temperature 0.7." in markdown
+
+
 def test_it_says_that_no_person_ranked(reports):
     assert all("No person ranked any answer of this run" in text for text in reports[:2])
 
@@ -212,7 +271,7 @@ def test_a_missing_stage_leaves_a_gap_and_no_more(run, tmp_path, monkeypatch, mi
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / missing)
     html, markdown = rendered(tmp_path / "run", tmp_path / "out")
-    pictures = {"sft": 1, "reward": 1, "ppo": 2, "evaluate": 2}
+    pictures = {"sft": 1, "reward": 1, "ppo": 1, "evaluate": 2}
     assert html.count("<img ") == len(PICTURES) - pictures.get(missing, 0)
     assert markdown.startswith("# fake")
 
@@ -230,10 +289,11 @@ def test_no_pairs_of_like_length_and_numbers_that_are_none(run, tmp_path, monkey
     evaluation = json.loads(place.read_text()) | {"win_rate_length_matched": None, "perplexity": {"base": math.inf, "sft": math.nan, "ppo": 19.0}}
     put(place, evaluation)
     put(tmp_path / "run" / "ppo" / "metrics.jsonl", [{"step": 1, "episodes": 8.0, "score": math.nan, "kl": None}])
+    (tmp_path / "run" / "ppo" / "timings.jsonl").unlink()
     html, _ = rendered(tmp_path / "run", tmp_path / "out")
     assert "PPO vs SFT, like length – – 0 no such pairs" in text_of(html)
     assert "nan" not in text_of(html).lower()
-    assert html.count("<img ") == len(PICTURES) - 2
+    assert html.count("<img ") == len(PICTURES) - 1
 
 
 @pytest.mark.parametrize(("mean", "kind"), [(0.6, "better"), (0.52, "even"), (0.4, "worse"), (0.55, "even"), (0.45, "even")])

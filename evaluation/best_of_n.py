@@ -1,0 +1,155 @@
+"""Best-of-n: of n answers of the SFT model the one that the reward model likes best. What PPO has to beat at the same distance from SFT.
+
+N answers to a prompt hold C(N, n) subsets of size n, and the mean over all of them costs one sort: an unbiased estimate for every n up to N (Nakano
+et al. 2021, appendix I; Gao et al. 2022, section 2). Chosen by the reward model's score alone, without ppo.missing_eos_penalty.
+Shapes: N answers of one prompt.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.intervals import interval
+from data.records import Prompt
+from data.tokenize import encode_prompt
+from evaluation.compare import Answer, preference, win_rate
+from modeling.config import ModelConfig
+from modeling.engines.types import Generation
+from modeling.load import context_length, load_scalar, load_tokenizer, read_settings
+from modeling.processes import Processes
+from modeling.scalar import scalar_model
+from ppo.reading import Reading, reading_between
+from reward.batches import Element
+from reward.scoring import score_all
+
+MEASURES = ("proxy", "score", "chrf")
+"""The reward model, which chooses; the labeler's rubric, which it was taught; chrF, which it was not."""
+NO_PAIRS = torch.zeros(0, 0, dtype=torch.bool)
+
+
+def choice_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:
+    """weights_N: in which share of all subsets of size n an answer is the one chosen, that is has the highest score.
+
+    The i-th lowest of N is the highest in C(i-1, n-1) of the C(N, n) subsets; answers with the same score are chosen equally often.
+    """
+    count = len(scores)
+    assert 1 <= n <= count
+    of_place = [math.comb(place, n - 1) / math.comb(count, n) for place in range(count)]
+    _, level_N = np.unique(np.asarray(scores, dtype=float), return_inverse=True)
+    of_level = np.bincount(np.sort(level_N), weights=of_place) / np.bincount(level_N)
+    weights_N: NDArray[np.float64] = of_level[level_N]
+    return weights_N
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL(best-of-n || the model that answers) in nats: log n - (n-1)/n (Stiennon et al. 2020, appendix G.3).
+
+    Exact where no two answers tie, and else an upper bound (Beirami et al. 2024), as when a model often says the same twice.
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def sizes(largest: int) -> list[int]:
+    """1, 2, 4, ... and the largest."""
+    return [*(2**power for power in range(largest.bit_length()) if 2**power < largest), largest]
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The run's reward model, which reads an answer as it does in PPO."""
+
+    place: Path
+    model_config: ModelConfig
+    policy_tokenizer: Any
+    tokenizer: Any
+    reading: Reading | None
+    """As `PPOModels.reading`."""
+
+    @staticmethod
+    def of(sft: Path, reward: Path, config: ModelConfig, trust_reward_code: bool) -> "Proxy":
+        """From the folders of the two finished models. Weights are loaded when they are needed."""
+        own = replace(config, revision=None, chat_template=None, trust_remote_code=trust_reward_code)
+        policy_tokenizer, tokenizer = load_tokenizer(sft, config), load_tokenizer(reward, own)
+        reading = reading_between(policy_tokenizer, context_length(read_settings(sft, config)), tokenizer, read_settings(reward, own))
+        return Proxy(reward, own, policy_tokenizer, tokenizer, reading)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ValueError for a prompt that leaves an answer no room in the reward model's context."""
+        if self.reading is not None:
+            self.reading.check(prompts)
+
+    def scores(
+        self, prompts: Sequence[Prompt], sets: Sequence[Sequence[Sequence[Generation]]], max_tokens: int, team: Processes
+    ) -> list[list[list[float]]]:
+        """Of several sets of answers to each prompt, in order; the processes share the work. `max_tokens` are of one forward pass."""
+        items: list[Element] = []
+        owners: list[int] = []
+        for index, (prompt, *rows) in enumerate(zip(prompts, *sets, strict=True)):
+            before, answers = self._read(prompt, [generation.ids for row in rows for generation in row])
+            together = max(1, (max_tokens - len(before)) // max(map(len, answers)))
+            items += [Element(before, answers[start : start + together], NO_PAIRS) for start in range(0, len(answers), together)]
+            owners += [index] * (len(items) - len(owners))
+        model = load_scalar(self.place, self.model_config, self.tokenizer).to(team.device)
+        scored = score_all(scalar_model(model), items, max_tokens, self.model_config, self.tokenizer.pad_token_id, team)
+        of_prompt: list[list[float]] = [[] for _ in prompts]
+        for owner, row in zip(owners, scored, strict=True):
+            of_prompt[owner] += row
+        flat = [iter(row) for row in of_prompt]
+        return [[[next(left) for _ in row] for left, row in zip(flat, rows, strict=True)] for rows in sets]
+
+    def _read(self, prompt: Prompt, responses: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+        ids = encode_prompt(self.policy_tokenizer, prompt)
+        if self.reading is None:
+            return ids, responses
+        befores, afters, _ = self.reading.rows([prompt] * len(responses), [ids] * len(responses), responses)
+        return befores[0], afters
+
+
+def with_proxy(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[float]]) -> list[list[Answer]]:
+    """The answers with the reward model's score among their parts."""
+    return [
+        [replace(answer, parts=answer.parts | {"proxy": score}) for answer, score in zip(row, own, strict=True)]
+        for row, own in zip(answers, scores, strict=True)
+    ]
+
+
+def best_of_n(
+    candidates: Sequence[Sequence[Answer]], ppo: Sequence[Sequence[Answer]], sft: Sequence[Sequence[Answer]], kl: Sequence[float], tie_width: float,
+    resamples: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Best-of-n for each of `sizes(N)`, PPO beside it, and PPO against best-of-n at the n whose KL is nearest to its own.
+
+    For each prompt: `candidates`, N answers of SFT, and `ppo`'s answers, both `with_proxy`; answers of `sft` that are none of the candidates,
+    since what was chosen must not be compared with what it was chosen from; `kl` from PPO to SFT in nats. Intervals are over prompts.
+    """
+    count = len(candidates[0])
+
+    def chosen(n: int, values: Sequence[Sequence[float]]) -> dict[str, float]:
+        """Mean of the chosen answers' values."""
+        weights = [choice_weights([answer.parts["proxy"] for answer in row], n) for row in candidates]
+        return interval([float(own @ np.asarray(row)) for own, row in zip(weights, values, strict=True)], resamples)
+
+    values = {name: [[answer.parts[name] for answer in row] for row in candidates] for name in MEASURES}
+    values["win_rate"] = [preferred(row, others, tie_width) for row, others in zip(candidates, sft, strict=True)]
+    lost_to_ppo = [[1 - won for won in preferred(row, others, tie_width)] for row, others in zip(candidates, ppo, strict=True)]
+    ours = {name: interval([sum(answer.parts[name] for answer in row) / len(row) for row in ppo], resamples) for name in MEASURES}
+    distance = interval(kl, resamples)
+    nearest = min(range(1, count + 1), key=lambda n: abs(best_of_n_kl(n) - distance["mean"]))
+    return {
+        "prompts": len(candidates),
+        "samples": count,
+        "rows": [{"n": n, "kl": best_of_n_kl(n)} | {name: chosen(n, of) for name, of in values.items()} for n in sizes(count)],
+        "ppo": {"kl": distance, **ours, "win_rate": win_rate(ppo, sft, tie_width, resamples)},
+        "ppo_against": {"n": nearest, "kl": best_of_n_kl(nearest), "win_rate": chosen(nearest, lost_to_ppo)},
+    }
+
+
+def preferred(ours: Sequence[Answer], theirs: Sequence[Answer], tie_width: float) -> list[float]:
+    """How often the labeler prefers each of ours to one of theirs, ties counting half."""
+    return [sum(preference(a.parts["score"], b.parts["score"], tie_width) for b in theirs) / len(theirs) for a in ours]
