@@ -1,0 +1,128 @@
+"""Whole runs of `train` against the slow reference: the same episodes, every weight and every number.
+
+The models are made float64 first, and what the project computes from them is float64 then. In float32 no bound on weights would mean much: Adam's
+first step is the sign of a gradient, and where that is smaller than its rounding, the sign is anybody's guess.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+import ppo.train as project
+from modeling.tracking import read_metrics
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
+from tests.ppo.reference import Episode, Four, Outcome, load_adapted, load_whole, look, run
+from tests.ppo.toy import doubled
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "cooler, with a price on answers that were cut off": {"temperature": 0.7, "missing_eos_penalty": 1.5, "kl_coef": 0.3},
+    "pretraining mix, clipped gradients": {"ptx_coef": 3.0, "max_grad_norm": 0.05, "ptx_examples_per_episode": 2},
+    "nothing clipped or whitened": {"max_grad_norm": None, "value_clip_range": None, "whiten_advantages": False, "discount": 0.9},
+    "log-probabilities from decoding": {"old_logprobs": "rollout", "temperature": 1.3},
+    "several answers a prompt": {"responses_per_prompt": 2, "clip_range": 0.02, "value_clip_range": 0.01},
+    "price in the loss": {"kl_placement": "loss", "kl_coef": 0.5},
+    "price that adapts": {"kl_target": 0.05, "kl_horizon": 40, "kl_coef": 0.3},
+    "scaled scores": {"score_scaling": "running", "score_clip": 0.8, "missing_eos_penalty": 0.5},
+}
+WITH_LORA = ("pretraining mix, clipped gradients", "several answers a prompt", "price in the loss")
+WATCHED = (
+    "policy_loss", "value_loss", "kl", "kl_k3", "entropy", "score", "score_std", "reward", "explained_variance", "policy_grad_norm",
+    "value_grad_norm", "clip_fraction", "approximate_kl", "ratio_max", "length", "ended", "value_mean", "kl_coef", "learning_rate",
+)  # fmt: skip
+WATCHED_WITH_TEXT = ("ptx_loss", "ppo_grad_norm", "ptx_grad_norm")
+EXACT, COUNTED, DECODED = 1e-9, 1e-6, 2e-5
+"""Of the largest weight's move: two orders of adding up a few thousand float64 terms differ by 1e-13 of the largest, and Adam divides a gradient
+by its own size, which may be 1e-4 of that. Of a logged number: some are divided by a count in float32, 6e-8 each. Of a log-probability that was
+recorded while decoding, in float32: 6e-8 of logits of size 10, some tens of times."""
+
+
+@pytest.fixture
+def norms_keep_their_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers goes to float32 within RMSNorm whatever comes; on the way back that rounds the sum over answers that share a prompt's pass, or
+    each of them, which is not the same."""
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon))
+
+
+def record(monkeypatch: pytest.MonkeyPatch, eos: int, decoded: bool) -> list[list[Episode]]:
+    """Fills with the episodes of each roll-out of `train`, with their log-probabilities if `decoded`; else most are ended early."""
+    seen: list[list[Episode]] = []
+    plain = project.roll_out
+
+    def kept(*given: Any, **named: Any) -> Any:
+        ids, responses, *rest = plain(*given, **named)
+        if not decoded:
+            responses = [
+                r if k % 4 == 3 else replace(r, ids=[*r.ids[: k % 4 + k // 4], eos], logprobs=r.logprobs[: k % 4 + k // 4 + 1], ended=True)
+                for k, r in enumerate(responses)
+            ]
+        seen.append([Episode(p, r.ids, r.ended, r.logprobs if decoded else []) for p, r in zip(ids, responses, strict=True)])
+        return ids, responses, *rest
+
+    monkeypatch.setattr(project, "roll_out", kept)
+    return seen
+
+
+def plain_name(name: str) -> str:
+    """As the saved models name a weight, without what stands around it and the adapter's name."""
+    return name.removeprefix("base_model.model.").replace(".policy.", ".").replace(".value.", ".")
+
+
+def copies(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {plain_name(name): weight.detach().clone() for name, weight in weights.items()}
+
+
+def load_four(chain: Chain, adapter: str, start: dict[str, torch.Tensor]) -> Four:
+    if adapter == "none":
+        return load_whole(chain.sft, chain.reward)
+    return load_adapted(chain.sft, chain.reward, start, chain.config.lora.alpha / chain.config.lora.rank)
+
+
+def assert_same_weights(ours: dict[str, Any], theirs: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> None:
+    found = copies(ours)
+    assert found.keys() == theirs.keys()
+    moved = max(float((theirs[name].detach() - start[name]).abs().max()) for name in theirs)
+    assert moved > 1e-3, "training moved nothing"
+    worst = {name: float((found[name] - theirs[name].detach()).abs().max()) / moved for name in theirs}
+    name = max(worst, key=lambda key: worst[key])
+    assert worst[name] <= EXACT, f"{name} is off by {worst[name]:.1e} of the largest move"
+
+
+def assert_same_numbers(rows: list[dict[str, float]], outcome: Outcome, names: tuple[str, ...]) -> None:
+    assert len(rows) == len(outcome.rows)
+    for number, (row, expected) in enumerate(zip(rows, outcome.rows, strict=True)):
+        for name in names:
+            assert row[name] == pytest.approx(expected[name], rel=COUNTED, abs=COUNTED), (number, name)
+
+
+@pytest.mark.usefixtures("norms_keep_their_precision")
+@pytest.mark.parametrize(("adapter", "variant"), [("none", variant) for variant in VARIANTS] + [("lora", variant) for variant in WITH_LORA])
+def test_a_run_is_the_papers_step_by_step(chains, adapter: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chain: Chain = chains(adapter)
+    models = doubled(chain.models())
+    config = small(**{"inner_epochs": 2, "warmup_iterations": 3} | VARIANTS[variant])
+    texts = [CHUNKS[k % len(CHUNKS)][k % 2 :] for k in range(config.ptx_examples_per_episode * config.minibatch_size)]
+    policy_start, value_start = copies(models.policy_parameters), copies(models.value_parameters)
+    four = load_four(chain, adapter, policy_start)
+
+    seen = record(monkeypatch, chain.tokenizer.eos_token_id, decoded=config.old_logprobs == "rollout")
+    average = project.train(config, chain.config, models, chain.tokenizer, PROMPTS, texts, 0, TEAM, tmp_path)
+    assert len(seen) == config.iterations == 2
+    for episode in seen[0]:
+        own = look(four, replace(episode, recorded=[]), config.temperature).logprobs
+        assert (episode.recorded or own) == pytest.approx(own, abs=DECODED)
+    outcome = run(config, four, seen, texts)
+
+    names = WATCHED + (WATCHED_WITH_TEXT if config.ptx_coef else ())
+    assert_same_numbers(read_metrics(tmp_path / "metrics.jsonl"), outcome, names)
+    for ours, theirs, start in (
+        (models.policy_parameters, four.policy.trained, policy_start),
+        (models.value_parameters, four.value.trained, value_start),
+        (average.average, outcome.average, policy_start),
+    ):
+        assert_same_weights(ours, theirs, start)
