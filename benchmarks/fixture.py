@@ -2,8 +2,8 @@
 
 python -m benchmarks.fixture runs/bench/fixture --k 9 --prompt_tokens 100 --answer_tokens 100 --prompts 4
 
-Writes rm/, a random Llama of 16.8 million parameters with a scalar head, beside a tokenizer that names its special tokens and no more, since texts
-are token ids already; and ranked.jsonl, a line a prompt: {"prompt_ids": [...], "answer_ids": [[...], ...]}, best answer first.
+Writes rm/, a random Llama of 16.8 million parameters with a scalar head, beside a tokenizer of as many words; and
+ranked.jsonl, a line a prompt: {"prompt_ids": [...], "answer_ids": [[...], ...]}, best answer first.
 """
 
 import argparse
@@ -31,12 +31,11 @@ def ranked(prompts: int, k: int, prompt_tokens: int, answer_tokens: int) -> list
     return [{"prompt_ids": words(prompt_tokens), "answer_ids": [[*words(answer_tokens - 1), EOS] for _ in range(k)]} for _ in range(prompts)]
 
 
-def write_model(folder: Path) -> None:
-    """The reward model, at random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
+def shape(**more: Any) -> Any:
+    """The configuration of a Llama of 16.8 million parameters."""
+    from transformers import LlamaConfig
 
-    shape = LlamaConfig(
+    return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=384,
         intermediate_size=1024,
@@ -48,19 +47,35 @@ def write_model(folder: Path) -> None:
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=EOS,
-        num_labels=1,
+        **more,
     )
+
+
+def write_model(folder: Path) -> None:
+    """The reward model, at random weights."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
     torch.manual_seed(MODEL_SEED)
-    LlamaForSequenceClassification(shape).save_pretrained(folder)
+    LlamaForSequenceClassification(shape(num_labels=1)).save_pretrained(folder)
 
 
 def write_tokenizer(folder: Path) -> None:
-    """The special tokens, at the ids that the model knows them by."""
-    from tokenizers import Tokenizer, models
+    """A word a token, `w17` for 17, so that text and token ids say the same. A conversation is its messages' text and no more."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({token: index for index, token in enumerate(SPECIAL_TOKENS.values())}, unk_token=SPECIAL_TOKENS["unk_token"]))
-    PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL_TOKENS).save_pretrained(folder)
+    names = [*SPECIAL_TOKENS.values(), *(word(number) for number in range(len(SPECIAL_TOKENS), VOCABULARY))]
+    words = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=SPECIAL_TOKENS["unk_token"]))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL_TOKENS)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
+def word(number: int) -> str:
+    """The text of a token that is not special."""
+    return f"w{number}"
 
 
 def write(folder: Path, prompts: int, k: int, prompt_tokens: int, answer_tokens: int) -> None:

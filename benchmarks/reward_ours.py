@@ -8,14 +8,11 @@ as small as a prompt with all its answers can be. A constant learning rate, as t
 
 import argparse
 import json
-import os
 import platform
-import resource
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.reward_peer import resident_gib
+from benchmarks.gauge import calm_libraries, metered, touch
 
 if TYPE_CHECKING:
     from reward.batches import Element
@@ -53,24 +50,22 @@ def measure(fixture: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(fixture / "rm", model_config)
     model, train_set, team = load_scalar(fixture / "rm", model_config, tokenizer), elements(rows), processes("cpu")
     config = RewardConfig(epochs=1, batch_size=1, max_tokens_per_micro_batch=1, learning_rate=1e-5, final_lr_fraction=1.0)
-    before_gib = resident_gib()
-    start = time.process_time()
-    train(
-        config=config,
-        model_config=model_config,
-        model=model,
-        train_set=train_set,
-        pad_id=tokenizer.pad_token_id,
-        seed=SEED,
-        team=team,
-        tracker=None,
-    )
-    seconds = time.process_time() - start
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    touch([model])
+    with metered() as cost:
+        train(
+            config=config,
+            model_config=model_config,
+            model=model,
+            train_set=train_set,
+            pad_id=tokenizer.pad_token_id,
+            seed=SEED,
+            team=team,
+            tracker=None,
+        )
     return {
-        "cpu_seconds_a_prompt": seconds / len(rows),
-        "peak_gib": peak_gib,
-        "peak_gib_above_loaded": peak_gib - before_gib,
+        "cpu_seconds_a_prompt": cost.cpu_seconds / len(rows),
+        "peak_gib": cost.peak_gib,
+        "loaded_gib": cost.loaded_gib,
         "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers)},
     }
 
@@ -79,8 +74,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixture", type=Path)
-    # Read by the libraries when they are imported, so set before.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    calm_libraries()
     print(json.dumps(measure(parser.parse_args().fixture)))
 
 

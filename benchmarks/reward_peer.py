@@ -1,6 +1,7 @@
-"""One measurement of trl's RewardTrainer on a fixture, printed as a JSON line; runs in the peer's environment, which has nothing of this project.
+"""One measurement of trl's RewardTrainer on a fixture, printed as a JSON line; runs in the peer's environment, which has nothing of this project but
+this folder.
 
-runs/bench/peers/trl-1.16/bin/python benchmarks/reward_peer.py FIXTURE
+runs/bench/peers/trl-1.16/bin/python -m benchmarks.reward_peer FIXTURE
 
 Every pair of a prompt's ranked answers is one example, as the library wants it. Its cheapest settings on a CPU: float32, batches of 4 pairs padded
 to their longest row alone, activations kept, nothing logged, evaluated or saved. An optimizer step every 4 pairs: 9 a prompt at K=9.
@@ -8,14 +9,13 @@ to their longest row alone, activations kept, nothing logged, evaluated or saved
 
 import argparse
 import json
-import os
 import platform
-import resource
 import tempfile
-import time
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gauge import calm_libraries, metered, touch
 
 PAIRS_A_STEP = 4
 
@@ -59,30 +59,22 @@ def measure(fixture: Path) -> dict[str, Any]:
             train_dataset=Dataset.from_list(pairs(rows)),
             processing_class=transformers.AutoTokenizer.from_pretrained(str(fixture / "rm")),
         )
-        before_gib = resident_gib()
-        start = time.process_time()
-        trainer.train()
-        seconds = time.process_time() - start
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        touch([trainer.model])
+        with metered() as cost:
+            trainer.train()
     return {
-        "cpu_seconds_a_prompt": seconds / len(rows),
-        "peak_gib": peak_gib,
-        "peak_gib_above_loaded": peak_gib - before_gib,
+        "cpu_seconds_a_prompt": cost.cpu_seconds / len(rows),
+        "peak_gib": cost.peak_gib,
+        "loaded_gib": cost.loaded_gib,
         "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers, trl)},
     }
-
-
-def resident_gib() -> float:
-    """Memory that this process holds now."""
-    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 2**20
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixture", type=Path)
-    # Read by the libraries when they are imported, so set before.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    calm_libraries()
     print(json.dumps(measure(parser.parse_args().fixture)))
 
 
