@@ -68,7 +68,7 @@ PANELS = (
         "Repetition", "share of runs of 4 tokens", (Line("repetition", "roll-outs"), held("repetition")), healthy=(-INFINITE, 0.1), percent=True
     ),
     Panel("Clipped ratios", "share of tokens", (Line("clip_fraction"),), healthy=(-INFINITE, 0.2), percent=True),
-    Panel("Largest ratio", "factor; 1: unmoved", (Line("ratio_max"),), healthy=(0.1, 10.0), log=True),
+    Panel("Largest ratio", "factor; 1: unmoved", (Line("ratio_max"),), healthy=(1.0, 10.0), lowest=1.0, log=True),
     Panel(
         "Variance that the values explain", "share", (Line("explained_variance", colour=PURPLE),), healthy=(0.0, INFINITE),
         mark=(0.0, "no better than their mean"), lowest=-1.0,
@@ -128,6 +128,9 @@ def _draw(axes: Axes, panel: Panel, rows: Rows, held_out: Rows, kl_target: float
         if len(values) > MANY and not line.is_held_out:
             axes.plot(places, values, color=line.colour, linewidth=0.7, alpha=0.3)
             values = running_mean(values, len(values) // 40)
+        if panel.lowest is not None and (under := [place for place, value in zip(places, values, strict=True) if value < panel.lowest]):
+            axes.plot(under, [panel.lowest] * len(under), "v", color=line.colour, markersize=5, clip_on=False, label=f"below {panel.lowest:g}")
+            drawn += 1
         axes.plot(places, values, color=line.colour, linewidth=1.6, marker=line.marker, markersize=size, label=line.label, zorder=3)
         errors = dict(zip(*series(held_out, f"{line.key}_se", "step"), strict=True)) if line.is_held_out else {}
         if errors:

@@ -80,7 +80,7 @@ def merged_weights(model: Any) -> Iterator[None]:
             if layer.disable_adapters or layer.merged or not active:
                 continue
             weight = layer.get_base_layer().weight
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
                 summed = weight.data.clone()
                 for name in active:
                     summed += layer.get_delta_weight(name).to(summed.dtype)

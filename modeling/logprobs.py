@@ -39,12 +39,25 @@ def logits_only_at(model: Any, index_BT: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+class _Found(BaseModelOutputWithPastAndCrossAttentions):
+    """What some heads ask of their backbone beside hidden states, such as a router's logits, is not there."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Passed(nn.Module):
     """Stands in for a backbone and hands on what it gets."""
 
-    def forward(self, *others: Any, inputs_embeds: Tensor, **named: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+    @property
+    def decoder(self) -> "_Passed":
+        """OPT's head calls this part of its backbone."""
+        return self
+
+    def forward(self, *others: Any, inputs_embeds: Tensor, **named: Any) -> _Found:
         """Hidden states as they came."""
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+        return _Found(last_hidden_state=inputs_embeds)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Losses are sums divided by a count over all processes, so gradients are summed, 
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -33,9 +35,10 @@ class Processes:
         return self.rank == 0
 
     def say(self, line: str) -> None:
-        """Prints a line, once."""
+        """Prints a line, once, and not into the middle of a progress bar."""
         if self.is_main:
-            print(line, flush=True)
+            tqdm.write(line)
+            sys.stdout.flush()
 
     def wait(self) -> None:
         """Returns when every process has come here."""

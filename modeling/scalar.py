@@ -28,7 +28,8 @@ class ScalarModel:
 
     def from_hidden(self, hidden_MH: Tensor) -> Tensor:
         """values_M of hidden states, in float32 at least: the head, less the bias."""
-        values_M: Tensor = self.head(hidden_MH).squeeze(-1)
+        with torch.autocast(hidden_MH.device.type, enabled=False):  # bfloat16 has three digits, and the bias may be large
+            values_M: Tensor = self.head(hidden_MH.to(self.head.get_parameter("weight").dtype)).squeeze(-1)
         return (values_M if values_M.dtype == torch.float64 else values_M.float()) - self.bias
 
     def scores(self, batch: Batch) -> Tensor:

@@ -288,5 +288,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
     """The reverse of `optimizer_tensors`."""
     for path, value in saved.items():
         name, key = path.split("//")
-        # Adam keeps its step counter on the CPU, and would wait for the device at every step if it were elsewhere.
-        optimizer.state[parameters[name]][key] = value.cpu().clone() if key == "step" else value.clone()
+        # Fused Adam keeps its step counter beside the parameter too.
+        optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)

@@ -1,10 +1,14 @@
 """Stage 3's settings."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
 from ppo.guards import GuardSettings
 from ppo.held_out import HeldOutSettings
+
+LARGEST_KL_ERROR = 0.2
+"""With `kl_target`: a KL that is far off moves kl_coef no faster than one that is 20% off (Ziegler et al. 2019)."""
 
 
 @dataclass
@@ -130,6 +134,14 @@ class PPOConfig:
         for name in ("clip_range", "value_clip_range", "max_grad_norm", "kl_target", "score_clip"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"ppo.{name}={value} must be above 0")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("ppo.kl_target steers ppo.kl_coef by factors, and 0 stays 0: start it above 0")
+        if self.kl_target is not None and self.batch_size * LARGEST_KL_ERROR >= self.kl_horizon:
+            raise ValueError(
+                f"ppo.kl_horizon={self.kl_horizon} must be above {LARGEST_KL_ERROR} * ppo.batch_size, or kl_coef would fall to 0 or below"
+            )
+        if self.engine == "vllm" and find_spec("vllm") is None:
+            raise ValueError("ppo.engine=vllm needs vLLM and a GPU: pip install -e '.[vllm]', or take ppo.engine=native")
         if self.old_logprobs == "rollout" and self.engine != "native":
             raise ValueError(f"ppo.old_logprobs=rollout needs ppo.engine=native: {self.engine} does not record log-probabilities; take recompute")
         self.held_out.validate()

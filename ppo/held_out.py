@@ -19,8 +19,8 @@ from data.sets import read_set, set_file
 from data.tokenize import decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
 from modeling.config import ModelConfig
-from modeling.engines.native import generate
-from modeling.engines.types import Generation, Sampling
+from modeling.engines.native import NativeEngine
+from modeling.engines.types import Engine, Generation, Sampling
 from modeling.load import autocast
 from modeling.logprobs import response_logprobs
 from modeling.processes import Processes
@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # the configuration holds HeldOutSettings
     from ppo.config import PPOConfig
     from ppo.ema import MovingAverage
     from ppo.models import PPOModels
+
+Groups = list[tuple[list[int], Batch]]
 
 WITH_ERRORS = ("score", "kl", "judge")
 """Means that come with a standard error."""
@@ -108,14 +110,14 @@ class HeldOut:
 
     def __init__(
         self, prompts: Sequence[Prompt], config: "PPOConfig", model_config: ModelConfig, models: "PPOModels", tokenizer: Any, seed: int,
-        team: Processes, folder: Path, resume_after: int = 0,
+        team: Processes, folder: Path, resume_after: int = 0, engine: Engine | None = None,
     ) -> None:  # fmt: skip
         """Rows of iterations after `resume_after`, which a resumed run makes again, are dropped.
 
         Raises ValueError for a prompt that leaves policy, value or reward model no room.
         """
         self.prompts, self.config, self.model_config, self.models, self.tokenizer = prompts, config, model_config, models, tokenizer
-        self.seed, self.team = seed, team
+        self.seed, self.team, self.engine = seed, team, engine or NativeEngine()
         models.check_prompts(prompts, tokenizer, config.max_new_tokens)
         path = folder / "held_out.jsonl"
         self._log = team.from_main(lambda: RowLog(path, resume_after)) if config.held_out.every else None
@@ -151,15 +153,22 @@ class HeldOut:
         sampling = Sampling(self.config.max_new_tokens, settings.temperature, self.config.rollout_batch_size)
         seeds = [derive_seed(self.seed, "held out", prompt.prompt_id, number) for prompt, (_, number) in zip(prompts, jobs, strict=True)]
         with self.models.as_policy() as policy, autocast(self.model_config, self.team.device):
-            responses = generate(policy, ids, seeds, sampling, eos_id, pad_id)
-        scores, ref_logprobs = self._scores(prompts, ids, [response.ids for response in responses])
+            responses = self.engine.generate(policy, ids, seeds, sampling, eos_id, pad_id)
+        groups = self._groups(ids, [response.ids for response in responses])
+        with self.models.as_reference() as reference:
+            ref_logprobs = self._logprobs(reference, groups)
+        if self.engine.records_logprobs:
+            logprobs = [sum(response.logprobs or ()) for response in responses]
+        else:
+            with self.models.as_policy() as policy:
+                logprobs = self._logprobs(policy, groups)
+        scores = self._scores(prompts, ids, [response.ids for response in responses], groups)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
-        for (index, _), prompt, response, score, ref_logprob in zip(jobs, prompts, responses, scores, ref_logprobs, strict=True):
-            assert response.logprobs is not None
+        for (index, _), prompt, response, score, logprob, ref_logprob in zip(jobs, prompts, responses, scores, logprobs, ref_logprobs, strict=True):
             answers[index].append(
                 Answer(
                     score=score,
-                    kl=sum(response.logprobs) - ref_logprob,
+                    kl=logprob - ref_logprob,
                     length=float(len(response.ids)),
                     ended=float(response.ended),
                     repetition=repeated_share(response.ids, TOKEN_RUN),
@@ -169,28 +178,38 @@ class HeldOut:
         gathered = dict(self.team.gather(list(answers.items())))
         return [gathered[index] for index in range(len(self.prompts))]
 
-    def _scores(self, prompts: list[Prompt], ids: list[list[int]], responses: list[list[int]]) -> tuple[list[float], list[float]]:
-        """(what the reward model says of each response, its log-probability under the SFT policy)."""
-        device, limit = self.team.device, self.config.max_tokens_per_micro_batch
+    def _groups(self, ids: list[list[int]], responses: list[list[int]]) -> Groups:
+        """Micro-batches with the numbers of their rows; responses to one prompt stand together."""
         tokens = [len(prompt) + len(response) for prompt, response in zip(ids, responses, strict=True)]
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), ids[row], tokens[row]))
-        scores, ref_logprobs = [0.0] * len(ids), [0.0] * len(ids)
-        groups = [
-            (rows, Batch([ids[i] for i in rows], [responses[i] for i in rows], self.tokenizer.pad_token_id, device, trunk=self.models.trunk))
-            for rows in micro_batches(order, tokens, limit)
+        pad_id, trunk = self.tokenizer.pad_token_id, self.models.trunk
+        return [
+            (rows, Batch([ids[i] for i in rows], [responses[i] for i in rows], pad_id, self.team.device, trunk=trunk))
+            for rows in micro_batches(order, tokens, self.config.max_tokens_per_micro_batch)
         ]
-        with self.models.as_reference() as reference, autocast(self.model_config, device):
-            for rows, batch in groups:
-                logprobs_BT = batch.rows(response_logprobs(reference, batch, self.config.held_out.temperature))
-                for row, value in zip(rows, logprobs_BT.double().sum(1).tolist(), strict=True):
-                    ref_logprobs[row] = value
+
+    def _logprobs(self, model: Any, groups: Groups) -> list[float]:
+        """The log-probability of each response under a language model."""
+        found: dict[int, float] = {}
+        for rows, batch in groups:
+            with autocast(self.model_config, self.team.device):
+                logprobs_BT = batch.rows(response_logprobs(model, batch, self.config.held_out.temperature))
+            found |= zip(rows, logprobs_BT.double().sum(1).tolist(), strict=True)
+        return [found[row] for row in range(len(found))]
+
+    def _scores(self, prompts: list[Prompt], ids: list[list[int]], responses: list[list[int]], groups: Groups) -> list[float]:
+        """What the reward model says of each response."""
+        device = self.team.device
         with self.models.as_reward() as reward, autocast(self.model_config, device):
             if self.models.reading is not None:
-                return self.models.reading.scores(reward, prompts, ids, responses, limit, device)[0].tolist(), ref_logprobs
+                scores: list[float] = self.models.reading.scores(reward, prompts, ids, responses, self.config.max_tokens_per_micro_batch, device)[
+                    0
+                ].tolist()
+                return scores
+            found: dict[int, float] = {}
             for rows, batch in groups:
-                for row, value in zip(rows, reward.scores(batch).tolist(), strict=True):
-                    scores[row] = value
-        return scores, ref_logprobs
+                found |= zip(rows, reward.scores(batch).tolist(), strict=True)
+        return [found[row] for row in range(len(found))]
 
     def _judged(self, prompt: Prompt, response: Generation) -> float | None:
         if self.config.held_out.judge == "none" or not isinstance(prompt, Demonstration):

@@ -72,7 +72,8 @@ class Interrupt:
         if not self.number and (terminated or interrupted):
             self.number = signal.SIGTERM if terminated else signal.SIGINT
             self._since = time.monotonic()
-        return bool(self.number)
+        # A signal that came since the sum was asked for is another process's news at the next call.
+        return bool(terminated or interrupted)
 
     def stop(self, done: int, iterations: int) -> Interrupted:
         """What to raise when all is saved."""

@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ppo.config import PPOConfig
-
-LARGEST_ERROR = 0.2
-"""A KL that is far off moves the coefficient no faster than one that is 20% off."""
+from ppo.config import LARGEST_KL_ERROR, PPOConfig
 
 
 @dataclass
@@ -25,7 +22,7 @@ class KLController:
     def update(self, kl: float, episodes: int) -> None:
         """After a roll-out of so many episodes whose mean KL was `kl` nats an episode."""
         if self.target is not None:
-            error = min(max(kl / self.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
+            error = min(max(kl / self.target - 1, -LARGEST_KL_ERROR), LARGEST_KL_ERROR)
             self.coef *= 1 + error * episodes / self.horizon
 
     def state_dict(self) -> dict[str, float | int]:

@@ -47,17 +47,16 @@ class PPOModels:
         return torch.float64 if next(iter(self.value_parameters.values())).dtype == torch.float64 else torch.float32
 
     def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
-        """Raises ValueError for a prompt that leaves reward or value model no room, though the policy could answer it."""
+        """Raises ValueError for a prompt that leaves policy, value or reward model no room."""
         if self.reading is not None:
             self.reading.check(prompts)
-        room = context_length(self.value.model.config, generating=False)
-        if room >= context_length(self.policy.model.config):
-            return
+        own, room = context_length(self.policy.model.config), context_length(self.value.model.config, generating=False)
         for prompt, count in zip(prompts, count_prompt_tokens(tokenizer, prompts), strict=True):
-            if count + max_new_tokens > room:
+            if count + max_new_tokens > min(own, room):
+                whose, instead = ("policy's", "") if own <= room else ("value model's", ", or set ppo.value_init=sft")
                 raise ValueError(
-                    f"prompt {prompt.prompt_id!r} of {count} tokens and ppo.max_new_tokens={max_new_tokens} do not fit the value model's context of "
-                    f"{room}, which is the reward model's: lower data.max_prompt_tokens or ppo.max_new_tokens, or set ppo.value_init=sft"
+                    f"prompt {prompt.prompt_id!r} of {count} tokens and ppo.max_new_tokens={max_new_tokens} do not fit the {whose} context of "
+                    f"{min(own, room)}: lower data.max_prompt_tokens or ppo.max_new_tokens{instead}"
                 )
 
     @contextmanager

@@ -9,7 +9,7 @@ from modeling.processes import sum_over_processes
 from ppo.config import PPOConfig
 
 SMALLEST_STD = 1e-6
-"""Scores that hardly differ are not blown up."""
+"""Scores that hardly differ are left as they are, and not blown up."""
 
 
 class ScoreScale:
@@ -28,7 +28,8 @@ class ScoreScale:
         """scores_B divided by the standard deviation of all so far, these included; then cut to within `score_clip` of 0."""
         if self.running:
             self._add(scores_B)
-            scores_B = scores_B / max((self.squares / self.count) ** 0.5, SMALLEST_STD)
+            std = (self.squares / self.count) ** 0.5
+            scores_B = scores_B / std if std > SMALLEST_STD else scores_B
         return scores_B if self.clip is None else scores_B.clamp(-self.clip, self.clip)
 
     def _add(self, scores_B: Tensor) -> None:

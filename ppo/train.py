@@ -62,10 +62,7 @@ def train(
     progress = checkpoints.begin(trained)
     prompt_stream = Stream(prompts, seed, "prompts", progress.prompt_position)
     text_stream = Stream(chunks, seed, "pretraining examples", progress.text_position) if config.ptx_coef > 0 else None
-    numbers_of_minibatch = [
-        [start + k for k in range(config.minibatch_size) if k % team.count == team.rank]
-        for start in range(0, config.batch_size, config.minibatch_size)
-    ]
+    numbers_of_minibatch = shares_of(config, team.rank, team.count)
     own = [number for numbers in numbers_of_minibatch for number in numbers]
     place = {number: row for row, number in enumerate(own)}
 
@@ -74,7 +71,7 @@ def train(
         Journal(out, progress.iteration, tracking, team) as journal,
         tqdm(total=config.iterations, initial=progress.iteration, desc="ppo", unit="iteration", disable=not team.is_main) as bar,
     ):
-        held_out = HeldOut(held_out_prompts, config, model_config, models, tokenizer, seed, team, out, progress.iteration)
+        held_out = HeldOut(held_out_prompts, config, model_config, models, tokenizer, seed, team, out, progress.iteration, engine)
         guards = Guards(config.guards, [*team.from_main(lambda: read_metrics(out / "metrics.jsonl")), *held_out.rows])
 
         def watch(iteration: int, numbers: dict[str, float]) -> None:
@@ -132,6 +129,8 @@ def train(
                 "kl_coef": kl.coef,
                 "learning_rate": config.learning_rate * factor,
             }
+            samples = shown(tokenizer, rollout, asked, config.samples_per_iteration) if iteration % config.samples_every == 0 else []
+            del rollout  # and what it keeps of hidden states, before others are made
             with clock.phase("held_out"):
                 evaluated = held_out.evaluate(average, iteration + 1)
             watch(iteration + 1, numbers | evaluated)
@@ -145,7 +144,6 @@ def train(
                 states=trained.states(),
                 random=random_state(team.device),
             )
-            samples = shown(tokenizer, rollout, asked, config.samples_per_iteration) if iteration % config.samples_every == 0 else []
             # Before the checkpoint, because a resumed run takes what lies before it as written.
             journal.log(progress.iteration, numbers, timings, samples)
             if progress.iteration % config.checkpoint_every == 0 or progress.iteration == config.iterations:
@@ -156,6 +154,15 @@ def train(
             bar.update()
             bar.set_postfix({name: f"{numbers[name]:.3f}" for name in ("score", "kl", "entropy", "ended")})
     return average
+
+
+def shares_of(config: PPOConfig, rank: int, processes: int) -> list[list[int]]:
+    """For each minibatch the numbers of the episodes that are this process's. Whole prompts where they divide: responses to one share its pass."""
+    run = config.responses_per_prompt if config.minibatch_size // config.responses_per_prompt % processes == 0 else 1
+    return [
+        [start + k for k in range(config.minibatch_size) if k // run % processes == rank]
+        for start in range(0, config.batch_size, config.minibatch_size)
+    ]
 
 
 class Clock:

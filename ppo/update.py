@@ -62,18 +62,19 @@ def step(
     kl_coef = config.kl_coef if kl_coef is None else kl_coef
     own_tokens = sum(len(rollout.responses[row]) for rows in groups for row in rows)
     tokens = float(sum_over_processes(torch.tensor(float(own_tokens), device=team.device)))
+    # The value model first: its gradient may wait there since scoring, and goes before the policy's comes.
+    value_numbers = value_gradient(models, rollout, groups, config, model_config, tokens, team)
+    value_parameters = list(models.value_parameters.values())
+    sum_gradients(value_parameters)
+    value_numbers["value_grad_norm"] = apply(optimizers.value, value_parameters, config.max_grad_norm)
+
     numbers = policy_gradient(models, rollout, groups, config, model_config, tokens, team, kl_coef)
     policy_parameters = list(models.policy_parameters.values())
     sum_gradients(policy_parameters)
     if config.ptx_coef > 0:
         numbers |= add_ptx_gradient(models, chunks, config, model_config, pad_id, team)
     numbers["policy_grad_norm"] = apply(optimizers.policy, policy_parameters, config.max_grad_norm)
-
-    numbers |= value_gradient(models, rollout, groups, config, model_config, tokens, team)
-    value_parameters = list(models.value_parameters.values())
-    sum_gradients(value_parameters)
-    numbers["value_grad_norm"] = apply(optimizers.value, value_parameters, config.max_grad_norm)
-    return numbers
+    return numbers | value_numbers
 
 
 def policy_gradient(

@@ -84,6 +84,13 @@ class Parser(jsonargparse.ArgumentParser):
         sys.exit(2)
 
 
+RENAMED = {
+    "ppo.iterations": "ppo.total_episodes, which is iterations times ppo.batch_size",
+    "ppo.micro_batch_size": "ppo.max_tokens_per_micro_batch, which counts tokens",
+}
+"""What earlier configurations may still hold."""
+
+
 def explain(message: str) -> str:
     """jsonargparse's message as one sentence, with a suggestion when a key is unknown."""
     names = [*dotted_names(RunConfig), *dotted_names(SourceConfig)]
@@ -93,12 +100,18 @@ def explain(message: str) -> str:
     key = unknown.group(1) if unknown else ".".join(part for part in nested.groups() if part) if nested else None
     if key is None:
         return wrong_type(sentence) or sentence
+    if key in RENAMED:
+        return f"unknown key '{key}': take {RENAMED[key]}"
     near = difflib.get_close_matches(key, names, n=1) or [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
     return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
 
 
 def wrong_type(sentence: str) -> str | None:
     """jsonargparse's many words on a value that is of none of a field's types, in a few; None where the message is another."""
+    choice = re.search(r'key "([\w.]+)": Expected a typing.Literal\[(.*?)\]\. Got value: (.*)', sentence)
+    if choice:
+        quoted = "; YAML reads off, no, on and yes as True or False unless they are quoted" if choice[3] in ("True", "False") else ""
+        return f"{choice[1]}: expected {' or '.join(choice[2].replace(chr(39), '').split(', '))}, found {choice[3]}{quoted}"
     union = re.search(
         r'key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)', sentence
     )

@@ -145,6 +145,11 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
         return Plan(finished.headline, partial, fingerprint, inputs, False)
     resumed = (partial / FINGERPRINT).is_file() and (partial / FINGERPRINT).read_text() == fingerprint and not force
     if not resumed:
+        if not force and any(any((partial / name).glob("*")) for name in stage.scratch):
+            raise ValueError(
+                f"{partial} holds the checkpoints of a run that was cut off and had another configuration or other inputs: give those to go on, or "
+                "remove that folder to start over"
+            )
         discard(partial)
         partial.mkdir(parents=True)
         write_whole(partial / FINGERPRINT, fingerprint.encode())

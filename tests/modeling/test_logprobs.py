@@ -9,11 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen3MoeConfig,
+)
 
 from modeling import logprobs
 from modeling.batch import Batch
 from modeling.logprobs import accumulate_gradient, chosen, logits_only_at, output_layer, response_logprobs, text_loss
 from modeling.tiny import ARCHITECTURES
+from tests.conftest import enliven
 
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82, 92, 102]]
 RESPONSES = [[200, 2], [201, 301, 401, 0, 2], [202, 302, 0]]
@@ -151,3 +161,30 @@ def test_text_loss_equals_the_librarys_own_on_ragged_chunks(tiny_causal: Callabl
         expected += model(input_ids=ids, labels=ids).loss.item() * (len(chunk) - 1)
     assert tokens == 6 + 1 + 3
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+TINY = {"vocab_size": 402, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+MOE = TINY | {"num_key_value_heads": 2, "intermediate_size": 48}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        MixtralConfig(**MOE, num_local_experts=4, num_experts_per_tok=2),
+        Qwen3MoeConfig(**MOE, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1),
+        OPTConfig(**TINY, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=64),
+        MambaConfig(vocab_size=402, hidden_size=32, num_hidden_layers=2, state_size=4),
+        Gemma2Config(**MOE, head_dim=8, final_logit_softcapping=3.0),
+        CohereConfig(**MOE, logit_scale=0.3),
+    ],
+    ids=lambda settings: settings.model_type,
+)
+def test_heads_that_ask_more_of_their_backbone_or_change_its_logits_give_the_same(settings: Any) -> None:
+    torch.manual_seed(0)
+    model = enliven(AutoModelForCausalLM.from_config(settings).eval())
+    ours_BT = rows_of(model, PROMPTS, RESPONSES)
+    with torch.no_grad():
+        for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+            plain_T = plain_logprobs(model, prompt, response)
+            torch.testing.assert_close(ours_BT[row, : len(response)].double(), plain_T, atol=1e-4, rtol=0)
+            assert plain_T.std() > 0.01

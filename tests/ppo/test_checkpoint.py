@@ -21,7 +21,7 @@ import ppo.interrupt
 import ppo.train
 from modeling.processes import Processes
 from modeling.tracking import RowLog
-from ppo.checkpoint import Checkpoints, Progress, Trained, random_state
+from ppo.checkpoint import Checkpoints, Progress, Trained, random_state, restore_optimizer
 from ppo.ema import MovingAverage
 from ppo.update import Optimizers
 from tests.cuts import Cut, contents, cut_at
@@ -326,3 +326,10 @@ def test_a_run_starts_from_a_random_state_that_follows_from_its_seed_and_place(t
     assert states[0] == states[1]
     assert states[0] != states[2]
     assert states[0] != states[3]
+
+
+def test_adams_step_counter_comes_back_beside_its_parameter():
+    parameter = nn.Parameter(torch.zeros(3, device="meta"))  # in the place of a GPU
+    optimizer = torch.optim.Adam([parameter], lr=1e-3)
+    restore_optimizer(optimizer, {"w": parameter}, {"w//step": torch.tensor(3.0), "w//exp_avg": torch.zeros(3)})
+    assert {key: value.device.type for key, value in optimizer.state[parameter].items()} == {"step": "meta", "exp_avg": "meta"}

@@ -2,6 +2,7 @@
 
 import math
 from statistics import pstdev
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ppo.kl import KLController
 from ppo.losses import kl_loss
 from ppo.rollout import in_order
 from ppo.scaling import ScoreScale
+from ppo.train import shares_of
 
 
 def test_a_fixed_coefficient_stays():
@@ -46,7 +48,7 @@ def test_scores_are_divided_by_the_spread_of_all_so_far():
 
 
 def test_scores_that_are_all_the_same_stay_finite_and_cutting_comes_last():
-    assert torch.isfinite(ScoreScale(PPOConfig(score_scaling="running"))(torch.ones(3))).all()
+    assert ScoreScale(PPOConfig(score_scaling="running"))(torch.full((3,), 1.25)).tolist() == [1.25] * 3
     assert ScoreScale(PPOConfig(score_clip=1.5))(torch.tensor([-9.0, 0.5, 2.0])).tolist() == [-1.5, 0.5, 1.5]
     both = ScoreScale(PPOConfig(score_scaling="running", score_clip=1.0))
     assert both(torch.tensor([100.0, -100.0, 50.0])).tolist() == pytest.approx([1.0, -1.0, 50 / pstdev([100, -100, 50])])
@@ -76,3 +78,28 @@ def test_kl_in_the_loss_is_half_the_squared_log_ratio_over_unmasked_tokens():
 def test_rows_stand_by_length_and_those_of_one_prompt_together():
     prompts = [[1, 1], [2], [1, 1], [3, 3, 3]]
     assert in_order([0, 1, 2, 3], prompts, lengths=[9, 4, 3, 5]) == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"kl_target": 6.0, "kl_coef": 0.0}, "0 stays 0"),
+        ({"kl_target": 6.0, "kl_horizon": 1000, "batch_size": 8000, "total_episodes": 8000}, "kl_horizon=1000 must be above"),
+        ({"engine": "vllm"}, "ppo.engine=vllm needs vLLM"),
+        ({"engine": "transformers", "old_logprobs": "rollout"}, "old_logprobs=rollout needs ppo.engine=native"),
+        ({"responses_per_prompt": 3}, "ppo.responses_per_prompt=3 does not divide ppo.minibatch_size=64"),
+        ({"total_episodes": 1000}, "ppo.batch_size=512 does not divide ppo.total_episodes=1000"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], why: str):
+    with pytest.raises(ValueError, match=why):
+        PPOConfig(**changes).validate()
+
+
+@pytest.mark.parametrize(("processes", "per_process"), [(1, 4), (2, 2), (3, 4)])
+def test_responses_to_one_prompt_stay_in_one_process_where_they_divide(processes: int, per_process: int):
+    config = PPOConfig(responses_per_prompt=4, minibatch_size=16, batch_size=32)
+    shares = [shares_of(config, rank, processes) for rank in range(processes)]
+    assert sorted(number for share in shares for numbers in share for number in numbers) == list(range(32))
+    prompts = {number // 4 for numbers in shares[0] for number in numbers}
+    assert len(prompts) == (per_process * 2 if processes < 3 else 8)

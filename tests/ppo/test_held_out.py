@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data.records import Demonstration, Prompt
 from data.sets import set_file, set_schema
+from modeling.engines.native import NativeEngine
 from modeling.engines.types import Generation
 from modeling.processes import Processes
-from ppo import held_out
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.guards import GuardSettings, StoppedRunError
@@ -53,14 +53,14 @@ def moved(models: PPOModels) -> PPOModels:
 
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Generation]]:
     """Fills with (prompt ids, response) as they are sampled."""
-    plain, found = held_out.generate, list[tuple[list[int], Generation]]()
+    plain, found = NativeEngine.generate, list[tuple[list[int], Generation]]()
 
-    def listening(model: Any, ids: Any, *rest: Any) -> list[Generation]:
-        responses = plain(model, ids, *rest)
+    def listening(engine: NativeEngine, model: Any, ids: Any, *rest: Any) -> list[Generation]:
+        responses = plain(engine, model, ids, *rest)
         found.extend(zip(ids, responses, strict=True))
         return responses
 
-    monkeypatch.setattr(held_out, "generate", listening)
+    monkeypatch.setattr(NativeEngine, "generate", listening)
     return found
 
 
@@ -300,3 +300,13 @@ def test_a_guard_stops_a_run_before_anything_of_the_iteration_is_saved(chains: C
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[saved[-1]]["warnings"] == 1
+
+
+def test_an_engine_that_records_no_logprobs_gives_the_same_numbers(chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: Any):
+    models, found = moved(chains("lora").models()), []
+    average = MovingAverage(models.policy_parameters, 0.9)
+    for records in (True, False):
+        monkeypatch.setattr(NativeEngine, "records_logprobs", records)
+        found.append(held(chains("lora"), models, tmp_path / str(records)).evaluate(average, 0))
+    assert abs(found[0]["held_out_kl"]) > 1e-3
+    assert found[0] == pytest.approx(found[1], abs=1e-4)

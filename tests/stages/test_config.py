@@ -165,6 +165,20 @@ def test_a_sources_settings_are_in_the_file_and_on_the_command_line(tmp_path: Pa
     assert config.data.sources["mine"] == SourceConfig(format="oasst", place="there.jsonl", columns={"a": "b", "c": None})
 
 
+@pytest.mark.parametrize(
+    ("yaml", "sentence"),
+    [
+        ("ppo: {iterations: 8}\n", "unknown key 'ppo.iterations': take ppo.total_episodes, which is iterations times ppo.batch_size"),
+        ("ppo: {guards: {kl: off}}\n", "ppo.guards.kl: expected stop or warn or ignore, found False; YAML reads off, no, on and yes as"),
+        ("ppo: {engine: hf}\n", "ppo.engine: expected native or transformers or vllm, found hf"),
+    ],
+)
+def test_words_that_mean_something_else_here_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str, sentence: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml)
+    assert refused(capsys, "--config", str(file)).startswith(sentence)
+
+
 def test_a_key_like_no_other_points_to_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "--xyzzy", "1") == "unknown key 'xyzzy'; --help lists all of them"
 

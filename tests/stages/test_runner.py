@@ -204,6 +204,20 @@ def test_a_half_folder_made_from_something_else_is_wiped(config: RunConfig, root
     assert work.found == [[]]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(config: RunConfig, root: Path, force: bool) -> None:
+    stage = replace(first(Work()), scratch=("checkpoints",))
+    kept = root / "data.partial" / "checkpoints" / "checkpoint-00000002"
+    kept.mkdir(parents=True)
+    (root / "data.partial" / "fingerprint").write_text("another")
+    if force:
+        run_stage(stage, config, force=True)
+        return
+    with pytest.raises(ValueError, match="holds the checkpoints of a run that was cut off"):
+        run_stage(stage, config)
+    assert kept.is_dir()
+
+
 def test_a_half_folder_of_unknown_origin_is_wiped(config: RunConfig, root: Path) -> None:
     (root / "data.partial").mkdir(parents=True)
     (root / "data.partial" / "half.txt").write_text("whose?")
