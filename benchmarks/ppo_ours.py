@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from data.records import Prompt
 
 MICRO_BATCH_TOKENS = 8 * (40 + 64)
-"""Eight episodes at their longest, half of the peer's micro-batch: it changes no result and, beyond a few hundred tokens, no speed, but the memory."""
+"""Eight episodes at their longest, half of the peer's micro-batch: that changes memory, and neither results nor speed."""
 
 
 def read_prompts(fixture: Path, count: int) -> "list[Prompt]":
