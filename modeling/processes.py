@@ -83,6 +83,12 @@ def processes(device: str = "auto") -> Processes:
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
 
 
+def part() -> None:
+    """Ends the team when its work is done: its threads, if left to the end of the interpreter, may abort a process that has succeeded."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum over all processes, in place; a process alone gets its tensor back. Not differentiable."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -214,6 +214,9 @@ def main(
     try:
         config, given = parse_config(program, description, arguments, options)
         work(config, **given)
+        from modeling.processes import part
+
+        part()
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

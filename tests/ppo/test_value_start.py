@@ -232,9 +232,12 @@ def test_prompts_must_fit_a_value_model_of_shorter_context_with_their_answers(ch
     counts = [len(chain.tokenizer.apply_chat_template(p.messages, add_generation_prompt=True, return_dict=False)) for p in PROMPTS]
     models = chain.models()
     models.check_prompts(PROMPTS, chain.tokenizer, 64 - max(counts))
-    with pytest.raises(ValueError, match=r"do not fit the value model's context of 64, .* or set ppo\.value_init=sft"):
+    with pytest.raises(ValueError, match=r"do not fit the value model's context of 64: .* or set ppo\.value_init=sft"):
         models.check_prompts(PROMPTS, chain.tokenizer, 65 - max(counts))
-    chain.models(value_init="sft").check_prompts(PROMPTS, chain.tokenizer, CONTEXT_LENGTH)
+    models = chain.models(value_init="sft")
+    models.check_prompts(PROMPTS, chain.tokenizer, CONTEXT_LENGTH - max(counts))
+    with pytest.raises(ValueError, match=f"do not fit the policy's context of {CONTEXT_LENGTH}: lower"):
+        models.check_prompts(PROMPTS, chain.tokenizer, CONTEXT_LENGTH + 1 - max(counts))
 
 
 @pytest.mark.parametrize(
