@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modeling.sequences import Sequences
+from modeling.sequences import Sequences, real_columns
 from modeling.shared_prefix import SharedPrefix, inputs, plain_because, sharing
 from modeling.trunk import Trunk, recorded
 
@@ -132,8 +132,7 @@ class Batch:
         order = [number for numbers in self._by_prompt.values() for number in numbers]
         place = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=self.device)
         state_BT = row.state_AT[place]
-        mask_BT = torch.arange(state_BT.shape[1], device=self.device) < self.length_B[:, None]
-        return {"states": state_BT[mask_BT], "last": row.last_A[place]}
+        return {"states": state_BT[real_columns(state_BT.shape[1], self.length_B)], "last": row.last_A[place]}
 
 
 def micro_batches(rows: Sequence[int], tokens: Sequence[int], max_tokens: int) -> list[list[int]]:

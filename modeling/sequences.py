@@ -17,6 +17,11 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | 
     return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
+def real_columns(width: int, length_B: Tensor) -> Tensor:
+    """mask_BT of so many columns: true where a row of that length has a token."""
+    return torch.arange(width, device=length_B.device) < length_B[:, None]
+
+
 @dataclass(frozen=True)
 class Sequences:
     """B prompts with responses."""
@@ -43,7 +48,7 @@ class Sequences:
     @property
     def mask_BT(self) -> Tensor:
         """True on response tokens up to and including EOS."""
-        return torch.arange(self.response_tokens, device=self.ids_BS.device) < self.response_length_B[:, None]
+        return real_columns(self.response_tokens, self.response_length_B)
 
     @property
     def state_index_BT(self) -> Tensor:

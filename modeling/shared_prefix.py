@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from modeling.sequences import Sequences, pad_rows, take_positions
+from modeling.sequences import Sequences, pad_rows, real_columns, take_positions
 
 NAME = "rlhf_ptx_shared_prefix"
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
@@ -58,7 +58,7 @@ class SharedPrefix:
         prompt_PS, prompt_length_P = pad_rows([range(start, start + len(p)) for start, p in zip(prompt_starts, prompts, strict=True)], 0, device)
         spans = [range(start, start + len(a)) for start, a in zip(answer_starts, every_answer, strict=True)] or [range(0)]
         answer_AT, answer_length_A = (x[: len(every_answer)] for x in pad_rows(spans, 0, device))
-        real = torch.cat([real_columns(prompt_PS, prompt_length_P).flatten(), real_columns(answer_AT, answer_length_A).flatten()])
+        real = torch.cat([real_columns(prompt_PS.shape[1], prompt_length_P).flatten(), real_columns(answer_AT.shape[1], answer_length_A).flatten()])
         index = torch.cat([prompt_PS.flatten(), answer_AT.flatten()])
         padded_N = torch.empty(starts[-1], dtype=torch.long, device=device)
         padded_N[index[real]] = real.nonzero().squeeze(1)
@@ -111,11 +111,6 @@ def seen(query_BQ: Tensor, key_BK: Tensor, window: int | None) -> Tensor:
     """mask_BQK: whether a token at one position sees another: not ahead of itself, and not too far back."""
     distance_BQK = query_BQ[:, :, None] - key_BK[:, None, :]
     return (distance_BQK >= 0) if window is None else (distance_BQK >= 0) & (distance_BQK < window)
-
-
-def real_columns(index_BT: Tensor, length_B: Tensor) -> Tensor:
-    """mask_BT: true where there is a token."""
-    return torch.arange(index_BT.shape[1], device=index_BT.device) < length_B[:, None]
 
 
 def take_last(index_BT: Tensor, length_B: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from modeling.logprobs import response_logprobs
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
 from modeling.tracking import RowLog, read_metrics
+from ppo.reading import read_scores
 
 if TYPE_CHECKING:  # the configuration holds HeldOutSettings
     from ppo.config import PPOConfig
@@ -199,17 +200,10 @@ class HeldOut:
 
     def _scores(self, prompts: list[Prompt], ids: list[list[int]], responses: list[list[int]], groups: Groups) -> list[float]:
         """What the reward model says of each response."""
-        device = self.team.device
-        with self.models.as_reward() as reward, autocast(self.model_config, device):
-            if self.models.reading is not None:
-                scores: list[float] = self.models.reading.scores(reward, prompts, ids, responses, self.config.max_tokens_per_micro_batch, device)[
-                    0
-                ].tolist()
-                return scores
-            found: dict[int, float] = {}
-            for rows, batch in groups:
-                found |= zip(rows, reward.scores(batch).tolist(), strict=True)
-        return [found[row] for row in range(len(found))]
+        with self.models.as_reward() as reward, autocast(self.model_config, self.team.device):
+            scores_B, _ = read_scores(self.models.reading, reward, groups, prompts, ids, responses, self.config.max_tokens_per_micro_batch)
+        found: list[float] = scores_B.tolist()
+        return found
 
     def _judged(self, prompt: Prompt, response: Generation) -> float | None:
         if self.config.held_out.judge == "none" or not isinstance(prompt, Demonstration):

@@ -5,7 +5,7 @@ prompt's record in its template, the response decoded and encoded anew, as an an
 context has room for is cut at the end, and counted. Shapes: B episodes of this process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,22 @@ class Reading:
         for rows in micro_batches(order, tokens, max_tokens):
             scores_B[rows] = reward.scores(Batch([befores[row] for row in rows], [afters[row] for row in rows], self.tokenizer.pad_token_id, device))
         return scores_B, torch.tensor(truncated, device=device)
+
+
+def read_scores(
+    reading: Reading | None, reward: ScalarModel, batches: Iterable[tuple[Sequence[int], Batch]], prompts: Sequence[Prompt],
+    ids: Sequence[list[int]], responses: Sequence[list[int]], max_tokens: int,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(scores_B, truncated_B or None where nothing can be cut) of all episodes, which `batches` hold by their numbers in the policy's tokens."""
+    batches = list(batches)
+    if not batches:  # a process may have no share
+        return torch.zeros(0), None
+    if reading is not None:
+        return reading.scores(reward, prompts, ids, responses, max_tokens, batches[0][1].device)
+    found_B = torch.cat([reward.scores(batch) for _, batch in batches])
+    scores_B = torch.empty_like(found_B)
+    scores_B[[row for rows, _ in batches for row in rows]] = found_B
+    return scores_B, None
 
 
 def reading_between(policy_tokenizer: Any, policy_context: int, tokenizer: Any, settings: Any) -> Reading | None:

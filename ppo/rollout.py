@@ -20,10 +20,12 @@ from modeling.load import autocast
 from modeling.logprobs import response_logprobs
 from modeling.processes import sum_over_processes
 from modeling.seeds import derive_seed
+from modeling.sequences import real_columns
 from ppo.advantages import gae, whiten
 from ppo.config import PPOConfig
 from ppo.losses import value_loss
 from ppo.models import PPOModels
+from ppo.reading import read_scores
 from ppo.rewards import token_rewards
 from ppo.scaling import ScoreScale
 
@@ -50,7 +52,6 @@ class Rollout:
     """Scaled and cut as rewards are made from them; None where scores are taken as they are."""
     reward_truncated_B: Tensor | None = None
     """Whether a response was cut to fit the reward model's context; None where none can be."""
-
     started: tuple[tuple[tuple[int, ...], ...], Tensor] | None = None
     """A minibatch whose value gradient waits in `.grad` already, and its loss."""
 
@@ -107,9 +108,8 @@ def score(
     kl_coef, scale = config.kl_coef if kl_coef is None else kl_coef, scale or ScoreScale(config)
     count, width = len(responses), max(len(response.ids) for response in responses)
     logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros((count, width), device=device, dtype=models.dtype) for _ in range(3))
-    scores_B = torch.zeros(count, device=device, dtype=models.dtype)
     lengths_B = torch.tensor([len(response.ids) for response in responses], device=device)
-    mask_BT = torch.arange(width, device=device) < lengths_B[:, None]
+    mask_BT = real_columns(width, lengths_B)
     ended_B = torch.tensor([response.ended for response in responses], device=device)
     batches = {
         tuple(rows): Batch([prompts[i] for i in rows], [responses[i].ids for i in rows], pad_id, device, trunk=models.trunk) for rows in groups
@@ -126,14 +126,9 @@ def score(
         every = [logprob for response in responses for logprob in response.logprobs or ()]
         assert len(every) == int(lengths_B.sum()), "the configuration refuses engines that record none"
         fill(logprobs_BT, mask_BT, range(count), torch.tensor(every, device=device, dtype=models.dtype))
-    truncated_B = None
     with models.as_reward() as reward, autocast(model_config, device):
-        if models.reading is not None:
-            tokens = [response.ids for response in responses]
-            scores_B, truncated_B = models.reading.scores(reward, records, prompts, tokens, config.max_tokens_per_micro_batch, device)
-        else:
-            for rows, batch in batches.items():
-                scores_B[list(rows)] = reward.scores(batch)
+        tokens = [response.ids for response in responses]
+        scores_B, truncated_B = read_scores(models.reading, reward, batches.items(), records, prompts, tokens, config.max_tokens_per_micro_batch)
 
     scaled_B = scale(scores_B)
     charged_B = scaled_B - config.missing_eos_penalty * (~ended_B).to(scores_B)
