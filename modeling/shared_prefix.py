@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from modeling.attention import attending, refuse_unknown_terms
 from modeling.sequences import Sequences, pad_rows, real_columns, take_positions
 
 NAME = "rlhf_ptx_shared_prefix"
-UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
-"""What some architectures add to attention and this one does not have."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -123,8 +122,9 @@ def attention(
     dropout: float = 0.0, sliding_window: int | None = None, shared_prefix: SharedPrefix | None = None, **more: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The attention of every layer, in transformers' form: (out_1NHD, no weights). Keys may have fewer heads than queries."""
-    if shared_prefix is None or attention_mask is not None or any(more.get(name) is not None for name in UNKNOWN_TERMS):
-        raise NotImplementedError("its attention has terms of its own")
+    if shared_prefix is None or attention_mask is not None:
+        raise NotImplementedError("it does not hand on how the row is laid out")
+    refuse_unknown_terms(more)
     row = shared_prefix
     query_NHD, key_NHD, value_NHD = (x[0].transpose(0, 1) for x in (query_1HND, key_1HND, value_1HND))
     if (copies := query_NHD.shape[1] // key_NHD.shape[1]) > 1:
@@ -158,23 +158,8 @@ def sharing(backbone: Any, read_M: Tensor | None = None) -> Iterator[None]:
 
     Where `read_M` are all tokens whose last hidden states will be looked at, the others' are left unfinished.
     """
-    before = [(settings, settings._attn_implementation) for settings in with_parts(backbone.config)]
-    backbone.config._attn_implementation = NAME
-    try:
-        with contextlib.nullcontext() if read_M is None else finished_only_at(backbone, read_M):
-            yield
-    finally:
-        # The whole before its parts, which it would overwrite.
-        for settings, name in before:
-            settings._attn_implementation = name
-
-
-def with_parts(settings: Any) -> Iterator[Any]:
-    """A configuration and all that are nested in it."""
-    yield settings
-    for name in settings.sub_configs:
-        if (part := getattr(settings, name, None)) is not None:
-            yield from with_parts(part)
+    with attending(backbone.config, NAME), contextlib.nullcontext() if read_M is None else finished_only_at(backbone, read_M):
+        yield
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from modeling.adapters import merged_weights
-from modeling.engines.cache import GrowingCache, Lanes
+from modeling.engines.cache import GrowingCache, Lanes, in_float32
 from modeling.engines.sampling import draw, uniforms
 from modeling.engines.types import Generation, Sampling, by_length, check_room
 from modeling.logprobs import logits_only_at
@@ -143,28 +144,25 @@ def closed_up(alive: Sequence[int]) -> list[int]:
     return [place if place in staying else last.pop() for place in range(count)]
 
 
-def in_float32(model: Any) -> bool:
-    """Whether forward passes are computed in float32."""
-    weight = model.get_input_embeddings().weight
-    return weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
-
-
-_verdicts: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
-"""Of models that have been tried: whether they decode in lanes."""
+Memory = Callable[[Any, int, int, int], Lanes | GrowingCache]
+WAYS: tuple[Memory, ...] = (Lanes, partial(Lanes, own_attention=False), GrowingCache)
+"""From the quickest to the one that asks least of a model."""
+_verdicts: "WeakKeyDictionary[Any, Memory]" = WeakKeyDictionary()
+"""Of models that have been tried: how they are decoded."""
 
 
 def memory(model: Any, lanes: int, columns: int, pad_id: int) -> Lanes | GrowingCache:
-    """Where rows of this model are kept. Raises ValueError when it can be decoded in neither way."""
+    """Where rows of this model are kept. Raises ValueError when it can be decoded in no way."""
     if model not in _verdicts:
-        _verdicts[model] = decodes_in_lanes(model)
-    return Lanes(model, lanes, columns, pad_id) if _verdicts[model] else GrowingCache(model, pad_id)
+        _verdicts[model] = way_to_decode(model)
+    return _verdicts[model](model, lanes, columns, pad_id)
 
 
 @torch.no_grad()
-def decodes_in_lanes(model: Any) -> bool:
-    """Tries both ways on a few tokens, since an architecture may do anything with a mask: True for lanes, False for a growing cache.
+def way_to_decode(model: Any) -> Memory:
+    """The first of WAYS that agrees with a pass over the whole text on a few tokens, since an architecture may do anything with a mask.
 
-    Raises ValueError when both differ from a pass over the whole text.
+    Raises ValueError when none does.
     """
     device = model.get_input_embeddings().weight.device
     words = model.get_input_embeddings().num_embeddings
@@ -174,7 +172,8 @@ def decodes_in_lanes(model: Any) -> bool:
     with torch.autocast(device.type, enabled=False):
         expected_BV = torch.cat([logits_alone(model, [*text, eight, nine]) for text in texts]).float()
         tolerance = float(expected_BV.amax() - expected_BV.amin()) * (1e-3 if model.dtype == torch.float32 else 0.1)
-        for rows in (Lanes(model, len(texts), 7, pad_id=0), GrowingCache(model, pad_id=0)):
+        for way in WAYS:
+            rows = way(model, len(texts), 7, 0)
             try:
                 rows.join(texts)
                 rows.step([eight] * 2)
@@ -185,7 +184,7 @@ def decodes_in_lanes(model: Any) -> bool:
             if far <= tolerance:
                 if not rows.joins:
                     log.warning("%s is decoded with a growing cache and without refilling lanes (%s)", type(model).__name__, reason)
-                return rows.joins
+                return way
             reason = reason or f"its logits are off by {far:.2g} when its cache is written in place"
     raise ValueError(
         f"the native engine cannot decode {type(model).__name__}, which keeps something else than the keys and values of past tokens ({reason}): "

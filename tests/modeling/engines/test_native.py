@@ -241,6 +241,42 @@ def test_a_model_that_remembers_otherwise_is_refused_in_a_sentence() -> None:
         generate(model, PROMPTS, SEEDS, Sampling(3), eos_id=NO_TOKEN, pad_id=0)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_our_attention_of_one_token_is_pytorchs(groups: int) -> None:
+    generator = torch.Generator().manual_seed(groups)
+    query_BH1D, key_BGCD, value_BGCD = (
+        torch.randn(3, *sizes, dtype=torch.float64, generator=generator) for sizes in ((4, 1, 8), (groups, 6, 8), (groups, 6, 5))
+    )
+    mask_B11C = torch.zeros(3, 1, 1, 6, dtype=torch.float64)
+    mask_B11C[0, ..., 4:] = mask_B11C[2, ..., 1:] = -torch.inf
+    for scaling in (None, 0.3):
+        found_B1HD, _ = cache.attention(None, query_BH1D, key_BGCD, value_BGCD, mask_B11C, scaling)
+        shared = {"attn_mask": mask_B11C, "scale": scaling, "enable_gqa": True}
+        expected_BH1D = torch.nn.functional.scaled_dot_product_attention(query_BH1D, key_BGCD, value_BGCD, **shared)
+        torch.testing.assert_close(found_B1HD, expected_BH1D.transpose(1, 2))
+
+
+def test_a_model_with_terms_of_its_own_attends_as_always_and_still_decodes_in_lanes(caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64, "head_dim": 16, "layer_types": ["full_attention"] * 2}
+    for model, own in ((small("gemma2", **sizes), False), (small("gemma2", **sizes, attn_logit_softcapping=None), True)):
+        rows = native.memory(model, 1, 1, 0)
+        assert isinstance(rows, Lanes)
+        assert rows.attends is own
+        made = generate(model, PROMPTS, SEEDS, Sampling(6, batch_size=4), eos_id=NO_TOKEN, pad_id=0)
+        for prompt, generation in zip(PROMPTS, made, strict=True):
+            expected_TV = model(torch.tensor([[*prompt, *generation.ids]])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            assert generation.logprobs == pytest.approx(expected_TV[range(6), generation.ids].tolist(), abs=FLOAT32)
+    assert "growing cache" not in caplog.text
+
+
+def test_below_float32_a_model_attends_as_always(tiny_causal: Callable[[str], Any]) -> None:
+    model = tiny_causal("llama")
+    assert Lanes(model, 1, 1, 0).attends
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not Lanes(model, 1, 1, 0).attends
+    assert not Lanes(model.bfloat16(), 1, 1, 0).attends
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_grouped_heads_and_a_sliding_window_decode_up_to_the_window(attention: str) -> None:
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
