@@ -107,6 +107,41 @@ class _Chosen(torch.autograd.Function):
         return probability_NV.mul_(-gradient_N1).scatter_add_(1, token_N[:, None], gradient_N1), None
 
 
+class _AddsInPlace(torch.autograd.Function):
+    """A linear map whose weight's gradient is added to `.grad` within the matrix product. Autograd would lay out a second one, as large as the
+    vocabulary times H, for each piece."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NH: Tensor, weight: nn.Parameter) -> Tensor:
+        """x_NV."""
+        ctx.save_for_backward(x_NH)
+        ctx.weight = weight
+        return nn.functional.linear(x_NH, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        """Of x alone: the weight's is where it belongs already."""
+        (x_NH,), gradient_NV, weight = ctx.saved_tensors, gradients[0].flatten(0, -2), ctx.weight
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.addmm_(gradient_NV.T, x_NH.flatten(0, -2))
+        return (gradient_NV @ weight).view_as(x_NH), None
+
+
+@contextlib.contextmanager
+def adding_in_place(head: Any) -> Iterator[None]:
+    """Within, an output layer that is a linear map and no more adds its weight's gradient in place. Not under autocast, where it has a copy of it."""
+    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and head.weight.requires_grad
+    if not plain or torch.is_autocast_enabled(head.weight.device.type):
+        yield
+        return
+    head.forward = lambda x: _AddsInPlace.apply(x, head.weight)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
 def blocks(logits_NV: Tensor) -> list[slice]:
     """Rows that a processor's cache holds while several passes go over them."""
     size = max(1, LOGITS_IN_CACHE // logits_NV.shape[1])
@@ -152,7 +187,7 @@ def accumulate_gradient(
     with output_layer(model, temperature) as logits:
         for part in pieces(model, len(hidden_RH)):
             leaf_NH = hidden_RH[part].detach().requires_grad_()
-            with forward():
+            with forward(), adding_in_place(model.get_output_embeddings()):
                 logits_NV = logits(leaf_NH)
             logprobs_N, entropy_N = chosen(logits_NV, batch.token_R[part])
             del logits_NV

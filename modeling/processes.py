@@ -18,6 +18,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from modeling.memory import keep_freed_memory
+
 T = TypeVar("T")
 
 
@@ -79,6 +81,7 @@ def processes(device: str = "auto") -> Processes:
     cpu = device == "cpu" or not torch.cuda.is_available()
     if cpu:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        keep_freed_memory()
     state = PartialState(cpu=cpu)
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from modeling import logprobs
 from modeling.batch import Batch
-from modeling.logprobs import accumulate_gradient, chosen, logits_only_at, output_layer, response_logprobs, text_loss
+from modeling.logprobs import accumulate_gradient, adding_in_place, chosen, logits_only_at, output_layer, response_logprobs, text_loss
 from modeling.tiny import ARCHITECTURES
 from tests.conftest import enliven
 
@@ -104,6 +104,26 @@ def test_gradients_equal_those_of_the_naive_formula(tiny_causal: Callable[[str],
     assert largest > 0.1
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, atol=1e-5 * largest, rtol=1e-4, msg=name)
+
+
+def test_an_output_layer_s_gradient_is_added_to_what_is_there(tiny_causal: Callable[[str], Any]) -> None:
+    model = tiny_causal("gpt_neox")
+    head = model.get_output_embeddings()
+    batch = Batch(PROMPTS, RESPONSES, 0, CPU)
+    accumulate_gradient(model, batch, lambda logprobs_N, part: logprobs_N.sum())
+    once = head.weight.grad.clone()
+    accumulate_gradient(model, batch, lambda logprobs_N, part: -3 * logprobs_N.sum())
+    torch.testing.assert_close(head.weight.grad, -2 * once, atol=1e-4, rtol=1e-4)
+    assert "forward" not in vars(head)
+
+
+def test_only_an_output_layer_that_is_a_plain_trained_map_adds_in_place() -> None:
+    plain, with_bias, frozen = torch.nn.Linear(3, 5, bias=False), torch.nn.Linear(3, 5), torch.nn.Linear(3, 5, bias=False).requires_grad_(False)
+    for head, expected in ((plain, True), (with_bias, False), (frozen, False)):
+        with adding_in_place(head):
+            assert ("forward" in vars(head)) is expected
+    with torch.autocast("cpu", torch.bfloat16), adding_in_place(plain):
+        assert "forward" not in vars(plain)
 
 
 def test_logits_are_computed_only_where_wanted_and_the_model_is_left_as_it_was(tiny_causal: Callable[[str], Any]) -> None:
