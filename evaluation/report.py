@@ -16,6 +16,7 @@ from data.intervals import interval
 from data.pages import Cell, Format, Interval, Table, between, counted, duration, measured, number, percent, write_pages
 from evaluation import plots, ppo_plots
 from modeling.tracking import read_metrics, read_numbers
+from ppo.guards import GuardSettings, warnings_of
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 MEASURES = {
@@ -118,6 +119,7 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
         "best_of_n": best_of_n_table(evaluation.get("best_of_n", {})),
         "at_like_kl": at_like_kl(evaluation.get("best_of_n", {})),
         "kl_coef": dig(config, "ppo", "kl_coef"),
+        "warnings": guard_warnings(results),
         "samples": [rows[index * len(rows) // count] for index in range(count)],
         "prompts": len(rows),
         "outcomes": {"won": outcomes.count(1.0), "tied": outcomes.count(0.5), "lost": outcomes.count(0.0)},
@@ -210,6 +212,14 @@ def paired(rows: list[dict[str, Any]], part: str) -> dict[str, float] | None:
         return sum(answer["parts"][part] for answer in answers) / len(answers)
 
     return interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None
+
+
+def guard_warnings(results: Results) -> list[str] | None:
+    """What PPO's guards had to say; None where no guard watched."""
+    settings, rows = dig(results.config(), "ppo", "guards"), results.metrics["ppo"]
+    if settings is None or not rows:
+        return None
+    return [sentence.removeprefix("warning: ") for sentence in warnings_of(GuardSettings(**settings), [*rows, *results.metrics["held_out"]])]
 
 
 def wins_table(evaluation: Mapping[str, Any]) -> Table:

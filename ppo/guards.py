@@ -14,7 +14,7 @@ one that was never cut off; and since all processes have the same numbers, all o
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Action = Literal["stop", "warn", "ignore"]
@@ -114,6 +114,16 @@ class Guards:
         steps = sorted(self.rows)
         found = {name: look(self.settings, steps, rows) for name, look in GUARDS.items() if getattr(self.settings, name) != "ignore"}
         return {name: finding for name, finding in found.items() if finding is not None}
+
+
+def warnings_of(settings: GuardSettings, rows: Iterable[Numbers]) -> list[str]:
+    """What the guards had to say of a whole run, a sentence where each begins to fire. `rows` are those of metrics.jsonl and held_out.jsonl."""
+    by_step: dict[int, dict[str, float]] = {}
+    for row in rows:
+        by_step.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if name != "step"})
+    only_warning = {name: "warn" for name in GUARDS if getattr(settings, name) == "stop"}
+    guards = Guards(replace(settings, **only_warning))  # type: ignore[arg-type]
+    return [sentence for step in sorted(by_step) for sentence in guards.check(step, by_step[step])]
 
 
 def not_finite(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:

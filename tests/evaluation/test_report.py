@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.report import change, labeler_note, verdict, write_report
+from evaluation.report import Results, change, labeler_note, verdict, write_report
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
 HOSTILE = "<script>alert('no')</script> | ```` and \n# a heading"
@@ -220,6 +220,18 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
     assert said in html.replace("&#39;", "'")
     assert said in markdown
     assert "1 answer a prompt from PPO and from SFT, one from base, at temperature 0.7." in markdown
+
+
+@pytest.mark.parametrize(("max_kl", "said"), [(8.0, "above ppo.guards.max_kl=8 (ppo.guards.kl)"), (100.0, "No guard had anything to warn of.")])
+def test_the_report_says_what_the_guards_warned_of(run, tmp_path, monkeypatch, max_kl, said):
+    monkeypatch.setattr("evaluation.report.figures", lambda results: {})
+    results = Results.read(run)
+    results.manifests["ppo"]["config"]["ppo"]["guards"] = {"max_kl": max_kl, "not_finite": "ignore"}
+    monkeypatch.setattr(Results, "read", lambda path: results)
+    html, markdown = rendered(run, tmp_path / "out")
+    for page in (text_of(html), markdown):
+        assert said in page
+        assert page.count("What the guards warned of") == (max_kl == 8.0)
 
 
 def test_it_says_that_no_person_ranked(reports):

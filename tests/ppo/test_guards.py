@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo.guards import Guards, GuardSettings, StoppedRunError, rise
+from ppo.guards import Guards, GuardSettings, StoppedRunError, rise, warnings_of
 
 HEALTHY = {"score": 0.5, "kl": 3.0, "kl_k3": 3.1, "entropy": 1.6, "ended": 0.9, "policy_grad_norm": 0.7}
 Row = dict[str, float]
@@ -90,6 +90,23 @@ def test_a_warning_is_told_when_it_begins_and_counted_while_it_lasts():
         counts.append(guards.warnings["warnings"])
     assert told == [2, 6]
     assert counts == [0, 1, 1, 1, 0, 1, 1]
+
+
+def test_what_a_run_was_warned_of_can_be_told_again_from_its_rows():
+    settings = GuardSettings(kl="warn", max_kl=10, cut_off_iterations=2)
+    rows = [{"kl": kl, "entropy": 1.0, "ended": ended} for kl, ended in ((1.0, 0.5), (11.0, 0.0), (12.0, 0.0), (9.0, 0.0), (11.0, 0.5))]
+    guards = Guards(settings)
+    told = [sentence for step, row in enumerate(rows, start=1) for part in ({"kl": row["kl"]}, row) for sentence in guards.check(step, part)]
+    numbered = [{"step": float(step)} | row for step, row in enumerate(rows, start=1)]
+    # As two files hold them: some numbers of a step in one, some in the other.
+    split = [{"step": row["step"], "kl": row["kl"]} for row in numbered] + [
+        {name: row[name] for name in ("step", "ended", "entropy")} for row in numbered
+    ]
+    assert warnings_of(settings, numbered) == warnings_of(settings, split) == told
+    assert [sentence.split(":")[1] for sentence in told] == [" iteration 2", " iteration 3", " iteration 5"]
+    # A run may have been stopped and gone on under other settings.
+    assert warnings_of(GuardSettings(kl="stop", max_kl=10, cut_off_iterations=2), numbered) == told
+    assert warnings_of(GuardSettings(kl="ignore", cut_off="ignore"), numbered) == []
 
 
 def test_a_number_that_comes_late_in_each_iteration_is_told_once_too():
