@@ -22,6 +22,7 @@ from torch import Tensor
 
 from modeling.adapters import merged_weights
 from modeling.engines.cache import GrowingCache, Lanes, in_float32
+from modeling.engines.packed import packed_weights
 from modeling.engines.sampling import draw, uniforms
 from modeling.engines.types import Generation, Sampling, by_length, check_room
 from modeling.logprobs import logits_only_at
@@ -84,7 +85,7 @@ def generate(
     waiting = deque(by_length(prompts))
     lanes = min(sampling.batch_size, len(prompts))
     results: dict[int, Generation] = {}
-    with merged_weights(model) if merge_adapters else nullcontext():
+    with merged_weights(model) if merge_adapters else nullcontext(), packed_weights(model):
         rows_of = memory(model, lanes, len(prompts[waiting[0]]) + sampling.max_new_tokens - 1, pad_id)
         settles = in_float32(model)
         rows: list[Row] = []
