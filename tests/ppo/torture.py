@@ -47,11 +47,13 @@ SETTINGS = (
 ALONE = """
 import sys
 from pathlib import Path
+from modeling.processes import part
 from stages.config import parse_config
 from stages.ppo import STAGE
 from stages.runner import RunFolder
 root, out, *arguments = sys.argv[1:]
 STAGE.work(parse_config("torture", "", arguments)[0], RunFolder(Path(root)), Path(out))
+part()
 """
 NOT_COMPARED = ("manifest.json", "timings.jsonl", "tensorboard", "checkpoints")
 """What says when and how long, and what a finished stage does not keep."""
