@@ -118,9 +118,7 @@ class Guards:
 
 def warnings_of(settings: GuardSettings, rows: Iterable[Numbers]) -> list[str]:
     """What the guards had to say of a whole run, a sentence where each begins to fire. `rows` are those of metrics.jsonl and held_out.jsonl."""
-    by_step: dict[int, dict[str, float]] = {}
-    for row in rows:
-        by_step.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if name != "step"})
+    by_step = Guards(settings, rows).rows
     only_warning = {name: "warn" for name in GUARDS if getattr(settings, name) == "stop"}
     guards = Guards(replace(settings, **only_warning))  # type: ignore[arg-type]
     return [sentence for step in sorted(by_step) for sentence in guards.check(step, by_step[step])]
