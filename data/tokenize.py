@@ -1,33 +1,151 @@
 """From records to token ids. The one place where a prompt is rendered, so that every stage sees the same tokens.
 
-A sequence is `prompt_ids + completion_ids`; the prompt ends where the template asks for the assistant's turn, the completion ends in EOS.
+A sequence is `prompt_ids + completion_ids`; the prompt ends where the assistant's answer starts, the completion ends in EOS. Text is text: a special
+token that a user spells out is tokenised as ordinary characters. Only the chat template and this file write control tokens.
 """
 
+import traceback
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
 
 from data.chat_template import PLAIN
-from data.records import Prompt
+from data.records import Message, Prompt
+
+QUESTION: Message = {"role": "user", "content": "A question"}
+ANSWER: Message = {"role": "assistant", "content": "An answer"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a chat template puts around an answer, found by rendering a question with and without one."""
+
+    asks: bool
+    """Whether a finished conversation continues the generation prompt; else it continues the conversation without one."""
+    opening: str
+    """Written between that and the answer, such as an empty think block."""
+    lead: str
+    """Spaces before the answer, which tokenizers join with its first word."""
+    closing: str
+    """Written after the answer: the end of the turn."""
+
+
+def layout(tokenizer: Any) -> Layout:
+    """The layout of the tokenizer's chat template. Raises ValueError, with the template's line, for one that no answer can be trained with."""
+    return _layout(tokenizer, tokenizer.chat_template)
+
+
+@lru_cache(maxsize=16)
+def _layout(tokenizer: Any, template: str) -> Layout:
+    finished = _probe(tokenizer, [QUESTION, ANSWER])
+    before, found, closing = finished.rpartition(ANSWER["content"])
+    if not found or QUESTION["content"] not in before:
+        raise ValueError(
+            "the chat template does not show the user's message and the assistant's answer as they are: give a template that does in "
+            "model.chat_template"
+        )
+    for asks in (True, False):
+        start = _probe(tokenizer, [QUESTION], add_generation_prompt=asks)
+        if QUESTION["content"] in start and before.startswith(start):
+            opening = before.removeprefix(start)
+            return Layout(asks, opening.rstrip(" "), opening[len(opening.rstrip(" ")) :], closing)
+    raise ValueError(
+        "the chat template renders a question that waits for its answer in another way than the same question with its answer, so no prompt "
+        "would lead to the answers that are trained: give another template in model.chat_template"
+    )
+
+
+def _probe(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except Exception as error:  # a template may raise whatever Python raises
+        raise ValueError(f"the chat template cannot render a question and its answer{line_of(error)}: {_said(error)}") from None
+
+
+def line_of(error: Exception) -> str:
+    """Where in a template an error was raised: ` (line 3)`, or nothing where the error does not know."""
+    number = getattr(error, "lineno", None)
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
+    number = number or (frames[-1] if frames else None)
+    return f" (line {number})" if number else ""
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
+    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves out what is asked."""
+    try:
+        text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False)
+    except Exception as error:  # a template may raise whatever Python raises
+        raise ValueError(refusal(tokenizer, prompt.messages, error)) from None
+    if prompt.messages[-1]["content"].strip() not in text:
+        raise ValueError("the chat template leaves out the last message of the prompt, so nothing would be asked")
+
+
+def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
+    """Why the chat template refuses a conversation: a role that it does not know, if it renders the rest, or what it says itself."""
+    for role in dict.fromkeys(message["role"] for message in messages):
+        rest = [message for message in messages if message["role"] != role]
+        try:
+            tokenizer.apply_chat_template(rest, tokenize=False)
+        except Exception:  # it was not that role alone
+            continue
+        if rest and role not in ("user", "assistant"):
+            return f"the chat template refuses the role {role!r} ({_said(error)})"
+    roles = ", ".join(message["role"] for message in messages)
+    return f"the chat template refuses a conversation of {roles}{line_of(error)}: {_said(error)}"
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of the conversation up to where the answer starts, through the tokenizer's chat template.
+    """Token ids of the conversation up to where the answer starts, as the chat template renders it with its answer.
 
     Raises ValueError when the template takes no such conversation: some know no system role, or want turns to alternate.
     """
+    return [*generation_prompt(tokenizer, prompt), *_opening(tokenizer)]
+
+
+def generation_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """The same without what the template writes before an answer, such as an empty think block: what SFT teaches the model to write itself."""
+    return _rendered_ids(tokenizer, [prompt])[0]
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    opening = layout(tokenizer).opening
+    return [int(token) for token in tokenizer(opening, add_special_tokens=False)["input_ids"]] if opening else []
+
+
+def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Control tokens in users' text are marked by transformers before rendering, and tokenised as ordinary text."""
+    conversations = [prompt.messages for prompt in prompts]
+    options = {"add_generation_prompt": layout(tokenizer).asks, "tokenize": True, "return_dict": False, "sanitize_control_tokens": True}
     try:
-        ids = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses prompt {prompt.prompt_id!r} of {prompt.dataset!r}: {error}") from None
-    return [int(token) for token in ids]
+        return [[int(token) for token in ids] for ids in tokenizer.apply_chat_template(conversations, **options)]
+    except (TemplateError, TypeError, KeyError, AttributeError) as error:
+        if len(prompts) > 1:
+            return [_rendered_ids(tokenizer, [prompt])[0] for prompt in prompts]
+        sentence = refusal(tokenizer, conversations[0], error)
+        raise ValueError(f"prompt {prompts[0].prompt_id!r} of {prompts[0].dataset!r}: {sentence}") from None
 
 
 def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> list[int]:
-    """Token ids of an answer; EOS closes it unless `ends` is false, as for an answer that was cut off."""
-    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if ends else list(ids)
+    """Token ids of an answer; EOS closes it unless `ends` is false, as for an answer that was cut off.
+
+    White space around an answer is no part of it: many templates trim it, and decoding does.
+    """
+    return _answer_ids(tokenizer, [completion])[0] + ([tokenizer.eos_token_id] if ends else [])
+
+
+def _answer_ids(tokenizer: Any, completions: Sequence[str]) -> list[list[int]]:
+    """Token ids of answers without control tokens, whatever the answers spell."""
+    lead = layout(tokenizer).lead
+    texts = [lead + text if (text := completion.strip()) else "" for completion in completions]
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return found
 
 
 def template_closing(tokenizer: Any) -> list[int]:
@@ -38,37 +156,31 @@ def template_closing(tokenizer: Any) -> list[int]:
     eos = [int(tokenizer.eos_token_id)]
     if tokenizer.chat_template == PLAIN:
         return eos
-    answer = "An answer"
-    try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}], tokenize=False)
-    except TemplateError as error:
-        raise ValueError(f"the reward model's chat template refuses a question with its answer: {error}") from None
-    _, found, after = text.rpartition(answer)
-    if not found:
-        raise ValueError("the reward model's chat template does not show an answer as it is, so nobody can tell where its score is to be read")
-    return [int(token) for token in tokenizer(after, add_special_tokens=False)["input_ids"]] or eos
+    return [int(token) for token in tokenizer(layout(tokenizer).closing, add_special_tokens=False)["input_ids"]] or eos
+
+
+def end_of_turn(tokenizer: Any) -> str | None:
+    """The special token with which the chat template ends an answer; None where it writes none."""
+    for token in template_closing(tokenizer):
+        if token in tokenizer.added_tokens_decoder:
+            return str(tokenizer.added_tokens_decoder[token].content)
+    return None
 
 
 def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
     """Tokens of each prompt, as `encode_prompt` gives them and refuses them; many at a time are counted faster."""
-    if not prompts:
-        return []
-    conversations = [prompt.messages for prompt in prompts]
-    try:
-        return [len(ids) for ids in tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True, return_dict=False)]
-    except TemplateError:
-        return [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
+    opening = len(_opening(tokenizer))
+    return [len(ids) + opening for ids in _rendered_ids(tokenizer, prompts)] if prompts else []
 
 
 def count_answer_tokens(tokenizer: Any, completions: Sequence[str]) -> list[int]:
     """Tokens of each answer with its EOS, as `encode_completion` gives them."""
-    return [len(ids) + 1 for ids in tokenizer(list(completions), add_special_tokens=False)["input_ids"]]
+    return [len(ids) + 1 for ids in _answer_ids(tokenizer, completions)]
 
 
-def decode_completion(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:
-    """(text, whether it ended by itself) of a sampled answer; EOS is not part of the text."""
-    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
-    return tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True).strip(), ended
+def decode_completion(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
+    """The text of a sampled answer. Where it ended by itself its last token is no part of the text, whichever of the model's end tokens it is."""
+    return str(tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)).strip()
 
 
 def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit: int | None = None) -> list[list[int]]:
@@ -78,7 +190,7 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     """
     chunks: list[list[int]] = []
     for text in texts:
-        ids = tokenizer(text, verbose=False)["input_ids"]
+        ids = tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"]
         chunks += [ids[start : start + length] for start in range(0, len(ids), length) if len(ids) - start >= max(2, length // 4)]
         if limit is not None and len(chunks) >= limit:
             return chunks[:limit]

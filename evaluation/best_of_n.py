@@ -21,10 +21,10 @@ from data.tokenize import encode_prompt
 from evaluation.compare import Answer, preference, win_rate
 from modeling.config import ModelConfig
 from modeling.engines.types import Generation
-from modeling.load import context_length, load_scalar, load_tokenizer, read_settings
+from modeling.load import load_scalar, load_tokenizer, read_settings
 from modeling.processes import Processes
 from modeling.scalar import scalar_model
-from ppo.reading import Reading, reading_between
+from ppo.reading import Episode, Reading, reading_between
 from reward.batches import Element
 from reward.scoring import score_all
 
@@ -68,7 +68,7 @@ class Proxy:
     model_config: ModelConfig
     policy_tokenizer: Any
     tokenizer: Any
-    reading: Reading | None
+    reading: Reading
     """As `PPOModels.reading`."""
 
     @staticmethod
@@ -76,13 +76,12 @@ class Proxy:
         """From the folders of the two finished models. Weights are loaded when they are needed."""
         own = replace(config, revision=None, chat_template=None, trust_remote_code=trust_reward_code)
         policy_tokenizer, tokenizer = load_tokenizer(sft, config), load_tokenizer(reward, own)
-        reading = reading_between(policy_tokenizer, context_length(read_settings(sft, config)), tokenizer, read_settings(reward, own))
+        reading = reading_between(policy_tokenizer, tokenizer, read_settings(reward, own))
         return Proxy(reward, own, policy_tokenizer, tokenizer, reading)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError for a prompt that leaves an answer no room in the reward model's context."""
-        if self.reading is not None:
-            self.reading.check(prompts)
+        self.reading.check(prompts)
 
     def scores(
         self, prompts: Sequence[Prompt], sets: Sequence[Sequence[Sequence[Generation]]], max_tokens: int, team: Processes
@@ -91,7 +90,7 @@ class Proxy:
         items: list[Element] = []
         owners: list[int] = []
         for index, (prompt, *rows) in enumerate(zip(prompts, *sets, strict=True)):
-            before, answers = self._read(prompt, [generation.ids for row in rows for generation in row])
+            before, answers = self._read(prompt, [generation for row in rows for generation in row])
             together = max(1, (max_tokens - len(before)) // max(map(len, answers)))
             items += [Element(before, answers[start : start + together], NO_PAIRS) for start in range(0, len(answers), together)]
             owners += [index] * (len(items) - len(owners))
@@ -103,11 +102,9 @@ class Proxy:
         flat = [iter(row) for row in of_prompt]
         return [[[next(left) for _ in row] for left, row in zip(flat, rows, strict=True)] for rows in sets]
 
-    def _read(self, prompt: Prompt, responses: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    def _read(self, prompt: Prompt, responses: list[Generation]) -> tuple[list[int], list[list[int]]]:
         ids = encode_prompt(self.policy_tokenizer, prompt)
-        if self.reading is None:
-            return ids, responses
-        befores, afters, _ = self.reading.rows([prompt] * len(responses), [ids] * len(responses), responses)
+        befores, afters, _ = self.reading.rows([Episode(ids, response, prompt) for response in responses])
         return befores[0], afters
 
 

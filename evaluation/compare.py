@@ -44,12 +44,12 @@ def judged_answers(
 ) -> list[list[Answer]]:
     """Each prompt's answers with the simulated labeler's view of them, without its misjudgements."""
     flat = [(prompt, generation) for prompt, row in zip(prompts, generations, strict=True) for generation in row]
-    decoded = [decode_completion(tokenizer, generation.ids) for _, generation in flat]
+    texts = [decode_completion(tokenizer, generation.ids, generation.ended) for _, generation in flat]
     references = [prompt.completion for prompt, _ in flat]
-    judged = judge([text for text, _ in decoded], [ended for _, ended in decoded], references, labels.weights, closeness)
+    judged = judge(texts, [generation.ended for _, generation in flat], references, labels.weights, closeness)
     answers = iter(
-        Answer(text, ended, len(generation.ids), vars(verdict) | {"chrf": chrf(text, reference)})
-        for (text, ended), (_, generation), verdict, reference in zip(decoded, flat, judged, references, strict=True)
+        Answer(text, generation.ended, len(generation.ids), vars(verdict) | {"chrf": chrf(text, reference)})
+        for text, (_, generation), verdict, reference in zip(texts, flat, judged, references, strict=True)
     )
     return [[next(answers) for _ in row] for row in generations]
 

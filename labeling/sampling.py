@@ -10,6 +10,7 @@ from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
 from modeling.engines.native import generate
 from modeling.engines.types import Generation, Sampling
+from modeling.load import stop_ids
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
 
@@ -37,7 +38,7 @@ def answer(
             [encoded[index] for index, _ in mine],
             [derive_seed(seed, stream, prompts[index].prompt_id, number) for index, number in mine],
             sampling,
-            tokenizer.eos_token_id,
+            stop_ids(model),
             tokenizer.pad_token_id,
             on_batch=bar.update,
         )
@@ -49,8 +50,8 @@ def distinct_samples(tokenizer: Any, prompt: Prompt, generations: Sequence[Gener
     """The prompt with its distinct answers, in the order in which they first came."""
     complete: dict[str, bool] = {}
     for generation in generations:
-        text, ended = decode_completion(tokenizer, generation.ids)
-        complete[text] = complete.get(text, False) or ended
+        text = decode_completion(tokenizer, generation.ids, generation.ended)
+        complete[text] = complete.get(text, False) or generation.ended
     return Samples(
         **{field.name: getattr(prompt, field.name) for field in fields(Prompt)},
         completions=list(complete),

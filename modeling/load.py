@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from data.chat_template import PLAIN
+from data.chat_template import PLAIN, portable
 from data.embedded import base_model, cache_folder
+from data.tokenize import end_of_turn, layout
 from modeling.config import ModelConfig
 from modeling.tiny import make_tiny_model
 
@@ -42,29 +43,53 @@ def base_model_place(config: ModelConfig) -> str:
 
 
 def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
-    """The tokenizer, with a pad token that is not EOS and a chat template.
+    """The tokenizer, with a chat template that was tried, the end token of that template as EOS, and a pad token that is not EOS.
 
     Where pad is missing or equals EOS another special token becomes pad, or a new one is added: then the model's embeddings must grow
     (`load_causal` sees to it). Masks never depend on the pad id, but other people's classes that load our models do.
-    Raises ValueError when there is no tokenizer, or none with an EOS.
+    Raises ValueError when there is no tokenizer, none with an EOS, or a chat template that shows no prompt or no answer.
     """
     with _sentence_for(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {place} has no EOS token, so an answer could never end")
+    _set_chat_template(tokenizer, place, config)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         known = tokenizer.get_vocab()
         free = [token for token in LIKELY_PADS if token in known and known[token] not in (tokenizer.eos_token_id, tokenizer.bos_token_id)]
         tokenizer.add_special_tokens({"pad_token": free[0] if free else "<|pad|>"})
     tokenizer.padding_side = "right"
-    if config.chat_template is not None:
-        template = Path(config.chat_template)
-        if not template.is_file():
-            raise ValueError(f"model.chat_template: {template}: no such file")
-        tokenizer.chat_template = template.read_text()
-    elif not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN
     return tokenizer
+
+
+def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -> None:
+    """The template that the configuration gives, the tokenizer's own, or a plain one; and as EOS the token that ends an answer in it.
+
+    Models may end a turn with another token than their tokenizer's EOS (Gemma's `<end_of_turn>`, Llama 3's `<|eot_id|>`).
+    """
+    origin = str(place)
+    if config.chat_template is not None:
+        file = Path(config.chat_template)
+        if not file.is_file():
+            raise ValueError(f"model.chat_template: {file}: no such file")
+        try:
+            tokenizer.chat_template, origin = file.read_text(encoding="utf-8"), f"model.chat_template={file}"
+        except UnicodeDecodeError as error:
+            raise ValueError(f"model.chat_template: {file}: not UTF-8 text (byte {error.start})") from None
+    own = tokenizer.get_chat_template() if tokenizer.chat_template is not None else PLAIN
+    tokenizer.chat_template = portable(own)
+    try:
+        layout(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
+    if (end := end_of_turn(tokenizer)) is not None:
+        tokenizer.eos_token = end
+
+
+def stop_ids(model: Any) -> frozenset[int]:
+    """Tokens that end an answer: all that the generation config names, and the chat template's own (see `grow_embeddings`)."""
+    named = model.generation_config.eos_token_id
+    return frozenset([named] if isinstance(named, int) else named or [])
 
 
 def knows_tokens(reader: Any, writer: Any) -> bool:
@@ -142,13 +167,16 @@ def is_classifier(settings: Any) -> bool:
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
-    """Gives a token that was added to the tokenizer a row, and tells the config which token is pad."""
+    """Gives a token that was added to the tokenizer a row, and tells the configs which token is pad and which tokens end an answer."""
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        named = model.generation_config.eos_token_id
+        named = [named] if isinstance(named, int) else list(named or [])
+        ends = list(dict.fromkeys([*named, tokenizer.eos_token_id]))
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

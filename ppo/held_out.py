@@ -21,12 +21,12 @@ from modeling.batch import Batch, micro_batches
 from modeling.config import ModelConfig
 from modeling.engines.native import NativeEngine
 from modeling.engines.types import Engine, Generation, Sampling
-from modeling.load import autocast
+from modeling.load import autocast, stop_ids
 from modeling.logprobs import response_logprobs
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
 from modeling.tracking import RowLog, read_metrics
-from ppo.reading import read_scores
+from ppo.reading import Episode, read_scores
 
 if TYPE_CHECKING:  # the configuration holds HeldOutSettings
     from ppo.config import PPOConfig
@@ -150,11 +150,11 @@ class HeldOut:
         jobs = [(index, number) for index in mine for number in range(self.config.held_out.responses_per_prompt)]
         prompts = [self.prompts[index] for index, _ in jobs]
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        settings, eos_id, pad_id = self.config.held_out, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        settings, pad_id = self.config.held_out, self.tokenizer.pad_token_id
         sampling = Sampling(self.config.max_new_tokens, settings.temperature, self.config.rollout_batch_size)
         seeds = [derive_seed(self.seed, "held out", prompt.prompt_id, number) for prompt, (_, number) in zip(prompts, jobs, strict=True)]
         with self.models.as_policy() as policy, autocast(self.model_config, self.team.device):
-            responses = self.engine.generate(policy, ids, seeds, sampling, eos_id, pad_id)
+            responses = self.engine.generate(policy, ids, seeds, sampling, stop_ids(policy), pad_id)
         groups = self._groups(ids, [response.ids for response in responses])
         with self.models.as_reference() as reference:
             ref_logprobs = self._logprobs(reference, groups)
@@ -163,7 +163,7 @@ class HeldOut:
         else:
             with self.models.as_policy() as policy:
                 logprobs = self._logprobs(policy, groups)
-        scores = self._scores(prompts, ids, [response.ids for response in responses], groups)
+        scores = self._scores([Episode(*episode) for episode in zip(ids, responses, prompts, strict=True)], groups)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
         for (index, _), prompt, response, score, logprob, ref_logprob in zip(jobs, prompts, responses, scores, logprobs, ref_logprobs, strict=True):
             answers[index].append(
@@ -198,17 +198,18 @@ class HeldOut:
             found |= zip(rows, logprobs_BT.double().sum(1).tolist(), strict=True)
         return [found[row] for row in range(len(found))]
 
-    def _scores(self, prompts: list[Prompt], ids: list[list[int]], responses: list[list[int]], groups: Groups) -> list[float]:
+    def _scores(self, episodes: list[Episode], groups: Groups) -> list[float]:
         """What the reward model says of each response."""
+        batches = {tuple(rows): batch for rows, batch in groups}
         with self.models.as_reward() as reward, autocast(self.model_config, self.team.device):
-            scores_B, _ = read_scores(self.models.reading, reward, groups, prompts, ids, responses, self.config.max_tokens_per_micro_batch)
+            scores_B, _ = read_scores(self.models.reading, reward, batches, episodes, self.config.max_tokens_per_micro_batch)
         found: list[float] = scores_B.tolist()
         return found
 
     def _judged(self, prompt: Prompt, response: Generation) -> float | None:
         if self.config.held_out.judge == "none" or not isinstance(prompt, Demonstration):
             return None
-        return chrf(decode_completion(self.tokenizer, response.ids)[0], prompt.completion)
+        return chrf(decode_completion(self.tokenizer, response.ids, response.ended), prompt.completion)
 
 
 def summary(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:

@@ -39,7 +39,7 @@ class PPOModels:
     trunk: Trunk | None = None
     """The layers that all roles on the shared base have in common, if any."""
     reading: Reading | None = None
-    """How the reward model reads where it does not take the policy's tokens."""
+    """How the reward model reads responses; None scores the policy's tokens, for models without text."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,8 +113,7 @@ def load_models(
     reward_settings = read_settings(reward / "model", reward_config)
     refuse_value_start(ppo, tokenizer, reward_tokenizer)
     refuse_value_layers(ppo, config.adapter == "lora" and not on_policy_base, reward_settings)
-    context = context_length(read_settings(sft / "model", config))
-    reading = None if on_policy_base else reading_between(tokenizer, context, reward_tokenizer, reward_settings)
+    reading = reading_between(tokenizer, reward_tokenizer, reward_settings)
 
     base = load_causal(sft / "model", config, tokenizer).to(device)
     freeze(base)

@@ -1,11 +1,12 @@
-"""What a reward model of its own reads of an episode, where it cannot take the policy's tokens as they are.
+"""The text that the reward model scores an episode by: the same form as the rankings that it was trained on.
 
-One of another family has a tokenizer and a chat template of its own and was trained on text laid out with them. So it gets the text: the
-prompt's record in its template, the response decoded and encoded anew, as an answer was before somebody ranked it. A response longer than its
-context has room for is cut at the end, and counted. Shapes: B episodes of this process.
+Rankings are text, so the reward model learned from answers that were decoded, stripped and tokenised again. A sampled response may be other tokens
+for the same text (20 of 137 in the demo), and its score would differ. So every response is decoded and tokenised anew, with the reward model's
+tokenizer and chat template, which may be of another family. Responses whose tokens stay the same are scored in the policy's own micro-batches. One
+longer than the reward model's context has room for is cut at the end, and counted. Shapes: B episodes of this process.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,23 @@ from torch import Tensor
 from data.records import Prompt
 from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
+from modeling.engines.types import Generation
 from modeling.load import context_length, same_tokenizer
 from modeling.processes import sum_over_processes
 from modeling.scalar import ScalarModel, closing_of
 from reward.batches import answer_ids
+
+Batches = Mapping[tuple[int, ...], Batch]
+"""Micro-batches of episodes in the policy's tokens, by the episodes' numbers."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A prompt in the policy's tokens, the response to it, and the prompt's record for reward models with another tokenizer."""
+
+    prompt: list[int]
+    response: Generation
+    record: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -30,8 +44,8 @@ class Reading:
     """The reward model's."""
     context: int
     """The most tokens that the reward model takes."""
-    rewrites: bool
-    """Whether its tokens are others; else it reads the policy's."""
+    same_prompts: bool
+    """Whether its tokens of a prompt are the policy's."""
     closing: list[int] | None
     """What a reward model of other people's wants to see after any answer, see `modeling.scalar.closing_of`."""
 
@@ -40,83 +54,82 @@ class Reading:
         for prompt, count in zip(prompts, count_prompt_tokens(self.tokenizer, prompts), strict=True):
             if self.room(count) < 1:
                 raise ValueError(
-                    f"prompt {prompt.prompt_id!r} has {count} tokens as the reward model reads it, which leaves no room for an answer in its context "
-                    f"of {self.context}: lower data.max_prompt_tokens, or choose another reward.base"
+                    f"prompt {prompt.prompt_id!r} has {count} tokens for the reward model, which leaves no room for an answer in its context of "
+                    f"{self.context}: lower data.max_prompt_tokens, or choose another reward.base"
                 )
 
     def room(self, prompt_tokens: int) -> int:
         """Tokens of an answer that fit behind a prompt."""
         return self.context - prompt_tokens - len(self.closing or [])
 
-    def answer(self, response_ids: list[int]) -> list[int]:
-        """A response in the reward model's tokens, without the closing."""
-        if not self.rewrites:
-            ended = response_ids[-1] == self.policy_tokenizer.eos_token_id
-            return response_ids[:-1] if ended and self.closing is not None else response_ids
-        text, ended = decode_completion(self.policy_tokenizer, response_ids)
-        return answer_ids(self.tokenizer, text, ended, closing=None if self.closing is None else [])
+    def prompt(self, episode: Episode) -> list[int]:
+        """The prompt in the reward model's tokens."""
+        if self.same_prompts:
+            return episode.prompt
+        assert episode.record is not None, "a reward model with another tokenizer reads the prompt's text"
+        return encode_prompt(self.tokenizer, episode.record)
 
-    def rows(
-        self, prompts: Sequence[Prompt], ids: Sequence[list[int]], responses: Sequence[list[int]]
-    ) -> tuple[list[list[int]], list[list[int]], list[bool]]:
-        """(the reward model's tokens of the prompts, of the responses, whether a response was cut to fit). `ids` are the prompts in the policy's."""
-        read_prompts, read_responses, truncated = [], [], []
-        for prompt, prompt_ids, response_ids in zip(prompts, ids, responses, strict=True):
-            before = encode_prompt(self.tokenizer, prompt) if self.rewrites else prompt_ids
-            after, room = self.answer(response_ids), self.room(len(before))
+    def answer(self, response: Generation) -> list[int]:
+        """The response in the reward model's tokens, in the form of the rankings, without the closing."""
+        text = decode_completion(self.policy_tokenizer, response.ids, response.ended)
+        return answer_ids(self.tokenizer, text, response.ended, closing=None if self.closing is None else [])
+
+    def rows(self, episodes: Sequence[Episode]) -> tuple[list[list[int]], list[list[int]], list[bool]]:
+        """(the reward model's tokens of the prompts, of the responses, whether a response was cut to fit)."""
+        prompts, answers, truncated = [], [], []
+        for episode in episodes:
+            before, after = self.prompt(episode), self.answer(episode.response)
+            room = self.room(len(before))
             assert room > 0, "check() comes first"
-            read_prompts.append(before)
-            read_responses.append([*after[:room], *(self.closing or [])])
+            prompts.append(before)
+            answers.append([*after[:room], *(self.closing or [])])
             truncated.append(len(after) > room)
-        return read_prompts, read_responses, truncated
+        return prompts, answers, truncated
 
-    def scores(
-        self,
-        reward: ScalarModel,
-        prompts: Sequence[Prompt],
-        ids: Sequence[list[int]],
-        responses: Sequence[list[int]],
-        max_tokens: int,
-        device: torch.device,
-    ) -> tuple[Tensor, Tensor]:
-        """(scores_B, truncated_B): the score at each response's last token, as the reward model reads it; whether that one was cut to fit."""
-        befores, afters, truncated = self.rows(prompts, ids, responses)
-        tokens = [len(before) + len(after) for before, after in zip(befores, afters, strict=True)]
-        # The policy's micro-batches are sorted by its own tokens; these may be of quite other lengths. Responses to one prompt stand together.
-        order = sorted(range(len(befores)), key=lambda row: (len(befores[row]), befores[row], len(afters[row])))
-        scores_B = torch.zeros(len(order), device=device)
-        for rows in micro_batches(order, tokens, max_tokens):
-            scores_B[rows] = reward.scores(Batch([befores[row] for row in rows], [afters[row] for row in rows], self.tokenizer.pad_token_id, device))
-        return scores_B, torch.tensor(truncated, device=device)
+    @torch.no_grad()
+    def scores(self, reward: ScalarModel, batches: Batches, episodes: Sequence[Episode], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """(scores_B, truncated_B): the score at each answer's last token; whether the answer was cut to fit."""
+        prompts, answers, truncated = self.rows(episodes)
+        device = next(iter(batches.values())).device
+        own = {row for row, episode in enumerate(episodes) if (prompts[row], answers[row]) == (episode.prompt, episode.response.ids)}
+        found: dict[int, Tensor] = {}
+        for rows, batch in batches.items():
+            if own.intersection(rows):
+                found |= {row: score for row, score in zip(rows, reward.scores(batch), strict=True) if row in own}
+        # Micro-batches of the others: their lengths may differ from the policy's. Responses to one prompt stand together.
+        others = sorted(set(range(len(episodes))) - own, key=lambda row: (len(prompts[row]), prompts[row], len(answers[row])))
+        tokens = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        for group in micro_batches(others, tokens, max_tokens):
+            batch = Batch([prompts[row] for row in group], [answers[row] for row in group], self.tokenizer.pad_token_id, device)
+            found |= zip(group, reward.scores(batch), strict=True)
+        return torch.stack([found[row] for row in range(len(episodes))]), torch.tensor(truncated, device=device)
 
 
 def read_scores(
-    reading: Reading | None, reward: ScalarModel, batches: Iterable[tuple[Sequence[int], Batch]], prompts: Sequence[Prompt],
-    ids: Sequence[list[int]], responses: Sequence[list[int]], max_tokens: int,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(scores_B, truncated_B or None where nothing can be cut) of all episodes, which `batches` hold by their numbers in the policy's tokens."""
-    batches = list(batches)
+    reading: Reading | None, reward: ScalarModel, batches: Batches, episodes: Sequence[Episode], max_tokens: int
+) -> tuple[Tensor, Tensor | None]:
+    """(scores_B, truncated_B) of all episodes, which `batches` hold by their numbers.
+
+    Without a reading, for models without text, the policy's own tokens are scored, and truncated_B is None.
+    """
     if not batches:  # a process may have no share
         return torch.zeros(0), None
     if reading is not None:
-        return reading.scores(reward, prompts, ids, responses, max_tokens, batches[0][1].device)
-    found_B = torch.cat([reward.scores(batch) for _, batch in batches])
+        return reading.scores(reward, batches, episodes, max_tokens)
+    found_B = torch.cat([reward.scores(batch) for batch in batches.values()])
     scores_B = torch.empty_like(found_B)
-    scores_B[[row for rows, _ in batches for row in rows]] = found_B
+    scores_B[[row for rows in batches for row in rows]] = found_B
     return scores_B, None
 
 
-def reading_between(policy_tokenizer: Any, policy_context: int, tokenizer: Any, settings: Any) -> Reading | None:
-    """How a reward model with this tokenizer and configuration reads; None where it takes the policy's tokens, and as many of them."""
-    rewrites, closing = not same_tokenizer(policy_tokenizer, tokenizer), closing_of(settings, tokenizer)
-    context = context_length(settings, generating=False)
-    if not rewrites and closing is None and context >= policy_context:
-        return None
-    return Reading(policy_tokenizer, tokenizer, context, rewrites, closing)
+def reading_between(policy_tokenizer: Any, tokenizer: Any, settings: Any) -> Reading:
+    """How a reward model with this tokenizer and configuration reads the policy's episodes."""
+    context, closing = context_length(settings, generating=False), closing_of(settings, tokenizer)
+    return Reading(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), closing)
 
 
 def reading_numbers(truncated_B: Tensor | None) -> dict[str, float]:
-    """`reward_truncated`, the share of all processes' responses that were cut to fit the reward model's context; nothing where none can be."""
+    """`reward_truncated`, the share of all processes' responses that were cut to fit the reward model's context; nothing without a reading."""
     if truncated_B is None:
         return {}
     cut, count = sum_over_processes(torch.stack([truncated_B.double().sum(), torch.ones_like(truncated_B, dtype=torch.float64).sum()])).tolist()

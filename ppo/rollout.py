@@ -16,7 +16,7 @@ from modeling.batch import Batch
 from modeling.config import ModelConfig
 from modeling.engines.native import NativeEngine
 from modeling.engines.types import Engine, Generation, Sampling
-from modeling.load import autocast
+from modeling.load import autocast, stop_ids
 from modeling.logprobs import response_logprobs
 from modeling.processes import sum_over_processes
 from modeling.seeds import derive_seed
@@ -25,7 +25,7 @@ from ppo.advantages import gae, whiten
 from ppo.config import PPOConfig
 from ppo.losses import value_loss
 from ppo.models import PPOModels
-from ppo.reading import read_scores
+from ppo.reading import Episode, read_scores
 from ppo.rewards import token_rewards
 from ppo.scaling import ScoreScale
 
@@ -81,7 +81,7 @@ def roll_out(
     sampling = Sampling(config.max_new_tokens, config.temperature, config.rollout_batch_size)
     seeds = [derive_seed(seed, "rollout", iteration, number) for number in numbers]
     with models.as_policy() as policy:
-        return ids, (engine or NativeEngine()).generate(policy, ids, seeds, sampling, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return ids, (engine or NativeEngine()).generate(policy, ids, seeds, sampling, stop_ids(policy), tokenizer.pad_token_id)
 
 
 def in_order(rows: Sequence[int], prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:
@@ -127,8 +127,8 @@ def score(
         assert len(every) == int(lengths_B.sum()), "the configuration refuses engines that record none"
         fill(logprobs_BT, mask_BT, range(count), torch.tensor(every, device=device, dtype=models.dtype))
     with models.as_reward() as reward, autocast(model_config, device):
-        tokens = [response.ids for response in responses]
-        scores_B, truncated_B = read_scores(models.reading, reward, batches.items(), records, prompts, tokens, config.max_tokens_per_micro_batch)
+        episodes = [Episode(ids, response, record) for ids, response, record in zip(prompts, responses, records or [None] * count, strict=True)]
+        scores_B, truncated_B = read_scores(models.reading, reward, batches, episodes, config.max_tokens_per_micro_batch)
 
     scaled_B = scale(scores_B)
     charged_B = scaled_B - config.missing_eos_penalty * (~ended_B).to(scores_B)

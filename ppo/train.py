@@ -183,12 +183,12 @@ def shown(tokenizer: Any, rollout: Rollout, prompts: Sequence[Prompt], count: in
     """The first episodes of a roll-out as text."""
     rows = []
     for index in range(min(count, len(prompts))):
-        text, ended = decode_completion(tokenizer, rollout.responses[index])
+        ended = bool(rollout.ended_B[index])
         log_ratio = ((rollout.logprobs_BT - rollout.ref_logprobs_BT) * rollout.mask_BT)[index].sum()
         rows.append(
             {
                 "prompt": prompts[index].text,
-                "response": text,
+                "response": decode_completion(tokenizer, rollout.responses[index], ended),
                 "ended": ended,
                 "score": float(rollout.scores_B[index]),
                 "kl": float(log_ratio),

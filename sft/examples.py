@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.records import Demonstration
-from data.tokenize import encode_completion, encode_prompt
+from data.tokenize import encode_completion, encode_prompt, generation_prompt
 
 
 def demonstration_examples(tokenizer: Any, demonstrations: Sequence[Demonstration], context: int) -> list[dict[str, list[int]]]:
@@ -15,7 +15,10 @@ def demonstration_examples(tokenizer: Any, demonstrations: Sequence[Demonstratio
     """
     examples = []
     for demonstration in demonstrations:
-        prompt, completion = encode_prompt(tokenizer, demonstration), encode_completion(tokenizer, demonstration.completion)
+        # What the template writes before an answer, such as an empty think block, is learned with it.
+        prompt = generation_prompt(tokenizer, demonstration)
+        opening = encode_prompt(tokenizer, demonstration)[len(prompt) :]
+        completion = [*opening, *encode_completion(tokenizer, demonstration.completion)]
         if len(prompt) + len(completion) > context:
             raise ValueError(
                 f"demonstration {demonstration.prompt_id} has {len(prompt) + len(completion)} tokens, more than the model's context of "

@@ -3,7 +3,7 @@
 Sampling is exact at the temperature, but a batch shares one stream of random numbers, so a text depends on its neighbours.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(
-        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, eos_id: int, pad_id: int,
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, stop_ids: Collection[int], pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:  # fmt: skip
         """See `Engine`. The same call gives the same texts; another batch size, order or number of processes gives others."""
@@ -31,23 +31,23 @@ class TransformersEngine:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         device = base.get_input_embeddings().weight.device
         order, results = by_length(prompts), {}
-        with merged_weights(model), only_settings(base, settings(sampling, eos_id, pad_id)), torch.random.fork_rng():
+        with merged_weights(model), only_settings(base, settings(sampling, stop_ids, pad_id)), torch.random.fork_rng():
             for start in range(0, len(order), sampling.batch_size):
                 batch = order[start : start + sampling.batch_size]
                 torch.manual_seed(derive_seed("transformers", *(seeds[number] for number in batch)))
                 ids_BP, seen_BP = left_padded([prompts[number] for number in batch], pad_id)
                 made_BS = base.generate(input_ids=ids_BP.to(device), attention_mask=seen_BP.to(device))
                 for number, ids in zip(batch, made_BS[:, ids_BP.shape[1] :].tolist(), strict=True):
-                    results[number] = until_eos(ids, eos_id)
+                    results[number] = until_end(ids, stop_ids)
                 if on_batch is not None:
                     on_batch(len(batch))
         return [results[number] for number in range(len(prompts))]
 
 
-def settings(sampling: Sampling, eos_id: int, pad_id: int) -> GenerationConfig:
+def settings(sampling: Sampling, stop_ids: Collection[int], pad_id: int) -> GenerationConfig:
     """Exact sampling at the temperature, with nothing cut off; the likeliest token at temperature 0."""
     drawn = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, eos_token_id=eos_id, pad_token_id=pad_id, **drawn)
+    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=pad_id, **drawn)
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Te
     return ids_BP, seen_BP
 
 
-def until_eos(ids: Sequence[int], eos_id: int) -> Generation:
-    """The response without what stands behind EOS."""
-    ended = eos_id in ids
-    return Generation(list(ids[: ids.index(eos_id) + 1] if ended else ids), None, ended)
+def until_end(ids: Sequence[int], stop_ids: Collection[int]) -> Generation:
+    """The response without what stands behind its first end token."""
+    length = next((place for place, token in enumerate(ids, start=1) if token in stop_ids), None)
+    return Generation(list(ids[:length]), None, length is not None)

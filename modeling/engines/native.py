@@ -10,7 +10,7 @@ Shapes: B alive rows, V vocabulary, L levels of a draw.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,11 +55,11 @@ class NativeEngine:
         self.merge_adapters = merge_adapters
 
     def generate(
-        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, eos_id: int, pad_id: int,
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, stop_ids: Collection[int], pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:  # fmt: skip
         """See `Engine`."""
-        return generate(model, prompts, seeds, sampling, eos_id, pad_id, on_batch, self.merge_adapters)
+        return generate(model, prompts, seeds, sampling, stop_ids, pad_id, on_batch, self.merge_adapters)
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     sampling: Sampling,
-    eos_id: int,
+    stop_ids: Collection[int],
     pad_id: int,
     on_batch: Callable[[int], object] | None = None,
     merge_adapters: bool = True,
@@ -101,11 +101,11 @@ def generate(
                 logits_BV = fresh_BV if logits_BV is None else torch.cat([logits_BV, fresh_BV])
             assert logits_BV is not None
             tokens = choose(model, rows, logits_BV, sampling.temperature, settles)
-            alive = [place for place, row in enumerate(rows) if tokens[place] != eos_id and len(row.ids) < sampling.max_new_tokens]
+            alive = [place for place, row in enumerate(rows) if tokens[place] not in stop_ids and len(row.ids) < sampling.max_new_tokens]
             if len(alive) < len(rows):
                 for place in set(range(len(rows))) - set(alive):
                     row = rows[place]
-                    results[row.number] = Generation(row.ids, row.logprobs, ended=row.ids[-1] == eos_id)
+                    results[row.number] = Generation(row.ids, row.logprobs, ended=row.ids[-1] in stop_ids)
                 if on_batch is not None:
                     on_batch(len(rows) - len(alive))
                 alive = closed_up(alive)

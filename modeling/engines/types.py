@@ -1,6 +1,6 @@
 """What goes into an engine and what comes out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,11 +23,11 @@ class Generation:
     """One response."""
 
     ids: list[int]
-    """Up to and including EOS, if it came."""
+    """Up to and including the end token, if one came."""
     logprobs: list[float] | None
     """Of each token in the distribution that it was sampled from; None where the engine does not record them."""
     ended: bool
-    """Whether EOS came."""
+    """Whether a token that ends an answer came."""
 
 
 class Engine(Protocol):
@@ -41,11 +41,13 @@ class Engine(Protocol):
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         sampling: Sampling,
-        eos_id: int,
+        stop_ids: Collection[int],
         pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:
-        """A response to each prompt, in order. `on_batch` is told how many prompts have been answered since it was last called.
+        """A response to each prompt, in order, which any of `stop_ids` ends.
+
+        `on_batch` is told how many prompts have been answered since it was last called.
 
         Raises ValueError when a prompt is empty, or leaves no room for an answer in the model's context.
         """

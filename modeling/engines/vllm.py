@@ -6,7 +6,7 @@ folder, which is the one vLLM was started from; its workers' `reload_weights` re
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class VLLMEngine:
 
     @torch.no_grad()
     def generate(
-        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, eos_id: int, pad_id: int,
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, stop_ids: Collection[int], pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:  # fmt: skip
         """See `Engine`. Each prompt has its seed; vLLM does not promise the same text in another batch."""
@@ -48,7 +48,7 @@ class VLLMEngine:
         chosen = [
             self.vllm.SamplingParams(
                 seed=seed, temperature=sampling.temperature, top_p=1.0, top_k=0, max_tokens=sampling.max_new_tokens,
-                stop_token_ids=[eos_id], ignore_eos=True, detokenize=False,
+                stop_token_ids=sorted(stop_ids), ignore_eos=True, detokenize=False,
             )
             for seed in seeds
         ]  # fmt: skip
@@ -58,7 +58,7 @@ class VLLMEngine:
         results = []
         for output in outputs:
             ids = list(output.outputs[0].token_ids)
-            results.append(Generation(ids, None, ended=bool(ids) and ids[-1] == eos_id))
+            results.append(Generation(ids, None, ended=bool(ids) and ids[-1] in stop_ids))
         return results
 
     def _synchronise(self, model: Any) -> None:

@@ -254,9 +254,8 @@ def test_a_prompt_is_a_prefix_of_the_conversation_it_starts(template: str) -> No
     question = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     answer = {"role": "assistant", "content": "Because."}
     (prompt,), _ = render_jinja_template([question], chat_template=template, add_generation_prompt=True, **tokens)
-    (whole,), ((span,),) = render_jinja_template([[*question, answer]], chat_template=template, return_assistant_tokens_mask=True, **tokens)
+    (whole,), _ = render_jinja_template([[*question, answer]], chat_template=template, **tokens)
     assert whole.startswith(prompt + "Because.<|im_end|>")
-    assert whole[span[0] : span[1]] == "Because.<|im_end|>"
     assert whole.count("assistant") + whole.count("Assistant") == 1
 
 

@@ -132,7 +132,7 @@ def other(tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> Any:
 
 def sampled(model: Any, tokenizer: Any, temperature: float) -> list[list[Generation]]:
     prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS for _ in range(2)]
-    flat = generate(model, prompts, list(range(6)), Sampling(7, temperature), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    flat = generate(model, prompts, list(range(6)), Sampling(7, temperature), [tokenizer.eos_token_id], tokenizer.pad_token_id)
     return [flat[0:2], flat[2:4], flat[4:6]]
 
 

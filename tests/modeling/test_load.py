@@ -3,20 +3,24 @@
 pytest tests/modeling/test_load.py
 """
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import CHATML, PLAIN
+from data.tokenize import encode_completion
 from modeling.batch import Batch
 from modeling.config import ModelConfig
-from modeling.load import autocast, base_model_place, context_length, load_causal, load_scalar, load_tokenizer, save
+from modeling.load import autocast, base_model_place, context_length, load_causal, load_scalar, load_tokenizer, save, stop_ids
 from modeling.scalar import scalar_model
 from modeling.tiny import CONTEXT_LENGTH
 
@@ -59,7 +63,8 @@ def test_a_tokenizer_like_gpt2s_gets_a_pad_of_its_own_and_the_model_a_row_for_it
     tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, architecture: str, pad: str | None
 ) -> None:
     folder = Path(shutil.copytree(tiny(architecture), tmp_path / "model"))
-    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=pad)
+    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=pad, chat_template=None)
+    (folder / "chat_template.jinja").unlink()
     tokenizer = load_tokenizer(folder, model_config)
     assert tokenizer.eos_token_id == 0
     assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("<|pad|>", 512, 513)
@@ -93,7 +98,7 @@ def test_a_tokenizer_without_eos_is_refused(copied: Path, model_config: ModelCon
 
 def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(copied: Path, tmp_path: Path, model_config: ModelConfig) -> None:
     assert load_tokenizer(copied, model_config).chat_template == CHATML
-    (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}!")
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
     own = ModelConfig(chat_template=str(tmp_path / "own.jinja"))
     assert load_tokenizer(copied, own).apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
     with pytest.raises(ValueError, match=r"model\.chat_template: .*absent\.jinja: no such file"):
@@ -101,6 +106,68 @@ def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(copied: 
     rewrite_tokenizer(copied, chat_template=None)
     (copied / "chat_template.jinja").unlink(missing_ok=True)
     assert load_tokenizer(copied, model_config).chat_template == PLAIN
+
+
+TWO_WORDS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("", "does not show the user's message"),
+        ("fixed words only", "does not show the user's message"),
+        ("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}", "does not show the user's message"),
+        ("{{ messages[0]['content'] }}", "the assistant's answer as they are"),
+        ("\n{{ messages[0]['content'] + 1 }}", r"cannot render a question and its answer \(line 2\): can only concatenate str"),
+        ("{{ nothing.at.all }}", r"\(line 1\): 'nothing' is undefined"),
+        ("{% for m in messages %}\n{{ m.content", r"\(line 2\): unexpected end of template"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ 1 / 0 }}{% endif %}", "division by zero"),
+        ("{% if add_generation_prompt %}x{% endif %}{% if not messages[1] %}y{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}",
+         "in another way than the same question with its answer"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_be_trained_with_is_refused_before_anything_is_loaded(
+    tiny_llama: Path, tmp_path: Path, template: str, said: str
+) -> None:
+    (tmp_path / "own.jinja").write_text(template)
+    with pytest.raises(ValueError, match=f"^model.chat_template={re.escape(str(tmp_path / 'own.jinja'))}: .*{said}") as error:
+        load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja")))
+    assert "\n" not in str(error.value)
+
+
+MARKED = (
+    "{{ strftime_now('%d %b %Y') }}{%- for m in messages %}\n{%- if m.role == 'assistant' -%} A:\n{%- generation -%} {{ m.content }}!\n "
+    "{%- endgeneration -%}{%- else -%} {{ m.content }}\n{% endif %}{%- endfor %}"
+)
+
+
+def test_exported_templates_are_read_alike_by_plain_jinja_and_by_transformers(tiny_llama: Path, tmp_path: Path) -> None:
+    original = AutoTokenizer.from_pretrained(tiny_llama)
+    original.chat_template = MARKED.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024")
+    (tmp_path / "own.jinja").write_text(MARKED)
+    load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja"))).save_pretrained(tmp_path / "saved")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    expected = original.apply_chat_template(TWO_WORDS, tokenize=False)
+    assert exported.apply_chat_template(TWO_WORDS, tokenize=False) == expected, "a template that reads the clock would change from day to day"
+    plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(exported.chat_template)
+    assert plain.render(messages=TWO_WORDS) == expected
+    for ours in (CHATML, PLAIN):
+        assert jinja2.Environment().from_string(ours).render(messages=TWO_WORDS, eos_token="").count("So.") == 1
+
+
+def test_an_answer_ends_with_the_templates_token_and_stops_at_every_end_token(copied: Path, tmp_path: Path, model_config: ModelConfig) -> None:
+    """As Gemma and Llama 3: the tokenizer's EOS is not the token that ends a turn, and the generation config lists both."""
+    rewrite_tokenizer(copied, eos_token="<|endoftext|>", pad_token=None)
+    settings = json.loads((copied / "generation_config.json").read_text())
+    (copied / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [0, 9]}))
+    tokenizer = load_tokenizer(copied, model_config)
+    assert tokenizer.eos_token == "<|im_end|>"
+    model = load_causal(copied, model_config, tokenizer)
+    assert stop_ids(model) == {0, 9, 2}
+    save(model, tokenizer, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"] == [0, 9, 2]
+    assert load_tokenizer(tmp_path / "saved", model_config).eos_token == "<|im_end|>"
+    assert encode_completion(tokenizer, "So.")[-1] == 2
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_causal, load_scalar])

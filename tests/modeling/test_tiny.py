@@ -60,15 +60,6 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_the_mask_of_a_conversation_marks_the_answer_and_its_end(tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(make_tiny_model(tmp_path))
-    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    marked = [token for token, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
-    assert tokenizer.decode(marked) == "Because.<|im_end|>"
-    assert marked[-1] == tokenizer.eos_token_id
-
-
 def test_no_token_of_the_model_is_unknown_to_its_tokenizer(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path, corpus=["too short for many merges"])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

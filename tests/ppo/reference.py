@@ -29,6 +29,8 @@ class Episode:
     ended: bool
     recorded: list[float] = field(default_factory=list)
     """Log-probabilities noted while decoding, where the run goes by those."""
+    scored: list[int] = field(default_factory=list)
+    """The response as the reward model reads it."""
 
 
 @dataclass
@@ -207,7 +209,7 @@ def look(four: Four, episode: Episode, temperature: float) -> Scored:
             episode.recorded or [float(x) for x in chosen(four.policy, episode, temperature)[0]],
             [float(x) for x in chosen(four.reference, episode, temperature)[0]],
             [float(x) for x in states(four.value, episode)],
-            float(four.reward.readings(episode.prompt + episode.response)[-1]),
+            float(four.reward.readings(episode.prompt + episode.scored)[-1]),
         )
 
 

@@ -23,7 +23,8 @@ from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, chain_of, save_rewa
 
 OTHER_WORDS = ["zebra quartz vexing jumps over lazy dogs; what a cat is, and why rivers are cold. " * 3]
 LOUD = (
-    "{% for message in messages %}<<{{ message['role'] }}>> {{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}<<reply>> {% endif %}"
+    "{% for message in messages %}<<{{ message['role'] }}>> {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<<assistant>> {% endif %}"
 )
 FLOAT32 = 5e-5
 CROSSINGS = [("llama", "gpt2"), ("gpt2", "qwen2"), ("qwen2", "gpt_neox"), ("gpt_neox", "llama")]
@@ -119,27 +120,22 @@ def test_the_policys_template_is_not_forced_on_a_reward_model_that_has_its_own(f
     assert rollout.scores_B.tolist() == pytest.approx(expected, abs=FLOAT32)
 
 
-@pytest.mark.parametrize("changed", ["template", "eos", "nothing"])
-def test_text_is_read_anew_only_where_tokens_or_template_differ(changed: str, tiny: Callable[[str], Path], tmp_path: Path):
+@pytest.mark.parametrize("template", [LOUD, None], ids=["another template", "the policy's"])
+def test_responses_are_scored_in_the_form_of_the_rankings_whatever_tokens_they_were_sampled_in(
+    template: str | None, tiny: Callable[[str], Path], tmp_path: Path
+):
     made = make_tiny_model(tmp_path / "made", "gpt2", hidden_size=48, layers=3, seed=4)
-    reward = save_reward(
-        tmp_path / "reward", made, template=LOUD if changed == "template" else None, eos="<|im_start|>" if changed == "eos" else None
-    )
+    reward = save_reward(tmp_path / "reward", made, template=template)
     chain = chain_of(tmp_path, tiny("llama"), reward, "lora")
     models, case = chain.models(), every_ending(chain.tokenizer)
     rollout = scored(chain, models, case)
     anew = [read_by_hand(chain, prompt, response.ids) for prompt, response in zip(case.prompts, case.responses, strict=True)]
-    if changed != "nothing":
-        assert rollout.scores_B.tolist() == pytest.approx(anew, abs=FLOAT32)
-        return
+    assert rollout.scores_B.tolist() == pytest.approx(anew, abs=FLOAT32)
+    # Not the sampled tokens: the last row was pieced together from single letters, as no tokenizer does.
     model = AutoModelForSequenceClassification.from_pretrained(reward / "model").eval()
     with torch.no_grad():
         hidden = [model.base_model(torch.tensor([p + r])).last_hidden_state[0, -1] for p, r in zip(rollout.prompts, rollout.responses, strict=True)]
         as_they_are = (model.score(torch.stack(hidden))[:, 0] - 0.5).tolist()
-    assert models.reading is None
-    assert rollout.reward_truncated_B is None
-    assert rollout.scores_B.tolist() == pytest.approx(as_they_are, abs=FLOAT32)
-    # The last row was pieced together in a way of its own, which the text would have lost.
     assert abs(as_they_are[5] - anew[5]) > 0.01
 
 
@@ -205,25 +201,10 @@ def test_other_peoples_closing_stands_after_every_answer_even_a_cut_one(tokens: 
     case.responses[1] = Generation([*digits, chain.tokenizer.eos_token_id], [-1.0] * (len(digits) + 1), ended=True)
     case.responses[3] = Generation([200, 180, 220], [-1.0] * 3, ended=False)
     rollout = scored(chain, models, case)
-    if tokens == "its own":
-        expected = [read_by_hand(chain, p, r.ids, context, closing) for p, r in zip(case.prompts, case.responses, strict=True)]
-    else:
-        model, eos = AutoModelForSequenceClassification.from_pretrained(chain.reward / "model").eval(), chain.tokenizer.eos_token_id
-        expected = []
-        for prompt, response in zip(rollout.prompts, rollout.responses, strict=True):
-            ids = (prompt + [token for token in response if token != eos])[: context - 2] + closing
-            with torch.no_grad():
-                expected.append(float(model.score(model.gpt_neox(torch.tensor([ids])).last_hidden_state[0, -1])) - 0.5)
+    expected = [read_by_hand(chain, p, r.ids, context, closing) for p, r in zip(case.prompts, case.responses, strict=True)]
     assert rollout.scores_B.tolist() == pytest.approx(expected, abs=FLOAT32)
     assert rollout.reward_truncated_B is not None
     assert rollout.reward_truncated_B.tolist() == [False, True, False, False, False, False]
-
-
-def test_a_closing_alone_is_reason_enough_to_read_otherwise(tiny: Callable[[str], Path], tmp_path: Path):
-    chain = chain_of(tmp_path, tiny("llama"), save_reward(tmp_path / "reward", tiny("gpt_neox"), closing=[7, 9]), "lora")
-    reading = chain.models().reading
-    assert reading is not None
-    assert reading.rows([PROMPTS[0]], [[5, 6]], [[8, chain.tokenizer.eos_token_id]]) == ([[5, 6]], [[8, 7, 9]], [False])
 
 
 def test_with_the_policys_tokens_but_a_shorter_context_tokens_are_cut(tiny: Callable[[str], Path], tmp_path: Path):
@@ -232,11 +213,8 @@ def test_with_the_policys_tokens_but_a_shorter_context_tokens_are_cut(tiny: Call
     models, case = chain.models(value_init="sft"), every_ending(chain.tokenizer)
     case.responses[0] = Generation(list(range(50, 170)), [-1.0] * 120, ended=False)
     rollout = scored(chain, models, case)
-    model = AutoModelForSequenceClassification.from_pretrained(reward / "model").eval()
-    for row, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True)):
-        with torch.no_grad():
-            expected = float(model.score(model.model(torch.tensor([(prompt + response)[:120]])).last_hidden_state[0, -1])) - 0.5
-        assert rollout.scores_B[row].item() == pytest.approx(expected, abs=FLOAT32)
+    expected = [read_by_hand(chain, p, r.ids, 120) for p, r in zip(case.prompts, case.responses, strict=True)]
+    assert rollout.scores_B.tolist() == pytest.approx(expected, abs=FLOAT32)
     assert rollout.reward_truncated_B is not None
     assert rollout.reward_truncated_B.tolist() == [True] + [False] * 5
 

@@ -49,10 +49,15 @@ def norms_keep_their_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaRMSNorm, "forward", lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon))
 
 
-def record(monkeypatch: pytest.MonkeyPatch, eos: int, decoded: bool) -> list[list[Episode]]:
+def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> list[list[Episode]]:
     """Fills with the episodes of each roll-out of `train`, with their log-probabilities if `decoded`; else most are ended early."""
     seen: list[list[Episode]] = []
-    plain = project.roll_out
+    plain, eos = project.roll_out, tokenizer.eos_token_id
+
+    def as_ranked(response: Any) -> list[int]:
+        """The response's text in tokens again: what the reward model was trained on."""
+        text = tokenizer.decode([token for token in response.ids if token not in tokenizer.all_special_ids]).strip()
+        return tokenizer.encode(text, add_special_tokens=False) + [eos] * response.ended or [eos]
 
     def kept(*given: Any, **named: Any) -> Any:
         ids, responses, *rest = plain(*given, **named)
@@ -61,7 +66,7 @@ def record(monkeypatch: pytest.MonkeyPatch, eos: int, decoded: bool) -> list[lis
                 r if k % 4 == 3 else replace(r, ids=[*r.ids[: k % 4 + k // 4], eos], logprobs=r.logprobs[: k % 4 + k // 4 + 1], ended=True)
                 for k, r in enumerate(responses)
             ]
-        seen.append([Episode(p, r.ids, r.ended, r.logprobs if decoded else []) for p, r in zip(ids, responses, strict=True)])
+        seen.append([Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(r)) for p, r in zip(ids, responses, strict=True)])
         return ids, responses, *rest
 
     monkeypatch.setattr(project, "roll_out", kept)
@@ -110,7 +115,7 @@ def test_a_run_is_the_papers_step_by_step(chains, adapter: str, variant: str, tm
     policy_start, value_start = copies(models.policy_parameters), copies(models.value_parameters)
     four = load_four(chain, adapter, policy_start)
 
-    seen = record(monkeypatch, chain.tokenizer.eos_token_id, decoded=config.old_logprobs == "rollout")
+    seen = record(monkeypatch, chain.tokenizer, decoded=config.old_logprobs == "rollout")
     average = project.train(config, chain.config, models, chain.tokenizer, PROMPTS, texts, 0, TEAM, tmp_path)
     assert len(seen) == config.iterations == 2
     for episode in seen[0]:

@@ -33,6 +33,15 @@ def ask(*numbers: int) -> Prompt:
     return Prompt(prompt=" ".join(word(number) for number in numbers))
 
 
+class ToyChain(Chain):
+    """Its tokens are no text: the reward model scores them as they are."""
+
+    def models(self, **ppo: Any) -> PPOModels:
+        models = super().models(**ppo)
+        models.reading = None
+        return models
+
+
 def toy_chain(folder: Path, table: Sequence[float], seed: int = 0) -> Chain:
     """An SFT model with a distribution of its own over the words, and a reward model that gives `table[v]` to what ends in token v."""
     (folder / "sft").mkdir(parents=True)
@@ -43,7 +52,7 @@ def toy_chain(folder: Path, table: Sequence[float], seed: int = 0) -> Chain:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
     config = ModelConfig(base="unused", adapter="none", device="cpu", precision="float32")
-    return Chain(folder / "sft", folder / "reward", config, load_tokenizer(folder / "sft" / "model", config))
+    return ToyChain(folder / "sft", folder / "reward", config, load_tokenizer(folder / "sft" / "model", config))
 
 
 def next_words(model: Any, ids: Sequence[int]) -> Tensor:
@@ -74,7 +83,7 @@ def _tokenizer(words: int) -> PreTrainedTokenizerFast:
     plain = Tokenizer(models.WordLevel(known, unk_token="<pad>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", pad_token="<pad>", padding_side="right")
-    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     return tokenizer
 
 

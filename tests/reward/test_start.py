@@ -100,8 +100,11 @@ def test_without_a_template_of_its_own_it_reads_at_eos(
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('turns must alternate') }}", "chat template refuses a question with its answer: turns must alternate"),
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "chat template does not show an answer as it is"),
+        ("{{ raise_exception('turns must alternate') }}", "chat template cannot render a question and its answer .line 1.: turns must alternate"),
+        (
+            "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
+            "chat template does not show the user's message and the assistant's answer as they are",
+        ),
     ],
 )
 def test_a_template_that_shows_no_answer_is_refused_in_a_sentence(

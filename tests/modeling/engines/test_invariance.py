@@ -17,7 +17,6 @@ from modeling.engines.types import Sampling
 from modeling.seeds import derive_seed
 from modeling.tiny import ARCHITECTURES
 
-NO_TOKEN = -1
 PROMPTS = [[3 + (7 * row + 3 * column) % 400 for column in range(1 + 5 * row % 23)] for row in range(14)]
 SEEDS = [derive_seed("invariance", row) for row in range(len(PROMPTS))]
 SIZES = (1, 3, 8, 64)
@@ -26,7 +25,7 @@ SIZES = (1, 3, 8, 64)
 def texts(model: Any, batch_size: int, temperature: float = 1.0, steps: int = 9, order: list[int] | None = None) -> list[list[int]]:
     """The responses in the prompts' own order, asked for in another one."""
     order = order or list(range(len(PROMPTS)))
-    made = generate(model, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], Sampling(steps, temperature, batch_size), NO_TOKEN, 0)
+    made = generate(model, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], Sampling(steps, temperature, batch_size), (), 0)
     found = dict(zip(order, made, strict=True))
     return [found[i].ids for i in sorted(order)]
 

@@ -24,7 +24,6 @@ from modeling.seeds import derive_seed
 from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH
 from tests.conftest import enliven
 
-NO_TOKEN = -1
 """As EOS: never said."""
 PROMPTS = [[3 + (5 * row + column) % 400 for column in range(length)] for row, length in enumerate((5, 1, 9, 5, 2, 30, 3, 4, 17, 6))]
 SEEDS = [derive_seed("test", row) for row in range(len(PROMPTS))]
@@ -45,7 +44,7 @@ def texts(generations: list[Generation]) -> list[list[int]]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_recorded_logprobs_equal_a_plain_forward_of_the_whole_text(tiny_causal: Callable[[str], Any], architecture: str, temperature: float) -> None:
     model = tiny_causal(architecture)
-    made = generate(model, PROMPTS, SEEDS, Sampling(12, temperature, batch_size=4), eos_id=NO_TOKEN, pad_id=0)
+    made = generate(model, PROMPTS, SEEDS, Sampling(12, temperature, batch_size=4), stop_ids=(), pad_id=0)
     for prompt, generation in zip(PROMPTS, made, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + generation.ids])).logits[0].double() / temperature
@@ -58,26 +57,26 @@ def test_recorded_logprobs_equal_a_plain_forward_of_the_whole_text(tiny_causal: 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_text_depends_on_prompt_and_seed_and_not_on_neighbours(tiny_causal: Callable[[str], Any], architecture: str) -> None:
     model = tiny_causal(architecture)
-    alone = [generate(model, [p], [s], Sampling(10), eos_id=NO_TOKEN, pad_id=0)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    alone = [generate(model, [p], [s], Sampling(10), stop_ids=(), pad_id=0)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
     for batch_size, pad_id in ((3, 0), (64, 0), (64, alone[2].ids[3])):
-        together = generate(model, PROMPTS, SEEDS, Sampling(10, batch_size=batch_size), eos_id=NO_TOKEN, pad_id=pad_id)
+        together = generate(model, PROMPTS, SEEDS, Sampling(10, batch_size=batch_size), stop_ids=(), pad_id=pad_id)
         assert texts(together) == texts(alone)
         for one, other in zip(alone, together, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=FLOAT32)
-    backwards = generate(model, PROMPTS[::-1], SEEDS[::-1], Sampling(10, batch_size=4), eos_id=NO_TOKEN, pad_id=0)
+    backwards = generate(model, PROMPTS[::-1], SEEDS[::-1], Sampling(10, batch_size=4), stop_ids=(), pad_id=0)
     assert texts(backwards[::-1]) == texts(alone)
 
 
 def test_the_same_prompt_with_another_seed_gets_another_answer(tiny_causal: Callable[[str], Any]) -> None:
-    made = generate(tiny_causal("llama"), [PROMPTS[0]] * 6, [1, 2, 3, 1, 2, 3], Sampling(10), eos_id=NO_TOKEN, pad_id=0)
+    made = generate(tiny_causal("llama"), [PROMPTS[0]] * 6, [1, 2, 3, 1, 2, 3], Sampling(10), stop_ids=(), pad_id=0)
     assert texts(made[:3]) == texts(made[3:])
     assert len({tuple(ids) for ids in texts(made)}) == 3
 
 
 def test_a_longer_limit_only_goes_on_where_a_shorter_one_stopped(tiny_causal: Callable[[str], Any]) -> None:
     model = tiny_causal("llama")
-    short = generate(model, PROMPTS, SEEDS, Sampling(4), eos_id=NO_TOKEN, pad_id=0)
-    long = generate(model, PROMPTS, SEEDS, Sampling(9), eos_id=NO_TOKEN, pad_id=0)
+    short = generate(model, PROMPTS, SEEDS, Sampling(4), stop_ids=(), pad_id=0)
+    long = generate(model, PROMPTS, SEEDS, Sampling(9), stop_ids=(), pad_id=0)
     assert [ids[:4] for ids in texts(long)] == texts(short)
 
 
@@ -86,7 +85,7 @@ def test_eos_ends_and_rows_that_leave_or_come_change_nothing(
     tiny_causal: Callable[[str], Any], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = few_words(tiny_causal(architecture))
-    endless = generate(model, PROMPTS, SEEDS, Sampling(15), eos_id=NO_TOKEN, pad_id=0)
+    endless = generate(model, PROMPTS, SEEDS, Sampling(15), stop_ids=(), pad_id=0)
     eos_id = Counter(token for ids in texts(endless) for token in ids).most_common()[1][0]
     beside: list[int] = []
     original = Lanes.join
@@ -94,7 +93,7 @@ def test_eos_ends_and_rows_that_leave_or_come_change_nothing(
     monkeypatch.setattr(cache, "GROWTH", 5)
     for pad_id, batch_size in ((0, 64), (eos_id, 64), (0, 4), (0, 1)):
         beside.clear()
-        made = generate(model, PROMPTS, SEEDS, Sampling(15, batch_size=batch_size), eos_id=eos_id, pad_id=pad_id)
+        made = generate(model, PROMPTS, SEEDS, Sampling(15, batch_size=batch_size), stop_ids=[eos_id], pad_id=pad_id)
         assert (max(beside) > 0) is (batch_size == 4), "newcomers should come beside others with few lanes, or this test shows nothing"
         for whole, generation in zip(endless, made, strict=True):
             length = whole.ids.index(eos_id) + 1 if eos_id in whole.ids else 15
@@ -107,11 +106,11 @@ def test_eos_ends_and_rows_that_leave_or_come_change_nothing(
 
 def test_an_eos_at_the_very_last_step_counts_as_ended(tiny_causal: Callable[[str], Any]) -> None:
     model = tiny_causal("llama")
-    endless = generate(model, PROMPTS[:1], SEEDS[:1], Sampling(6), eos_id=NO_TOKEN, pad_id=0)[0]
+    endless = generate(model, PROMPTS[:1], SEEDS[:1], Sampling(6), stop_ids=(), pad_id=0)[0]
     last = endless.ids[5]
     assert last not in endless.ids[:5]
-    at_the_end = generate(model, PROMPTS[:1], SEEDS[:1], Sampling(6), eos_id=last, pad_id=0)[0]
-    one_short = generate(model, PROMPTS[:1], SEEDS[:1], Sampling(5), eos_id=last, pad_id=0)[0]
+    at_the_end = generate(model, PROMPTS[:1], SEEDS[:1], Sampling(6), stop_ids=[last], pad_id=0)[0]
+    one_short = generate(model, PROMPTS[:1], SEEDS[:1], Sampling(5), stop_ids=[last], pad_id=0)[0]
     assert (at_the_end.ids, at_the_end.ended) == (endless.ids, True)
     assert (one_short.ids, one_short.ended) == (endless.ids[:5], False)
 
@@ -119,16 +118,16 @@ def test_an_eos_at_the_very_last_step_counts_as_ended(tiny_causal: Callable[[str
 def test_all_may_end_at_once_and_at_the_first_token(tiny_causal: Callable[[str], Any]) -> None:
     model = few_words(tiny_causal("llama"), words=1)
     for batch_size in (1, 3, 64):
-        made = generate(model, PROMPTS, SEEDS, Sampling(5, batch_size=batch_size), eos_id=0, pad_id=0)
+        made = generate(model, PROMPTS, SEEDS, Sampling(5, batch_size=batch_size), stop_ids=[0], pad_id=0)
         assert [(generation.ids, generation.ended) for generation in made] == [([0], True)] * len(PROMPTS)
 
 
 def test_a_prompt_with_several_answers_is_read_once(tiny_causal: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_causal("llama")
-    alone = [generate(model, [p], [s], Sampling(6), NO_TOKEN, 0)[0].ids for p, s in zip([PROMPTS[2]] * 4 + PROMPTS[:2], SEEDS, strict=False)]
+    alone = [generate(model, [p], [s], Sampling(6), (), 0)[0].ids for p, s in zip([PROMPTS[2]] * 4 + PROMPTS[:2], SEEDS, strict=False)]
     read: list[int] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
-    made = generate(model, [PROMPTS[2]] * 4 + PROMPTS[:2], SEEDS[:6], Sampling(6), eos_id=NO_TOKEN, pad_id=0)
+    made = generate(model, [PROMPTS[2]] * 4 + PROMPTS[:2], SEEDS[:6], Sampling(6), stop_ids=(), pad_id=0)
     assert read[0] == 3 * len(PROMPTS[2]), "three distinct prompts, padded to the longest"
     assert texts(made) == alone
 
@@ -136,7 +135,7 @@ def test_a_prompt_with_several_answers_is_read_once(tiny_causal: Callable[[str],
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_temperature_zero_takes_the_likeliest_token_every_time(tiny_causal: Callable[[str], Any], architecture: str) -> None:
     model = tiny_causal(architecture)
-    made = generate(model, PROMPTS[:4], SEEDS[:4], Sampling(6, temperature=0), eos_id=NO_TOKEN, pad_id=0)
+    made = generate(model, PROMPTS[:4], SEEDS[:4], Sampling(6, temperature=0), stop_ids=(), pad_id=0)
     for prompt, generation in zip(PROMPTS, made, strict=False):
         so_far = list(prompt)
         for token, logprob in zip(generation.ids, generation.logprobs, strict=True):
@@ -149,26 +148,26 @@ def test_temperature_zero_takes_the_likeliest_token_every_time(tiny_causal: Call
 
 def test_progress_counts_every_prompt_once(tiny_causal: Callable[[str], Any]) -> None:
     told: list[int] = []
-    generate(tiny_causal("llama"), PROMPTS, SEEDS, Sampling(2, batch_size=4), eos_id=NO_TOKEN, pad_id=0, on_batch=told.append)
+    generate(tiny_causal("llama"), PROMPTS, SEEDS, Sampling(2, batch_size=4), stop_ids=(), pad_id=0, on_batch=told.append)
     assert told == [4, 4, 2]
-    assert generate(tiny_causal("llama"), [], [], Sampling(2), eos_id=NO_TOKEN, pad_id=0) == []
+    assert generate(tiny_causal("llama"), [], [], Sampling(2), stop_ids=(), pad_id=0) == []
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused_before_anything_is_computed(tiny_causal: Callable[[str], Any]) -> None:
     model = tiny_causal("gpt2")
     prompts = [[5], [5] * (CONTEXT_LENGTH - 3)]
-    made = generate(model, prompts, [0, 1], Sampling(3), eos_id=NO_TOKEN, pad_id=0)
+    made = generate(model, prompts, [0, 1], Sampling(3), stop_ids=(), pad_id=0)
     assert [len(ids) for ids in texts(made)] == [3, 3]
     model.forward = None  # would raise TypeError
     with pytest.raises(
         ValueError, match=f"a prompt of {CONTEXT_LENGTH - 3} tokens and 4 new ones do not fit the model's context of {CONTEXT_LENGTH}"
     ):
-        generate(model, prompts, [0, 1], Sampling(4), eos_id=NO_TOKEN, pad_id=0)
+        generate(model, prompts, [0, 1], Sampling(4), stop_ids=(), pad_id=0)
 
 
 def test_an_empty_prompt_is_refused(tiny_causal: Callable[[str], Any]) -> None:
     with pytest.raises(ValueError, match="a prompt has no tokens"):
-        generate(tiny_causal("llama"), [[5], []], [0, 1], Sampling(3), eos_id=NO_TOKEN, pad_id=0)
+        generate(tiny_causal("llama"), [[5], []], [0, 1], Sampling(3), stop_ids=(), pad_id=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -178,7 +177,7 @@ def test_first_and_second_words_of_many_episodes_come_as_often_as_the_model_says
     model.get_output_embeddings().weight.data *= 0.4 * temperature
     episodes, prompt = 3000, PROMPTS[0]
     seeds = [derive_seed(7, "rollout", 0, episode) for episode in range(episodes)]
-    made = generate(model, [prompt] * episodes, seeds, Sampling(2, temperature, batch_size=1000), NO_TOKEN, 0)
+    made = generate(model, [prompt] * episodes, seeds, Sampling(2, temperature, batch_size=1000), (), 0)
     with torch.no_grad():
         first_V = model(input_ids=torch.tensor([prompt])).logits[0, -1].double().div(temperature).softmax(-1)[:5]
         second_VV = model(input_ids=torch.tensor([[*prompt, word] for word in range(5)])).logits[:, -1].double().div(temperature).softmax(-1)[:, :5]
@@ -191,11 +190,11 @@ def test_first_and_second_words_of_many_episodes_come_as_often_as_the_model_says
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_lora_decodes_to_the_same_text_merged_or_not(tiny_causal: Callable[[str], Any], architecture: str) -> None:
     model = add_lora(tiny_causal(architecture), LoraSettings(rank=4, alpha=8))
-    bare = texts(generate(model, PROMPTS, SEEDS, Sampling(8), NO_TOKEN, 0))
+    bare = texts(generate(model, PROMPTS, SEEDS, Sampling(8), (), 0))
     for number, parameter in enumerate(adapter_parameters(model, "default").values()):
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     base = {name: value.clone() for name, value in model.state_dict().items()}
-    merged, plain = (NativeEngine(merge).generate(model, PROMPTS, SEEDS, Sampling(8, batch_size=3), NO_TOKEN, 0) for merge in (True, False))
+    merged, plain = (NativeEngine(merge).generate(model, PROMPTS, SEEDS, Sampling(8, batch_size=3), (), 0) for merge in (True, False))
     assert texts(merged) == texts(plain) != bare
     for one, other in zip(merged, plain, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=FLOAT32)
@@ -207,7 +206,7 @@ def test_bfloat16_decodes_with_the_logprobs_of_its_own_arithmetic(tiny_causal: C
     model = tiny_causal("llama")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not native.in_float32(model)
-        made = generate(model, PROMPTS, SEEDS, Sampling(4, batch_size=3), eos_id=NO_TOKEN, pad_id=0)
+        made = generate(model, PROMPTS, SEEDS, Sampling(4, batch_size=3), stop_ids=(), pad_id=0)
         for prompt, generation in zip(PROMPTS, made, strict=True):
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt + generation.ids])).logits[0].double()
@@ -225,20 +224,20 @@ def small(kind: str, **settings: Any) -> Any:
 def test_a_model_whose_attention_takes_no_mask_of_ours_is_decoded_with_a_growing_cache(caplog: pytest.LogCaptureFixture) -> None:
     model = small("bloom")
     with caplog.at_level(logging.WARNING):
-        made = generate(model, PROMPTS, SEEDS, Sampling(8, batch_size=4), eos_id=NO_TOKEN, pad_id=0)
+        made = generate(model, PROMPTS, SEEDS, Sampling(8, batch_size=4), stop_ids=(), pad_id=0)
     assert "BloomForCausalLM is decoded with a growing cache" in caplog.text
     assert isinstance(native.memory(model, 1, 1, 0), GrowingCache)
     for prompt, seed, generation in zip(PROMPTS, SEEDS, made, strict=True):
-        assert generation.ids == generate(model, [prompt], [seed], Sampling(8), NO_TOKEN, 0)[0].ids
+        assert generation.ids == generate(model, [prompt], [seed], Sampling(8), (), 0)[0].ids
     eos_id = made[0].ids[3]
-    short = generate(model, PROMPTS, SEEDS, Sampling(8, batch_size=4), eos_id=eos_id, pad_id=0)
+    short = generate(model, PROMPTS, SEEDS, Sampling(8, batch_size=4), stop_ids=[eos_id], pad_id=0)
     assert texts(short) == [ids[: ids.index(eos_id) + 1] if eos_id in ids else ids for ids in texts(made)]
 
 
 def test_a_model_that_remembers_otherwise_is_refused_in_a_sentence() -> None:
     model = small("mamba", num_attention_heads=None)
     with pytest.raises(ValueError, match="the native engine cannot decode MambaForCausalLM, which keeps something else"):
-        generate(model, PROMPTS, SEEDS, Sampling(3), eos_id=NO_TOKEN, pad_id=0)
+        generate(model, PROMPTS, SEEDS, Sampling(3), stop_ids=(), pad_id=0)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -262,7 +261,7 @@ def test_a_model_with_terms_of_its_own_attends_as_always_and_still_decodes_in_la
         rows = native.memory(model, 1, 1, 0)
         assert isinstance(rows, Lanes)
         assert rows.attends is own
-        made = generate(model, PROMPTS, SEEDS, Sampling(6, batch_size=4), eos_id=NO_TOKEN, pad_id=0)
+        made = generate(model, PROMPTS, SEEDS, Sampling(6, batch_size=4), stop_ids=(), pad_id=0)
         for prompt, generation in zip(PROMPTS, made, strict=True):
             expected_TV = model(torch.tensor([[*prompt, *generation.ids]])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
             assert generation.logprobs == pytest.approx(expected_TV[range(6), generation.ids].tolist(), abs=FLOAT32)
@@ -282,11 +281,11 @@ def test_grouped_heads_and_a_sliding_window_decode_up_to_the_window(attention: s
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
     model = small("mistral", **sizes, sliding_window=40, attn_implementation=attention)
     whole = small("mistral", **sizes, sliding_window=None)
-    made = generate(model, PROMPTS, SEEDS, Sampling(10, batch_size=3), eos_id=NO_TOKEN, pad_id=0)
+    made = generate(model, PROMPTS, SEEDS, Sampling(10, batch_size=3), stop_ids=(), pad_id=0)
     assert isinstance(native.memory(model, 1, 1, 0), Lanes)
-    assert texts(made) == texts(generate(whole, PROMPTS, SEEDS, Sampling(10), NO_TOKEN, 0))
+    assert texts(made) == texts(generate(whole, PROMPTS, SEEDS, Sampling(10), (), 0))
     with pytest.raises(ValueError, match="a prompt of 30 tokens and 11 new ones do not fit the model's context of 40"):
-        generate(model, PROMPTS, SEEDS, Sampling(11), eos_id=NO_TOKEN, pad_id=0)
+        generate(model, PROMPTS, SEEDS, Sampling(11), stop_ids=(), pad_id=0)
 
 
 def test_gaps_are_closed_by_as_few_moves_as_possible() -> None:

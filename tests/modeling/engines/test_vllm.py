@@ -44,7 +44,7 @@ class StandIn:
     def generate(self, prompts: list[dict[str, Any]], params: list[Any], use_tqdm: bool) -> list[Any]:
         self.asked.append(params)
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
-        made = generate(self.model, ids, [0] * len(ids), Sampling(params[0].max_tokens, temperature=0), params[0].stop_token_ids[0], 0)
+        made = generate(self.model, ids, [0] * len(ids), Sampling(params[0].max_tokens, temperature=0), params[0].stop_token_ids, 0)
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(generation.ids))]) for generation in made]
 
 
@@ -66,8 +66,8 @@ def test_every_generation_is_from_the_policys_present_weights(tiny_causal: Calla
     for update in range(2):
         for number, parameter in enumerate(adapter_parameters(model, "default").values()):
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * update + number))
-        made = engine.generate(model, PROMPTS, SEEDS, Sampling(6, temperature=0.7), 300, 0)
-        assert texts(made) == texts(generate(model, PROMPTS, SEEDS, Sampling(6, temperature=0), 300, 0))
+        made = engine.generate(model, PROMPTS, SEEDS, Sampling(6, temperature=0.7), [300], 0)
+        assert texts(made) == texts(generate(model, PROMPTS, SEEDS, Sampling(6, temperature=0), [300], 0))
         assert all(generation.logprobs is None for generation in made)
         found.append(texts(made))
     assert found[0] != found[1]
