@@ -127,7 +127,8 @@ def score(
         assert len(every) == int(lengths_B.sum()), "the configuration refuses engines that record none"
         fill(logprobs_BT, mask_BT, range(count), torch.tensor(every, device=device, dtype=models.dtype))
     with models.as_reward() as reward, autocast(model_config, device):
-        episodes = [Episode(ids, response, record) for ids, response, record in zip(prompts, responses, records or [None] * count, strict=True)]
+        known: Sequence[Prompt | None] = records or [None] * count
+        episodes = [Episode(*episode) for episode in zip(prompts, responses, known, strict=True)]
         scores_B, truncated_B = read_scores(models.reading, reward, batches, episodes, config.max_tokens_per_micro_batch)
 
     scaled_B = scale(scores_B)
