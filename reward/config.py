@@ -53,9 +53,10 @@ class RewardConfig:
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""
     bias_demonstrations: PositiveInt = 256
-    """Demonstrations whose mean score becomes zero, the first so many of the training set. Ours; C.2 takes the labelers'."""
+    """The bias makes the mean score of so many training demonstrations zero, spread evenly over the set and so over its
+    sources. 3.5: the labelers' demonstrations; their number is ours."""
     adam_beta2: FractionBelowOne = 0.95
-    """Adam's second decay; the first is 0.9. C.1."""
+    """Adam's second decay; the first is 0.9. Appendix C."""
     epoch_evaluation_prompts: NonNegativeInt = 256
     """After each epoch, accuracy and loss on as many training and validation prompts, for the gap between them. Ours; 0 skips it."""
     learning_curve: list[OpenUnitInterval] = field(default_factory=list)
