@@ -73,7 +73,8 @@ class DataConfig:
     split_salt: str = ""
     """Another salt gives another split of the same users."""
     pretraining_tokens: AtLeastTwo = 512
-    """Tokens of one pretraining example, at least 2, as the first is not predicted. Ours; the paper takes 2,048."""
+    """Tokens of one pretraining example, at least 2, as the first is not predicted. Ours; the paper's context is
+    2,048."""
     workers: PositiveInt = 1
     """Processes that count tokens, tell languages and look for personal data."""
 

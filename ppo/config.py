@@ -22,12 +22,12 @@ LARGEST_KL_ERROR = 0.2
 
 @dataclass
 class PPOConfig:
-    """PPO-ptx. Defaults are the paper's (section 3.5, appendix C.4) unless marked ours."""
+    """PPO-ptx. Defaults are the paper's (Ouyang et al. 2022, section 3.5, appendix C.4) unless marked ours."""
 
     total_episodes: PositiveInt = 256_000
     """Length of training: an episode is one response to one prompt. C.4: 256k episodes over 31k prompts, so each prompt comes about eight times."""
     batch_size: PositiveInt = 512
-    """Episodes a roll-out over all processes; divides total_episodes. C.4; E.10 found 512 best of 64 to 1024."""
+    """Episodes a roll-out over all processes; divides total_episodes. C.4."""
     responses_per_prompt: PositiveInt = 1
     """Episodes of a roll-out that answer the same prompt, whose pass they share; divides minibatch_size. Ours: C.4 does not say, so 1."""
     minibatch_size: PositiveInt = 64
@@ -39,15 +39,16 @@ class PPOConfig:
     rollout_batch_size: PositiveInt = 64
     """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
     inner_epochs: PositiveInt = 1
-    """Passes over a roll-out. C.4."""
+    """Passes over a roll-out, each in minibatches of its own shuffle. C.4: 1."""
     max_new_tokens: PositiveInt = 512
-    """Responses are cut off after so many tokens. C.4 gives responses 1,000 tokens of context."""
+    """Responses are cut off after so many tokens. Ours; appendix C allows 1,000."""
     temperature: PositiveFloat = 1.0
     """Of roll-outs; log-probabilities are those of the distribution sampled from. C.4: 1."""
     kl_coef: NonNegativeFloat = 0.02
     """beta, the price of a nat of KL to the SFT policy. C.4. Where `kl_target` is given, what beta starts from."""
     kl_target: PositiveFloat | None = None
-    """Nats an episode that beta is steered towards (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as C.4."""
+    """Nats an episode that beta is steered towards (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as in
+    C.4."""
     kl_horizon: PositiveInt = 10_000
     """With `kl_target`: an iteration multiplies beta by 1 + error * batch_size / kl_horizon, the error being KL / target - 1, cut to 0.2 either way
     (Ziegler et al. 2019)."""
@@ -71,10 +72,11 @@ class PPOConfig:
     """How far an update may move a value by; null does not clip. Ours."""
     missing_eos_penalty: NonNegativeFloat = 0.0
     """Subtracted from the score of a response that does not end by itself. Ours."""
-    learning_rate: NonNegativeFloat = 9.65e-6
-    """Policy, after warm-up. C.4: the best of a sweep; with LoRA take about 1e-4."""
+    learning_rate: NonNegativeFloat = 5e-6
+    """Of the policy, after warm-up. Ours: the paper gives no value. E.9 sweeps 2.55e-6 to 2.55e-5, and without the
+    pretraining mix training diverges above 8.05e-6. With LoRA take about 1e-4."""
     value_learning_rate: NonNegativeFloat = 9e-6
-    """Value model. C.4: 9e-6; with LoRA take about 2e-4."""
+    """Of the value model. C.4: 9e-6; with LoRA take about 2e-4."""
     value_init: Literal["reward", "sft"] = "reward"
     """What the value model starts from. 3.5: `reward`, the reward model. `sft`, ours: the SFT model with a head of zeros; needed where the reward
     model has another tokenizer than the policy, whose tokens the value model reads."""
@@ -82,19 +84,23 @@ class PPOConfig:
     """With `model.adapter: lora` and a reward model of its own base, from which the value model starts: adapt only this many of its layers nearest
     the output; null adapts all. A value model on the policy's base is adapted as `model.lora` says. Ours."""
     warmup_iterations: NonNegativeInt = 10
-    """Both learning rates rise over these from a tenth. C.4."""
+    """Both learning rates rise over these from a tenth. C.4; that the value model's does too is ours."""
     adam_beta1: FractionBelowOne = 0.9
-    """C.1."""
+    """Adam's first decay. Appendix C."""
     adam_beta2: FractionBelowOne = 0.95
-    """C.1."""
+    """Adam's second decay. Appendix C."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradient clipping, policy (PPO and ptx gradients together) and value model apart; null does not clip. Ours."""
-    ptx_coef: NonNegativeFloat = 27.8
-    """gamma, the weight of the pretraining loss (mean a token). C.4. 0 is plain PPO."""
+    ptx_coef: NonNegativeFloat = 1.0
+    """gamma, the weight of the pretraining loss; 0 is plain PPO. Both losses are means over tokens here: the policy
+    loss over response tokens of the minibatch, the pretraining loss over predicted tokens of its texts. Ours: at 1
+    their gradients are of about equal norm (`ptx_to_ppo_grad_ratio`, which is proportional to gamma: 21 to 30 at 27.8
+    on the demo). C.4 has 27.8, but does not say whether its losses are sums or means; `ppo.ptx_coef: 27.8` takes that
+    number in our units."""
     ptx_examples_per_episode: PositiveInt = 8
     """Pretraining examples an episode. C.4."""
     ema_decay: ClosedUnitInterval = 0.992
-    """Of the policy's moving average, per optimizer step. C.4."""
+    """Of the policy's moving average, per optimizer step. C.4; it does not say per what, so the step is ours."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"
     """Old log-probabilities as recorded while decoding, or computed again as the update will: one more pass, for a ratio of exactly 1 at
     learning rate 0. Ours."""

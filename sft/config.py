@@ -11,18 +11,20 @@ class SFTConfig:
 
     epochs: PositiveInt = 2
     """Passes over the demonstrations. C.3: 2 for the model that RL starts from (C.1: 16 for the baseline)."""
-    learning_rate: PositiveFloat = 9.65e-6
-    """Peak learning rate. C.1: 9.65e-6 at 1.3B and 6B; with LoRA take about 2e-4."""
+    learning_rate: PositiveFloat = 5e-6
+    """Peak learning rate. C.3: 5e-6 at 1.3B, 1.04e-5 at 6B, 2.45e-6 at 175B (C.1, for the baseline: 9.65e-6 at 1.3B
+    and 6B, 5.03e-6 at 175B). With LoRA take about 2e-4."""
     batch_size: PositiveInt = 32
-    """Sequences an optimizer step over all processes. C.1: 32 at 1.3B and 6B."""
+    """Sequences an optimizer step over all processes. C.3 and C.1: 32 at 1.3B and 6B, 8 at 175B."""
     micro_batch_size: PositiveInt = 8
     """Sequences a forward pass of one process. Ours; does not change the result."""
     final_lr_fraction: ClosedUnitInterval = 0.1
-    """The cosine schedule ends at this fraction of the peak. C.1."""
+    """The cosine schedule ends at this fraction of the peak. C.3."""
     pretraining_fraction: FractionBelowOne = 0.1
     """Share of training sequences that are plain text, loss on all its tokens. C.3: 10%."""
     residual_dropout: FractionBelowOne = 0.2
-    """In architectures that have one (GPT-2, GPT-NeoX; not Llama or Qwen). C.1."""
+    """In architectures that have one (GPT-2, GPT-NeoX; not Llama or Qwen). C.1, for the baseline; for the RL
+    initialisation it is ours."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""
     max_train_examples: PositiveInt | None = None

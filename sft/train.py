@@ -85,8 +85,8 @@ def train(
 ) -> dict[str, float]:
     """Trains, saves the model to `out/model` and returns the last losses. Goes on from the trainer's last checkpoint below `out`.
 
-    Raises ValueError when the batch does not divide over the processes, when the trainer would take another one, or when a
-    demonstration is longer than the context.
+    Raises ValueError when the batch does not divide over the processes, when the trainer would take another one, or
+    when a demonstration is longer than the context.
     """
     per_process = team.divide(config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
@@ -153,10 +153,10 @@ def train(
 
 
 def check_batch_size(args: TrainingArguments, asked: int) -> None:
-    """Raises ValueError when the trainer would take another number of sequences an optimizer step than was asked for."""
+    """Raises ValueError when the trainer would take other than the asked number of sequences an optimizer step."""
     found = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if found != asked:
         raise ValueError(
-            f"sft.batch_size={asked}, but the trainer would take {found} sequences a step: {args.world_size} processes with "
-            f"{args.n_gpu} devices each; start one process a GPU with torchrun or make's GPUS="
+            f"sft.batch_size={asked}, but the trainer would take {found} sequences a step: {args.world_size} processes "
+            f"with {args.n_gpu} devices each; start one process a GPU with torchrun or make's GPUS="
         )
