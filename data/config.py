@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.numbers import AtLeastTwo, FractionAboveZero, OpenUnitInterval, PositiveFloat, PositiveInt, check_numbers
+
 BUILT_IN = ("seed", "wikipedia")
 """Sources that need no entry under data.sources: the set written for this project, and the embedded articles."""
 ROLES = ("demonstrations", "prompts", "rankings", "pretraining")
@@ -26,9 +28,9 @@ class SourceConfig:
     """Their column names to ours; null leaves a column out."""
     source: Literal["labeler", "api"] | None = None
     """Who wrote the prompts, where rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
-    weight: float | None = None
+    weight: PositiveFloat | None = None
     """Share of the role's training rows in a mixture, relative to the other sources'. Sources are thinned, never repeated. Default: all rows."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Read no more than this many rows, or groups of rows that belong together. Default: all."""
     licence: str | None = None
     """For the data card, where the format does not know it."""
@@ -52,54 +54,48 @@ class DataConfig:
     """What a malformed row does: stops the run with file and line, or is skipped and counted."""
     group_by: Literal["user", "organisation"] = "user"
     """Whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
-    max_prompts_per_group: int = 200
+    max_prompts_per_group: PositiveInt = 200
     """Prompts kept of one user or organisation. Section 3.2."""
-    near_duplicate_fraction: float = 0.9
+    near_duplicate_fraction: FractionAboveZero = 0.9
     """Two prompts are the same when their common prefix is this fraction of the longer one. Ours: appendix A.2 gives no number."""
     languages: list[str] = field(default_factory=list)
     """ISO 639-1 codes of the languages to keep. Default: all, as in the paper, which counted languages (96% English) and dropped none."""
     personal_data: Literal["rules", "presidio", "off"] = "rules"
     """How training rows with personal data are found, which are then dropped (section 3.2; docs/personal-data.md has the entities)."""
-    max_prompt_tokens: int = 1000
+    max_prompt_tokens: PositiveInt = 1000
     """Longer prompts, template included, are dropped and counted, in the policy's tokens. Appendix C."""
-    max_answer_tokens: int = 1000
+    max_answer_tokens: PositiveInt = 1000
     """Longer demonstrations, and rankings with a longer answer, are dropped and counted, in the policy's tokens. Appendix C."""
-    valid_fraction: float = 0.1
+    valid_fraction: OpenUnitInterval = 0.1
     """Share of users held out for choosing between checkpoints. Ours."""
-    test_fraction: float = 0.1
+    test_fraction: OpenUnitInterval = 0.1
     """Share of users held out for the report. Ours."""
     split_salt: str = ""
     """Another salt gives another split of the same users."""
-    pretraining_tokens: int = 512
-    """Tokens of one pretraining example. Ours; the paper's is the model's context, 2,048."""
-    workers: int = 1
+    pretraining_tokens: AtLeastTwo = 512
+    """Tokens of one pretraining example, at least 2, as the first is not predicted. Ours; the paper's context is
+    2,048."""
+    workers: PositiveInt = 1
     """Processes that count tokens, tell languages and look for personal data."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
+        check_numbers(self, "data")
         if not self.demonstrations:
             raise ValueError("data.demonstrations is empty: the first stage has nothing to imitate")
         if not self.pretraining:
             raise ValueError("data.pretraining is empty: the report measures perplexity on plain text that is held out of it")
-        if min(self.valid_fraction, self.test_fraction) <= 0 or self.valid_fraction + self.test_fraction >= 1:
+        if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
-                f"data.valid_fraction={self.valid_fraction} and data.test_fraction={self.test_fraction} must be above 0 and leave room for training"
+                f"data.valid_fraction={self.valid_fraction} and data.test_fraction={self.test_fraction} must leave "
+                "room for training: their sum must be below 1"
             )
-        if not 0 < self.near_duplicate_fraction <= 1:
-            raise ValueError(f"data.near_duplicate_fraction={self.near_duplicate_fraction} must be above 0 and at most 1")
-        for name in ("max_prompts_per_group", "max_prompt_tokens", "max_answer_tokens", "pretraining_tokens", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
         self._validate_sources()
 
     def _validate_sources(self) -> None:
-        for name, source in self.sources.items():
+        for name in self.sources:
             if name in BUILT_IN:
                 raise ValueError(f"data.sources.{name}: that name is taken by the embedded source; choose another")
-            if source.weight is not None and source.weight <= 0:
-                raise ValueError(f"data.sources.{name}.weight={source.weight} must be above 0")
-            if source.limit is not None and source.limit < 1:
-                raise ValueError(f"data.sources.{name}.limit={source.limit} must be at least 1")
         named = {name for role in ROLES for name in getattr(self, role)}
         for name, source in self.sources.items():
             if name not in named:

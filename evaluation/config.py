@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from data.numbers import NonNegativeFloat, NonNegativeInt, PositiveInt, check_numbers
+
 
 @dataclass
 class EvaluateConfig:
@@ -10,41 +12,32 @@ class EvaluateConfig:
 
     weights: Literal["ema", "last"] = "ema"
     """Which of PPO's weights are compared: their moving average or the last ones. C.4: EMA."""
-    max_prompts: int | None = None
+    max_prompts: PositiveInt | None = None
     """Only so many held-out prompts, spread evenly over the set; null takes all."""
-    answers_per_prompt: int = 1
+    answers_per_prompt: PositiveInt = 1
     """Answers sampled from PPO and from SFT for each prompt; one from the base model, which is there for orientation. The bootstrap resamples
     prompts, so more answers narrow each prompt's noise."""
-    max_new_tokens: int = 512
+    max_new_tokens: PositiveInt = 512
     """Answers are cut off after so many tokens."""
-    temperature: float = 1.0
-    """Sampling temperature of all models."""
-    batch_size: int = 64
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature of all models; 0 is greedy."""
+    batch_size: PositiveInt = 64
     """Answers decoded side by side in one process."""
-    perplexity_examples: int = 32
+    perplexity_examples: PositiveInt = 32
     """Held-out pretraining examples."""
-    samples_in_report: int = 10
+    samples_in_report: NonNegativeInt = 10
     """Answers shown side by side."""
-    bootstrap_resamples: int = 10_000
+    bootstrap_resamples: PositiveInt = 10_000
     """For the 95% intervals."""
-    best_of_n: int = 0
+    best_of_n: NonNegativeInt = 0
     """Answers sampled from SFT for each prompt, of which the reward model chooses the best of 1, 2, 4 and so on up to all of them: what PPO has to
     beat at the same KL (Gao et al. 2022). 0 leaves it out."""
-    best_of_n_prompts: int | None = None
+    best_of_n_prompts: PositiveInt | None = None
     """Only so many of the held-out prompts for it, spread evenly; null takes all."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
-        for name in ("answers_per_prompt", "max_new_tokens", "batch_size", "perplexity_examples", "bootstrap_resamples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluate.{name}={getattr(self, name)} must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"evaluate.temperature={self.temperature} must not be negative; 0 is greedy")
-        for name in ("max_prompts", "best_of_n_prompts"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"evaluate.{name}={value} must be at least 1, or null for all")
-        if self.best_of_n < 0:
-            raise ValueError(f"evaluate.best_of_n={self.best_of_n} must not be negative; 0 leaves it out")
+        check_numbers(self, "evaluate")
         if self.best_of_n and self.temperature == 0:
             raise ValueError(f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0: greedy answers are all the same")
 
@@ -61,19 +54,16 @@ class EvaluateRewardConfig:
     """Run Python code that comes with `model`. Off unless you trust its author."""
     chat_template: str | None = None
     """A Jinja file that renders conversations for `model`; null takes its tokenizer's, or a plain one where it has none."""
-    max_prompts: int | None = None
+    max_prompts: PositiveInt | None = None
     """Only so many prompts of each split, spread evenly over it; null takes all."""
     sft_likelihood: bool = True
     """Also judge how far the SFT model's own likelihood of an answer gets: a pass of the SFT model over the test split."""
-    bootstrap_resamples: int = 10_000
+    bootstrap_resamples: PositiveInt = 10_000
     """For the 95% intervals."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
-        if self.max_prompts is not None and self.max_prompts < 1:
-            raise ValueError(f"evaluate_reward.max_prompts={self.max_prompts} must be at least 1, or null for all")
-        if self.bootstrap_resamples < 1:
-            raise ValueError(f"evaluate_reward.bootstrap_resamples={self.bootstrap_resamples} must be at least 1")
+        check_numbers(self, "evaluate_reward")
         if self.model is None:
             for name in ("revision", "chat_template"):
                 if getattr(self, name) is not None:

@@ -4,16 +4,18 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.numbers import PositiveInt, check_numbers
+
 
 @dataclass
 class LoraSettings:
     """Low-rank adapters (Hu et al. 2021). Ours: the paper fine-tunes all weights."""
 
-    rank: int = 16
+    rank: PositiveInt = 16
     """Rank of the update."""
-    alpha: int = 32
+    alpha: PositiveInt = 32
     """The update is scaled by alpha / rank."""
-    top_layers: int | None = None
+    top_layers: PositiveInt | None = None
     """Adapt only this many layers nearest the output; null adapts all. The layers below then need no backward pass."""
 
 
@@ -40,10 +42,7 @@ class ModelConfig:
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
-        if self.lora.rank < 1 or self.lora.alpha < 1:
-            raise ValueError(f"model.lora.rank={self.lora.rank} and model.lora.alpha={self.lora.alpha} must be at least 1")
-        if self.lora.top_layers is not None and self.lora.top_layers < 1:
-            raise ValueError(f"model.lora.top_layers={self.lora.top_layers} must be at least 1, or null for all layers")
+        check_numbers(self, "model")
 
 
 @dataclass

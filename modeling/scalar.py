@@ -1,7 +1,7 @@
 """One number a position: the reward model's score at the last token, the value model's value at every state.
 
 Both are `AutoModelForSequenceClassification(num_labels=1)`: a backbone and a linear head without bias. The bias that makes the mean score of
-demonstrations zero (Ouyang et al. 2022, appendix C.2) is kept in the saved config as `score_bias` and subtracted here.
+demonstrations zero (Ouyang et al. 2022, section 3.5) is kept in the saved config as `score_bias` and subtracted here.
 Shapes: B rows, R response tokens of all rows, M tokens of any meaning, H hidden size.
 """
 
@@ -69,7 +69,7 @@ def closing_of(settings: Any, tokenizer: Any) -> list[int] | None:
 
 
 def initialise_head(model: Any, seed: int) -> None:
-    """Draws the head from N(0, 1/(d+1)), d the hidden size (Stiennon et al. 2020, appendix B.2)."""
+    """Draws the head from N(0, 1/(d+1)), d the hidden size (Stiennon et al. 2020)."""
     weight: Tensor = scalar_model(model).head.get_parameter("weight")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

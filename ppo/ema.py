@@ -1,4 +1,4 @@
-"""The exponential moving average of the policy's trained weights (Ouyang et al. 2022, appendix C.4: 0.992 an optimizer step)."""
+"""The exponential moving average of the policy's trained weights (Ouyang et al. 2022, appendix C.4: 0.992)."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from data.numbers import AtLeastThree, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt
+
 Action = Literal["stop", "warn", "ignore"]
 Numbers = Mapping[str, float]
 
@@ -36,38 +38,24 @@ class GuardSettings:
     """A number is NaN or infinite."""
     kl: Action = "stop"
     """The roll-out's KL to the SFT policy is above `max_kl`; stops before the update."""
-    max_kl: float = 100.0
+    max_kl: PositiveFloat = 100.0
     """Nats an episode. The SFT model gives such an answer once in e^100 times: the reward model has never seen the like."""
     entropy: Action = "warn"
     """The policy's entropy has collapsed; where a task has one right answer, that is its end, not a failure."""
-    min_entropy: float = 0.01
+    min_entropy: NonNegativeFloat = 0.01
     """Nats a token; 0 sets no floor."""
-    min_entropy_fraction: float = 0.1
+    min_entropy_fraction: FractionBelowOne = 0.1
     """Of the first iteration's entropy; 0 sets no floor."""
     cut_off: Action = "warn"
     """No response ends by itself; a task may want them all of one length."""
-    cut_off_iterations: int = 5
+    cut_off_iterations: PositiveInt = 5
     """In a row."""
     over_optimisation: Action = "warn"
     """The score of the reward model rises on held-out prompts while the judge's falls, see `over_optimised`; needs ppo.held_out.every."""
-    over_optimisation_evaluations: int = 5
-    """The last so many, to which straight lines are fitted."""
-    over_optimisation_errors: float = 2.0
+    over_optimisation_evaluations: AtLeastThree = 5
+    """The last so many, to which straight lines are fitted; at least 3, to show a trend."""
+    over_optimisation_errors: PositiveFloat = 2.0
     """Standard errors by which both must have moved. At 2, chance alone warns after fewer than 1 in 40 evaluations though the score does rise."""
-
-    def validate(self) -> None:
-        """Raises ValueError on contradictions."""
-        for name in ("max_kl", "over_optimisation_errors"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"ppo.guards.{name}={getattr(self, name)} must be above 0")
-        if self.min_entropy < 0:
-            raise ValueError(f"ppo.guards.min_entropy={self.min_entropy} must not be negative")
-        if not 0 <= self.min_entropy_fraction < 1:
-            raise ValueError(f"ppo.guards.min_entropy_fraction={self.min_entropy_fraction} must be at least 0 and below 1")
-        if self.cut_off_iterations < 1:
-            raise ValueError(f"ppo.guards.cut_off_iterations={self.cut_off_iterations} must be at least 1")
-        if self.over_optimisation_evaluations < 3:
-            raise ValueError(f"ppo.guards.over_optimisation_evaluations={self.over_optimisation_evaluations} must be at least 3 to show a trend")
 
 
 class Guards:

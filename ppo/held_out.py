@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from data.numbers import AtLeastTwo, NonNegativeInt, PositiveFloat, PositiveInt
 from data.overlap import TOKEN_RUN, chrf, repeated_share
 from data.records import Demonstration, Prompt
 from data.sets import read_set, set_file
@@ -43,32 +44,21 @@ WITH_ERRORS = ("score", "kl", "judge")
 class HeldOutSettings:
     """The policy on held-out prompts while it is trained. All ours."""
 
-    every: int = 0
+    every: NonNegativeInt = 0
     """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes none."""
-    prompts: int = 64
-    """At most so many, spread evenly over the validation split."""
+    prompts: AtLeastTwo = 64
+    """At most so many, at least 2 for a standard error, spread evenly over the validation split."""
     prompts_from: Literal["sft", "rl"] = "sft"
     """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains on; only those of them are
     judged that have a demonstration."""
-    responses_per_prompt: int = 1
+    responses_per_prompt: PositiveInt = 1
     """Averaged before anything else, as the prompt is the unit of the standard errors."""
-    temperature: float = 1.0
-    """Of sampling; the KL is between the distributions at this temperature."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling, above 0; the KL is between the distributions at this temperature."""
     weights: Literal["ema", "last"] = "ema"
     """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use."""
     judge: Literal["chrf", "none"] = "chrf"
     """`chrf`: overlap of characters with the demonstration, which no reward model was taught."""
-
-    def validate(self) -> None:
-        """Raises ValueError on contradictions."""
-        if self.every < 0:
-            raise ValueError(f"ppo.held_out.every={self.every} must not be negative")
-        if self.prompts < 2:
-            raise ValueError(f"ppo.held_out.prompts={self.prompts} must be at least 2, or there is no standard error")
-        if self.responses_per_prompt < 1:
-            raise ValueError(f"ppo.held_out.responses_per_prompt={self.responses_per_prompt} must be at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"ppo.held_out.temperature={self.temperature} must be above 0: there is no KL between policies that do not sample")
 
 
 def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:

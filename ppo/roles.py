@@ -115,7 +115,7 @@ def linear_head(weight: torch.Tensor) -> nn.Linear:
 
 
 def zero_head(hidden_size: int, device: torch.device) -> nn.Linear:
-    """A head that says 0 to everything: what a demonstration scores on average, by the reward model's bias (C.2).
+    """A head that says 0 to everything: what a demonstration scores on average, by the reward model's bias (3.5).
 
     A random head would start the values off at a distance from any score, and advantages would be that noise until it is unlearnt.
     """

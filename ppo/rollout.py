@@ -4,7 +4,7 @@ Shapes: B episodes of this process, T response tokens, R the response tokens of 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,19 @@ class Rollout:
         """This process's part of the value loss, once, if the value gradient of this minibatch is there already."""
         started, self.started = self.started, None
         return started[1] if started is not None and started[0] == tuple(map(tuple, groups)) else None
+
+    def regroup(self, groups: Sequence[Sequence[int]]) -> None:
+        """Replaces the micro-batches by those of another inner epoch."""
+        like = next(iter(self.batches.values()))
+        self.batches = {
+            tuple(rows): replace(
+                like,
+                prompts=[self.prompts[row] for row in rows],
+                responses=[self.responses[row] for row in rows],
+                trunk_hidden=None,
+            )
+            for rows in groups
+        }
 
     def tokens(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The per-token tensors of some episodes without padding, x_R each, by their names without the suffix."""

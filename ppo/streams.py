@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from modeling.seeds import derive_seed
+from ppo.config import PPOConfig
 
 T = TypeVar("T")
 
@@ -29,3 +30,16 @@ class Stream(Generic[T]):
             taken.append(self.items[self._order[index]])
         self.position += count
         return taken
+
+
+def shuffled_minibatches(config: PPOConfig, seed: int, iteration: int, epoch: int) -> list[list[int]]:
+    """Episode numbers of each minibatch in an inner epoch after the first. Responses to one prompt stay together.
+
+    The order depends only on the seed, the iteration and the inner epoch, so a resumed run and any number of processes
+    see the same minibatches.
+    """
+    run, size = config.responses_per_prompt, config.minibatch_size
+    prompts = range(config.batch_size // run)
+    order = random.Random(derive_seed(seed, "inner epoch", iteration, epoch)).sample(prompts, len(prompts))
+    numbers = [prompt * run + number for prompt in order for number in range(run)]
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]

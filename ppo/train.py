@@ -29,7 +29,7 @@ from ppo.models import PPOModels
 from ppo.reading import reading_numbers
 from ppo.rollout import Rollout, in_order, roll_out, score
 from ppo.scaling import ScoreScale
-from ppo.streams import Stream
+from ppo.streams import Stream, shuffled_minibatches
 from ppo.update import Optimizers, step
 
 
@@ -66,6 +66,12 @@ def train(
     own = [number for numbers in numbers_of_minibatch for number in numbers]
     place = {number: row for row, number in enumerate(own)}
 
+    def grouped(minibatches: list[list[int]], ids: list[list[int]], lengths: list[int]) -> list[list[list[int]]]:
+        """This process's rows of each minibatch, in micro-batches."""
+        here = [[place[number] for number in numbers if number in place] for numbers in minibatches]
+        limit = config.max_tokens_per_micro_batch
+        return [micro_batches(in_order(rows, ids, lengths), lengths, limit) for rows in here]
+
     with (
         Interrupt(team) as interrupt,
         Journal(out, progress.iteration, tracking, team) as journal,
@@ -89,10 +95,7 @@ def train(
                 with clock.phase("rollout"), autocast(model_config, team.device):
                     ids, responses = roll_out(models, asked, config, tokenizer, seed, iteration, own, engine)
                 lengths = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
-                groups = [
-                    micro_batches(in_order([place[n] for n in numbers], ids, lengths), lengths, config.max_tokens_per_micro_batch)
-                    for numbers in numbers_of_minibatch
-                ]
+                groups = grouped(numbers_of_minibatch, ids, lengths)
                 with clock.phase("score"):
                     every_group = [rows for minibatch in groups for rows in minibatch]
                     rollout = score(
@@ -117,7 +120,10 @@ def train(
             watch(iteration + 1, numbers)
             rows = []
             with clock.phase("update"):
-                for _ in range(config.inner_epochs):
+                for epoch in range(config.inner_epochs):
+                    if epoch > 0:
+                        groups = grouped(shuffled_minibatches(config, seed, iteration, epoch), ids, lengths)
+                        rollout.regroup([members for minibatch in groups for members in minibatch])
                     for minibatch in groups:
                         texts = text_stream.take(config.ptx_examples_per_episode * config.minibatch_size) if text_stream else []
                         rows.append(step(models, optimizers, rollout, minibatch, texts, config, model_config, tokenizer.pad_token_id, team, kl.coef))

@@ -30,7 +30,7 @@ class Optimizers:
 
     @staticmethod
     def make(models: PPOModels, config: PPOConfig) -> "Optimizers":
-        """Fresh ones (C.1: Adam with decays 0.9 and 0.95)."""
+        """Fresh ones. The decays are 0.9 and 0.95 in the paper (appendix C)."""
         betas = (config.adam_beta1, config.adam_beta2)
         return Optimizers(
             policy=torch.optim.Adam(models.policy_parameters.values(), lr=config.learning_rate, betas=betas, fused=True),
@@ -117,9 +117,10 @@ def policy_gradient(
 def add_ptx_gradient(
     models: PPOModels, chunks: Sequence[list[int]], config: PPOConfig, model_config: ModelConfig, pad_id: int, team: Processes
 ) -> dict[str, float]:
-    """Adds ptx_coef times the gradient of the pretraining loss (mean a token over the minibatch's chunks) to the PPO gradient in `.grad`.
+    """Adds ptx_coef times the gradient of the pretraining loss to the PPO gradient in `.grad`.
 
-    The PPO gradient is set aside meanwhile, because the ratio of the two norms is what ptx_coef means in a given run.
+    The pretraining loss is a mean over the predicted tokens of the minibatch's chunks (ours: the paper does not say
+    whether it sums or averages). The PPO gradient is set aside meanwhile, so that the ratio of the norms can be logged.
     """
     ppo_gradients = {name: parameter.grad for name, parameter in models.policy_parameters.items() if parameter.grad is not None}
     ppo_norm = float(torch.nn.utils.get_total_norm(ppo_gradients.values()))

@@ -3,6 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.numbers import (
+    AtLeastTwo,
+    ClosedUnitInterval,
+    FractionBelowOne,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+    check_numbers,
+)
+
 
 @dataclass
 class RewardConfig:
@@ -17,53 +28,43 @@ class RewardConfig:
     """Run Python code that comes with `base`. Off unless you trust its author."""
     chat_template: str | None = None
     """A Jinja file that renders conversations for a `base` of its own; null takes its tokenizer's, or a plain one where it has none."""
-    top_layers: int | None = None
+    top_layers: PositiveInt | None = None
     """With a `base` of its own and `model.adapter: lora`: adapt only this many of its layers nearest the output; null adapts all. A reward model
     that starts from the SFT model is adapted as `model.lora` says."""
-    epochs: int = 1
+    epochs: NonNegativeInt = 1
     """Passes over the rankings. C.2: one; more overfits. 0 takes a `base` that is a reward model already as it is."""
-    learning_rate: float = 9e-6
+    learning_rate: PositiveFloat = 9e-6
     """Peak learning rate. C.2: 9e-6; with LoRA take about 2e-4."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Prompts, each with all its answers, an optimizer step over all processes. C.2: 64."""
-    max_train_prompts: int | None = None
+    max_train_prompts: PositiveInt | None = None
     """Train on only so many rankings, spread evenly over the set; null takes all."""
-    max_answers_per_prompt: int | None = None
+    max_answers_per_prompt: AtLeastTwo | None = None
     """Read only so many answers of a prompt, chosen at random; null takes all. 3.5: labelers ranked 4 to 9."""
     batching: Literal["prompts", "pairs"] = "prompts"
     """`prompts`: a prompt with all its answers is one batch element (3.5). `pairs`: comparisons shuffled over the whole set, which the paper
     found to overfit; as many a step as `batch_size` prompts have on average. There to be compared with."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: a third more time for a fraction of the memory. Ours."""
-    max_tokens_per_micro_batch: int = 4096
+    max_tokens_per_micro_batch: PositiveInt = 4096
     """Prompt and answer tokens, padding included, of one forward pass; one prompt with its answers at least. Ours; does not change the result."""
-    final_lr_fraction: float = 0.1
+    final_lr_fraction: ClosedUnitInterval = 0.1
     """The cosine schedule ends at this fraction of the peak. C.2."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""
-    bias_demonstrations: int = 256
-    """Demonstrations whose mean score becomes zero, the first so many of the training set. Ours; C.2 takes the labelers'."""
-    adam_beta2: float = 0.95
-    """Adam's second decay; the first is 0.9. C.1."""
-    epoch_evaluation_prompts: int = 256
+    bias_demonstrations: PositiveInt = 256
+    """The bias makes the mean score of so many training demonstrations zero, spread evenly over the set and so over its
+    sources. 3.5: the labelers' demonstrations; their number is ours."""
+    adam_beta2: FractionBelowOne = 0.95
+    """Adam's second decay; the first is 0.9. Appendix C."""
+    epoch_evaluation_prompts: NonNegativeInt = 256
     """After each epoch, accuracy and loss on as many training and validation prompts, for the gap between them. Ours; 0 skips it."""
-    learning_curve: list[float] = field(default_factory=list)
+    learning_curve: list[OpenUnitInterval] = field(default_factory=list)
     """Fractions of the training prompts, say [0.25, 0.5], from which further models are trained and judged on the same test set. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
-        for name, least in {
-            "epochs": 0,
-            "batch_size": 1,
-            "max_tokens_per_micro_batch": 1,
-            "bias_demonstrations": 1,
-            "epoch_evaluation_prompts": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"reward.{name}={getattr(self, name)} must be at least {least}")
-        for name, least in {"max_train_prompts": 1, "max_answers_per_prompt": 2}.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"reward.{name}={value} must be at least {least}, or null for all")
+        check_numbers(self, "reward")
         if self.epochs == 0 and self.base is None:
             raise ValueError("reward.epochs=0 takes a reward model as it is: say in reward.base which")
         if self.epochs == 0 and self.learning_curve:
@@ -72,10 +73,3 @@ class RewardConfig:
             for name in ("revision", "chat_template", "top_layers"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"reward.{name} is of a reward.base of its own, and there is none: model.* says how the SFT model is loaded")
-        if self.top_layers is not None and self.top_layers < 1:
-            raise ValueError(f"reward.top_layers={self.top_layers} must be at least 1, or null for all layers")
-        for fraction in self.learning_curve:
-            if not 0 < fraction < 1:
-                raise ValueError(f"reward.learning_curve holds {fraction}, and must hold fractions between 0 and 1; the whole is always trained")
-        if self.learning_rate <= 0:
-            raise ValueError(f"reward.learning_rate={self.learning_rate} must be above 0")

@@ -32,6 +32,19 @@ NAMES = {
 }
 
 
+class OneDevice(TrlConfig):
+    """trl's settings for one device a process, however many the machine has.
+
+    The Trainer of a process that no launcher started counts all visible GPUs, and would split its model and multiply
+    its batch over them.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """Devices of this process."""
+        return min(1, int(super().n_gpu))
+
+
 class TrackerCallback(TrainerCallback):
     """Passes the trainer's numbers on to metrics.jsonl and to a bar, under this project's names."""
 
@@ -72,7 +85,8 @@ def train(
 ) -> dict[str, float]:
     """Trains, saves the model to `out/model` and returns the last losses. Goes on from the trainer's last checkpoint below `out`.
 
-    Raises ValueError when the batch does not divide over the processes, or a demonstration is longer than the context.
+    Raises ValueError when the batch does not divide over the processes, when the trainer would take another one, or
+    when a demonstration is longer than the context.
     """
     per_process = team.divide(config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
@@ -95,7 +109,7 @@ def train(
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, valid_set, context)),
             callbacks=[TrackerCallback(tracker)] if tracker is not None else [],
-            args=TrlConfig(
+            args=OneDevice(
                 output_dir=str(folder),
                 num_train_epochs=config.epochs,
                 per_device_train_batch_size=micro,
@@ -126,6 +140,7 @@ def train(
                 dataloader_pin_memory=team.device.type == "cuda",
             ),
         )
+        check_batch_size(trainer.args, config.batch_size)
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
         history = trainer.state.log_history
@@ -135,3 +150,13 @@ def train(
     team.wait()
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
     return {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
+
+
+def check_batch_size(args: TrainingArguments, asked: int) -> None:
+    """Raises ValueError when the trainer would take other than the asked number of sequences an optimizer step."""
+    found = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if found != asked:
+        raise ValueError(
+            f"sft.batch_size={asked}, but the trainer would take {found} sequences a step: {args.world_size} processes "
+            f"with {args.n_gpu} devices each; start one process a GPU with torchrun or make's GPUS="
+        )

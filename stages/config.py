@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn, get_args
 import jsonargparse
 
 from data.config import DataConfig, SourceConfig
+from data.numbers import NonNegativeInt, check_numbers
 from evaluation.config import EvaluateConfig, EvaluateRewardConfig
 from labeling.config import LabelsConfig, SamplesConfig
 from modeling.config import ModelConfig, TrackingConfig
@@ -28,7 +28,7 @@ class RunConfig:
     """Results lie in <runs_folder>/<run_name>/<stage>."""
     runs_folder: str = "runs"
     """The folder of all runs."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seeds weights, sampling, shuffles and labels."""
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts, demonstrations and plain text."""
@@ -55,24 +55,11 @@ class RunConfig:
         """Raises ValueError on the first contradiction, before anything is loaded."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
             raise ValueError(f"run_name={self.run_name!r} must be letters, digits, '.', '_' and '-', as it names a folder")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must not be negative")
-        for name, value in flat(dataclasses.asdict(self)):
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name}={value} must be a finite number")
+        check_numbers(self)
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
             if dataclasses.is_dataclass(value):
                 value.validate()  # type: ignore[union-attr]
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -113,11 +100,17 @@ def wrong_type(sentence: str) -> str | None:
         quoted = "; YAML reads off, no, on and yes as True or False unless they are quoted" if choice[3] in ("True", "False") else ""
         return f"{choice[1]}: expected {' or '.join(choice[2].replace(chr(39), '').split(', '))}, found {choice[3]}{quoted}"
     union = re.search(
-        r'key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)', sentence
+        r'key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* '
+        r"Given value: (.*)",
+        sentence,
     )
     if union:
-        kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", union.group(2))]
+        found = re.findall(r"(?:<class '|typing\.Annotated\[)(\w+)", union.group(2))
+        kinds = [kind.replace("NoneType", "null") for kind in found]
         return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
+    plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: (.*)', sentence)
+    if plain:
+        return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}"
     section = re.search(
         r'key "([\w.]+)": (?:Not a valid subclass of \w+\. Got value: (.*?) Subclass types|Problem with given class_path \'(.*?)\': No module)',
         sentence,

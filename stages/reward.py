@@ -41,7 +41,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
     for line in told(left_out):
         team.say(f"reward: {line}")
-    demonstrations = read_set(run.stage("data"), "sft", "train")[: config.reward.bias_demonstrations]
+    # The set is written source by source, so evenly spread rows take from each in proportion.
+    demonstrations = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
     made = make(config, start, tokenizer, sets, [demonstration(tokenizer, shown, closing) for shown in demonstrations], team, out)
     numbers = {}
     for split, scores in made["scores"].items():

@@ -326,8 +326,12 @@ def update(four: Four, adams: tuple[Adam, Adam], part: Sequence[Scored], texts: 
     return numbers
 
 
-def run(settings: Any, four: Four, rollouts: Sequence[Sequence[Episode]], texts: Sequence[list[int]]) -> Outcome:
-    """All iterations, on these episodes. Every minibatch takes all of `texts`."""
+def run(
+    settings: Any, four: Four, rollouts: Sequence[Sequence[Episode]], minibatches: Sequence[Sequence[Sequence[int]]],
+    texts: Sequence[list[int]],
+) -> Outcome:  # fmt: skip
+    """All iterations, on these episodes. `minibatches` are the episodes of each step of each iteration, and every step
+    takes all of `texts`."""
     adams = tuple(Adam(network.trained, settings.adam_beta1, settings.adam_beta2) for network in (four.policy, four.value))
     average = {name: leaf.detach().clone() for name, leaf in four.policy.trained.items()}
     kl_coef, scores, rows, advantages = settings.kl_coef, list[float](), [], []
@@ -338,12 +342,12 @@ def run(settings: Any, four: Four, rollouts: Sequence[Sequence[Episode]], texts:
         scores += [s.score for s in scored]
         reward_tokens(scored, settings, kl_coef, scores)
         steps = []
-        for _ in range(settings.inner_epochs):
-            for start in range(0, len(scored), settings.minibatch_size):
-                part = scored[start : start + settings.minibatch_size]
-                steps.append(update(four, (adams[0], adams[1]), part, texts, settings, kl_coef, factor))
-                keep = settings.ema_decay
-                average = {name: keep * average[name] + (1 - keep) * leaf.detach() for name, leaf in four.policy.trained.items()}
+        for members in minibatches[iteration]:
+            part = [scored[number] for number in members]
+            steps.append(update(four, (adams[0], adams[1]), part, texts, settings, kl_coef, factor))
+            keep = settings.ema_decay
+            weights = four.policy.trained.items()
+            average = {name: keep * average[name] + (1 - keep) * leaf.detach() for name, leaf in weights}
         kl = sum(s.log_ratio for s in scored) / len(scored)
         rows.append(summary(scored, steps, kl) | {"kl_coef": kl_coef, "learning_rate": settings.learning_rate * factor})
         advantages.append([s.advantages for s in scored])

@@ -69,7 +69,7 @@ def test_at_learning_rate_zero_the_ratio_is_exactly_one_and_nothing_moves(chains
     chain = chains(adapter)
     models = chain.models()
     before = {name: p.detach().clone() for name, p in (models.policy_parameters | models.value_parameters).items()}
-    config = small(learning_rate=0.0, value_learning_rate=0.0, inner_epochs=2, ptx_coef=1.0)
+    config = small(learning_rate=0.0, value_learning_rate=0.0, ptx_coef=1.0)
     train(config, chain.config, models, chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2

@@ -73,6 +73,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
     config = small(
         total_episodes=8, batch_size=8, minibatch_size=4, max_tokens_per_micro_batch=20, ptx_coef=2.0, ptx_examples_per_episode=2, max_new_tokens=8,
         max_grad_norm=0.5, kl_placement="loss", kl_coef=0.2, score_scaling="running", score_clip=1.5, missing_eos_penalty=0.5,
+        inner_epochs=2,
     )  # fmt: skip
     (tmp_path / "two").mkdir()
     # Before the other: processes that are forked inherit what accelerate knows, which is then that it is alone.

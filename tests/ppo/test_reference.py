@@ -73,6 +73,21 @@ def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> li
     return seen
 
 
+def record_minibatches(monkeypatch: pytest.MonkeyPatch, steps_per_iteration: int) -> list[list[list[int]]]:
+    """Fills with the episodes of each optimizer step of each iteration of `train`."""
+    seen: list[list[list[int]]] = []
+    plain = project.step
+
+    def kept(models: Any, optimizers: Any, rollout: Any, groups: Any, *rest: Any) -> Any:
+        if not seen or len(seen[-1]) == steps_per_iteration:
+            seen.append([])
+        seen[-1].append(sorted(row for rows in groups for row in rows))
+        return plain(models, optimizers, rollout, groups, *rest)
+
+    monkeypatch.setattr(project, "step", kept)
+    return seen
+
+
 def plain_name(name: str) -> str:
     """As the saved models name a weight, without what stands around it and the adapter's name."""
     return name.removeprefix("base_model.model.").replace(".policy.", ".").replace(".value.", ".")
@@ -116,12 +131,13 @@ def test_a_run_is_the_papers_step_by_step(chains, adapter: str, variant: str, tm
     four = load_four(chain, adapter, policy_start)
 
     seen = record(monkeypatch, chain.tokenizer, decoded=config.old_logprobs == "rollout")
+    minibatches = record_minibatches(monkeypatch, config.inner_epochs * config.batch_size // config.minibatch_size)
     average = project.train(config, chain.config, models, chain.tokenizer, PROMPTS, texts, 0, TEAM, tmp_path)
     assert len(seen) == config.iterations == 2
     for episode in seen[0]:
         own = look(four, replace(episode, recorded=[]), config.temperature).logprobs
         assert (episode.recorded or own) == pytest.approx(own, abs=DECODED)
-    outcome = run(config, four, seen, texts)
+    outcome = run(config, four, seen, minibatches, texts)
 
     names = WATCHED + (WATCHED_WITH_TEXT if config.ptx_coef else ())
     assert_same_numbers(read_metrics(tmp_path / "metrics.jsonl"), outcome, names)
@@ -131,3 +147,28 @@ def test_a_run_is_the_papers_step_by_step(chains, adapter: str, variant: str, tm
         (average.average, outcome.average, policy_start),
     ):
         assert_same_weights(ours, theirs, start)
+
+
+@pytest.mark.parametrize("responses_per_prompt", [1, 2])
+def test_each_inner_epoch_visits_every_episode_once_in_minibatches_of_its_own(
+    chains, responses_per_prompt: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first pass takes episodes in order; a further one shuffles prompts, and their responses stay together."""
+    chain: Chain = chains("lora")
+    several = {"responses_per_prompt": responses_per_prompt, "inner_epochs": 2}
+    config = small(total_episodes=32, batch_size=16, max_new_tokens=3, **several)
+    minibatches = record_minibatches(monkeypatch, steps_per_iteration=8)
+    project.train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
+    assert len(minibatches) == config.iterations == 2
+    in_order = [[start, start + 1, start + 2, start + 3] for start in (0, 4, 8, 12)]
+    for steps in minibatches:
+        first, second = steps[:4], steps[4:]
+        assert first == in_order
+        assert [len(rows) for rows in second] == [4, 4, 4, 4]
+        assert sorted(row for rows in second for row in rows) == list(range(16))
+        assert not any(rows in in_order for rows in second) or responses_per_prompt > 1
+        assert second != first
+        for rows in second:
+            prompts = [row // responses_per_prompt for row in rows]
+            assert all(prompts.count(prompt) == responses_per_prompt for prompt in prompts)
+    assert minibatches[0][4:] != minibatches[1][4:], "a shuffle of its own each iteration"

@@ -153,7 +153,9 @@ def test_dropout_is_off_in_rollout_and_update_whatever_the_models_config_says(tm
     numbers = one_iteration(chain, tmp_path / "out", models, PROMPTS, inner_epochs=2, ptx_coef=1.0)
     assert calls, "this architecture shows nothing"
     assert not any(calls)
-    assert (numbers["ratio_max"], numbers["kl"]) == (1.0, 0.0)
+    # The second inner epoch makes other micro-batches than scoring, which rounds otherwise.
+    assert numbers["ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert numbers["kl"] == 0.0
 
 
 @pytest.mark.parametrize("engine", ["native", "transformers"])

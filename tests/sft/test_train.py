@@ -95,6 +95,22 @@ def test_micro_batches_do_not_change_the_result(run: Any, tmp_path: Path) -> Non
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) < 1e-3
 
 
+def test_one_process_trains_on_one_device_of_a_machine_with_several(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer takes the devices that torch counts; a batch that grows with them would make fewer steps."""
+    run("one")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    run("eight", team=replace(ALONE, device=torch.device("cuda")))
+    assert metrics(tmp_path / "eight", "loss") == metrics(tmp_path / "one", "loss")
+    assert difference(weights(tmp_path / "one"), weights(tmp_path / "eight")) == 0
+
+
+def test_a_trainer_that_would_take_another_batch_is_stopped_before_training(run: Any, tmp_path: Path) -> None:
+    """Two processes are announced and one is there, as after a launcher that starts fewer than it was asked for."""
+    with pytest.raises(ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences a step: 1 processes"):
+        run(settings=replace(SETTINGS, micro_batch_size=2), team=replace(ALONE, count=2))
+    assert not (tmp_path / "out" / "model").exists()
+
+
 def test_plain_text_is_trained_on_with_every_token(run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any) -> None:
     found = run(settings=replace(SETTINGS, epochs=1, batch_size=10, micro_batch_size=10, pretraining_fraction=0.2))
     assert found["examples"] == 10

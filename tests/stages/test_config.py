@@ -2,11 +2,14 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
+import math
 import re
 import textwrap
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -149,6 +152,8 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(capsys: pytest.CaptureFixtu
     ("arguments", "sentence"),
     [
         (["--sft.max_train_examples", "many"], "sft.max_train_examples: expected int or null, found 'many'"),
+        (["--sft.epochs", "1.5"], "sft.epochs: expected int, found '1.5'"),
+        (["--sft.epochs", "true"], "sft.epochs: expected int, found 'True'"),
         (["--data.sources", "{mine: {weight: much}}"], "weight: expected float or null, found 'much'"),
         (["--data.sources", "{mine: rows.jsonl}"], "data.sources: expected a name and a section of fields under it, found 'rows.jsonl'"),
         (["--data.sources", "{mine: {formt: oasst}}"], "unknown key 'formt', did you mean 'format'?"),
@@ -233,22 +238,101 @@ def test_null_stays_possible_where_it_means_something(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--seed", "-1"], "seed=-1 must not be negative"),
+        (["--seed", "-1"], "seed=-1 must be at least 0"),
         (["--run_name", "a/b"], "run_name='a/b'"),
         (["--run_name", ""], "run_name=''"),
         (["--run_name", "../up"], "run_name='../up'"),
         (["--ppo.minibatch_size", "48"], "ppo.minibatch_size=48 does not divide ppo.batch_size=512"),
-        (["--ppo.clip_range", "0"], "ppo.clip_range"),
+        (["--ppo.max_grad_norm", "-1"], "ppo.max_grad_norm=-1.0 must be above 0, or null"),
+        (["--sft.max_grad_norm", "0"], "sft.max_grad_norm=0.0 must be above 0"),
+        (["--ppo.kl_coef", ".inf"], "ppo.kl_coef=inf must be a finite number, at least 0"),
         (["--sft.micro_batch_size", "7"], "sft.micro_batch_size=7 does not divide sft.batch_size=32"),
         (["--samples.answers_per_prompt", "1"], "samples.answers_per_prompt=1 must be at least 2"),
-        (["--labels.disagreement", "1"], "labels.disagreement"),
-        (["--data.valid_fraction", "0"], "data.valid_fraction"),
+        (["--labels.disagreement", "1"], "labels.disagreement=1.0 must be at least 0 and below 1"),
+        (["--data.valid_fraction", "0.6", "--data.test_fraction", "0.4"], "data.test_fraction=0.4 must leave room"),
         (["--reward.epochs", "0"], "reward.epochs=0"),
-        (["--model.lora.rank", "0"], "model.lora.rank=0"),
-        (["--evaluate.temperature", "-1"], "evaluate.temperature=-1"),
+        (["--evaluate.best_of_n", "4", "--evaluate.temperature", "0"], "evaluate.best_of_n=4 needs"),
     ],
 )
 def test_contradictions_are_refused_by_the_name_of_the_field(arguments: list[str], sentence: str) -> None:
     """Every section's own validate() is reached."""
     with pytest.raises(ValueError, match=re.escape(sentence)):
         parse(*arguments)
+
+
+def numbers(config_type: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Dotted name of every field that holds numbers to its type without annotations. `x` is any source's name."""
+    found = {}
+    for name, kind in get_type_hints(config_type).items():
+        inner = get_args(kind)[1] if get_origin(kind) is dict else kind
+        if dataclasses.is_dataclass(inner):
+            found |= numbers(inner, f"{prefix}{name}." + ("x." if inner is not kind else ""))  # type: ignore[arg-type]
+        elif {kind, *get_args(kind)} & {int, float}:
+            found[prefix + name] = kind
+    return found
+
+
+ZERO_IS_ALLOWED = {
+    "seed", "labels.tie_width", "labels.disagreement", "reward.epochs", "reward.epoch_evaluation_prompts",
+    "reward.final_lr_fraction", "reward.adam_beta2", "sft.pretraining_fraction", "sft.residual_dropout",
+    "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",
+    "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
+    "ppo.warmup_iterations", "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
+    "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "ppo.guards.min_entropy",
+    "ppo.guards.min_entropy_fraction", *(f"labels.weights.{part}" for part in ("closeness", "complete",
+    "repetition", "profanity")),
+}  # fmt: skip
+ONE_IS_ALLOWED = {
+    "data.near_duplicate_fraction", "sft.final_lr_fraction", "reward.final_lr_fraction", "ppo.discount",
+    "ppo.gae_lambda", "ppo.ema_decay",
+}  # fmt: skip
+FRACTIONS = ONE_IS_ALLOWED | {
+    "data.valid_fraction", "data.test_fraction", "labels.disagreement", "sft.pretraining_fraction",
+    "sft.residual_dropout", "reward.learning_curve", "reward.adam_beta2", "ppo.adam_beta1", "ppo.adam_beta2",
+    "ppo.guards.min_entropy_fraction",
+}  # fmt: skip
+LEAST = {
+    "data.pretraining_tokens": 2, "samples.answers_per_prompt": 2, "reward.max_answers_per_prompt": 2,
+    "ppo.held_out.prompts": 2, "ppo.guards.over_optimisation_evaluations": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", numbers())
+def test_every_number_outside_its_range_is_refused_by_name(name: str) -> None:
+    """Also where the configuration is built in code, and by a section alone. A field that allows 0 is listed above."""
+    *path, last = name.split(".")
+    kind = numbers()[name]
+    several = get_origin(kind) is list
+    whole = int in {kind, *get_args(kind)}
+
+    def validate(value: float) -> None:
+        for alone in (False, True):
+            config = RunConfig()
+            config.data.sources["x"], config.data.prompts = SourceConfig(), ["x"]
+            place = functools.reduce(lambda at, key: at["x"] if key == "x" else getattr(at, key), path, config)
+            setattr(place, last, [value] if several else value)
+            (getattr(config, path[0]) if alone and path else config).validate()
+
+    bad: list[Any] = [-1, True, math.nan, math.inf, -math.inf, "1"]
+    bad += [] if name in ZERO_IS_ALLOWED else [LEAST.get(name, 1) - 1]
+    bad += [1.5] if whole or name in FRACTIONS else []
+    bad += [1] if name in FRACTIONS - ONE_IS_ALLOWED else []
+    for value in bad:
+        with pytest.raises(ValueError, match=re.escape(f"{name}{'[0]' if several else ''}={value!r} must be ")):
+            validate(value)
+    if name in ZERO_IS_ALLOWED - {"reward.epochs"}:
+        validate(0)
+    if name in ONE_IS_ALLOWED:
+        validate(1)
+
+
+def test_the_numbers_of_all_sections_are_found() -> None:
+    assert {
+        "seed",
+        "data.sources.x.weight",
+        "model.lora.rank",
+        "ppo.guards.max_kl",
+        "ppo.held_out.every",
+        "reward.learning_curve",
+    } <= numbers().keys()
+    assert numbers().keys() >= ZERO_IS_ALLOWED | FRACTIONS | LEAST.keys()

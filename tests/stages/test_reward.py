@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from data.files import read_records, read_rows
 from data.records import Ranking
 from modeling.tiny import make_tiny_model
+from reward.batches import Element
 from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
 from stages.config import RunConfig, parse_config
 from stages.runner import RunFolder, run_stage
@@ -122,7 +123,8 @@ def strict(run: RunFolder, split: str) -> list[Ranking]:
 
 def demonstration_mean(run: RunFolder, closing: str = "") -> float:
     """What the saved model gives the demonstrations that its bias comes from, less that bias, on average."""
-    rows = [row for _, row in read_rows(run.stage("data") / "sft_train.parquet")][:4]
+    everything = [row for _, row in read_rows(run.stage("data") / "sft_train.parquet")]
+    rows = [everything[len(everything) * quarter // 4] for quarter in range(4)]
     rankings = [Ranking(prompt=row["prompt"], completions=[row["completion"]]) for row in rows]
     scores = plain_scores(run.stage("reward") / "model", rankings, closing)
     return sum(row[0] for row in scores) / len(scores)
@@ -207,6 +209,27 @@ def test_training_goes_on_from_a_reward_model_of_ours(runs: Path, tmp_path: Path
     run_stage(reward.STAGE, config_of(runs, "--reward.base", str(tmp_path / "earlier")))
     compare(run)
     assert demonstration_mean(run) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_bias_comes_from_demonstrations_of_every_source(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for file, count in ((first, 80), (second, 40)):
+        rows = [{"prompt": f"{n} {file.stem}?", "completion": file.stem, "user_id": f"{file.stem}{n}"} for n in range(count)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = ["--data.demonstrations", f"[{first}, {second}]", "--data.valid_fraction", "0.05", "--data.test_fraction", "0.05"]
+    run_stage(data.STAGE, config_of(tmp_path / "other", *sources))
+    shutil.copy(tmp_path / "other" / "smoke" / "data" / "sft_train.parquet", runs / "smoke" / "data")
+    taken: list[str] = []
+
+    def make(config: RunConfig, start: Any, tokenizer: Any, sets: Any, demonstrations: list[Element], *rest: Any) -> None:
+        taken.extend(tokenizer.decode(item.answers[0], skip_special_tokens=True) for item in demonstrations)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(reward, "make", make)
+    with pytest.raises(ValueError, match="seen enough"):
+        run_stage(reward.STAGE, config_of(runs, "--reward.bias_demonstrations", "30"))
+    assert len(taken) == 30
+    assert taken.count("second") == pytest.approx(10, abs=2), "a third of the demonstrations"
 
 
 def test_its_own_result_is_no_base(runs: Path) -> None:
