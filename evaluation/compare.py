@@ -94,26 +94,51 @@ def parts_table(answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: in
     return {model: {name: interval([mean(row, name) for row in rows], resamples) for name in [*names, "tokens"]} for model, rows in answers.items()}
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How forward passes over answers are made; the same for every model that is compared."""
+
+    temperature: float
+    """Log-probabilities are those of the distribution at this temperature."""
+    batch_size: int
+    model_config: ModelConfig
+    team: Processes
+
+
 @torch.no_grad()
-def kl_to(
-    model: Any, tokenizer: Any, prompts: Sequence[Demonstration], generations: Sequence[Sequence[Generation]], temperature: float, batch_size: int,
-    model_config: ModelConfig, team: Processes,
-) -> list[float]:  # fmt: skip
-    """For each prompt the mean, over its answers, of log pi(answer) - log pi_model(answer) in nats: an estimate of KL(pi || model)."""
-    flat = [(index, encode_prompt(tokenizer, prompts[index]), g) for index, row in enumerate(generations) for g in row if g.ids]
-    mine = sorted(team.share(flat), key=lambda item: len(item[1]) + len(item[2].ids))
-    found: list[tuple[int, float]] = []
-    for start in range(0, len(mine), batch_size):
-        part = mine[start : start + batch_size]
-        batch = Batch([ids for _, ids, _ in part], [g.ids for _, _, g in part], tokenizer.pad_token_id, team.device)
-        with autocast(model_config, team.device):
-            logprobs_R = response_logprobs(model, batch, temperature)
-        theirs = batch.rows(logprobs_R.double()).sum(1).tolist()
-        found += [(index, sum(g.logprobs or ()) - other) for (index, _, g), other in zip(part, theirs, strict=True)]
-    sums: dict[int, list[float]] = {}
-    for index, value in team.gather(found):
-        sums.setdefault(index, []).append(value)
-    return [sum(values) / len(values) for _, values in sorted(sums.items())]
+def logprobs_of_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Demonstration],
+    generations: Sequence[Sequence[Generation]],
+    how: Scoring,
+) -> list[list[float]]:
+    """log pi(answer) in nats of every answer to every prompt. Models that share a tokenizer get the same batches."""
+    flat = [
+        ((index, number), encode_prompt(tokenizer, prompts[index]), answer.ids)
+        for index, row in enumerate(generations)
+        for number, answer in enumerate(row)
+    ]
+    mine = sorted(how.team.share(flat), key=lambda item: len(item[1]) + len(item[2]))
+    found: list[tuple[tuple[int, int], float]] = []
+    for start in range(0, len(mine), how.batch_size):
+        places, befores, answers = zip(*mine[start : start + how.batch_size], strict=True)
+        batch = Batch(befores, answers, tokenizer.pad_token_id, how.team.device)
+        with autocast(how.model_config, how.team.device):
+            logprobs_R = response_logprobs(model, batch, how.temperature)
+        found += zip(places, batch.rows(logprobs_R.double()).sum(1).tolist(), strict=True)
+    total = dict(how.team.gather(found))
+    return [[total[index, number] for number in range(len(row))] for index, row in enumerate(generations)]
+
+
+def kl_between(logprobs: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> list[float]:
+    """An estimate of KL(pi || pi_ref) per prompt: the mean over its answers of log pi(answer) - log pi_ref(answer).
+
+    Both from `logprobs_of_answers` with the same `Scoring`: under bfloat16, log-probabilities of the same model from
+    two kinds of pass differ by far more than a small KL.
+    """
+    pairs = [list(zip(row, other, strict=True)) for row, other in zip(logprobs, reference, strict=True)]
+    return [sum(ours - theirs for ours, theirs in row) / len(row) for row in pairs]
 
 
 @torch.no_grad()
