@@ -160,7 +160,8 @@ def adding_in_place(head: Any) -> Iterator[None]:
 
     `output_layer` runs it outside autocast, so what it multiplies by is the weight itself.
     """
-    if type(head) is not nn.Linear or head.bias is not None or not head.weight.requires_grad:
+    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and head.weight.requires_grad
+    if not plain:
         yield
         return
     head.forward = lambda x: _AddsInPlace.apply(x, head.weight)

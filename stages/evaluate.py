@@ -28,11 +28,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         Scoring,
         judged_answers,
         kl_between,
-        length_matched_win_rate,
         logprobs_of_answers,
         parts_table,
         perplexity,
         preference,
+        rubric_win_rates,
         win_rate,
     )
     from labeling.judges import closeness_judge
@@ -85,14 +85,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     answers = {name: judged_answers(tokenizer, prompts, generations[name], config.labels, judge) for name in MODELS}
     width = config.labels.tie_width
     against = {name: win_rate(answers["ppo"], answers[name], width, resamples) for name in ("sft", "base")}
-    matched = length_matched_win_rate(answers["ppo"], answers["sft"], width, resamples)
     accuracy = json.loads((run.stage("reward") / "accuracy.json").read_text())
     evaluation = {
         "prompts": len(prompts),
         "weights": settings.weights,
         "answers_per_prompt": settings.answers_per_prompt,
         "win_rate": against,
-        "win_rate_length_matched": matched,
+        **rubric_win_rates(answers["ppo"], answers["sft"], config.labels, resamples),
         "models": parts_table(answers, resamples),
         "perplexity": perplexities,
         "kl": interval(kl, resamples),

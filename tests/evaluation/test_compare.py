@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,14 +18,16 @@ from evaluation.compare import (
     Scoring,
     judged_answers,
     kl_between,
-    length_matched_win_rate,
+    like_length,
     logprobs_of_answers,
     parts_table,
     perplexity,
     preference,
+    rubric_win_rates,
     win_rate,
+    win_rate_among,
 )
-from labeling.config import LabelsConfig
+from labeling.config import LabelsConfig, RubricWeights
 from labeling.judges import WordOverlap
 from modeling.config import ModelConfig
 from modeling.engines.native import generate
@@ -77,7 +80,7 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(data: st.DataObject, o
 def test_a_model_against_itself_wins_exactly_half(rows: list[list[float]], width: float) -> None:
     found = win_rate(answers(rows), answers(rows), width, 20)
     assert (found["mean"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
-    matched = length_matched_win_rate(answers(rows), answers(rows), width, 20)
+    matched = win_rate_among(answers(rows), answers(rows), width, 20, like_length)
     assert matched is not None
     assert matched["mean"] == 0.5
 
@@ -86,15 +89,45 @@ def test_only_pairs_of_like_length_count_when_length_is_matched() -> None:
     ours = answers([[1.0, 0.0], [1.0], [0.0]], [[10, 20], [100], [8]])
     theirs = answers([[0.5, 0.5], [0.0], [1.0]], [[8, 30], [10], [10]])
     # 10 and 8 match (2 <= 0.25 * 10), a win; 20 and 30 do not (10 > 7.5); 20 and 8, 10 and 30 do not. Nothing in the second. A loss in the third.
-    assert length_matched_win_rate(ours, theirs, 0.0, 20) == pytest.approx({"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2})
+    assert win_rate_among(ours, theirs, 0.0, 20, like_length) == pytest.approx({"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2})
     # 20 and 30 match too at a third: a loss, which makes the first prompt a half.
-    found = length_matched_win_rate(ours, theirs, 0.0, 20, slack=1 / 3)
+    found = win_rate_among(ours, theirs, 0.0, 20, partial(like_length, slack=1 / 3))
     assert found is not None
     assert found["mean"] == pytest.approx((0.5 + 0) / 2)
 
 
 def test_no_pair_of_like_length_gives_no_number() -> None:
-    assert length_matched_win_rate(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, 20) is None
+    assert win_rate_among(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, 20, like_length) is None
+
+
+def rated(closeness: float, ended: bool, repetition: float = 0.0, profanity: float = 0.0) -> Answer:
+    """By the default rubric: 1.0 closeness + 0.3 complete - 0.3 repetition - 0.5 profanity."""
+    score = closeness + 0.3 * ended - 0.3 * repetition - 0.5 * profanity
+    parts = {"closeness": closeness, "complete": float(ended), "repetition": repetition, "profanity": profanity}
+    return Answer("", ended, 5, parts | {"score": score})
+
+
+def test_a_win_that_only_the_bonus_for_ending_brings_is_gone_without_it() -> None:
+    ours = [[rated(0.4, True)], [rated(0.5, True)], [rated(0.6, True, profanity=0.2)], [rated(0.72, True)]]
+    theirs = [[rated(0.4, False)], [rated(0.6, False)], [rated(0.7, True)], [rated(0.72, True, repetition=0.5)]]
+    found = rubric_win_rates(ours, theirs, LabelsConfig(), 50)
+    means = {name: {part: rate["mean"] for part, rate in found[name].items()} for name in ("win_rate_without", "win_rate_by_part")}
+    # Whole: win, win (0.8 against 0.6), loss (0.8 against 1.0), win (1.02 against 0.87).
+    assert win_rate(ours, theirs, 0.05, 50)["mean"] == 3 / 4
+    # Without ending: tie, loss, loss, win. Without closeness: 0.3, 0, then 0.2 and 0.3, then 0.3 and 0.15.
+    # Without repetition the last is a tie; without profanity the third is still a loss, 0.9 against 1.0.
+    assert list(means["win_rate_without"].values()) == [3 / 4, 1.5 / 4, 2.5 / 4, 3 / 4]
+    # Alone: tie, loss, loss, tie; win, win, tie, tie; tie, tie, tie, win; tie, tie, loss, tie.
+    assert list(means["win_rate_by_part"].values()) == [1 / 4, 3 / 4, 2.5 / 4, 1.5 / 4]
+    # Both end in the last two alone: a loss and a win.
+    assert (found["win_rate_both_end"]["mean"], found["win_rate_both_end"]["n"]) == (1 / 2, 2)
+
+
+def test_parts_without_weight_are_no_parts_and_cut_off_answers_leave_no_pair_that_ends() -> None:
+    ours, theirs = [[rated(0.4, True)]], [[rated(0.1, False)]]
+    found = rubric_win_rates(ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, profanity=0.0)), 20)
+    assert list(found["win_rate_without"]) == list(found["win_rate_by_part"]) == ["closeness", "complete"]
+    assert found["win_rate_both_end"] is None
 
 
 def test_the_table_of_parts_is_a_mean_over_prompts() -> None:
