@@ -1,6 +1,6 @@
 """Base, SFT and PPO side by side on held-out prompts: who wins, by which parts of the rubric, and how far the policy went."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from data.records import Demonstration
 from data.tokenize import decode_completion, encode_prompt
 from labeling.config import LabelsConfig
 from labeling.judges import Closeness
-from labeling.rubric import PARTS, judge
+from labeling.rubric import PARTS, judge, weighted
 from labeling.simulated import ranks_of
 from modeling.batch import Batch
 from modeling.config import ModelConfig
@@ -54,13 +54,29 @@ def judged_answers(
     return [[next(answers) for _ in row] for row in generations]
 
 
-def win_rate(ours: Sequence[Sequence[Answer]], theirs: Sequence[Sequence[Answer]], tie_width: float, resamples: int) -> dict[str, float]:
-    """How often the labeler prefers ours, ties counting half: every answer of ours to a prompt against every one of theirs.
+Score = Callable[[Answer], float]
+Answers = Sequence[Sequence[Answer]]
+"""Of each prompt."""
+
+
+def whole_rubric(answer: Answer) -> float:
+    """The labeler's score."""
+    return answer.parts["score"]
+
+
+def win_rate(
+    ours: Answers,
+    theirs: Answers,
+    tie_width: float,
+    resamples: int,
+    score: Score = whole_rubric,
+) -> dict[str, float]:
+    """How often the labeler prefers ours, ties counting half: all our answers to a prompt against all of theirs.
 
     Symmetric in the two by construction: swapping them gives one minus the rate.
     """
     per_prompt = [
-        sum(preference(a.parts["score"], b.parts["score"], tie_width) for a in left for b in right) / (len(left) * len(right))
+        sum(preference(score(a), score(b), tie_width) for a in left for b in right) / (len(left) * len(right))
         for left, right in zip(ours, theirs, strict=True)
     ]
     return interval(per_prompt, resamples)
@@ -72,16 +88,52 @@ def preference(ours: float, theirs: float, tie_width: float) -> float:
     return 0.5 + 0.5 * ((ours_rank < theirs_rank) - (ours_rank > theirs_rank))
 
 
-def length_matched_win_rate(
-    ours: Sequence[Sequence[Answer]], theirs: Sequence[Sequence[Answer]], tie_width: float, resamples: int, slack: float = 0.25
+def win_rate_among(
+    ours: Answers,
+    theirs: Answers,
+    tie_width: float,
+    resamples: int,
+    counts: Callable[[Answer, Answer], bool],
 ) -> dict[str, float] | None:
-    """The win rate over pairs of answers whose lengths differ by at most `slack` of the longer; None where there are no such pairs."""
+    """The win rate over pairs of answers that count; prompts without one are left out. None without any such pair."""
     per_prompt = []
     for left, right in zip(ours, theirs, strict=True):
-        alike = [(a, b) for a in left for b in right if abs(a.tokens - b.tokens) <= slack * max(a.tokens, b.tokens)]
-        if alike:
-            per_prompt.append(sum(preference(a.parts["score"], b.parts["score"], tie_width) for a, b in alike) / len(alike))
+        pairs = [(whole_rubric(a), whole_rubric(b)) for a in left for b in right if counts(a, b)]
+        if pairs:
+            per_prompt.append(sum(preference(a, b, tie_width) for a, b in pairs) / len(pairs))
     return interval(per_prompt, resamples) if per_prompt else None
+
+
+def like_length(a: Answer, b: Answer, slack: float = 0.25) -> bool:
+    """Whether two lengths differ by at most `slack` of the longer."""
+    return abs(a.tokens - b.tokens) <= slack * max(a.tokens, b.tokens)
+
+
+def both_end(a: Answer, b: Answer) -> bool:
+    """Whether neither answer was cut off."""
+    return a.complete and b.complete
+
+
+def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, resamples: int) -> dict[str, Any]:
+    """What the win rate rests on, as evaluation.json holds it.
+
+    `win_rate_without` each part of the rubric in turn; `win_rate_by_part`, by each part alone; `win_rate_both_end`,
+    among pairs of answers that end by themselves; `win_rate_length_matched`. Weights and tie width are the labeler's.
+    """
+    used = [part for part in PARTS if getattr(labels.weights, part)]
+
+    def by(parts: Sequence[str]) -> dict[str, float]:
+        return win_rate(ours, theirs, labels.tie_width, resamples, lambda a: weighted(a.parts, labels.weights, parts))
+
+    def among(counts: Callable[[Answer, Answer], bool]) -> dict[str, float] | None:
+        return win_rate_among(ours, theirs, labels.tie_width, resamples, counts)
+
+    return {
+        "win_rate_length_matched": among(like_length),
+        "win_rate_both_end": among(both_end),
+        "win_rate_without": {part: by([other for other in used if other != part]) for part in used},
+        "win_rate_by_part": {part: by([part]) for part in used},
+    }
 
 
 def parts_table(answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: int) -> dict[str, dict[str, dict[str, float]]]:
@@ -94,26 +146,51 @@ def parts_table(answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: in
     return {model: {name: interval([mean(row, name) for row in rows], resamples) for name in [*names, "tokens"]} for model, rows in answers.items()}
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How forward passes over answers are made; the same for every model that is compared."""
+
+    temperature: float
+    """Log-probabilities are those of the distribution at this temperature."""
+    batch_size: int
+    model_config: ModelConfig
+    team: Processes
+
+
 @torch.no_grad()
-def kl_to(
-    model: Any, tokenizer: Any, prompts: Sequence[Demonstration], generations: Sequence[Sequence[Generation]], temperature: float, batch_size: int,
-    model_config: ModelConfig, team: Processes,
-) -> list[float]:  # fmt: skip
-    """For each prompt the mean, over its answers, of log pi(answer) - log pi_model(answer) in nats: an estimate of KL(pi || model)."""
-    flat = [(index, encode_prompt(tokenizer, prompts[index]), g) for index, row in enumerate(generations) for g in row if g.ids]
-    mine = sorted(team.share(flat), key=lambda item: len(item[1]) + len(item[2].ids))
-    found: list[tuple[int, float]] = []
-    for start in range(0, len(mine), batch_size):
-        part = mine[start : start + batch_size]
-        batch = Batch([ids for _, ids, _ in part], [g.ids for _, _, g in part], tokenizer.pad_token_id, team.device)
-        with autocast(model_config, team.device):
-            logprobs_R = response_logprobs(model, batch, temperature)
-        theirs = batch.rows(logprobs_R.double()).sum(1).tolist()
-        found += [(index, sum(g.logprobs or ()) - other) for (index, _, g), other in zip(part, theirs, strict=True)]
-    sums: dict[int, list[float]] = {}
-    for index, value in team.gather(found):
-        sums.setdefault(index, []).append(value)
-    return [sum(values) / len(values) for _, values in sorted(sums.items())]
+def logprobs_of_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Demonstration],
+    generations: Sequence[Sequence[Generation]],
+    how: Scoring,
+) -> list[list[float]]:
+    """log pi(answer) in nats of every answer to every prompt. Models that share a tokenizer get the same batches."""
+    flat = [
+        ((index, number), encode_prompt(tokenizer, prompts[index]), answer.ids)
+        for index, row in enumerate(generations)
+        for number, answer in enumerate(row)
+    ]
+    mine = sorted(how.team.share(flat), key=lambda item: len(item[1]) + len(item[2]))
+    found: list[tuple[tuple[int, int], float]] = []
+    for start in range(0, len(mine), how.batch_size):
+        places, befores, answers = zip(*mine[start : start + how.batch_size], strict=True)
+        batch = Batch(befores, answers, tokenizer.pad_token_id, how.team.device)
+        with autocast(how.model_config, how.team.device):
+            logprobs_R = response_logprobs(model, batch, how.temperature)
+        found += zip(places, batch.rows(logprobs_R.double()).sum(1).tolist(), strict=True)
+    total = dict(how.team.gather(found))
+    return [[total[index, number] for number in range(len(row))] for index, row in enumerate(generations)]
+
+
+def kl_between(logprobs: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> list[float]:
+    """An estimate of KL(pi || pi_ref) per prompt: the mean over its answers of log pi(answer) - log pi_ref(answer).
+
+    Both from `logprobs_of_answers` with the same `Scoring`: under bfloat16, log-probabilities of the same model from
+    two kinds of pass differ by far more than a small KL.
+    """
+    pairs = [list(zip(row, other, strict=True)) for row, other in zip(logprobs, reference, strict=True)]
+    return [sum(ours - theirs for ours, theirs in row) / len(row) for row in pairs]
 
 
 @torch.no_grad()

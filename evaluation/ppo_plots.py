@@ -60,23 +60,26 @@ PANELS = (
     Panel("Score", "reward model's units", (Line("score", "roll-outs"), held("score")), mark=(0.0, "demonstrations")),
     Panel("Judge that no reward model saw", "chrF, 0 to 1", (held("judge"),)),
     Panel("KL to SFT", "nats an episode", (Line("kl", "k1"), Line("kl_k3", "k3", PURPLE), held("kl"))),
-    Panel("Price of a nat of KL", "score a nat", (Line("kl_coef"),)),
+    Panel("KL coefficient (beta)", "score per nat", (Line("kl_coef"),)),
     Panel("Entropy", "nats a token", (Line("entropy"),)),
     Panel("Length", "tokens", (Line("length", "roll-outs"), held("length"))),
     Panel("Responses that end by themselves", "share", (Line("ended", "roll-outs"), held("ended")), healthy=(0.5, INFINITE), percent=True),
     Panel(
         "Repetition", "share of runs of 4 tokens", (Line("repetition", "roll-outs"), held("repetition")), healthy=(-INFINITE, 0.1), percent=True
     ),
-    Panel("Clipped ratios", "share of tokens", (Line("clip_fraction"),), healthy=(-INFINITE, 0.2), percent=True),
-    Panel("Largest ratio", "factor; 1: unmoved", (Line("ratio_max"),), healthy=(1.0, 10.0), lowest=1.0, log=True),
+    Panel("Clip fraction", "share of tokens", (Line("clip_fraction"),), healthy=(-INFINITE, 0.2), percent=True),
+    Panel("Max ratio", "factor; 1: unchanged", (Line("ratio_max"),), healthy=(1.0, 10.0), lowest=1.0, log=True),
     Panel(
-        "Variance that the values explain", "share", (Line("explained_variance", colour=PURPLE),), healthy=(0.0, INFINITE),
+        "Explained variance", "share", (Line("explained_variance", colour=PURPLE),), healthy=(0.0, INFINITE),
         mark=(0.0, "no better than their mean"), lowest=-1.0,
     ),
     Panel("Value loss", "squared score units", (Line("value_loss", colour=PURPLE),)),
     Panel("Pretraining loss", "nats a token", (Line("ptx_loss", colour=GREEN),)),
     Panel("Pretraining gradient beside PPO's", "ratio of norms", (Line("ptx_to_ppo_grad_ratio", colour=GREEN),), healthy=(0.1, 10.0), log=True),
-    Panel("Gradients before clipping", "norm", (Line("policy_grad_norm", "policy"), Line("value_grad_norm", "value model", PURPLE)), log=True),
+    Panel(
+        "Gradient norm", "before clipping", (Line("policy_grad_norm", "policy"), Line("value_grad_norm", "value model", PURPLE)),
+        log=True,
+    ),
     Panel("Speed", "response tokens a second", (Line("rollout_tokens_per_second", "sampling", COLOURS["sft"]), Line("tokens_per_second", "all"))),
 )  # fmt: skip
 PHASES = {
@@ -110,7 +113,7 @@ def ppo_curves(rows: Rows, held_out: Rows = (), kl_target: float | None = None) 
 
 def _worth_showing(panel: Panel, rows: Rows, held_out: Rows) -> bool:
     values = [value for line in panel.lines for value in _points(panel, line, rows, held_out)[1]]
-    # A fixed price of KL is a setting, no curve.
+    # A fixed coefficient is a setting, not a curve.
     return bool(values) and (panel.lines[0].key != "kl_coef" or min(values) < max(values))
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from data.files import read_rows
-from data.intervals import interval
 from data.pages import Cell, Format, Interval, Table, between, counted, duration, measured, number, percent, write_pages
 from evaluation import plots, ppo_plots
+from evaluation.verdict import BASELINES, PARTS, best_baseline, change, checks, dig, side, verdict
 from modeling.tracking import read_metrics, read_numbers
 from ppo.guards import GuardSettings, warnings_of
 
@@ -28,16 +28,13 @@ MEASURES = {
     "chrf": ("chrF", "held-out judge: no reward model saw it; higher is better"),
     "tokens": ("Length, tokens", "neither is better"),
 }
-BASELINES = {
-    "longest": ("Choosing the longest answer", "in tokens"),
-    "shortest": ("Choosing the shortest answer", "in tokens"),
-    "random": ("Choosing at random", "what chance looks like on these pairs"),
-    "sft_likelihood": ("Choosing what SFT finds likelier", "log-probability of the answer"),
-    "sft_likelihood_per_token": ("Choosing what SFT finds likelier a token", "its mean over tokens"),
+WEIGHTS = {"ema": "Evaluated with EMA weights", "last": "Evaluated with the last weights, not their EMA"}
+COMPARISONS = {
+    "PPO vs SFT": ("win_rate", "sft"),
+    "PPO vs base": ("win_rate", "base"),
+    "PPO vs SFT, similar length": ("win_rate_length_matched",),
+    "PPO vs SFT, both answers end": ("win_rate_both_end",),
 }
-"""The judges that a reward model should beat."""
-WEIGHTS = {"ema": "PPO's weights are their moving average (EMA)", "last": "PPO's weights are the last ones, not their moving average"}
-COMPARISONS = {"PPO vs SFT": ("win_rate", "sft"), "PPO vs base": ("win_rate", "base"), "PPO vs SFT, like length": ("win_rate_length_matched",)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,10 @@ def write_report(run: Path, out: Path, run_name: str, samples: int) -> None:
 def figures(results: Results) -> dict[str, Figure]:
     """The pictures that the run has numbers for."""
     found: dict[str, Figure] = {}
-    if comparisons := {name: rate for name, path in COMPARISONS.items() if (rate := dig(results.evaluation, *path))}:
+    comparisons = {name: rate for name, path in COMPARISONS.items() if (rate := dig(results.evaluation, *path))}
+    without = results.evaluation.get("win_rate_without") or {}
+    comparisons |= {f"PPO vs SFT, without {PARTS[part]}": rate for part, rate in without.items()}
+    if comparisons:
         found["win_rates"] = plots.win_rates(comparisons)
     if models := results.evaluation.get("models"):
         found["parts"] = plots.rubric_parts(models, {key: title for key, (title, _) in MEASURES.items()})
@@ -105,11 +105,12 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
     outcomes = [row["ppo_against_sft"] for row in rows]
     return {
         "run_name": run_name,
-        "verdict": verdict(dig(evaluation, "win_rate", "sft")),
+        "verdict": verdict(evaluation),
         "tiles": tiles(results),
         "labeler_note": labeler_note(config),
-        "checks": checks(results),
+        "checks": checks(evaluation, results.accuracy, rows),
         "wins": wins_table(evaluation),
+        "carrying": carrying_table(evaluation, dig(config, "labels", "weights") or {}),
         "parts": parts_table(evaluation.get("models", {}), dig(config, "labels", "weights") or {}),
         "reward": reward_table(results.accuracy),
         "left_out": left_out_table(results.accuracy.get("left_out", {})),
@@ -135,21 +136,6 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
     }
 
 
-def verdict(found: Interval | None) -> dict[str, str]:
-    """One sentence, and its kind: better, worse, even or unknown."""
-    if found is None:
-        return {"kind": "unknown", "text": "PPO and SFT were not compared: the evaluate stage has left no win rate here."}
-    numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {between(found, percent)}, {number(found['n'])} held-out prompts)"
-    kind = side(found, 0.5)
-    sentence = {"better": "PPO is better than SFT", "worse": "PPO is worse than SFT", "even": "No difference shown between PPO and SFT"}[kind]
-    return {"kind": kind, "text": f"{sentence}: {numbers}."}
-
-
-def side(found: Interval, level: float) -> str:
-    """On which side of a level the whole interval lies: better above, worse below, even where it contains it."""
-    return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
-
-
 def tiles(results: Results) -> list[dict[str, str]]:
     """The headline numbers."""
     evaluation, before, after = results.evaluation, dig(results.evaluation, "perplexity", "sft"), dig(results.evaluation, "perplexity", "ppo")
@@ -158,12 +144,19 @@ def tiles(results: Results) -> list[dict[str, str]]:
     def tile(label: str, found: Interval | None, form: Format, detail: str) -> dict[str, str]:
         return {"label": label, "value": form(found and found["mean"]), "detail": f"{between(found, form)}, {detail}" if found else "not measured"}
 
-    price = {"label": "Perplexity, plain text", "value": f"{number(before)} → {number(after)}", "detail": f"{change(before, after)}, SFT → PPO"}
+    test = results.accuracy.get("test", {})
+    name = best_baseline(test)
+    beside = f"best baseline {percent(test['baselines'][name]['accuracy']['mean'])}" if name else "held-out pairs"
+    tax = {
+        "label": "Perplexity, plain text",
+        "value": f"{number(before)} → {number(after)}",
+        "detail": f"{change(before, after)}, SFT → PPO",
+    }
     return [
-        tile("Reward model accuracy", dig(results.accuracy, "test", "accuracy"), percent, "held-out pairs"),
+        tile("Reward model accuracy", dig(results.accuracy, "test", "accuracy"), percent, beside),
         tile("Win rate, PPO vs SFT", dig(evaluation, "win_rate", "sft"), percent, "ties count half"),
         tile("KL from SFT, nats", evaluation.get("kl"), number, "an answer"),
-        price,
+        tax,
         {"label": "Total time", "value": duration(seconds), "detail": f"{len(results.manifests)} stages"},
     ]
 
@@ -181,39 +174,6 @@ def labeler_note(config: Mapping[str, Any]) -> str:
     return f"Who ranked for the reward model is not on record here. The win rates below are by no person but by {rubric}."
 
 
-def checks(results: Results) -> list[dict[str, str]]:
-    """Reasons to trust the verdict or not: a claim, whether the numbers bear it out, and the numbers."""
-    found: list[dict[str, str]] = []
-
-    def add(claim: str, kind: str, numbers: str) -> None:
-        found.append({"claim": claim, "mark": {"better": "holds", "worse": "fails"}.get(kind, "open"), "numbers": numbers})
-
-    models, test = results.evaluation.get("models", {}), results.accuracy.get("test", {})
-    matched, lengths = results.evaluation.get("win_rate_length_matched"), [dig(models, name, "tokens", "mean") for name in ("sft", "ppo")]
-    if matched:
-        text = f"{percent(matched['mean'])} among answers of like length ({between(matched, percent)}); mean length {change(*lengths)} against SFT"
-        add("PPO wins at equal length too", side(matched, 0.5), text)
-    for key, claim in (("chrf", "A judge that no reward model saw agrees"), ("complete", "PPO ends its answers more often than SFT")):
-        if difference := paired(results.generations, key):
-            text = f"{MEASURES[key][0]}, PPO less SFT on the same prompts: {signed(difference['mean'])} ({between(difference, signed)})"
-            add(claim, side(difference, 0.0), text)
-    accuracy, longest = test.get("accuracy"), dig(test, "baselines", "longest", "accuracy")
-    if accuracy and longest:
-        kind = "better" if accuracy["low"] > longest["high"] else "worse" if accuracy["high"] < longest["low"] else "even"
-        text = f"{percent(accuracy['mean'])} ({between(accuracy, percent)}) against {percent(longest['mean'])} ({between(longest, percent)})"
-        add("The reward model beats choosing the longest answer", kind, text)
-    return found
-
-
-def paired(rows: list[dict[str, Any]], part: str) -> dict[str, float] | None:
-    """PPO less SFT of a part, prompt by prompt, with the interval of the mean; None without answers."""
-
-    def mean(answers: list[dict[str, Any]]) -> float:
-        return sum(answer["parts"][part] for answer in answers) / len(answers)
-
-    return interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None
-
-
 def guard_warnings(results: Results) -> list[str] | None:
     """What PPO's guards had to say; None where no guard watched."""
     settings, rows = dig(results.config(), "ppo", "guards"), results.metrics["ppo"]
@@ -229,9 +189,23 @@ def wins_table(evaluation: Mapping[str, Any]) -> Table:
     for name, path in COMPARISONS.items():
         if found := dig(evaluation, *path):
             rows.append([name, percent(found["mean"]), between(found, percent), number(found["n"]), reading[side(found, 0.5)]])
-        elif evaluation:
+        elif path[0] in evaluation:
             rows.append([name, "–", "–", "0", "no such pairs"])
     return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Reading"], rows)
+
+
+def carrying_table(evaluation: Mapping[str, Any], weights: Mapping[str, float]) -> Table:
+    """PPO against SFT by the rubric without each of its parts, and by each part alone."""
+    without, alone = evaluation.get("win_rate_without") or {}, evaluation.get("win_rate_by_part") or {}
+    rows: list[list[Cell]] = [
+        [
+            (PARTS[part], f"weight {weights[part]:g}" if part in weights else ""),
+            measured(rate, percent),
+            measured(alone.get(part), percent),
+        ]
+        for part, rate in without.items()
+    ]
+    return Table(["Part of the rubric", "Win rate without it", "Win rate by it alone"], rows)
 
 
 def compared(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -358,23 +332,6 @@ def removed_table(removed: Mapping[str, Mapping[str, int]]) -> Table:
     """What curation left out, by kind and rule."""
     rows: list[list[Cell]] = [[kind, rule.replace("_", " "), number(count)] for kind, rules in removed.items() for rule, count in rules.items()]
     return Table(["Of", "Rule", "Removed"], rows, words=(1,))
-
-
-def dig(tree: Any, *path: str) -> Any:
-    """What lies at a path of nested mappings, or None."""
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return f"{value:+.4f}"
-
-
-def change(before: Any, after: Any) -> str:
-    """The change in percent of the first."""
-    return f"{100 * (after / before - 1):+.1f}%" if number(before) != "–" and number(after) != "–" and before else "–"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -52,10 +52,18 @@ class Judged:
         found = [value for value in values if value is not None]
         return interval(found, self.resamples, self.seed) if found else None
 
-    def right(self, scores: Scores) -> dict[str, Any]:
+    def right(self, scores: Scores, margins_P: Floats) -> dict[str, Any]:
         """Accuracy over all pairs, and the easier one of best against worst (None where judgments go in circles)."""
         found = [best_vs_worst(row, item) for row, item in zip(scores, self.items, strict=True)]
-        return {"accuracy": self.share(outcomes(self.margins(scores))), "best_vs_worst": self.mean(found)}
+        return {"accuracy": self.share(outcomes(margins_P)), "best_vs_worst": self.mean(found)}
+
+    def beside(self, baseline: Scores, margins_P: Floats) -> dict[str, Any]:
+        """What is right of a baseline, and by how much a model with these margins is more accurate on the same pairs.
+
+        The difference is paired: a resample of prompts holds both judges' outcomes.
+        """
+        others_P = self.margins(baseline)
+        return self.right(baseline, others_P) | {"difference": self.share(outcomes(margins_P) - outcomes(others_P))}
 
 
 def report(
@@ -75,12 +83,12 @@ def report(
     margins_P = judged.margins(scores)
     flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
     return {
-        **judged.right(scores),
+        **judged.right(scores, margins_P),
         "score_mean": float(flat.mean()),
         "score_std": float(flat.std()),
         "prompts": len(items),
         "pairs": len(margins_P),
-        "baselines": {name: judged.right(given) for name, given in judges.items()},
+        "baselines": {name: judged.beside(given, margins_P) for name, given in judges.items()},
         "by_k": by_answers(judged, margins_P),
         "by_distance": by_distance(judged, margins_P),
         "calibration": calibration(judged, margins_P),

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from data.pages import Cell, Format, Table, between, measured, number, percent, write_pages
 from evaluation import reward_plots
-from evaluation.report import BASELINES, dig, left_out_table
+from evaluation.report import left_out_table
+from evaluation.verdict import BASELINES, CHOSEN_AFTERWARDS, against_best, best_baseline, dig, points
 
 TITLES = {"test": "Held-out test", "valid": "Validation"}
 PAPER_KL_COEF = 0.02
@@ -46,6 +47,7 @@ def context(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "run_name": name,
         "head": head(reports),
+        "beside_best": beside_best(reports),
         "judges": judges_table(reports),
         "by_k": grouped_table(reports, "by_k", "k", "Answers of a prompt (K)"),
         "by_distance": grouped_table(reports, "by_distance", "distance", "Steps apart in the labeler's order"),
@@ -71,19 +73,38 @@ def head(reports: Reports) -> str:
     )
 
 
+def beside_best(reports: Reports) -> str:
+    """The model against the best baseline of the split to quote, in sentences; nothing where none was measured."""
+    test = next(iter(reports.values()), {})
+    if (name := best_baseline(test)) is None:
+        return ""
+    kind, numbers = against_best(test, name)
+    claim = {
+        "better": "It beats the best simple baseline",
+        "worse": "It is worse than the best simple baseline",
+        "even": "It is not shown to beat the best simple baseline",
+    }[kind]
+    return f"{claim}: {numbers} {CHOSEN_AFTERWARDS}"
+
+
 def judges_table(reports: Reports) -> Table:
     """The model beside every other judge of the same pairs."""
     names = dict.fromkeys(name for report in reports.values() for name in report["baselines"])
-    body: list[list[Cell]] = [[("Reward model", ""), *_right(list(reports.values()))]]
+    body: list[list[Cell]] = [[("Reward model", ""), *_judged(list(reports.values()))]]
     for name in names:
         title = BASELINES.get(name, (name.replace("_", " "), ""))
-        body.append([title, *_right([report["baselines"].get(name, {}) for report in reports.values()])])
-    columns = [f"{TITLES[split]}, {what}" for split in reports for what in ("all pairs", "best vs worst (easier)")]
+        body.append([title, *_judged([report["baselines"].get(name, {}) for report in reports.values()])])
+    titles = ("all pairs", "best vs worst (easier)", "reward model minus this, paired")
+    columns = [f"{TITLES[split]}, {what}" for split in reports for what in titles]
     return Table(["Agrees with the labeler", *columns], body if reports else [])
 
 
-def _right(judged: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    return [measured(found.get(key), percent) for found in judged for key in ("accuracy", "best_vs_worst")]
+def _judged(judged: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    cells: list[Cell] = []
+    for found in judged:
+        cells += [measured(found.get(key), percent) for key in ("accuracy", "best_vs_worst")]
+        cells.append(points(found["difference"]) if found.get("difference") else "–")
+    return cells
 
 
 def grouped_table(reports: Reports, part: str, key: str, title: str) -> Table:

@@ -3,7 +3,7 @@
 No person ranked anything here: a rubric stands in for one, so that the whole chain can be run, measured and understood on one machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.overlap import repeated_share
@@ -11,6 +11,8 @@ from labeling.config import RubricWeights
 from labeling.judges import Closeness, profanity
 
 PARTS = ("closeness", "complete", "repetition", "profanity")
+PENALTIES = ("repetition", "profanity")
+"""The parts that are subtracted."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,14 @@ def judge(answers: Sequence[str], complete: Sequence[bool], references: Sequence
     """Every answer by the rubric: weights times (closeness + complete) less weights times (repetition + profanity)."""
     judged = []
     for near, ended, repeats, offence in zip(closeness(answers, references), complete, map(repetition, answers), profanity(answers), strict=True):
-        score = weights.closeness * near + weights.complete * ended - weights.repetition * repeats - weights.profanity * offence
-        judged.append(Judged(near, float(ended), repeats, offence, score))
+        parts = dict(zip(PARTS, (near, float(ended), repeats, offence), strict=True))
+        judged.append(Judged(**parts, score=weighted(parts, weights)))
     return judged
+
+
+def weighted(parts: Mapping[str, float], weights: RubricWeights, names: Sequence[str] = PARTS) -> float:
+    """The score by these parts of the rubric alone; all of them make the whole score."""
+    return sum((-1 if name in PENALTIES else 1) * getattr(weights, name) * parts[name] for name in names)
 
 
 def repetition(text: str) -> float:

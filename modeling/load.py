@@ -196,10 +196,19 @@ def context_length(settings: Any, generating: bool = True) -> int:
 
 
 def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The arithmetic that `model.precision` asks for; a context to run forward passes in."""
-    if config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+    """The arithmetic that `model.precision` asks for; a context to run forward passes in.
+
+    Output layers stay outside it: modeling/logprobs.py runs them in float32.
+    """
+    if mixed_precision(config, device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def mixed_precision(config: ModelConfig, device: torch.device) -> bool:
+    """Whether `model.precision` means bfloat16 on this device."""
+    automatic = config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.precision == "bfloat16" or automatic
 
 
 def freeze(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Log-probabilities of response tokens under a causal language model, without ever holding the logits of all of them.
 
-The output layer is the widest of all: it runs over hidden states of the tokens that matter alone, a piece at a time, and where there is a gradient
-each piece goes backward before the next comes forward.
+The output layer is the widest of all: it runs over hidden states of the tokens that matter alone, a piece at a time,
+and where there is a gradient each piece goes backward before the next comes forward. Under mixed precision the backbone
+computes in bfloat16, the output layer and log-softmax in float32: bfloat16 logits of size 10 are rounded to 0.06.
 Shapes: R response tokens of all rows, one row after the other; N tokens of one piece; H hidden size; V vocabulary.
 """
 
@@ -61,16 +62,41 @@ class _Passed(nn.Module):
 
 
 @contextlib.contextmanager
+def head_outside_autocast(model: Any) -> Iterator[None]:
+    """Under autocast, the output layer computes in the type of its weights (float32). No change without autocast.
+
+    For calls of the whole model, as in decoding, whose logits would be bfloat16 otherwise.
+    """
+    head = model.get_output_embeddings()
+    if not torch.is_autocast_enabled(head.weight.device.type) or "forward" in vars(head):
+        yield
+        return
+    plain = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits: Tensor = plain(hidden.to(head.weight.dtype))
+        return logits
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+@contextlib.contextmanager
 def output_layer(model: Any, temperature: float = 1.0) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A function from hidden_NH to logits_NV, divided by the temperature, in float32 at least.
+    """A function from hidden_NH to logits_NV, divided by the temperature, in float32 at least, under autocast too.
 
     It is the model itself without its backbone, so whatever the architecture does to logits (a scale, a soft cap) happens.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name, backbone = inner.base_model_prefix, backbone_of(inner)
+    name, backbone, weight = inner.base_model_prefix, backbone_of(inner), model.get_output_embeddings().weight
 
     def logits(hidden_NH: Tensor) -> Tensor:
-        found_NV: Tensor = inner(inputs_embeds=hidden_NH[None], use_cache=False).logits[0]
+        with torch.autocast(weight.device.type, enabled=False):
+            found_NV: Tensor = inner(inputs_embeds=hidden_NH[None].to(weight.dtype), use_cache=False).logits[0]
         found_NV = found_NV if found_NV.dtype == torch.float64 else found_NV.float()
         return found_NV / temperature if temperature != 1.0 else found_NV
 
@@ -130,9 +156,12 @@ class _AddsInPlace(torch.autograd.Function):
 
 @contextlib.contextmanager
 def adding_in_place(head: Any) -> Iterator[None]:
-    """Within, an output layer that is a linear map and no more adds its weight's gradient in place. Not under autocast, where it has a copy of it."""
+    """Within, an output layer that is a linear map and no more adds its weight's gradient in place.
+
+    `output_layer` runs it outside autocast, so what it multiplies by is the weight itself.
+    """
     plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and head.weight.requires_grad
-    if not plain or torch.is_autocast_enabled(head.weight.device.type):
+    if not plain:
         yield
         return
     head.forward = lambda x: _AddsInPlace.apply(x, head.weight)
@@ -178,7 +207,8 @@ def accumulate_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Adds the gradient of a loss that is a sum over response tokens to the parameters' `.grad`.
 
-    `loss_of(logprobs_N, part)` is the loss of the tokens `part` of all R. `forward` makes the context of forward passes, such as autocast.
+    `loss_of(logprobs_N, part)` is the loss of the tokens `part` of all R. `forward` makes the context of the backbone's
+    forward pass, such as autocast.
     Returns (the loss, logprobs_R, entropy_R in nats), none of them with a gradient.
     """
     with forward():
@@ -187,7 +217,7 @@ def accumulate_gradient(
     with output_layer(model, temperature) as logits:
         for part in pieces(model, len(hidden_RH)):
             leaf_NH = hidden_RH[part].detach().requires_grad_()
-            with forward(), adding_in_place(model.get_output_embeddings()):
+            with adding_in_place(model.get_output_embeddings()):
                 logits_NV = logits(leaf_NH)
             logprobs_N, entropy_N = chosen(logits_NV, batch.token_R[part])
             del logits_NV

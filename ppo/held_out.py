@@ -146,13 +146,11 @@ class HeldOut:
         with self.models.as_policy() as policy, autocast(self.model_config, self.team.device):
             responses = self.engine.generate(policy, ids, seeds, sampling, stop_ids(policy), pad_id)
         groups = self._groups(ids, [response.ids for response in responses])
+        # Both by the same kind of pass over the same batches: what was recorded while decoding is rounded otherwise.
         with self.models.as_reference() as reference:
             ref_logprobs = self._logprobs(reference, groups)
-        if self.engine.records_logprobs:
-            logprobs = [sum(response.logprobs or ()) for response in responses]
-        else:
-            with self.models.as_policy() as policy:
-                logprobs = self._logprobs(policy, groups)
+        with self.models.as_policy() as policy:
+            logprobs = self._logprobs(policy, groups)
         scores = self._scores([Episode(*episode) for episode in zip(ids, responses, prompts, strict=True)], groups)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
         for (index, _), prompt, response, score, logprob, ref_logprob in zip(jobs, prompts, responses, scores, logprobs, ref_logprobs, strict=True):

@@ -16,7 +16,7 @@ from modeling.batch import Batch
 from modeling.config import ModelConfig
 from modeling.engines.native import NativeEngine
 from modeling.engines.types import Engine, Generation, Sampling
-from modeling.load import autocast, stop_ids
+from modeling.load import autocast, mixed_precision, stop_ids
 from modeling.logprobs import response_logprobs
 from modeling.processes import sum_over_processes
 from modeling.seeds import derive_seed
@@ -95,6 +95,19 @@ def roll_out(
     seeds = [derive_seed(seed, "rollout", iteration, number) for number in numbers]
     with models.as_policy() as policy:
         return ids, (engine or NativeEngine()).generate(policy, ids, seeds, sampling, stop_ids(policy), tokenizer.pad_token_id)
+
+
+def refuse_recorded_logprobs(config: PPOConfig, model_config: ModelConfig, device: torch.device) -> None:
+    """Raises ValueError when log-probabilities recorded while decoding would be compared with others in bfloat16.
+
+    Decoding rounds otherwise than scoring and updating do, so KL and ratios would be of two computations: 0.05 nats an
+    answer and more between equal models. In float32 the two agree to about 1e-5.
+    """
+    if config.old_logprobs == "rollout" and mixed_precision(model_config, device):
+        raise ValueError(
+            "ppo.old_logprobs=rollout needs float32, and model.precision gives bfloat16 here: take "
+            "ppo.old_logprobs=recompute, or set model.precision=float32"
+        )
 
 
 def in_order(rows: Sequence[int], prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:

@@ -27,7 +27,7 @@ from ppo.kl import KLController
 from ppo.metrics import mean_of, rollout_numbers, speeds
 from ppo.models import PPOModels
 from ppo.reading import reading_numbers
-from ppo.rollout import Rollout, in_order, roll_out, score
+from ppo.rollout import Rollout, in_order, refuse_recorded_logprobs, roll_out, score
 from ppo.scaling import ScoreScale
 from ppo.streams import Stream, shuffled_minibatches
 from ppo.update import Optimizers, step
@@ -48,10 +48,12 @@ def train(
 ) -> MovingAverage:
     """Trains the policy and value in place and returns the policy's moving average; goes on from the last whole checkpoint below `out`.
 
-    Raises ValueError when batches do not divide over the processes, a prompt is too long for reward or value model, a gradient stops being a
-    number, the disk is full, or every checkpoint is damaged. Raises `Interrupted`, with all saved, after SIGTERM or Ctrl-C.
+    Raises ValueError when batches do not divide over the processes, recorded log-probabilities are asked for in
+    bfloat16, a prompt is too long for reward or value model, a gradient becomes non-finite, the disk is full, or every
+    checkpoint is damaged. Raises `Interrupted`, with all saved, after SIGTERM or Ctrl-C.
     """
     team.divide(config.minibatch_size, "ppo.minibatch_size")
+    refuse_recorded_logprobs(config, model_config, team.device)
     models.check_prompts(prompts, tokenizer, config.max_new_tokens)
     engine = make_engine(config.engine)
     optimizers = Optimizers.make(models, config)

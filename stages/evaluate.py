@@ -23,7 +23,18 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
     from evaluation.best_of_n import Proxy, best_of_n, with_proxy
-    from evaluation.compare import MODELS, judged_answers, kl_to, length_matched_win_rate, parts_table, perplexity, preference, win_rate
+    from evaluation.compare import (
+        MODELS,
+        Scoring,
+        judged_answers,
+        kl_between,
+        logprobs_of_answers,
+        parts_table,
+        perplexity,
+        preference,
+        rubric_win_rates,
+        win_rate,
+    )
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
     from modeling.engines.types import Sampling
@@ -45,7 +56,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
         proxy = Proxy.of(run.stage("sft") / "model", run.stage("reward") / "model", config.model, trust)
         proxy.check(some)
-    generations, perplexities, kl, candidates, scores = {}, {}, [], [], []
+    generations, perplexities, logprobs, candidates, scores = {}, {}, {}, [], []
+    scoring = Scoring(settings.temperature or 1.0, SCORING_BATCH, config.model, team)
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
         model = load_causal(place, config.model, tokenizer).to(team.device)
@@ -58,11 +70,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         perplexities[name] = perplexity(
             model, evenly(chunks, settings.perplexity_examples), SCORING_BATCH, tokenizer.pad_token_id, config.model, team
         )
-        if name == "sft":
-            temperature = settings.temperature or 1.0
-            kl = kl_to(model, tokenizer, prompts, generations["ppo"], temperature, SCORING_BATCH, config.model, team)
+        if name != "base":  # PPO's answers, by PPO and by SFT in the same batches
+            logprobs[name] = logprobs_of_answers(model, tokenizer, prompts, generations["ppo"], scoring)
         del model
         gc.collect()
+    kl = kl_between(logprobs["ppo"], logprobs["sft"])
     if proxy is not None:
         of_ppo = [generations["ppo"][index] for index in chosen]
         scores = proxy.scores(some, [candidates, of_ppo], config.reward.max_tokens_per_micro_batch, team)
@@ -73,14 +85,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     answers = {name: judged_answers(tokenizer, prompts, generations[name], config.labels, judge) for name in MODELS}
     width = config.labels.tie_width
     against = {name: win_rate(answers["ppo"], answers[name], width, resamples) for name in ("sft", "base")}
-    matched = length_matched_win_rate(answers["ppo"], answers["sft"], width, resamples)
     accuracy = json.loads((run.stage("reward") / "accuracy.json").read_text())
     evaluation = {
         "prompts": len(prompts),
         "weights": settings.weights,
         "answers_per_prompt": settings.answers_per_prompt,
         "win_rate": against,
-        "win_rate_length_matched": matched,
+        **rubric_win_rates(answers["ppo"], answers["sft"], config.labels, resamples),
         "models": parts_table(answers, resamples),
         "perplexity": perplexities,
         "kl": interval(kl, resamples),

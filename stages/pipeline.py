@@ -8,6 +8,7 @@ import importlib
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from stages.config import RunConfig
 from stages.runner import STAGES, main, run_stage
@@ -23,8 +24,10 @@ def work(config: RunConfig, force: bool) -> None:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
     if processes(config.model.device).is_main:
         root = Path(config.runs_folder) / config.run_name
-        headline = json.loads((root / "evaluate" / "headline.json").read_text())
-        print(f"\n{summary(headline)}\n\n{time.perf_counter() - start:.0f} s in all; the report: {root / 'report' / 'index.html'}")
+        files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]
+        headline, evaluation = (json.loads(file.read_text()) for file in files)
+        page = root / "report" / "index.html"
+        print(f"\n{summary(headline, evaluation)}\n\n{time.perf_counter() - start:.0f} s in all; the report: {page}")
 
 
 def refuse_unfit_reward_base(config: RunConfig) -> None:
@@ -40,13 +43,14 @@ def refuse_unfit_reward_base(config: RunConfig) -> None:
         refuse_value_start(config.ppo, load_tokenizer(place, config.model), start.tokenizer())
 
 
-def summary(headline: dict[str, float]) -> str:
-    """The headline numbers for people."""
+def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:
+    """The report's verdict, and the headline numbers."""
+    from evaluation.verdict import verdict
+
     return "\n".join(
         [
+            f"{verdict(evaluation)['text']}\n",
             f"reward model, held-out pairs right   {headline['reward_accuracy']:.1%}",
-            f"PPO preferred to SFT                 {headline['win_rate']:.1%}"
-            f"  (95% interval {headline['win_rate_low']:.1%} to {headline['win_rate_high']:.1%})",
             f"KL to the SFT policy                 {headline['kl']:.2f} nats",
             f"perplexity of held-out text          SFT {headline['perplexity_sft']:.2f}, PPO {headline['perplexity_ppo']:.2f}",
         ]

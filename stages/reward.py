@@ -148,8 +148,17 @@ def leave(out: Path, name: str, evaluation: dict[str, Any]) -> None:
 
 def headline(test: dict[str, Any]) -> dict[str, Any]:
     """What the manifest and the last line say of the held-out rankings."""
-    longest = test["baselines"]["longest"]["accuracy"]["mean"]
-    return {"reward_accuracy": test["accuracy"]["mean"], "longest_baseline": longest, "score_std": test["score_std"]}
+    from evaluation.verdict import best_baseline
+
+    best = best_baseline(test)
+    assert best is not None, "lengths are always there to judge by"
+    return {
+        "reward_accuracy": test["accuracy"]["mean"],
+        "best_baseline": best,
+        "best_baseline_accuracy": test["baselines"][best]["accuracy"]["mean"],
+        "above_best_baseline": test["baselines"][best]["difference"]["mean"],
+        "score_std": test["score_std"],
+    }
 
 
 def external(config: RunConfig) -> dict[str, str]:

@@ -13,13 +13,12 @@ from transformers import GenerationConfig
 
 from modeling.adapters import merged_weights
 from modeling.engines.types import Generation, Sampling, by_length, check_room
+from modeling.logprobs import head_outside_autocast
 from modeling.seeds import derive_seed
 
 
 class TransformersEngine:
     """`GenerationMixin.generate`, in batches of like length, padded on the left."""
-
-    records_logprobs = False
 
     @torch.no_grad()
     def generate(
@@ -31,7 +30,8 @@ class TransformersEngine:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         device = base.get_input_embeddings().weight.device
         order, results = by_length(prompts), {}
-        with merged_weights(model), only_settings(base, settings(sampling, stop_ids, pad_id)), torch.random.fork_rng():
+        own_settings = only_settings(base, settings(sampling, stop_ids, pad_id))
+        with merged_weights(model), head_outside_autocast(base), own_settings, torch.random.fork_rng():
             for start in range(0, len(order), sampling.batch_size):
                 batch = order[start : start + sampling.batch_size]
                 torch.manual_seed(derive_seed("transformers", *(seeds[number] for number in batch)))

@@ -3,8 +3,10 @@
 Prompts are sorted by length and decoded side by side in `batch_size` lanes. A response that ends leaves at once; when enough lanes are free,
 waiting prompts take them, read in one pass. Same seed, same text whatever the batch size, the order of the prompts or the number of processes, as
 long as arithmetic is float32: where rounding could choose a token (modeling/engines/sampling.py), it is chosen from a pass over that row alone,
-its prompt and response so far, which depends on nothing but the row's tokens. Under bfloat16 rounding is some 65,000 times coarser, nothing is
-settled, and a text may differ with the batch; the distribution it is drawn from is right either way.
+its prompt and response so far, which depends on nothing but the row's tokens. Under bfloat16 the backbone's rounding
+is some 65,000 times coarser: nothing is settled, and a text may differ with the batch. The output layer and the softmax
+are float32 all the same, so the distribution that tokens are drawn from is not rounded to bfloat16. A log-probability
+recorded here then differs from a recomputed one by the backbone's rounding in another batch shape: do not subtract them.
 Shapes: B alive rows, V vocabulary, L levels of a draw.
 """
 
@@ -25,7 +27,7 @@ from modeling.engines.cache import GrowingCache, Lanes, in_float32
 from modeling.engines.packed import packed_weights
 from modeling.engines.sampling import draw, uniforms
 from modeling.engines.types import Generation, Sampling, by_length, check_room
-from modeling.logprobs import logits_only_at
+from modeling.logprobs import head_outside_autocast, logits_only_at
 
 REFILL = 0.2
 """Waiting prompts come in when this part of the lanes is free: a pass for a few has a cost of its own, a batch with gaps too. Where rows end with
@@ -48,8 +50,6 @@ class Row:
 
 class NativeEngine:
     """Our own decoder as an engine."""
-
-    records_logprobs = True
 
     def __init__(self, merge_adapters: bool = True) -> None:
         self.merge_adapters = merge_adapters
@@ -85,7 +85,8 @@ def generate(
     waiting = deque(by_length(prompts))
     lanes = min(sampling.batch_size, len(prompts))
     results: dict[int, Generation] = {}
-    with merged_weights(model) if merge_adapters else nullcontext(), packed_weights(model):
+    weights = merged_weights(model) if merge_adapters else nullcontext()
+    with weights, packed_weights(model), head_outside_autocast(model):
         rows_of = memory(model, lanes, len(prompts[waiting[0]]) + sampling.max_new_tokens - 1, pad_id)
         settles = in_float32(model)
         rows: list[Row] = []

@@ -33,8 +33,6 @@ class Generation:
 class Engine(Protocol):
     """What samples responses."""
 
-    records_logprobs: bool
-
     def generate(
         self,
         model: Any,

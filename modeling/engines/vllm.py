@@ -19,10 +19,10 @@ from modeling.load import context_length
 
 
 class VLLMEngine:
-    """`vllm.LLM`, started when it is first asked."""
+    """`vllm.LLM`, started when it is first asked.
 
-    records_logprobs = False
-    """vLLM has log-probabilities, but its arithmetic is not the policy's: those are computed by the policy itself."""
+    It records no log-probabilities: vLLM has them, but in its own arithmetic, and the policy computes them itself.
+    """
 
     def __init__(self, gpu_memory_utilization: float = 0.3, tensor_parallel_size: int = 1) -> None:
         """`gpu_memory_utilization` is the part of a GPU's memory that vLLM may take; the rest is the training's. Raises ValueError without vLLM."""

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,13 +13,26 @@ from hypothesis import strategies as st
 
 from data.records import Demonstration
 from data.tokenize import encode_completion, encode_prompt
-from evaluation.compare import Answer, judged_answers, kl_to, length_matched_win_rate, parts_table, perplexity, preference, win_rate
-from labeling.config import LabelsConfig
+from evaluation.compare import (
+    Answer,
+    Scoring,
+    judged_answers,
+    kl_between,
+    like_length,
+    logprobs_of_answers,
+    parts_table,
+    perplexity,
+    preference,
+    rubric_win_rates,
+    win_rate,
+    win_rate_among,
+)
+from labeling.config import LabelsConfig, RubricWeights
 from labeling.judges import WordOverlap
 from modeling.config import ModelConfig
 from modeling.engines.native import generate
 from modeling.engines.types import Generation, Sampling
-from modeling.load import load_causal
+from modeling.load import autocast, load_causal
 from modeling.processes import Processes
 from tests.conftest import enliven
 
@@ -65,7 +80,7 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(data: st.DataObject, o
 def test_a_model_against_itself_wins_exactly_half(rows: list[list[float]], width: float) -> None:
     found = win_rate(answers(rows), answers(rows), width, 20)
     assert (found["mean"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
-    matched = length_matched_win_rate(answers(rows), answers(rows), width, 20)
+    matched = win_rate_among(answers(rows), answers(rows), width, 20, like_length)
     assert matched is not None
     assert matched["mean"] == 0.5
 
@@ -74,15 +89,45 @@ def test_only_pairs_of_like_length_count_when_length_is_matched() -> None:
     ours = answers([[1.0, 0.0], [1.0], [0.0]], [[10, 20], [100], [8]])
     theirs = answers([[0.5, 0.5], [0.0], [1.0]], [[8, 30], [10], [10]])
     # 10 and 8 match (2 <= 0.25 * 10), a win; 20 and 30 do not (10 > 7.5); 20 and 8, 10 and 30 do not. Nothing in the second. A loss in the third.
-    assert length_matched_win_rate(ours, theirs, 0.0, 20) == pytest.approx({"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2})
+    assert win_rate_among(ours, theirs, 0.0, 20, like_length) == pytest.approx({"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2})
     # 20 and 30 match too at a third: a loss, which makes the first prompt a half.
-    found = length_matched_win_rate(ours, theirs, 0.0, 20, slack=1 / 3)
+    found = win_rate_among(ours, theirs, 0.0, 20, partial(like_length, slack=1 / 3))
     assert found is not None
     assert found["mean"] == pytest.approx((0.5 + 0) / 2)
 
 
 def test_no_pair_of_like_length_gives_no_number() -> None:
-    assert length_matched_win_rate(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, 20) is None
+    assert win_rate_among(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, 20, like_length) is None
+
+
+def rated(closeness: float, ended: bool, repetition: float = 0.0, profanity: float = 0.0) -> Answer:
+    """By the default rubric: 1.0 closeness + 0.3 complete - 0.3 repetition - 0.5 profanity."""
+    score = closeness + 0.3 * ended - 0.3 * repetition - 0.5 * profanity
+    parts = {"closeness": closeness, "complete": float(ended), "repetition": repetition, "profanity": profanity}
+    return Answer("", ended, 5, parts | {"score": score})
+
+
+def test_a_win_that_only_the_bonus_for_ending_brings_is_gone_without_it() -> None:
+    ours = [[rated(0.4, True)], [rated(0.5, True)], [rated(0.6, True, profanity=0.2)], [rated(0.72, True)]]
+    theirs = [[rated(0.4, False)], [rated(0.6, False)], [rated(0.7, True)], [rated(0.72, True, repetition=0.5)]]
+    found = rubric_win_rates(ours, theirs, LabelsConfig(), 50)
+    means = {name: {part: rate["mean"] for part, rate in found[name].items()} for name in ("win_rate_without", "win_rate_by_part")}
+    # Whole: win, win (0.8 against 0.6), loss (0.8 against 1.0), win (1.02 against 0.87).
+    assert win_rate(ours, theirs, 0.05, 50)["mean"] == 3 / 4
+    # Without ending: tie, loss, loss, win. Without closeness: 0.3, 0, then 0.2 and 0.3, then 0.3 and 0.15.
+    # Without repetition the last is a tie; without profanity the third is still a loss, 0.9 against 1.0.
+    assert list(means["win_rate_without"].values()) == [3 / 4, 1.5 / 4, 2.5 / 4, 3 / 4]
+    # Alone: tie, loss, loss, tie; win, win, tie, tie; tie, tie, tie, win; tie, tie, loss, tie.
+    assert list(means["win_rate_by_part"].values()) == [1 / 4, 3 / 4, 2.5 / 4, 1.5 / 4]
+    # Both end in the last two alone: a loss and a win.
+    assert (found["win_rate_both_end"]["mean"], found["win_rate_both_end"]["n"]) == (1 / 2, 2)
+
+
+def test_parts_without_weight_are_no_parts_and_cut_off_answers_leave_no_pair_that_ends() -> None:
+    ours, theirs = [[rated(0.4, True)]], [[rated(0.1, False)]]
+    found = rubric_win_rates(ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, profanity=0.0)), 20)
+    assert list(found["win_rate_without"]) == list(found["win_rate_by_part"]) == ["closeness", "complete"]
+    assert found["win_rate_both_end"] is None
 
 
 def test_the_table_of_parts_is_a_mean_over_prompts() -> None:
@@ -143,7 +188,9 @@ def test_kl_is_the_mean_log_ratio_worked_out_with_plain_transformers(
 ) -> None:
     given = sampled(model, tiny_tokenizer, temperature)
     given[0][1] = Generation(given[0][1].ids[:3], given[0][1].logprobs[:3], False)  # ragged, so that padding could do harm
-    found = kl_to(other, tiny_tokenizer, PROMPTS, given, temperature, batch_size, model_config, ALONE)
+    how = Scoring(temperature, batch_size, model_config, ALONE)
+    ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in (model, other))
+    found = kl_between(ours, theirs)
 
     def logprob(of: Any, prompt: list[int], response: list[int]) -> float:
         logits = of(torch.tensor([prompt + response])).logits[0].double() / temperature
@@ -158,9 +205,21 @@ def test_kl_is_the_mean_log_ratio_worked_out_with_plain_transformers(
     assert max(map(abs, found)) > 0.05, "the two models differ, so the test can fail"
 
 
-def test_kl_to_itself_is_zero(model: Any, tiny_tokenizer: Any, model_config: ModelConfig) -> None:
-    given = sampled(model, tiny_tokenizer, 0.6)
-    assert kl_to(model, tiny_tokenizer, PROMPTS, given, 0.6, 4, model_config, ALONE) == pytest.approx([0, 0, 0], abs=5e-5)
+def test_under_bfloat16_the_kl_to_an_equal_model_is_exactly_zero(
+    model: Any,
+    tiny: Any,
+    tiny_tokenizer: Any,
+    model_config: ModelConfig,
+) -> None:
+    config = replace(model_config, precision="bfloat16")
+    copy = enliven(load_causal(tiny("llama"), config, tiny_tokenizer))
+    how = Scoring(0.6, 4, config, ALONE)
+    with autocast(config, ALONE.device):
+        given = sampled(model, tiny_tokenizer, 0.6)
+    ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in (model, copy))
+    assert kl_between(ours, theirs) == [0.0, 0.0, 0.0]
+    # Of 14 tokens at about 6 nats: what was recorded while decoding is of another computation.
+    assert ours[0] != [sum(answer.logprobs or ()) for answer in given[0]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])

@@ -71,16 +71,16 @@ def test_what_was_not_logged_leaves_its_panel_out():
 
 
 def test_a_fixed_price_of_kl_is_no_curve_and_a_target_is_a_line():
-    assert "Price of a nat of KL" not in panels(rows(3, kl_coef=0.02))
+    assert "KL coefficient (beta)" not in panels(rows(3, kl_coef=0.02))
     found = panels(rows(3), kl_target=6.0)
-    assert "Price of a nat of KL" in found
+    assert "KL coefficient (beta)" in found
     assert list(curves(found["KL to SFT"])["target"][1]) == [6.0, 6.0]
     assert found["KL to SFT"].get_ylim()[1] > 6.0
 
 
 @pytest.mark.parametrize("value", [0.02, 0.6])
 def test_the_healthy_range_is_where_it_is_said_to_be_wherever_the_run_is(value: float):
-    axes = panels(rows(3, clip_fraction=value))["Clipped ratios"]
+    axes = panels(rows(3, clip_fraction=value))["Clip fraction"]
     ((low, high),) = green(axes)
     bottom, top = axes.get_ylim()
     assert bottom <= value <= top
@@ -92,8 +92,8 @@ def test_the_healthy_range_is_where_it_is_said_to_be_wherever_the_run_is(value: 
 def test_one_row_many_rows_zeros_and_values_far_below_are_drawn_too():
     assert len(panels(rows(1))) > 10
     assert len(panels(rows(MANY + 1), evaluations(0, 30, 60))) > 10
-    assert "Gradients before clipping" not in panels(rows(3, policy_grad_norm=0.0, value_grad_norm=0.0))
-    assert panels(rows(3, explained_variance=-500.0))["Variance that the values explain"].get_ylim()[0] > -1.5
+    assert "Gradient norm" not in panels(rows(3, policy_grad_norm=0.0, value_grad_norm=0.0))
+    assert panels(rows(3, explained_variance=-500.0))["Explained variance"].get_ylim()[0] > -1.5
 
 
 def test_the_held_out_policy_alone_is_enough_and_a_picture_comes_of_it():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.report import Results, change, labeler_note, verdict, write_report
+from evaluation.report import Results, labeler_note, write_report
+from evaluation.verdict import change
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
 HOSTILE = "<script>alert('no')</script> | ```` and \n# a heading"
@@ -78,7 +79,14 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
     put(run / "reward" / "metrics.jsonl", reward)
     judges = {"longest": 0.5432, "shortest": 0.4568, "random": 0.5011, "sft_likelihood": 0.6021}
     test = {"accuracy": around(0.7123, 0.02, 700), "best_vs_worst": around(0.8457), "score_std": 1.234, "prompts": 120, "pairs": 700}
-    test["baselines"] = {name: {"accuracy": around(mean, 0.03, 700), "best_vs_worst": None} for name, mean in judges.items()}
+    test["baselines"] = {
+        name: {
+            "accuracy": around(mean, 0.03, 700),
+            "best_vs_worst": None,
+            "difference": around(0.7123 - mean, 0.0404, 700),
+        }
+        for name, mean in judges.items()
+    }
     test["calibration"] = {"bins": [], "expected_calibration_error": 0.0345, "loss": 0.5678, "temperature": 1.2}
     left_out = {"train": {"all_tied": 11, "too_long": 2}, "valid": {"all_tied": 1, "too_long": 0}, "test": {"all_tied": 2, "too_long": 0}}
     put(run / "reward" / "accuracy.json", {"bias": 0.31, "left_out": left_out, "valid": test, "test": test})
@@ -109,7 +117,16 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
     evaluation = {
         "prompts": prompts, "weights": "ema", "answers_per_prompt": 1, "best_of_n": fake_best_of_n(),
         "win_rate": {"sft": around(0.6346), "base": around(0.8766, 0.03)}, "models": table,
-        "win_rate_length_matched": around(0.5987, 0.08, 71), "perplexity": {"base": 17.01, "sft": 18.12, "ppo": 19.03},
+        "win_rate_length_matched": around(0.5987, 0.08, 71), "win_rate_both_end": around(0.4953, 0.062, 88),
+        "win_rate_without": {
+            "closeness": around(0.5911), "complete": around(0.5264, 0.055),
+            "repetition": around(0.6322), "profanity": around(0.6233),
+        },
+        "win_rate_by_part": {
+            "closeness": around(0.5111), "complete": around(0.5822),
+            "repetition": around(0.5033), "profanity": around(0.4944),
+        },
+        "perplexity": {"base": 17.01, "sft": 18.12, "ppo": 19.03},
         "kl": around(8.765, 0.6), "reward_model": test,
     }  # fmt: skip
     put(run / "evaluate" / "evaluation.json", evaluation)
@@ -150,9 +167,19 @@ def reports(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, s
 def test_numbers_stand_in_their_places(reports):
     html, markdown, _ = reports
     seen = text_of(html)
-    assert "PPO is better than SFT: PPO won 63.5% of comparisons (95% interval 58.5% to 68.5%, 120 held-out prompts)." in seen
+    sentence = (
+        "PPO is better than SFT by the rubric: PPO won 63.5% of comparisons (95% interval 58.5% to 68.5%, 120 held-out "
+        "prompts); the win comes from the bonus for ending: without it no difference is shown (52.6%, 47.1% to 58.1%)."
+    )
+    assert sentence in seen
+    assert f"**{sentence}**" in markdown
+    assert "open PPO wins among pairs where both answers end by themselves 49.5% (43.3% to 55.7%) over 88 prompts" in seen
+    assert "holds PPO wins without closeness to the reference 59.1% (54.1% to 64.1%)" in seen
+    assert "open PPO wins without the bonus for ending 52.6% (47.1% to 58.1%)" in seen
+    assert "PPO vs SFT, both answers end 49.5% 43.3% to 55.7% 88 no difference shown" in seen
+    assert "| the bonus for ending (weight 0.3) | 52.6% (47.1% to 58.1%) | 58.2% (53.2% to 63.2%) |" in markdown
     assert "PPO vs base 87.7% 84.7% to 90.7% 120 PPO better" in seen
-    assert "PPO vs SFT, like length 59.9% 51.9% to 67.9% 71 PPO better" in seen
+    assert "PPO vs SFT, similar length 59.9% 51.9% to 67.9% 71 PPO better" in seen
     assert "Accuracy, best vs worst the easier number 84.6%" in seen
     assert "Choosing the longest answer baseline, all pairs 54.3% 51.3% to 57.3%" in seen
     assert "Choosing the shortest answer baseline, all pairs 45.7%" in seen
@@ -160,7 +187,9 @@ def test_numbers_stand_in_their_places(reports):
     assert "Choosing what SFT finds likelier baseline, all pairs 60.2%" in seen
     assert "likelier a token" not in seen
     assert "Expected calibration error gap between certainty and accuracy 3.5% 3.5%" in seen
-    assert "holds The reward model beats choosing the longest answer 71.2% (69.2% to 73.2%) against 54.3% (51.3% to 57.3%)" in seen
+    best = "71.2% against 60.2% (choosing what SFT finds likelier), a paired difference of +11.0 points (+7.0 to +15.1)."
+    assert f"holds The reward model beats the best simple baseline {best} The best baseline is chosen on these same pairs" in seen
+    assert "71.2% 69.2% to 73.2%, best baseline 60.2%" in seen
     assert "train 11 2" in seen
     assert "18.1 → 19.0 +5.0%, SFT → PPO" in seen
     assert "PPO 19.0 +11.9% +5.0%" in seen
@@ -203,7 +232,7 @@ def test_a_run_without_best_of_n_has_the_curve_of_training_alone(run, tmp_path, 
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [("ema", "PPO's weights are their moving average (EMA)"), ("last", "PPO's weights are the last ones"), (None, "is not on record")],
+    [("ema", "Evaluated with EMA weights"), ("last", "Evaluated with the last weights"), (None, "is not on record")],
 )
 def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch, weights, said):
     monkeypatch.setattr("data.pages.png", lambda figure: b"")
@@ -222,7 +251,7 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
     assert "1 answer a prompt from PPO and from SFT, one from base, at temperature 0.7." in markdown
 
 
-@pytest.mark.parametrize(("max_kl", "said"), [(8.0, "above ppo.guards.max_kl=8 (ppo.guards.kl)"), (100.0, "No guard had anything to warn of.")])
+@pytest.mark.parametrize(("max_kl", "said"), [(8.0, "above ppo.guards.max_kl=8 (ppo.guards.kl)"), (100.0, "The guards raised no warning.")])
 def test_the_report_says_what_the_guards_warned_of(run, tmp_path, monkeypatch, max_kl, said):
     monkeypatch.setattr("evaluation.report.figures", lambda results: {})
     results = Results.read(run)
@@ -231,7 +260,7 @@ def test_the_report_says_what_the_guards_warned_of(run, tmp_path, monkeypatch, m
     html, markdown = rendered(run, tmp_path / "out")
     for page in (text_of(html), markdown):
         assert said in page
-        assert page.count("What the guards warned of") == (max_kl == 8.0)
+        assert page.count("Warnings of the guards") == (max_kl == 8.0)
 
 
 def test_it_says_that_no_person_ranked(reports):
@@ -303,14 +332,9 @@ def test_no_pairs_of_like_length_and_numbers_that_are_none(run, tmp_path, monkey
     put(tmp_path / "run" / "ppo" / "metrics.jsonl", [{"step": 1, "episodes": 8.0, "score": math.nan, "kl": None}])
     (tmp_path / "run" / "ppo" / "timings.jsonl").unlink()
     html, _ = rendered(tmp_path / "run", tmp_path / "out")
-    assert "PPO vs SFT, like length – – 0 no such pairs" in text_of(html)
+    assert "PPO vs SFT, similar length – – 0 no such pairs" in text_of(html)
     assert "nan" not in text_of(html).lower()
     assert html.count("<img ") == len(PICTURES) - 1
-
-
-@pytest.mark.parametrize(("mean", "kind"), [(0.6, "better"), (0.52, "even"), (0.4, "worse"), (0.55, "even"), (0.45, "even")])
-def test_the_verdict_follows_the_interval(mean, kind):
-    assert verdict({"mean": mean, "low": round(mean - 0.05, 6), "high": round(mean + 0.05, 6), "n": 9})["kind"] == kind
 
 
 def test_a_change_is_told_in_percent():

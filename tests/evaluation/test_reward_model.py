@@ -122,6 +122,22 @@ def test_every_accuracy_by_hand() -> None:
     assert [(row["distance"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_distance"]] == [(1, 2, 0.5), (2, 1, 1.0)]
 
 
+def test_the_difference_to_a_baseline_is_paired_and_resamples_prompts() -> None:
+    items = [ranked([5, 4, 3], [1, 2, 3]), ranked([1, 2], [1, 2]), ranked([4, 2], [1, 2])]
+    scores, mine = [[3.0, 1.0, 2.0], [1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0, 2.0], [1.0, 0.0], [1.0, 0.0]]
+    found = report(scores, items, {"mine": mine, "same": [[value - 7 for value in row] for row in scores]})["baselines"]
+    # The model: 2 of 3, 1, 1/2 of one; mine: 0 of 3, 1, 1; longest: 3 of 3, 0, 1.
+    assert found["mine"]["difference"]["mean"] == pytest.approx((2 + 0 - 0.5) / 5)
+    assert found["longest"]["difference"]["mean"] == pytest.approx((-1 + 1 - 0.5) / 5)
+    assert found["mine"]["difference"]["low"] < 0 < found["mine"]["difference"]["high"]
+    # Whatever is drawn, a judge that orders alike differs by nothing, though its accuracy has an interval.
+    assert found["same"]["difference"] == {"mean": 0, "low": 0, "high": 0, "n": 5}
+    assert found["same"]["accuracy"]["low"] < found["same"]["accuracy"]["high"]
+    # One prompt of three pairs: resampling prompts has one outcome, resampling pairs would have several.
+    alone = report(scores[:1], items[:1], {"mine": mine[:1]})["baselines"]["mine"]["difference"]
+    assert alone == pytest.approx({"mean": 2 / 3, "low": 2 / 3, "high": 2 / 3, "n": 3})
+
+
 def test_distances_are_steps_of_the_order_not_differences_of_ranks() -> None:
     found = report([[4.0, 3.0, 2.0, 9.0, 1.0]], [ranked([1] * 5, [1, 1, 40, None, 7])])
     # Steps: 1, 1 | 7 | 40. Judged: two of 1 over 7 right, 7 over 40 wrong, two of 1 over 40 right.

@@ -24,14 +24,18 @@ def around(mean: float, width: float = 0.05, n: int = 700) -> dict[str, float]:
 
 
 def judge(all_pairs: float, easier: float | None = None) -> dict[str, Any]:
-    return {"accuracy": around(all_pairs, 0.02), "best_vs_worst": None if easier is None else around(easier)}
+    return {
+        "accuracy": around(all_pairs, 0.02),
+        "best_vs_worst": None if easier is None else around(easier),
+        "difference": around(0.7123 - all_pairs, 0.03),
+    }
 
 
 def split(**changed: Any) -> dict[str, Any]:
     """What evaluation/reward_model.py says, in numbers that tell themselves apart."""
     one = {"low": 0.52, "high": 0.7, "predicted": 0.61, "observed": 0.58, "observed_low": 0.5, "observed_high": 0.66, "pairs": 350}
     return {
-        **judge(0.7123, 0.8457),
+        **{key: value for key, value in judge(0.7123, 0.8457).items() if key != "difference"},
         "score_mean": -0.21,
         "score_std": 1.234,
         "prompts": 120,
@@ -95,12 +99,17 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     html, markdown = pages(tmp_path, whole())
     seen = text_of(html)
     assert "orders 71.2% of 700 pairs as the labeler did (95% interval 69.2% to 73.2%; 120 prompts, held-out test)" in seen
-    assert "| Reward model | 71.2% (69.2% to 73.2%) | 84.6% (79.6% to 89.6%) | 71.2% (69.2% to 73.2%) | 84.6% (79.6% to 89.6%) |" in markdown
+    model = "71.2% (69.2% to 73.2%) | 84.6% (79.6% to 89.6%) | –"
+    assert f"| Reward model | {model} | {model} |" in markdown
+    best = "It beats the best simple baseline: 71.2% against 62.2% (my own judge), a paired difference of +9.0 points (+6.0 to +12.0)."
+    assert f"{best} The best baseline is chosen on these same pairs, which favours it" in seen
+    assert best in markdown
+    assert "54.3% 52.3% to 56.3% 57.8% 52.8% to 62.8% +16.9 points +13.9 to +19.9" in seen
     assert "Held-out test, best vs worst (easier)" in markdown
     assert "Choosing the longest answer in tokens 54.3% 52.3% to 56.3% 57.8%" in seen
     assert "Choosing the shortest answer in tokens 45.7%" in seen
     assert "Choosing at random what chance looks like on these pairs 50.1%" in seen
-    assert "Choosing what SFT finds likelier log-probability of the answer 60.2% 58.2% to 62.2% – 60.2%" in seen
+    assert "Choosing what SFT finds likelier log-probability of the answer 60.2% 58.2% to 62.2% – +11.0 points +8.0 to +14.0 60.2%" in seen
     assert "my own judge 62.2%" in seen
     # Validation has prompts of five answers only, the test set of four and nine.
     assert "| 4 | 68.1% (63.1% to 73.1%) | 300 | – | – |" in markdown

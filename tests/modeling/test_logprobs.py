@@ -4,6 +4,7 @@ pytest tests/modeling/test_logprobs.py
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from modeling import logprobs
 from modeling.batch import Batch
 from modeling.logprobs import accumulate_gradient, adding_in_place, chosen, logits_only_at, output_layer, response_logprobs, text_loss
 from modeling.tiny import ARCHITECTURES
+from modeling.trunk import backbone_of
 from tests.conftest import enliven
 
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82, 92, 102]]
@@ -122,8 +124,32 @@ def test_only_an_output_layer_that_is_a_plain_trained_map_adds_in_place() -> Non
     for head, expected in ((plain, True), (with_bias, False), (frozen, False)):
         with adding_in_place(head):
             assert ("forward" in vars(head)) is expected
-    with torch.autocast("cpu", torch.bfloat16), adding_in_place(plain):
-        assert "forward" not in vars(plain)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_under_autocast_logits_are_not_bfloat16(tiny_causal: Callable[[str], Any], architecture: str) -> None:
+    model = tiny_causal(architecture)
+    batch = Batch(PROMPTS, RESPONSES, 0, CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            hidden_RH = batch.hidden(backbone_of(model), "states")
+        ours_R = response_logprobs(model, batch, 0.7)
+        words = model.get_output_embeddings().weight.shape[0]
+        every_word = Batch([PROMPTS[0]] * words, [[word] for word in range(words)], 0, CPU)
+        total = response_logprobs(model, every_word, 0.7).double().exp().sum()
+    _, trained_R, _ = accumulate_gradient(
+        model, batch, lambda logprobs_N, part: -logprobs_N.sum(), 0.7, lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    gradient = model.get_output_embeddings().weight.grad.clone()
+    head = deepcopy(model.get_output_embeddings()).double().requires_grad_()
+    oracle_RV = (head(hidden_RH.double()) / 0.7).log_softmax(-1)
+    oracle_R = oracle_RV.gather(1, batch.token_R[:, None]).squeeze(1)
+    torch.testing.assert_close(ours_R.double(), oracle_R, atol=FLOAT32, rtol=0)
+    assert torch.equal(trained_R, ours_R), "the update computes what scoring has computed"
+    assert float(total) == pytest.approx(1, abs=1e-5)
+    if not model.config.tie_word_embeddings:
+        (-oracle_R.sum()).backward()
+        torch.testing.assert_close(gradient.double(), head.weight.grad, atol=1e-4, rtol=1e-4)
 
 
 def test_logits_are_computed_only_where_wanted_and_the_model_is_left_as_it_was(tiny_causal: Callable[[str], Any]) -> None:

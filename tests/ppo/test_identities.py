@@ -1,6 +1,7 @@
 """What must hold of a PPO run whatever the model: identities at the start, of the gradients, and of the four roles."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def one_rollout(chain: Chain, models: PPOModels, config: PPOConfig, size: int = 
     ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
     groups = groups_of(8, size)
     return score(models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device), groups
+
+
+def in_precision(chain: Chain, precision: str) -> Chain:
+    """The same models with `model.precision` set."""
+    return replace(chain, config=replace(chain.config, precision=precision))
 
 
 def gradients(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
@@ -65,8 +71,9 @@ def test_before_the_first_update_kl_is_zero_and_roles_are_who_they_say(chains, a
 
 
 @BOTH
-def test_at_learning_rate_zero_the_ratio_is_exactly_one_and_nothing_moves(chains, adapter: str, tmp_path: Path):
-    chain = chains(adapter)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_at_learning_rate_zero_the_ratio_is_exactly_one(chains, adapter: str, precision: str, tmp_path: Path):
+    chain = in_precision(chains(adapter), precision)
     models = chain.models()
     before = {name: p.detach().clone() for name, p in (models.policy_parameters | models.value_parameters).items()}
     config = small(learning_rate=0.0, value_learning_rate=0.0, ptx_coef=1.0)
@@ -78,6 +85,14 @@ def test_at_learning_rate_zero_the_ratio_is_exactly_one_and_nothing_moves(chains
     assert [row["kl"] for row in rows] == [0.0, 0.0]
     assert all(row["policy_grad_norm"] > 0 for row in rows)
     assert all(torch.equal(p, before[name]) for name, p in (models.policy_parameters | models.value_parameters).items())
+
+
+def test_recorded_logprobs_are_refused_where_decoding_rounds_otherwise_than_scoring(chains, tmp_path: Path):
+    chain = in_precision(chains("none"), "bfloat16")
+    config = small(old_logprobs="rollout")
+    with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs float32.*take ppo\.old_logprobs=recompute"):
+        train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @BOTH

@@ -158,7 +158,8 @@ def test_from_the_sft_model_and_read_by_plain_transformers(runs: Path) -> None:
     again = json.loads((run.stage("evaluate_reward") / "accuracy.json").read_text())
     assert again["test"]["accuracy"] == found["test"]["accuracy"]
     assert again["test"]["score_std"] == pytest.approx(found["test"]["score_std"], rel=1e-3)
-    assert judged["longest_baseline"] == headline["longest_baseline"]
+    assert judged["best_baseline"] == headline["best_baseline"]
+    assert judged["above_best_baseline"] == headline["above_best_baseline"]
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])

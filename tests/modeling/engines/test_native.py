@@ -18,6 +18,7 @@ from modeling.adapters import adapter_parameters, add_lora
 from modeling.config import LoraSettings
 from modeling.engines import cache, native
 from modeling.engines.cache import GrowingCache, Lanes
+from modeling.engines.make import make_engine
 from modeling.engines.native import NativeEngine, generate
 from modeling.engines.types import Generation, Sampling
 from modeling.seeds import derive_seed
@@ -213,6 +214,21 @@ def test_bfloat16_decodes_with_the_logprobs_of_its_own_arithmetic(tiny_causal: C
             expected = [logits[len(prompt) + t - 1].log_softmax(-1)[token].item() for t, token in enumerate(generation.ids)]
             # 8 bits of mantissa: logits of about 10 are known to 0.04, and errors add up over the layers.
             assert generation.logprobs == pytest.approx(expected, abs=0.5)
+
+
+@pytest.mark.parametrize("engine", ["native", "transformers"])
+def test_under_bfloat16_tokens_are_drawn_from_logits_in_float32(tiny_causal: Callable[[str], Any], engine: Any) -> None:
+    model, seen = tiny_causal("llama"), list[torch.Tensor]()
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        make_engine(engine).generate(model, PROMPTS, SEEDS, Sampling(3, batch_size=3), NO_TOKEN, 0)
+        handle.remove()
+        hidden_1SH = model.model(torch.tensor(PROMPTS[:1])).last_hidden_state
+        assert head(hidden_1SH).dtype == torch.bfloat16, "the model is as it was before"
+    assert all(logits.dtype == torch.float32 for logits in seen)
+    assert any(not torch.equal(logits, logits.bfloat16().float()) for logits in seen)
+    assert "forward" not in vars(head)
 
 
 def small(kind: str, **settings: Any) -> Any:

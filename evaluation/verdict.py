@@ -1,0 +1,173 @@
+"""What a run's numbers allow to be claimed: the verdict on PPO, and the checks that say whether to trust it.
+
+Reads the contents of evaluation.json and accuracy.json. A part of the rubric carries the win if, without that part, the
+interval of the win rate contains 50% or lies on the other side.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.intervals import interval
+from data.pages import Interval, between, number, percent
+
+BASELINES = {
+    "longest": ("Choosing the longest answer", "in tokens"),
+    "shortest": ("Choosing the shortest answer", "in tokens"),
+    "random": ("Choosing at random", "what chance looks like on these pairs"),
+    "sft_likelihood": ("Choosing what SFT finds likelier", "log-probability of the answer"),
+    "sft_likelihood_per_token": ("Choosing what SFT finds likelier a token", "its mean over tokens"),
+}
+"""The judges that a reward model should beat."""
+CHOSEN_AFTERWARDS = "The best baseline is chosen on these same pairs, which favours it and makes this comparison strict."
+PARTS = {
+    "closeness": "closeness to the reference",
+    "complete": "the bonus for ending",
+    "repetition": "the penalty for repetition",
+    "profanity": "the penalty for profanity",
+}
+"""The rubric's parts as a sentence names them."""
+
+
+def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """One sentence, and its kind: better, worse, even or unknown."""
+    found = dig(evaluation, "win_rate", "sft")
+    if found is None:
+        text = "PPO and SFT were not compared: the evaluate stage has left no win rate here."
+        return {"kind": "unknown", "text": text}
+    kind = side(found, 0.5)
+    sentence = {
+        "better": "PPO is better than SFT",
+        "worse": "PPO is worse than SFT",
+        "even": "No difference shown between PPO and SFT",
+    }[kind]
+    numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {between(found, percent)}, "
+    numbers += f"{number(found['n'])} held-out prompts)"
+    return {"kind": kind, "text": f"{sentence} by the rubric: {numbers}{because(kind, evaluation)}."}
+
+
+def because(kind: str, evaluation: Mapping[str, Any]) -> str:
+    """Which parts of the rubric the win or loss comes from; nothing where there is neither or it was not measured."""
+    without = evaluation.get("win_rate_without")
+    if not without or kind not in ("better", "worse"):
+        return ""
+    outcome = {"better": "win", "worse": "loss"}[kind]
+    carrying = carrying_parts(kind, without)
+    if not carrying:
+        return f"; no single part of the rubric carries the {outcome}: it remains without each of them"
+    if len(carrying) == 1:
+        return f"; the {outcome} comes from {PARTS[carrying[0]]}: without it {_left(without[carrying[0]])}"
+    each = ", ".join(f"without {PARTS[part]} {_left(without[part])}" for part in carrying)
+    return f"; the {outcome} depends on {len(carrying)} parts of the rubric: {each}"
+
+
+def carrying_parts(kind: str, without: Mapping[str, Interval]) -> list[str]:
+    """The parts without which the interval contains 50% or lies on the other side."""
+    return [part for part, found in without.items() if side(found, 0.5) != kind]
+
+
+def _left(found: Interval) -> str:
+    said = {"better": "PPO is better", "worse": "PPO is worse", "even": "no difference is shown"}[side(found, 0.5)]
+    return f"{said} ({percent(found['mean'])}, {between(found, percent)})"
+
+
+def side(found: Interval, level: float) -> str:
+    """On which side of a level the whole interval lies: better above, worse below, even where it contains it."""
+    return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
+
+
+def checks(
+    evaluation: Mapping[str, Any],
+    accuracy: Mapping[str, Any],
+    generations: Sequence[Mapping[str, Any]],
+) -> list[dict[str, str]]:
+    """Reasons to trust the verdict or not: a claim, whether the numbers support it, and the numbers."""
+    found: list[dict[str, str]] = []
+
+    def add(claim: str, kind: str, numbers: str) -> None:
+        mark = {"better": "holds", "worse": "fails"}.get(kind, "open")
+        found.append({"claim": claim, "mark": mark, "numbers": numbers})
+
+    if matched := evaluation.get("win_rate_length_matched"):
+        lengths = [dig(evaluation, "models", name, "tokens", "mean") for name in ("sft", "ppo")]
+        text = f"{_rate(matched)} among answers of similar length; mean length {change(*lengths)} against SFT"
+        add("PPO wins at equal length too", side(matched, 0.5), text)
+    if both := evaluation.get("win_rate_both_end"):
+        text = f"{_rate(both)} over {number(both['n'])} prompts with such pairs"
+        add("PPO wins among pairs where both answers end by themselves", side(both, 0.5), text)
+    for part, rate in (evaluation.get("win_rate_without") or {}).items():
+        add(f"PPO wins without {PARTS[part]}", side(rate, 0.5), _rate(rate))
+    claims = {
+        "chrf": ("A judge that no reward model saw agrees", "chrF"),
+        "complete": ("PPO ends its answers more often than SFT", "Complete (ends by itself)"),
+    }
+    for key, (claim, title) in claims.items():
+        if difference := paired(generations, key):
+            numbers = f"{signed(difference['mean'])} ({between(difference, signed)})"
+            add(claim, side(difference, 0.0), f"{title}, PPO minus SFT on the same prompts: {numbers}")
+    test = accuracy.get("test", {})
+    if name := best_baseline(test):
+        kind, text = against_best(test, name)
+        add("The reward model beats the best simple baseline", kind, f"{text} {CHOSEN_AFTERWARDS}")
+    return found
+
+
+def best_baseline(judged: Mapping[str, Any]) -> str | None:
+    """The most accurate baseline on the reward model's own held-out pairs, chance left out; None without any."""
+    means = {
+        name: found["accuracy"]["mean"]
+        for name, found in (judged.get("baselines") or {}).items()
+        if name != "random" and dig(found, "accuracy", "mean") is not None
+    }
+    return max(means, key=means.__getitem__) if means else None
+
+
+def against_best(judged: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """(better, worse or even, the numbers in a sentence) of the reward model against a baseline on the same pairs."""
+    baseline, title = judged["baselines"][name], BASELINES.get(name, (name.replace("_", " "), ""))[0]
+    text = f"{percent(judged['accuracy']['mean'])} against {percent(baseline['accuracy']['mean'])} ({lower(title)})"
+    if (difference := baseline.get("difference")) is None:
+        return "even", f"{text}; their paired difference is not on record."
+    text += ", a paired difference of {} ({}).".format(*points(difference))
+    return side(difference, 0.0), text
+
+
+def paired(rows: Sequence[Mapping[str, Any]], part: str) -> dict[str, float] | None:
+    """PPO minus SFT of a part, prompt by prompt, with the interval of the mean; None without answers."""
+
+    def mean(answers: Sequence[Mapping[str, Any]]) -> float:
+        return sum(answer["parts"][part] for answer in answers) / len(answers)
+
+    return interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None
+
+
+def dig(tree: Any, *path: str) -> Any:
+    """What lies at a path of nested mappings, or None."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return f"{value:+.4f}"
+
+
+def points(found: Interval) -> tuple[str, str]:
+    """The difference of two shares in percentage points, and its interval."""
+    mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} points", f"{low} to {high}"
+
+
+def change(before: Any, after: Any) -> str:
+    """The change in percent of the first."""
+    known = number(before) != "–" and number(after) != "–" and before
+    return f"{100 * (after / before - 1):+.1f}%" if known else "–"
+
+
+def lower(title: str) -> str:
+    """A title inside a sentence."""
+    return title[:1].lower() + title[1:]
+
+
+def _rate(found: Interval) -> str:
+    return f"{percent(found['mean'])} ({between(found, percent)})"

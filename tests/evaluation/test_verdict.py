@@ -1,0 +1,109 @@
+"""What may be claimed of PPO and of the reward model, by hand-made intervals."""
+
+from typing import Any
+
+import pytest
+
+from evaluation.verdict import best_baseline, checks, verdict
+from stages.pipeline import summary
+
+
+def rate(mean: float, low: float, high: float, n: int = 137) -> dict[str, float]:
+    return {"mean": mean, "low": low, "high": high, "n": n}
+
+
+WIN, LOSS = rate(0.6, 0.55, 0.65), rate(0.4, 0.35, 0.45)
+EVEN = rate(0.526, 0.471, 0.583)
+PARTS = ("closeness", "complete", "repetition", "profanity")
+
+
+def evaluation(whole: dict[str, float], without: dict[str, dict[str, float]] | None = None) -> dict[str, Any]:
+    return {"win_rate": {"sft": whole}, "win_rate_without": dict.fromkeys(PARTS, whole) | (without or {})}
+
+
+@pytest.mark.parametrize(("mean", "kind"), [(0.6, "better"), (0.4, "worse"), (0.55, "even"), (0.45, "even")])
+def test_the_verdict_follows_the_interval(mean: float, kind: str) -> None:
+    found = rate(mean, round(mean - 0.05, 6), round(mean + 0.05, 6))
+    assert verdict({"win_rate": {"sft": found}})["kind"] == kind
+
+
+NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"
+
+
+@pytest.mark.parametrize(
+    ("found", "ending"),
+    [
+        (
+            evaluation(WIN, {"complete": EVEN}),
+            "; the win comes from the bonus for ending: without it no difference is shown (52.6%, 47.1% to 58.3%).",
+        ),
+        (
+            evaluation(WIN, {"closeness": LOSS}),
+            "; the win comes from closeness to the reference: without it PPO is worse (40.0%, 35.0% to 45.0%).",
+        ),
+        (
+            evaluation(WIN, {"complete": EVEN, "profanity": LOSS}),
+            "; the win depends on 2 parts of the rubric: without the bonus for ending no difference is shown "
+            "(52.6%, 47.1% to 58.3%), without the penalty for profanity PPO is worse (40.0%, 35.0% to 45.0%).",
+        ),
+        (evaluation(WIN), "; no single part of the rubric carries the win: it remains without each of them."),
+        ({"win_rate": {"sft": WIN}}, f"{NUMBERS}."),
+    ],
+    ids=["one", "flips", "several", "none", "not measured"],
+)
+def test_the_verdict_names_what_carries_the_win(found: dict[str, Any], ending: str) -> None:
+    text = verdict(found)["text"]
+    assert text.startswith(f"PPO is better than SFT by the rubric: PPO won 60.0% of comparisons {NUMBERS}")
+    assert text.endswith(ending)
+
+
+def test_a_loss_is_traced_to_its_part_and_no_difference_to_none() -> None:
+    text = verdict(evaluation(LOSS, {"complete": WIN}))["text"]
+    assert text.endswith("the loss comes from the bonus for ending: without it PPO is better (60.0%, 55.0% to 65.0%).")
+    text = verdict(evaluation(EVEN, {"complete": LOSS}))["text"]
+    assert text.startswith("No difference shown between PPO and SFT by the rubric: PPO won 52.6%")
+    assert text.endswith("137 held-out prompts).")
+
+
+def test_the_pipeline_ends_with_the_verdict_of_the_report() -> None:
+    found = evaluation(WIN, {"complete": EVEN})
+    headline = {"reward_accuracy": 0.645, "kl": 0.92, "perplexity_sft": 68.4, "perplexity_ppo": 65.7}
+    assert summary(headline, found).startswith(verdict(found)["text"])
+
+
+def judged(**baselines: dict[str, Any]) -> dict[str, Any]:
+    """A reward model of 64.5%."""
+    return {"accuracy": rate(0.645, 0.59, 0.7), "baselines": baselines}
+
+
+def baseline(mean: float, low: float, high: float) -> dict[str, Any]:
+    """One by which the model is 64.5% minus `mean` better, between `low` and `high`."""
+    return {"accuracy": rate(mean, mean - 0.05, mean + 0.05), "difference": rate(0.645 - mean, low, high)}
+
+
+LONGEST, SHORTEST = baseline(0.361, 0.2, 0.36), baseline(0.639, -0.05, 0.06)
+LIKELIHOOD, BETTER = baseline(0.673, -0.09, 0.034), baseline(0.8, -0.2, -0.1)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "best", "mark"),
+    [
+        ({"longest": LONGEST}, "longest", "holds"),
+        ({"longest": LONGEST, "shortest": SHORTEST}, "shortest", "open"),
+        ({"longest": LONGEST, "shortest": SHORTEST, "sft_likelihood": LIKELIHOOD}, "sft_likelihood", "open"),
+        ({"longest": LONGEST, "random": baseline(0.7, -0.1, -0.01)}, "longest", "holds"),
+        ({"shortest": SHORTEST, "sft_likelihood_per_token": BETTER}, "sft_likelihood_per_token", "fails"),
+        ({"shortest": {"accuracy": rate(0.5, 0.4, 0.6)}}, "shortest", "open"),
+    ],
+)
+def test_the_reward_model_is_held_against_the_best_baseline(baselines: dict[str, Any], best: str, mark: str) -> None:
+    test = judged(**baselines)
+    assert best_baseline(test) == best
+    (found,) = checks({}, {"test": test}, [])
+    assert (found["claim"], found["mark"]) == ("The reward model beats the best simple baseline", mark)
+    assert "The best baseline is chosen on these same pairs" in found["numbers"]
+
+
+def test_without_baselines_nothing_is_claimed() -> None:
+    assert checks({}, {"test": judged()}, []) == checks({}, {}, []) == []
+    assert best_baseline(judged(random=SHORTEST)) is None
