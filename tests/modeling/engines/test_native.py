@@ -222,7 +222,7 @@ def test_under_bfloat16_tokens_are_drawn_from_logits_in_float32(tiny_causal: Cal
     head = model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        make_engine(engine).generate(model, PROMPTS, SEEDS, Sampling(3, batch_size=3), NO_TOKEN, 0)
+        make_engine(engine).generate(model, PROMPTS, SEEDS, Sampling(3, batch_size=3), [], 0)
         handle.remove()
         hidden_1SH = model.model(torch.tensor(PROMPTS[:1])).last_hidden_state
         assert head(hidden_1SH).dtype == torch.bfloat16, "the model is as it was before"
