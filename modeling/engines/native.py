@@ -23,16 +23,14 @@ from torch import Tensor
 from modeling.adapters import merged_weights
 from modeling.engines.cache import GrowingCache, Lanes, in_float32
 from modeling.engines.packed import packed_weights
-from modeling.engines.sampling import draw, uniforms
+from modeling.engines.sampling import OVERFLOW, WIDEST, draw, uniforms
 from modeling.engines.types import Generation, Sampling, by_length, check_room
 from modeling.finite import require_finite
-from modeling.load import SUPPRESSED_LOGIT
 from modeling.logprobs import logits_only_at
 
 REFILL = 0.2
 """Waiting prompts come in when this part of the lanes is free: a pass for a few has a cost of its own, a batch with gaps too. Where rows end with
 probability p a step, the cost is least at about sqrt(2 p)."""
-
 log = logging.getLogger(__name__)
 
 
@@ -122,7 +120,6 @@ def choose(model: Any, rows: Sequence[Row], logits_BV: Tensor, temperature: floa
     uniform_BL = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=logits_BV.device)
     drawn = draw(logits_BV, uniform_BL, temperature)
     tokens, logprobs, close = drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.close_B.tolist()
-    require_finite({"the log-probability of a token": sum(logprobs)}, "decoding", "weights or activations overflow")
     for place, row in enumerate(rows):
         if settles and close[place]:
             alone = draw(logits_alone(model, [*row.prompt, *row.ids]), uniform_BL[place : place + 1], temperature)
@@ -175,7 +172,8 @@ def way_to_decode(model: Any) -> Memory:
     reason = ""
     with torch.autocast(device.type, enabled=False):
         expected_BV = torch.cat([logits_alone(model, [*text, eight, nine]) for text in texts]).float()
-        seen = expected_BV[expected_BV > SUPPRESSED_LOGIT]
+        require_finite({"a logit": float(expected_BV.sum())}, "decoding", OVERFLOW)
+        seen = expected_BV[expected_BV >= expected_BV.amax() - WIDEST]
         tolerance = float(seen.amax() - seen.amin()) * (1e-3 if model.dtype == torch.float32 else 0.1)
         for way in WAYS:
             rows = way(model, len(texts), 7, 0)

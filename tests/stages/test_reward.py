@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.files import read_records, read_rows
@@ -148,7 +149,13 @@ def test_from_the_sft_model_and_read_by_plain_transformers(runs: Path) -> None:
     assert [part["prompts"] for part in found["learning_curve"]] == [round(headline["train_prompts"] / 2), headline["train_prompts"]]
     assert set(found["test"]["baselines"]) == {"longest", "shortest", "random", "sft_likelihood", "sft_likelihood_per_token"}
     assert headline["reward_accuracy"] == found["test"]["accuracy"]["mean"]
-    assert (run.stage("reward") / "adapter").is_dir()
+    # The adapter on the SFT model, by peft and transformers alone, is the merged model.
+    base = AutoModelForSequenceClassification.from_pretrained(run.stage("sft") / "model", num_labels=1)
+    adapted = PeftModel.from_pretrained(base, str(run.stage("reward") / "adapter")).eval()
+    folded = AutoModelForSequenceClassification.from_pretrained(run.stage("reward") / "model").eval()
+    ids = torch.tensor([[40, 50, 60, 2], [41, 51, 61, 2]])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(input_ids=ids).logits, folded(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
     page = (run.stage("reward") / "reward.md").read_text()
     assert f"{100 * headline['reward_accuracy']:.1f}%" in page
 
