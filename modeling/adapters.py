@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from modeling.config import LoraSettings
+from modeling.finite import require_finite_files
 from modeling.trunk import backbone_of
+
+HEAD = "score"
+HEAD_WEIGHT = f"base_model.model.{HEAD}.weight"
+"""The scalar head's name in a model, and of its weight in a saved adapter."""
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
@@ -49,8 +56,12 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def save_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
-    """One adapter in peft's form. Equal adapters make equal bytes, though peft holds names of modules in sets, ordered anew in each process."""
+def save_adapter(model: PeftModel, folder: Path, name: str = "default", head: torch.Tensor | None = None) -> None:
+    """One adapter in peft's form, with the weight of a scalar head that was trained beside it.
+
+    Equal adapters make equal bytes, though peft holds names of modules in sets, ordered anew in each process.
+    Raises ValueError when a weight is not finite.
+    """
     beside = folder.with_name(f"{folder.name}.saving")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(str(beside), selected_adapters=[name])
@@ -60,7 +71,12 @@ def save_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
     for key in ("target_modules", "exclude_modules"):
         if isinstance(settings[key], list):
             settings[key] = sorted(settings[key])
+    if head is not None:
+        settings |= {"task_type": "SEQ_CLS", "modules_to_save": [HEAD]}
+        weights = load_file(made / WEIGHTS) | {HEAD_WEIGHT: head.detach().cpu().contiguous()}
+        save_file(weights, made / WEIGHTS, metadata={"format": "pt"})
     (made / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
+    require_finite_files(made)
     shutil.rmtree(folder, ignore_errors=True)
     made.rename(folder)
     shutil.rmtree(beside, ignore_errors=True)
@@ -103,8 +119,16 @@ def plain_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def load_adapter(model: PeftModel, folder: Path, name: str, trainable: bool) -> None:
-    """Puts a saved adapter beside those the model has."""
-    model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+    """Puts a saved adapter beside those the model has, without its scalar head: a language model has no module for it."""
+    settings = LoraConfig.from_pretrained(str(folder))
+    settings.modules_to_save, settings.task_type, settings.inference_mode = None, None, not trainable
+    model.add_adapter(name, settings)
+    if trainable:
+        model.set_requires_grad(name)
+    weights = {key: weight for key, weight in load_file(folder / WEIGHTS).items() if key != HEAD_WEIGHT}
+    set_peft_model_state_dict(model, weights, adapter_name=name)
+    if not trainable:
+        model.eval()
 
 
 def use_adapter(model: PeftModel, name: str | None, trainable: set[str]) -> None:

@@ -11,12 +11,13 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from data.chat_template import PLAIN, portable
 from data.embedded import base_model, cache_folder
 from data.tokenize import end_of_turn, layout
 from modeling.config import ModelConfig
+from modeling.finite import require_finite_weights
 from modeling.tiny import make_tiny_model
 
 # Loaders report new heads and draw a bar for each file; stages say what matters of that themselves.
@@ -24,6 +25,9 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
+ADDED_PAD = "<|pad|>"
+SUPPRESSED_LOGIT = -1e4
+"""Of a token that is never sampled: no probability in float32, and a number that bfloat16 and float16 hold."""
 LIKELY_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>", "<|endoftext|>")
 RESIDUAL_DROPOUT_NAMES = ("resid_pdrop", "resid_dropout", "hidden_dropout")
 """What GPT-2 and GPT-J, GPT-Neo, and GPT-NeoX call it."""
@@ -57,7 +61,7 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         known = tokenizer.get_vocab()
         free = [token for token in LIKELY_PADS if token in known and known[token] not in (tokenizer.eos_token_id, tokenizer.bos_token_id)]
-        tokenizer.add_special_tokens({"pad_token": free[0] if free else "<|pad|>"})
+        tokenizer.add_special_tokens({"pad_token": free[0] if free else ADDED_PAD})
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -137,6 +141,11 @@ def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual
             dtype=torch.float32, use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
     _refuse_missing(place, found["missing_keys"])
+    _refuse_not_finite(place, model)
+    if model.can_generate():
+        # The base's sampling settings have no effect here, and transformers refuses to save some that people have.
+        kept = ("bos_token_id", "eos_token_id", "suppress_tokens")
+        model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in kept})
     grow_embeddings(model, tokenizer)
     return model.eval()
 
@@ -157,6 +166,7 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
             dtype=torch.float32, use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
     _refuse_missing(place, {name for name in found["missing_keys"] if classifier or not name.startswith("score.")})
+    _refuse_not_finite(place, model)
     grow_embeddings(model, tokenizer)
     return model.eval()
 
@@ -167,20 +177,57 @@ def is_classifier(settings: Any) -> bool:
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
-    """Gives a token that was added to the tokenizer a row, and tells the configs which token is pad and which tokens end an answer."""
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    """Gives an added pad token a row in the embeddings, and tells the configs which token is pad and which end an answer.
+
+    The added token is never sampled. Here its logit is suppressed in every forward pass, so that tokens are sampled from
+    the distribution of which log-probabilities are taken; an exported model has it in the generation config's
+    `suppress_tokens`.
+    """
+    generation, pad_id = getattr(model, "generation_config", None), tokenizer.pad_token_id
+    rows = model.get_input_embeddings().weight.shape[0]
+    added = tokenizer.pad_token == ADDED_PAD and (model.config.pad_token_id != pad_id or pad_id >= rows)
+    if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        named = model.generation_config.eos_token_id
-        named = [named] if isinstance(named, int) else list(named or [])
-        ends = list(dict.fromkeys([*named, tokenizer.eos_token_id]))
-        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    if added:
+        fill_with_mean(model, pad_id)
+    model.config.pad_token_id = pad_id
+    if generation is not None and model.can_generate():
+        generation.pad_token_id = pad_id
+        named = generation.eos_token_id
+        ends = list(dict.fromkeys([*([named] if isinstance(named, int) else named or []), tokenizer.eos_token_id]))
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+        suppressed = generation.suppress_tokens or []
+        if added and pad_id not in suppressed:
+            generation.suppress_tokens = [*suppressed, pad_id]
+        if pad_id in (generation.suppress_tokens or []):
+            suppress_logit(model, pad_id)
+
+
+@torch.no_grad()
+def fill_with_mean(model: Any, token: int) -> None:
+    """Makes a token's embeddings the mean of those before it.
+
+    Its probability is then at most 1 / (token + 1) after any text, with tied embeddings or not, since exp of the mean
+    logit is at most the mean of exp of the logits. A random row has a logit near 0, which is the largest of all in a
+    model like GPT-2, whose logits lie far below 0.
+    """
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for values in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+            if values is not None:
+                values[token] = values[:token].mean(0)
+
+
+def suppress_logit(model: Any, token: int) -> None:
+    """Lowers a token's logit to SUPPRESSED_LOGIT whenever the output layer runs, whoever calls it."""
+
+    def lower(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
+        logits.select(-1, token).fill_(SUPPRESSED_LOGIT)
+
+    model.get_output_embeddings().register_forward_hook(lower)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Model and tokenizer in Hugging Face form."""
+    """Model and tokenizer in Hugging Face form, as they are; stages save through `modeling.export`."""
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
@@ -220,6 +267,10 @@ def _refuse_missing(place: str | Path, names: Collection[str]) -> None:
     """The library would fill weights that are not in the file with random numbers, and say so where nobody looks."""
     if names:
         raise ValueError(f"{place} lacks {len(names)} of its model's weights, {min(names)} among them: is it another kind of model?")
+
+
+def _refuse_not_finite(place: str | Path, model: Any) -> None:
+    require_finite_weights(model.named_parameters(), str(place), "its file is damaged, or its training diverged")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from peft import PeftModel
 
 from modeling.adapters import merged, save_adapter
 from modeling.config import ModelConfig
-from modeling.load import load_causal, save
+from modeling.export import export as export_model
+from modeling.load import load_causal
 from ppo.ema import MovingAverage
 from ppo.models import PPOModels
 
@@ -21,9 +22,9 @@ def export(models: PPOModels, average: MovingAverage, sft: Path, config: ModelCo
 
 def _write(policy: Any, name: str, sft: Path, config: ModelConfig, tokenizer: Any, out: Path) -> None:
     if not isinstance(policy, PeftModel):
-        save(policy, tokenizer, out / name)
+        export_model(policy, tokenizer, out / name, config)
         return
     adapter = out / name.replace("model", "adapter")
     save_adapter(policy, adapter, "policy")
     fresh = PeftModel.from_pretrained(load_causal(sft, config, tokenizer), str(adapter))
-    save(merged(fresh), tokenizer, out / name)
+    export_model(merged(fresh), tokenizer, out / name, config)

@@ -13,6 +13,7 @@ from data.tokenize import decode_completion
 from modeling.batch import micro_batches
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.engines.make import make_engine
+from modeling.finite import require_finite_weights
 from modeling.load import autocast
 from modeling.processes import Processes
 from modeling.tracking import read_metrics
@@ -30,7 +31,7 @@ from ppo.reading import reading_numbers
 from ppo.rollout import Rollout, in_order, refuse_recorded_logprobs, roll_out, score
 from ppo.scaling import ScoreScale
 from ppo.streams import Stream, shuffled_minibatches
-from ppo.update import Optimizers, step
+from ppo.update import ADVICE, Optimizers, step
 
 
 def train(
@@ -49,8 +50,8 @@ def train(
     """Trains the policy and value in place and returns the policy's moving average; goes on from the last whole checkpoint below `out`.
 
     Raises ValueError when batches do not divide over the processes, recorded log-probabilities are asked for in
-    bfloat16, a prompt is too long for reward or value model, a gradient becomes non-finite, the disk is full, or every
-    checkpoint is damaged. Raises `Interrupted`, with all saved, after SIGTERM or Ctrl-C.
+    bfloat16, a prompt is too long for reward or value model, a gradient or weight is not finite, the disk is full, or
+    every checkpoint is damaged. Raises `Interrupted`, with all saved, after SIGTERM or Ctrl-C.
     """
     team.divide(config.minibatch_size, "ppo.minibatch_size")
     refuse_recorded_logprobs(config, model_config, team.device)
@@ -130,6 +131,8 @@ def train(
                         texts = text_stream.take(config.ptx_examples_per_episode * config.minibatch_size) if text_stream else []
                         rows.append(step(models, optimizers, rollout, minibatch, texts, config, model_config, tokenizer.pad_token_id, team, kl.coef))
                         average.update()
+            for trained_weights in (models.policy_parameters, models.value_parameters):
+                require_finite_weights(trained_weights.items(), f"ppo, iteration {iteration + 1}", ADVICE)
             numbers = {
                 "episodes": float((iteration + 1) * config.batch_size),
                 **numbers,

@@ -4,14 +4,16 @@ Gradients of micro-batches and of processes add up to the whole minibatch's: eve
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from modeling.batch import micro_batches
 from modeling.config import ModelConfig
+from modeling.finite import require_finite
 from modeling.load import autocast
 from modeling.logprobs import accumulate_gradient, text_batch
 from modeling.processes import Processes, sum_gradients, sum_over_processes
@@ -20,6 +22,8 @@ from ppo.losses import kl_loss, largest_ratio, policy_loss, policy_sums
 from ppo.models import PPOModels
 from ppo.rollout import Rollout, value_backward
 
+ADVICE = "lower ppo.learning_rate or ppo.value_learning_rate; the last checkpoint stands"
+
 
 @dataclass
 class Optimizers:
@@ -27,6 +31,8 @@ class Optimizers:
 
     policy: torch.optim.Optimizer
     value: torch.optim.Optimizer
+    iteration: int = 0
+    """Of the learning rates; errors name it."""
 
     @staticmethod
     def make(models: PPOModels, config: PPOConfig) -> "Optimizers":
@@ -39,11 +45,29 @@ class Optimizers:
 
     def set_learning_rates(self, config: PPOConfig, iteration: int) -> float:
         """Both rates for this iteration; returns the factor on the peak."""
+        self.iteration = iteration
         factor = warmup(iteration, config.warmup_iterations)
         for optimizer, peak in ((self.policy, config.learning_rate), (self.value, config.value_learning_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
         return factor
+
+    def apply(
+        self,
+        name: Literal["policy", "value"],
+        parameters: Sequence[nn.Parameter],
+        max_norm: float | None,
+    ) -> float:
+        """Clips the gradient (None does not), takes a step and clears it; returns the norm before clipping.
+
+        Raises ValueError, before the weights change, when the norm is not finite.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
+        require_finite({f"{name}_grad_norm": norm}, f"ppo, iteration {self.iteration + 1}", ADVICE)
+        optimizer: torch.optim.Optimizer = getattr(self, name)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
 
 
 def warmup(iteration: int, iterations: int) -> float:
@@ -66,14 +90,14 @@ def step(
     value_numbers = value_gradient(models, rollout, groups, config, model_config, tokens, team)
     value_parameters = list(models.value_parameters.values())
     sum_gradients(value_parameters)
-    value_numbers["value_grad_norm"] = apply(optimizers.value, value_parameters, config.max_grad_norm)
+    value_numbers["value_grad_norm"] = optimizers.apply("value", value_parameters, config.max_grad_norm)
 
     numbers = policy_gradient(models, rollout, groups, config, model_config, tokens, team, kl_coef)
     policy_parameters = list(models.policy_parameters.values())
     sum_gradients(policy_parameters)
     if config.ptx_coef > 0:
         numbers |= add_ptx_gradient(models, chunks, config, model_config, pad_id, team)
-    numbers["policy_grad_norm"] = apply(optimizers.policy, policy_parameters, config.max_grad_norm)
+    numbers["policy_grad_norm"] = optimizers.apply("policy", policy_parameters, config.max_grad_norm)
     return numbers | value_numbers
 
 
@@ -166,13 +190,3 @@ def value_gradient(
                     values_R = value.values(rollout.batches[tuple(rows)])
                 total += value_backward(values_R, given["values"], given["returns"], config.value_clip_range, tokens)
     return {"value_loss": float(sum_over_processes(total))}
-
-
-def apply(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
-    """Clips (None does not), steps, clears; returns the norm before. Raises ValueError, before the weights change, when it is no number."""
-    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm))
-    if not math.isfinite(norm):
-        raise ValueError(f"a gradient's norm became {norm}: lower the learning rates; the last checkpoint stands")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm

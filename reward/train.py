@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from modeling.config import ModelConfig
+from modeling.finite import require_finite
 from modeling.load import autocast
 from modeling.processes import Processes, sum_gradients, sum_over_processes
 from modeling.scalar import ScalarModel, scalar_model
@@ -21,6 +22,8 @@ from reward.batches import Element, as_pairs, micro_batches
 from reward.config import RewardConfig
 from reward.loss import pairwise_loss
 from reward.scoring import answer_scores, by_prompt, score_all
+
+ADVICE = "lower reward.learning_rate; nothing is exported"
 
 
 def train(
@@ -37,7 +40,7 @@ def train(
     """Trains in place; the main process logs loss, accuracy on the batch before its step, gradient norm and learning rate.
 
     Returns for each epoch {epoch, and for each of the `watched` sets its {accuracy, loss} after it}, which are logged with the epoch's last step.
-    Raises ValueError when the loss stops being a number.
+    Raises ValueError when a loss or gradient norm is not finite.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
@@ -60,20 +63,18 @@ def train(
                 step += 1
                 batch = [elements[index] for index in order[start : start + batch_size]]
                 numbers = accumulate(scalar, batch, config, model_config, pad_id, team)
-                if not math.isfinite(numbers["loss"]):
-                    raise ValueError(f"the reward model's loss became {numbers['loss']} at step {step}: lower reward.learning_rate")
+                require_finite({"loss": numbers["loss"]}, f"reward, step {step}", ADVICE)
                 sum_gradients(trained)
                 norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
-                if not math.isfinite(norm):
-                    raise ValueError(f"the norm of the reward model's gradient became {norm} at step {step}: lower reward.learning_rate")
+                require_finite({"grad_norm": norm}, f"reward, step {step}", ADVICE)
                 numbers |= {"grad_norm": norm, "learning_rate": schedule.get_last_lr()[0], "epoch": epoch + 1.0}
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 if start + batch_size >= len(order) and watched:
                     epochs.append({"epoch": epoch + 1} | look_at(watched, scalar, config, model_config, pad_id, team))
-                    if not all(math.isfinite(epochs[-1][name]["loss"]) for name in watched):
-                        raise ValueError(f"the reward model's scores stopped being numbers in epoch {epoch + 1}: lower reward.learning_rate")
+                    losses = {f"{name}_loss": epochs[-1][name]["loss"] for name in watched}
+                    require_finite(losses, f"reward, step {step}", ADVICE)
                     numbers |= {f"{name}_{key}": value for name in watched for key, value in epochs[-1][name].items()}
                 if tracker is not None:
                     tracker.log(step, numbers)

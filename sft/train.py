@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -17,7 +16,9 @@ from trl import SFTTrainer
 from data.records import Demonstration
 from modeling.adapters import add_lora, merged
 from modeling.config import ModelConfig, TrackingConfig
-from modeling.load import context_length, save
+from modeling.export import export
+from modeling.finite import require_finite
+from modeling.load import context_length
 from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
@@ -43,6 +44,21 @@ class OneDevice(TrlConfig):
     def n_gpu(self) -> int:
         """Devices of this process."""
         return min(1, int(super().n_gpu))
+
+
+class FiniteCallback(TrainerCallback):
+    """Stops at the first loss or gradient norm that is NaN or infinite, in every process, before a checkpoint is saved."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **rest: Any,
+    ) -> None:
+        numbers = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
+        require_finite(numbers, f"sft, step {state.global_step}", "lower sft.learning_rate; nothing is exported")
 
 
 class TrackerCallback(TrainerCallback):
@@ -85,8 +101,8 @@ def train(
 ) -> dict[str, float]:
     """Trains, saves the model to `out/model` and returns the last losses. Goes on from the trainer's last checkpoint below `out`.
 
-    Raises ValueError when the batch does not divide over the processes, when the trainer would take another one, or
-    when a demonstration is longer than the context.
+    Raises ValueError when the batch does not divide over the processes or the trainer would take another one, a
+    demonstration is longer than the context, or a loss or gradient norm is not finite.
     """
     per_process = team.divide(config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
@@ -108,7 +124,7 @@ def train(
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, valid_set, context)),
-            callbacks=[TrackerCallback(tracker)] if tracker is not None else [],
+            callbacks=[FiniteCallback(), *([TrackerCallback(tracker)] if tracker is not None else [])],
             args=OneDevice(
                 output_dir=str(folder),
                 num_train_epochs=config.epochs,
@@ -131,6 +147,7 @@ def train(
                 bf16=bf16,
                 use_cpu=team.device.type == "cpu",
                 logging_steps=1,
+                logging_nan_inf_filter=False,
                 eval_strategy="epoch",
                 save_strategy="epoch",
                 save_total_limit=1,
@@ -144,10 +161,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
         history = trainer.state.log_history
-    if team.is_main:
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        save(merged(trained) if isinstance(trained, PeftModel) else trained, tokenizer, out / "model")
-    team.wait()
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    team.from_main(lambda: export(merged(trained), tokenizer, out / "model", model_config))
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
     return {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
 

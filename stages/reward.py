@@ -78,11 +78,12 @@ def make(
     A run that was cut off while it was being judged finds that file and does not train again.
     """
     from modeling.adapters import merged, save_adapter
-    from modeling.load import save
+    from modeling.export import export
+    from modeling.finite import require_finite
     from modeling.scalar import scalar_model
     from modeling.tracking import Tracker
     from reward.scoring import score_all
-    from reward.train import train
+    from reward.train import ADVICE, train
     from stages.inputs import evenly
 
     kept = team.from_main(lambda: json.loads((out / "scores.json").read_text()) if (out / "scores.json").is_file() else None)
@@ -106,10 +107,16 @@ def make(
     if (closing := start.closing(tokenizer)) is not None:
         inner.config.score_closing = closing
     held_out = {split: scores(sets[split]) for split in ("valid", "test")}
-    if team.is_main:
+    require_finite({"score_bias": inner.config.score_bias}, "reward", ADVICE)
+    for split, rows in held_out.items():
+        require_finite({f"a score of the {split} split": sum(map(sum, rows))}, "reward", ADVICE)
+
+    def write() -> None:
         if model is not inner and not start.own_base:
-            save_adapter(model, out / "adapter")
-        save(merged(model), tokenizer, out / "model")
+            save_adapter(model, out / "adapter", head=inner.score.weight)
+        export(merged(model), tokenizer, out / "model", start.model_config)
+
+    team.from_main(write)
     made = {"epochs": epochs, "bias": inner.config.score_bias, "scores": held_out}
     if team.is_main:
         (out / "scores.partial").write_text(json.dumps(made) + "\n")

@@ -25,14 +25,14 @@ from torch import Tensor
 from modeling.adapters import merged_weights
 from modeling.engines.cache import GrowingCache, Lanes, in_float32
 from modeling.engines.packed import packed_weights
-from modeling.engines.sampling import draw, uniforms
+from modeling.engines.sampling import OVERFLOW, WIDEST, draw, uniforms
 from modeling.engines.types import Generation, Sampling, by_length, check_room
+from modeling.finite import require_finite
 from modeling.logprobs import head_outside_autocast, logits_only_at
 
 REFILL = 0.2
 """Waiting prompts come in when this part of the lanes is free: a pass for a few has a cost of its own, a batch with gaps too. Where rows end with
 probability p a step, the cost is least at about sqrt(2 p)."""
-
 log = logging.getLogger(__name__)
 
 
@@ -173,7 +173,9 @@ def way_to_decode(model: Any) -> Memory:
     reason = ""
     with torch.autocast(device.type, enabled=False):
         expected_BV = torch.cat([logits_alone(model, [*text, eight, nine]) for text in texts]).float()
-        tolerance = float(expected_BV.amax() - expected_BV.amin()) * (1e-3 if model.dtype == torch.float32 else 0.1)
+        require_finite({"a logit": float(expected_BV.sum())}, "decoding", OVERFLOW)
+        seen = expected_BV[expected_BV >= expected_BV.amax() - WIDEST]
+        tolerance = float(seen.amax() - seen.amin()) * (1e-3 if model.dtype == torch.float32 else 0.1)
         for way in WAYS:
             rows = way(model, len(texts), 7, 0)
             try:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modeling.finite import require_finite
+
 LEVELS = 4
 """Choices a token: the vocabulary is cut into V ** (1 / LEVELS) groups at each."""
 NOISE = 3e-6
@@ -23,6 +25,8 @@ TIE = 1e-5
 """Two logits nearer than this part of the logits' spread may change places. Measured on the same models: a logit moves by at most 2e-6 of it."""
 WIDEST = 100.0
 """Logits' spread beyond this is masking, not a model's opinion."""
+
+OVERFLOW = "weights or activations of the model overflow"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def draw(logits_BV: Tensor, uniform_BL: Tensor, temperature: float) -> Draw:
     """
     logits_BV = logits_BV.float()
     top_B1 = logits_BV.amax(-1, keepdim=True)
+    require_finite({"a logit": float(top_B1.sum())}, "decoding", OVERFLOW)
     spread_B1 = (top_B1 - logits_BV.amin(-1, keepdim=True)).clamp(max=WIDEST)
     if temperature == 0:
         best_B2, token_B2 = logits_BV.topk(2, dim=-1)

@@ -45,10 +45,13 @@ class VLLMEngine:
         if not prompts:
             return []
         self._synchronise(model)
+        generation = (model.get_base_model() if isinstance(model, PeftModel) else model).generation_config
+        suppressed = dict.fromkeys(generation.suppress_tokens or [], -100.0)  # the lowest bias that vLLM takes
+        bias = {"logit_bias": suppressed} if suppressed else {}
         chosen = [
             self.vllm.SamplingParams(
                 seed=seed, temperature=sampling.temperature, top_p=1.0, top_k=0, max_tokens=sampling.max_new_tokens,
-                stop_token_ids=sorted(stop_ids), ignore_eos=True, detokenize=False,
+                stop_token_ids=sorted(stop_ids), ignore_eos=True, detokenize=False, **bias,
             )
             for seed in seeds
         ]  # fmt: skip

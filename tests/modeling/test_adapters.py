@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
-from modeling.adapters import adapter_of, adapter_parameters, add_lora, load_adapter, merged, use_adapter
-from modeling.config import LoraSettings
+from modeling.adapters import adapter_of, adapter_parameters, add_lora, load_adapter, merged, save_adapter, use_adapter
+from modeling.config import LoraSettings, ModelConfig
+from modeling.load import load_causal, load_scalar
+from modeling.scalar import initialise_head
 from modeling.tiny import ARCHITECTURES
 
 SETTINGS = LoraSettings(rank=4, alpha=8)
@@ -142,6 +146,45 @@ def test_the_scalar_head_gets_no_adapter(tiny_scalar: Callable[[str], Any], arch
     names = adapter_parameters(adapted, "default")
     assert len(names) == 2 * 2 * MAPS_A_LAYER[architecture]
     assert not any("score" in name for name in names)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_reward_adapter_scores_as_the_merged_model_in_peft_and_transformers_alone(
+    tiny: Callable[[str], Path], tiny_tokenizer: Any, tmp_path: Path, architecture: str
+) -> None:
+    alone = ModelConfig(base="unused", adapter="none", device="cpu")
+    model = load_scalar(tiny(architecture), alone, tiny_tokenizer)
+    initialise_head(model, seed=1)
+    adapted = add_lora(model, SETTINGS)
+    train_far(adapted, "default", seed=1)
+    save_adapter(adapted, tmp_path / "adapter", head=model.score.weight)
+    expected = logits(merged(adapted))
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny(architecture), num_labels=1)
+    assert (logits(base.eval()) - expected).abs().max() > 0.01
+    found = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=1e-5)
+
+    # The same adapter beside another on a language model, which has no head.
+    shared = add_lora(load_causal(tiny(architecture), alone, tiny_tokenizer), SETTINGS, "policy")
+    for name, trainable in (("reward", False), ("value", True)):
+        load_adapter(shared, tmp_path / "adapter", name, trainable)
+        weights = adapter_parameters(shared, name)
+        assert len(weights) == 2 * 2 * MAPS_A_LAYER[architecture]
+        saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        for key, value in weights.items():
+            assert torch.equal(value, saved[key.replace(f".{name}.", ".")]), key
+        assert {value.requires_grad for value in weights.values()} == {trainable}
+    assert not any("score" in key for key in shared.state_dict())
+
+
+def test_an_adapter_that_is_not_finite_is_not_saved(tiny_causal: Callable[[str], Any], tmp_path: Path) -> None:
+    model = add_lora(tiny_causal("llama"), SETTINGS)
+    with torch.no_grad():
+        next(iter(adapter_parameters(model, "default").values()))[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"the weight base_model\..*lora_A\.weight has NaN or infinite values"):
+        save_adapter(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_saved_adapter_comes_back_beside_another(tiny_causal: Callable[[str], Any], tmp_path: Path) -> None:

@@ -20,7 +20,12 @@ from data.chat_template import CHATML, PLAIN
 from data.tokenize import encode_completion
 from modeling.batch import Batch
 from modeling.config import ModelConfig
+from modeling.engines import native
+from modeling.engines.hf import TransformersEngine
+from modeling.engines.types import Sampling
+from modeling.export import export
 from modeling.load import autocast, base_model_place, context_length, load_causal, load_scalar, load_tokenizer, save, stop_ids
+from modeling.logprobs import accumulate_gradient, response_logprobs
 from modeling.scalar import scalar_model
 from modeling.tiny import CONTEXT_LENGTH
 
@@ -298,3 +303,77 @@ def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> Non
 def test_precision_is_that_of_the_config_and_auto_is_float32_on_a_cpu(precision: Any, expected: torch.dtype) -> None:
     with autocast(ModelConfig(precision=precision), torch.device("cpu")):
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == expected
+
+
+def far_below_zero(model: Any, level: float) -> None:
+    """Moves all logits of a llama by `level`: every output row reads a hidden state's first element, nearly a constant."""
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 10
+        model.lm_head.weight[:, 0] = 10
+        model.model.norm.weight[0] = level / (10 * model.config.hidden_size**0.5)
+
+
+@pytest.mark.parametrize("rows", [512, 520], ids=["grown", "padded_vocabulary"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_added_pad_token_is_never_sampled_where_all_logits_lie_near_minus_36(
+    tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tied: bool, rows: int
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, tie_word_embeddings=tied)
+    if not tied:
+        base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight + 0.1 * torch.randn(512, 32))
+    if rows > 512:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    far_below_zero(base, -36.0)
+    if rows > 512:
+        with torch.no_grad():
+            for layer in (base.model.embed_tokens, base.lm_head):
+                layer.weight[512:] = 0
+            base.lm_head.weight[513:, 0] = 10  # rows of no token, which any user of this base samples as we do
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "base")
+    rewrite_tokenizer(tmp_path / "base", bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None)
+    expected = base(IDS).logits[0, :, :512].detach()
+    assert -50 < expected.mean() < -25
+
+    tokenizer = load_tokenizer(tmp_path / "base", model_config)
+    assert tokenizer.pad_token_id == 512
+    model = load_causal(tmp_path / "base", model_config, tokenizer)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    export(model, tokenizer, tmp_path / "model", model_config)
+    again = load_causal(tmp_path / "model", model_config, load_tokenizer(tmp_path / "model", model_config))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    torch.testing.assert_close(plain(IDS).logits[0, :, :512], expected, atol=1e-4, rtol=0)
+    share = plain(IDS).logits[0].detach().softmax(-1)[:, 512]
+    assert float(share.max()) <= 1.001 / 513, "as small as a token's can be that has the mean of all rows, and no more"
+
+    for ours in (model, again):
+        with torch.no_grad():
+            assert float(ours(IDS).logits[0].softmax(-1)[:, 512].max()) == 0
+        prompts, sampling = [[3, 40]] * 8, Sampling(12)
+        made = native.generate(ours, prompts, list(range(8)), sampling, 0, 512)
+        other = TransformersEngine().generate(ours, prompts, list(range(8)), sampling, 0, 512)
+        assert not any(512 in generation.ids for generation in (*made, *other))
+        batch = Batch(prompts, [generation.ids for generation in made], 512, torch.device("cpu"))
+        sampled = torch.tensor([logprob for generation in made for logprob in generation.logprobs or ()])
+        torch.testing.assert_close(response_logprobs(ours, batch), sampled, atol=1e-4, rtol=0)
+    torch.manual_seed(0)
+    sampled = plain.generate(IDS[:, :2].repeat(8, 1), do_sample=True, top_k=0, max_new_tokens=12, eos_token_id=None)
+    assert plain.generation_config.suppress_tokens == [512]
+    assert not bool((sampled == 512).any())
+
+
+def test_the_gradient_of_a_suppressed_token_is_zero_and_all_others_are_as_without_it(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
+) -> None:
+    folder = Path(shutil.copytree(tiny("gpt_neox"), tmp_path / "model"))
+    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None)
+    tokenizer = load_tokenizer(folder, model_config)
+    model, base = load_causal(folder, model_config, tokenizer), AutoModelForCausalLM.from_pretrained(folder)
+    batch = Batch([[3, 40]], [[50, 60, 70, 2]], 512, torch.device("cpu"))
+    loss, _, _ = accumulate_gradient(model, batch, lambda logprobs_N, part: -logprobs_N.sum())
+    expected = -base(IDS).logits[0, 1:5].log_softmax(-1)[torch.arange(4), IDS[0, 2:]].sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), atol=1e-5, rtol=1e-5)
+    found = model.get_output_embeddings().weight.grad
+    torch.testing.assert_close(found[:512], base.get_output_embeddings().weight.grad, atol=1e-6, rtol=1e-4)
+    assert not found[512].any()

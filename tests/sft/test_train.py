@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data.records import Demonstration
 from data.tokenize import encode_completion, encode_prompt
 from modeling.config import ModelConfig
+from modeling.load import load_causal
 from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.train import train
 
+IDS = torch.tensor([[3, 40, 50, 60, 70]])
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
 TRAIN = [Demonstration(prompt=f"Name {'one more ' * (n % 3)}colour {n}.", completion=f"It is {colour}.") for n, colour in enumerate(COLOURS)]
@@ -154,6 +157,42 @@ def test_training_that_was_cut_off_goes_on_and_ends_where_it_would_have(run: Any
     run("cut")
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("base", ["gpt2", "mixtral"])
+def test_the_exported_configuration_is_the_bases(
+    base: str, tiny: Callable[[str], Path], tmp_path: Path, tiny_tokenizer: Any, model_config: ModelConfig
+) -> None:
+    folder = tmp_path / "base"
+    if base == "mixtral":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+        sizes |= {"intermediate_size": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
+        special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        config = AutoConfig.for_model("mixtral", vocab_size=len(tiny_tokenizer), **sizes, **special)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    else:
+        shutil.copytree(tiny(base), folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 4], "do_sample": true, "top_p": 0.9}')
+    model = load_causal(folder, model_config, tiny_tokenizer, residual_dropout=0.2)
+    settings = replace(SETTINGS, epochs=1, batch_size=8, micro_batch_size=8)
+    train(settings, model_config, model, tiny_tokenizer, TRAIN, VALID, CHUNKS, 0, ALONE, tmp_path / "out")
+
+    found, before = (json.loads((place / "config.json").read_text()) for place in (tmp_path / "out" / "model", folder))
+    assert found == before
+    generation = json.loads((tmp_path / "out" / "model" / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["do_sample"], generation["top_p"]) == ([2, 4], True, 0.9)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert plain.generate(IDS, max_new_tokens=2).shape[1] > IDS.shape[1]
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_loss_that_is_not_finite_stops_training_and_exports_nothing(run: Any, tmp_path: Path, model_config: ModelConfig, adapter: str) -> None:
+    said = r"^sft, step [12]: (loss|valid_loss|grad_norm) is (nan|inf): lower sft\.learning_rate; nothing is exported$"
+    with pytest.raises(ValueError, match=said):
+        run(settings=replace(SETTINGS, learning_rate=1e30), config=replace(model_config, adapter=adapter))
+    assert not (tmp_path / "out" / "model").exists()
+    assert not list((tmp_path / "out").glob("trainer/checkpoint-*"))
+    assert "NaN" not in (tmp_path / "out" / "metrics.jsonl").read_text()
 
 
 def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) -> None:

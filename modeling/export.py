@@ -1,0 +1,199 @@
+"""Exports a trained model with its base's configuration, but for the changes listed here, and verifies what it saved.
+
+Trainers change configurations for their own use (`use_cache`, `output_router_logits`, dropout, token ids). That is not
+exported.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+)
+from transformers.utils import cached_file
+
+from modeling.config import ModelConfig
+from modeling.disk import discard
+from modeling.finite import require_finite_files
+from modeling.load import is_classifier, read_settings, save
+
+CONFIG_CHANGES = {
+    "pad_token_id": "the pad token differs from EOS",
+    "vocab_size": "an added pad token has an embedding",
+    "architectures": "a reward model is a classifier",
+    "id2label": "a reward model has one label (num_labels)",
+    "label2id": "a reward model has one label (num_labels)",
+    "problem_type": "a reward model has one label",
+    "score_bias": "the mean score of demonstrations, which is subtracted from a reward model's logit",
+    "score_closing": "the tokens after which a reward model reads its score",
+    "dtype": "weights are saved in float32",
+    "transformers_version": "the version that wrote the file",
+}
+"""Fields of config.json in which an export may differ from its base, and why."""
+GENERATION_CHANGES = {
+    "pad_token_id": "the pad token differs from EOS",
+    "eos_token_id": "the tokenizer's EOS, which ends answers in training, is added where it is missing",
+    "suppress_tokens": "an added pad token is never sampled",
+    "transformers_version": "the version that wrote the file",
+    "_from_model_config": "these settings are no longer derived from config.json",
+}
+"""Fields of generation_config.json in which an export may differ from its base, and why."""
+NEW_TOKENS = 4
+"""Tokens that the exported model must generate."""
+FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> None:
+    """Saves a model that was loaded by `load_causal` or `load_scalar` and trained since, with its tokenizer.
+
+    The folder appears under its name only when it has been verified. `model.config` is restored to the base's too.
+    Raises ValueError when a weight is not finite, the folder does not load, or the model fails to generate (a reward
+    model: to score).
+    """
+    beside = folder.with_name(f"{folder.name}.unverified")
+    discard(beside)
+    base = base_settings(model, config)
+    restore(model.config, base)
+    save(model, tokenizer, beside)
+    if model.can_generate():
+        settings = generation_settings(model, tokenizer, base, config)
+        (beside / "generation_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    try:
+        verify(model, beside, base, config)
+    except BaseException:
+        discard(beside)
+        raise
+    discard(folder)
+    beside.rename(folder)
+
+
+def base_settings(model: Any, config: ModelConfig) -> PreTrainedConfig:
+    """The configuration as it lies where the model was loaded from."""
+    base = read_settings(model.name_or_path, config)
+    return base if type(base) is type(model.config) else base.get_text_config()
+
+
+def restore(settings: PreTrainedConfig, base: PreTrainedConfig) -> None:
+    """Sets every field but CONFIG_CHANGES to the base's value. In place, because the model's modules read this object."""
+    moved = GenerationConfig().to_dict()  # fields that transformers takes out of a config when it loads a model
+    for name in sorted(vars(settings).keys() | vars(base).keys()):
+        if name.startswith("_") or name in CONFIG_CHANGES:
+            continue
+        if name not in vars(base):
+            delattr(settings, name)
+        elif isinstance(vars(base)[name], PreTrainedConfig):
+            restore(getattr(settings, name), vars(base)[name])
+        elif name in vars(settings) or name not in moved:
+            setattr(settings, name, copy.deepcopy(vars(base)[name]))
+
+
+def differences(found: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """Dotted names of fields, outside CONFIG_CHANGES, in which two configurations differ."""
+    names = []
+    for name in sorted((found.keys() | base.keys()) - CONFIG_CHANGES.keys()):
+        if name.startswith("_"):  # where it was loaded from, and the like
+            continue
+        ours, theirs = found.get(name), base.get(name)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            names += [f"{name}.{inner}" for inner in differences(ours, theirs)]
+        elif ours != theirs:
+            names.append(name)
+    return names
+
+
+def generation_settings(model: Any, tokenizer: Any, base: PreTrainedConfig, config: ModelConfig) -> dict[str, Any]:
+    """The base's generation_config.json with GENERATION_CHANGES."""
+    file = cached_file(
+        model.name_or_path,
+        "generation_config.json",
+        revision=config.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    settings = json.loads(Path(file).read_text()) if file else GenerationConfig.from_model_config(base).to_diff_dict()
+    settings.pop("_from_model_config", None)
+    settings["pad_token_id"] = tokenizer.pad_token_id
+    ends = settings.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokenizer.eos_token_id not in known:
+        settings["eos_token_id"] = [*known, tokenizer.eos_token_id] if known else tokenizer.eos_token_id
+    if suppressed := model.generation_config.suppress_tokens:
+        settings["suppress_tokens"] = list(suppressed)
+    settings["transformers_version"] = model.config.to_dict()["transformers_version"]
+    return settings
+
+
+def verify(model: Any, folder: Path, base: PreTrainedConfig, config: ModelConfig) -> None:
+    """Checks what was saved from `model`. Raises ValueError with one sentence for the first check that fails."""
+    require_finite_files(folder)
+    trust = {"trust_remote_code": config.trust_remote_code}
+    loaded = checked(folder, "load its configuration", lambda: AutoConfig.from_pretrained(folder, **trust))
+    tokenizer = checked(folder, "load its tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **trust))
+    if changed := differences(loaded.to_dict(), base.to_dict()):
+        raise ValueError(f"{folder}: config.json differs from the base's in {', '.join(changed)}")
+    kind = AutoModelForSequenceClassification if is_classifier(loaded) else AutoModelForCausalLM
+    # On the meta device names and shapes are compared without memory for the weights.
+    _, found = checked(
+        folder,
+        "match its weights with its configuration",
+        lambda: kind.from_pretrained(
+            folder,
+            device_map="meta",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **trust,
+        ),
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found[problem]:
+            names = ", ".join(sorted(map(str, found[problem])))
+            raise ValueError(f"{folder}: {problem.removesuffix('_keys')} weights: {names}")
+    checked(folder, "run", lambda: run(model, tokenizer, folder))
+
+
+def checked(folder: Path, what: str, do: Callable[[], Any]) -> Any:
+    """What `do` returns. Raises ValueError with one sentence when it fails."""
+    try:
+        return do()
+    except FAILURES as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{folder}: the exported model fails to {what} ({first})") from error
+
+
+@torch.no_grad()
+def run(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Generates a few tokens from the exported settings, or computes a score.
+
+    Raises ValueError when a logit is not finite.
+    """
+    ids_BT = torch.tensor([tokenizer.encode("Hello") or [tokenizer.eos_token_id]], device=model.device)
+    training = model.training
+    model.eval()
+    try:
+        if not model.can_generate():
+            logits = [model(input_ids=ids_BT).logits]
+        else:
+            # Sampling settings of the base draw random numbers, which the stage must not miss.
+            with torch.random.fork_rng():
+                logits = model.generate(
+                    ids_BT,
+                    attention_mask=torch.ones_like(ids_BT),
+                    generation_config=GenerationConfig.from_pretrained(folder),
+                    max_new_tokens=NEW_TOKENS,
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                ).logits
+    finally:
+        model.train(training)
+    if not logits or not all(bool(piece.isfinite().all()) for piece in logits):
+        raise ValueError("its logits are not finite")

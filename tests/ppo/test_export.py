@@ -1,0 +1,81 @@
+"""What PPO exports is verified, and a run whose numbers are not finite stops before it saves or exports anything.
+
+pytest tests/ppo/test_export.py
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modeling.engines.native import generate
+from modeling.engines.types import Sampling
+from ppo.ema import MovingAverage
+from ppo.export import export
+from ppo.train import train
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
+
+BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
+
+
+@BOTH
+def test_both_models_have_the_configuration_of_the_sft_model(chains: Callable[[str], Chain], adapter: str, tmp_path: Path):
+    chain = chains(adapter)
+    models = chain.models()
+    models.policy.model.config.use_cache = False
+    average = MovingAverage(models.policy_parameters, 0.5)
+    export(models, average, chain.sft / "model", chain.config, chain.tokenizer, tmp_path)
+    for name in ("model", "model_ema"):
+        for file in ("config.json", "generation_config.json"):
+            assert json.loads((tmp_path / name / file).read_text()) == json.loads((chain.sft / "model" / file).read_text())
+        AutoModelForCausalLM.from_pretrained(tmp_path / name)
+
+
+@BOTH
+def test_an_average_that_is_not_finite_is_not_exported(chains: Callable[[str], Chain], adapter: str, tmp_path: Path):
+    chain = chains(adapter)
+    models = chain.models()
+    average = MovingAverage(models.policy_parameters, 0.5)
+    next(iter(average.average.values()))[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="has NaN or infinite values"):
+        export(models, average, chain.sft / "model", chain.config, chain.tokenizer, tmp_path)
+    assert not (tmp_path / "model_ema").exists()
+    assert not (tmp_path / "adapter_ema").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": 1e30}, "policy_grad_norm is (nan|inf)"),
+        ({"value_learning_rate": 1e30}, "value_grad_norm is (nan|inf)"),
+        ({"learning_rate": 1e39, "minibatch_size": 8}, r"the weight .*lora_.* has NaN or infinite values"),
+        ({"value_learning_rate": 1e39, "minibatch_size": 8}, r"the weight .* has NaN or infinite values"),
+    ],
+)
+def test_training_stops_at_the_first_number_or_weight_that_is_not_finite(
+    chains: Callable[[str], Chain], tmp_path: Path, changes: dict[str, Any], said: str
+):
+    chain, config = chains("lora"), small(total_episodes=8, **changes)
+    with pytest.raises(ValueError, match=rf"^ppo, iteration 1: {said}: lower ppo\.learning_rate or ppo\.value_learning_rate; the last"):
+        train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_decoding_stops_where_logits_are_not_finite(chains: Callable[[str], Chain], tried: bool):
+    models = chains("lora").models()
+
+    def decode() -> None:
+        with models.as_policy() as policy:
+            generate(policy, [[3, 40]], [0], Sampling(2), 2, 0)
+
+    if tried:  # how a model is decoded is found out once
+        decode()
+    with torch.no_grad():
+        models.policy.model.get_base_model().model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="decoding: a logit is nan: weights or activations"):
+        decode()
