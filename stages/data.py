@@ -16,6 +16,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
     from data.build import Built
+    from data.records import Prompt
 
 FOR_PEOPLE = ("report.html", "report.md", "report_pictures", "README.md")
 
@@ -87,9 +88,19 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
         answer_tokens=lambda completions: count_answer_tokens(tokenizer, completions),
         personal=None if find is None else lambda text: bool(find(text)),
     )
-    built = build(config.data, measurer, scratch)
+    built = build(config.data, measurer, scratch, check=lambda prompt: refuse_unrenderable(tokenizer, prompt))
     refuse_if_too_long(config, int(built.pool.measures.prompt_tokens[built.pool.kept()].max()), place)
     return built
+
+
+def refuse_unrenderable(tokenizer: Any, prompt: "Prompt") -> None:
+    """Raises ValueError, in the template's own words, when the chat template takes no such conversation. Rendering is cheap beside tokenising."""
+    from jinja2 import TemplateError
+
+    try:
+        tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses this conversation: {error}") from None
 
 
 def refuse_if_too_long(config: RunConfig, longest_prompt: int, place: str) -> None:
