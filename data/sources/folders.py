@@ -31,8 +31,9 @@ def folder_files(folder: Path, adapter: Adapter, role: Role, settings: SourceCon
         if missing:
             raise ValueError(f"the folder {folder} lacks {missing[0]}, from which format {adapter.name!r} takes its {role}")
         return tuple(folder / name for name in named), ""
+    splits: Mapping[str, list[Path]]
     if (folder / SPLITS_OF).is_file():
-        splits = {split: saved_files(folder / split) for split in _described(folder / SPLITS_OF, "splits")}
+        splits = {split: saved_files(folder / split) for split in map(str, _described(folder / SPLITS_OF, "splits"))}
     elif (folder / STATE).is_file():
         splits = {"": saved_files(folder)}
     else:
