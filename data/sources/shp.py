@@ -4,7 +4,7 @@ A row compares two comments. The rows of a post follow one another and become on
 nobody could compare, because the higher score was also the earlier comment, stay uncompared. The post is the prompt and the user.
 
 Prompts and rankings: its authors made the labels for reward models, and a preferred comment is not a reference answer. A post has up to 50
-comments; `data.max_answer_tokens` drops rankings with a long one.
+comments; those over `data.max_answer_tokens` leave their ranking.
 """
 
 from collections.abc import Iterable, Sequence
