@@ -6,7 +6,7 @@ Users are split by hash. Every rule's count and a few of its victims go into the
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,7 @@ from data.files import BadRows
 from data.measure import Measurer, measure
 from data.near_duplicates import alike, comparable, distinct
 from data.part import TEST, TRAIN, VALID, Collector, Mask, Part, asked, first_among
+from data.ranking_rules import drop_answers, refuse_identical
 from data.records import SPLITS, Document, FewShot, Prompt, Ranking
 from data.sets import (
     DOCUMENT_SCHEMA,
@@ -62,6 +63,14 @@ class Documents:
     """Row numbers of `train` and `heldout`, in the order in which they are written."""
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What happens to a malformed row, and which prompts are refused though their rows are well formed."""
+
+    bad: BadRows
+    check: Callable[[Prompt], object] | None
+
+
 @dataclass
 class Built:
     """What curation decided; the texts are still in the spools, which live in the scratch folder."""
@@ -95,21 +104,28 @@ class Built:
         return found | {f"texts_{split}": len(rows) for split, rows in self.documents.splits.items()}
 
     def removed(self) -> dict[str, dict[str, int]]:
-        """Rows by kind and the rule that removed them, in the rules' order."""
-        return {"prompts": self.pool.ledger.removed, "rankings": self.rankings.ledger.removed, "documents": self.documents.removed}
+        """Rows by kind and the rule that removed them, in the rules' order, and answers that left rankings which stayed."""
+        return {
+            "prompts": self.pool.ledger.removed,
+            "rankings": self.rankings.ledger.removed,
+            "answers": self.rankings.dropped,
+            "documents": self.documents.removed,
+        }
 
 
-def build(config: DataConfig, measurer: Measurer, scratch: Path) -> Built:
+def build(config: DataConfig, measurer: Measurer, scratch: Path, check: Callable[[Prompt], object] | None = None) -> Built:
     """Reads the sources and applies the rules; the spools go into the folder `scratch`, which must outlive the result.
 
-    Raises ValueError on a malformed row (unless `bad_rows: skip`), on a source that is not there, and when a split that a later stage needs
-    has no rows.
+    `check` raises ValueError for a prompt that cannot be used. Raises ValueError on a malformed row or such a prompt (unless `bad_rows: skip`), on
+    a source that is not there, on one whose rankings all compare identical answers, and when a split that a later stage needs has no rows.
     """
     found = all_sources(config)
-    bad = BadRows(skip=config.bad_rows == "skip")
-    pool = collect([*found["demonstrations"], *found["prompts"]], config, bad, scratch / "pool.arrow", POOL_SCHEMA)
+    reader = Reader(BadRows(skip=config.bad_rows == "skip"), check)
+    bad = reader.bad
+    pool = collect([*found["demonstrations"], *found["prompts"]], config, reader, scratch / "pool.arrow", POOL_SCHEMA)
     refuse_repeated_ids(pool)
-    rankings = collect(found["rankings"], config, bad, scratch / "rankings.arrow", RANKING_SCHEMA)
+    rankings = collect(found["rankings"], config, reader, scratch / "rankings.arrow", RANKING_SCHEMA)
+    refuse_identical(rankings)
     documents = collect_documents(found["pretraining"], config, bad, scratch / "documents.arrow")
 
     for part, record_type in ((pool, Prompt), (rankings, Ranking)):
@@ -133,11 +149,11 @@ def build(config: DataConfig, measurer: Measurer, scratch: Path) -> Built:
     return built
 
 
-def collect(found: Sequence[Source], config: DataConfig, bad: BadRows, path: Path, schema: pa.Schema) -> Part:
+def collect(found: Sequence[Source], config: DataConfig, reader: Reader, path: Path, schema: pa.Schema) -> Part:
     """All records of the sources, in order."""
     collector = Collector(path, schema, config.group_by, config.split_salt)
     for source in found:
-        for record in shown(read(source, bad), f"data: {source.role} of {source.name}"):
+        for record in shown(read(source, reader.bad, reader.check), f"data: {source.role} of {source.name}"):
             collector.add(record)
     return collector.finish(config.valid_fraction, config.test_fraction)
 
@@ -152,6 +168,9 @@ def drop_unfit(part: Part, record_type: type[Prompt], config: DataConfig, measur
     part.measures = measure(part.spool, record_type, part.kept(), part.split == TRAIN, measurer, config.workers)
     part.ledger.apply("other_language", in_languages(part.measures.language, config.languages))
     part.ledger.apply("prompt_too_long", part.measures.prompt_tokens <= config.max_prompt_tokens)
+    if record_type is Ranking:
+        drop_answers(part, config, measurer)
+        return
     part.ledger.apply("answer_too_long", part.measures.answer_tokens <= config.max_answer_tokens)
     part.ledger.apply("personal_data", ~part.measures.personal)
 

@@ -21,9 +21,9 @@ class SourceConfig:
     revision: str | None = None
     """For the Hub: the commit to read, so that a rerun reads the same rows; `main` takes whatever is there on the day."""
     subset: str | None = None
-    """For the Hub: the data set's configuration, where it has several. Default: the format's."""
+    """Of a data set on the Hub or a folder copied from it: the configuration, where it has several. Default: the format's."""
     split: str | None = None
-    """For the Hub: the split to read. This project splits by user itself. Default: the format's."""
+    """Of a data set on the Hub, or of a folder with several splits: the one to read. This project splits by user itself. Default: the format's."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """Their column names to ours; null leaves a column out."""
     source: Literal["labeler", "api"] | None = None
@@ -51,7 +51,7 @@ class DataConfig:
     pretraining: list[str] = field(default_factory=lambda: ["wikipedia"])
     """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or .md files, rows with `text`."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """What a malformed row does: stops the run with file and line, or is skipped and counted."""
+    """What a malformed row, or one that the chat template refuses, does: stops the run with file and line, or is skipped and counted."""
     group_by: Literal["user", "organisation"] = "user"
     """Whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
     max_prompts_per_group: PositiveInt = 200
@@ -65,7 +65,7 @@ class DataConfig:
     max_prompt_tokens: PositiveInt = 1000
     """Longer prompts, template included, are dropped and counted, in the policy's tokens. Appendix C."""
     max_answer_tokens: PositiveInt = 1000
-    """Longer demonstrations, and rankings with a longer answer, are dropped and counted, in the policy's tokens. Appendix C."""
+    """Longer demonstrations, and longer answers of rankings, are dropped and counted, in the policy's tokens. Appendix C."""
     valid_fraction: OpenUnitInterval = 0.1
     """Share of users held out for choosing between checkpoints. Ours."""
     test_fraction: OpenUnitInterval = 0.1

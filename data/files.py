@@ -1,6 +1,7 @@
-"""Rows in files: JSON Lines, JSON, CSV, TSV, Parquet and plain text, read with the place of every mistake; JSON Lines are written whole.
+"""Rows in files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text, read with the place of every mistake; JSON Lines are written whole.
 
-Reading streams: however large a file is, a few rows of it are in memory. A `.json` array is the exception, as JSON has no place to stop at.
+Reading streams: however large a file is, a few rows of it are in memory. A JSON array is the exception, as JSON has no place to stop at. Whether
+a JSON file is an array or has one row a line shows in its beginning, not in its name.
 """
 
 import codecs
@@ -8,7 +9,9 @@ import csv
 import gzip
 import json
 import os
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +25,14 @@ from data.records import Prompt, RecordT, parse, to_row
 MAX_LINE_BYTES = 64 * 2**20
 """No row of text is longer; a file that has no line breaks must not fill the memory before anybody learns what is wrong with it."""
 HALF_A_PAIR = "not text: half of a surrogate pair (\\ud800 to \\udfff) stands alone"
+JSON_SPACE = " \t\r\n"
 MAX_JSON_BYTES = MAX_TEXT_BYTES = 2 * 2**30
 """What is one value, and so must be in memory whole, is no larger."""
 LONGEST_PROBLEM = 300
 """Characters of what is said of a malformed row."""
 PARQUET_BATCH = 1024
+PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
+"""What pandas calls the column of a data frame's row numbers in Parquet, in a table read again, and in CSV; they are no data."""
 TEXT_SUFFIXES = (".txt", ".md")
 
 Placed = tuple[str, Any]
@@ -40,6 +46,8 @@ class BadRows:
         self.skip, self.keep = skip, keep
         self.count = 0
         self.examples: list[str] = []
+        self.ignored: Counter[str] = Counter()
+        """Keys of messages that were left out of rows that are not malformed: how many messages have each."""
 
     def __call__(self, place: str, problem: str) -> None:
         """Raises ValueError as `place: problem`, or counts it."""
@@ -65,7 +73,7 @@ def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
         raise ValueError(f"{path}: no such file")
     if not path.stat().st_size:
         raise ValueError(f"{path}: the file is empty")
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    suffix = ("".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix).lower()
     read = READERS.get(suffix or ".txt")
     if read is None:
         raise ValueError(f"{path}: unknown kind of file {suffix!r}; known are {', '.join(READERS)}")
@@ -81,7 +89,7 @@ def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
 
 def is_data_file(path: Path) -> bool:
     """Whether the name says that `read_rows` can read it."""
-    return any(path.name.endswith(suffix) for suffix in READERS)
+    return path.name.lower().endswith(tuple(READERS))
 
 
 def read_records(path: Path, record_type: type[RecordT], bad: BadRows = STOP) -> list[RecordT]:
@@ -111,26 +119,78 @@ def write_records(path: Path, records: Iterable[Prompt]) -> None:
     write_rows(path, (to_row(record) for record in records))
 
 
+class _Decoder(json.JSONDecoder):
+    """JSON as its standard has it: Python's own takes NaN, and of two equal keys the last."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object, parse_constant=self._constant)
+        self._problem = ""
+
+    def value(self, text: str, start: int = 0) -> tuple[Any, int, str]:
+        """(value that begins at `start`, where it ends, what is wrong with it though it can be decoded). Raises JSONDecodeError."""
+        self._problem = ""
+        found, end = self.raw_decode(text, start)
+        if not self._problem and "\\ud" in text[start:end].lower() and not _encodable(found):
+            self._problem = HALF_A_PAIR
+        return found, end, self._problem
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for place, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:place]))
+            self._problem = f"not valid JSON: the key {twice!r} stands twice in one object"
+        return found
+
+    def _constant(self, name: str) -> None:
+        self._problem = f"not valid JSON: {name} is no JSON number; write null where there is none"
+
+
+def _json(path: Path, bad: BadRows) -> Iterator[Placed]:
+    """People call files of either kind .json and .jsonl."""
+    return _json_array(path, bad) if _is_array(path) else _json_lines(path, bad)
+
+
+def _is_array(path: Path) -> bool:
+    """Whether the file is one JSON value rather than one a line."""
+    named_lines = ".jsonl" in path.name.lower()
+    with _opened(path) as file:
+        head = file.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
+        if named_lines:
+            return re.match(rb"\[\s*\{", head) is not None
+        if head[:1] != b"{":
+            return True
+        first, _, rest = (head + file.read(MAX_LINE_BYTES)).partition(b"\n")
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return True
+    return not rest.strip()
+
+
 def _json_lines(path: Path, bad: BadRows) -> Iterator[Placed]:
+    decoder = _Decoder()
     with _opened(path) as file:
         for number, line in _lines(path, file):
             if not line.strip():
                 continue
             place = f"{path}:{number}"
             try:
-                row = json.loads(line.decode("utf-8"))
+                text = line.decode("utf-8").strip(JSON_SPACE)
+                row, end, problem = decoder.value(text)
+                if end < len(text):
+                    raise json.JSONDecodeError("Extra data", text, _after_space(text, end))
             except UnicodeDecodeError as error:
                 bad(place, f"not UTF-8 text (byte {error.start} of the line)")
             except json.JSONDecodeError as error:
-                cut = "" if line.endswith(b"\n") else "; the file ends in the middle of this row, was it cut off?"
+                cut = "" if line.endswith(b"\n") or error.msg == "Extra data" else "; the file ends in the middle of this row, was it cut off?"
                 bad(place, f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{cut}")
             except RecursionError:
                 bad(place, "not valid JSON: nested too deep")
             except ValueError as error:  # a number of thousands of digits
                 bad(place, f"not valid JSON: {error}")
             else:
-                if b"\\ud" in line.lower() and not _encodable(row):
-                    bad(place, HALF_A_PAIR)
+                if problem:
+                    bad(place, problem)
                 else:
                     yield place, row
 
@@ -163,23 +223,54 @@ def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(too_large)
+    text = _text_of(path, content)
     try:
-        rows = json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        for number, (row, problem) in enumerate(_items(path, text), start=1):
+            if problem:
+                bad(f"{path}: row {number}", problem)
+            else:
+                yield f"{path}: row {number}", row
     except json.JSONDecodeError as error:
-        hint = "; was it cut off?" if error.pos >= len(content.rstrip()) - 1 else "; a file of one row a line must be called .jsonl"
+        hint = "; was it cut off?" if error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated") else ""
         raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}") from None
     except RecursionError:
         raise ValueError(f"{path}: not valid JSON: nested too deep") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected an array of rows, found {type(rows).__name__}")
-    for number, row in enumerate(rows, start=1):
-        place = f"{path}: row {number}"
-        if _encodable(row):
-            yield place, row
-        else:
-            bad(place, HALF_A_PAIR)
+
+
+def _items(path: Path, text: str) -> Iterator[tuple[Any, str]]:
+    """(item, what is wrong with it) of a JSON array. Raises JSONDecodeError."""
+    decoder = _Decoder()
+    place = _after_space(text, 0)
+    if text[place : place + 1] != "[":
+        found, _, _ = decoder.value(text, place)
+        keys = f" with the keys {', '.join(map(repr, found))}" if isinstance(found, dict) and found else ""
+        raise ValueError(f"{path}: expected an array of rows, found {type(found).__name__}{keys}")
+    place = _after_space(text, place + 1)
+    closed = text[place : place + 1] == "]"
+    while not closed:
+        item, end, problem = decoder.value(text, place)
+        yield item, problem
+        place = _after_space(text, end)
+        closed = text[place : place + 1] == "]"
+        if not closed:
+            if text[place : place + 1] != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+            place = _after_space(text, place + 1)
+    if (end := _after_space(text, place + 1)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _after_space(text: str, place: int) -> int:
+    while place < len(text) and text[place] in JSON_SPACE:
+        place += 1
+    return place
+
+
+def _text_of(path: Path, content: bytes) -> str:
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
@@ -197,7 +288,8 @@ def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
                             raise ValueError(f"{path}:1: two columns have the same name")
                     elif len(fields) == len(header):
                         # A table has no null but the empty field.
-                        yield f"{path}:{reader.line_num}", {name: text for name, text in zip(header, fields, strict=True) if text}
+                        row = zip(header, fields, strict=True)
+                        yield f"{path}:{reader.line_num}", {name: text for name, text in row if text and not PANDAS_INDEX.fullmatch(name)}
                     elif fields:
                         bad(f"{path}:{reader.line_num}", f"{len(fields)} fields where the header has {len(header)}")
             except csv.Error as error:
@@ -215,21 +307,41 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
 
 def _parquet(path: Path, bad: BadRows) -> Iterator[Placed]:
     with pq.ParquetFile(path) as file:
-        number = 0
-        for batch in file.iter_batches(PARQUET_BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}: row {number}", {key: value for key, value in row.items() if value is not None}
+        yield from _placed(path, file.iter_batches(PARQUET_BATCH))
+
+
+def _arrow(path: Path, bad: BadRows) -> Iterator[Placed]:
+    """An Arrow stream, as `datasets` writes it, or an Arrow file."""
+    with pa.memory_map(str(path)) as mapped:
+        if mapped.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(mapped)
+            batches: Iterable[pa.RecordBatch] = (file.get_batch(number) for number in range(file.num_record_batches))
+        else:
+            mapped.seek(0)
+            batches = pa.ipc.open_stream(mapped)
+        yield from _placed(path, (batch.slice(start, PARQUET_BATCH) for batch in batches for start in range(0, len(batch), PARQUET_BATCH)))
+
+
+def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
+    """The rows of a table; what is null or NaN, which is how pandas writes a missing number, is left out."""
+    number = 0
+    for batch in batches:
+        columns = [name for name in batch.schema.names if not PANDAS_INDEX.fullmatch(name)]
+        for row in batch.select(columns).to_pylist():
+            number += 1
+            yield f"{path}: row {number}", {key: value for key, value in row.items() if not is_missing(value)}
+
+
+def is_missing(value: object) -> bool:
+    """Whether a table's value stands for none."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _text(path: Path, bad: BadRows) -> Iterator[Placed]:
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise ValueError(f"{path}: one document of over {MAX_TEXT_BYTES // 2**30} GiB; write its documents as .jsonl, a row with `text` each")
     with _opened(path) as file:
-        try:
-            yield str(path), {"text": file.read().decode("utf-8")}
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        yield str(path), {"text": _text_of(path, file.read())}
 
 
 @contextmanager
@@ -253,11 +365,12 @@ def _sentence_for_damage(path: Path) -> Iterator[None]:
 
 
 READERS: dict[str, Callable[[Path, BadRows], Iterator[Placed]]] = {
-    ".jsonl": _json_lines,
-    ".jsonl.gz": _json_lines,
-    ".json": _json_array,
-    ".json.gz": _json_array,
+    ".jsonl": _json,
+    ".jsonl.gz": _json,
+    ".json": _json,
+    ".json.gz": _json,
     ".parquet": _parquet,
+    ".arrow": _arrow,
     ".csv": _separated(","),
     ".csv.gz": _separated(","),
     ".tsv": _separated("\t"),

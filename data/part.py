@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.answers import has_strict_pair, identical_pairs
 from data.few_shot import distinct_pairs, whole_text
 from data.measure import Measures, answers
 from data.near_duplicates import comparable
@@ -69,6 +70,14 @@ class Part:
     conversational: Mask = field(default_factory=lambda: np.empty(0, bool))
     use_case: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     """Place in USE_CASES, -1 where none was given."""
+    answers: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Answers that a ranking came with."""
+    identical: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Judgments of a ranking between identical answers (data/answers.py), which say nothing."""
+    informative: Mask = field(default_factory=lambda: np.empty(0, bool))
+    """False where a ranking has such judgments and none that puts an answer above a different one."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Answers that left rankings which stayed, by rule."""
     split: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     """Place in SPLITS."""
 
@@ -89,8 +98,11 @@ class Collector:
         self.part = Part(Spool(path, schema), group_by, salt)
         self._hashes: dict[str, array[int]] = {name: array("Q") for name in ("group", "item", "row", "identity")}
         self._numbers: dict[str, array[int]] = {
-            name: array("i") for name in ("dataset", "api", "answered", "copies", "few_shot", "conversational", "use_case")
-        }
+            name: array("i")
+            for name in (
+                "dataset", "api", "answered", "copies", "few_shot", "conversational", "use_case", "answers", "identical", "informative",
+            )
+        }  # fmt: skip
         self._datasets: dict[str, int] = {}
 
     def add(self, record: Prompt) -> None:
@@ -98,6 +110,7 @@ class Collector:
         key = comparable(asked(record))
         self.part.spool.append(packed(record, key))
         group = record.user_id if self.part.group_by == "user" else record.organisation_id
+        same = identical_pairs(record) if isinstance(record, Ranking) else 0
         judged = [getattr(record, name) for name in JUDGMENT] if isinstance(record, Ranking) else []
         for name, value in (
             ("group", user_hash(group, self.part.salt)),
@@ -114,6 +127,9 @@ class Collector:
             ("few_shot", isinstance(record, FewShot)),
             ("conversational", not isinstance(record.prompt, str)),
             ("use_case", USE_CASES.index(record.use_case) if record.use_case is not None else -1),
+            ("answers", len(record.completions) if isinstance(record, Ranking) else 0),
+            ("identical", same),
+            ("informative", not same or not isinstance(record, Ranking) or has_strict_pair(record)),
         ):
             self._numbers[name].append(number)
 

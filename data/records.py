@@ -7,9 +7,11 @@ labeler put them (Ouyang et al. 2022, sections 3.2 to 3.5). Field names are trl'
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, TypedDict, TypeVar
+
+from data.messages import Message, conversation
 
 USE_CASES = (
     "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other", "closed_qa", "extract",
@@ -19,15 +21,7 @@ USE_CASES = (
 SOURCES = ("labeler", "api")
 KINDS = ("plain", "few_shot", "user_based")
 LABELERS = ("human", "simulated", "llm")
-ROLES = ("system", "developer", "user", "assistant", "tool")
 SPLITS = ("train", "valid", "test")
-
-
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
 
 
 class Example(TypedDict):
@@ -142,6 +136,16 @@ class Document:
 
 
 RecordT = TypeVar("RecordT", bound=Prompt)
+CLOSE = 0.8
+"""Share of letters from which an unknown key is taken for a misspelt one: `id` must not become `kind`."""
+
+
+class UnknownKeyError(ValueError):
+    """A row has a key that is none of ours."""
+
+    def __init__(self, key: str, near: str | None, known: Iterable[str]) -> None:
+        self.key, self.near, self.known = key, near, ", ".join(known)
+        super().__init__(f"unknown key {key!r}" + (f", did you mean {near!r}?" if near else f"; known are {self.known}"))
 
 
 def parse(row: object, record_type: type[RecordT]) -> RecordT:
@@ -154,11 +158,13 @@ def parse(row: object, record_type: type[RecordT]) -> RecordT:
     known = {field.name: field for field in fields(record_type)}
     for key in row:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"))
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=CLOSE) or [name for name in known if name == f"{key}_id"]
+            raise UnknownKeyError(str(key), near[0] if near else None, known)
     for name, field in known.items():
         if field.default is MISSING and name not in row:
             raise ValueError(f"missing key {name!r}")
+    if isinstance(row["prompt"], list):
+        row = row | {"prompt": conversation(row["prompt"], "prompt")}
     _check_prompt(row)
     if issubclass(record_type, Demonstration) and not _is_text(row["completion"]):
         raise ValueError("'completion' must be a non-empty string")
@@ -190,16 +196,9 @@ def _is_text(value: object) -> bool:
 def _check_prompt(row: Mapping[str, Any]) -> None:
     prompt = row["prompt"]
     if isinstance(prompt, list):
-        if not prompt:
-            raise ValueError("'prompt' has no messages")
-        for message in prompt:
-            if not isinstance(message, dict) or set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
-                raise ValueError('each message of \'prompt\' must be {"role": string, "content": string}')
-            if message["role"] not in ROLES:
-                raise ValueError(f"a message's 'role' is {message['role']!r}; allowed are {', '.join(ROLES)}")
-        if not cast(Message, prompt[-1])["content"].strip():
+        if not prompt[-1]["content"].strip():
             raise ValueError("the last message of 'prompt' is empty, so nothing is asked")
-        if cast(Message, prompt[-1])["role"] == "assistant":
+        if prompt[-1]["role"] == "assistant":
             raise ValueError("the last message of 'prompt' must not be the assistant's: that is the answer")
     elif not _is_text(prompt):
         raise ValueError("'prompt' must be a non-empty string or a list of messages")

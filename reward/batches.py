@@ -6,17 +6,16 @@ Shapes: K answers of a prompt.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.answers import identities, judged_pairs, with_answers
 from data.records import Demonstration, Ranking
 from data.tokenize import encode_completion, encode_prompt
 from modeling.seeds import derive_seed
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,22 +48,19 @@ def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[i
 
 
 def element(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = None) -> Element:
-    """A ranking as token ids; see `answer_ids` for `closing`."""
+    """A ranking as token ids, without judgments between identical answers; see `answer_ids` for `closing`."""
     complete = ranking.complete or [True] * len(ranking.completions)
-    count = len(ranking.completions)
-    better_KK = torch.zeros((count, count), dtype=torch.bool)
-    ties = {(min(pair), max(pair)) for pair in ranking.ties or []}
-    if ranking.preferences is not None:
-        for better, worse in ranking.preferences:
-            better_KK[better, worse] = True
-    else:
-        ranked = [(index, rank) for index, rank in enumerate(ranking.ranks or []) if rank is not None]
-        for i, high in ranked:
-            for j, low in ranked:
-                better_KK[i, j] = high < low
-                if i < j and high == low:
-                    ties.add((i, j))
     answers = [answer_ids(tokenizer, text, ended, closing) for text, ended in zip(ranking.completions, complete, strict=True)]
+    same_text = identities(ranking)
+    better_KK = torch.zeros((len(answers), len(answers)), dtype=torch.bool)
+    ties = set()
+    for one, other, tied in judged_pairs(ranking):
+        if answers[one] == answers[other] or same_text[one] == same_text[other]:
+            continue
+        if tied:
+            ties.add((min(one, other), max(one, other)))
+        else:
+            better_KK[one, other] = True
     ranks = None if ranking.ranks is None else tuple(ranking.ranks)
     return Element(encode_prompt(tokenizer, ranking), answers, better_KK, tuple(sorted(ties)), ranks, ranking)
 
@@ -74,45 +70,46 @@ def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
     if count is None or len(ranking.completions) <= count:
         return ranking
     kept = sorted(random.Random(derive_seed(seed, "answers", ranking.prompt_id)).sample(range(len(ranking.completions)), count))
-    place = {old: new for new, old in enumerate(kept)}
-
-    def pick(values: list[T] | None) -> list[T] | None:
-        return None if values is None else [values[index] for index in kept]
-
-    def pairs(found: list[list[int]] | None) -> list[list[int]] | None:
-        return None if found is None else [[place[i], place[j]] for i, j in found if i in place and j in place]
-
-    return replace(
-        ranking,
-        completions=[ranking.completions[index] for index in kept],
-        ranks=pick(ranking.ranks),
-        preferences=pairs(ranking.preferences),
-        ties=pairs(ranking.ties),
-        complete=pick(ranking.complete),
-        ratings=pick(ranking.ratings),
-    )
+    return with_answers(ranking, kept)
 
 
 def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing: Sequence[int] | None = None) -> tuple[list[Element], dict[str, int]]:
-    """(elements, how many rankings were left out and why): all answers tied, or longer than the model's context.
+    """(elements, what was left out and why): rankings whose answers all tie or are identical, or of which too few fit the model's context.
 
-    Raises ValueError when nothing is left.
+    An answer that is too long leaves its ranking, and the others stay as long as one of them is better than another. Raises ValueError when nothing
+    is left.
     """
-    kept, left_out = [], {"all_tied": 0, "too_long": 0}
+    kept, left_out = [], {"all_tied": 0, "identical_answers": 0, "too_long": 0, "long_answers": 0}
     for ranking in rankings:
         candidate = element(tokenizer, ranking, closing)
         if not candidate.pairs:
-            left_out["all_tied"] += 1
-        elif len(candidate.prompt) + max(map(len, candidate.answers)) > context:
-            left_out["too_long"] += 1
-        else:
-            kept.append(candidate)
+            left_out["all_tied" if all(tied for *_, tied in judged_pairs(ranking)) else "identical_answers"] += 1
+            continue
+        fitting = [place for place, answer in enumerate(candidate.answers) if len(candidate.prompt) + len(answer) <= context]
+        if len(fitting) < len(candidate.answers):
+            candidate = _with_answers(candidate, fitting)
+            if not candidate.pairs:
+                left_out["too_long"] += 1
+                continue
+            left_out["long_answers"] += len(ranking.completions) - len(fitting)
+        kept.append(candidate)
     if not kept:
         raise ValueError(
-            f"no ranking is left to learn from: of {len(rankings)}, {left_out['all_tied']} tie all their answers and {left_out['too_long']} are "
-            f"longer than the model's context of {context} tokens"
+            f"no ranking is left to learn from: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
+            f"{left_out['identical_answers']} compare identical answers and {left_out['too_long']} are longer than the model's context of "
+            f"{context} tokens"
         )
     return kept, left_out
+
+
+def _with_answers(item: Element, kept: Sequence[int]) -> Element:
+    """The element of the answers at these places."""
+    assert item.ranking is not None
+    place = {old: new for new, old in enumerate(kept)}
+    ties = tuple((place[one], place[other]) for one, other in item.ties if one in place and other in place)
+    ranks = None if item.ranks is None else tuple(item.ranks[index] for index in kept)
+    answers = [item.answers[index] for index in kept]
+    return Element(item.prompt, answers, item.better_KK[kept][:, kept], ties, ranks, with_answers(item.ranking, kept))
 
 
 def demonstration(tokenizer: Any, shown: Demonstration, closing: Sequence[int] | None = None) -> Element:

@@ -7,6 +7,7 @@ python -m stages.data --config configs/oasst.yaml --dry_run
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from data.measure import Measurer
     from data.personal_data import detector
     from data.sources.reading import all_sources
-    from data.tokenize import count_answer_tokens, count_prompt_tokens
+    from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens
     from modeling.load import base_model_place, load_tokenizer
 
     # Mistakes in names and places are told before a model is looked for.
@@ -87,7 +88,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
         answer_tokens=lambda completions: count_answer_tokens(tokenizer, completions),
         personal=None if find is None else lambda text: bool(find(text)),
     )
-    built = build(config.data, measurer, scratch)
+    built = build(config.data, measurer, scratch, check=partial(check_prompt, tokenizer))
     refuse_if_too_long(config, int(built.pool.measures.prompt_tokens[built.pool.kept()].max()), place)
     return built
 

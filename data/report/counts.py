@@ -43,9 +43,18 @@ def rows(part: Part, mask: Mask) -> int:
 
 
 def removals(built: Built) -> list[tuple[str, str, int, int]]:
-    """(kind of row, rule, rows that it removed, rows of that kind that were read), in the rules' order; no kind of which nothing was read."""
-    read = {"prompts": built.pool.count, "rankings": built.rankings.count, "documents": built.documents.spool.count}
-    return [(kind, rule, count, read[kind]) for kind, found in built.removed().items() if read[kind] for rule, count in found.items()]
+    """(kind of row, rule, rows that it removed, rows of that kind that were read), in the rules' order; no kind of which nothing was read.
+
+    Answers are those that left rankings which stayed, where any did.
+    """
+    read = {
+        "prompts": built.pool.count,
+        "rankings": built.rankings.count,
+        "answers": int(built.rankings.answers.sum()),
+        "documents": built.documents.spool.count,
+    }
+    shown = {kind: found for kind, found in built.removed().items() if read[kind] and (kind != "answers" or any(found.values()))}
+    return [(kind, rule, count, read[kind]) for kind, found in shown.items() for rule, count in found.items()]
 
 
 def per_group(part: Part, mask: Mask) -> NDArray[np.int64]:

@@ -53,6 +53,7 @@ def meaning(rule: str, config: DataConfig) -> str:
         "prompt_too_long": f"prompt of more than {config.max_prompt_tokens:,} tokens",
         "answer_too_long": f"an answer of more than {config.max_answer_tokens:,} tokens",
         "personal_data": "personal data in a training row",
+        "identical_answers": "no answer is ranked above a different one, only above one with the same text",
         "evaluation_prompt": "training row whose prompt is also one for validation or test",
         "over_mixture_share": "thinned to the sources' weights",
     }.get(rule, rule.replace("_", " "))

@@ -7,7 +7,7 @@ import numpy as np
 from data.build import Built
 from data.config import DataConfig
 from data.language import UNDETERMINED
-from data.pages import between, counted, percent
+from data.pages import between, counted, number, percent
 from data.part import TEST, TRAIN, VALID
 from data.records import SPLITS
 from data.report.counts import SPLIT_TITLES, TITLES, languages, members, part_of, per_group, present, removals, rows, use_cases
@@ -39,6 +39,7 @@ ADVICE = {
     "prompt_too_long": "raise data.max_prompt_tokens if the model's context allows it",
     "answer_too_long": "raise data.max_answer_tokens if the model's context allows it",
     "personal_data": "look at what was found below; mask it in the source instead of losing the rows",
+    "identical_answers": "look at which columns hold the answers, and at how they were sampled",
     "evaluation_prompt": "many users ask the same; give them one user_id if they are one, or lower data.valid_fraction and data.test_fraction",
     "over_mixture_share": "the weights of the sources cost this much; raise the weight of the larger one, or bring more of the smaller",
 }
@@ -47,7 +48,8 @@ ADVICE = {
 def warnings(built: Built, config: DataConfig, facts: RankingFacts) -> list[str]:
     """One sentence or two for each doubt, the gravest first."""
     about_data: tuple[Callable[[Built, DataConfig], Iterator[str]], ...] = (
-        skipped_rows, heavy_rules, small_splits, users_alone, dominant_users, few_rl_prompts, dominant_use_case, mixed_languages, unfiltered,
+        skipped_rows, ignored_keys, identical_judgments, heavy_rules, small_splits, users_alone, dominant_users, few_rl_prompts,
+        dominant_use_case, mixed_languages, unfiltered,
     )  # fmt: skip
     return [sentence for warn in about_data for sentence in warn(built, config)] + list(about_rankings(facts))
 
@@ -56,6 +58,23 @@ def skipped_rows(built: Built, config: DataConfig) -> Iterator[str]:
     """Malformed rows that are missing."""
     if built.bad.count:
         yield f"{counted(built.bad.count, 'malformed row')} {_was(built.bad.count)} skipped: look at the first of them below and mend the source."
+
+
+def ignored_keys(built: Built, config: DataConfig) -> Iterator[str]:
+    """Keys of messages that no model sees."""
+    if built.bad.ignored:
+        found = ", ".join(f"{key!r} ({number(count)} messages)" for key, count in sorted(built.bad.ignored.items()))
+        yield f"Of messages only the role and the text are read; these other keys were left out: {found}."
+
+
+def identical_judgments(built: Built, config: DataConfig) -> Iterator[str]:
+    """Answers that were judged against themselves."""
+    if count := int(built.rankings.identical.sum()):
+        found = counted(int((built.rankings.identical > 0).sum()), "ranking")
+        yield (
+            f"{counted(count, 'judgment')} in {found} compare an answer with an identical one and are left out of training and accuracy: look at "
+            "how answers were sampled or joined."
+        )
 
 
 def heavy_rules(built: Built, config: DataConfig) -> Iterator[str]:

@@ -26,7 +26,7 @@ class Adapter:
     name: str
     """What `format` of a source names."""
     about: str
-    """The data in a few words, with their licence."""
+    """The data in a few words, name first, with their licence."""
     convert: Mapping[str, Convert]
     """By role; a role that the data cannot play is not there."""
     hub: str | None = None
@@ -43,6 +43,15 @@ class Adapter:
     """Whether rows of a group follow one another. Where they do not, the whole file is held in memory to gather them."""
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By role: the files to read when the place is a folder. Default: all of its data files."""
+    keys: tuple[tuple[str, ...], ...] = ()
+    """Sets of keys by which a row of this format is known where another was expected."""
+
+    anywhere: bool = False
+    """A form that many data sets have rather than one data set: any Hub data set may be its place."""
+
+    def fits(self, row: object) -> bool:
+        """Whether a row has the keys of this format."""
+        return isinstance(row, dict) and any(row.keys() >= set(keys) for keys in self.keys)
 
 
 def need(row: Row, key: str, kind: type[T], what: str | None = None) -> T:
@@ -53,6 +62,16 @@ def need(row: Row, key: str, kind: type[T], what: str | None = None) -> T:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{key!r} must be {what or kind.__name__}, found {type(value).__name__}")
     return value
+
+
+def identifier(row: Row, key: str) -> str:
+    """An id as text; tables hold ids as numbers, and as decimal ones where some are missing. Raises ValueError when it is missing or empty."""
+    value = row.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return need(row, key, str)
+    return str(value)
 
 
 def together(convert: Convert) -> Convert:

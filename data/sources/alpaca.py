@@ -17,6 +17,7 @@ def _record(row: Row) -> dict[str, Any]:
 
 ADAPTER = Adapter(
     name="alpaca",
+    keys=(("instruction", "output"),),
     about="Stanford Alpaca, instructions and answers by text-davinci-003 (CC BY-NC 4.0)",
     source="labeler",
     convert=instructions(_record, answer="output"),

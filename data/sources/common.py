@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from data.records import Message
+from data.messages import Message, conversation
 from data.sources.adapter import Convert, Row, need, single
 
-ROLES = ("system", "user", "assistant")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -38,13 +37,12 @@ def without_answers(demonstrations: Callable[[Row], Iterable[dict[str, Any]]]) -
     return lambda row: ({key: value for key, value in record.items() if key != "completion"} for record in demonstrations(row))
 
 
-def conversation(row: Row, key: str) -> list[Message]:
-    """The messages under a key, with role and content only. Raises ValueError when they are not a conversation."""
-    messages = need(row, key, list, "a list of messages")
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise ValueError(f"each message of {key!r} must have a 'role' ({', '.join(ROLES)}) and a string as 'content'")
-    return [Message(role=message["role"], content=message["content"]) for message in messages]
+def answered(row: Row, key: str) -> tuple[list[Message], str]:
+    """(prompt, answer) of the conversation under a key. Raises ValueError when it does not end in an answer of the assistant's."""
+    turns = conversation(need(row, key, list, "a list of messages"), key)
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise ValueError(f"{key!r} must be a prompt and, last, the assistant's answer")
+    return turns[:-1], turns[-1]["content"]
 
 
 def transcript(row: Row, key: str) -> list[Message]:

@@ -30,6 +30,7 @@ def _record(row: Row) -> dict[str, Any]:
 
 ADAPTER = Adapter(
     name="dolly",
+    keys=(("instruction", "response"),),
     about="Databricks Dolly 15k, instructions and answers by people (CC BY-SA 3.0)",
     source="labeler",
     convert=instructions(_record, answer="response"),

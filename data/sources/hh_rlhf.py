@@ -4,14 +4,14 @@ Rankings of two replies, and prompts. No demonstrations: its authors ask not to 
 The Hub's default configuration joins the four preference sets; `red-team-attempts` is another format.
 
 Left out: pairs whose conversations differ before the last reply, or do not end in one by the assistant (then nobody compared two answers to
-one prompt), pairs of equal replies, and pairs that answer an empty message. A single empty reply stays: it was shown and judged. Later rows
-often go on where earlier ones ended, so the user is the opening message: all prefixes of a conversation stay in one split.
+one prompt), and pairs that answer an empty message. An empty reply stays: it was shown and judged. Later rows often go on where earlier ones
+ended, so the user is the opening message: all prefixes of a conversation stay in one split.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.records import Message
+from data.messages import Message
 from data.sources.adapter import Adapter, Row, single
 from data.sources.common import opening_id, transcript
 
@@ -22,7 +22,7 @@ def _pairs(row: Row) -> Iterator[tuple[list[Message], str, str]]:
     prompt, last = chosen[:-1], (chosen[-1], rejected[-1])
     if prompt != rejected[:-1] or not prompt or not prompt[-1]["content"]:
         return
-    if all(message["role"] == "assistant" for message in last) and last[0] != last[1]:
+    if all(message["role"] == "assistant" for message in last):
         yield prompt, last[0]["content"], last[1]["content"]
 
 

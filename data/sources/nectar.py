@@ -8,7 +8,7 @@ demonstration: a model's, not a person's. As in `hh_rlhf`, where many of the pro
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.records import Message
+from data.messages import Message
 from data.sources.adapter import Adapter, Row, need, single
 from data.sources.common import opening_id, transcript
 
@@ -63,6 +63,7 @@ def _rankings(row: Row) -> Iterable[dict[str, Any]]:
 
 ADAPTER = Adapter(
     name="nectar",
+    keys=(("prompt", "answers"),),
     about="Nectar, seven models' answers ranked by GPT-4 (Apache-2.0, its card adds: research, non-commercial)",
     convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts), "rankings": single(_rankings)},
     hub="berkeley-nest/Nectar",

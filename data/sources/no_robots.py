@@ -7,8 +7,8 @@ have, counts as other. All are labeler prompts, each a user of its own.
 from collections.abc import Iterable
 from typing import Any
 
-from data.sources.adapter import Adapter, Row, need, single
-from data.sources.common import conversation, without_answers
+from data.sources.adapter import Adapter, Row, identifier, single
+from data.sources.common import answered, without_answers
 
 USE_CASES = {
     "Generation": "generation",
@@ -25,12 +25,10 @@ USE_CASES = {
 
 
 def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
-    messages = conversation(row, "messages")
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise ValueError("'messages' must be a prompt and, last, the assistant's answer")
-    record = {"prompt": messages[:-1], "kind": "plain", "completion": messages[-1]["content"]}
+    prompt, answer = answered(row, "messages")
+    record = {"prompt": prompt, "kind": "plain", "completion": answer}
     if row.get("prompt_id") is not None:
-        record["prompt_id"] = need(row, "prompt_id", str)
+        record["prompt_id"] = identifier(row, "prompt_id")
     category = str(row.get("category"))
     yield record | ({"use_case": USE_CASES[category]} if category in USE_CASES else {})
 

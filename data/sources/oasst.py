@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.records import Message
-from data.sources.adapter import Adapter, Row, need, together
+from data.messages import Message
+from data.sources.adapter import Adapter, Row, identifier, need, together
 
 SPEAKERS = {"prompter": "user", "assistant": "assistant"}
 NEXT = {"prompter": "assistant", "assistant": "prompter"}
@@ -36,7 +36,7 @@ def _turns(rows: Sequence[Row]) -> Iterator[Turn]:
         yield from _turns_of_tree(*_flat(rows))
         return
     for row in rows:
-        yield from _turns_of_tree(need(row, "message_tree_id", str), need(row, "prompt", dict, "a message"), _nested)
+        yield from _turns_of_tree(identifier(row, "message_tree_id"), need(row, "prompt", dict, "a message"), _nested)
 
 
 def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
@@ -44,17 +44,17 @@ def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
 
     A message whose parent is missing cannot be reached from the first one, and so is left out, as below a deleted message.
     """
-    tree_id = need(rows[0], "message_tree_id", str)
+    tree_id = identifier(rows[0], "message_tree_id")
     children: dict[str, list[Row]] = defaultdict(list)
     roots = []
     for row in rows:
         if row.get("parent_id") is None:
             roots.append(row)
         else:
-            children[need(row, "parent_id", str)].append(row)
+            children[identifier(row, "parent_id")].append(row)
     if len(roots) != 1:
         raise ValueError(f"the rows of message tree {tree_id!r} must follow one another and hold one without 'parent_id', found {len(roots)}")
-    return tree_id, roots[0], lambda message: children.get(need(message, "message_id", str), [])
+    return tree_id, roots[0], lambda message: children.get(identifier(message, "message_id"), [])
 
 
 def _nested(message: Row) -> Sequence[Row]:
@@ -70,7 +70,7 @@ def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[Tur
     seen: set[str] = set()
     while pending:
         before, message, role = pending.pop()
-        identity = need(message, "message_id", str)
+        identity = identifier(message, "message_id")
         if identity in seen:
             raise ValueError(f"message {identity!r} stands twice in tree {tree_id!r}")
         seen.add(identity)
@@ -79,7 +79,7 @@ def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[Tur
         said = [*before, Message(role=SPEAKERS[role], content=need(message, "text", str))]
         replies = [reply for reply in replies_to(message) if _usable(reply)]
         if role == "prompter":
-            record = {"prompt": said, "prompt_id": need(message, "message_id", str), "user_id": tree_id}
+            record = {"prompt": said, "prompt_id": identifier(message, "message_id"), "user_id": tree_id}
             yield Turn(record, [(need(reply, "text", str), _rank(reply)) for reply in replies])
         pending += [(said, reply, NEXT[role]) for reply in reversed(replies)]
 
@@ -119,6 +119,7 @@ def _rankings(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
 
 ADAPTER = Adapter(
     name="oasst",
+    keys=(("message_tree_id",),),
     about="OpenAssistant Conversations, human replies ranked by humans (Apache-2.0)",
     convert={"demonstrations": together(_demonstrations), "prompts": together(_prompts), "rankings": together(_rankings)},
     hub="OpenAssistant/oasst1",

@@ -65,6 +65,7 @@ def _rankings(row: Row) -> Iterable[dict[str, Any]]:
 
 ADAPTER = Adapter(
     name="qa_feedback",
+    keys=(("question", "passages"),),
     about="QA-Feedback, long answers compared pair by pair by humans (Apache-2.0)",
     convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts), "rankings": single(_rankings)},
     files={

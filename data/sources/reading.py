@@ -6,7 +6,7 @@ Everything streams. A mistake is told with the place of the row, and either stop
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import Any, get_args
 
 from data.config import BUILT_IN, DataConfig, SourceConfig
 from data.embedded import wikipedia_file
-from data.files import TEXT_SUFFIXES, BadRows, Placed, is_data_file, read_rows
-from data.records import Demonstration, FewShot, Prompt, Ranking, parse, parse_document
+from data.few_shot import expand
+from data.files import BadRows, Placed, is_data_file, is_missing, read_rows
+from data.messages import other_keys
+from data.records import Demonstration, FewShot, Prompt, Ranking, UnknownKeyError, parse, parse_document
 from data.sources.adapter import Adapter, Role
+from data.sources.folders import folder_files
 from data.sources.registry import ADAPTERS
 
 SEED_FOLDER = Path(__file__).parents[1] / "seed"
@@ -34,6 +37,8 @@ class Source:
     adapter: Adapter
     files: tuple[Path, ...]
     hub: str | None
+    local_split: str = ""
+    """Of a folder with splits: the one that is read."""
 
     @property
     def place(self) -> str:
@@ -41,7 +46,8 @@ class Source:
         if self.name in BUILT_IN:
             return "embedded"
         if self.hub is None:
-            return self.files[0].name if len(self.files) == 1 else f"{self.files[0].parent.name} ({len(self.files)} files)"
+            place = self.files[0].name if len(self.files) == 1 else f"{self.files[0].parent.name} ({len(self.files)} files)"
+            return place + (f", split {self.local_split}" if self.local_split else "")
         subset = self.settings.subset or self.adapter.subset
         return f"{self.hub}{f' ({subset})' if subset else ''}, split {self.split}, at {self.settings.revision}"
 
@@ -89,12 +95,13 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
     path = Path(place_name)
     try:
         if path.is_file() or path.is_dir():
-            return Source(name, role, settings, adapter, files_at(path, adapter, role), None)
+            files, split = files_at(path, adapter, role, settings)
+            return Source(name, role, settings, adapter, files, None, split)
         if path.exists():
             raise ValueError(f"{where}: {path} is neither a file nor a folder; data are read more than once, so write them to a file")
     except OSError as error:
         raise ValueError(f"{where}: {place_name[:100]} cannot be read ({error.strerror or error})") from None
-    published = adapter.hub is not None or adapter.name == "rows"
+    published = adapter.hub is not None or adapter.anywhere
     if is_data_file(path) or not published or not HUB_NAME.fullmatch(place_name):
         raise ValueError(f"{where}: {path}: no such file or folder")
     if not settings.revision:
@@ -105,23 +112,10 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
     return Source(name, role, settings, adapter, (), place_name)
 
 
-def files_at(path: Path, adapter: Adapter, role: Role) -> tuple[Path, ...]:
-    """The files of a place: itself, or those in the folder that the role needs. Raises ValueError when there are none."""
-    if path.is_file():
-        return (readable(path),)
-    named = adapter.files.get(role)
-    if named:
-        missing = [name for name in named if not (path / name).is_file()]
-        if missing:
-            raise ValueError(f"the folder {path} lacks {missing[0]}, from which format {adapter.name!r} takes its {role}")
-        return tuple(readable(path / name) for name in named)
-    # Only plain text is a document as it stands; beside rows it is a README.
-    texts = TEXT_SUFFIXES if role == "pretraining" else ()
-    mine = (file for file in path.iterdir() if is_data_file(file) and not file.name.startswith("."))
-    found = tuple(sorted(readable(file) for file in mine if file.suffix in texts or file.suffix not in TEXT_SUFFIXES))
-    if not found:
-        raise ValueError(f"the folder {path} holds no data files (.jsonl, .parquet, ...)")
-    return found
+def files_at(path: Path, adapter: Adapter, role: Role, settings: SourceConfig) -> tuple[tuple[Path, ...], str]:
+    """(the files of a place, the split that they are). Raises ValueError when there are none, OSError when one cannot be read."""
+    files, split = ((path,), "") if path.is_file() else folder_files(path, adapter, role, settings)
+    return tuple(readable(file) for file in files), split
 
 
 def readable(file: Path) -> Path:
@@ -138,22 +132,46 @@ def is_there(place: Path) -> bool:
         return False
 
 
-def read(source: Source, bad: BadRows) -> Iterator[Any]:
+def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None = None) -> Iterator[Any]:
     """The source's records: Demonstrations and FewShots, Prompts, Rankings, or Documents, by its role.
 
-    A row that is malformed goes to `bad`. Raises ValueError when a file is missing, empty or damaged, or the Hub does not answer.
+    `check` raises ValueError for a prompt that cannot be used though its row is well formed. A row that is malformed, or whose prompt it refuses,
+    goes to `bad`. Raises ValueError when a file is missing, empty or damaged, or the Hub does not answer.
     """
     settings, adapter = source.settings, source.adapter
-    rows = renamed(_rows(source, bad), settings.columns, bad, f"data.sources.{source.name}.columns")
+    rows = present(renamed(_rows(source, bad), settings.columns, bad, f"data.sources.{source.name}.columns"))
     convert = adapter.convert[source.role]
     for place, group in islice(grouped(rows, adapter), settings.limit):
         try:
             # All of a row's records or none of them.
             records = [record(row, source) for row in convert(group)]
+            if check is not None and source.role != "pretraining":
+                for found in records:
+                    for prompt in expand(found) if isinstance(found, FewShot) else (found,):
+                        check(prompt)
         except ValueError as error:
-            bad(place, str(error))
+            bad(place, explained(error, group[0], source))
             continue
+        for row in group:
+            bad.ignored.update(other_keys(row))
         yield from records
+
+
+def explained(error: ValueError, row: object, source: Source) -> str:
+    """What is wrong with a row and, where it looks like one of another format or has a column too many, what to do."""
+    if not source.adapter.fits(row):
+        likely = next((other for other in ADAPTERS.values() if other.fits(row) and source.role in other.convert), None)
+        if likely is not None:
+            return f"this looks like {likely.about.split(',')[0]}: set format: {likely.name} ({error})"
+    if isinstance(error, UnknownKeyError) and error.near is None:
+        return f"unknown key {error.key!r}: `columns` under data.sources renames it or, as null, leaves it out; known are {error.known}"
+    return str(error)
+
+
+def present(rows: Iterable[Placed]) -> Iterator[Placed]:
+    """Rows without what is null: tables have every column in every row."""
+    for place, row in rows:
+        yield place, {key: value for key, value in row.items() if not is_missing(value)} if isinstance(row, dict) else row
 
 
 def record(row: dict[str, Any], source: Source) -> Any:
@@ -179,7 +197,7 @@ def _rows(source: Source, bad: BadRows) -> Iterator[Placed]:
 
 
 def hub_rows(source: Source) -> Iterator[Placed]:
-    """Rows of a Hub data set, streamed; empty columns are left out. Raises ValueError, in one sentence, when it cannot be read."""
+    """Rows of a Hub data set, streamed. Raises ValueError, in one sentence, when it cannot be read."""
     from datasets import load_dataset
 
     assert source.hub is not None
@@ -187,7 +205,7 @@ def hub_rows(source: Source) -> Iterator[Placed]:
     try:
         rows = load_dataset(source.hub, subset, split=source.split, revision=source.settings.revision, streaming=True)
         for number, row in enumerate(rows, start=1):
-            yield f"{source.hub} {source.split}: row {number}", {key: value for key, value in row.items() if value is not None}
+            yield f"{source.hub} {source.split}: row {number}", row
     except Exception as error:  # its client, file systems and parsers each have errors of their own
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"cannot read {source.hub} at {source.settings.revision} from the Hub ({said})") from error

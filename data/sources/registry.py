@@ -10,6 +10,7 @@ from data.sources import (
     qa_feedback,
     rows,
     self_instruct,
+    sharegpt,
     shp,
     summarize_feedback,
     truthfulqa,
@@ -20,6 +21,6 @@ from data.sources.adapter import Adapter
 
 MODULES = (
     rows, oasst, qa_feedback, truthfulqa, hh_rlhf, ultrafeedback, ultrafeedback_binarized, nectar, shp, summarize_feedback, dolly, alpaca,
-    no_robots, self_instruct,
+    no_robots, self_instruct, sharegpt,
 )  # fmt: skip
 ADAPTERS: dict[str, Adapter] = {module.ADAPTER.name: module.ADAPTER for module in MODULES}

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
+from data.messages import Message, conversation
 from data.sets import unpacked
-from data.sources.adapter import Adapter, Row, need, single
+from data.sources.adapter import Adapter, Row, identifier, need, single
 
 IDS = ("prompt_id", "user_id", "organisation_id", "labeler_id")
-Turns = list[dict[str, str]]
+Turns = list[Message]
 
 
 def demonstrations(row: Row) -> Iterator[dict[str, Any]]:
@@ -21,6 +22,8 @@ def demonstrations(row: Row) -> Iterator[dict[str, Any]]:
         turns = _conversation(ours, "messages")
         if turns[-1]["role"] != "assistant":
             raise ValueError("the last of 'messages' must be the assistant's, which is what there is to learn from")
+        if ours["messages"][-1].get("weight") == 0:
+            raise ValueError("the last of 'messages' has 'weight' 0, so the answer is not to be learnt from: leave the row out")
         yield _without(ours, "messages") | {"prompt": turns[:-1], "completion": turns[-1]["content"]}
     elif "chosen" in ours:
         prompt, chosen, _ = _pair(ours)
@@ -61,8 +64,8 @@ def documents(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _ours(row: Row) -> dict[str, Any]:
-    """The row with ids as text, which tables hold as numbers, and without what is null, which tables have in every row."""
-    return {key: str(value) if key in IDS and type(value) is int else value for key, value in row.items() if value is not None}
+    """The row with ids as text, which tables hold as numbers."""
+    return {key: identifier(row, key) if key in IDS else value for key, value in row.items()}
 
 
 def _without(row: Row, *keys: str) -> dict[str, Any]:
@@ -70,15 +73,10 @@ def _without(row: Row, *keys: str) -> dict[str, Any]:
 
 
 def _conversation(row: Row, key: str) -> Turns:
-    turns = need(row, key, list, "a list of messages")
+    turns = conversation(need(row, key, list, "a list of messages"), key)
     if len(turns) < 2:
         raise ValueError(f"{key!r} needs a prompt and an answer, found {len(turns)} messages")
-    # Parquet gives every message all fields that any message has.
-    said = [{name: value for name, value in turn.items() if value is not None} if isinstance(turn, dict) else {} for turn in turns]
-    for turn in said:
-        if set(turn) != {"role", "content"} or not all(isinstance(value, str) for value in turn.values()):
-            raise ValueError(f'each message of {key!r} must be {{"role": string, "content": string}}')
-    return said
+    return turns
 
 
 def _answer(row: Row, key: str) -> str:
@@ -86,9 +84,10 @@ def _answer(row: Row, key: str) -> str:
     value = row[key]
     if isinstance(value, str):
         return value
-    message = value[0] if isinstance(value, list) and len(value) == 1 else None
-    if isinstance(message, dict) and message.get("role") == "assistant" and isinstance(message.get("content"), str):
-        return str(message["content"])
+    if isinstance(value, list) and len(value) == 1:
+        message = conversation(value, key)[0]
+        if message["role"] == "assistant":
+            return message["content"]
     raise ValueError(f"{key!r} must be a string, or a list of one message of the assistant's")
 
 
@@ -118,6 +117,8 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 ADAPTER = Adapter(
     name="rows",
+    anywhere=True,
+    keys=(("messages",), ("prompt", "completion"), ("chosen", "rejected"), ("prompt", "completions"), ("prompt", "examples")),
     about="this project's records and trl's forms, from anyone's files or the Hub",
     convert={
         "demonstrations": single(demonstrations),

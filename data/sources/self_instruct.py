@@ -10,14 +10,14 @@ few-shot prompts do; else each instance stands alone. Instances without an outpu
 from collections.abc import Iterable
 from typing import Any
 
-from data.sources.adapter import Adapter, Row, need, single
+from data.sources.adapter import Adapter, Row, identifier, need, single
 from data.sources.common import with_input, without_answers
 
 
 def _task(row: Row) -> dict[str, Any]:
     """The fields that all of a task's prompts share."""
     app, is_classification = row.get("motivation_app"), row.get("is_classification")
-    shared = {"kind": "plain" if app is None else "user_based", "user_id": need(row, "id", str)}
+    shared = {"kind": "plain" if app is None else "user_based", "user_id": identifier(row, "id")}
     if app is not None:
         shared["user_id"] = need(row, "motivation_app", str)
     return shared | ({"use_case": "classification"} if is_classification is True else {})
@@ -36,7 +36,7 @@ def _separate(row: Row) -> Iterable[dict[str, Any]]:
     """A demonstration for each instance."""
     instances = _instances(row)
     for number, (given, output) in enumerate(instances, start=1):
-        task_id = need(row, "id", str)
+        task_id = identifier(row, "id")
         record = {"prompt": with_input(need(row, "instruction", str), given), "completion": output}
         yield _task(row) | record | {"prompt_id": task_id if len(instances) == 1 else f"{task_id}.{number}"}
 
@@ -45,7 +45,7 @@ def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
     instances = _instances(row)
     if len(instances) > 1 and all(given for given, _ in instances):
         examples = [{"prompt": given, "completion": output} for given, output in instances]
-        task = {"prompt": need(row, "instruction", str), "prompt_id": need(row, "id", str), "kind": "few_shot", "examples": examples}
+        task = {"prompt": need(row, "instruction", str), "prompt_id": identifier(row, "id"), "kind": "few_shot", "examples": examples}
         yield _task(row) | task
     else:
         yield from _separate(row)
@@ -53,6 +53,7 @@ def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
 
 ADAPTER = Adapter(
     name="self_instruct",
+    keys=(("instruction", "instances"),),
     about="Self-Instruct's tasks by people, with the applications they are for (Apache-2.0)",
     source="labeler",
     convert={"demonstrations": single(_demonstrations), "prompts": single(without_answers(_separate))},

@@ -7,7 +7,7 @@ the user, so its comparisons share a split. The prompt follows the paper's query
 from collections.abc import Iterable
 from typing import Any
 
-from data.sources.adapter import Adapter, Row, need, single
+from data.sources.adapter import Adapter, Row, identifier, need, single
 
 PARTS = {"subreddit": "SUBREDDIT: r/{}", "title": "TITLE: {}", "post": "POST: {}", "article": "ARTICLE: {}"}
 
@@ -35,12 +35,13 @@ def _rankings(row: Row) -> Iterable[dict[str, Any]]:
     # Published as they were decoded after "TL;DR:", with a space in front.
     completions = [need(summary, "text", str).strip() for summary in summaries]
     ranks = [1, 2] if choice == 0 else [2, 1]
-    worker = {"labeler_id": need(row, "worker", str)} if row.get("worker") is not None else {}
+    worker = {"labeler_id": identifier(row, "worker")} if row.get("worker") is not None else {}
     yield _record(row) | {"completions": completions, "ranks": ranks} | worker
 
 
 ADAPTER = Adapter(
     name="summarize_feedback",
+    keys=(("info", "summaries", "choice"),),
     about="Summarize from feedback, two summaries compared by humans (no licence stated; the posts are CC BY 4.0)",
     convert={"prompts": single(_prompts), "rankings": single(_rankings)},
     hub="openai/summarize_from_feedback",

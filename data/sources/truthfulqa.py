@@ -66,6 +66,7 @@ def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
 
 ADAPTER = Adapter(
     name="truthfulqa",
+    keys=(("Question", "Best Answer"),),
     about="TruthfulQA, questions with references and answers judged true and helpful (Apache-2.0)",
     convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts), "rankings": together(_rankings)},
     group=_question,

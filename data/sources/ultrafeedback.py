@@ -62,6 +62,7 @@ def _rankings(row: Row) -> Iterable[dict[str, Any]]:
 
 ADAPTER = Adapter(
     name="ultrafeedback",
+    keys=(("instruction", "completions"),),
     about="UltraFeedback, four models' answers rated by GPT-4 (MIT)",
     convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts), "rankings": single(_rankings)},
     hub="openbmb/UltraFeedback",

@@ -8,20 +8,19 @@ chosen answer is the demonstration. Each prompt is a user of its own. Pairs whos
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.sources.adapter import Adapter, Row, need, single
-from data.sources.common import conversation
+from data.sources.adapter import Adapter, Row, identifier, single
+from data.sources.common import answered
 
 LABELER = {"labeler": "llm", "labeler_id": "gpt-4"}
 
 
 def _pairs(row: Row) -> Iterator[tuple[dict[str, Any], str, str]]:
     """(the prompt's fields, chosen answer, rejected answer), unless the row is to be left out."""
-    chosen, rejected = conversation(row, "chosen"), conversation(row, "rejected")
-    if len(chosen) < 2 or chosen[-1]["role"] != "assistant" or not rejected or rejected[-1]["role"] != "assistant":
-        raise ValueError("'chosen' and 'rejected' must each be a prompt and the assistant's answer")
-    if chosen[:-1] == rejected[:-1]:
-        record = {"prompt": chosen[:-1]} | ({"prompt_id": need(row, "prompt_id", str)} if "prompt_id" in row else {})
-        yield record, chosen[-1]["content"], rejected[-1]["content"]
+    prompt, chosen = answered(row, "chosen")
+    other_prompt, rejected = answered(row, "rejected")
+    if prompt == other_prompt:
+        record = {"prompt": prompt} | ({"prompt_id": identifier(row, "prompt_id")} if "prompt_id" in row else {})
+        yield record, chosen, rejected
 
 
 def _score(row: Row, key: str) -> float:

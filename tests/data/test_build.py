@@ -11,7 +11,7 @@ import data.build
 import data.spool
 from data.build import Built
 from data.config import DataConfig, SourceConfig
-from data.records import SPLITS, Demonstration, Prompt
+from data.records import SPLITS, Demonstration, Prompt, Ranking
 from data.sets import SETS
 from data.split import split_of
 from tests.data.building import WORDS, Sets, rows, written
@@ -44,6 +44,8 @@ def test_every_removed_row_is_counted_under_its_rule(config: DataConfig, tmp_pat
         {"prompt": "quartz first", "user_id": "judge"} | ranked,
         {"prompt": "quartz first", "user_id": "judge", "labeler_id": "another"} | ranked,
         {"prompt": "quartz second", "user_id": "judge"} | ranked | {"completions": ["a", "four words are many"]},
+        {"prompt": "quartz fourth", "user_id": "judge"} | ranked | {"completions": ["so", " so\n"]},
+        {"prompt": "quartz fifth", "user_id": "reader", "completions": ["a", "b", "four words are many"], "ranks": [1, 2, 3]},
         {"prompt": "quartz third", "user_id": "leakier"} | ranked | {"completions": ["a", "b@c.com"]},
     ]
     config.rankings.append(written(tmp_path / "judged.jsonl", more))
@@ -59,8 +61,9 @@ def test_every_removed_row_is_counted_under_its_rule(config: DataConfig, tmp_pat
         },
         "rankings": {
             "repeated": 1, "over_cap": 0, "other_language": 0, "prompt_too_long": 0, "answer_too_long": 1, "personal_data": len(train & {"leakier"}),
-            "evaluation_prompt": 0, "over_mixture_share": 0,
+            "identical_answers": 1, "evaluation_prompt": 0, "over_mixture_share": 0,
         },
+        "answers": {"answer_too_long": 1, "personal_data": 0},
         "documents": {"repeated": 0},
     }  # fmt: skip
     assert built.pool.kept().sum() + sum(built.removed()["prompts"].values()) == 120 + len(added) + 1
@@ -69,6 +72,69 @@ def test_every_removed_row_is_counted_under_its_rule(config: DataConfig, tmp_pat
     assert not {"copycat", "talker", "writer"} & kept
     (victim,) = built.pool.spool.rows(built.pool.ledger.examples["near_duplicate"])
     assert victim["user_id"] == "copycat", "the report can show who it was"
+
+
+LONG = "four words are many"
+MAIL = "ask ann@birch.com"
+
+
+@pytest.mark.parametrize(
+    ("judged", "left", "dropped"),
+    [
+        ({"completions": ["a", LONG, "b"], "ranks": [2, 1, 3]}, {"completions": ["a", "b"], "ranks": [2, 3]}, {"answer_too_long": 1}),
+        (
+            {"completions": [LONG, "a", "b", LONG], "preferences": [[0, 2], [1, 2], [3, 0]], "ties": [[0, 1]]},
+            {"completions": ["a", "b"], "preferences": [[0, 1]], "ties": []},
+            {"answer_too_long": 2},
+        ),
+        (
+            {"completions": ["a", "b", MAIL, ""], "ranks": [1, 2, 2, 3], "complete": [True, False, True, True],
+             "ratings": [{}, {}, {"q": 1}, {"q": 2}]},
+            {"completions": ["a", "b", ""], "ranks": [1, 2, 3], "complete": [True, False, True], "ratings": [{}, {}, {"q": 2}]},
+            {"personal_data": 1},
+        ),
+        (
+            {"completions": ["a", LONG, "b", MAIL], "ranks": [2, 1, 3, 1]},
+            {"completions": ["a", "b"], "ranks": [2, 3]},
+            {"answer_too_long": 1, "personal_data": 1},
+        ),
+        ({"completions": ["a", LONG, " a"], "ranks": [2, 1, 3]}, "answer_too_long", {}),
+        ({"completions": ["a", LONG, "b"], "ranks": [2, 1, 2]}, "answer_too_long", {}),
+        ({"completions": ["a", LONG, MAIL], "ranks": [2, 1, 3]}, "personal_data", {}),
+        ({"completions": ["a", "a", ""], "ranks": [1, 2, None]}, "identical_answers", {}),
+        ({"completions": ["", " ", "b"], "preferences": [[0, 1]], "ties": [[0, 2]]}, "identical_answers", {}),
+        ({"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]}, {"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]}, {}),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_unfit_leaves_its_ranking_and_the_others_stay(
+    config: DataConfig, tmp_path: Path, made: Any, judged: dict[str, Any], left: Any, dropped: dict[str, int]
+) -> None:  # fmt: skip
+    train = next(name for name in WORDS if split_of(name, 0.2, 0.2) == "train")
+    other = {"prompt": "another", "completions": ["a", "b"], "ranks": [1, 2]}
+    config.rankings.append(written(tmp_path / "judged.jsonl", [{"prompt": "which one", "user_id": train} | judged, other]))
+    config.max_answer_tokens = 3
+    built = made(config)
+    removed = built.removed()
+    assert removed["answers"] == {"answer_too_long": 0, "personal_data": 0} | dropped
+    assert {rule: count for rule, count in removed["rankings"].items() if count} == ({} if isinstance(left, dict) else {left: 1})
+    found = [record for record in Sets(built, tmp_path).everything("rankings") if record.prompt == "which one"]
+    expected = [] if isinstance(left, str) else [Ranking(prompt="which one", user_id=train, dataset=config.rankings[-1], **left)]
+    assert found == expected
+
+
+def test_personal_data_in_the_prompt_of_a_ranking_is_no_answers(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    train = next(name for name in WORDS if split_of(name, 0.2, 0.2) == "train")
+    row = {"prompt": MAIL, "user_id": train, "completions": ["a", "b", "c"], "ranks": [1, 2, 3]}
+    config.rankings.append(written(tmp_path / "judged.jsonl", [row]))
+    assert made(config).removed()["rankings"]["personal_data"] == 1
+
+
+@pytest.mark.parametrize("text", ["the very same", ""])
+def test_a_source_whose_rankings_all_compare_identical_answers_is_a_mistake(config: DataConfig, tmp_path: Path, made: Any, text: str) -> None:
+    lines = [{"prompt": f"{word} again", "chosen": text, "rejected": f" {text}"} for word in WORDS]
+    config.rankings.append(written(tmp_path / "same.jsonl", lines))
+    with pytest.raises(ValueError, match=r"data\.rankings: all 20 rankings of '.*same\.jsonl' compare identical answers"):
+        made(config)
 
 
 def test_personal_data_leaves_training_and_stays_where_the_model_is_only_measured(config: DataConfig, tmp_path: Path, made: Any) -> None:

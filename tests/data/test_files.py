@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,7 +79,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("x.json", b"[]", "the file has no rows"),
         ("x.json", b"{}", "expected an array of rows, found dict"),
         ("x.json", b'[{"prompt": "Wh', "not valid JSON: Unterminated string"),
-        ("x.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "a file of one row a line must be called .jsonl"),
+        ("x.json", b'[{"prompt": "a"},\n{"prompt": "b"},]', "x.json:2: not valid JSON: Expecting value at column 17"),
+        ("x.json", b'[{"prompt": "a"}] {"prompt": "b"}', "x.json:1: not valid JSON: Extra data at column 19"),
+        ("x.json", b'{"data": [{"prompt": "a"}]}', "expected an array of rows, found dict with the keys 'data'"),
+        ("x.arrow", b"ARROW1", "damaged, cut off, or not a .arrow file"),
         ("x.json", b'["\xff"]', "not UTF-8 text (byte 2)"),
         ("x.csv", b'prompt\n"unclosed', "not a table"),
         ("x.csv", b"prompt\nWh\xff\n", "not UTF-8 text"),
@@ -154,13 +159,63 @@ def as_json(path: Path) -> Path:
     return path
 
 
+def as_pretty_json(path: Path) -> Path:
+    path.with_suffix(".json").write_bytes(b"\xef\xbb\xbf" + json.dumps(json.loads(as_json(path).read_text()), indent=2).encode())
+    return path.with_suffix(".json")
+
+
+def as_lines_called_json(path: Path) -> Path:
+    return as_jsonl(path).rename(path.with_suffix(".JSON"))
+
+
+def as_windows_lines(path: Path) -> Path:
+    file = as_jsonl(path)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    return file
+
+
+def as_array_called_jsonl(path: Path) -> Path:
+    return as_json(path).rename(path.with_suffix(".jsonl"))
+
+
 def as_parquet(path: Path) -> Path:
     path = path.with_suffix(".parquet")
     pq.write_table(pa.table(PARQUET), path)
     return path
 
 
-@pytest.mark.parametrize("write", [as_jsonl, as_gzip, as_json, as_parquet])
+def as_pandas_parquet(path: Path) -> Path:
+    path = path.with_suffix(".parquet")
+    pandas.DataFrame(PARQUET | {"score": [float("nan")] * 2}, index=[5, 3]).to_parquet(path)
+    assert "__index_level_0__" in pq.read_schema(path).names, "or there is nothing to leave out"
+    return path
+
+
+def as_pandas_csv(path: Path) -> Path:
+    pandas.DataFrame(PARQUET).to_csv(path.with_suffix(".csv"))
+    return path.with_suffix(".csv")
+
+
+def as_arrow_stream(path: Path) -> Path:
+    datasets.Dataset.from_dict(PARQUET).save_to_disk(path)
+    (file,) = path.glob("*.arrow")
+    return file
+
+
+def as_arrow_file(path: Path) -> Path:
+    path, table = path.with_suffix(".arrow"), pa.table(PARQUET)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+FORMS = [
+    as_jsonl, as_gzip, as_json, as_pretty_json, as_lines_called_json, as_windows_lines, as_array_called_jsonl, as_parquet, as_pandas_parquet,
+    as_pandas_csv, as_arrow_stream, as_arrow_file,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", FORMS)
 def test_every_form_gives_the_same_records(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     file = write(tmp_path / "prompts")
     assert is_data_file(file)
@@ -201,6 +256,12 @@ def test_what_is_said_of_a_bad_row_is_short_whatever_the_row_is() -> None:
     [
         ("x.jsonl", b'{"n": ' + b"1" * 5000 + b"}\n", "x.jsonl:1: not valid JSON: "),
         ("x.json", b'["\\ud83d"]', "x.json: row 1: not text: half of a surrogate pair"),
+        ("x.jsonl", b'{"a": NaN}', "x.jsonl:1: not valid JSON: NaN is no JSON number; write null where there is none"),
+        ("x.json", b'[{}, {"a": [-Infinity]}]', "x.json: row 2: not valid JSON: -Infinity is no JSON number"),
+        ("x.jsonl", b'{"a": 1, "b": {"a": 2, "c": 3, "c": 4}}', "x.jsonl:1: not valid JSON: the key 'c' stands twice in one object"),
+        ("x.json", b'[{"a": 1, "a": 2}]', "x.json: row 1: not valid JSON: the key 'a' stands twice"),
+        ("x.jsonl", b'{"a": 1,}', "x.jsonl:1: not valid JSON: "),
+        ("x.jsonl", b'{"a": 1} {"a": 2}', "x.jsonl:1: not valid JSON: Extra data at column 10"),
     ],
 )
 def test_what_json_can_say_and_nobody_can_hold_is_a_bad_row(tmp_path: Path, name: str, content: bytes, problem: str) -> None:

@@ -53,7 +53,49 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tiny_tokenizer: Any)
     long = Ranking(prompt="D", completions=["x", "word " * 90], ranks=[1, 2])
     kept, left_out = elements(tiny_tokenizer, [tied, good, long, alone], context=100)
     assert [tiny_tokenizer.decode(item.prompt).count("A") for item in kept] == [1]
-    assert left_out == {"all_tied": 2, "too_long": 1}
+    assert left_out == {"all_tied": 2, "identical_answers": 0, "too_long": 1, "long_answers": 0}
+
+
+@pytest.mark.parametrize(
+    ("judged", "strict", "ties"),
+    [
+        ({"ranks": [1, 2, 3, 3]}, {(0, 2), (0, 3), (1, 2), (1, 3)}, ((2, 3),)),
+        ({"ranks": [1, 2, 2, None]}, {(0, 2)}, ((1, 2),)),
+        ({"preferences": [[0, 1], [2, 1], [3, 2]], "ties": [[0, 1], [1, 3]]}, {(2, 1), (3, 2)}, ((1, 3),)),
+        ({"ranks": [1, 2, 2, None], "complete": [True, False, True, True]}, {(0, 1), (0, 2)}, ((1, 2),)),
+    ],
+)
+def test_an_answer_is_not_compared_with_an_identical_one(tiny_tokenizer: Any, judged: dict[str, Any], strict: Any, ties: Any) -> None:
+    """The first two are one answer, as decoding strips what is around a text; one that ended and one that was cut off are two."""
+    item = element(tiny_tokenizer, Ranking(prompt="Capital?", completions=["Paris.", " Paris.\n", "Rome.", ""], **judged))
+    assert (pairs(item), item.ties) == (strict, ties)
+
+
+@pytest.mark.parametrize("text", ["Paris.", "", "\n"])
+def test_rankings_of_identical_answers_are_left_out_and_counted(tiny_tokenizer: Any, text: str) -> None:
+    same = Ranking(prompt="A", completions=[text, text.strip()], ranks=[1, 2])
+    good = Ranking(prompt="B", completions=["x", ""], ranks=[1, 2])
+    kept, left_out = elements(tiny_tokenizer, [same, good, same], context=100)
+    assert [item.ranking for item in kept] == [good], "an empty answer is an answer"
+    assert left_out == {"all_tied": 0, "identical_answers": 2, "too_long": 0, "long_answers": 0}
+    with pytest.raises(ValueError, match="of 2, 0 tie all their answers, 2 compare identical answers"):
+        elements(tiny_tokenizer, [same, same], context=100)
+
+
+def test_an_answer_that_is_too_long_leaves_its_ranking_and_the_others_stay(tiny_tokenizer: Any) -> None:
+    long = "word " * 90
+    ranked = Ranking(prompt="A", completions=["x", long, "y", "z"], ranks=[3, 1, 2, 2], complete=[True, True, False, True])
+    judged = Ranking(prompt="B", completions=[long, "x", "y"], preferences=[[2, 0], [2, 1]], ties=[[0, 1]])
+    nothing_left = Ranking(prompt="C", completions=[long, "x", "y"], ranks=[1, 2, 2])
+    kept, left_out = elements(tiny_tokenizer, [ranked, judged, nothing_left], context=100)
+    assert left_out == {"all_tied": 0, "identical_answers": 0, "too_long": 1, "long_answers": 2}
+    shorter = Ranking(prompt="A", completions=["x", "y", "z"], ranks=[3, 2, 2], complete=[True, False, True])
+    others = Ranking(prompt="B", completions=["x", "y"], preferences=[[1, 0]], ties=[])
+    for found, expected in zip(kept, (shorter, others), strict=True):
+        oracle = element(tiny_tokenizer, expected)
+        assert found.ranking == expected
+        assert (found.prompt, found.answers, found.ties, found.ranks) == (oracle.prompt, oracle.answers, oracle.ties, oracle.ranks)
+        assert pairs(found) == pairs(oracle)
 
 
 def test_the_context_counts_prompt_and_longest_answer_to_the_token(tiny_tokenizer: Any) -> None:
@@ -67,7 +109,7 @@ def test_the_context_counts_prompt_and_longest_answer_to_the_token(tiny_tokenize
 
 def test_nothing_left_to_learn_from_is_refused_with_the_reasons(tiny_tokenizer: Any) -> None:
     tied = [Ranking(prompt=str(i), completions=["x", "y", "z"], ranks=[1, 1, 1]) for i in range(3)]
-    with pytest.raises(ValueError, match="no ranking is left to learn from: of 3, 3 tie all their answers and 0 are longer"):
+    with pytest.raises(ValueError, match="of 3, 3 tie all their answers, 0 compare identical answers and 0 are longer"):
         elements(tiny_tokenizer, tied, 100)
 
 

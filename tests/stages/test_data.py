@@ -205,3 +205,23 @@ def test_a_mistake_is_one_sentence_before_anything_is_written(
     with pytest.raises(ValueError, match=sentence):
         dry_run(configured("oasst", [*places["oasst"], *arguments], tmp_path))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_row_that_only_the_chat_template_refuses_is_told_at_its_place_or_skipped(tmp_path: Path) -> None:
+    (tmp_path / "strict.jinja").write_text(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ m['role'] + m['content'] }}{% endfor %}"
+    )
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "So."}]} for _, text in questions()]
+    for row in rows[10], rows[30]:
+        row["messages"].insert(0, system)
+    place = tmp_path / "rows.jsonl"
+    place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "scratch").mkdir()
+    config = configured("smoke", ["--model.chat_template", str(tmp_path / "strict.jinja"), "--data.demonstrations", f"[{place}]"], tmp_path)
+    with pytest.raises(ValueError, match=rf"^{place}:11: the chat template refuses this conversation: System role not supported$"):
+        curated(config, tmp_path / "scratch")
+    config.data.bad_rows = "skip"
+    built = curated(config, tmp_path / "scratch")
+    assert (built.pool.count, built.bad.count) == (58, 2)

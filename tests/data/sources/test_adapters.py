@@ -26,6 +26,7 @@ KEYS = {
     "dolly": ["instruction", "context", "response", "category"],
     "alpaca": ["instruction", "input", "output"],
     "no_robots": ["messages", "prompt_id", "category", "role", "content"],
+    "sharegpt": ["conversations", "from", "value", "system", "chosen", "rejected", "role", "content", "human", "gpt", "tools"],
     "self_instruct": ["id", "instruction", "instances", "input", "output", "motivation_app", "is_classification"],
 }
 WORDS = [

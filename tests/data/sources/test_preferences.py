@@ -45,7 +45,6 @@ def test_an_empty_reply_that_was_judged_stays() -> None:
     "row",
     [
         pair(" a", " b") | {"rejected": "\n\nHuman: Hi!\n\nAssistant: b"},  # answers to different prompts
-        pair(" a", " a"),
         pair(" a\n\nHuman: And?", " b\n\nHuman: And?"),  # ends with the human's words
         pair(" a\n\nHuman: And?", " a\n\nHuman: So?"),
         {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"},
@@ -177,8 +176,9 @@ def test_the_comparisons_of_a_post_are_one_ranking_of_its_comments() -> None:
     assert len(convert(shp.ADAPTER, "prompts", comparison("a", "b", 1), comparison("c", "a", 0))) == 1
 
 
-def test_a_comment_compared_with_its_own_words_says_nothing() -> None:
-    assert convert(shp.ADAPTER, "rankings", comparison("a", "a ", 1)) == []
+def test_a_comment_compared_with_its_own_words_is_left_to_the_rule_for_identical_answers() -> None:
+    (ranking,) = convert(shp.ADAPTER, "rankings", comparison("a", "a ", 1))
+    assert (ranking.completions, ranking.preferences) == (["a", "a"], [[0, 1]])
 
 
 # ------------------------------------------------------------------------------------------------------------------ summarize_feedback
@@ -225,8 +225,12 @@ def test_a_news_article_is_summarized_without_a_subreddit() -> None:
         (ultrafeedback.ADAPTER, ULTRA | {"completions": [{"response": "Best.", "annotations": "5"}]}, "'annotations' must be an object"),
         (ultrafeedback.ADAPTER, ULTRA | {"completions": [answer("Best.", 5)]}, "'Rating' of 'instruction_following' must be a string"),  # type: ignore[arg-type]
         (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": "Because."}, "'chosen' must be a list of messages"),
-        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": [{"role": "bot", "content": "a"}]}, "each message of 'chosen'"),
-        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": user("Why?")}, "must each be a prompt and the assistant's answer"),
+        (
+            ultrafeedback_binarized.ADAPTER,
+            BINARIZED | {"chosen": [{"role": "bot", "content": "a"}]},
+            "'role' of message 1 of 'chosen' is 'bot'; allowed are system",
+        ),
+        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": user("Why?")}, "'chosen' must be a prompt and, last, the assistant's answer"),
         (ultrafeedback_binarized.ADAPTER, BINARIZED | {"score_chosen": "8"}, "'score_chosen' must be a number, found '8'"),
         (shp.ADAPTER, comparison("a", "b", 2), "'labels' must be 1 (A is preferred) or 0 (B is), found 2"),
         (shp.ADAPTER, comparison("a", "b", True), "'labels' must be int"),

@@ -144,6 +144,77 @@ def test_of_a_bad_row_the_place_is_told_and_the_others_stay(tmp_path: Path) -> N
     assert [sentence.split(": ", 1)[0].rsplit(":", 1)[1] for sentence in bad.examples] == ["2", "3"]
 
 
+TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"id": "x0", "conversations": TURNS}, "this looks like ShareGPT: set format: sharegpt (unknown key 'id'; known are prompt"),
+        ({"instruction": "Why?", "input": None, "output": "So."}, "this looks like Stanford Alpaca: set format: alpaca (unknown key 'instruction'"),
+        ({"instruction": "Why?", "response": "So.", "context": ""}, "this looks like Databricks Dolly 15k: set format: dolly"),
+        ({"prompt": "Why?", "id": 3}, "unknown key 'id': `columns` under data.sources renames it or, as null, leaves it out; known are prompt"),
+        ({"promt": "Why?"}, "unknown key 'promt', did you mean 'prompt'?"),
+        ({"messages": [{"role": "bing", "content": "Hi."}] * 2}, "'role' of message 1 of 'messages' is 'bing'; allowed are system"),
+    ],
+)
+def test_of_a_row_in_another_format_the_format_is_named(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
+    place = written(tmp_path / "x.jsonl", [row])
+    with pytest.raises(ValueError, match=r".") as caught:
+        records(DataConfig(demonstrations=[place]), "demonstrations")
+    assert str(caught.value).startswith(f"{place}:1: {sentence}")
+
+
+def test_a_row_of_ours_in_another_format_is_told_too(tmp_path: Path) -> None:
+    place = written(tmp_path / "x.jsonl", [{"messages": [USER, USER], "category": "Chat"}])
+    config = DataConfig(sources={"x": SourceConfig(format="sharegpt", place=place)}, prompts=["x"])
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: this looks like this project's records and trl's forms: set format: rows"):
+        records(config, "prompts")
+
+
+USER = {"role": "user", "content": "Why?"}
+
+
+def no_system(prompt: Prompt) -> None:
+    if prompt.messages[0]["role"] == "system" or "forbidden" in prompt.text:
+        raise ValueError("the chat template refuses this conversation: System role not supported")
+
+
+def test_a_prompt_that_cannot_be_used_is_a_bad_row_at_its_place(tmp_path: Path) -> None:
+    system = {"messages": [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "So."}]}
+    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "forbidden", "completion": "non"}]
+    good = {"prompt": "Why?", "completion": "So."}
+    place = written(tmp_path / "x.jsonl", [good, system, {"prompt": "In French.", "examples": pairs}, good])
+    (source,) = sources(DataConfig(demonstrations=[place]), "demonstrations")
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: the chat template refuses this conversation: System role not supported"):
+        list(read(source, STOP, no_system))
+    bad = BadRows(skip=True)
+    assert [record.prompt for record in read(source, bad, no_system)] == ["Why?", "Why?"]
+    assert [sentence.split(": ", 1)[0] for sentence in bad.examples] == [f"{place}:2", f"{place}:3"]
+
+
+def test_keys_of_messages_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    said = [USER | {"name": "Ann"}, {"role": "assistant", "content": "So.", "weight": 1}]
+    place = written(tmp_path / "x.jsonl", [{"messages": said}, {"messages": said}, {"messages": said, "nonsense": 1}])
+    bad = BadRows(skip=True)
+    assert len(records(DataConfig(demonstrations=[place]), "demonstrations", bad)) == 2
+    assert bad.ignored == {"name": 2, "weight": 2}
+
+
+@pytest.mark.parametrize("identity", [7, 7.0, "7"])
+def test_what_is_null_is_absent_and_ids_may_be_numbers_in_every_format(tmp_path: Path, identity: object) -> None:
+    rows = {
+        "rows": {"prompt": "Why?", "user_id": identity, "kind": None, "completion": None},
+        "shp": {"post_id": identity, "history": "Why?", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
+        "self_instruct": {"id": identity, "instruction": "Why?", "instances": [{"input": "", "output": "So."}], "motivation_app": None},
+        "sharegpt": {"user_id": identity, "conversations": TURNS, "system": None},
+    }
+    for name, row in rows.items():
+        place = written(tmp_path / f"{name}.jsonl", [row])
+        config = DataConfig(sources={"x": SourceConfig(format=name, place=place)}, prompts=["x"])
+        assert [record.user_id for record in records(config, "prompts")] == ["7"], name
+
+
 PAIRS = Adapter(name="pairs", about="", convert={}, group=lambda row: row.get("id"))
 
 

@@ -1,0 +1,104 @@
+"""Conversations as people publish them, checked and reduced to role and text: the one place that decides what a message may be.
+
+A model sees the role and the text of a message and nothing else. Other keys are left out and counted, except those that chat templates render
+(tool calls, reasoning, images): training on such a message without them would teach something that the data do not say.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+RENDERED = (
+    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal", "images", "image", "audio", "video", "documents",
+)  # fmt: skip
+"""Keys of a message that carry something which the model would see beside its text."""
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a published format names the parts of a message."""
+
+    role: str
+    content: str
+    roles: Mapping[str, str]
+    """Their names of the roles -> ours."""
+
+
+CHAT = Form("role", "content", {role: role for role in ROLES})
+"""The form of OpenAI, transformers and trl."""
+SHAREGPT = Form(
+    "from",
+    "value",
+    {
+        "system": "system",
+        "human": "user",
+        "user": "user",
+        "gpt": "assistant",
+        "chatgpt": "assistant",
+        "assistant": "assistant",
+        "model": "assistant",
+        "tool": "tool",
+        "observation": "tool",
+    },
+)
+
+
+def conversation(value: object, key: str, form: Form = CHAT) -> list[Message]:
+    """The messages in a value, with role and text only; `key` is what the value is called in the row.
+
+    Content may be a list of text parts, which are joined. Raises ValueError, naming the message and its key, for anything else.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{key!r} must be a list of messages, found {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{key!r} has no messages")
+    return [_message(message, f"message {number} of {key!r}", form) for number, message in enumerate(value, start=1)]
+
+
+def other_keys(row: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of all messages in a row that `conversation` leaves out, as often as they hold something."""
+    for value in row.values():
+        for message in value if isinstance(value, list) else ():
+            if isinstance(message, dict):
+                for form in (CHAT, SHAREGPT):
+                    if form.role in message and form.content in message:
+                        yield from (key for key, held in message.items() if key not in (form.role, form.content) and held is not None)
+
+
+def _message(message: object, where: str, form: Form) -> Message:
+    if not isinstance(message, dict):
+        raise ValueError(f"{where} must be an object with {form.role!r} and {form.content!r}, found {type(message).__name__}")
+    # Parquet gives every message all the keys that any message has, the missing ones as null; exporters write empty lists.
+    for key in RENDERED:
+        if message.get(key):
+            raise ValueError(f"{where} has {key!r}, which is not supported: leave the row out, or write it as text into {form.content!r}")
+    for key in (form.role, form.content):
+        if message.get(key) is None:
+            found = ", ".join(repr(name) for name, held in message.items() if held is not None) or "nothing"
+            raise ValueError(f"{where} has no {key!r}; found {found}")
+    role, content = message[form.role], message[form.content]
+    if not isinstance(role, str) or role not in form.roles:
+        raise ValueError(f"{form.role!r} of {where} is {role!r}; allowed are {', '.join(form.roles)}")
+    return Message(role=form.roles[role], content=content if isinstance(content, str) else _joined(content, f"{form.content!r} of {where}"))
+
+
+def _joined(parts: object, where: str) -> str:
+    """The text of a list of parts, joined as chat templates do it: without anything between them."""
+    if not isinstance(parts, list):
+        raise ValueError(f"{where} must be a string or a list of text parts, found {type(parts).__name__}")
+    texts = []
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind not in ("text", "str") or not isinstance(text, str):
+            raise ValueError(f"{where} has a part of type {kind!r}; only text is supported")
+        texts.append(text)
+    return "".join(texts)

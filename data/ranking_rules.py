@@ -1,0 +1,75 @@
+"""Curation of rankings, answer by answer: one unusable answer leaves its ranking, and the others stay as long as they can be told apart."""
+
+import numpy as np
+
+from data.answers import has_strict_pair, identical_pairs, with_answers
+from data.config import DataConfig
+from data.measure import Measurer, full_text
+from data.part import Part
+from data.records import Ranking
+from data.sets import packed, record_of
+from data.spool import Spool
+
+
+def refuse_identical(part: Part) -> None:
+    """Raises ValueError when all rankings of a source compare identical answers: two columns of one content, most often."""
+    for place, name in enumerate(part.datasets):
+        rows = part.dataset == place
+        if not part.informative[rows].any():
+            raise ValueError(
+                f"data.rankings: all {int(rows.sum()):,} rankings of {name!r} compare identical answers, from which a reward model learns nothing: "
+                "check which columns hold the better and the worse answer"
+            )
+
+
+def drop_answers(part: Part, config: DataConfig, measurer: Measurer) -> None:
+    """Leaves out answers that are too long or, in training rows, hold personal data, and then the rankings that say nothing any more."""
+    shorter: dict[int, Ranking] = {}
+    stays = {rule: np.ones(part.count, dtype=bool) for rule in ("answer_too_long", "personal_data")}
+    part.dropped = dict.fromkeys(stays, 0)
+    suspects = np.flatnonzero(part.kept() & ((part.measures.answer_tokens > config.max_answer_tokens) | part.measures.personal))
+    for number, row in zip(suspects.tolist(), part.spool.rows(suspects), strict=True):
+        ranking = record_of(row, Ranking)
+        tokens = measurer.answer_tokens(ranking.completions)
+        short = [place for place, count in enumerate(tokens) if count <= config.max_answer_tokens]
+        fit = _without_personal_data(ranking, short, measurer) if part.measures.personal[number] else short
+        left_out = {"answer_too_long": len(tokens) - len(short), "personal_data": len(short) - len(fit)}
+        unusable = [rule for rule, kept in (("answer_too_long", short), ("personal_data", fit)) if not _usable(ranking, kept)]
+        if unusable:
+            stays[unusable[0]][number] = False
+            continue
+        shorter[number] = with_answers(ranking, fit)
+        part.identical[number] = identical_pairs(shorter[number])
+        for rule, count in left_out.items():
+            part.dropped[rule] += count
+    for rule, mask in stays.items():
+        part.ledger.apply(rule, mask)
+    part.ledger.apply("identical_answers", part.informative)
+    if shorter:
+        part.spool = _rewritten(part.spool, shorter)
+
+
+def _without_personal_data(ranking: Ranking, places: list[int], measurer: Measurer) -> list[int]:
+    """The places whose answers hold none; no place when the prompt itself does."""
+    personal = measurer.personal
+    if personal is None:
+        return places
+    fit = [] if personal(ranking.text) else [place for place in places if not personal(ranking.completions[place])]
+    # Found only where texts meet, it cannot be told whose it is.
+    return fit if len(fit) < len(places) or not fit or not personal(full_text(with_answers(ranking, fit))) else []
+
+
+def _usable(ranking: Ranking, places: list[int]) -> bool:
+    return len(places) == len(ranking.completions) or (len(places) > 1 and has_strict_pair(with_answers(ranking, places)))
+
+
+def _rewritten(spool: Spool, shorter: dict[int, Ranking]) -> Spool:
+    """The spool with these rankings in the place of the rows of these numbers."""
+    found = Spool(spool.path.with_name(f"shorter_{spool.path.name}"), spool.schema)
+    number = 0
+    for batch in spool.batches():
+        for row in batch.to_pylist():
+            found.append(packed(shorter[number], row["key"]) if number in shorter else row)
+            number += 1
+    found.close()
+    return found

@@ -1,0 +1,60 @@
+"""ShareGPT's form, in which many instruction sets are published: `conversations` of turns with `from` (human, gpt, system, tool) and `value`.
+
+The last turn, when it is the model's, is the demonstration; a `system` text beside the conversation opens it. Rows with `chosen` and `rejected`
+turns beside the conversation are rankings of two. Turns may also have `role` and `content`. Other columns are left out. Long conversations are
+often published in pieces that begin alike, so the user is the opening message unless the row has a `user_id`. A turn that calls a function is
+refused, as is a row with `tools`: the text of neither would reach the model.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from data.messages import CHAT, SHAREGPT, Message, conversation
+from data.sources.adapter import Adapter, Row, identifier, need, single
+from data.sources.common import opening_id
+
+
+def _turns(value: object, key: str) -> list[Message]:
+    first = value[0] if isinstance(value, list) and value else None
+    chat = isinstance(first, Mapping) and "role" in first and "from" not in first
+    return conversation(value, key, CHAT if chat else SHAREGPT)
+
+
+def _conversation(row: Row) -> list[Message]:
+    turns = _turns(need(row, "conversations", list, "a list of turns"), "conversations")
+    if row.get("tools"):
+        raise ValueError("'tools' is not supported: leave the row out, or write the tools as text into 'system'")
+    system = need(row, "system", str) if row.get("system") else ""
+    return [Message(role="system", content=system), *turns] if system.strip() else turns
+
+
+def _record(row: Row, prompt: list[Message]) -> dict[str, Any]:
+    return {"prompt": prompt, "user_id": identifier(row, "user_id") if "user_id" in row else opening_id(prompt)}
+
+
+def _prompts(row: Row) -> Iterable[dict[str, Any]]:
+    turns = _conversation(row)
+    yield _record(row, turns[:-1] if turns[-1]["role"] == "assistant" else turns)
+
+
+def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
+    turns = _conversation(row)
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise ValueError("'conversations' must be a prompt and, last, the model's answer (from: gpt)")
+    yield _record(row, turns[:-1]) | {"completion": turns[-1]["content"]}
+
+
+def _rankings(row: Row) -> Iterable[dict[str, Any]]:
+    answers = [_turns([need(row, key, dict, "one turn")], key)[0] for key in ("chosen", "rejected")]
+    if any(answer["role"] != "assistant" for answer in answers):
+        raise ValueError("'chosen' and 'rejected' must be turns of the model's (from: gpt)")
+    yield _record(row, _conversation(row)) | {"completions": [answer["content"] for answer in answers], "ranks": [1, 2]}
+
+
+ADAPTER = Adapter(
+    name="sharegpt",
+    anywhere=True,
+    keys=(("conversations",),),
+    about="ShareGPT, conversations of turns with `from` and `value`, from anyone's files or the Hub (licence: the data set's own)",
+    convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts), "rankings": single(_rankings)},
+)

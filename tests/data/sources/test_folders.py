@@ -1,0 +1,116 @@
+"""Folders as places: what `datasets` saved, copies of Hub data sets, and which split of them is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from data.config import DataConfig, SourceConfig
+from data.files import BadRows
+from data.sources.reading import Source, find, read
+
+ROWS = [{"prompt": f"Why {number}?", "user_id": f"u{number}"} for number in range(7)]
+OTHER = [{"prompt": "Other?", "user_id": "u"}]
+
+
+def source(place: Path, **settings: Any) -> Source:
+    return find("x", DataConfig(sources={"x": SourceConfig(place=str(place), **settings)}, prompts=["x"]), "prompts")
+
+
+def prompts(place: Path, **settings: Any) -> list[str]:
+    return [record.prompt for record in read(source(place, **settings), BadRows())]
+
+
+def asked(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["prompt"] for row in rows]
+
+
+def saved(place: Path) -> Path:
+    datasets.Dataset.from_list(ROWS).save_to_disk(place, num_shards=3)
+    return place
+
+
+def saved_dict(place: Path) -> Path:
+    splits = {"train": ROWS, "test": OTHER}
+    datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(place)
+    return place
+
+
+def snapshot(place: Path) -> Path:
+    (place / "data").mkdir(parents=True)
+    for name, rows in {"train-00000-of-00002": ROWS[:4], "train-00001-of-00002": ROWS[4:], "test-00000-of-00001": OTHER}.items():
+        datasets.Dataset.from_list(rows).to_parquet(place / "data" / f"{name}.parquet")
+    (place / "README.md").write_text("About these data.")
+    (place / "dataset_infos.json").write_text('{"default": {}}')
+    return place
+
+
+def lines(place: Path) -> Path:
+    place.mkdir()
+    for name, rows in {"train": ROWS, "test": OTHER}.items():
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "dataset_info.json").write_text("{}")
+    return place
+
+
+def test_a_saved_dataset_gives_its_rows_in_order_and_its_files_for_the_digest(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "saved")
+    assert prompts(folder) == asked(list(datasets.load_from_disk(str(folder)))) == asked(ROWS)
+    assert [file.name for file in source(folder).files] == [f"data-0000{number}-of-00003.arrow" for number in range(3)]
+
+
+@pytest.mark.parametrize("made", [saved_dict, snapshot, lines])
+def test_of_several_splits_the_one_that_is_named_is_read(tmp_path: Path, made: Any) -> None:
+    folder = made(tmp_path / "it")
+    assert prompts(folder, split="train") == asked(ROWS)
+    assert prompts(folder, split="test") == asked(OTHER)
+    assert source(folder, split="test").place.endswith(", split test"), "the report and the dry run say which"
+    assert all(file.suffix != ".json" for split in ("train", "test") for file in source(folder, split=split).files)
+    with pytest.raises(ValueError, match=r"has several splits: set `split` of its entry under data\.sources to one of test, train$"):
+        source(folder)
+    with pytest.raises(ValueError, match=r"has no split 'valid'; its splits: test, train$"):
+        source(folder, split="valid")
+
+
+@pytest.mark.parametrize("made", [saved_dict, snapshot, lines])
+def test_an_only_split_needs_no_name(tmp_path: Path, made: Any) -> None:
+    folder = made(tmp_path / "it")
+    if made is saved_dict:
+        (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    for file in folder.rglob("test*.*"):
+        file.unlink()
+    assert prompts(folder) == asked(ROWS)
+    assert source(folder).place.endswith(", split train")
+
+
+def test_a_published_format_reads_the_split_that_it_reads_from_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("train_prefs", "train_sft"):
+        turns = [{"role": "user", "content": name}, {"role": "assistant", "content": "So."}]
+        datasets.Dataset.from_list([{"chosen": turns, "rejected": turns}]).to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    assert prompts(tmp_path, format="ultrafeedback_binarized") == [[{"role": "user", "content": "train_prefs"}]]
+
+
+def test_a_bad_row_of_a_saved_dataset_has_a_place(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([*ROWS, {"prompt": " ", "user_id": "u"}]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"saved/data-00000-of-00001\.arrow: row 8: 'prompt' must be a non-empty string"):
+        prompts(tmp_path / "saved")
+
+
+def test_a_saved_dataset_that_was_copied_in_part_is_told(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "saved")
+    (folder / "data-00001-of-00003.arrow").unlink()
+    with pytest.raises(ValueError, match=r"lacks data-00001-of-00003\.arrow, which its state\.json names"):
+        source(folder)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"state\.json: not as `datasets\.save_to_disk` writes it"):
+        source(folder)
+
+
+def test_data_files_further_down_are_pointed_to(tmp_path: Path) -> None:
+    lines(tmp_path / "inner")
+    with pytest.raises(ValueError, match=r"holds no data files \(.*\); those in inner are read when the place names"):
+        source(tmp_path)
+    assert prompts(tmp_path, subset="inner", split="train") == asked(ROWS)

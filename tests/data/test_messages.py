@@ -1,0 +1,105 @@
+"""Messages of every format are checked in one place: what is kept, what is left out, and what is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from data.messages import SHAREGPT, conversation, other_keys
+from data.sources import no_robots, rows, sharegpt, ultrafeedback_binarized
+from data.sources.adapter import Adapter, Role
+from tests.data.sources.converting import convert
+
+USER, GOOD = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c0", "function": {"name": "weather", "arguments": "{}"}}]}
+
+
+def test_keys_that_no_model_sees_are_left_out_and_counted() -> None:
+    extra = {"name": "Ann", "weight": 1, "tool_calls": [], "refusal": None}
+    assert conversation([USER | extra, GOOD], "messages") == [USER, GOOD]
+    assert sorted(other_keys({"messages": [USER | extra, GOOD | {"weight": 0}], "user_id": "u", "prompt": "Why?"})) == [
+        "name", "tool_calls", "weight", "weight",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [[{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}], ["Wh", "y?"], [{"text": "Why?"}]])
+def test_text_parts_are_one_text(parts: list[Any]) -> None:
+    assert conversation([{"role": "user", "content": parts}], "messages") == [USER]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (CALL, "message 2 of 'messages' has 'tool_calls', which is not supported"),
+        (GOOD | {"reasoning_content": "Hm."}, "message 2 of 'messages' has 'reasoning_content', which is not supported"),
+        ({"role": "assistant", "content": None}, "message 2 of 'messages' has no 'content'; found 'role'"),
+        ({"role": "assistant", "text": "So."}, "message 2 of 'messages' has no 'content'; found 'role', 'text'"),
+        ({"content": "So."}, "message 2 of 'messages' has no 'role'; found 'content'"),
+        ({"role": "bing", "content": "So."}, "'role' of message 2 of 'messages' is 'bing'; allowed are system, developer, user, assistant, tool"),
+        ({"role": ["user"], "content": "So."}, "'role' of message 2 of 'messages' is ['user']; allowed are"),
+        ({"role": "user", "content": 3}, "'content' of message 2 of 'messages' must be a string or a list of text parts, found int"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "'content' of message 2 of 'messages' has a part of type 'image_url'; only text is supported",
+        ),
+        ({"role": "user", "content": [{"type": "text"}]}, "has a part of type 'text'; only text is supported"),
+        ("So.", "message 2 of 'messages' must be an object with 'role' and 'content', found str"),
+    ],
+)
+def test_what_a_model_would_miss_is_refused_by_name(message: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        conversation([USER, message, GOOD], "messages")
+    assert sentence in str(caught.value)
+
+
+def turns(*messages: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages in ShareGPT's words."""
+    names = {"role": "from", "content": "value", "user": "human", "assistant": "gpt"}
+    return [
+        {names.get(key, key): names.get(value, value) if isinstance(value, str) else value for key, value in message.items()} for message in messages
+    ]
+
+
+EVERYWHERE: list[tuple[Adapter, Role, Any]] = [
+    (rows.ADAPTER, "demonstrations", lambda *said: {"messages": [*said]}),
+    (rows.ADAPTER, "prompts", lambda *said: {"messages": [*said]}),
+    (rows.ADAPTER, "prompts", lambda *said: {"prompt": [*said[:-1]]}),
+    (rows.ADAPTER, "rankings", lambda *said: {"chosen": [*said], "rejected": [*said[:-1], GOOD]}),
+    (rows.ADAPTER, "rankings", lambda *said: {"prompt": [*said[:-1]], "chosen": [said[-1]], "rejected": [GOOD]}),
+    (no_robots.ADAPTER, "demonstrations", lambda *said: {"messages": [*said]}),
+    (ultrafeedback_binarized.ADAPTER, "prompts", lambda *said: {"chosen": [*said], "rejected": [*said[:-1], GOOD]}),
+    (sharegpt.ADAPTER, "demonstrations", lambda *said: {"conversations": turns(*said)}),
+    (sharegpt.ADAPTER, "prompts", lambda *said: {"conversations": [*said]}),
+]
+
+
+@pytest.mark.parametrize(("adapter", "role", "row"), EVERYWHERE)
+def test_every_format_checks_its_messages_alike(adapter: Adapter, role: Role, row: Any) -> None:
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "So."}], "weight": 1}
+    tool = {"role": "tool", "content": "42", "tool_call_id": "c0"}
+    asked: list[dict[str, Any]] = [USER, GOOD, tool | {"name": "weather"}]
+    (record,) = convert(adapter, role, row(*asked, parts))
+    assert record.prompt == [USER, GOOD, {"role": "tool", "content": "42"}]
+    with pytest.raises(ValueError, match="has 'tool_calls', which is not supported"):
+        convert(adapter, role, row(USER, CALL, tool, parts))
+
+
+def test_sharegpt_names_its_speakers() -> None:
+    said = turns({"role": "system", "content": "Be brief."}, USER, GOOD)
+    (record,) = convert(sharegpt.ADAPTER, "demonstrations", {"id": "x0", "conversations": said})
+    assert (record.prompt, record.completion) == ([{"role": "system", "content": "Be brief."}, USER], "So.")
+    (other,) = convert(sharegpt.ADAPTER, "prompts", {"conversations": said[1:], "system": "Be brief."})
+    assert (other.prompt, other.user_id) == (record.prompt, record.user_id), "the same conversation in its other form"
+    with pytest.raises(ValueError, match="'from' of message 1 of 'conversations' is 'bing'; allowed are system, human, user, gpt"):
+        conversation([{"from": "bing", "value": "Hi."}], "conversations", SHAREGPT)
+
+
+def test_a_ranking_of_sharegpt_has_its_answers_beside_the_conversation() -> None:
+    row = {"conversations": turns(USER), "chosen": turns(GOOD)[0], "rejected": {"from": "gpt", "value": "No."}}
+    (ranking,) = convert(sharegpt.ADAPTER, "rankings", row)
+    assert (ranking.prompt, ranking.completions, ranking.ranks) == ([USER], ["So.", "No."], [1, 2])
+
+
+def test_an_answer_of_weight_nothing_is_no_demonstration() -> None:
+    with pytest.raises(ValueError, match="'weight' 0, so the answer is not to be learnt from"):
+        convert(rows.ADAPTER, "demonstrations", {"messages": [USER, GOOD | {"weight": 0}]})
+    assert convert(rows.ADAPTER, "prompts", {"messages": [USER, GOOD | {"weight": 0}]})[0].prompt == [USER]
