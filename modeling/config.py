@@ -4,6 +4,22 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
+TIMEOUT_MINUTES = 120.0
+
+
+@dataclass
+class ProcessesConfig:
+    """Several processes that work together. A change here makes no stage run again."""
+
+    timeout_minutes: float = TIMEOUT_MINUTES
+    """Minutes that a process waits for the others before the run fails. Ours: longer than what the first process does alone while the others wait
+    (curating data, ranking answers, judging, writing models); torch's defaults of 10 (NCCL) and 30 (gloo) are shorter."""
+
+    def validate(self) -> None:
+        """Raises ValueError when the time is no time."""
+        if not self.timeout_minutes > 0:
+            raise ValueError(f"processes.timeout_minutes={self.timeout_minutes} must be positive")
+
 
 @dataclass
 class LoraSettings:

@@ -1,1 +1,10 @@
-"""One thin runner a stage: reads the config, calls the room that does the work, writes the manifest."""
+"""One thin runner per stage: it reads the config, calls the code that does the work, and writes the manifest."""
+
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # `python -m stages.<stage>` imports this package first, before the stage's module imports torch; nobody else sees "-m" here.
+    from stages import interrupt, threads
+
+    interrupt.STOP.install()
+    threads.choose_wait_policy()

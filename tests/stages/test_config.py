@@ -192,7 +192,6 @@ def test_a_key_like_no_other_points_to_the_list(capsys: pytest.CaptureFixture[st
         (["--labels.labeler", "cat"], "labels.labeler"),
         (["--data.demonstrations", "3"], "data.demonstrations"),
         (["--ppo.whiten_advantages", "perhaps"], "ppo.whiten_advantages"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["stray"], "stray"),
     ],
 )
