@@ -6,5 +6,5 @@ if sys.argv[:1] == ["-m"]:
     # `python -m stages.<stage>` imports this package first, before the stage's module imports torch; nobody else sees "-m" here.
     from stages import interrupt, threads
 
-    interrupt.STOP.install()
+    interrupt.STOP.begin_command()
     threads.choose_wait_policy()

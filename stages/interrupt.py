@@ -29,9 +29,16 @@ class Stop:
     def __init__(self) -> None:
         self.number = 0
         """The signal that came, 0 if none did."""
+        self.is_command = False
+        """Whether this process is `python -m stages.<stage>`, so that nothing but the run ends with it."""
         self._since = 0.0
         self._working = False
         self._owner = os.getpid()
+
+    def begin_command(self) -> None:
+        """Handles both signals from the first imports on."""
+        self.is_command = True
+        self.install()
 
     def install(self) -> dict[int, Any]:
         """Handles both signals from now on, except where the parent process ignores them (nohup). Returns the handlers before."""
@@ -65,7 +72,7 @@ class Stop:
 
     def check(self) -> None:
         """Raises KeyboardInterrupt if a signal came whose KeyboardInterrupt was lost."""
-        if self.number:
+        if self._working and self.number:
             raise KeyboardInterrupt
 
     def code(self) -> int:

@@ -74,12 +74,12 @@ class Failures:
             return
 
     def note(self, sentence: str) -> None:
-        """Leaves word that this process failed, unless another did before."""
+        """Leaves word why this process ended, unless another did before."""
         if self._store is not None and self._store.add("failures", 1) == 1:
-            self._store.set("first", f"process {own_rank()} failed: {sentence}")
+            self._store.set("first", f"process {own_rank()} ended: {sentence}")
 
     def first(self) -> str | None:
-        """Which process failed first, and with which sentence."""
+        """Which process ended first, and why."""
         if self._store is None or self._store.add("failures", 0) == 0:
             return None
         return self._store.get("first").decode()

@@ -212,6 +212,7 @@ def main(
     Every error ends in one sentence: exit code 2 where a user can mend it, 1 for a bug; the traceback goes to a file, in the run folder if possible.
     """
     config: RunConfig | None = None
+    STOP.number = 0
     try:
         try:
             config, given = parse_config(program, description, arguments, options)
@@ -232,15 +233,22 @@ def main(
 
 def interrupted(stop: KeyboardInterrupt | None) -> NoReturn:
     """Says so, in the first process, and ends this one. torchrun sends SIGTERM to the others when one process fails: then that one is named."""
+    sentence = str(stop or "") or STOP.sentence()
+    if count() > 1 and STOP.number == signal.SIGTERM:
+        failed = failures().first()
+        failures().note(sentence)
+        sentence = f"stopped, because {failed}" if failed else sentence
     if own_rank() == 0:
-        failed = failures().first() if count() > 1 and STOP.number == signal.SIGTERM else None
-        say(f"stopped, because {failed}" if failed else str(stop or "") or STOP.sentence())
-    leave(getattr(stop, "exit_code", STOP.code()))
+        say(sentence)
+    leave(getattr(stop, "exit_code", STOP.code()), at_once=STOP.is_command)
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process. One of several ends without Python's shutdown, where gloo's threads could abort it, and the others would wait meanwhile."""
-    if count() > 1:
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """Ends the process; at once means without Python's shutdown, which may wait for worker processes and print what it had to break off.
+
+    One of several processes always ends at once: gloo's threads could abort the shutdown, and the others would wait meanwhile.
+    """
+    if at_once or count() > 1:
         end_process(code)
     sys.exit(code)
 

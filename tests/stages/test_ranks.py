@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore
 
+from modeling.config import ProcessesConfig
 from modeling.processes import Processes, processes
 from stages.config import RunConfig
 from stages.runner import main
@@ -59,7 +60,7 @@ def fails_on(rank: int) -> Work:
 def test_an_error_on_another_process_is_printed_with_its_number_and_ends_the_first_with_a_sentence_that_names_it(tmp_path: Path) -> None:
     codes, printed = two(tmp_path, fails_on(1))
     assert codes == [2, 2]
-    assert printed == ["error: stopped, because process 1 failed: row 7 has no answer\n", "error: process 1 of 2: row 7 has no answer\n"]
+    assert printed == ["error: stopped, because process 1 ended: row 7 has no answer\n", "error: process 1 of 2: row 7 has no answer\n"]
     assert "row 7 has no answer" in (tmp_path / "run" / "last_error_of_process_1.txt").read_text()
 
 
@@ -67,7 +68,7 @@ def test_an_error_on_the_first_process_reads_as_on_one_alone(tmp_path: Path) -> 
     codes, printed = two(tmp_path, fails_on(0))
     assert codes == [2, 2]
     assert printed[0] == "error: row 7 has no answer\n"
-    assert printed[1] == "error: process 1 of 2: stopped, because process 0 failed: row 7 has no answer\n"
+    assert printed[1] == "error: process 1 of 2: stopped, because process 0 ended: row 7 has no answer\n"
 
 
 def test_an_error_that_all_have_is_printed_once(tmp_path: Path) -> None:
@@ -111,9 +112,7 @@ def test_work_of_the_first_process_alone_may_take_as_long_as_the_configuration_s
         assert found == codes
 
 
-def test_the_default_is_longer_than_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_is_longer_than_torchs() -> None:
     assert RunConfig().processes.timeout_minutes > 30
     with pytest.raises(ValueError, match=r"processes\.timeout_minutes=0 must be positive"):
-        parsed = RunConfig()
-        parsed.processes.timeout_minutes = 0
-        parsed.validate()
+        ProcessesConfig(timeout_minutes=0).validate()

@@ -161,7 +161,7 @@ def test_a_read_only_run_folder_keeps_the_traceback_elsewhere(
 
 
 def test_a_closed_pipe_is_one_sentence_and_leaves_no_noise(tmp_path: Path) -> None:
-    script = "import os; from stages.errors import report; from stages.runner import say\n" + (
+    script = "import os; from stages.errors import report\n" + (
         "import sys\ntry:\n    os.read(0, 1); print('x', flush=True)\nexcept OSError as error:\n    sys.exit(report(error, None))\n"
     )
     process = subprocess.Popen(
