@@ -12,8 +12,8 @@ class ProcessesConfig:
     """Several processes that work together. A change here makes no stage run again."""
 
     timeout_minutes: float = TIMEOUT_MINUTES
-    """Minutes that a process waits for the others before the run fails. Ours: longer than what the first process does alone while the others wait
-    (curating data, ranking answers, judging, writing models); torch's defaults of 10 (NCCL) and 30 (gloo) are shorter."""
+    """Minutes that a process waits for the others before the run fails. Ours: longer than what the first process does
+    alone (curating data, ranking answers, judging, writing models). torch's defaults are 10 (NCCL) and 30 (gloo)."""
 
     def validate(self) -> None:
         """Raises ValueError when the time is no time."""

@@ -81,7 +81,7 @@ class Processes:
 
 
 def sendable(error: Exception) -> Exception:
-    """The error, or one of the nearest class that another process can rebuild: some libraries' errors cannot be pickled."""
+    """The error, or one of the nearest built-in class with its message where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -3,7 +3,7 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:
-    # `python -m stages.<stage>` imports this package first, before the stage's module imports torch; nobody else sees "-m" here.
+    # `python -m stages.<stage>` imports this package before the stage's module, which imports torch.
     from stages import interrupt, threads
 
     interrupt.STOP.begin_command()

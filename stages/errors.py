@@ -1,6 +1,7 @@
 """An error that ended a run: one sentence on stderr, an exit code, and the traceback in a file.
 
-Exit code 2: something that a user can mend (a setting, a file, the disk, memory, the network). Exit code 1: a bug of this project.
+Exit code 2: something that a user can mend (a setting, a file, the disk, memory, the network). Exit code 1: a bug of
+this project.
 """
 
 import contextlib
@@ -15,22 +16,26 @@ from pathlib import Path
 from modeling.disk import FULL, error_number
 
 MEMORY = (
-    "lower sft.micro_batch_size, samples.batch_size, reward.max_tokens_per_micro_batch, ppo.max_tokens_per_micro_batch, "
-    "ppo.rollout_batch_size or evaluate.batch_size, whichever stage it was, or train with model.adapter lora"
+    "lower sft.micro_batch_size, samples.batch_size, reward.max_tokens_per_micro_batch, "
+    "ppo.max_tokens_per_micro_batch, ppo.rollout_batch_size or evaluate.batch_size, whichever stage it was, or train with model.adapter lora"
 )
-OUTSIDE = ("huggingface_hub", "datasets", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "fsspec", "safetensors", "tokenizers",
-           "pyarrow", "wandb", "trackio", "yaml", "jinja2")  # fmt: skip
-"""Packages whose own exception classes speak of files, the network or templates, which are the user's."""
+NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "fsspec")
+FILES = ("datasets", "safetensors", "tokenizers", "pyarrow", "yaml", "jinja2", "wandb", "trackio")
+"""Packages whose own exception classes report problems with the network, files, templates or accounts of the user."""
 LONGEST = 600
 """Characters of a library's message that are shown; the file has all of it."""
 
 
 class InUseError(ValueError):
-    """Another process works in the run folder, which therefore must not be written to, not even an error's traceback."""
+    """Another process works in the run folder, so nothing must be written to it, not even an error's traceback."""
 
 
 def report(error: Exception, root: Path | None) -> int:
-    """Prints the sentence, unless another process of the run has said the same, and returns the exit code. `root` is the run folder."""
+    """Prints the sentence, unless another process of the run has printed it, and returns the exit code.
+
+    Args:
+        root: the run folder, None if it is not known yet.
+    """
     from stages import ranks
 
     elsewhere = ranks.failure_elsewhere(error)
@@ -58,17 +63,18 @@ def explain(error: Exception) -> tuple[str, int]:
     """(one sentence, exit code)."""
     words = " ".join(str(error).split())
     if isinstance(error, UnicodeDecodeError):
-        return f"a text file is not in UTF-8 (byte {error.object[error.start]:#04x} at {error.start}): save it as UTF-8", 2
+        byte = f"{error.object[error.start]:#04x} at {error.start}"
+        return f"a text file is not in UTF-8 (byte {byte}): save it as UTF-8", 2
     if isinstance(error, BrokenPipeError) and output_closed():
         quiet_stdout()
-        return "what read the output was closed, so the run stopped: the same command goes on (redirect the output to a file to keep it)", 2
+        return "the output was closed (a pipe or a terminal): redirect it to a file, and the same command goes on", 2
     if out_of_memory(error):
         return f"out of memory ({shortened(words) or 'no details'}): {MEMORY}", 2
     if (number := error_number(error)) is not None:
         return of_system(error, number, words), 2
     if isinstance(error, (ValueError, OSError, ImportError)):
         return (words if isinstance(error, ValueError) else shortened(words)) or type(error).__name__, 2
-    if any(base.__module__.split(".")[0] in OUTSIDE for base in type(error).__mro__):
+    if any(base.__module__.split(".")[0] in NETWORK + FILES for base in type(error).__mro__):
         return f"{shortened(words)} ({type(error).__module__.split('.')[0]}'s {type(error).__name__})", 2
     return f"{type(error).__name__}: {shortened(words)}", 1
 
@@ -82,7 +88,8 @@ def out_of_memory(error: Exception) -> bool:
 
 def of_system(error: Exception, number: int, words: str) -> str:
     """An error of the operating system, with its file and what to do."""
-    place = next((name for name in (getattr(error, "filename2", None), getattr(error, "filename", None)) if name is not None), None)
+    names = (getattr(error, name, None) for name in ("filename2", "filename"))
+    place = next((name for name in names if name is not None), None)
     what = os.strerror(number)
     # The class's own text where Python put no file beside it: Rust's errors, the Hub's and those of sockets.
     head = f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else shortened(words) or what

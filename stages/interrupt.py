@@ -1,8 +1,9 @@
 """Ctrl-C (SIGINT) and SIGTERM end a run with one sentence and exit code 130 or 143.
 
-While modules are imported, before and after the work, a signal ends the process at once: nothing is half done. During the work it raises
-KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except BaseException`, `__del__`, weakref callbacks), so it is
-raised again until it arrives, and `check` stops a run in which it never did. PPO has its own handlers (`ppo/interrupt.py`), which save first.
+While modules are imported, before and after the work, a signal ends the process at once: nothing is half done. During
+the work it raises KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except
+BaseException`, `__del__`, weakref callbacks), so it is raised again until it arrives, and `check` stops a run in which
+it never did. PPO has its own handlers (`ppo/interrupt.py`), which save first.
 """
 
 import multiprocessing
@@ -41,7 +42,7 @@ class Stop:
         self.install()
 
     def install(self) -> dict[int, Any]:
-        """Handles both signals from now on, except where the parent process ignores them (nohup). Returns the handlers before."""
+        """Handles both signals from now on, unless they are ignored (nohup). Returns the handlers before."""
         self._owner = os.getpid()
         before: dict[int, Any] = {}
         for number in SIGNALS:

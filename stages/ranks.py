@@ -1,7 +1,7 @@
-"""What the processes of a run tell each other about errors: which one failed first, and which sentence has been printed.
+"""What the processes of a run tell each other about errors: which one ended first, and what has been printed.
 
-They use the store under MASTER_ADDR and MASTER_PORT through which torch.distributed made them a group. torchrun's agent keeps it, so it outlives
-any of them.
+They use the store under MASTER_ADDR and MASTER_PORT through which torch.distributed made them a group. torchrun's agent
+keeps it, so it outlives any of them.
 """
 
 import os
@@ -47,7 +47,8 @@ def failure_elsewhere(error: Exception) -> str | None:
     if count() == 1 or not isinstance(error, RuntimeError):
         return None
     words = str(error)
-    if not (any(base.__name__ == "DistError" for base in type(error).__mro__) or any(sign in words for sign in LOST_PEER)):
+    of_torch = any(base.__name__ == "DistError" for base in type(error).__mro__)
+    if not of_torch and not any(sign in words for sign in LOST_PEER):
         return None
     if "imed out" in words or "imeout" in words:
         return "waited longer than processes.timeout_minutes for another process: raise it if one of them has more than that to do alone"

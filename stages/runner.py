@@ -209,7 +209,8 @@ def main(
 ) -> None:
     """The command line of a stage: calls `work(config, force=..., ...)` with its options.
 
-    Every error ends in one sentence: exit code 2 where a user can mend it, 1 for a bug; the traceback goes to a file, in the run folder if possible.
+    Every error ends in one sentence, with exit code 2 where a user can mend it and 1 for a bug. Its traceback goes to a
+    file, in the run folder if possible.
     """
     config: RunConfig | None = None
     STOP.number = 0
@@ -232,7 +233,10 @@ def main(
 
 
 def interrupted(stop: KeyboardInterrupt | None) -> NoReturn:
-    """Says so, in the first process, and ends this one. torchrun sends SIGTERM to the others when one process fails: then that one is named."""
+    """Says so, in the first process, and ends this one.
+
+    torchrun sends SIGTERM to the others when one process fails: then the sentence names that one.
+    """
     sentence = str(stop or "") or STOP.sentence()
     if count() > 1 and STOP.number == signal.SIGTERM:
         failed = failures().first()
@@ -244,9 +248,11 @@ def interrupted(stop: KeyboardInterrupt | None) -> NoReturn:
 
 
 def leave(code: int, at_once: bool = False) -> NoReturn:
-    """Ends the process; at once means without Python's shutdown, which may wait for worker processes and print what it had to break off.
+    """Ends the process.
 
-    One of several processes always ends at once: gloo's threads could abort the shutdown, and the others would wait meanwhile.
+    Args:
+        at_once: without Python's shutdown, which may wait for worker processes and print what it broke off. One of
+            several processes always ends like that: gloo's threads could abort the shutdown, and the others would wait.
     """
     if at_once or count() > 1:
         end_process(code)

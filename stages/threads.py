@@ -1,6 +1,7 @@
 """How idle OpenMP threads wait, chosen before torch is loaded, because libgomp reads its settings only once.
 
-By default they spin. On an idle machine that is the fastest; next to other work they take the cores from the threads that everybody waits for.
+By default they spin. On an idle machine that is the fastest; next to other work they take the cores from the threads
+that everybody waits for.
 """
 
 import os
@@ -18,10 +19,11 @@ GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
 
 
 def choose_wait_policy(measure: Callable[[], tuple[float, int]] | None = None) -> None:
-    """Sets OMP_WAIT_POLICY=PASSIVE, for this process and its children, when other work runs on its cores; says so in one line.
+    """Sets OMP_WAIT_POLICY=PASSIVE for this process and its children when other work runs on its cores, and says so.
 
-    Leaves everything as it is when the user chose, on a GPU, on another system than Linux, with one thread, and for --help. Several processes of
-    one run on this machine cannot tell each other's work from that of others, so they choose nothing either.
+    Leaves everything as it is when the user chose, on a GPU, on another system than Linux, with one thread, and for
+    --help. Several processes of one run on this machine cannot tell each other's work from that of others, so they
+    choose nothing either.
     """
     if not sys.platform.startswith("linux") or not wanted(os.environ, sys.argv) or has_gpu(os.environ):
         return
@@ -53,8 +55,8 @@ def busy_cores() -> tuple[float, int]:
     before = ticks()
     time.sleep(SECONDS)
     after = ticks()
-    shares = [(after[core][0] - before[core][0]) / max(1, after[core][1] - before[core][1]) for core in after if core in before]
-    return sum(shares), len(shares)
+    changes = [(after[core][0] - before[core][0], after[core][1] - before[core][1]) for core in after if core in before]
+    return sum(busy / max(1, total) for busy, total in changes), len(changes)
 
 
 def ticks() -> dict[int, tuple[int, int]]:

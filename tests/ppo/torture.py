@@ -308,7 +308,8 @@ def disturb(undisturbed: Undisturbed, moment: str, luck: random.Random, log: Pat
         if work.codes == [0] * variant.processes:
             return None
         # One that does not train yet, or no longer, just ends, and the other one loses it.
-        outside = -signal.SIGTERM in work.codes or any(sign in words for sign in ("interrupted (SIGTERM)", "stopped, because"))
+        said = any(sign in words for sign in ("interrupted (SIGTERM)", "stopped, because"))
+        outside = said or -signal.SIGTERM in work.codes
         if any(code != 143 for code in work.codes) and not outside:
             problems.append(f"exit codes {work.codes}")
     else:

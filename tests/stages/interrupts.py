@@ -2,8 +2,9 @@
 
     python -m tests.stages.interrupts --runs 40 --seed 0        (make interrupts)
 
-Each run is a command as a user types it, on `configs/smoke.yaml`; a pipeline goes on where the one before was stopped, so that later stages get
-their share. A run that ended before its signal came is not counted, and the next one starts over.
+Each run is a command as a user types it, on `configs/smoke.yaml`; a pipeline goes on where the one before was stopped,
+so that later stages get their share. A run that ended before its signal came is not counted, and the next one starts
+over.
 """
 
 import argparse
@@ -93,7 +94,10 @@ def main() -> None:
             bad += bool(problems)
             told[f"{module} {signal.Signals(number).name}"] += 1
             stage = next((line.split(":")[0] for line in reversed(stdout.splitlines()) if ": r" in line), "start")
-            print(f"{module:>16}  {number.name:>8}  {wait:>6.2f} s  {stage:>9}  {took:>5.1f} s  {'; '.join(problems) or 'well'}", flush=True)
+            print(
+                f"{module:>16}  {number.name:>8}  {wait:>6.2f} s  {stage:>9}  {took:>5.1f} s  {'; '.join(problems) or 'well'}",
+                flush=True,
+            )
     print(f"\n{dict(told)}; {bad} with problems, {lost} lost")
     print("FAIL" if bad else "PASS")
     sys.exit(1 if bad else 0)

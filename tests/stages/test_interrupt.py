@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run with one sentence and 130 or 143 at any moment, also where a library swallows the interrupt."""
+"""Ctrl-C and SIGTERM end a run with one sentence and 130 or 143, also where a library swallows the interrupt."""
 
 import os
 import signal

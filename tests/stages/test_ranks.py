@@ -21,7 +21,12 @@ Work = Callable[[Processes], Any]
 
 def one_of_two(rank: int, port: int, folder: Path, work: Work, arguments: list[str]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     with (folder / f"{rank}.stderr").open("w") as file:
         os.dup2(file.fileno(), 2)
         sys.stderr = file
@@ -57,10 +62,15 @@ def fails_on(rank: int) -> Work:
     return work
 
 
-def test_an_error_on_another_process_is_printed_with_its_number_and_ends_the_first_with_a_sentence_that_names_it(tmp_path: Path) -> None:
+def test_an_error_on_another_process_is_printed_with_its_number_and_ends_the_first_with_a_sentence_that_names_it(
+    tmp_path: Path,
+) -> None:
     codes, printed = two(tmp_path, fails_on(1))
     assert codes == [2, 2]
-    assert printed == ["error: stopped, because process 1 ended: row 7 has no answer\n", "error: process 1 of 2: row 7 has no answer\n"]
+    assert printed == [
+        "error: stopped, because process 1 ended: row 7 has no answer\n",
+        "error: process 1 of 2: row 7 has no answer\n",
+    ]
     assert "row 7 has no answer" in (tmp_path / "run" / "last_error_of_process_1.txt").read_text()
 
 

@@ -67,7 +67,11 @@ def test_a_stage_chooses_before_it_imports_anything_and_a_library_import_does_no
     try:
         as_command = subprocess.run([sys.executable, "-m", "stages.ranks"], cwd=HERE, env=environment, capture_output=True, text=True)
         as_library = subprocess.run(
-            [sys.executable, "-c", "import stages, sys; print('torch' in sys.modules)"], cwd=HERE, env=environment, capture_output=True, text=True
+            [sys.executable, "-c", "import stages, sys; print('torch' in sys.modules)"],
+            cwd=HERE,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
     finally:
         for burner in burners:
