@@ -14,12 +14,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow torture bench-data bench-reward bench-ppo results-reward check format clean help data $(STAGES)
+.PHONY: setup demo smoke test test-slow torture interrupts bench-data bench-reward bench-ppo results-reward check format clean help data $(STAGES)
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | torture | bench-data | bench-reward | bench-ppo | results-reward | clean"
+	@echo "also: make smoke | check | test-slow | torture | interrupts | bench-data | bench-reward | bench-ppo | results-reward | clean"
 
 setup: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ test-slow: setup
 # PPO runs killed at random moments, whose results must be those of undisturbed ones to the byte.
 torture: setup
 	@$(RUN) -m tests.ppo.torture $(ARGS)
+
+# Signals at random moments of stages; every run must end with one sentence and the signal's exit code.
+interrupts: setup
+	@$(RUN) -m tests.stages.interrupts $(ARGS)
 
 bench-data: setup
 	@$(RUN) -m data.benchmark $(ARGS)

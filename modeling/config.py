@@ -4,7 +4,22 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.numbers import PositiveInt, check_numbers
+from data.numbers import PositiveFloat, PositiveInt, check_numbers
+
+TIMEOUT_MINUTES = 120.0
+
+
+@dataclass
+class ProcessesConfig:
+    """Several processes that work together. A change here makes no stage run again."""
+
+    timeout_minutes: PositiveFloat = TIMEOUT_MINUTES
+    """Minutes that a process waits for the others before the run fails. Ours: longer than what the first process does
+    alone (curating data, ranking answers, judging, writing models). torch's defaults are 10 (NCCL) and 30 (gloo)."""
+
+    def validate(self) -> None:
+        """Raises ValueError on contradictions."""
+        check_numbers(self, "processes")
 
 
 @dataclass

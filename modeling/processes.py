@@ -6,9 +6,11 @@ Losses are sums divided by a count over all processes, so gradients are summed, 
 """
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from modeling.config import TIMEOUT_MINUTES
 from modeling.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -55,9 +58,10 @@ class Processes:
             try:
                 box[0] = make()
             except Exception as error:  # all others wait for this answer, whatever went wrong
-                box[1] = error
+                box[1] = sendable(error)
         broadcast_object_list(box)
         if box[1] is not None:
+            box[1].from_main = True
             raise box[1]
         return cast(T, box[0])
 
@@ -76,13 +80,28 @@ class Processes:
         return size // self.count
 
 
-def processes(device: str = "auto") -> Processes:
-    """The team that torchrun or accelerate started, or this process alone."""
+def sendable(error: Exception) -> Exception:
+    """The error, or one of the nearest built-in class with its message where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kinds = (ValueError, OSError, MemoryError, ImportError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        return kind(f"{type(error).__name__}: {error}")
+    return error
+
+
+def processes(device: str = "auto", timeout_minutes: float = TIMEOUT_MINUTES) -> Processes:
+    """The processes that torchrun or accelerate started, or this process alone.
+
+    Args:
+        timeout_minutes: how long one waits for the others in any exchange; the first call of a process decides.
+    """
     cpu = device == "cpu" or not torch.cuda.is_available()
     if cpu:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         keep_freed_memory()
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu, timeout=timedelta(minutes=timeout_minutes))
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
 
 

@@ -50,6 +50,8 @@ class Interrupt:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.number and error is None:  # It came too late for `agreed`: whoever handles signals outside decides.
+            signal.raise_signal(self.number)
 
     @contextmanager
     def breakable(self) -> Iterator[None]:

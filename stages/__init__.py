@@ -1,1 +1,10 @@
-"""One thin runner a stage: reads the config, calls the room that does the work, writes the manifest."""
+"""One thin runner per stage: it reads the config, calls the code that does the work, and writes the manifest."""
+
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # `python -m stages.<stage>` imports this package before the stage's module, which imports torch.
+    from stages import interrupt, threads
+
+    interrupt.STOP.begin_command()
+    threads.choose_wait_policy()

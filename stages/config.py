@@ -14,10 +14,11 @@ from data.config import DataConfig, SourceConfig
 from data.numbers import NonNegativeInt, check_numbers
 from evaluation.config import EvaluateConfig, EvaluateRewardConfig
 from labeling.config import LabelsConfig, SamplesConfig
-from modeling.config import ModelConfig, TrackingConfig
+from modeling.config import ModelConfig, ProcessesConfig, TrackingConfig
 from ppo.config import PPOConfig
 from reward.config import RewardConfig
 from sft.config import SFTConfig
+from stages.config_files import check_config_files
 
 
 @dataclass
@@ -48,6 +49,8 @@ class RunConfig:
     """Stage 3: PPO-ptx."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Held-out comparison of base, SFT and PPO."""
+    processes: ProcessesConfig = field(default_factory=ProcessesConfig)
+    """Several processes that work together."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Who is told how training goes."""
 
@@ -149,6 +152,7 @@ def parse_config(
 
     Exits with 2 and one sentence on a mistake; raises ValueError on contradictions.
     """
+    check_config_files(arguments)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=program, description=description, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below; later arguments override earlier ones.")

@@ -38,7 +38,8 @@ def refuse_unfit_reward_base(config: RunConfig) -> None:
     from reward.start import Start
 
     if config.reward.base is not None:
-        place = processes(config.model.device).from_main(lambda: base_model_place(config.model))
+        team = processes(config.model.device, config.processes.timeout_minutes)
+        place = team.from_main(lambda: base_model_place(config.model))
         start = Start.of(config.reward, config.model, Path(place))
         refuse_value_start(config.ppo, load_tokenizer(place, config.model), start.tokenizer())
 

@@ -11,13 +11,13 @@ import functools
 import operator
 import os
 import shutil
+import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +27,9 @@ from filelock import FileLock, Timeout
 from modeling.disk import discard, discarded, sync, write_whole
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, RunConfig, parse_config
+from stages.errors import InUseError, report, say
+from stages.interrupt import STOP, end_process
+from stages.ranks import count, failures, own_rank
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
 
@@ -75,7 +78,8 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
     from modeling.processes import processes
     from modeling.tracking import CLOCKWORK
 
-    team = processes(config.model.device)
+    STOP.check()
+    team = processes(config.model.device, config.processes.timeout_minutes)
     run = RunFolder(Path(config.runs_folder) / config.run_name)
     with locked(run.root) if team.is_main else contextlib.nullcontext():
         plan = team.from_main(lambda: prepare(stage, config, run, force))
@@ -87,6 +91,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         if team.is_main:
             print(f"{stage.name}: {'resuming' if plan.resumed else 'running'}", flush=True)
         headline: dict[str, Any] = stage.work(config, run, plan.partial) if stage.parallel or team.is_main else {}
+        STOP.check()  # A result during which an interrupt was swallowed may not be whole.
         team.wait()
         if team.is_main:
             seconds = time.perf_counter() - clock
@@ -179,10 +184,6 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
     (final / FINGERPRINT).unlink(missing_ok=True)
 
 
-class InUseError(ValueError):
-    """Another process works in the run folder, which therefore must not be written to, not even an error's traceback."""
-
-
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Holds the run folder for this process. Raises InUseError when another one has it; a lock dies with its process."""
@@ -208,27 +209,54 @@ def main(
 ) -> None:
     """The command line of a stage: calls `work(config, force=..., ...)` with its options.
 
-    A user's mistake ends in one sentence and exit code 2; its traceback goes to a file in the run folder.
+    Every error ends in one sentence, with exit code 2 where a user can mend it and 1 for a bug. Its traceback goes to a
+    file, in the run folder if possible.
     """
     config: RunConfig | None = None
+    STOP.number = 0
     try:
-        config, given = parse_config(program, description, arguments, options)
-        work(config, **given)
-        from modeling.processes import part
+        try:
+            config, given = parse_config(program, description, arguments, options)
+            with STOP.working():
+                work(config, **given)
+                from modeling.processes import part
 
-        part()
-    except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        if config is not None and not isinstance(error, InUseError):
-            root = Path(config.runs_folder) / config.run_name
-            if root.is_dir():
-                (root / "last_error.txt").write_text(traceback.format_exc())
-        sys.exit(2)
+                part()
+        finally:
+            sys.stdout.flush()  # A closed pipe shows here, and not when Python exits.
+    except Exception as error:
+        if STOP.number:  # the consequence of an interrupt
+            interrupted(None)
+        leave(report(error, None if config is None else Path(config.runs_folder) / config.run_name))
     except KeyboardInterrupt as stop:
-        if os.environ.get("RANK", "0") == "0":
-            print(str(stop) or "interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(getattr(stop, "exit_code", 130))
+        interrupted(stop)
+
+
+def interrupted(stop: KeyboardInterrupt | None) -> NoReturn:
+    """Says so, in the first process, and ends this one.
+
+    torchrun sends SIGTERM to the others when one process fails: then the sentence names that one.
+    """
+    sentence = str(stop or "") or STOP.sentence()
+    if count() > 1 and STOP.number == signal.SIGTERM:
+        failed = failures().first()
+        failures().note(sentence)
+        sentence = f"stopped, because {failed}" if failed else sentence
+    if own_rank() == 0:
+        say(sentence)
+    leave(getattr(stop, "exit_code", STOP.code()), at_once=STOP.is_command)
+
+
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """Ends the process.
+
+    Args:
+        at_once: without Python's shutdown, which may wait for worker processes and print what it broke off. One of
+            several processes always ends like that: gloo's threads could abort the shutdown, and the others would wait.
+    """
+    if at_once or count() > 1:
+        end_process(code)
+    sys.exit(code)
 
 
 def stage_main(stage: Stage, description: str) -> None:

@@ -197,7 +197,6 @@ def test_a_key_like_no_other_points_to_the_list(capsys: pytest.CaptureFixture[st
         (["--labels.labeler", "cat"], "labels.labeler"),
         (["--data.demonstrations", "3"], "data.demonstrations"),
         (["--ppo.whiten_advantages", "perhaps"], "ppo.whiten_advantages"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["stray"], "stray"),
     ],
 )
@@ -205,7 +204,7 @@ def test_an_ill_typed_value_is_refused_with_its_key(capsys: pytest.CaptureFixtur
     assert named in refused(capsys, *arguments)
 
 
-@pytest.mark.parametrize("yaml", ["a: [\n", "- 1\n", "just words\n"])
+@pytest.mark.parametrize("yaml", ["- 1\n", "just words\n"])
 def test_a_file_that_is_no_mapping_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml)

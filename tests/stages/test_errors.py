@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from stages.runner import main
-
 HERE = Path(__file__).parents[2]
 GOOD = {"prompt": "Why?", "completion": "Because."}
 
@@ -65,21 +63,3 @@ def test_a_mistake_leaves_no_result_and_keeps_its_traceback_for_whoever_wants_it
     runs = answers["bad row"][2] / "bad_row"
     assert not (runs / "data").exists()
     assert "Traceback" in (runs / "last_error.txt").read_text()
-
-
-def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    def work(config: object, force: bool) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as stopped:
-        main(work, "stages.x", "", [])
-    assert stopped.value.code == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
-
-
-def test_a_bug_is_not_dressed_up_as_a_users_mistake() -> None:
-    def work(config: object, force: bool) -> None:
-        raise AssertionError("an invariant")
-
-    with pytest.raises(AssertionError):
-        main(work, "stages.x", "", [])

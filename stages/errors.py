@@ -1,0 +1,157 @@
+"""An error that ended a run: one sentence on stderr, an exit code, and the traceback in a file.
+
+Exit code 2: something that a user can mend (a setting, a file, the disk, memory, the network). Exit code 1: a bug of
+this project.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from modeling.disk import FULL, error_number
+
+MEMORY = (
+    "lower sft.micro_batch_size, samples.batch_size, reward.max_tokens_per_micro_batch, "
+    "ppo.max_tokens_per_micro_batch, ppo.rollout_batch_size or evaluate.batch_size, whichever stage it was, or train with model.adapter lora"
+)
+NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "fsspec")
+FILES = ("datasets", "safetensors", "tokenizers", "pyarrow", "yaml", "jinja2", "wandb", "trackio")
+"""Packages whose own exception classes report problems with the network, files, templates or accounts of the user."""
+LONGEST = 600
+"""Characters of a library's message that are shown; the file has all of it."""
+
+
+class InUseError(ValueError):
+    """Another process works in the run folder, so nothing must be written to it, not even an error's traceback."""
+
+
+def report(error: Exception, root: Path | None) -> int:
+    """Prints the sentence, unless another process of the run has printed it, and returns the exit code.
+
+    Args:
+        root: the run folder, None if it is not known yet.
+    """
+    from stages import ranks
+
+    elsewhere = ranks.failure_elsewhere(error)
+    sentence, code = (elsewhere, 2) if elsewhere is not None else explain(error)
+    rank = ranks.own_rank()
+    if not ranks.should_say(error, sentence):
+        return code
+    of_rank = f"process {rank} of {ranks.count()}: " if rank else ""
+    place = keep_traceback(error, root, rank, known=code == 2 and isinstance(error, ValueError))
+    if code == 1:
+        sentence = f"internal error: {sentence}; the traceback is in {place}; please report it"
+    elif place is not None and (root is None or place.parent != root):
+        sentence = f"{sentence} (the traceback is in {place})"
+    say(f"error: {of_rank}{sentence}")
+    return code
+
+
+def say(sentence: str) -> None:
+    """Prints a line on stderr, if anybody can still read it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """(one sentence, exit code)."""
+    words = " ".join(str(error).split())
+    if isinstance(error, UnicodeDecodeError):
+        byte = f"{error.object[error.start]:#04x} at {error.start}"
+        return f"a text file is not in UTF-8 (byte {byte}): save it as UTF-8", 2
+    if isinstance(error, BrokenPipeError) and output_closed():
+        quiet_stdout()
+        return "the output was closed (a pipe or a terminal): redirect it to a file, and the same command goes on", 2
+    if out_of_memory(error):
+        return f"out of memory ({shortened(words) or 'no details'}): {MEMORY}", 2
+    if (number := error_number(error)) is not None:
+        return of_system(error, number, words), 2
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return (words if isinstance(error, ValueError) else shortened(words)) or type(error).__name__, 2
+    if any(base.__module__.split(".")[0] in NETWORK + FILES for base in type(error).__mro__):
+        return f"{shortened(words)} ({type(error).__module__.split('.')[0]}'s {type(error).__name__})", 2
+    return f"{type(error).__name__}: {shortened(words)}", 1
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory of the CPU or of a GPU was used up."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's, without an import of torch
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or named or on_cpu
+
+
+def of_system(error: Exception, number: int, words: str) -> str:
+    """An error of the operating system, with its file and what to do."""
+    names = (getattr(error, name, None) for name in ("filename2", "filename"))
+    place = next((name for name in names if name is not None), None)
+    what = os.strerror(number)
+    # The class's own text where Python put no file beside it: Rust's errors, the Hub's and those of sockets.
+    head = f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else shortened(words) or what
+    if what not in head:
+        head = f"{head} ({what})"
+    return head + ADVICE.get(number, "")
+
+
+def advice() -> dict[int, str]:
+    """What to do about the errors that people meet."""
+    room = ": make room, and the same command goes on"
+    return dict.fromkeys(FULL, room) | {
+        errno.EROFS: ": choose a place that can be written to",
+        errno.EACCES: ": change its permissions, or choose another place",
+        errno.EPERM: ": change its permissions, or choose another place",
+        errno.EISDIR: ": a file is expected here",
+        errno.ENOTDIR: ": a folder is expected here",
+        errno.EEXIST: ": something else has this name; move it away, or choose another place",
+        errno.EMFILE: ": raise the limit of open files (`ulimit -n`)",
+    }
+
+
+ADVICE = advice()
+
+
+def shortened(words: str) -> str:
+    """The beginning of a long message."""
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
+
+
+def output_closed() -> bool:
+    """Whether nobody reads the standard output any more. A broken pipe may also be one to a worker process."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLERR)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def quiet_stdout() -> None:
+    """Drops what is still to be written to a closed pipe, about which Python would complain when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def keep_traceback(error: Exception, root: Path | None, rank: int, known: bool) -> Path | None:
+    """Writes the traceback into the run folder, else into a temporary file; returns where, None if it was not kept.
+
+    A `known` mistake needs no file before there is a run folder.
+    """
+    text = "".join(traceback.format_exception(error))
+    if root is not None and root.is_dir() and not isinstance(error, InUseError):
+        place = root / ("last_error.txt" if rank == 0 else f"last_error_of_process_{rank}.txt")
+        with contextlib.suppress(OSError):
+            place.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return place
+    elif known:
+        return None
+    with contextlib.suppress(OSError):
+        handle, name = tempfile.mkstemp(prefix="rlhf-ptx-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        return Path(name)
+    return None

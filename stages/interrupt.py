@@ -1,0 +1,126 @@
+"""Ctrl-C (SIGINT) and SIGTERM end a run with one sentence and exit code 130 or 143.
+
+While modules are imported, before and after the work, a signal ends the process at once: nothing is half done. During
+the work it raises KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except
+BaseException`, `__del__`, weakref callbacks), so it is raised again until it arrives, and `check` stops a run in which
+it never did. PPO has its own handlers (`ppo/interrupt.py`), which save first.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_SECONDS = 2.0
+"""A KeyboardInterrupt that did not end the work by then is raised again."""
+SAME_SECONDS = 1.0
+"""A signal this soon after the first is the same one: both the terminal and torchrun forward Ctrl-C."""
+
+
+class Stop:
+    """The signal that this process received, and how it ends the run."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The signal that came, 0 if none did."""
+        self.is_command = False
+        """Whether this process is `python -m stages.<stage>`, so that nothing but the run ends with it."""
+        self._since = 0.0
+        self._working = False
+        self._owner = os.getpid()
+
+    def begin_command(self) -> None:
+        """Handles both signals from the first imports on."""
+        self.is_command = True
+        self.install()
+
+    def install(self) -> dict[int, Any]:
+        """Handles both signals from now on, unless they are ignored (nohup). Returns the handlers before."""
+        self._owner = os.getpid()
+        before: dict[int, Any] = {}
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, self._receive)
+        return before
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Around the work: a signal raises KeyboardInterrupt, at the latest when the block is left."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.number = 0
+        before = self.install()
+        alarm = signal.getsignal(signal.SIGALRM)
+        self._working = True
+        try:
+            yield
+            self.check()
+        finally:
+            self._working = False
+            if self.number:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, alarm)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if a signal came whose KeyboardInterrupt was lost."""
+        if self._working and self.number:
+            raise KeyboardInterrupt
+
+    def code(self) -> int:
+        """The exit code of a process that a signal stopped."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def sentence(self) -> str:
+        """What the user reads."""
+        name = signal.Signals(self.number or signal.SIGINT).name
+        return f"interrupted ({name}): the same command goes on from the last checkpoint"
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked worker, whose parent received the signal too
+            os._exit(128 + number)
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+            if self._working:
+                signal.signal(signal.SIGALRM, self._raise_again)
+                signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+                raise KeyboardInterrupt
+        elif time.monotonic() - self._since < SAME_SECONDS:
+            return
+        self._end()
+
+    def _raise_again(self, number: int, frame: FrameType | None) -> None:
+        if self._working:
+            raise KeyboardInterrupt
+
+    def _end(self) -> NoReturn:
+        """Ends the process here. Python's own shutdown could print tracebacks, and wait for threads."""
+        if os.environ.get("RANK", "0") == "0":
+            # Not print: the signal may have come while something was being printed.
+            os.write(2, f"{self.sentence()}\n".encode())
+        end_process(self.code())
+
+
+def end_process(code: int) -> NoReturn:
+    """Exits without Python's shutdown, and takes worker processes along."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, RuntimeError, ValueError):  # closed, or the signal interrupted a write to it
+            continue
+    for child in multiprocessing.active_children():
+        child.terminate()
+    os._exit(code)
+
+
+STOP = Stop()
+"""This process's."""

@@ -1,0 +1,130 @@
+"""Ctrl-C and SIGTERM end a run with one sentence and 130 or 143, also where a library swallows the interrupt."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo.interrupt import Interrupt
+from stages import interrupt
+from stages.config import RunConfig
+from stages.interrupt import STOP
+from stages.runner import RunFolder, Stage, main, run_stage
+from tests.ppo.conftest import TEAM
+
+HERE = Path(__file__).parents[2]
+
+
+def signalled(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+def in_an_except_block() -> None:
+    """As code that cleans up after anything does."""
+    try:
+        signalled()
+    except BaseException:
+        return
+
+
+def in_a_destructor() -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signalled()
+
+    Dying()
+
+
+def in_a_finally_block() -> None:
+    """Another error hides the interrupt."""
+    try:
+        signalled()
+    finally:
+        raise RuntimeError("a worker ended")
+
+
+def plainly() -> None:
+    signalled()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lost", [plainly, in_an_except_block, in_a_destructor, in_a_finally_block])
+def test_an_interrupt_that_is_swallowed_still_ends_the_run_and_its_stage_counts_as_unfinished(
+    lost: Callable[[], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        lost()
+        return {}
+
+    def command(config: RunConfig, force: bool) -> None:
+        run_stage(Stage("data", sections=("data",), after=(), work=work), config)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    with pytest.raises(SystemExit) as stopped:
+        main(command, "stages.x", "", ["--runs_folder", str(tmp_path), "--run_name", "run", "--model.device", "cpu"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted (SIGINT): the same command goes on from the last checkpoint\n"
+    assert not (tmp_path / "run" / "data").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+
+
+def test_sigterm_ends_with_143(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(lambda config, force: signalled(signal.SIGTERM), "stages.x", "", [])
+    assert stopped.value.code == 143
+    assert capsys.readouterr().err == "interrupted (SIGTERM): the same command goes on from the last checkpoint\n"
+
+
+def test_a_swallowed_interrupt_is_raised_again_in_the_middle_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "AGAIN_SECONDS", 0.05)
+    steps = []
+
+    def training() -> None:
+        in_an_except_block()
+        for _ in range(100):
+            steps.append(time.sleep(0.05))
+
+    with pytest.raises(KeyboardInterrupt), STOP.working():
+        training()
+    assert len(steps) < 100
+
+
+def test_a_signal_after_ppos_last_look_is_passed_on() -> None:
+    """It came when training was through but for closing its files."""
+    with pytest.raises(KeyboardInterrupt), STOP.working(), Interrupt(TEAM):
+        signalled()
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nohup` and shells that start a job in the background ignore SIGINT for it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with STOP.working():
+            signalled()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_during_imports_is_one_sentence(number: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.report"],
+        cwd=HERE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while "libc10" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert stderr == f"interrupted ({signal.Signals(number).name}): the same command goes on from the last checkpoint\n"

@@ -1,0 +1,269 @@
+"""An error ends in one sentence, with exit code 2 where a user can mend it and 1 for a bug; a file has its traceback."""
+
+import errno
+import os
+import resource
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from data.files import write_rows
+from modeling.processes import sendable
+from stages.config import RunConfig
+from stages.runner import RunFolder, Stage, main, run_stage
+
+HERE = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """(exit code, stderr) of a command whose stage does this work, in the run folder `tmp_path/runs/run`."""
+
+    def run(work: Callable[[Path], Any], *more: str) -> tuple[int, str]:
+        def stage(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+            work(out)
+            return {}
+
+        def command(config: RunConfig, force: bool) -> None:
+            run_stage(Stage("data", sections=("data",), after=(), work=stage), config)
+
+        given = ["--runs_folder", str(tmp_path / "runs"), "--run_name", "run", "--model.device", "cpu", *more]
+        with pytest.raises(SystemExit) as stopped:
+            main(command, "stages.x", "", given)
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, capsys.readouterr().err
+
+    return run
+
+
+def failing(error: BaseException) -> Callable[[Path], None]:
+    def work(out: Path) -> None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("a sentence\n over two lines"), "error: a sentence over two lines"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/cache/model"),
+            "/cache/model: Permission denied: change its permissions",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/cache/model"),
+            "/cache/model: Read-only file system: choose a place",
+        ),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "rows.jsonl"),
+            "rows.jsonl: Is a directory: a file is expected here",
+        ),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"),
+            "a/b: Not a directory: a folder is expected here",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"), "gone: No such file or directory"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "No space left on device: make room, and the same command goes on",
+        ),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "make room, and the same command",
+        ),
+        (
+            SafetensorError("Error while deserializing header: header too large"),
+            "header too large (safetensors's SafetensorError)",
+        ),
+        (
+            UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "invalid start byte"),
+            "not in UTF-8 (byte 0xff at 2): save it as UTF-8",
+        ),
+        (MemoryError(), "out of memory (no details): lower sft.micro_batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "ppo.max_tokens_per_micro_batch"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (
+            OfflineModeIsEnabled("Cannot reach https://huggingface.co/x: offline mode is enabled."),
+            "offline mode is enabled",
+        ),
+        (LocalEntryNotFoundError("Cannot find x in the cache, and the network is down."), "the network is down"),
+        (
+            DatasetGenerationError("An error occurred while generating the dataset"),
+            "(datasets's DatasetGenerationError)",
+        ),
+        (ImportError("This model needs einops. Run `pip install einops`"), "pip install einops"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
+    told: Callable[..., tuple[int, str]], tmp_path: Path, error: Exception, said: str
+) -> None:
+    code, stderr = told(failing(error))
+    assert code == 2
+    assert said in stderr
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert "Traceback" not in stderr
+    assert type(error).__name__ in (tmp_path / "runs" / "run" / "last_error.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AssertionError("an invariant"), KeyError("x"), TypeError("no"), RuntimeError("shapes differ"), RecursionError()],
+)
+def test_a_bug_is_called_one_and_says_where_its_traceback_is(told: Callable[..., tuple[int, str]], tmp_path: Path, error: Exception) -> None:
+    code, stderr = told(failing(error))
+    file = tmp_path / "runs" / "run" / "last_error.txt"
+    assert code == 1
+    assert stderr == f"error: internal error: {type(error).__name__}: {error}; the traceback is in {file}; please report it\n"
+    assert "in work\n" in file.read_text()
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "text": lambda out: (out / "counts.json").write_text("x" * 2**20),
+    "rows": lambda out: write_rows(out / "samples.jsonl", [{"text": "x" * 2**20}]),
+    "weights": lambda out: save_file({"weight": torch.zeros(2**20)}, out / "model.safetensors"),
+    "table": lambda out: pyarrow.parquet.write_table(pyarrow.table({"x": [os.urandom(2**20)]}), out / "sft_train.parquet"),
+}
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 64 KiB, as on a full disk; the error is EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_is_full_is_one_sentence_whatever_writes(told: Callable[..., tuple[int, str]], tmp_path: Path, kind: str) -> None:
+    code, stderr = told(WRITERS[kind])
+    assert code == 2, stderr
+    assert "File too large" in stderr
+    assert "make room, and the same command goes on" in stderr
+    assert stderr.count("\n") == 1
+    assert not (tmp_path / "runs" / "run" / "data").exists()
+
+
+def test_a_run_folder_that_is_a_file_is_one_sentence(told: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "run").write_text("")
+    code, stderr = told(lambda out: None)
+    assert code == 2
+    assert f"{tmp_path / 'runs' / 'run'}: File exists: something else has this name" in stderr
+    assert stderr.count("\n") == 1
+    kept = Path(stderr.rsplit("(the traceback is in ", 1)[1].removesuffix(")\n"))
+    assert "Traceback" in kept.read_text()
+    kept.unlink()
+
+
+def test_a_read_only_run_folder_keeps_the_traceback_elsewhere(
+    told: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, whom permissions do not stop."""
+    real = Path.write_text
+
+    def write_text(path: Path, *given: Any, **named: Any) -> int:
+        if path.is_relative_to(tmp_path / "runs"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    code, stderr = told(lambda out: (out / "counts.json").write_text("x"))
+    assert code == 2
+    assert "counts.json: Read-only file system" in stderr
+    kept = Path(stderr.rsplit("(the traceback is in ", 1)[1].removesuffix(")\n"))
+    assert not kept.is_relative_to(tmp_path / "runs")
+    assert "Traceback" in kept.read_text()
+    kept.unlink()
+
+
+def test_a_closed_pipe_is_one_sentence_and_leaves_no_noise(tmp_path: Path) -> None:
+    script = "import os; from stages.errors import report\n" + (
+        "import sys\ntry:\n    os.read(0, 1); print('x', flush=True)\nexcept OSError as error:\n    sys.exit(report(error, None))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=HERE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, stderr = process.communicate("x", timeout=120)
+    assert process.returncode == 2
+    assert "the output was closed" in stderr
+    assert stderr.count("\n") == 1
+    Path(stderr.rsplit("(the traceback is in ", 1)[1].removesuffix(")\n")).unlink()
+
+
+def test_a_broken_pipe_to_a_worker_is_not_taken_for_a_closed_output(told: Callable[..., tuple[int, str]]) -> None:
+    code, stderr = told(failing(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert code == 2
+    assert "output was closed" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "mine.yaml does not exist: give a YAML file"),
+        ("folder", "mine.yaml is a folder: give a YAML file"),
+        (b"run_name: x\ndata:\n  demonstrations: [seed\n  foo: 1\n", "mine.yaml:4: not YAML: "),
+        (b"run_name: \xff\n", "mine.yaml: not UTF-8 text (byte 0xff at 10)"),
+        (b"run_name: \x00\n", "mine.yaml: not YAML: "),
+    ],
+    ids=["missing", "folder", "yaml", "encoding", "binary"],
+)
+def test_a_config_file_that_cannot_be_read_is_named(
+    told: Callable[..., tuple[int, str]], tmp_path: Path, content: bytes | str | None, said: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    if content == "folder":
+        file.mkdir()
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    code, stderr = told(lambda out: None, "--config", str(file))
+    assert code == 2
+    assert said in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_an_error_that_cannot_be_sent_to_other_processes_keeps_its_class_and_words() -> None:
+    class OddError(OSError):
+        def __init__(self, response: object) -> None:
+            super().__init__(f"status {response}")
+            self.kept = select.poll()  # which cannot be pickled
+
+    found = sendable(OddError(404))
+    assert type(found) is OSError
+    assert str(found) == "OddError: status 404"
+    kept = ValueError("plain")
+    assert sendable(kept) is kept
+
+
+def test_damaged_weights_are_a_users_matter(told: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    code, stderr = told(lambda out: safe_open(tmp_path / "model.safetensors", "pt"))
+    assert code == 2
+    assert stderr.count("\n") == 1
