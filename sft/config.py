@@ -25,6 +25,9 @@ class SFTConfig:
     """Gradient clipping. Ours."""
     max_train_examples: int | None = None
     """Use only so many demonstrations, spread evenly over the set; null uses all."""
+    checkpoint_minutes: float = 10.0
+    """Save a checkpoint after so many minutes, and at the end of each epoch; 0 saves after every step. A killed run
+    loses at most what it trained since the last one. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
@@ -35,5 +38,7 @@ class SFTConfig:
             raise ValueError(f"sft.micro_batch_size={self.micro_batch_size} does not divide sft.batch_size={self.batch_size}")
         if not 0 <= self.pretraining_fraction < 1:
             raise ValueError(f"sft.pretraining_fraction={self.pretraining_fraction} must be at least 0 and below 1")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"sft.checkpoint_minutes={self.checkpoint_minutes} must be at least 0")
         if self.learning_rate <= 0:
             raise ValueError(f"sft.learning_rate={self.learning_rate} must be above 0")

@@ -10,18 +10,18 @@ from datasets import Dataset
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig as TrlConfig
-from trl import SFTTrainer
 
 from data.records import Demonstration
 from modeling.adapters import add_lora, merged
+from modeling.checkpoint import step_of
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.load import context_length, save
 from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.examples import demonstration_examples, mix, text_examples
+from sft.resume import CheckpointCallback, ResumableTrainer, newest_complete
 
 NAMES = {
     "loss": "loss",
@@ -70,9 +70,10 @@ def train(
     out: Path,
     tracking: TrackingConfig | None = None,
 ) -> dict[str, float]:
-    """Trains, saves the model to `out/model` and returns the last losses. Goes on from the trainer's last checkpoint below `out`.
+    """Trains, saves the model to `out/model` and returns the last losses.
 
-    Raises ValueError when the batch does not divide over the processes, or a demonstration is longer than the context.
+    Goes on from the newest complete checkpoint below `out`. Raises ValueError when the batch does not divide over the
+    processes, a demonstration is longer than the context, or every checkpoint is damaged.
     """
     per_process = team.divide(config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
@@ -86,15 +87,20 @@ def train(
         model = add_lora(model, model_config.lora)
     bf16 = model_config.precision == "bfloat16" or (model_config.precision == "auto" and team.device.type == "cuda")
     folder = out / "trainer"
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    checkpoint, said = team.from_main(lambda: newest_complete(folder))
+    for line in said:
+        team.say(f"sft: {line}")
+    done = step_of(checkpoint) if checkpoint is not None else 0
     with Tracker(out, done, tracking) if team.is_main else nullcontext() as tracker:
-        trainer = SFTTrainer(
+        callbacks: list[TrainerCallback] = [CheckpointCallback(config.checkpoint_minutes, team)]
+        if tracker is not None:
+            callbacks.append(TrackerCallback(tracker))
+        trainer = ResumableTrainer(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, valid_set, context)),
-            callbacks=[TrackerCallback(tracker)] if tracker is not None else [],
+            callbacks=callbacks,
             args=TrlConfig(
                 output_dir=str(folder),
                 num_train_epochs=config.epochs,
@@ -112,14 +118,13 @@ def train(
                 completion_only_loss=True,
                 max_length=None,
                 packing=False,
-                train_sampling_strategy="group_by_length",
                 gradient_checkpointing=False,
                 bf16=bf16,
                 use_cpu=team.device.type == "cpu",
                 logging_steps=1,
                 eval_strategy="epoch",
                 save_strategy="epoch",
-                save_total_limit=1,
+                save_total_limit=2,  # the newest is complete only once it is sealed
                 report_to=[],
                 disable_tqdm=True,
                 seed=seed,
@@ -127,7 +132,7 @@ def train(
             ),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         history = trainer.state.log_history
     if team.is_main:
         trained = trainer.accelerator.unwrap_model(trainer.model)
