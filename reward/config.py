@@ -47,6 +47,9 @@ class RewardConfig:
     """Adam's second decay; the first is 0.9. C.1."""
     epoch_evaluation_prompts: int = 256
     """After each epoch, accuracy and loss on as many training and validation prompts, for the gap between them. Ours; 0 skips it."""
+    checkpoint_minutes: float = 10.0
+    """Save a checkpoint after so many minutes, and at the end of each epoch; 0 saves after every step. A killed run
+    loses at most what it trained since the last one. Ours."""
     learning_curve: list[float] = field(default_factory=list)
     """Fractions of the training prompts, say [0.25, 0.5], from which further models are trained and judged on the same test set. Ours."""
 
@@ -77,5 +80,7 @@ class RewardConfig:
         for fraction in self.learning_curve:
             if not 0 < fraction < 1:
                 raise ValueError(f"reward.learning_curve holds {fraction}, and must hold fractions between 0 and 1; the whole is always trained")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"reward.checkpoint_minutes={self.checkpoint_minutes} must be at least 0")
         if self.learning_rate <= 0:
             raise ValueError(f"reward.learning_rate={self.learning_rate} must be above 0")
