@@ -3,6 +3,7 @@
 python -m stages.evaluate --config configs/demo.yaml
 """
 
+import functools
 import gc
 import json
 from dataclasses import asdict
@@ -26,6 +27,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.compare import MODELS, judged_answers, kl_to, length_matched_win_rate, parts_table, perplexity, preference, win_rate
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
+    from labeling.scratch import remembered
     from modeling.engines.types import Sampling
     from modeling.load import autocast, base_model_place, load_causal, load_tokenizer
     from modeling.processes import processes
@@ -46,26 +48,34 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         proxy = Proxy.of(run.stage("sft") / "model", run.stage("reward") / "model", config.model, trust)
         proxy.check(some)
     generations, perplexities, kl, candidates, scores = {}, {}, [], [], []
+    scratch = out / "scratch"
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
         model = load_causal(place, config.model, tokenizer).to(team.device)
         count = 1 if name == "base" else settings.answers_per_prompt
         with autocast(config.model, team.device):
-            generations[name] = answer(model, tokenizer, prompts, count, sampling, f"evaluate {name}", config.seed, team)
+            stream = f"evaluate {name}"
+            generations[name] = answer(model, tokenizer, prompts, count, sampling, stream, config.seed, team, scratch)
             if name == "sft" and proxy is not None:
-                candidates = answer(model, tokenizer, some, settings.best_of_n, sampling, "best of n", config.seed, team)
+                count = settings.best_of_n
+                candidates = answer(model, tokenizer, some, count, sampling, "best of n", config.seed, team, scratch)
         chunks = pretraining_chunks(tokenizer, read_texts(data, "heldout"), config.data.pretraining_tokens)
-        perplexities[name] = perplexity(
-            model, evenly(chunks, settings.perplexity_examples), SCORING_BATCH, tokenizer.pad_token_id, config.model, team
-        )
+        texts = evenly(chunks, settings.perplexity_examples)
+        measure = functools.partial(perplexity, model, texts, SCORING_BATCH, tokenizer.pad_token_id, config.model, team)
+        perplexities[name] = remembered(scratch, f"perplexity {name}", team, measure)
         if name == "sft":
             temperature = settings.temperature or 1.0
-            kl = kl_to(model, tokenizer, prompts, generations["ppo"], temperature, SCORING_BATCH, config.model, team)
-        del model
+            arguments = (model, tokenizer, prompts, generations["ppo"], temperature, SCORING_BATCH, config.model, team)
+            distance = functools.partial(kl_to, *arguments)
+            kl = remembered(scratch, "kl", team, distance)
+            del arguments, distance
+        del model, measure
         gc.collect()
     if proxy is not None:
         of_ppo = [generations["ppo"][index] for index in chosen]
-        scores = proxy.scores(some, [candidates, of_ppo], config.reward.max_tokens_per_micro_batch, team)
+        limit = config.reward.max_tokens_per_micro_batch
+        rate = functools.partial(proxy.scores, some, [candidates, of_ppo], limit, team)
+        scores = remembered(scratch, "reward scores", team, rate)
     if not team.is_main:
         return {}
 
@@ -139,6 +149,7 @@ STAGE = Stage(
     after=("data", "sft", "reward", "ppo"),
     work=work,
     parallel=True,
+    discardable=("scratch",),
 )  # fmt: skip
 
 if __name__ == "__main__":
