@@ -44,9 +44,10 @@ test: setup
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
 
-# PPO runs killed at random moments, whose results must be those of undisturbed ones to the byte.
+# Stages killed at random moments, whose results must be those of undisturbed runs to the byte.
+# ARGS="--stages sft samples --kills 4"
 torture: setup
-	@$(RUN) -m tests.ppo.torture $(ARGS)
+	@$(RUN) -m tests.torture $(ARGS)
 
 bench-data: setup
 	@$(RUN) -m data.benchmark $(ARGS)
