@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,11 @@ def test_a_run_killed_in_the_second_epoch_ends_in_the_bytes_of_an_undisturbed_on
         with pytest.raises(Cut):
             run("cut", cautious, config, family="gpt2")
     assert sorted(path.name for path in (tmp_path / "cut" / "trainer").glob("checkpoint-*")) == left
+    # And a later checkpoint is only half written.
+    half = shutil.copytree(newest := tmp_path / "cut" / "trainer" / left[-1], newest.with_name("checkpoint-7"))
+    (half / "checksums.json").unlink()
+    (half / "trainer_state.json").unlink()
+    (half / "optimizer.pt").write_bytes((half / "optimizer.pt").read_bytes()[:100])
     torch.manual_seed(77)
     found = run("cut", cautious, config, family="gpt2")
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
