@@ -44,9 +44,10 @@ test: setup
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
 
-# PPO runs killed at random moments, whose results must be those of undisturbed ones to the byte.
+# Stages killed at random moments, whose results must be those of undisturbed runs to the byte.
+# ARGS="--stages sft samples --kills 4"
 torture: setup
-	@$(RUN) -m tests.ppo.torture $(ARGS)
+	@$(RUN) -m tests.torture $(ARGS)
 
 # Signals at random moments of stages; every run must end with one sentence and the signal's exit code.
 interrupts: setup

@@ -60,7 +60,6 @@ def measure(fixture: Path) -> dict[str, Any]:
             pad_id=tokenizer.pad_token_id,
             seed=SEED,
             team=team,
-            tracker=None,
         )
     return {
         "cpu_seconds_a_prompt": cost.cpu_seconds / len(rows),

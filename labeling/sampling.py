@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
+from labeling.scratch import AnswerScratch
 from modeling.engines.native import generate
-from modeling.engines.types import Generation, Sampling
+from modeling.engines.types import Generation, Sampling, by_length
 from modeling.load import stop_ids
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
+
+BATCHES_A_BLOCK = 8
+"""Batches decoded between two writes to the scratch file. Smaller blocks are slower, as lanes idle at a block's end."""
 
 
 def answer(
@@ -24,25 +29,42 @@ def answer(
     stream: str,
     seed: int,
     team: Processes,
+    scratch: Path | None = None,
 ) -> list[list[Generation]]:
     """`answers_per_prompt` responses to each prompt, shared among the processes, the same whatever their number.
 
-    The random stream of an answer hangs on the seed, the stream's name, the prompt's id and the answer's number.
+    The random stream of an answer depends only on the seed, the stream's name, the prompt's id and the answer's number.
+    Finished answers are kept in the folder `scratch`, and a run that was killed samples only the missing ones.
     """
     jobs = [(index, number) for index in range(len(prompts)) for number in range(answers_per_prompt)]
     mine = team.share(jobs)
     encoded = {index: encode_prompt(tokenizer, prompts[index]) for index in {index for index, _ in mine}}
+    kept = AnswerScratch(scratch, stream, team) if scratch is not None else None
+    finished = kept.finished if kept is not None else {}
+    # In the order in which a block is decoded anyway, so that a block's prompts need little padding.
+    mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
+    size = BATCHES_A_BLOCK * sampling.batch_size if kept is not None else max(1, len(mine))
+    made: dict[tuple[int, int], Generation] = {}
     with tqdm(total=len(mine), desc=stream, unit="answer", disable=not team.is_main) as bar:
-        generations = generate(
-            model,
-            [encoded[index] for index, _ in mine],
-            [derive_seed(seed, stream, prompts[index].prompt_id, number) for index, number in mine],
-            sampling,
-            stop_ids(model),
-            tokenizer.pad_token_id,
-            on_batch=bar.update,
-        )
-    gathered = dict(team.gather(list(zip(mine, generations, strict=True))))
+        for start in range(0, len(mine), size):
+            block = mine[start : start + size]
+            missing = [job for job in block if job not in finished]
+            bar.update(len(block) - len(missing))
+            if not missing:
+                continue
+            generations = generate(
+                model,
+                [encoded[index] for index, _ in missing],
+                [derive_seed(seed, stream, prompts[index].prompt_id, number) for index, number in missing],
+                sampling,
+                stop_ids(model),
+                tokenizer.pad_token_id,
+                on_batch=bar.update,
+            )
+            made |= dict(zip(missing, generations, strict=True))
+            if kept is not None:
+                kept.add(missing, generations)
+    gathered = finished | dict(team.gather(list(made.items())))
     return [[gathered[index, number] for number in range(answers_per_prompt)] for index in range(len(prompts))]
 
 

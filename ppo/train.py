@@ -11,13 +11,14 @@ from tqdm import tqdm
 from data.records import Prompt
 from data.tokenize import decode_completion
 from modeling.batch import micro_batches
+from modeling.checkpoint import random_state
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.engines.make import make_engine
 from modeling.finite import require_finite_weights
 from modeling.load import autocast
 from modeling.processes import Processes
 from modeling.tracking import read_metrics
-from ppo.checkpoint import Checkpoints, Progress, Trained, random_state
+from ppo.checkpoint import Checkpoints, Progress, Trained
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.guards import Guards

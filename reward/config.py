@@ -59,6 +59,9 @@ class RewardConfig:
     """Adam's second decay; the first is 0.9. Appendix C."""
     epoch_evaluation_prompts: NonNegativeInt = 256
     """After each epoch, accuracy and loss on as many training and validation prompts, for the gap between them. Ours; 0 skips it."""
+    checkpoint_minutes: NonNegativeFloat = 10.0
+    """Save a checkpoint after so many minutes, and at the end of each epoch; 0 saves after every step. A killed run
+    loses at most what it trained since the last one. Ours."""
     learning_curve: list[OpenUnitInterval] = field(default_factory=list)
     """Fractions of the training prompts, say [0.25, 0.5], from which further models are trained and judged on the same test set. Ours."""
 

@@ -3,6 +3,8 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from modeling.config import ModelConfig
+from modeling.checkpoint import SaveTimer
+from modeling.config import ModelConfig, TrackingConfig
 from modeling.finite import require_finite
 from modeling.load import autocast
 from modeling.processes import Processes, sum_gradients, sum_over_processes
@@ -19,6 +22,7 @@ from modeling.seeds import derive_seed
 from modeling.tracking import Tracker
 from reward.accuracy import pair_margins, pair_outcomes
 from reward.batches import Element, as_pairs, micro_batches
+from reward.checkpoint import Checkpoints, Trained
 from reward.config import RewardConfig
 from reward.loss import pairwise_loss
 from reward.scoring import answer_scores, by_prompt, score_all
@@ -34,15 +38,19 @@ def train(
     pad_id: int,
     seed: int,
     team: Processes,
-    tracker: Tracker | None,
+    out: Path | None = None,
+    tracking: TrackingConfig | None = None,
     watched: Mapping[str, Sequence[Element]] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains in place; the main process logs loss, accuracy on the batch before its step, gradient norm and learning rate.
 
+    Metrics and checkpoints are written to `out`, and training goes on from the newest complete checkpoint there;
+    without `out`, nothing is written.
     Returns for each epoch {epoch, and for each of the `watched` sets its {accuracy, loss} after it}, which are logged with the epoch's last step.
-    Raises ValueError when a loss or gradient norm is not finite.
+    Raises ValueError when a loss or gradient norm is not finite, the disk is full, or every checkpoint is damaged.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = list(parameters.values())
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
     elements, batch_size = batching(config, train_set)
     batches_an_epoch = math.ceil(len(elements) / batch_size)
@@ -54,13 +62,23 @@ def train(
         scheduler_specific_kwargs={"min_lr_rate": config.final_lr_fraction},
     )
     scalar = scalar_model(model)
-    epochs: list[dict[str, Any]] = []
+    state, epochs, done = Trained(parameters, optimizer, schedule), list[dict[str, Any]](), 0
+    checkpoints = Checkpoints(out / "checkpoints", 2, team, seed) if out is not None else None
+    if checkpoints is not None:
+        done, epochs = checkpoints.begin(state)
+    steps = batches_an_epoch * config.epochs
+    timer = SaveTimer(config.checkpoint_minutes, team)
     step = 0
-    with tqdm(total=batches_an_epoch * config.epochs, desc="reward", unit="step", disable=not team.is_main) as bar:
+    with (
+        Tracker(out, done, tracking) if out is not None and team.is_main else nullcontext() as tracker,
+        tqdm(total=steps, initial=done, desc="reward", unit="step", disable=not team.is_main) as bar,
+    ):
         for epoch in range(config.epochs):
             order = random.Random(derive_seed(seed, "reward", epoch)).sample(range(len(elements)), len(elements))
             for start in range(0, len(order), batch_size):
                 step += 1
+                if step <= done:
+                    continue
                 batch = [elements[index] for index in order[start : start + batch_size]]
                 numbers = accumulate(scalar, batch, config, model_config, pad_id, team)
                 require_finite({"loss": numbers["loss"]}, f"reward, step {step}", ADVICE)
@@ -71,13 +89,18 @@ def train(
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                if start + batch_size >= len(order) and watched:
+                epoch_ends = start + batch_size >= len(order)
+                if epoch_ends and watched:
                     epochs.append({"epoch": epoch + 1} | look_at(watched, scalar, config, model_config, pad_id, team))
                     losses = {f"{name}_loss": epochs[-1][name]["loss"] for name in watched}
                     require_finite(losses, f"reward, step {step}", ADVICE)
                     numbers |= {f"{name}_{key}": value for name in watched for key, value in epochs[-1][name].items()}
                 if tracker is not None:
                     tracker.log(step, numbers)
+                # After the rows, because a resumed run takes those up to its checkpoint as written.
+                if checkpoints is not None and (epoch_ends or timer.due()):
+                    checkpoints.save(step, epochs, state)
+                    timer.restart()
                 bar.update()
                 bar.set_postfix(loss=f"{numbers['loss']:.3f}", accuracy=f"{numbers['accuracy']:.2f}")
     return epochs

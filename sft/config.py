@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.numbers import ClosedUnitInterval, FractionBelowOne, PositiveFloat, PositiveInt, check_numbers
+from data.numbers import ClosedUnitInterval, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, check_numbers
 
 
 @dataclass
@@ -29,6 +29,9 @@ class SFTConfig:
     """Gradient clipping. Ours."""
     max_train_examples: PositiveInt | None = None
     """Use only so many demonstrations, spread evenly over the set; null uses all."""
+    checkpoint_minutes: NonNegativeFloat = 10.0
+    """Save a checkpoint after so many minutes, and at the end of each epoch; 0 saves after every step. A killed run
+    loses at most what it trained since the last one. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""

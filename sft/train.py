@@ -9,12 +9,11 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig as TrlConfig
-from trl import SFTTrainer
 
 from data.records import Demonstration
 from modeling.adapters import add_lora, merged
+from modeling.checkpoint import step_of
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.export import export
 from modeling.finite import require_finite
@@ -23,6 +22,7 @@ from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.examples import demonstration_examples, mix, text_examples
+from sft.resume import CheckpointCallback, ResumableTrainer, newest_complete
 
 NAMES = {
     "loss": "loss",
@@ -99,10 +99,12 @@ def train(
     out: Path,
     tracking: TrackingConfig | None = None,
 ) -> dict[str, float]:
-    """Trains, saves the model to `out/model` and returns the last losses. Goes on from the trainer's last checkpoint below `out`.
+    """Trains, saves the model to `out/model` and returns the last losses.
+
+    Goes on from the newest complete checkpoint below `out`.
 
     Raises ValueError when the batch does not divide over the processes or the trainer would take another one, a
-    demonstration is longer than the context, or a loss or gradient norm is not finite.
+    demonstration is longer than the context, a loss or gradient norm is not finite, or every checkpoint is damaged.
     """
     per_process = team.divide(config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
@@ -116,15 +118,20 @@ def train(
         model = add_lora(model, model_config.lora)
     bf16 = model_config.precision == "bfloat16" or (model_config.precision == "auto" and team.device.type == "cuda")
     folder = out / "trainer"
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    checkpoint, said = team.from_main(lambda: newest_complete(folder))
+    for line in said:
+        team.say(f"sft: {line}")
+    done = step_of(checkpoint) if checkpoint is not None else 0
     with Tracker(out, done, tracking) if team.is_main else nullcontext() as tracker:
-        trainer = SFTTrainer(
+        callbacks: list[TrainerCallback] = [FiniteCallback(), CheckpointCallback(config.checkpoint_minutes, team)]
+        if tracker is not None:
+            callbacks.append(TrackerCallback(tracker))
+        trainer = ResumableTrainer(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, valid_set, context)),
-            callbacks=[FiniteCallback(), *([TrackerCallback(tracker)] if tracker is not None else [])],
+            callbacks=callbacks,
             args=OneDevice(
                 output_dir=str(folder),
                 num_train_epochs=config.epochs,
@@ -142,7 +149,6 @@ def train(
                 completion_only_loss=True,
                 max_length=None,
                 packing=False,
-                train_sampling_strategy="group_by_length",
                 gradient_checkpointing=False,
                 bf16=bf16,
                 use_cpu=team.device.type == "cpu",
@@ -150,7 +156,7 @@ def train(
                 logging_nan_inf_filter=False,
                 eval_strategy="epoch",
                 save_strategy="epoch",
-                save_total_limit=1,
+                save_total_limit=2,  # the newest is complete only once it is sealed
                 report_to=[],
                 disable_tqdm=True,
                 seed=seed,
@@ -159,7 +165,7 @@ def train(
         )
         check_batch_size(trainer.args, config.batch_size)
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         history = trainer.state.log_history
     trained = trainer.accelerator.unwrap_model(trainer.model)
     team.from_main(lambda: export(merged(trained), tokenizer, out / "model", model_config))

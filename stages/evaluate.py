@@ -3,6 +3,7 @@
 python -m stages.evaluate --config configs/demo.yaml
 """
 
+import functools
 import gc
 import json
 from dataclasses import asdict
@@ -37,6 +38,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     )
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
+    from labeling.scratch import remembered
     from modeling.engines.types import Sampling
     from modeling.load import autocast, base_model_place, load_causal, load_tokenizer
     from modeling.processes import processes
@@ -58,26 +60,33 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         proxy.check(some)
     generations, perplexities, logprobs, candidates, scores = {}, {}, {}, [], []
     scoring = Scoring(settings.temperature or 1.0, SCORING_BATCH, config.model, team)
+    scratch = out / "scratch"
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
         model = load_causal(place, config.model, tokenizer).to(team.device)
         count = 1 if name == "base" else settings.answers_per_prompt
         with autocast(config.model, team.device):
-            generations[name] = answer(model, tokenizer, prompts, count, sampling, f"evaluate {name}", config.seed, team)
+            stream = f"evaluate {name}"
+            generations[name] = answer(model, tokenizer, prompts, count, sampling, stream, config.seed, team, scratch)
             if name == "sft" and proxy is not None:
-                candidates = answer(model, tokenizer, some, settings.best_of_n, sampling, "best of n", config.seed, team)
+                count = settings.best_of_n
+                candidates = answer(model, tokenizer, some, count, sampling, "best of n", config.seed, team, scratch)
         chunks = pretraining_chunks(tokenizer, read_texts(data, "heldout"), config.data.pretraining_tokens)
-        perplexities[name] = perplexity(
-            model, evenly(chunks, settings.perplexity_examples), SCORING_BATCH, tokenizer.pad_token_id, config.model, team
-        )
+        texts = evenly(chunks, settings.perplexity_examples)
+        measure = functools.partial(perplexity, model, texts, SCORING_BATCH, tokenizer.pad_token_id, config.model, team)
+        perplexities[name] = remembered(scratch, f"perplexity {name}", team, measure)
         if name != "base":  # PPO's answers, by PPO and by SFT in the same batches
-            logprobs[name] = logprobs_of_answers(model, tokenizer, prompts, generations["ppo"], scoring)
-        del model
+            measure_answers = functools.partial(logprobs_of_answers, model, tokenizer, prompts, generations["ppo"], scoring)
+            logprobs[name] = remembered(scratch, f"log-probabilities by {name}", team, measure_answers)
+            del measure_answers
+        del model, measure
         gc.collect()
     kl = kl_between(logprobs["ppo"], logprobs["sft"])
     if proxy is not None:
         of_ppo = [generations["ppo"][index] for index in chosen]
-        scores = proxy.scores(some, [candidates, of_ppo], config.reward.max_tokens_per_micro_batch, team)
+        limit = config.reward.max_tokens_per_micro_batch
+        rate = functools.partial(proxy.scores, some, [candidates, of_ppo], limit, team)
+        scores = remembered(scratch, "reward scores", team, rate)
     if not team.is_main:
         return {}
 
@@ -150,6 +159,7 @@ STAGE = Stage(
     after=("data", "sft", "reward", "ppo"),
     work=work,
     parallel=True,
+    discardable=("scratch",),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m stages.reward --config configs/demo.yaml --reward.base path/to/a/rewar
 torchrun --nproc_per_node 8 -m stages.reward --config configs/demo.yaml
 """
 
-import contextlib
 import json
 import random
 from pathlib import Path
@@ -52,7 +51,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             else {}
         )
         numbers[split] = report(scores, sets[split], others, judging.bootstrap_resamples)
-    curve = learning_curve(config, start, tokenizer, sets, team)
+    curve = learning_curve(config, start, tokenizer, sets, team, out / "checkpoints")
     if curve:
         curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
     if team.is_main:
@@ -75,13 +74,13 @@ def make(
 ) -> dict[str, Any]:
     """Trains the model, sets its bias and saves it: {epochs, bias, scores of the held-out splits}, which `scores.json` keeps.
 
-    A run that was cut off while it was being judged finds that file and does not train again.
+    A run that was killed while it was being judged finds that file and does not train again; one that was killed in
+    training goes on from its last checkpoint.
     """
     from modeling.adapters import merged, save_adapter
     from modeling.export import export
     from modeling.finite import require_finite
     from modeling.scalar import scalar_model
-    from modeling.tracking import Tracker
     from reward.scoring import score_all
     from reward.train import ADVICE, train
     from stages.inputs import evenly
@@ -96,8 +95,8 @@ def make(
     epochs: list[dict[str, Any]] = []
     if settings.epochs > 0:
         watched = {split: evenly(sets[split], settings.epoch_evaluation_prompts) for split in ("train", "valid") if settings.epoch_evaluation_prompts}
-        with Tracker(out, config=config.tracking) if team.is_main else contextlib.nullcontext() as tracker:
-            epochs = train(settings, start.model_config, model, sets["train"], pad_id, config.seed, team, tracker, watched)
+        rows, tracking = sets["train"], config.tracking
+        epochs = train(settings, start.model_config, model, rows, pad_id, config.seed, team, out, tracking, watched)
 
     def scores(items: list["Element"]) -> list[list[float]]:
         return score_all(scalar_model(model), items, settings.max_tokens_per_micro_batch, start.model_config, pad_id, team)
@@ -124,9 +123,15 @@ def make(
     return made
 
 
-def learning_curve(config: RunConfig, start: "Start", tokenizer: Any, sets: dict[str, list["Element"]], team: "Processes") -> list[dict[str, Any]]:
-    """Held-out accuracy of models trained on parts of the data, each part within the next larger one."""
+def learning_curve(
+    config: RunConfig, start: "Start", tokenizer: Any, sets: dict[str, list["Element"]], team: "Processes", out: Path
+) -> list[dict[str, Any]]:
+    """Held-out accuracy of models trained on parts of the data, each part within the next larger one.
+
+    Their checkpoints go below `out`.
+    """
     from evaluation.reward_model import report
+    from modeling.config import TrackingConfig
     from modeling.scalar import scalar_model
     from modeling.seeds import derive_seed
     from reward.scoring import score_all
@@ -138,7 +143,8 @@ def learning_curve(config: RunConfig, start: "Start", tokenizer: Any, sets: dict
     for fraction in sorted(settings.learning_curve):
         part = order[: max(1, round(fraction * len(order)))]
         model = start.model(tokenizer, config.seed, team.device)
-        train(settings, start.model_config, model, part, pad_id, config.seed, team, None)
+        place = out / f"fraction-{fraction}"
+        train(settings, start.model_config, model, part, pad_id, config.seed, team, place, TrackingConfig(to=[]))
         found = score_all(scalar_model(model), sets["test"], settings.max_tokens_per_micro_batch, start.model_config, pad_id, team)
         accuracy = report(found, sets["test"], resamples=config.evaluate_reward.bootstrap_resamples)["accuracy"]
         curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})
@@ -186,7 +192,8 @@ STAGE = Stage(
     external=external,
     parallel=True,
     for_people=("reward.html", "reward.md", "reward_pictures"),
-    told=("tracking",),
+    scratch=("checkpoints",),
+    told=("tracking", "reward.checkpoint_minutes"),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -64,10 +64,18 @@ class Stage:
     """Files and folders of its result that no later stage reads: a change in them makes nothing run again."""
     scratch: tuple[str, ...] = ()
     """Folders that it needs to resume; they go once the result stands, and not before."""
+    discardable: tuple[str, ...] = ()
+    """The same for folders whose loss costs minutes: under another configuration they are discarded, where those of
+    `scratch` stop the run."""
     told: tuple[str, ...] = ()
     """The parts of the configuration that it reads, but that change nothing in its result: a run goes on under others."""
     dry_run: Callable[[RunConfig], None] | None = None
     """Prints what the stage would do, for those that offer --dry_run."""
+
+    @property
+    def temporary(self) -> tuple[str, ...]:
+        """All folders that are no part of the result."""
+        return (*self.scratch, *self.discardable)
 
 
 def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str, Any]:
@@ -95,12 +103,13 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         team.wait()
         if team.is_main:
             seconds = time.perf_counter() - clock
+            no_outputs = (*CLOCKWORK, FINGERPRINT, *stage.temporary, *stage.for_people)
             manifest.Manifest(
                 stage=stage.name,
                 fingerprint=plan.fingerprint,
                 config=asdict(config),
                 inputs=plan.inputs,
-                outputs=manifest.output_records(plan.partial, ignored=(*CLOCKWORK, FINGERPRINT, *stage.scratch, *stage.for_people)),
+                outputs=manifest.output_records(plan.partial, ignored=no_outputs),
                 headline=headline,
                 seed=config.seed,
                 world_size=team.count,
@@ -111,7 +120,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 cpu_seconds=round(time.process_time() - cpu, 1),
                 peak_memory_gib=manifest.peak_memory_gib(),
             ).write(plan.partial)
-            put_in_place(plan.partial, run.stage(stage.name), stage.scratch)
+            put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
             numbers = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in headline.items())
             print(f"{stage.name}: done in {seconds:.0f} s  {numbers}", flush=True)
         return team.from_main(lambda: headline)
@@ -141,10 +150,10 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     inputs = {name: manifest.stage_digest(run.stage(name)) for name in stage.after} | stage.external(config)
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
     final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"
-    tidy(final, stage.scratch)
+    tidy(final, stage.temporary)
     complete = manifest.read(partial)
     if complete is not None and complete.fingerprint == fingerprint and not force:
-        put_in_place(partial, final, stage.scratch)
+        put_in_place(partial, final, stage.temporary)
     finished = manifest.read(final)
     if finished is not None and finished.fingerprint == fingerprint and not force:
         return Plan(finished.headline, partial, fingerprint, inputs, False)

@@ -36,8 +36,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             prompts = [prompt for prompt in prompts if isinstance(prompt, Demonstration)]
             numbers["without_demonstration"] -= len(prompts)
         prompts = evenly(prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts)
+        stream, count = f"samples {split}", config.samples.answers_per_prompt
         with autocast(config.model, team.device):
-            answers = answer(model, tokenizer, prompts, config.samples.answers_per_prompt, sampling, f"samples {split}", config.seed, team)
+            answers = answer(model, tokenizer, prompts, count, sampling, stream, config.seed, team, out / "scratch")
         kept, dropped = rankable([distinct_samples(tokenizer, prompt, row) for prompt, row in zip(prompts, answers, strict=True)])
         if not kept:
             raise ValueError(f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise samples.temperature")
@@ -51,7 +52,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     return numbers
 
 
-STAGE = Stage("samples", sections=("model", "samples", "labels.labeler"), after=("data", "sft"), work=work, parallel=True)
+STAGE = Stage(
+    "samples",
+    sections=("model", "samples", "labels.labeler"),
+    after=("data", "sft"),
+    work=work,
+    parallel=True,
+    discardable=("scratch",),
+)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Samples K answers a prompt from the SFT model.")

@@ -56,7 +56,7 @@ STAGE = Stage(
     external=external,
     parallel=True,
     scratch=("trainer",),
-    told=("tracking",),
+    told=("tracking", "sft.checkpoint_minutes"),
 )
 
 if __name__ == "__main__":

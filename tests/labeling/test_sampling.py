@@ -1,18 +1,22 @@
 """K answers a prompt: the same whoever else is sampled for and however many processes share the work; twins merged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import labeling.sampling
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import encode_completion
 from labeling.sampling import answer, distinct_samples, rankable
+from labeling.scratch import remembered
 from modeling.engines.types import Generation, Sampling
 from modeling.load import load_causal
 from modeling.processes import Processes
 from tests.conftest import enliven
+from tests.cuts import Cut
 
 PROMPTS = [Prompt(prompt=text, prompt_id=text) for text in ("Why?", "What is the capital of France?", "Write a poem.", "How do I boil an egg?")]
 SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, batch_size=3)
@@ -33,6 +37,13 @@ class Team(Processes):
         return items + self.others
 
 
+class Killed(Processes):
+    """One of several processes that are killed before they exchange anything."""
+
+    def from_main(self, make: Any) -> Any:
+        return make() if self.is_main else {}
+
+
 def team(rank: int = 0, count: int = 1) -> Team:
     return Team(rank=rank, count=count, device=torch.device("cpu"))
 
@@ -41,9 +52,16 @@ def team(rank: int = 0, count: int = 1) -> Team:
 def ask(tiny: Any, model_config: Any, tiny_tokenizer: Any) -> Callable[..., list[list[Generation]]]:
     model = enliven(load_causal(tiny("llama"), model_config, tiny_tokenizer))
 
-    def ask(prompts: list[Prompt] = PROMPTS, count: int = 3, stream: str = "s", seed: int = 0, team: Processes | None = None) -> Any:
+    def ask(
+        prompts: list[Prompt] = PROMPTS,
+        count: int = 3,
+        stream: str = "s",
+        seed: int = 0,
+        team: Processes | None = None,
+        scratch: Path | None = None,
+    ) -> Any:
         team = team or Processes(0, 1, torch.device("cpu"))
-        return answer(model, tiny_tokenizer, prompts, count, SAMPLING, stream, seed, team)
+        return answer(model, tiny_tokenizer, prompts, count, SAMPLING, stream, seed, team, scratch)
 
     return ask
 
@@ -75,6 +93,79 @@ def test_two_processes_give_what_one_gives(ask: Any) -> None:
     object.__setattr__(first, "others", sent.value.args[0])
     assert len(sent.value.args[0]) == 6, "half of the twelve"
     assert tokens(ask(team=first)) == tokens(ask())
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
+    """The seeds of each call of the decoder, which is killed in call number STOP["at"]; a block is one batch."""
+    calls: list[list[int]] = []
+    real = labeling.sampling.generate
+
+    def generate(model: Any, prompts: Any, seeds: list[int], *rest: Any, **named: Any) -> list[Generation]:
+        calls.append(list(seeds))
+        if len(calls) == STOP.get("at"):
+            raise Cut
+        return real(model, prompts, seeds, *rest, **named)
+
+    monkeypatch.setattr(labeling.sampling, "generate", generate)
+    monkeypatch.setattr(labeling.sampling, "BATCHES_A_BLOCK", 1)
+    yield calls
+    STOP.clear()
+
+
+STOP: dict[str, int] = {}
+
+
+def test_a_killed_run_samples_only_what_is_missing(ask: Any, counted: list[list[int]], tmp_path: Path) -> None:
+    undisturbed = ask(scratch=tmp_path / "undisturbed")
+    assert tokens(undisturbed) == tokens(ask(count=3)), "without a scratch folder it is all one block"
+    counted.pop()
+    asked = sorted(seed for call in counted for seed in call)
+    counted.clear()
+    STOP["at"] = 3
+    with pytest.raises(Cut):
+        ask(scratch=tmp_path)
+    assert [len(call) for call in counted] == [3, 3, 3], "blocks of a batch, of which the third is killed"
+    finished = counted[0] + counted[1]
+    # The kill came while a line was written.
+    with (tmp_path / "s.rank-0.jsonl").open("ab") as file:
+        file.write(b'{"jobs": [[3, 2]], "generations": [{"ids": [1, 2')
+    counted.clear()
+    STOP.clear()
+    again = ask(scratch=tmp_path)
+    assert again == undisturbed, "tokens and log-probabilities to the last bit"
+    assert sorted([*finished, *(seed for call in counted for seed in call)]) == asked, "none twice, none left out"
+    counted.clear()
+    assert ask(scratch=tmp_path) == undisturbed
+    assert counted == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_other_processes_go_on(ask: Any, counted: list[list[int]], tmp_path: Path, ranks: int) -> None:
+    undisturbed = tokens(ask())
+    finished: list[int] = []
+    for rank in range(ranks):
+        STOP["at"] = len(counted) + 2
+        with pytest.raises(Cut):
+            ask(scratch=tmp_path, team=Killed(rank, ranks, torch.device("cpu")))
+        finished += counted[-2]
+    assert len(list(tmp_path.glob("*.rank-*"))) == ranks
+    counted.clear()
+    STOP.clear()
+    assert tokens(ask(scratch=tmp_path)) == undisturbed
+    made = [seed for call in counted for seed in call]
+    assert not set(made) & set(finished)
+    assert len(set(made)) == len(made) == 12 - len(set(finished))
+    assert [path.name for path in tmp_path.glob("*.rank-*")] == ["s.rank-0.jsonl"]
+
+
+def test_numbers_are_made_once(tmp_path: Path) -> None:
+    made = [[0.1 + 0.2, 1e-300], None]
+    asked: list[int] = []
+    for _ in range(2):
+        found = [remembered(tmp_path, f"number {n}", team(), lambda n=n: asked.append(n) or made[n]) for n in range(2)]
+        assert found == made
+    assert asked == [0, 1]
 
 
 def test_twins_are_merged_in_the_order_in_which_they_came(tiny_tokenizer: Any) -> None:

@@ -16,12 +16,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-import ppo.checkpoint
-import ppo.interrupt
-import ppo.train
+import modeling.checkpoint
+from modeling.checkpoint import random_state, restore_optimizer
 from modeling.processes import Processes
 from modeling.tracking import RowLog
-from ppo.checkpoint import Checkpoints, Progress, Trained, random_state, restore_optimizer
+from ppo.checkpoint import Checkpoints, Progress, Trained
 from ppo.ema import MovingAverage
 from ppo.update import Optimizers
 from tests.cuts import Cut, contents, cut_at
@@ -191,7 +190,7 @@ def test_a_cut_between_any_two_changes_on_the_disk_leaves_a_whole_one_and_the_sa
                 go_on(folder)
                 break
             except Cut:
-                assert all(ppo.checkpoint.what_is_wrong(place) is None for place in folder.glob("checkpoint-*"))
+                assert all(modeling.checkpoint.what_is_wrong(place) is None for place in folder.glob("checkpoint-*"))
         go_on(folder)
         assert contents(folder) == expected
     assert number > 15
@@ -219,7 +218,7 @@ def test_what_does_not_fit_on_the_disk_leaves_the_last_checkpoint_whole_and_give
         checkpoints.save(at(2, trained), trained)
     assert contents(two) == before
     checkpoints.save(at(2, trained), trained)
-    assert ppo.checkpoint.what_is_wrong(two / "checkpoint-00000002") is None
+    assert modeling.checkpoint.what_is_wrong(two / "checkpoint-00000002") is None
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), SafetensorError("I/O error: (os error 28)")])
@@ -231,7 +230,7 @@ def test_a_full_disk_is_told_from_other_errors(two: Path, error: Exception, monk
     def full(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(ppo.checkpoint, "save_file", full)
+    monkeypatch.setattr(modeling.checkpoint, "save_file", full)
     with pytest.raises(ValueError, match="the last checkpoint stands: make room, and the same command goes on from it"):
         checkpoints.save(at(3, trained), trained)
     error.args = (errno.EACCES, "not allowed") if isinstance(error, OSError) else ("another",)

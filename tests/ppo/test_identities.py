@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from modeling.batch import Batch
+from modeling.checkpoint import newest
 from modeling.engines.types import Generation
 from modeling.logprobs import response_logprobs
-from ppo.checkpoint import newest
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.models import PPOModels

@@ -15,7 +15,7 @@ import torch
 import ppo.checkpoint
 import ppo.interrupt
 import ppo.train
-from ppo.checkpoint import Checkpoints, Progress
+from ppo.checkpoint import Checkpoints
 from ppo.interrupt import Interrupted
 from tests.cuts import contents
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, small
@@ -162,10 +162,10 @@ def test_two_equal_runs_write_the_same_bytes_and_what_hangs_on_the_clock_beside_
 def test_rows_are_on_the_disk_before_the_checkpoint_that_takes_them_as_written(chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen, write = [], Checkpoints._write
 
-    def look(self: Checkpoints, progress: Progress, *rest: Any) -> None:
+    def look(self: Checkpoints, step: int, *rest: Any) -> None:
         names = ("metrics.jsonl", "samples.jsonl")
-        seen.append([progress.iteration] + [json.loads((tmp_path / name).read_text().splitlines()[-1])["step"] for name in names])
-        write(self, progress, *rest)
+        seen.append([step] + [json.loads((tmp_path / name).read_text().splitlines()[-1])["step"] for name in names])
+        write(self, step, *rest)
 
     monkeypatch.setattr(Checkpoints, "_write", look)
     run(chains("lora"), tmp_path, total_episodes=16, checkpoint_every=1)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from modeling.checkpoint import newest
 from modeling.logprobs import response_logprobs
 from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
 from ppo import models as loading
-from ppo.checkpoint import newest
 from ppo.config import PPOConfig
 from ppo.models import PPOModels
 from ppo.rollout import Rollout, roll_out, score

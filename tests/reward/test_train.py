@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,11 +21,12 @@ from modeling.load import save
 from modeling.processes import Processes, processes, sum_gradients, sum_over_processes
 from modeling.scalar import initialise_head, scalar_model
 from modeling.shared_prefix import REASONS
-from modeling.tracking import Tracker, read_metrics
+from modeling.tracking import read_metrics
 from reward.batches import Element, micro_batches
 from reward.config import RewardConfig
 from reward.scoring import answer_scores, score_all
 from reward.train import accumulate, train
+from tests.cuts import Cut
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 GOOD, BAD = 200, 300
@@ -172,8 +173,7 @@ def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
     frozen = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad}
     items = [item for item in some_elements(4, 30) if item.pairs]
     config = RewardConfig(epochs=5, learning_rate=1e-2, batch_size=8)
-    with Tracker(tmp_path) as tracker:
-        train(config, model_config, model, items, 0, 0, ALONE, tracker)
+    train(config, model_config, model, items, 0, 0, ALONE, tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     steps = 5 * math.ceil(len(items) / 8)
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
@@ -198,8 +198,8 @@ def test_a_run_depends_on_its_seed_and_on_no_other_random_numbers(
     for name, seed, noise in (("a", 1, 5), ("b", 1, 6), ("c", 2, 5)):
         torch.manual_seed(noise)
         random.seed(noise)
-        with Tracker(tmp_path / name) as tracker:
-            train(RewardConfig(epochs=2, learning_rate=1e-3, batch_size=4), model_config, tiny_scalar("llama"), items, 0, seed, ALONE, tracker)
+        config = RewardConfig(epochs=2, learning_rate=1e-3, batch_size=4)
+        train(config, model_config, tiny_scalar("llama"), items, 0, seed, ALONE, tmp_path / name)
         losses.append([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")])
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
@@ -214,7 +214,7 @@ def test_every_element_is_seen_once_an_epoch(tiny_scalar: Callable[[str], Any], 
         return accumulate(scalar, batch, *rest)
 
     monkeypatch.setattr("reward.train.accumulate", spy)
-    train(RewardConfig(epochs=2, batch_size=5), model_config, tiny_scalar("llama"), items, 0, 0, ALONE, None)
+    train(RewardConfig(epochs=2, batch_size=5), model_config, tiny_scalar("llama"), items, 0, 0, ALONE)
     half = len(seen) // 2
     epochs = [list(chain(*seen[:half])), list(chain(*seen[half:]))]
     assert [sorted(epoch) for epoch in epochs] == [list(range(len(items)))] * 2
@@ -231,7 +231,7 @@ def test_gradients_are_clipped_to_their_norm(tiny_scalar: Callable[[str], Any], 
         return original(optimizer, *arguments)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    train(RewardConfig(max_grad_norm=0.01), model_config, tiny_scalar("llama"), items, 0, 0, ALONE, None)
+    train(RewardConfig(max_grad_norm=0.01), model_config, tiny_scalar("llama"), items, 0, 0, ALONE)
     assert norms == [pytest.approx(0.01, rel=1e-3)]
 
 
@@ -242,7 +242,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(ti
     before = model.model.embed_tokens.weight.detach().clone()
     items = [item for item in some_elements(8, 6) if item.pairs]
     with pytest.raises(ValueError, match=r"reward, step 1: loss is nan: lower reward\.learning_rate"):
-        train(RewardConfig(learning_rate=1.0), model_config, model, items, 0, 0, ALONE, None)
+        train(RewardConfig(learning_rate=1.0), model_config, model, items, 0, 0, ALONE)
     assert torch.equal(model.model.embed_tokens.weight, before)
 
 
@@ -256,7 +256,7 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
     model = add_lora(model, LoraSettings(rank=4, alpha=8))
     scalar_model(model).head.requires_grad_(True)
     items = [item for item in some_elements(9, 12) if item.pairs]
-    train(RewardConfig(epochs=2, learning_rate=1e-2, batch_size=4), model_config, model, items, 0, 0, ALONE, None)
+    train(RewardConfig(epochs=2, learning_rate=1e-2, batch_size=4), model_config, model, items, 0, 0, ALONE)
     demonstrations = [Element(item.prompt, item.answers[:1], torch.zeros(1, 1, dtype=torch.bool)) for item in items]
     raw = [row[0] for row in score_all(scalar_model(model), demonstrations, 1000, model_config, 0, ALONE)]
     bias = sum(raw) / len(raw)
@@ -283,8 +283,7 @@ def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
     runs = []
     for name, sets in (("a", None), ("b", watched)):
         model = tiny_scalar("llama")
-        with Tracker(tmp_path / name) as tracker:
-            found = train(config, model_config, model, items[:10], 0, 0, ALONE, tracker, sets)
+        found = train(config, model_config, model, items[:10], 0, 0, ALONE, tmp_path / name, watched=sets)
         runs.append((model, found, read_metrics(tmp_path / name / "metrics.jsonl")))
     (plain, nothing, rows), (model, epochs, watched_rows) = runs
     assert nothing == []
@@ -305,6 +304,47 @@ def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
     assert not any("valid_loss" in row for row in rows)
 
 
+@pytest.mark.parametrize("batching", ["prompts", "pairs"])
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_killed_training_goes_on_from_its_last_step_and_ends_in_the_same_bytes(
+    tiny_scalar: Callable[[str], Any],
+    model_config: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batching: Literal["prompts", "pairs"],
+    step: int,
+) -> None:
+    """With a checkpoint after each step, since the clock says each time that one is due."""
+    items = [item for item in some_elements(12, 11) if item.pairs]
+    config = RewardConfig(epochs=3, learning_rate=3e-3, batch_size=4, batching=batching, checkpoint_minutes=0)
+    watched = {"valid": items[:3]}
+    steps: list[int] = []
+
+    def killed(*arguments: Any) -> dict[str, float]:
+        steps.append(1)
+        if len(steps) == step:
+            raise Cut
+        return accumulate(*arguments)
+
+    def go_on(name: str) -> tuple[Any, list[dict[str, Any]]]:
+        model = tiny_scalar("llama")
+        return model, train(config, model_config, model, items, 0, 0, ALONE, tmp_path / name, watched=watched)
+
+    whole, epochs = go_on("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("reward.train.accumulate", killed)
+        with pytest.raises(Cut):
+            go_on("killed")
+        steps[:] = [0] * step  # no further kill
+        torch.manual_seed(77)
+        resumed, again = go_on("killed")
+    assert len(steps) - step == len(read_metrics(tmp_path / "whole" / "metrics.jsonl")) - (step - 1), "no step twice"
+    assert again == epochs
+    assert [found["epoch"] for found in again] == [1, 2, 3]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
+
+
 def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
     tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +356,7 @@ def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
         return accumulate(scalar, batch, *rest)
 
     monkeypatch.setattr("reward.train.accumulate", spy)
-    train(RewardConfig(batching="pairs", batch_size=4), model_config, tiny_scalar("llama"), items, 0, 0, ALONE, None)
+    train(RewardConfig(batching="pairs", batch_size=4), model_config, tiny_scalar("llama"), items, 0, 0, ALONE)
     comparisons = sum(item.pairs for item in items)
     assert sum(len(batch) for batch in seen) == comparisons
     assert len(seen[0]) == round(4 * comparisons / len(items))

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.train import train
+from tests.cuts import Cut
 
 IDS = torch.tensor([[3, 40, 50, 60, 70]])
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -49,7 +50,8 @@ def loss_by_hand(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstrat
 def run(tmp_path: Path, tiny_causal: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig) -> Callable[..., dict[str, float]]:
     def run(name: str = "out", settings: SFTConfig = SETTINGS, config: ModelConfig = model_config, **changes: Any) -> dict[str, float]:
         arguments = {"train_set": TRAIN, "valid_set": VALID, "chunks": CHUNKS, "seed": 0, "team": ALONE} | changes
-        return train(settings, config, tiny_causal("llama"), tiny_tokenizer, **arguments, out=tmp_path / name)
+        model = tiny_causal(arguments.pop("family", "llama"))
+        return train(settings, config, model, tiny_tokenizer, **arguments, out=tmp_path / name)
 
     return run
 
@@ -140,23 +142,46 @@ def test_lora_is_folded_into_a_model_that_plain_transformers_loads(run: Any, tmp
     assert found["valid_loss"] < loss_by_hand(base, tokenizer, VALID) - 0.1
 
 
-def test_training_that_was_cut_off_goes_on_and_ends_where_it_would_have(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("whole")
+@pytest.mark.parametrize(
+    ("adapter", "minutes", "left"),
+    [("none", 10.0, ["checkpoint-3"]), ("lora", 0.0, ["checkpoint-3", "checkpoint-4"])],
+)
+def test_a_run_killed_in_the_second_epoch_ends_in_the_bytes_of_an_undisturbed_one(
+    run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_config: ModelConfig,
+    adapter: Literal["lora", "none"],
+    minutes: float,
+    left: list[str],
+) -> None:
+    """With dropout and a ragged last batch, so that both the order and torch's generator show in the weights."""
+    settings = replace(SETTINGS, batch_size=3, micro_batch_size=1, pretraining_fraction=0.1)
+    config = replace(model_config, adapter=adapter)
+    run("whole", settings, config, family="gpt2")
     log = Tracker.log
 
     def cut(tracker: Tracker, step: int, numbers: dict[str, float]) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
+        if step == 5:
+            raise Cut
         log(tracker, step, numbers)
 
+    cautious = replace(settings, checkpoint_minutes=minutes)
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "log", cut)
-        with pytest.raises(KeyboardInterrupt):
-            run("cut")
-    assert not (tmp_path / "cut" / "model").exists()
-    run("cut")
+        with pytest.raises(Cut):
+            run("cut", cautious, config, family="gpt2")
+    assert sorted(path.name for path in (tmp_path / "cut" / "trainer").glob("checkpoint-*")) == left
+    # And a later checkpoint is only half written.
+    half = shutil.copytree(newest := tmp_path / "cut" / "trainer" / left[-1], newest.with_name("checkpoint-7"))
+    (half / "checksums.json").unlink()
+    (half / "trainer_state.json").unlink()
+    (half / "optimizer.pt").write_bytes((half / "optimizer.pt").read_bytes()[:100])
+    torch.manual_seed(77)
+    found = run("cut", cautious, config, family="gpt2")
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
+    assert found["valid_loss"] == metrics(tmp_path / "whole", "valid_loss")[-1]
 
 
 @pytest.mark.parametrize("base", ["gpt2", "mixtral"])

@@ -218,6 +218,23 @@ def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(config: Run
     assert kept.is_dir()
 
 
+def test_discardable_scratch_of_another_configuration_goes_without_a_question(config: RunConfig, root: Path) -> None:
+    scratch = root / "data.partial" / "scratch"
+    scratch.mkdir(parents=True)
+    (scratch / "answers.jsonl").write_text("{}")
+    (root / "data.partial" / "fingerprint").write_text("another")
+    work = Work()
+
+    def sample(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        found = work(config, run, out)
+        (out / "scratch").mkdir()
+        return found
+
+    run_stage(replace(first(sample), discardable=("scratch",)), config)  # type: ignore[arg-type]
+    assert work.found == [[]]
+    assert not (root / "data" / "scratch").exists()
+
+
 def test_a_half_folder_of_unknown_origin_is_wiped(config: RunConfig, root: Path) -> None:
     (root / "data.partial").mkdir(parents=True)
     (root / "data.partial" / "half.txt").write_text("whose?")
@@ -424,7 +441,9 @@ def chains(source: str) -> set[str]:
 def test_no_stage_reads_configuration_that_its_fingerprint_leaves_out(name: str) -> None:
     stage = importlib.import_module(f"stages.{name}").STAGE
     assert stage.name == name
-    assert set(stage.told) <= {"tracking", "ppo.guards", "ppo.checkpoint_every", "ppo.keep_checkpoints"}, "nothing else leaves a result as it is"
+    harmless = {"tracking", "ppo.guards", "ppo.checkpoint_every", "ppo.keep_checkpoints"}
+    harmless |= {"sft.checkpoint_minutes", "reward.checkpoint_minutes"}
+    assert set(stage.told) <= harmless, "nothing else leaves a result as it is"
     known = {*stage.sections, *stage.told, "seed", "run_name", "runs_folder"}
     read = chains((HERE / "stages" / f"{name}.py").read_text())
     whole = {chain for chain in read if not any(other.startswith(f"{chain}.") for other in read)}

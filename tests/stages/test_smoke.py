@@ -113,8 +113,9 @@ def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str],
 def test_ppo_runs_killed_at_any_moment_end_in_the_same_bytes(finished: tuple[Path, str], cache: Path):
     """A few of the kills of `make torture`."""
     root, _ = finished
-    settings = ["--kills", "3", "--seed", "2", "--variants", "lora on two processes", "--chain", str(root.parent)]
-    done = subprocess.run([sys.executable, "-m", "tests.ppo.torture", *settings], env=environment(cache), capture_output=True, text=True, timeout=250)
+    settings = ["--stages", "ppo", "--kills", "3", "--seed", "2", "--variants", "lora on two processes"]
+    command = [sys.executable, "-m", "tests.torture", *settings, "--chain", str(root.parent)]
+    done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills" in done.stdout
     assert done.stdout.endswith("PASS\n")

@@ -1,0 +1,98 @@
+"""Finished work of a stage that samples, kept in its scratch folder: a killed run goes on with what is missing."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modeling.disk import room_for, write_whole
+from modeling.engines.types import Generation
+from modeling.processes import Processes
+
+T = TypeVar("T")
+Job = tuple[int, int]
+"""(a prompt's place, an answer's number)."""
+
+
+class AnswerScratch:
+    """The finished answers of one stream, a line of JSON a block. Each process appends to a file of its own.
+
+    All processes create it together. A run that goes on may have another number of processes: the first one merges all
+    files, and tells the others what they hold.
+    """
+
+    def __init__(self, folder: Path, stream: str, team: Processes) -> None:
+        name = file_name(stream)
+        self.finished: dict[Job, Generation] = team.from_main(lambda: merge(folder, name))
+        self.path = folder / f"{name}.rank-{team.rank}.jsonl"
+
+    def add(self, jobs: Sequence[Job], generations: Sequence[Generation]) -> None:
+        """Appends a block, which is on the disk when this returns. Raises ValueError when it is full.
+
+        A block is kept whole or not at all, as answers decoded in other company may differ in the last bits of their
+        log-probabilities.
+        """
+        # JSON keeps a float to the last bit.
+        block = {"jobs": jobs, "generations": [asdict(generation) for generation in generations]}
+        with room_for(self.path), self.path.open("ab") as file:
+            file.write(f"{json.dumps(block)}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def merge(folder: Path, name: str) -> dict[Job, Generation]:
+    """Moves the blocks of all processes into one file and returns what they hold."""
+    merged, parts = folder / f"{name}.jsonl", sorted(folder.glob(f"{name}.rank-*.jsonl"))
+    blocks = [block for path in (merged, *parts) for block in whole_blocks(path)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with room_for(merged):
+        write_whole(merged, b"".join(line for line, _ in blocks))
+    for part in parts:
+        part.unlink()
+    return {
+        (index, number): Generation(**generation)
+        for _, block in blocks
+        for (index, number), generation in zip(block["jobs"], block["generations"], strict=True)
+    }
+
+
+def whole_blocks(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """(line, what it says) of each block in a file, up to one that was cut off while it was written."""
+    found: list[tuple[bytes, dict[str, Any]]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        try:
+            block = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        found.append((line, block))
+    return found
+
+
+def remembered(folder: Path, name: str, team: Processes, make: Callable[[], T]) -> T:
+    """What `make` returns, or returned in an earlier run that was killed; JSON values only.
+
+    All processes call this together.
+    """
+    path = folder / f"{file_name(name)}.json"
+    kept: list[T] | None = team.from_main(lambda: json.loads(path.read_text()) if path.is_file() else None)
+    if kept is not None:
+        return kept[0]
+    made = make()
+
+    def write() -> None:
+        with room_for(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, f"{json.dumps([made])}\n".encode())
+
+    team.from_main(write)
+    return made
+
+
+def file_name(stream: str) -> str:
+    """A stream's name without what file systems refuse."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", stream)

@@ -1,0 +1,287 @@
+"""Checkpoints of training: weights, optimizer, random state and progress, as safetensors and JSON.
+
+A checkpoint is written beside its final name, flushed, then renamed. `checksums.json`, written last, lists the size and
+the SHA-256 of each file, so that an incomplete or corrupted checkpoint is detected. The run folder must be on a file
+system that all processes see: the first process writes and decides, and all of them read.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from modeling.disk import discard, file_digest, free_bytes, mib, room_for, sync, write_whole
+from modeling.processes import Processes
+from modeling.seeds import derive_seed
+
+SUMS = "checksums.json"
+
+
+class Trained(Protocol):
+    """What training changes. Everything in it must be the same in all processes."""
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors to save, by the name of their file."""
+
+    def restore(self, place: Path, device: torch.device) -> None:
+        """Loads them from a complete checkpoint. Raises ValueError when it is of another model."""
+
+    def bytes_once_saved(self) -> int:
+        """The size of a checkpoint."""
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints. All processes call its public methods together."""
+
+    stage = ""
+    """Named in messages, and part of the seed of torch's generators."""
+    unit = "example"
+    """What training goes through."""
+    remedy = "make room, or choose another --runs_folder"
+    """What a user can do when the disk is too small."""
+
+    def __init__(self, folder: Path, keep: int, team: Processes, seed: int) -> None:
+        self.folder, self.keep, self.team, self.seed = folder, keep, team, seed
+        self.saved = 0
+        """Step of the last checkpoint that was written or read here."""
+        self._problems: dict[Path, str | None] = {}
+
+    def resume(self, trained: Trained) -> dict[str, Any] | None:
+        """Restores the newest complete checkpoint and returns its numbers; None, with torch's generators seeded, where
+        there is none at all.
+
+        Raises ValueError when there are some, but all are damaged, or the disk has no room for the next ones.
+        """
+        place, said = self.team.from_main(lambda: self._choose(trained))
+        for line in said:
+            self.team.say(f"{self.stage}: {line}")
+        if place is None:
+            self._start_random()
+            return None
+        kept: dict[str, Any] = json.loads((place / "progress.json").read_text())
+        processes = kept.pop("processes")
+        if processes != self.team.count:
+            self.team.say(
+                f"{self.stage}: {place.name} was written by {processes} process(es) and {self.team.count} go on: "
+                f"no {self.unit} is lost or repeated, but sums are rounded in another order, so the run will not end in "
+                "the bytes of an uninterrupted one"
+            )
+        trained.restore(place, self.team.device)
+        self.saved = step_of(place)
+        self._restore_random(load_file(place / "random.safetensors"))
+        return kept
+
+    def write(self, step: int, numbers: Mapping[str, Any], random: Mapping[str, Tensor], trained: Trained) -> None:
+        """Writes a checkpoint unless it is there already, and removes all but the newest complete ones. `random` is
+        this process's `random_state`.
+
+        Raises ValueError, in all processes, when the disk is full: earlier checkpoints stay, and the unfinished one is
+        removed.
+        """
+        if step == self.saved:
+            return
+        every_random = self.team.gather([random])
+        numbers = {**numbers, "processes": self.team.count}
+        self.team.from_main(lambda: self._write(step, numbers, every_random, trained))
+        self.saved = step
+
+    def _choose(self, trained: Trained) -> tuple[Path | None, list[str]]:
+        self._clear()
+        found = self._found()
+        if not found:
+            self._require_room(trained, 0)
+            return None, []
+        problems: dict[str, str] = {}
+        for place in reversed(found):
+            if (problem := self._problem(place)) is None:
+                self._prune()
+                self._require_room(trained, len(self._found()))
+                said = [f"{broken} is damaged ({why}): going on from {place.name}" for broken, why in problems.items()]
+                return place, said
+            problems[place.name] = problem
+        raise ValueError(all_damaged(self.folder, problems))
+
+    def _require_room(self, trained: Trained, there: int) -> None:
+        size = trained.bytes_once_saved()
+        needed, free = size * max(1, self.keep + 1 - there), free_bytes(self.folder)
+        if free < needed:
+            raise ValueError(f"{self.folder} needs about {mib(needed)} for checkpoints of {mib(size)}, and {mib(free)} are free: {self.remedy}")
+
+    def _write(
+        self,
+        step: int,
+        numbers: Mapping[str, Any],
+        every_random: Sequence[Mapping[str, Tensor]],
+        trained: Trained,
+    ) -> None:
+        final = self.folder / f"checkpoint-{step:08d}"
+        beside = self.folder / f".{final.name}.partial"
+        self._clear()
+        try:
+            with room_for(final, trained.bytes_once_saved()):
+                beside.mkdir(parents=True)
+                sync(self.folder.parent)
+                for name, values in trained.tensors().items():
+                    whole = {key: value.contiguous() for key, value in values.items()}
+                    save_file(whole, beside / f"{name}.safetensors")
+                save_file(
+                    {f"{kind}_{rank}": one[kind] for rank, one in enumerate(every_random) for kind in one},
+                    beside / "random.safetensors",
+                )
+                (beside / "progress.json").write_text(json.dumps(numbers, indent=2) + "\n")
+                seal(beside)
+                discard(final)  # a damaged one
+                beside.rename(final)
+                sync(self.folder)
+        except BaseException:
+            # Frees the space, as the disk may be full; the error goes on.
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        self._problems[final] = None
+        self._prune()
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-????????"))
+
+    def _problem(self, place: Path) -> str | None:
+        if place not in self._problems:
+            self._problems[place] = what_is_wrong(place)
+        return self._problems[place]
+
+    def _prune(self) -> None:
+        whole = [place for place in self._found() if self._problem(place) is None]
+        for place in self._found():
+            if len(whole) >= self.keep and place < whole[-self.keep]:
+                discard(place)
+
+    def _clear(self) -> None:
+        """Removes what a kill left half written or half removed."""
+        for rest in self.folder.glob(".checkpoint-*"):
+            shutil.rmtree(rest)
+
+    def _start_random(self) -> None:
+        """Seeds this process's generators, differently in each process."""
+        torch.manual_seed(derive_seed(self.seed, f"{self.stage} random state", self.team.rank, self.saved))
+
+    def _restore_random(self, saved: Mapping[str, Tensor]) -> None:
+        """A process that the checkpoint has no state for starts from a seed of its own."""
+        self._start_random()
+        if (cpu := saved.get(f"cpu_{self.team.rank}")) is not None:
+            torch.set_rng_state(cpu)
+        if self.team.device.type == "cuda" and (cuda := saved.get(f"cuda_{self.team.rank}")) is not None:
+            torch.cuda.set_rng_state(cuda, self.team.device)
+
+
+class SaveTimer:
+    """Tells all processes at the same step that a checkpoint is due, by the first one's clock."""
+
+    def __init__(self, minutes: float, team: Processes) -> None:
+        self.seconds, self.team = 60 * minutes, team
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint has been written."""
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether so many minutes have passed since the last one. All processes call it together."""
+        return self.team.from_main(lambda: time.monotonic() - self._last >= self.seconds)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of this process's torch generators; everything else that is random has a stream of its own."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def seal(folder: Path) -> None:
+    """Flushes the files of a finished checkpoint and writes `checksums.json`, without which it counts as incomplete."""
+    paths = sorted(folder.rglob("*"))
+    sums = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_digest(path)} for path in paths if path.is_file()}
+    for path in (*paths, folder):
+        sync(path)
+    write_whole(folder / SUMS, (json.dumps(sums, indent=2) + "\n").encode())
+
+
+def what_is_wrong(place: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None where it is as it was written."""
+    try:
+        sums = json.loads((place / SUMS).read_text())
+        for name, told in sums.items():
+            path = place / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != told["size"]:
+                return f"{name} has {path.stat().st_size} of {told['size']} bytes"
+            if file_digest(path) != told["sha256"]:
+                return f"{name} is not what was written"
+    except FileNotFoundError:
+        return f"{SUMS} is missing"
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return f"{SUMS} cannot be read"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return None
+
+
+def all_damaged(folder: Path, problems: Mapping[str, str]) -> str:
+    """The sentence for a run that has checkpoints, of which none can be used."""
+    told = "; ".join(f"{name}: {why}" for name, why in problems.items())
+    return f"no checkpoint in {folder} is whole ({told}): nothing was removed; put a whole one there, or start over with --force"
+
+
+def step_of(place: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(place.name.rsplit("-", 1)[1])
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint below a folder, complete or not."""
+    return max(folder.glob("checkpoint-????????"), default=None)
+
+
+def read_tensors(place: Path, name: str, device: torch.device) -> dict[str, Tensor]:
+    """One file of a checkpoint."""
+    # safetensors does not know the `cpu:0` that accelerate calls the CPU of one process of several.
+    return load_file(place / f"{name}.safetensors", device="cpu" if device.type == "cpu" else str(device))
+
+
+def restore_parameters(place: Path, name: str, parameters: Mapping[str, nn.Parameter], device: torch.device) -> None:
+    """The weights in a file of a complete checkpoint. Raises ValueError when they are another model's."""
+    saved = read_tensors(place, name, device)
+    if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in parameters.items()}:
+        raise ValueError(f"{place} is of another {name} model than this run's: start over with --force")
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(saved[key])
+
+
+def detached(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The weights as plain tensors."""
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Adam's state under `<parameter>//<name>`; the learning rate follows from the step."""
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
+    return {f"{name}//{key}": value for name, state in states.items() for key, value in state.items()}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    saved: Mapping[str, Tensor],
+) -> None:
+    """The reverse of `optimizer_tensors`."""
+    for path, value in saved.items():
+        name, key = path.split("//")
+        # Fused Adam keeps its step counter beside the parameter too.
+        optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)

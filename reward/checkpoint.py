@@ -1,0 +1,68 @@
+"""Checkpoints of a reward model in training (modeling/checkpoint.py has the format)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeling import checkpoint
+from modeling.checkpoint import (
+    detached,
+    optimizer_tensors,
+    random_state,
+    read_tensors,
+    restore_optimizer,
+    restore_parameters,
+)
+
+
+@dataclass
+class Trained:
+    """The trained weights, their optimizer and its schedule, which are the same in all processes."""
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The weights and Adam's state, by the name of the file they are kept in."""
+        return {"reward": detached(self.parameters), "optimizer": optimizer_tensors(self.optimizer, self.parameters)}
+
+    def restore(self, place: Path, device: torch.device) -> None:
+        """Loads `tensors` from a complete checkpoint. Raises ValueError when it is of another model."""
+        restore_parameters(place, "reward", self.parameters, device)
+        restore_optimizer(self.optimizer, self.parameters, read_tensors(place, "optimizer", device))
+
+    def set_step(self, step: int) -> None:
+        """Puts the schedule where it is after `step` optimizer steps."""
+        peaks_and_factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        rates = [peak * factor(step) for peak, factor in peaks_and_factors]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        then = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        self.schedule.load_state_dict(self.schedule.state_dict() | then)
+
+    def bytes_once_saved(self) -> int:
+        """Of a checkpoint: weights and two moments."""
+        return 3 * sum(p.numel() * p.element_size() for p in self.parameters.values()) + 2**16
+
+
+class Checkpoints(checkpoint.Checkpoints):
+    """The folder of a reward model's checkpoints."""
+
+    stage = "reward"
+    unit = "prompt"
+
+    def begin(self, trained: Trained) -> tuple[int, list[dict[str, Any]]]:
+        """Restores the newest complete checkpoint, see `resume`: (steps done, what was measured after each epoch)."""
+        kept = self.resume(trained)
+        if kept is None:
+            return 0, []
+        trained.set_step(kept["step"])
+        return kept["step"], kept["epochs"]
+
+    def save(self, step: int, epochs: list[dict[str, Any]], trained: Trained) -> None:
+        """Writes a checkpoint, see `write`."""
+        self.write(step, {"step": step, "epochs": epochs}, random_state(self.team.device), trained)

@@ -1,0 +1,110 @@
+"""What lets a killed SFT run end in the same bytes as an undisturbed one: complete checkpoints, and batches that depend
+only on seed and epoch.
+
+transformers' Trainer writes a checkpoint in place and cannot tell a half-written one from a complete one. A callback
+therefore seals each finished checkpoint with `checksums.json` (modeling/checkpoint.py), and only sealed ones are
+resumed from.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl import SFTTrainer
+
+from modeling.checkpoint import SUMS, SaveTimer, all_damaged, seal, step_of, what_is_wrong
+from modeling.disk import discard
+from modeling.processes import Processes
+from modeling.seeds import derive_seed
+
+
+def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
+    """(the newest complete checkpoint of the Trainer below a folder, a sentence for each later one, which is removed).
+
+    Raises ValueError, and removes nothing, when there were complete ones, but all of them are damaged.
+    """
+    found = sorted(
+        (place for place in folder.glob("checkpoint-*") if place.name.removeprefix("checkpoint-").isdigit()),
+        key=step_of,
+    )
+    problems: dict[Path, str] = {}
+    whole: Path | None = None
+    for place in reversed(found):
+        if (problem := what_is_wrong(place)) is None:
+            whole = place
+            break
+        problems[place] = problem
+    if whole is None and any((place / SUMS).is_file() for place in problems):
+        raise ValueError(all_damaged(folder, {place.name: why for place, why in problems.items()}))
+    for place in problems:
+        # The Trainer writes in place, so what it would find of an earlier attempt must go.
+        discard(place)
+    for rest in folder.glob(".checkpoint-*"):
+        shutil.rmtree(rest)
+    going_on = f"going on from {whole.name}" if whole is not None else "starting over"
+    removed = ((place.name, why) for place, why in problems.items())
+    return whole, [f"{name} is incomplete or damaged ({why}) and was removed: {going_on}" for name, why in removed]
+
+
+class CheckpointCallback(TrainerCallback):
+    """Saves a checkpoint every so many minutes, and seals each one when all processes have written their files."""
+
+    def __init__(self, minutes: float, team: Processes) -> None:
+        self.timer, self.team = SaveTimer(minutes, team), team
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        # After an epoch's last step the Trainer evaluates, then saves: a resume from between would skip the evaluation.
+        epoch_ends = float(state.epoch or 0.0).is_integer()
+        if not epoch_ends and self.timer.due():
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        self.team.wait()
+        if self.team.is_main:
+            seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        self.timer.restart()
+
+
+class EpochOrder(Sampler[int], TrainerCallback):
+    """An order in which examples of similar length are neighbours, drawn from the seed and the epoch alone.
+
+    The Trainer's own sampler draws from torch's global generator, so a run that is resumed in the middle of an epoch
+    would see other batches.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "sft order", self.epoch))
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **rest: Any,
+    ) -> None:
+        """Here, as accelerate does not pass `set_epoch` on to every sampler that it wraps."""
+        self.epoch = int(state.epoch or 0.0)
+
+
+class ResumableTrainer(SFTTrainer):
+    """trl's trainer with the order of `EpochOrder`."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        order = EpochOrder([len(ids) for ids in dataset["input_ids"]], batch_size, args.seed)
+        self.add_callback(order)
+        return order
