@@ -18,7 +18,7 @@ BASELINES = {
     "sft_likelihood_per_token": ("Choosing what SFT finds likelier a token", "its mean over tokens"),
 }
 """The judges that a reward model should beat."""
-CHOSEN_AFTERWARDS = "The best baseline is chosen on these same pairs, which favours it and makes this comparison strict."
+CHOSEN_AFTERWARDS = "The best baseline is chosen on these same pairs, which favours it and makes the check strict."
 PARTS = {
     "closeness": "closeness to the reference",
     "complete": "the bonus for ending",

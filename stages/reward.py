@@ -167,8 +167,7 @@ def headline(test: dict[str, Any]) -> dict[str, Any]:
     assert best is not None, "lengths are always there to judge by"
     return {
         "reward_accuracy": test["accuracy"]["mean"],
-        "best_baseline": best,
-        "best_baseline_accuracy": test["baselines"][best]["accuracy"]["mean"],
+        "best_baseline": test["baselines"][best]["accuracy"]["mean"],
         "above_best_baseline": test["baselines"][best]["difference"]["mean"],
         "score_std": test["score_std"],
     }
