@@ -7,6 +7,7 @@ from data.numbers import (
     AtLeastTwo,
     ClosedUnitInterval,
     FractionBelowOne,
+    NonNegativeFloat,
     NonNegativeInt,
     OpenUnitInterval,
     PositiveFloat,

@@ -95,8 +95,8 @@ def make(
     epochs: list[dict[str, Any]] = []
     if settings.epochs > 0:
         watched = {split: evenly(sets[split], settings.epoch_evaluation_prompts) for split in ("train", "valid") if settings.epoch_evaluation_prompts}
-        rows, tracking = sets["train"], config.tracking
-        epochs = train(settings, start.model_config, model, rows, pad_id, config.seed, team, out, tracking, watched)
+        train_set, tracking = sets["train"], config.tracking
+        epochs = train(settings, start.model_config, model, train_set, pad_id, config.seed, team, out, tracking, watched)
 
     def scores(items: list["Element"]) -> list[list[float]]:
         return score_all(scalar_model(model), items, settings.max_tokens_per_micro_batch, start.model_config, pad_id, team)

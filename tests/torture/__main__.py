@@ -185,12 +185,16 @@ def disturb(undisturbed: Undisturbed, moment: str, luck: random.Random, log: Pat
         return None
     problems = []
     if moment == SIGTERM:
+        logged = log.stat().st_size if log.exists() else 0
         work.send(signal.SIGTERM, only=luck.randrange(variant.processes))
         work.wait(60)
+        words = log.read_bytes()[logged:].decode(errors="replace")
         if work.codes == [0] * variant.processes:
             return None
-        # One that has not begun yet, or is through with training, just ends.
-        if any(code not in (143, -signal.SIGTERM) for code in work.codes) and -signal.SIGTERM not in work.codes:
+        # A process that does not train yet, or no longer, just ends, and the other one notices.
+        said = any(sign in words for sign in ("interrupted (SIGTERM)", "stopped, because"))
+        outside = said or -signal.SIGTERM in work.codes
+        if any(code != 143 for code in work.codes) and not outside:
             problems.append(f"exit codes {work.codes}")
     else:
         work.send(signal.SIGKILL)
