@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
-from modeling.engines.native import generate
+from modeling.engines.make import engine_for
 from modeling.engines.types import Generation, Sampling
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
@@ -32,7 +32,7 @@ def answer(
     mine = team.share(jobs)
     encoded = {index: encode_prompt(tokenizer, prompts[index]) for index in {index for index, _ in mine}}
     with tqdm(total=len(mine), desc=stream, unit="answer", disable=not team.is_main) as bar:
-        generations = generate(
+        generations = engine_for(model).generate(
             model,
             [encoded[index] for index, _ in mine],
             [derive_seed(seed, stream, prompts[index].prompt_id, number) for index, number in mine],

@@ -12,7 +12,7 @@ from data.records import Prompt
 from data.tokenize import decode_completion
 from modeling.batch import micro_batches
 from modeling.config import ModelConfig, TrackingConfig
-from modeling.engines.make import make_engine
+from modeling.engines.make import engine_for
 from modeling.load import autocast
 from modeling.processes import Processes
 from modeling.tracking import read_metrics
@@ -53,7 +53,9 @@ def train(
     """
     team.divide(config.minibatch_size, "ppo.minibatch_size")
     models.check_prompts(prompts, tokenizer, config.max_new_tokens)
-    engine = make_engine(config.engine)
+    with models.as_policy() as policy:
+        engine = engine_for(policy, config.engine)
+    config.refuse_unrecorded(engine.records_logprobs)
     optimizers = Optimizers.make(models, config)
     average = MovingAverage(models.policy_parameters, config.ema_decay)
     kl, scale = KLController.make(config), ScoreScale(config)

@@ -15,7 +15,7 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from data.records import Demonstration
-from modeling.adapters import add_lora, merged
+from modeling.adapters import add_lora, merged, what_lora_adapts
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.load import context_length, save
 from modeling.processes import Processes
@@ -84,6 +84,7 @@ def train(
     if model_config.adapter == "lora":
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
+        team.say(f"sft: {what_lora_adapts(model)}")
     bf16 = model_config.precision == "bfloat16" or (model_config.precision == "auto" and team.device.type == "cuda")
     folder = out / "trainer"
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
