@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,9 +20,10 @@ from modeling.trunk import backbone_of
 
 MAPS = (nn.Linear, Conv1D)
 FUSED_EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-"""In models with fused experts (3-D parameters) peft replaces targets of these names by the experts' parameters, so
-linear maps of these names get no adapter either. Adapters on fused experts are left out: they hold a low-rank pair for
-each expert, and every forward pass lays out an update as large as the experts."""
+"""What transformers 4 called the linear maps of experts, which are fused into 3-D parameters now. In some families peft
+replaces targets of these names by those parameters, and linear maps of these names get no adapter at all. Adapters on
+fused experts hold a low-rank pair for each expert, and every forward pass lays out an update as large as the experts:
+they are left out."""
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
@@ -34,7 +36,7 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
         raise ValueError(f"model.lora.top_layers={settings.top_layers}, but the model has {layers} layers")
     backbone = backbone_of(model)
     names = {last(name) for name, module in backbone.named_modules() if isinstance(module, MAPS)}
-    if expert_weights(backbone):
+    if targets_experts(model, names):
         names -= FUSED_EXPERT_NAMES
     return LoraConfig(
         r=settings.rank,
@@ -45,6 +47,13 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
         layers_to_transform=None if settings.top_layers is None else list(range(layers - settings.top_layers, layers)),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),
     )
+
+
+def targets_experts(model: Any, names: Collection[str]) -> bool:
+    """Whether peft would take some of these names for fused experts in this model."""
+    trial = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(trial, model, None)
+    return bool(trial.target_parameters)
 
 
 def last(name: str) -> str:
