@@ -10,7 +10,7 @@ from tqdm import tqdm
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
 from labeling.scratch import AnswerScratch
-from modeling.engines.native import generate
+from modeling.engines.make import engine_for
 from modeling.engines.types import Generation, Sampling, by_length
 from modeling.load import stop_ids
 from modeling.processes import Processes
@@ -45,6 +45,7 @@ def answer(
     mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
     size = BATCHES_A_BLOCK * sampling.batch_size if kept is not None else max(1, len(mine))
     made: dict[tuple[int, int], Generation] = {}
+    engine = engine_for(model)
     with tqdm(total=len(mine), desc=stream, unit="answer", disable=not team.is_main) as bar:
         for start in range(0, len(mine), size):
             block = mine[start : start + size]
@@ -52,7 +53,7 @@ def answer(
             bar.update(len(block) - len(missing))
             if not missing:
                 continue
-            generations = generate(
+            generations = engine.generate(
                 model,
                 [encoded[index] for index, _ in missing],
                 [derive_seed(seed, stream, prompts[index].prompt_id, number) for index, number in missing],

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -22,10 +24,16 @@ from modeling.trunk import backbone_of
 HEAD = "score"
 HEAD_WEIGHT = f"base_model.model.{HEAD}.weight"
 """The scalar head's name in a model, and of its weight in a saved adapter."""
+MAPS = (nn.Linear, Conv1D)
+FUSED_EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+"""What transformers 4 called the linear maps of experts, which are fused into 3-D parameters now. In some families peft
+replaces targets of these names by those parameters, and linear maps of these names get no adapter at all. Adapters on
+fused experts hold a low-rank pair for each expert, and every forward pass lays out an update as large as the experts:
+they are left out."""
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
-    """Adapters on every linear map of the transformer's layers, or of its topmost ones.
+    """Adapters on every linear map of the transformer's layers, or of its topmost ones, but for `FUSED_EXPERT_NAMES`.
 
     Raises ValueError when `top_layers` is more than the model has.
     """
@@ -33,8 +41,9 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
     if settings.top_layers is not None and settings.top_layers > layers:
         raise ValueError(f"model.lora.top_layers={settings.top_layers}, but the model has {layers} layers")
     backbone = backbone_of(model)
-    maps = (nn.Linear, Conv1D)
-    names = {name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, maps)}
+    names = {last(name) for name, module in backbone.named_modules() if isinstance(module, MAPS)}
+    if targets_experts(model, names):
+        names -= FUSED_EXPERT_NAMES
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -44,6 +53,44 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
         layers_to_transform=None if settings.top_layers is None else list(range(layers - settings.top_layers, layers)),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),
     )
+
+
+def targets_experts(model: Any, names: Collection[str]) -> bool:
+    """Whether peft would take some of these names for fused experts in this model."""
+    trial = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(trial, model, None)
+    return bool(trial.target_parameters)
+
+
+def last(name: str) -> str:
+    """The last part of a dotted name."""
+    return name.rsplit(".", 1)[-1]
+
+
+def expert_weights(backbone: nn.Module) -> list[str]:
+    """Names of the weights of fused experts: 3-D parameters of a module that is called `experts`."""
+    return [name for name, weight in backbone.named_parameters() if weight.dim() == 3 and ".experts." in f".{name}"]
+
+
+def lora_names(model: Any, settings: LoraSettings) -> str:
+    """Names of the linear maps that get an adapter, and whether there are experts without. Raises as `lora_config`."""
+    names = ", ".join(sorted(lora_config(model, settings).target_modules))
+    return f"{names}; not the experts" if expert_weights(backbone_of(model)) else names
+
+
+def what_lora_adapts(model: PeftModel) -> str:
+    """A sentence: how many linear maps of which names have an adapter, and which kinds of weights have none."""
+    backbone = backbone_of(model)
+    modules = [(last(name), module) for name, module in backbone.named_modules() if ".lora_" not in name]
+    adapted = Counter(name for name, module in modules if isinstance(module, LoraLayer))
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(adapted.items()))
+    left = []
+    if experts := expert_weights(backbone):
+        left.append(f"the experts ({len(experts)} fused weights called {', '.join(sorted(set(map(last, experts))))})")
+    if maps := sorted({name for name, module in modules if isinstance(module, MAPS)} - adapted.keys() - {"base_layer"}):
+        left.append(f"linear maps called {', '.join(maps)}")
+    without = f"; no adapter on {', nor on '.join(left)}" if left else ""
+    return f"LoRA adapts {adapted.total()} linear maps: {counts}{without}"
 
 
 def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> PeftModel:

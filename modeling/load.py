@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from data.chat_template import PLAIN, portable
 from data.embedded import base_model, cache_folder
 from data.tokenize import end_of_turn, layout
+from modeling.architecture import scalar_class
 from modeling.config import ModelConfig
 from modeling.finite import require_finite_weights
 from modeling.tiny import make_tiny_model
@@ -158,6 +159,7 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
     """
     settings = read_settings(place, config)
     classifier = is_classifier(settings)
+    scalar_class(settings)  # so that transformers knows a class for every causal architecture
     if classifier and settings.num_labels != 1:
         raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
     with _sentence_for(place, "model"):

@@ -214,10 +214,11 @@ def accumulate_gradient(
     with forward():
         hidden_RH = batch.hidden(backbone_of(model), "states")
     losses, logprobs, entropies, gradients = [], [], [], []
+    head = model.get_output_embeddings()  # some models look into their backbone for it, which is away below
     with output_layer(model, temperature) as logits:
         for part in pieces(model, len(hidden_RH)):
             leaf_NH = hidden_RH[part].detach().requires_grad_()
-            with adding_in_place(model.get_output_embeddings()):
+            with adding_in_place(head):
                 logits_NV = logits(leaf_NH)
             logprobs_N, entropy_N = chosen(logits_NV, batch.token_R[part])
             del logits_NV

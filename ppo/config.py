@@ -35,7 +35,8 @@ class PPOConfig:
     max_tokens_per_micro_batch: PositiveInt = 8192
     """Tokens of prompts and responses a forward pass of one process takes, one episode at least; bounds memory, does not change the result. Ours."""
     engine: Literal["native", "transformers", "vllm"] = "native"
-    """What samples responses: `native`, ours (modeling/engines); transformers' `generate`; or vLLM, which needs its extra and a GPU. Ours."""
+    """What samples responses: `native`, our decoder (modeling/engines), or transformers' `generate` where ours cannot
+    decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
     rollout_batch_size: PositiveInt = 64
     """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
     inner_epochs: PositiveInt = 1
@@ -140,3 +141,11 @@ class PPOConfig:
             raise ValueError("ppo.engine=vllm needs vLLM and a GPU: pip install -e '.[vllm]', or take ppo.engine=native")
         if self.old_logprobs == "rollout" and self.engine != "native":
             raise ValueError(f"ppo.old_logprobs=rollout needs ppo.engine=native: {self.engine} does not record log-probabilities; take recompute")
+
+    def refuse_unrecorded(self, recorded: bool) -> None:
+        """Raises ValueError where old log-probabilities are to come from an engine that records none."""
+        if self.old_logprobs == "rollout" and not recorded:
+            raise ValueError(
+                "ppo.old_logprobs=rollout needs log-probabilities that the native engine records, and it cannot decode "
+                "this model: set ppo.old_logprobs=recompute"
+            )

@@ -13,7 +13,7 @@ from data.tokenize import decode_completion
 from modeling.batch import micro_batches
 from modeling.checkpoint import random_state
 from modeling.config import ModelConfig, TrackingConfig
-from modeling.engines.make import make_engine
+from modeling.engines.make import engine_for
 from modeling.finite import require_finite_weights
 from modeling.load import autocast
 from modeling.processes import Processes
@@ -57,7 +57,9 @@ def train(
     team.divide(config.minibatch_size, "ppo.minibatch_size")
     refuse_recorded_logprobs(config, model_config, team.device)
     models.check_prompts(prompts, tokenizer, config.max_new_tokens)
-    engine = make_engine(config.engine)
+    with models.as_policy() as policy:
+        engine = engine_for(policy, config.engine)
+    config.refuse_unrecorded(engine.records_logprobs)
     optimizers = Optimizers.make(models, config)
     average = MovingAverage(models.policy_parameters, config.ema_decay)
     kl, scale = KLController.make(config), ScoreScale(config)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from modeling.adapters import add_lora
+from modeling.architecture import refuse_lookahead
 from modeling.config import ModelConfig
 from modeling.load import base_model_place, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
 from modeling.scalar import closing_of, initialise_head, scalar_model
@@ -55,7 +56,8 @@ class Start:
     def model(self, tokenizer: Any, seed: int, device: torch.device, train: bool = True) -> Any:
         """A fresh copy, ready to be trained: a new head unless it has one, and with `adapter: lora` an adapter beside which the head is trained."""
         model = load_scalar(self.place, self.model_config, tokenizer).to(device)
-        scalar = scalar_model(model)  # refuses what has no scalar head before anything is spent on it
+        scalar = scalar_model(model)
+        refuse_lookahead(model, f"reward.base={self.model_config.base}" if self.own_base else self.place)
         if not self.trained:
             initialise_head(model, derive_seed(seed, "reward head"))
         if train and self.model_config.adapter == "lora":

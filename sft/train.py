@@ -12,7 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import SFTConfig as TrlConfig
 
 from data.records import Demonstration
-from modeling.adapters import add_lora, merged
+from modeling.adapters import add_lora, merged, what_lora_adapts
 from modeling.checkpoint import step_of
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.export import export
@@ -116,6 +116,7 @@ def train(
     if model_config.adapter == "lora":
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
+        team.say(f"sft: {what_lora_adapts(model)}")
     bf16 = model_config.precision == "bfloat16" or (model_config.precision == "auto" and team.device.type == "cuda")
     folder = out / "trainer"
     checkpoint, said = team.from_main(lambda: newest_complete(folder))

@@ -4,6 +4,7 @@ python -m stages.pipeline --config configs/demo.yaml
 torchrun --nproc_per_node 8 -m stages.pipeline --config configs/demo.yaml
 """
 
+import gc
 import importlib
 import json
 import time
@@ -17,31 +18,20 @@ from stages.runner import STAGES, main, run_stage
 def work(config: RunConfig, force: bool) -> None:
     """Runs every stage, then prints the headline."""
     from modeling.processes import processes
+    from stages.preflight import check_models
 
     start = time.perf_counter()
-    refuse_unfit_reward_base(config)
+    team = processes(config.model.device, config.processes.timeout_minutes)
+    team.from_main(lambda: check_models(config))
+    gc.collect()  # the models that were tried
     for name in STAGES:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
-    if processes(config.model.device).is_main:
+    if team.is_main:
         root = Path(config.runs_folder) / config.run_name
         files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]
         headline, evaluation = (json.loads(file.read_text()) for file in files)
         page = root / "report" / "index.html"
         print(f"\n{summary(headline, evaluation)}\n\n{time.perf_counter() - start:.0f} s in all; the report: {page}")
-
-
-def refuse_unfit_reward_base(config: RunConfig) -> None:
-    """Raises ValueError, two stages before it would matter, when the value model could not start from a reward model of its own base."""
-    from modeling.load import base_model_place, load_tokenizer
-    from modeling.processes import processes
-    from ppo.models import refuse_value_start
-    from reward.start import Start
-
-    if config.reward.base is not None:
-        team = processes(config.model.device, config.processes.timeout_minutes)
-        place = team.from_main(lambda: base_model_place(config.model))
-        start = Start.of(config.reward, config.model, Path(place))
-        refuse_value_start(config.ppo, load_tokenizer(place, config.model), start.tokenizer())
 
 
 def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:

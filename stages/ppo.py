@@ -16,6 +16,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model` (last weights) and `model_ema`."""
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
+    from modeling.adapters import what_lora_adapts
     from modeling.disk import room_for
     from modeling.load import load_tokenizer
     from modeling.processes import processes
@@ -32,6 +33,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
     models = load_models(sft, reward, config.model, tokenizer, team.device, config.seed, config.ppo, trust)
+    if config.model.adapter == "lora":
+        team.say(f"ppo: {what_lora_adapts(models.policy.model)}")
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
     average = train(config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out, config.tracking, held_out)

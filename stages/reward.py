@@ -28,11 +28,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.reward_model import report
     from modeling.processes import processes
     from reward.batches import demonstration
-    from reward.start import Start
     from stages.inputs import evenly, ranked_elements, told
+    from stages.preflight import check_reward_base
 
     team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
-    start = team.from_main(lambda: Start.of(config.reward, config.model, sft))
+    start = team.from_main(lambda: check_reward_base(config, sft))
     tokenizer = start.tokenizer()
     closing = start.closing(tokenizer)
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
@@ -77,7 +77,7 @@ def make(
     A run that was killed while it was being judged finds that file and does not train again; one that was killed in
     training goes on from its last checkpoint.
     """
-    from modeling.adapters import merged, save_adapter
+    from modeling.adapters import merged, save_adapter, what_lora_adapts
     from modeling.export import export
     from modeling.finite import require_finite
     from modeling.scalar import scalar_model
@@ -92,6 +92,8 @@ def make(
     model = start.model(tokenizer, config.seed, team.device, train=settings.epochs > 0)
     if (why := scalar_model(model).plain_because) is not None:
         team.say(f"reward: each answer gets a pass of its own over its prompt: {why}")
+    if hasattr(model, "peft_config"):
+        team.say(f"reward: {what_lora_adapts(model)}")
     epochs: list[dict[str, Any]] = []
     if settings.epochs > 0:
         watched = {split: evenly(sets[split], settings.epoch_evaluation_prompts) for split in ("train", "valid") if settings.epoch_evaluation_prompts}

@@ -20,12 +20,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.processes import processes
     from sft.train import train
     from stages.inputs import evenly
+    from stages.preflight import check_before_training
 
     team = processes(config.model.device)
     place = team.from_main(lambda: base_model_place(config.model))
     tokenizer = load_tokenizer(place, config.model)
     model = load_causal(place, config.model, tokenizer, config.sft.residual_dropout)
     data = run.stage("data")
+    team.from_main(lambda: check_before_training(config, data, model, tokenizer))
     train_set = evenly(read_set(data, "sft", "train"), config.sft.max_train_examples)
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens, len(train_set))
     return train(

@@ -20,6 +20,8 @@ from modeling.seeds import derive_seed
 class TransformersEngine:
     """`GenerationMixin.generate`, in batches of like length, padded on the left."""
 
+    records_logprobs = False
+
     @torch.no_grad()
     def generate(
         self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, stop_ids: Collection[int], pad_id: int,

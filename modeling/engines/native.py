@@ -51,6 +51,8 @@ class Row:
 class NativeEngine:
     """Our own decoder as an engine."""
 
+    records_logprobs = True
+
     def __init__(self, merge_adapters: bool = True) -> None:
         self.merge_adapters = merge_adapters
 
@@ -149,22 +151,36 @@ def closed_up(alive: Sequence[int]) -> list[int]:
 Memory = Callable[[Any, int, int, int], Lanes | GrowingCache]
 WAYS: tuple[Memory, ...] = (Lanes, partial(Lanes, own_attention=False), GrowingCache)
 """From the quickest to the one that asks least of a model."""
-_verdicts: "WeakKeyDictionary[Any, Memory]" = WeakKeyDictionary()
-"""Of models that have been tried: how they are decoded."""
+_verdicts: "WeakKeyDictionary[Any, Memory | str]" = WeakKeyDictionary()
+"""Of models that have been tried: how they are decoded, or why they cannot be."""
 
 
 def memory(model: Any, lanes: int, columns: int, pad_id: int) -> Lanes | GrowingCache:
     """Where rows of this model are kept. Raises ValueError when it can be decoded in no way."""
+    way = verdict(model)
+    if isinstance(way, str):
+        raise ValueError(f"{way}: use the engine of transformers")
+    return way(model, lanes, columns, pad_id)
+
+
+def why_not_native(model: Any) -> str | None:
+    """Why this model cannot be decoded here; None where it can."""
+    way = verdict(model)
+    return way if isinstance(way, str) else None
+
+
+def verdict(model: Any) -> Memory | str:
+    """`way_to_decode`, tried once a model."""
     if model not in _verdicts:
         _verdicts[model] = way_to_decode(model)
-    return _verdicts[model](model, lanes, columns, pad_id)
+    return _verdicts[model]
 
 
 @torch.no_grad()
-def way_to_decode(model: Any) -> Memory:
+def way_to_decode(model: Any) -> Memory | str:
     """The first of WAYS that agrees with a pass over the whole text on a few tokens, since an architecture may do anything with a mask.
 
-    Raises ValueError when none does.
+    Where none does, the reason.
     """
     device = model.get_input_embeddings().weight.device
     words = model.get_input_embeddings().num_embeddings
@@ -190,7 +206,5 @@ def way_to_decode(model: Any) -> Memory:
                     log.warning("%s is decoded with a growing cache and without refilling lanes (%s)", type(model).__name__, reason)
                 return way
             reason = reason or f"its logits are off by {far:.2g} when its cache is written in place"
-    raise ValueError(
-        f"the native engine cannot decode {type(model).__name__}, which keeps something else than the keys and values of past tokens ({reason}): "
-        "use the engine of transformers"
-    )
+    kept = "which keeps something else than the keys and values of past tokens"
+    return f"the native engine cannot decode {type(model).__name__}, {kept} ({reason})"

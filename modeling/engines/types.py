@@ -33,6 +33,9 @@ class Generation:
 class Engine(Protocol):
     """What samples responses."""
 
+    records_logprobs: bool
+    """Whether a generation holds the log-probabilities of its tokens."""
+
     def generate(
         self,
         model: Any,

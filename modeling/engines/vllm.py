@@ -24,6 +24,8 @@ class VLLMEngine:
     It records no log-probabilities: vLLM has them, but in its own arithmetic, and the policy computes them itself.
     """
 
+    records_logprobs = False
+
     def __init__(self, gpu_memory_utilization: float = 0.3, tensor_parallel_size: int = 1) -> None:
         """`gpu_memory_utilization` is the part of a GPU's memory that vLLM may take; the rest is the training's. Raises ValueError without vLLM."""
         try:

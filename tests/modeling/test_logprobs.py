@@ -30,6 +30,9 @@ from tests.conftest import enliven
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82, 92, 102]]
 RESPONSES = [[200, 2], [201, 301, 401, 0, 2], [202, 302, 0]]
 CPU = torch.device("cpu")
+TINY = {"vocab_size": 402, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+OPT = OPTConfig(**TINY, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=64)
+"""Its head looks into the backbone for the embeddings."""
 FLOAT32 = 2e-5
 """A few thousand roundings at 6e-8 in logits of size 10."""
 
@@ -38,6 +41,10 @@ FLOAT32 = 2e-5
 def size_of_a_piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of all tokens at once, and of three at a time."""
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", request.param)
+
+
+def opt() -> Any:
+    return enliven(AutoModelForCausalLM.from_config(OPT).eval())
 
 
 def rows_of(model: Any, prompts: list[list[int]], responses: list[list[int]], temperature: float = 1.0, pad_id: int = 0) -> Tensor:
@@ -89,9 +96,9 @@ def test_the_pad_id_and_the_width_of_the_batch_never_enter(tiny_causal: Callable
         torch.testing.assert_close(wide_BT[row, : len(response)], narrow_BT[row, : len(response)], atol=FLOAT32, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "opt"])
 def test_gradients_equal_those_of_the_naive_formula(tiny_causal: Callable[[str], Any], architecture: str) -> None:
-    model = tiny_causal(architecture)
+    model = opt() if architecture == "opt" else tiny_causal(architecture)
     batch = Batch(PROMPTS, RESPONSES, 0, CPU)
     weight_R = torch.linspace(-1, 2, len(batch.token_R))
     loss, logprobs_R, entropy_R = accumulate_gradient(model, batch, lambda logprobs_N, part: (logprobs_N * weight_R[part]).sum(), 0.7)
@@ -209,7 +216,6 @@ def test_text_loss_equals_the_librarys_own_on_ragged_chunks(tiny_causal: Callabl
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-TINY = {"vocab_size": 402, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MOE = TINY | {"num_key_value_heads": 2, "intermediate_size": 48}
 
 
@@ -218,7 +224,7 @@ MOE = TINY | {"num_key_value_heads": 2, "intermediate_size": 48}
     [
         MixtralConfig(**MOE, num_local_experts=4, num_experts_per_tok=2),
         Qwen3MoeConfig(**MOE, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1),
-        OPTConfig(**TINY, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=64),
+        OPT,
         MambaConfig(vocab_size=402, hidden_size=32, num_hidden_layers=2, state_size=4),
         Gemma2Config(**MOE, head_dim=8, final_logit_softcapping=3.0),
         CohereConfig(**MOE, logit_scale=0.3),

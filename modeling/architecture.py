@@ -1,0 +1,97 @@
+"""Which architectures the recipe can train: causal decoders that attend to past tokens and can carry a scalar head.
+
+Every stage assumes that the output at a position depends only on the tokens up to it. What the configuration does not
+tell is found by running the model on a few tokens.
+"""
+
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from modeling.trunk import backbone_of
+
+NEEDED = "choose a causal decoder whose layers attend to past tokens, such as Llama, Qwen, Mistral or GPT-2"
+
+
+def causal_class(settings: Any) -> type[PreTrainedModel] | None:
+    """transformers' causal model of this configuration; None where there is none, or code of the model's own."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(settings), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def refuse_by_config(settings: Any, name: str) -> None:
+    """Raises ValueError for encoder-decoders, encoders without a language-model head and models with a recurrent state.
+
+    `name` is the setting that names the model. Reads the configuration only.
+    """
+    kind = settings.model_type or type(settings).__name__
+    if settings.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder-decoder ({kind}), which this recipe cannot train: {NEEDED}")
+    found = causal_class(settings)
+    if found is None and "AutoModelForCausalLM" not in (getattr(settings, "auto_map", None) or {}):
+        raise ValueError(f"{name} is of a kind ({kind}) that transformers has no causal language model for: {NEEDED}")
+    if getattr(found, "_is_stateful", False):
+        raise ValueError(
+            f"{name} keeps a recurrent state from token to token ({kind}: a state-space or linear-attention model), "
+            f"which this recipe cannot train: {NEEDED}"
+        )
+
+
+@torch.no_grad()
+def refuse_lookahead(model: Any, name: str) -> None:
+    """Raises ValueError for a model in which later tokens change earlier positions, such as BERT; tried on a few."""
+    backbone = backbone_of(model)
+    embeddings = model.get_input_embeddings()
+    ids_BS = torch.arange(4, 4 + 12, device=embeddings.weight.device).reshape(2, 6) % embeddings.num_embeddings
+    ids_BS[1, :4] = ids_BS[0, :4]
+    with torch.autocast(ids_BS.device.type, enabled=False):
+        hidden_BSH = backbone(input_ids=ids_BS, use_cache=False).last_hidden_state[:, :4].float()
+    difference, scale = float((hidden_BSH[0] - hidden_BSH[1]).abs().max()), float(hidden_BSH.abs().max())
+    if difference > 1e-3 * scale:
+        kind = type(model).__name__
+        raise ValueError(f"{name} is no causal decoder ({kind}): later tokens change earlier positions; {NEEDED}")
+
+
+def scalar_class(settings: Any) -> type[PreTrainedModel] | None:
+    """The class of reward models of this configuration: transformers' sequence classifier, or else one made here.
+
+    The latter is transformers' generic classifier on the family's `PreTrainedModel`: the backbone under its usual name
+    and a linear head `score`. It is registered, so `AutoModelForSequenceClassification` loads language models and saved
+    reward models. docs/reward.md shows how to load one without this project. None for models with their own code, which
+    has to bring the class.
+    """
+    known, causal = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(settings), None), causal_class(settings)
+    if known is not None or causal is None:
+        return known
+    family = next(parent for parent in causal.__mro__ if parent.__name__.endswith("PreTrainedModel"))
+    name = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "ForSequenceClassification"
+    attributes = {"base_model_prefix": causal.base_model_prefix, "config_class": type(settings), "__module__": __name__}
+    made: type[PreTrainedModel] = type(name, (GenericForSequenceClassification, family), attributes)
+    # Without exist_ok transformers ignores classes that are registered for its own configurations.
+    AutoModelForSequenceClassification.register(type(settings), made, exist_ok=True)
+    return made
+
+
+def has_own_head(settings: Any) -> bool:
+    """Whether `scalar_class` made the class of this configuration's reward models."""
+    return getattr(scalar_class(settings), "__module__", None) == __name__
+
+
+def refuse_headless(settings: Any, name: str) -> None:
+    """Raises ValueError where an architecture's sequence classifier has no head `score`. Lays out no weights."""
+    found = scalar_class(settings)
+    if found is None:
+        if "AutoModelForSequenceClassification" not in (getattr(settings, "auto_map", None) or {}):
+            raise ValueError(f"{name} cannot become a reward model: its own code has no sequence classifier; {NEEDED}")
+        return
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(settings)
+    if not hasattr(model, "score"):
+        raise ValueError(f"{name} cannot become a reward model: {found.__name__} has no head `score`; {NEEDED}")

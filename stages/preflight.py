@@ -1,0 +1,131 @@
+"""One check before anything is trained: can the models go through every stage of the chain? Found by trying them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.config import RunConfig
+
+if TYPE_CHECKING:
+    from reward.start import Start
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the check finds out about a model."""
+
+    decoder: str
+    """`native`, `native, growing cache` or `transformers`."""
+    head: str
+    """Who has the class of its reward model: `transformers` or `ours`."""
+    lora: str
+    """What an adapter changes, see `modeling.adapters.lora_names`; empty with `model.adapter: none`."""
+
+
+def check_models(config: RunConfig, model: Any = None) -> Answer:
+    """What the base model can do. Loads it unless it is given.
+
+    Raises ValueError when a stage could not use `model.base`, or the reward model's `reward.base`; before weights are
+    loaded where the configurations are enough to tell.
+    """
+    from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
+    from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
+
+    place, name = base_model_place(config.model), f"model.base={config.model.base}"
+    settings = read_settings(place, config.model)
+    refuse_by_config(settings, name)
+    tokenizer = load_tokenizer(place, config.model)
+    start = check_reward_base(config, Path(place))
+    check_value_start(config, start, tokenizer)
+    model = load_causal(place, config.model, tokenizer) if model is None else model
+    refuse_lookahead(model, name)
+    refuse_headless(settings, name)
+    found = examine(model, config)
+    if start.own_base:
+        reward_model = load_scalar(start.place, start.model_config, start.tokenizer())
+        refuse_lookahead(reward_model, f"reward.base={config.reward.base}")
+    return found
+
+
+def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> Answer:
+    """`check_models` for a base model that is loaded already, and `check_rooms` with the finished sets in `data`."""
+    from modeling.load import base_model_place
+
+    found = check_models(config, model)
+    check_rooms(config, data, Path(base_model_place(config.model)), tokenizer)
+    return found
+
+
+def examine(model: Any, config: RunConfig) -> Answer:
+    """How a causal decoder goes through the chain. Raises ValueError when it cannot be decoded as configured."""
+    from modeling.adapters import lora_names
+    from modeling.architecture import has_own_head
+    from modeling.engines.cache import GrowingCache
+    from modeling.engines.make import engine_for
+    from modeling.engines.native import verdict
+
+    engine = engine_for(model)
+    if config.ppo.engine == "native":  # the other engines are checked by PPOConfig.validate
+        config.ppo.refuse_unrecorded(engine.records_logprobs)
+    decoder = "native" if engine.records_logprobs else "transformers"
+    if verdict(model) is GrowingCache:
+        decoder += ", growing cache"
+    lora = lora_names(model, config.model.lora) if config.model.adapter == "lora" else ""
+    return Answer(decoder, "ours" if has_own_head(model.config) else "transformers", lora)
+
+
+def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> None:
+    """Raises ValueError when the longest prompt of a stage and its answer do not fit the context.
+
+    The context of the policy, whose base lies in `place`, and in PPO also of a reward model that the value starts from.
+    """
+    from data.sets import read_set
+    from data.tokenize import count_prompt_tokens
+    from modeling.load import context_length, read_settings
+    from reward.start import Start
+
+    context, start = context_length(read_settings(place, config.model)), Start.of(config.reward, config.model, place)
+    used = {"ppo": read_set(data, "rl", "train"), "evaluate": read_set(data, "sft", "test")}
+    if config.labels.labeler != "none":
+        used["samples"] = read_set(data, "rm", "train")
+    for name, prompts in used.items():
+        longest, count = max(count_prompt_tokens(tokenizer, prompts), default=0), getattr(config, name).max_new_tokens
+        sizes = f"the longest prompt has {longest} tokens and {name}.max_new_tokens={count}, more than the"
+        if longest + count > context:
+            raise ValueError(f"{sizes} model's context of {context}: lower that or data.max_prompt_tokens")
+        if name == "ppo" and config.ppo.value_init == "reward" and longest + count > start.context:
+            raise ValueError(
+                f"{sizes} context of {start.context} of reward.base, which the value model starts from: "
+                "lower that or data.max_prompt_tokens, or set ppo.value_init=sft"
+            )
+
+
+def check_reward_base(config: RunConfig, sft: Path) -> "Start":
+    """Where the reward model starts; `sft` holds the SFT model or, before there is one, the base model.
+
+    Raises ValueError when the configuration of `reward.base` shows that it cannot become a reward model.
+    """
+    from modeling.architecture import refuse_by_config, refuse_headless
+    from modeling.load import read_settings
+    from reward.start import Start
+
+    start = Start.of(config.reward, config.model, sft)
+    if start.own_base:
+        settings, name = read_settings(start.place, start.model_config), f"reward.base={config.reward.base}"
+        refuse_by_config(settings, name)
+        refuse_headless(settings, name)
+    return start
+
+
+def check_value_start(config: RunConfig, start: "Start", tokenizer: Any) -> None:
+    """Raises ValueError when PPO's value model cannot start from the reward model as the configuration says.
+
+    `tokenizer` is the policy's.
+    """
+    from modeling.load import read_settings
+    from ppo.models import refuse_value_layers, refuse_value_start
+
+    if start.own_base:
+        refuse_value_start(config.ppo, tokenizer, start.tokenizer())
+    settings = read_settings(start.place, start.model_config)
+    refuse_value_layers(config.ppo, config.model.adapter == "lora" and start.own_base, settings)

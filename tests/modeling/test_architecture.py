@@ -1,0 +1,139 @@
+"""Which architectures the recipe takes, and scalar heads on those that transformers has no classifier for.
+
+pytest tests/modeling/test_architecture.py
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from modeling.adapters import add_lora, merged_weights, what_lora_adapts
+from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
+from modeling.batch import Batch
+from modeling.config import LoraSettings, ModelConfig
+from modeling.load import load_causal, load_scalar, save
+from modeling.scalar import initialise_head, scalar_model
+from stages.config import RunConfig
+from stages.preflight import check_models
+from tests.conftest import enliven
+from tests.families import FAMILIES, REFUSED, SIZES, found_row, make_family, table
+
+TRIED_HERE = ("gpt2", "bloom", "xglm", "mistral", "qwen2_moe", "gemma3_text", "phi3", "granite", "deepseek_v3", "lfm2")
+OWN_HEADS = ("granite", "cohere", "codegen", "xglm", "olmoe")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_has_a_row_for_every_family() -> None:
+    assert tuple(table()) == tuple(SIZES)
+    assert all(table()[family]["decoded by"].startswith("refused") for family in REFUSED)
+
+
+@pytest.mark.parametrize("family", TRIED_HERE)
+def test_the_check_answers_as_the_table_says(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    expected = table()[family]
+    found = found_row(make_family(family, tmp_path, tiny_tokenizer), tiny_tokenizer)
+    assert found == {name: expected[name] for name in found}
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("t5", r"model\.base=\S+ is an encoder-decoder \(t5\), .*: choose a causal decoder"),
+        ("mamba", r"model\.base=\S+ keeps a recurrent state from token to token \(mamba: .*: choose a causal decoder"),
+        ("bert", r"model\.base=\S+ is no causal decoder \(BertLMHeadModel\): later tokens change .*; choose a causal"),
+    ],
+)
+def test_what_is_no_causal_decoder_is_refused(family: str, said: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    config = RunConfig(model=ModelConfig(base=str(make_family(family, tmp_path, tiny_tokenizer)), device="cpu"))
+    with pytest.raises(ValueError, match=said):
+        check_models(config)
+
+
+@pytest.mark.parametrize("kind", ["jamba", "rwkv", "qwen3_next", "bart", "whisper", "vit"])
+def test_the_configuration_alone_is_enough_to_refuse_others(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"which this recipe cannot train|has no causal language model for"):
+        refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
+
+
+def test_a_bert_that_is_a_decoder_is_causal_but_has_no_head_to_score_with() -> None:
+    settings = AutoConfig.for_model("bert", is_decoder=True, vocab_size=64, **SIZES["bert"])
+    refuse_by_config(settings, "x")
+    refuse_lookahead(AutoModelForCausalLM.from_config(settings).eval(), "x")
+    with pytest.raises(ValueError, match="x cannot become a reward model: BertForSequenceClassification has no head"):
+        refuse_headless(settings, "x")
+
+
+@pytest.mark.parametrize("family", OWN_HEADS)
+def test_our_head_scores_the_last_state(family: str, tmp_path: Path, tiny_tokenizer: Any, model_config: Any) -> None:
+    place = make_family(family, tmp_path, tiny_tokenizer)
+    causal, model = load_causal(place, model_config, tiny_tokenizer), load_scalar(place, model_config, tiny_tokenizer)
+    initialise_head(model, seed=1)
+    ids = [3, 40, 50, 60, 200, 201, 2]
+    with torch.no_grad():
+        hidden_SH = causal(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        expected = float(hidden_SH[-1] @ model.score.weight[0])
+        score = scalar_model(model).scores(Batch([ids[:4]], [ids[4:]], 0, torch.device("cpu")))
+        assert score.item() == pytest.approx(expected, abs=2e-5)
+        # Its own pooling reads at the last token that is no padding.
+        padded = torch.tensor([[*ids, tiny_tokenizer.pad_token_id]])
+        assert model(input_ids=padded).logits.item() == pytest.approx(expected, abs=2e-5)
+    save(model, tiny_tokenizer, tmp_path / "saved")
+    again = load_scalar(tmp_path / "saved", model_config, tiny_tokenizer)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_the_documented_lines_load_such_a_reward_model(tmp_path: Path, tiny_tokenizer: Any, model_config: Any) -> None:
+    model = enliven(load_scalar(make_family("granite", tmp_path, tiny_tokenizer), model_config, tiny_tokenizer))
+    model.config.score_bias = 0.75
+    save(model, tiny_tokenizer, tmp_path / "reward")
+    lines = re.search(r"```python\n(from transformers.*?)```", (ROOT / "docs" / "reward.md").read_text(), re.DOTALL)
+    assert lines is not None
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(lines[1].replace("runs/demo/reward/model", str(tmp_path / "reward")), namespace)
+    assert not any(str(getattr(value, "__module__", "")).startswith("modeling") for value in namespace.values())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
+    messages = [{"role": "user", "content": "Why is the sky blue?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    answer = [*tokenizer("Air scatters blue light.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        ours = scalar_model(model).scores(Batch([prompt], [answer], tokenizer.pad_token_id, torch.device("cpu"))).item()
+    assert namespace["score"] == pytest.approx(ours, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen2_moe", "mixtral"])
+def test_adapters_of_models_with_experts_are_on_linear_maps_alone_and_merge(
+    family: str, tmp_path: Path, tiny_tokenizer: Any, model_config: ModelConfig
+) -> None:
+    base = load_causal(make_family(family, tmp_path, tiny_tokenizer), model_config, tiny_tokenizer)
+    model = add_lora(base, LoraSettings(rank=4, alpha=8))
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    assert layers
+    assert all(isinstance(layer.get_base_layer(), torch.nn.Linear) for layer in layers)
+    line = what_lora_adapts(model)
+    assert ("2 gate_proj" in line) == (family == "qwen2_moe"), "its shared experts are plain maps"
+    assert line.startswith(f"LoRA adapts {len(layers)} linear maps: 2 ")
+    assert re.search(r"no adapter on the experts \(\d fused weights called down_proj, gate_up_proj\)", line)
+    enliven(model)
+    ids = torch.tensor([[3, 40, 50, 60]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with merged_weights(model):
+            found = model(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_reward_base_that_is_no_decoder_is_refused(tmp_path: Path, tiny_tokenizer: Any, tiny_llama: Path) -> None:
+    config = RunConfig(model=ModelConfig(base=str(tiny_llama), device="cpu"))
+    config.reward.base = str(make_family("t5", tmp_path, tiny_tokenizer))
+    with pytest.raises(ValueError, match=r"reward\.base=\S+ is an encoder-decoder"):
+        check_models(config)
+
+
+def test_every_family_but_the_refused_is_run_through_the_chain() -> None:
+    assert set(FAMILIES) | set(REFUSED) == set(SIZES)
+    assert len(SIZES) >= 25
