@@ -184,7 +184,7 @@ def run(model: Any, tokenizer: Any, folder: Path) -> None:
             logits = [model(input_ids=ids_BT).logits]
         else:
             # Sampling settings of the base draw random numbers, which the stage must not miss.
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
                 logits = model.generate(
                     ids_BT,
                     attention_mask=torch.ones_like(ids_BT),

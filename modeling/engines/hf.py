@@ -33,7 +33,12 @@ class TransformersEngine:
         device = base.get_input_embeddings().weight.device
         order, results = by_length(prompts), {}
         own_settings = only_settings(base, settings(sampling, stop_ids, pad_id))
-        with merged_weights(model), head_outside_autocast(base), own_settings, torch.random.fork_rng():
+        with (
+            merged_weights(model),
+            head_outside_autocast(base),
+            own_settings,
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
             for start in range(0, len(order), sampling.batch_size):
                 batch = order[start : start + sampling.batch_size]
                 torch.manual_seed(derive_seed("transformers", *(seeds[number] for number in batch)))

@@ -45,6 +45,12 @@ def rewrite_tokenizer(folder: Path, **special: str | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def end_like_gpt2(folder: Path) -> None:
+    """One token for the start and the end of a text, and no pad token and no chat template."""
+    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None, chat_template=None)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
 def one_sentence(error: pytest.ExceptionInfo[ValueError], *words: str) -> None:
     text = str(error.value)
     assert "\n" not in text
@@ -331,7 +337,7 @@ def test_an_added_pad_token_is_never_sampled_where_all_logits_lie_near_minus_36(
             base.lm_head.weight[513:, 0] = 10  # rows of no token, which any user of this base samples as we do
     base.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "base")
-    rewrite_tokenizer(tmp_path / "base", bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None)
+    end_like_gpt2(tmp_path / "base")
     expected = base(IDS).logits[0, :, :512].detach()
     assert -50 < expected.mean() < -25
 
@@ -350,8 +356,8 @@ def test_an_added_pad_token_is_never_sampled_where_all_logits_lie_near_minus_36(
         with torch.no_grad():
             assert float(ours(IDS).logits[0].softmax(-1)[:, 512].max()) == 0
         prompts, sampling = [[3, 40]] * 8, Sampling(12)
-        made = native.generate(ours, prompts, list(range(8)), sampling, 0, 512)
-        other = TransformersEngine().generate(ours, prompts, list(range(8)), sampling, 0, 512)
+        made = native.generate(ours, prompts, list(range(8)), sampling, [0], 512)
+        other = TransformersEngine().generate(ours, prompts, list(range(8)), sampling, [0], 512)
         assert not any(512 in generation.ids for generation in (*made, *other))
         batch = Batch(prompts, [generation.ids for generation in made], 512, torch.device("cpu"))
         sampled = torch.tensor([logprob for generation in made for logprob in generation.logprobs or ()])
@@ -366,7 +372,7 @@ def test_the_gradient_of_a_suppressed_token_is_zero_and_all_others_are_as_withou
     tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
 ) -> None:
     folder = Path(shutil.copytree(tiny("gpt_neox"), tmp_path / "model"))
-    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None)
+    end_like_gpt2(folder)
     tokenizer = load_tokenizer(folder, model_config)
     model, base = load_causal(folder, model_config, tokenizer), AutoModelForCausalLM.from_pretrained(folder)
     batch = Batch([[3, 40]], [[50, 60, 70, 2]], 512, torch.device("cpu"))
