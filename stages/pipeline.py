@@ -20,7 +20,7 @@ def work(config: RunConfig, force: bool) -> None:
     from stages.preflight import check_models
 
     start = time.perf_counter()
-    processes(config.model.device).from_main(lambda: check_models(config))
+    processes(config.model.device).from_main(lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models that were tried
     for name in STAGES:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
