@@ -22,7 +22,7 @@ def work(config: RunConfig, force: bool) -> None:
 
     start = time.perf_counter()
     team = processes(config.model.device, config.processes.timeout_minutes)
-    team.from_main(lambda: check_models(config))
+    team.from_main(lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models that were tried
     for name in STAGES:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)

@@ -22,9 +22,10 @@ class Answer:
     """What an adapter changes, see `modeling.adapters.lora_names`; empty with `model.adapter: none`."""
 
 
-def check_models(config: RunConfig, model: Any = None) -> Answer:
-    """What the base model can do. Loads it unless it is given.
+def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False) -> Answer:
+    """What the base model can do. Loads it unless it is given. `whole_chain` also asks whether PPO's value can start.
 
+    Without it nothing is asked about PPO's value, which those who train only a reward model do not configure.
     Raises ValueError when a stage could not use `model.base`, or the reward model's `reward.base`; before weights are
     loaded where the configurations are enough to tell.
     """
@@ -36,7 +37,8 @@ def check_models(config: RunConfig, model: Any = None) -> Answer:
     refuse_by_config(settings, name)
     tokenizer = load_tokenizer(place, config.model)
     start = check_reward_base(config, Path(place))
-    check_value_start(config, start, tokenizer)
+    if whole_chain:
+        check_value_start(config, start, tokenizer)
     model = load_causal(place, config.model, tokenizer) if model is None else model
     refuse_lookahead(model, name)
     refuse_headless(settings, name)
