@@ -44,6 +44,10 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     for place in problems:
         # The Trainer writes in place, so what it would find of an earlier attempt must go.
         discard(place)
+    for place in found:
+        # One whose deletion was cut off is newer by its modification time, so the Trainer would delete a complete one.
+        if whole is not None and step_of(place) < step_of(whole) and what_is_wrong(place) is not None:
+            discard(place)
     for rest in folder.glob(".checkpoint-*"):
         shutil.rmtree(rest)
     going_on = f"going on from {whole.name}" if whole is not None else "starting over"
