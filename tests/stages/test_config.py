@@ -277,7 +277,7 @@ ZERO_IS_ALLOWED = {
     "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
     "ppo.warmup_iterations", "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
-    "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "ppo.guards.min_entropy",
+    "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes", "ppo.guards.min_entropy",
     "ppo.guards.min_entropy_fraction", *(f"labels.weights.{part}" for part in ("closeness", "complete",
     "repetition", "profanity")),
 }  # fmt: skip

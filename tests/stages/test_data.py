@@ -220,7 +220,7 @@ def test_a_row_that_only_the_chat_template_refuses_is_told_at_its_place_or_skipp
     place.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "scratch").mkdir()
     config = configured("smoke", ["--model.chat_template", str(tmp_path / "strict.jinja"), "--data.demonstrations", f"[{place}]"], tmp_path)
-    with pytest.raises(ValueError, match=rf"^{place}:11: the chat template refuses this conversation: System role not supported$"):
+    with pytest.raises(ValueError, match=rf"^{place}:11: the chat template refuses the role 'system' \(System role not supported\)$"):
         curated(config, tmp_path / "scratch")
     config.data.bad_rows = "skip"
     built = curated(config, tmp_path / "scratch")
