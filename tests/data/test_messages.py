@@ -100,6 +100,6 @@ def test_a_ranking_of_sharegpt_has_its_answers_beside_the_conversation() -> None
 
 
 def test_an_answer_of_weight_nothing_is_no_demonstration() -> None:
-    with pytest.raises(ValueError, match="'weight' 0, so the answer is not to be learnt from"):
+    with pytest.raises(ValueError, match="'weight' 0, which excludes it from training"):
         convert(rows.ADAPTER, "demonstrations", {"messages": [USER, GOOD | {"weight": 0}]})
     assert convert(rows.ADAPTER, "prompts", {"messages": [USER, GOOD | {"weight": 0}]})[0].prompt == [USER]

@@ -44,8 +44,8 @@ def test_the_check_answers_as_the_table_says(family: str, tmp_path: Path, tiny_t
     ("family", "said"),
     [
         ("t5", r"model\.base=\S+ is an encoder-decoder \(t5\), .*: choose a causal decoder"),
-        ("mamba", r"model\.base=\S+ keeps a recurrent state from token to token \(mamba: .*: choose a causal decoder"),
-        ("bert", r"model\.base=\S+ is no causal decoder \(BertLMHeadModel\): later tokens change .*; choose a causal"),
+        ("mamba", r"model\.base=\S+ has a recurrent state \(mamba: .*: choose a causal decoder"),
+        ("bert", r"model\.base=\S+ is not a causal decoder \(BertLMHeadModel\): later tokens change .*; choose a causal"),
     ],
 )
 def test_what_is_no_causal_decoder_is_refused(family: str, said: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -116,7 +116,7 @@ def test_adapters_of_models_with_experts_are_on_linear_maps_alone_and_merge(
     assert all(isinstance(layer.get_base_layer(), torch.nn.Linear) for layer in layers)
     line = what_lora_adapts(model)
     assert ("2 gate_proj" in line) == (family == "qwen2_moe"), "its shared experts are plain maps"
-    assert line.startswith(f"LoRA adapts {len(layers)} linear maps: 2 ")
+    assert line.startswith(f"LoRA adapts {len(layers)} linear layers: 2 ")
     assert re.search(r"no adapter on the experts \(\d fused weights called down_proj, gate_up_proj\)", line)
     enliven(model)
     ids = torch.tensor([[3, 40, 50, 60]])

@@ -48,7 +48,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_removed(tmp_path: Path, 
     assert place == tmp_path / "checkpoint-9"
     assert len(said) == 1
     assert said[0].startswith("checkpoint-10 is incomplete or damaged (")
-    assert said[0].endswith("and was removed: going on from checkpoint-9")
+    assert said[0].endswith("and was removed: resuming from checkpoint-9")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 

@@ -111,7 +111,7 @@ def test_one_process_trains_on_one_device_of_a_machine_with_several(run: Any, tm
 
 def test_a_trainer_that_would_take_another_batch_is_stopped_before_training(run: Any, tmp_path: Path) -> None:
     """Two processes are announced and one is there, as after a launcher that starts fewer than it was asked for."""
-    with pytest.raises(ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences a step: 1 processes"):
+    with pytest.raises(ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences per step: 1 processes"):
         run(settings=replace(SETTINGS, micro_batch_size=2), team=replace(ALONE, count=2))
     assert not (tmp_path / "out" / "model").exists()
 

@@ -69,20 +69,20 @@ def failing(error: BaseException) -> Callable[[Path], None]:
         ),
         (
             IsADirectoryError(errno.EISDIR, "Is a directory", "rows.jsonl"),
-            "rows.jsonl: Is a directory: a file is expected here",
+            "rows.jsonl: Is a directory: expected a file, found a folder",
         ),
         (
             NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"),
-            "a/b: Not a directory: a folder is expected here",
+            "a/b: Not a directory: expected a folder",
         ),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"), "gone: No such file or directory"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "No space left on device: make room, and the same command goes on",
+            "No space left on device: free some space and run the command again to resume",
         ),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-            "make room, and the same command",
+            "free some space and run the command again",
         ),
         (
             SafetensorError("Error while deserializing header: header too large"),
@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_is_one_sentence_whatever_writes(told: Callable[...,
     code, stderr = told(WRITERS[kind])
     assert code == 2, stderr
     assert "File too large" in stderr
-    assert "make room, and the same command goes on" in stderr
+    assert "free some space and run the command again to resume" in stderr
     assert stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "run" / "data").exists()
 
@@ -168,7 +168,7 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(told: Callable[..., tuple[i
     (tmp_path / "runs" / "run").write_text("")
     code, stderr = told(lambda out: None)
     assert code == 2
-    assert f"{tmp_path / 'runs' / 'run'}: File exists: something else has this name" in stderr
+    assert f"{tmp_path / 'runs' / 'run'}: File exists: the name is taken" in stderr
     assert stderr.count("\n") == 1
     kept = Path(stderr.rsplit("(the traceback is in ", 1)[1].removesuffix(")\n"))
     assert "Traceback" in kept.read_text()

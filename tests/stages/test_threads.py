@@ -77,5 +77,5 @@ def test_a_stage_chooses_before_it_imports_anything_and_a_library_import_does_no
         for burner in burners:
             burner.kill()
             burner.wait()
-    assert as_command.stdout.startswith("threads: OMP_WAIT_POLICY=PASSIVE, because other work keeps"), as_command.stderr
+    assert as_command.stdout.startswith("threads: OMP_WAIT_POLICY=PASSIVE, because other processes keep"), as_command.stderr
     assert as_library.stdout == "False\n"

@@ -230,7 +230,7 @@ def test_a_news_article_is_summarized_without_a_subreddit() -> None:
             BINARIZED | {"chosen": [{"role": "bot", "content": "a"}]},
             "'role' of message 1 of 'chosen' is 'bot'; allowed are system",
         ),
-        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": user("Why?")}, "'chosen' must be a prompt and, last, the assistant's answer"),
+        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": user("Why?")}, "'chosen' must be a prompt followed by the assistant's answer"),
         (ultrafeedback_binarized.ADAPTER, BINARIZED | {"score_chosen": "8"}, "'score_chosen' must be a number, found '8'"),
         (shp.ADAPTER, comparison("a", "b", 2), "'labels' must be 1 (A is preferred) or 0 (B is), found 2"),
         (shp.ADAPTER, comparison("a", "b", True), "'labels' must be int"),

@@ -130,7 +130,7 @@ def test_a_name_that_nothing_has_is_told_with_the_nearest() -> None:
 def test_a_folder_without_the_files_of_the_format_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no data files"):
         find("x", DataConfig(sources={"x": SourceConfig(place=str(tmp_path))}), "prompts")
-    with pytest.raises(ValueError, match=r"lacks finetune_truth\.jsonl, from which format 'truthfulqa' takes its rankings"):
+    with pytest.raises(ValueError, match=r"lacks finetune_truth\.jsonl, the file of format 'truthfulqa' for rankings"):
         find("x", DataConfig(sources={"x": SourceConfig(format="truthfulqa", place=str(tmp_path))}), "rankings")
 
 
@@ -153,7 +153,8 @@ TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
         ({"id": "x0", "conversations": TURNS}, "this looks like ShareGPT: set format: sharegpt (unknown key 'id'; known are prompt"),
         ({"instruction": "Why?", "input": None, "output": "So."}, "this looks like Stanford Alpaca: set format: alpaca (unknown key 'instruction'"),
         ({"instruction": "Why?", "response": "So.", "context": ""}, "this looks like Databricks Dolly 15k: set format: dolly"),
-        ({"prompt": "Why?", "id": 3}, "unknown key 'id': `columns` under data.sources renames it or, as null, leaves it out; known are prompt"),
+        ({"prompt": "Why?", "id": 3}, "unknown key 'id': rename it with `columns` under data.sources, or set it to null"),
+        ({"prompt": "Why?", "id": 3}, "there to leave it out; known are prompt"),
         ({"promt": "Why?"}, "unknown key 'promt', did you mean 'prompt'?"),
         ({"messages": [{"role": "bing", "content": "Hi."}] * 2}, "'role' of message 1 of 'messages' is 'bing'; allowed are system"),
     ],

@@ -48,7 +48,7 @@ def test_where_ours_cannot_decode_transformers_does_and_the_log_says_why_once(co
         assert isinstance(engine_for(convolving), TransformersEngine)
     said = [record.message for record in caplog.records if "Lfm2ForCausalLM" in record.message]
     assert len(said) == 1
-    assert "it is decoded by transformers' generate instead" in said[0]
+    assert "using transformers' generate instead" in said[0]
 
 
 def test_where_ours_can_it_does(tiny_causal: Any) -> None:
@@ -76,7 +76,7 @@ def test_an_engine_that_gives_other_tokens_than_the_model_is_refused(tiny_causal
 
     model = tiny_causal("llama")
     refuse_wrong_decoding(TransformersEngine(), model)
-    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be decoded: in batches generate gives other tokens"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be decoded: generate gives different tokens in batches"):
         refuse_wrong_decoding(Wrong(), model)
 
 
