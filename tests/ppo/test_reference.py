@@ -55,7 +55,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> li
     plain, eos = project.roll_out, tokenizer.eos_token_id
 
     def as_ranked(response: Any) -> list[int]:
-        """The response's text in tokens again: what the reward model was trained on."""
+        """The response's text tokenised again, the form on which the reward model was trained."""
         text = tokenizer.decode([token for token in response.ids if token not in tokenizer.all_special_ids]).strip()
         return tokenizer.encode(text, add_special_tokens=False) + [eos] * response.ended or [eos]
 
@@ -74,7 +74,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> li
 
 
 def record_minibatches(monkeypatch: pytest.MonkeyPatch, steps_per_iteration: int) -> list[list[list[int]]]:
-    """Fills with the episodes of each optimizer step of each iteration of `train`."""
+    """A list that is filled with the episodes of each optimizer step of each iteration of `train`."""
     seen: list[list[list[int]]] = []
     plain = project.step
 

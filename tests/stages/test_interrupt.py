@@ -26,7 +26,7 @@ def signalled(number: int = signal.SIGINT) -> None:
 
 
 def in_an_except_block() -> None:
-    """As code that cleans up after anything does."""
+    """Like code that cleans up after any exception."""
     try:
         signalled()
     except BaseException:
@@ -95,8 +95,8 @@ def test_a_swallowed_interrupt_is_raised_again_in_the_middle_of_the_work(monkeyp
     assert len(steps) < 100
 
 
-def test_a_signal_after_ppos_last_look_is_passed_on() -> None:
-    """It came when training was through but for closing its files."""
+def test_a_signal_after_ppos_last_check_is_handled_by_the_stage() -> None:
+    """The signal arrives when training has ended and only files are still to be closed."""
     with pytest.raises(KeyboardInterrupt), STOP.working(), Interrupt(TEAM):
         signalled()
 

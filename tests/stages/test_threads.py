@@ -1,4 +1,4 @@
-"""Idle threads sleep when other work runs on the cores, unless the user chose."""
+"""Idle threads sleep when other work runs on the cores, unless the user has set a policy."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def test_the_choice(
 
 
 @linux
-def test_nothing_is_chosen_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_is_set_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(threads, "GPUS", (str(tmp_path),))
     assert threads.has_gpu({})
     assert not threads.has_gpu({"CUDA_VISIBLE_DEVICES": ""})

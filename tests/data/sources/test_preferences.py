@@ -176,7 +176,7 @@ def test_the_comparisons_of_a_post_are_one_ranking_of_its_comments() -> None:
     assert len(convert(shp.ADAPTER, "prompts", comparison("a", "b", 1), comparison("c", "a", 0))) == 1
 
 
-def test_a_comment_compared_with_its_own_words_is_left_to_the_rule_for_identical_answers() -> None:
+def test_a_comment_compared_with_an_equal_one_is_left_to_the_rule_for_identical_answers() -> None:
     (ranking,) = convert(shp.ADAPTER, "rankings", comparison("a", "a ", 1))
     assert (ranking.completions, ranking.preferences) == (["a", "a"], [[0, 1]])
 
