@@ -87,8 +87,8 @@ class Guards:
         for name, finding in self.standing.items():
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
-                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint is kept, from which "
-                    f"ppo.guards.{name}=warn continues"
+                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint is kept, "
+                    f"from which ppo.guards.{name}=warn continues"
                 )
         new = [name for name in self.standing if name not in self._told]
         self._told.update(new)

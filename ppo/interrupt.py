@@ -80,7 +80,8 @@ class Interrupt:
     def stop(self, done: int, iterations: int) -> Interrupted:
         """What to raise when all is saved."""
         name = signal.Signals(self.number).name
-        return Interrupted(self.number, f"stopped by {name} after {done} of {iterations} iterations: run the command again to resume")
+        where = f"stopped by {name} after {done} of {iterations} iterations"
+        return Interrupted(self.number, f"{where}: run the command again to resume")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.number:

@@ -44,6 +44,10 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     for place in problems:
         # The Trainer writes in place, so files of an earlier attempt must be removed.
         discard(place)
+    for place in found:
+        # A partly deleted checkpoint has a newer modification time, so the Trainer would delete a complete one instead.
+        if whole is not None and step_of(place) < step_of(whole) and what_is_wrong(place) is not None:
+            discard(place)
     for rest in folder.glob(".checkpoint-*"):
         shutil.rmtree(rest)
     going_on = f"resuming from {whole.name}" if whole is not None else "starting over"

@@ -12,6 +12,7 @@ from data.records import Prompt
 from modeling.adapters import add_lora, merged
 from modeling.batch import Batch, micro_batches
 from modeling.config import LoraSettings, ModelConfig
+from modeling.engines.types import Generation
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
 from modeling.processes import Processes
 from modeling.scalar import initialise_head, scalar_model
@@ -127,3 +128,10 @@ def groups_of(count: int, size: int) -> list[list[int]]:
 def all_rows(rollout: Rollout, pad_id: int) -> Batch:
     """Every episode in one batch."""
     return Batch(rollout.prompts, rollout.responses, pad_id, TEAM.device)
+
+
+def as_ranked(tokenizer: Any, response: Generation) -> list[int]:
+    """The response's text tokenised again, by plain transformers: the form on which a reward model was trained."""
+    text = tokenizer.decode([token for token in response.ids if token not in tokenizer.all_special_ids]).strip()
+    eos = tokenizer.eos_token_id
+    return tokenizer.encode(text, add_special_tokens=False) + [eos] * response.ended or [eos]

@@ -71,7 +71,7 @@ def test_decoding_stops_where_logits_are_not_finite(chains: Callable[[str], Chai
 
     def decode() -> None:
         with models.as_policy() as policy:
-            generate(policy, [[3, 40]], [0], Sampling(2), 2, 0)
+            generate(policy, [[3, 40]], [0], Sampling(2), [2], 0)
 
     if tried:  # the engine is chosen once per model
         decode()

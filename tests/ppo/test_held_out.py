@@ -26,7 +26,7 @@ from ppo.guards import GuardSettings, StoppedRunError
 from ppo.held_out import Answer, HeldOut, HeldOutSettings, held_out_prompts, summary
 from ppo.models import PPOModels
 from ppo.train import train
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 
 ASKED = [*(Demonstration(prompt=f"Say {word}", completion=f"{word}, {word}!") for word in ("cat", "river", "snow", "a longer thing")), *PROMPTS[:2]]
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
@@ -78,7 +78,8 @@ def test_numbers_are_what_plain_models_say_of_the_answers(chains: Callable[[str]
     for ids, response in said:
         row = torch.tensor([ids + response.ids])
         with torch.no_grad():
-            score = float(scorer.score(scorer.model(row).last_hidden_state[0, -1])) - 0.25
+            ranked = torch.tensor([ids + as_ranked(texts, response)])
+            score = float(scorer.score(scorer.model(ranked).last_hidden_state[0, -1])) - 0.25
             theirs = (reference(row).logits[0] / 0.8).log_softmax(-1)
             with models.as_policy() as policy:
                 ours = (policy(row).logits[0] / 0.8).log_softmax(-1)

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import ppo.train as project
 from modeling.tracking import read_metrics
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 from tests.ppo.reference import Episode, Four, Outcome, load_adapted, load_whole, look, run
 from tests.ppo.toy import doubled
 
@@ -54,11 +54,6 @@ def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> li
     seen: list[list[Episode]] = []
     plain, eos = project.roll_out, tokenizer.eos_token_id
 
-    def as_ranked(response: Any) -> list[int]:
-        """The response's text tokenised again, the form on which the reward model was trained."""
-        text = tokenizer.decode([token for token in response.ids if token not in tokenizer.all_special_ids]).strip()
-        return tokenizer.encode(text, add_special_tokens=False) + [eos] * response.ended or [eos]
-
     def kept(*given: Any, **named: Any) -> Any:
         ids, responses, *rest = plain(*given, **named)
         if not decoded:
@@ -66,7 +61,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> li
                 r if k % 4 == 3 else replace(r, ids=[*r.ids[: k % 4 + k // 4], eos], logprobs=r.logprobs[: k % 4 + k // 4 + 1], ended=True)
                 for k, r in enumerate(responses)
             ]
-        seen.append([Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(r)) for p, r in zip(ids, responses, strict=True)])
+        seen.append([Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(tokenizer, r)) for p, r in zip(ids, responses, strict=True)])
         return ids, responses, *rest
 
     monkeypatch.setattr(project, "roll_out", kept)

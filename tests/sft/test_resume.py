@@ -73,6 +73,14 @@ def test_steps_are_compared_as_numbers_and_leftovers_go(tmp_path: Path) -> None:
     assert newest_complete(tmp_path / "nothing") == (None, [])
 
 
+def test_an_older_checkpoint_whose_deletion_was_cut_off_goes_and_an_older_complete_one_stays(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
+    assert newest_complete(tmp_path) == (tmp_path / "checkpoint-3", [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_where_complete_checkpoints_are_all_damaged_the_run_refuses_and_removes_nothing(tmp_path: Path) -> None:
     flip(checkpoint(tmp_path, 4) / "optimizer.pt")
     checkpoint(tmp_path, 8, sealed=False)
