@@ -314,7 +314,7 @@ def test_every_process_gets_its_own_random_state_back(tmp_path: Path, capsys: py
     assert drawn["third"] == torch.rand(3).tolist(), "a process that was not there before has a state that follows from the seed"
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3
-    assert "written by 2 process(es) and 3 go on" in said[0]
+    assert "written by 2 process(es) and the run continues with 3" in said[0]
 
 
 def test_a_run_starts_from_a_random_state_that_follows_from_its_seed_and_place(tmp_path: Path):

@@ -74,7 +74,7 @@ def test_each_guard_stops_warns_or_ignores_as_it_is_told():
     }
     for name, rows in cases.items():
         others = {other: "ignore" for other in cases if other != name}
-        with pytest.raises(StoppedRunError, match=rf"^iteration {len(rows)}: .*ppo\.guards\.{name}=warn goes on$"):
+        with pytest.raises(StoppedRunError, match=rf"^iteration {len(rows)}: .*ppo\.guards\.{name}=warn continues$"):
             warned(GuardSettings(**others | {name: "stop"}), rows)  # type: ignore[arg-type]
         assert warned(GuardSettings(**others | {name: "warn"}), rows) == [(len(rows), name)]  # type: ignore[arg-type]
         assert warned(GuardSettings(**others | {name: "ignore"}), rows) == []  # type: ignore[arg-type]

@@ -124,5 +124,5 @@ def test_work_of_the_first_process_alone_may_take_as_long_as_the_configuration_s
 
 def test_the_default_is_longer_than_torchs() -> None:
     assert RunConfig().processes.timeout_minutes > 30
-    with pytest.raises(ValueError, match=r"processes\.timeout_minutes=0 must be positive"):
+    with pytest.raises(ValueError, match=r"processes\.timeout_minutes=0 must be above 0"):
         ProcessesConfig(timeout_minutes=0).validate()

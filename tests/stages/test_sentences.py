@@ -65,7 +65,7 @@ def failing(error: BaseException) -> Callable[[Path], None]:
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "/cache/model"),
-            "/cache/model: Read-only file system: choose a place",
+            "/cache/model: Read-only file system: choose a writable place",
         ),
         (
             IsADirectoryError(errno.EISDIR, "Is a directory", "rows.jsonl"),
@@ -90,7 +90,7 @@ def failing(error: BaseException) -> Callable[[Path], None]:
         ),
         (
             UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "invalid start byte"),
-            "not in UTF-8 (byte 0xff at 2): save it as UTF-8",
+            "not UTF-8 (byte 0xff at 2): save it as UTF-8",
         ),
         (MemoryError(), "out of memory (no details): lower sft.micro_batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "ppo.max_tokens_per_micro_batch"),

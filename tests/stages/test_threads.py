@@ -47,7 +47,7 @@ def test_the_choice(
     assert os.environ.get("OMP_WAIT_POLICY") == chosen
     said = capsys.readouterr().out
     assert said.count("\n") == (os.environ.copy() != before), "one line where something was set"
-    assert not said or "other work keeps 1.5 of 2 cores busy" in said
+    assert not said or "other processes keep 1.5 of 2 cores busy" in said
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
 
 
