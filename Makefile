@@ -44,12 +44,12 @@ test: setup
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
 
-# Stages killed at random moments, whose results must be those of undisturbed runs to the byte.
+# Kills stages at random moments; the results must be bit-identical to those of uninterrupted runs.
 # ARGS="--stages sft samples --kills 4"
 torture: setup
 	@$(RUN) -m tests.torture $(ARGS)
 
-# Signals at random moments of stages; every run must end with one sentence and the signal's exit code.
+# Sends signals at random moments of stages; every run must end with one sentence and the signal's exit code.
 interrupts: setup
 	@$(RUN) -m tests.stages.interrupts $(ARGS)
 

@@ -1,7 +1,8 @@
-"""Some of a ranking's answers: which judgments are left of it, and which of them compare an answer with itself.
+"""Subsets of a ranking's answers, the judgments that remain for them, and judgments between identical answers.
 
-Two answers are identical when their texts are equal but for white space around them, which decoding strips, and both ended by themselves or
-neither did. A judgment between them says nothing. An empty answer is an answer like any other: to say nothing was shown and judged.
+Two answers are identical when their texts are equal up to surrounding white space, which decoding strips, and both
+ended by themselves or neither did. A judgment between them carries no information. An empty answer is a valid answer:
+it was shown and judged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
-    """The ranking of the answers at these places, in this order."""
+    """The ranking restricted to the answers at the indices `kept`, in this order."""
     place = {old: new for new, old in enumerate(kept)}
 
     def pick(values: list[T] | None) -> list[T] | None:
@@ -36,7 +37,7 @@ def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
 
 
 def judged_pairs(ranking: Ranking) -> Iterator[tuple[int, int, bool]]:
-    """(better answer, worse answer, whether they tie instead) of every judgment, identical answers included."""
+    """(better answer, worse answer, whether they tie) of every judgment, identical answers included."""
     ranked = [(rank, index) for index, rank in enumerate(ranking.ranks or ()) if rank is not None]
     for (rank, one), (other_rank, other) in combinations(sorted(ranked), 2):
         yield one, other, rank == other_rank
@@ -45,13 +46,13 @@ def judged_pairs(ranking: Ranking) -> Iterator[tuple[int, int, bool]]:
 
 
 def identities(ranking: Ranking) -> list[tuple[str, bool]]:
-    """What each answer is told by: identical answers have equal ones."""
+    """A key for each answer; identical answers have equal keys."""
     complete = ranking.complete or [True] * len(ranking.completions)
     return [(text.strip(), ended) for text, ended in zip(ranking.completions, complete, strict=True)]
 
 
 def identical_pairs(ranking: Ranking) -> int:
-    """How many judgments, ties included, compare an answer with an identical one."""
+    """Number of judgments, ties included, between identical answers."""
     answers = identities(ranking)
     if len(set(answers)) == len(answers):
         return 0

@@ -65,7 +65,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Reader:
-    """What happens to a malformed row, and which prompts are refused though their rows are well formed."""
+    """How malformed rows are handled, and a check that may refuse prompts of well-formed rows."""
 
     bad: BadRows
     check: Callable[[Prompt], object] | None
@@ -104,7 +104,7 @@ class Built:
         return found | {f"texts_{split}": len(rows) for split, rows in self.documents.splits.items()}
 
     def removed(self) -> dict[str, dict[str, int]]:
-        """Rows by kind and the rule that removed them, in the rules' order, and answers that left rankings which stayed."""
+        """Removed rows by kind and rule, in the rules' order, and answers dropped from rankings that were kept."""
         return {
             "prompts": self.pool.ledger.removed,
             "rankings": self.rankings.ledger.removed,
@@ -116,8 +116,9 @@ class Built:
 def build(config: DataConfig, measurer: Measurer, scratch: Path, check: Callable[[Prompt], object] | None = None) -> Built:
     """Reads the sources and applies the rules; the spools go into the folder `scratch`, which must outlive the result.
 
-    `check` raises ValueError for a prompt that cannot be used. Raises ValueError on a malformed row or such a prompt (unless `bad_rows: skip`), on
-    a source that is not there, on one whose rankings all compare identical answers, and when a split that a later stage needs has no rows.
+    `check` raises ValueError for a prompt that cannot be used. Raises ValueError on a malformed row or such a prompt
+    (unless `bad_rows: skip`), on a missing source, on a source whose rankings all compare identical answers, and when a
+    split that a later stage needs has no rows.
     """
     found = all_sources(config)
     reader = Reader(BadRows(skip=config.bad_rows == "skip"), check)

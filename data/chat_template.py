@@ -1,6 +1,6 @@
-"""Chat templates, in Jinja as tokenizers keep them: the two that this project brings along, and what it makes of others.
+"""Chat templates in Jinja: the two of this project, and `portable`, which removes what only transformers understands.
 
-Neither of the two writes a system prompt that nobody asked for. Both are plain Jinja, so that every reader of templates can parse them.
+Neither of the two adds a system prompt. Both are plain Jinja, so that other Jinja implementations can parse them.
 """
 
 import datetime
@@ -27,14 +27,15 @@ PLAIN = (
 that starts a line is written without a blank before it, as it is when it stands alone."""
 
 TODAY = datetime.date(2024, 7, 26)
-"""What templates that ask for the date are given: the date that Llama 3's templates fall back to where a reader has no clock."""
+"""The date in templates that ask for one: Llama 3's templates fall back to it when no clock is available."""
 
 
 def portable(template: str) -> str:
-    """The template without what only transformers understands, and without today's date.
+    """The template without the tags that only transformers understands, and with a fixed date.
 
-    `{% generation %}` marks the assistant's text for transformers alone; other Jinja readers stop at the unknown tag. A date read from the clock
-    would change the prompts from one day to the next, so `strftime_now` calls become the text for `TODAY`.
+    Only transformers knows `{% generation %}`, which marks the assistant's text; other Jinja implementations fail at
+    the unknown tag. With today's date prompts would change from day to day, so `strftime_now` calls become the text for
+    `TODAY`.
     """
     plain = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)
     plain = re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", plain)

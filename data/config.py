@@ -21,9 +21,11 @@ class SourceConfig:
     revision: str | None = None
     """For the Hub: the commit to read, so that a rerun reads the same rows; `main` takes whatever is there on the day."""
     subset: str | None = None
-    """Of a data set on the Hub or a folder copied from it: the configuration, where it has several. Default: the format's."""
+    """Configuration of a data set on the Hub, or of a folder copied from it, if it has several. Default: the
+    format's."""
     split: str | None = None
-    """Of a data set on the Hub, or of a folder with several splits: the one to read. This project splits by user itself. Default: the format's."""
+    """Split to read of a data set on the Hub, or of a folder with several. This project makes its own splits, by user.
+    Default: the format's."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """Their column names to ours; null leaves a column out."""
     source: Literal["labeler", "api"] | None = None
@@ -51,7 +53,8 @@ class DataConfig:
     pretraining: list[str] = field(default_factory=lambda: ["wikipedia"])
     """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or .md files, rows with `text`."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """What a malformed row, or one that the chat template refuses, does: stops the run with file and line, or is skipped and counted."""
+    """Whether a malformed row, or one that the chat template refuses, stops the run with file and line or is skipped
+    and counted."""
     group_by: Literal["user", "organisation"] = "user"
     """Whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
     max_prompts_per_group: PositiveInt = 200
@@ -73,7 +76,7 @@ class DataConfig:
     split_salt: str = ""
     """Another salt gives another split of the same users."""
     pretraining_tokens: AtLeastTwo = 512
-    """Tokens of one pretraining example, at least 2, as the first is not predicted. Ours; the paper's context is
+    """Tokens of one pretraining example, at least 2, since the first is not predicted. Ours; the paper's context is
     2,048."""
     workers: PositiveInt = 1
     """Processes that count tokens, tell languages and look for personal data."""

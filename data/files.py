@@ -1,7 +1,8 @@
-"""Rows in files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text, read with the place of every mistake; JSON Lines are written whole.
+"""Reads rows from JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text, and writes JSON Lines atomically.
 
-Reading streams: however large a file is, a few rows of it are in memory. A JSON array is the exception, as JSON has no place to stop at. Whether
-a JSON file is an array or has one row a line shows in its beginning, not in its name.
+Errors name the file and the line or row. Files are streamed, so only a few rows are in memory, except for JSON arrays,
+which are parsed as a whole. The beginning of a JSON file, not its name, determines whether it is an array or has one
+row per line.
 """
 
 import codecs
@@ -32,7 +33,7 @@ LONGEST_PROBLEM = 300
 """Characters of what is said of a malformed row."""
 PARQUET_BATCH = 1024
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
-"""What pandas calls the column of a data frame's row numbers in Parquet, in a table read again, and in CSV; they are no data."""
+"""Names of pandas' index column in Parquet, in a table that was read again, and in CSV. It is not data."""
 TEXT_SUFFIXES = (".txt", ".md")
 
 Placed = tuple[str, Any]
@@ -47,7 +48,7 @@ class BadRows:
         self.count = 0
         self.examples: list[str] = []
         self.ignored: Counter[str] = Counter()
-        """Keys of messages that were left out of rows that are not malformed: how many messages have each."""
+        """Number of messages for each key that was left out of the messages of well-formed rows."""
 
     def __call__(self, place: str, problem: str) -> None:
         """Raises ValueError as `place: problem`, or counts it."""
@@ -120,14 +121,15 @@ def write_records(path: Path, records: Iterable[Prompt]) -> None:
 
 
 class _Decoder(json.JSONDecoder):
-    """JSON as its standard has it: Python's own takes NaN, and of two equal keys the last."""
+    """Strict JSON. Python's own decoder accepts NaN and, for duplicate keys, uses the last."""
 
     def __init__(self) -> None:
         super().__init__(object_pairs_hook=self._object, parse_constant=self._constant)
         self._problem = ""
 
     def value(self, text: str, start: int = 0) -> tuple[Any, int, str]:
-        """(value that begins at `start`, where it ends, what is wrong with it though it can be decoded). Raises JSONDecodeError."""
+        """(value that begins at `start`, its end, a problem that decoding does not report or ""). Raises
+        JSONDecodeError."""
         self._problem = ""
         found, end = self.raw_decode(text, start)
         if not self._problem and "\\ud" in text[start:end].lower() and not _encodable(found):
@@ -138,20 +140,20 @@ class _Decoder(json.JSONDecoder):
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for place, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:place]))
-            self._problem = f"not valid JSON: the key {twice!r} stands twice in one object"
+            self._problem = f"not valid JSON: duplicate key {twice!r} in one object"
         return found
 
     def _constant(self, name: str) -> None:
-        self._problem = f"not valid JSON: {name} is no JSON number; write null where there is none"
+        self._problem = f"not valid JSON: {name} is not a JSON number; write null for a missing value"
 
 
 def _json(path: Path, bad: BadRows) -> Iterator[Placed]:
-    """People call files of either kind .json and .jsonl."""
+    """Both suffixes, .json and .jsonl, are used for files of either kind."""
     return _json_array(path, bad) if _is_array(path) else _json_lines(path, bad)
 
 
 def _is_array(path: Path) -> bool:
-    """Whether the file is one JSON value rather than one a line."""
+    """Whether the file is one JSON value rather than one per line."""
     named_lines = ".jsonl" in path.name.lower()
     with _opened(path) as file:
         head = file.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -238,7 +240,7 @@ def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
 
 
 def _items(path: Path, text: str) -> Iterator[tuple[Any, str]]:
-    """(item, what is wrong with it) of a JSON array. Raises JSONDecodeError."""
+    """(item, its problem or "") of a JSON array. Raises JSONDecodeError."""
     decoder = _Decoder()
     place = _after_space(text, 0)
     if text[place : place + 1] != "[":
@@ -323,7 +325,7 @@ def _arrow(path: Path, bad: BadRows) -> Iterator[Placed]:
 
 
 def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
-    """The rows of a table; what is null or NaN, which is how pandas writes a missing number, is left out."""
+    """The rows of a table without null and NaN values; pandas writes missing numbers as NaN."""
     number = 0
     for batch in batches:
         columns = [name for name in batch.schema.names if not PANDAS_INDEX.fullmatch(name)]
@@ -333,7 +335,7 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a table's value stands for none."""
+    """Whether a table's value is null or NaN."""
     return value is None or (isinstance(value, float) and value != value)
 
 

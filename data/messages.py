@@ -1,7 +1,8 @@
-"""Conversations as people publish them, checked and reduced to role and text: the one place that decides what a message may be.
+"""Checks conversations of every published format and reduces their messages to role and text.
 
-A model sees the role and the text of a message and nothing else. Other keys are left out and counted, except those that chat templates render
-(tool calls, reasoning, images): training on such a message without them would teach something that the data do not say.
+A model sees only the role and the text of a message. Other keys are left out and counted, except those that chat
+templates render (tool calls, reasoning, images): these are refused, since training without them would differ from
+the data.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 RENDERED = (
     "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal", "images", "image", "audio", "video", "documents",
 )  # fmt: skip
-"""Keys of a message that carry something which the model would see beside its text."""
+"""Keys of a message with content that the model would see in addition to its text."""
 
 
 class Message(TypedDict):
@@ -29,11 +30,11 @@ class Form:
     role: str
     content: str
     roles: Mapping[str, str]
-    """Their names of the roles -> ours."""
+    """The format's role names -> ours."""
 
 
 CHAT = Form("role", "content", {role: role for role in ROLES})
-"""The form of OpenAI, transformers and trl."""
+"""The format of OpenAI, transformers and trl."""
 SHAREGPT = Form(
     "from",
     "value",
@@ -52,7 +53,7 @@ SHAREGPT = Form(
 
 
 def conversation(value: object, key: str, form: Form = CHAT) -> list[Message]:
-    """The messages in a value, with role and text only; `key` is what the value is called in the row.
+    """The messages in a value, with role and text only; `key` is the value's key in the row.
 
     Content may be a list of text parts, which are joined. Raises ValueError, naming the message and its key, for anything else.
     """
@@ -64,7 +65,7 @@ def conversation(value: object, key: str, form: Form = CHAT) -> list[Message]:
 
 
 def other_keys(row: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of all messages in a row that `conversation` leaves out, as often as they hold something."""
+    """The keys that `conversation` leaves out, once for each message of the row in which they have a value."""
     for value in row.values():
         for message in value if isinstance(value, list) else ():
             if isinstance(message, dict):
@@ -76,7 +77,7 @@ def other_keys(row: Mapping[str, Any]) -> Iterator[str]:
 def _message(message: object, where: str, form: Form) -> Message:
     if not isinstance(message, dict):
         raise ValueError(f"{where} must be an object with {form.role!r} and {form.content!r}, found {type(message).__name__}")
-    # Parquet gives every message all the keys that any message has, the missing ones as null; exporters write empty lists.
+    # Parquet gives every message the keys of all messages, with null for missing values; exporters write empty lists.
     for key in RENDERED:
         if message.get(key):
             raise ValueError(f"{where} has {key!r}, which is not supported: leave the row out, or write it as text into {form.content!r}")
@@ -91,7 +92,7 @@ def _message(message: object, where: str, form: Form) -> Message:
 
 
 def _joined(parts: object, where: str) -> str:
-    """The text of a list of parts, joined as chat templates do it: without anything between them."""
+    """The text of a list of parts, joined without a separator, as chat templates do."""
     if not isinstance(parts, list):
         raise ValueError(f"{where} must be a string or a list of text parts, found {type(parts).__name__}")
     texts = []

@@ -1,7 +1,7 @@
-"""Number types of the configuration. A field's type says which numbers it allows; `check_numbers` refuses others.
+"""Restricted number types for configuration fields. A field's type gives its range; `check_numbers` enforces it.
 
-They annotate int and float. The restricted types of jsonargparse.typing are `Any` to mypy, and their values are of
-subclasses, which would end up in pickled optimizer states that torch refuses to load.
+They annotate int and float. To mypy the restricted types of jsonargparse.typing are `Any`, and their values are
+instances of subclasses, which would get into pickled optimizer states that torch refuses to load.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field allows; None sets no bound."""
+    """The range of numbers that a field allows; None is no bound."""
 
     at_least: float | None = None
     above: float | None = None
@@ -29,7 +29,7 @@ class Range:
         )
 
     def __repr__(self) -> str:
-        """As messages and --help show it: `at least 0 and below 1`."""
+        """The text for error messages and --help: `at least 0 and below 1`."""
         bounds = [(name, bound) for name, bound in dataclasses.asdict(self).items() if bound is not None]
         return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds)
 
@@ -47,7 +47,7 @@ FractionAboveZero = Annotated[float, Range(above=0, at_most=1)]
 
 
 def number_type(kind: Any) -> tuple[type, Range] | None:
-    """(int or float, the range) of a field's type, which may be a union with None; None where it is not a number."""
+    """(int or float, the range) of a field's type, which may be a union with None; None if it is not a number."""
     for member in (kind, *get_args(kind)):
         if member in (int, float):
             return member, Range()
@@ -60,7 +60,7 @@ def number_type(kind: Any) -> tuple[type, Range] | None:
 def check_numbers(config: Any, name: str = "") -> None:
     """Raises ValueError for a number that its field's type does not allow.
 
-    `config` is a dataclass and `name` its dotted name. Sections in it, lists and mappings of names are looked into.
+    `config` is a dataclass and `name` its dotted name. Nested sections, lists and mappings are checked too.
     """
     for item in dataclasses.fields(config):
         _check(f"{name}.{item.name}" if name else item.name, getattr(config, item.name), item.type)
@@ -82,7 +82,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
 
 
 def _broken_rule(value: Any, base: type, allowed: Range) -> str:
-    """What the value has to be and is not; empty where it is allowed."""
+    """What the value must be, if it is not; empty if it is allowed."""
     bounds = str(allowed)
     if isinstance(value, bool) or not isinstance(value, int if base is int else (int, float)):
         return ", ".join(filter(None, ("a whole number" if base is int else "a number", bounds)))

@@ -71,13 +71,13 @@ class Part:
     use_case: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     """Place in USE_CASES, -1 where none was given."""
     answers: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Answers that a ranking came with."""
+    """Number of a ranking's answers in the source."""
     identical: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Judgments of a ranking between identical answers (data/answers.py), which say nothing."""
+    """Number of a ranking's judgments between identical answers (data/answers.py)."""
     informative: Mask = field(default_factory=lambda: np.empty(0, bool))
-    """False where a ranking has such judgments and none that puts an answer above a different one."""
+    """False if a ranking has such judgments and none that puts an answer above a different one."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Answers that left rankings which stayed, by rule."""
+    """Answers dropped from rankings that were kept, by rule."""
     split: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     """Place in SPLITS."""
 

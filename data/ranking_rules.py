@@ -1,4 +1,4 @@
-"""Curation of rankings, answer by answer: one unusable answer leaves its ranking, and the others stay as long as they can be told apart."""
+"""Curation of rankings by answer: drops unusable answers, and rankings in which no strict pair is left."""
 
 import numpy as np
 
@@ -12,18 +12,18 @@ from data.spool import Spool
 
 
 def refuse_identical(part: Part) -> None:
-    """Raises ValueError when all rankings of a source compare identical answers: two columns of one content, most often."""
+    """Raises ValueError when all rankings of a source compare identical answers, most often from two equal columns."""
     for place, name in enumerate(part.datasets):
         rows = part.dataset == place
         if not part.informative[rows].any():
             raise ValueError(
-                f"data.rankings: all {int(rows.sum()):,} rankings of {name!r} compare identical answers, from which a reward model learns nothing: "
-                "check which columns hold the better and the worse answer"
+                f"data.rankings: all {int(rows.sum()):,} rankings of {name!r} compare identical answers, "
+                "which gives a reward model no signal: check which columns hold the better and the worse answer"
             )
 
 
 def drop_answers(part: Part, config: DataConfig, measurer: Measurer) -> None:
-    """Leaves out answers that are too long or, in training rows, hold personal data, and then the rankings that say nothing any more."""
+    """Drops answers that are too long or, in training rows, hold personal data; then rankings without a strict pair."""
     shorter: dict[int, Ranking] = {}
     stays = {rule: np.ones(part.count, dtype=bool) for rule in ("answer_too_long", "personal_data")}
     part.dropped = dict.fromkeys(stays, 0)
@@ -50,12 +50,12 @@ def drop_answers(part: Part, config: DataConfig, measurer: Measurer) -> None:
 
 
 def _without_personal_data(ranking: Ranking, places: list[int], measurer: Measurer) -> list[int]:
-    """The places whose answers hold none; no place when the prompt itself does."""
+    """The indices in `kept` of answers without personal data; none if the prompt itself has some."""
     personal = measurer.personal
     if personal is None:
         return places
     fit = [] if personal(ranking.text) else [place for place in places if not personal(ranking.completions[place])]
-    # Found only where texts meet, it cannot be told whose it is.
+    # A match across the border of two texts cannot be attributed to one of them.
     return fit if len(fit) < len(places) or not fit or not personal(full_text(with_answers(ranking, fit))) else []
 
 
@@ -64,7 +64,7 @@ def _usable(ranking: Ranking, places: list[int]) -> bool:
 
 
 def _rewritten(spool: Spool, shorter: dict[int, Ranking]) -> Spool:
-    """The spool with these rankings in the place of the rows of these numbers."""
+    """The spool with these rankings in place of the rows with these numbers."""
     found = Spool(spool.path.with_name(f"shorter_{spool.path.name}"), spool.schema)
     number = 0
     for batch in spool.batches():

@@ -137,11 +137,11 @@ class Document:
 
 RecordT = TypeVar("RecordT", bound=Prompt)
 CLOSE = 0.8
-"""Share of letters from which an unknown key is taken for a misspelt one: `id` must not become `kind`."""
+"""Similarity from which an unknown key counts as a misspelling: `id` must not become `kind`."""
 
 
 class UnknownKeyError(ValueError):
-    """A row has a key that is none of ours."""
+    """A row has an unknown key."""
 
     def __init__(self, key: str, near: str | None, known: Iterable[str]) -> None:
         self.key, self.near, self.known = key, near, ", ".join(known)

@@ -1,7 +1,8 @@
-"""From records to token ids. The one place where a prompt is rendered, so that every stage sees the same tokens.
+"""From records to token ids. Every stage renders prompts with this module, so that all see the same tokens.
 
-A sequence is `prompt_ids + completion_ids`; the prompt ends where the assistant's answer starts, the completion ends in EOS. Text is text: a special
-token that a user spells out is tokenised as ordinary characters. Only the chat template and this file write control tokens.
+A sequence is `prompt_ids + completion_ids`; the prompt ends where the assistant's answer starts, the completion ends
+with EOS. A special token in user text is tokenised as ordinary characters: only the chat template and this file write
+control tokens.
 """
 
 import traceback
@@ -21,20 +22,21 @@ ANSWER: Message = {"role": "assistant", "content": "An answer"}
 
 @dataclass(frozen=True)
 class Layout:
-    """What a chat template puts around an answer, found by rendering a question with and without one."""
+    """The text that a chat template puts around an answer, found by rendering a question with and without one."""
 
     asks: bool
-    """Whether a finished conversation continues the generation prompt; else it continues the conversation without one."""
+    """Whether a finished conversation starts with the generation prompt; if not, with the conversation without it."""
     opening: str
-    """Written between that and the answer, such as an empty think block."""
+    """Text between that and the answer, such as an empty think block."""
     lead: str
     """Spaces before the answer, which tokenizers join with its first word."""
     closing: str
-    """Written after the answer: the end of the turn."""
+    """Text after the answer: the end of the turn."""
 
 
 def layout(tokenizer: Any) -> Layout:
-    """The layout of the tokenizer's chat template. Raises ValueError, with the template's line, for one that no answer can be trained with."""
+    """The layout of the tokenizer's chat template. Raises ValueError, with the line, for a template that training
+    cannot use."""
     return _layout(tokenizer, tokenizer.chat_template)
 
 
@@ -53,8 +55,8 @@ def _layout(tokenizer: Any, template: str) -> Layout:
             opening = before.removeprefix(start)
             return Layout(asks, opening.rstrip(" "), opening[len(opening.rstrip(" ")) :], closing)
     raise ValueError(
-        "the chat template renders a question that waits for its answer in another way than the same question with its answer, so no prompt "
-        "would lead to the answers that are trained: give another template in model.chat_template"
+        "the chat template renders a question without its answer differently from the same question with its "
+        "answer, so no prompt matches the training text: give another template in model.chat_template"
     )
 
 
@@ -66,7 +68,7 @@ def _probe(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
 
 
 def line_of(error: Exception) -> str:
-    """Where in a template an error was raised: ` (line 3)`, or nothing where the error does not know."""
+    """Where in a template an error was raised: ` (line 3)`, or "" if the error has no line."""
     number = getattr(error, "lineno", None)
     frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
     number = number or (frames[-1] if frames else None)
@@ -78,22 +80,25 @@ def _said(error: Exception) -> str:
 
 
 def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
-    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves out what is asked."""
+    """Raises ValueError when the chat template refuses the conversation or leaves out the last message of the prompt.
+
+    The message is one sentence without file and line.
+    """
     try:
         text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False)
     except Exception as error:  # a template may raise whatever Python raises
         raise ValueError(refusal(tokenizer, prompt.messages, error)) from None
     if prompt.messages[-1]["content"].strip() not in text:
-        raise ValueError("the chat template leaves out the last message of the prompt, so nothing would be asked")
+        raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
 
 
 def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
-    """Why the chat template refuses a conversation: a role that it does not know, if it renders the rest, or what it says itself."""
+    """Why the chat template refuses a conversation: an unknown role, if it renders the rest, or its own message."""
     for role in dict.fromkeys(message["role"] for message in messages):
         rest = [message for message in messages if message["role"] != role]
         try:
             tokenizer.apply_chat_template(rest, tokenize=False)
-        except Exception:  # it was not that role alone
+        except Exception:  # that role is not the only reason
             continue
         if rest and role not in ("user", "assistant"):
             return f"the chat template refuses the role {role!r} ({_said(error)})"
@@ -104,13 +109,14 @@ def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> st
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of the conversation up to where the answer starts, as the chat template renders it with its answer.
 
-    Raises ValueError when the template takes no such conversation: some know no system role, or want turns to alternate.
+    Raises ValueError when the template refuses the conversation: some have no system role or require alternating turns.
     """
     return [*generation_prompt(tokenizer, prompt), *_opening(tokenizer)]
 
 
 def generation_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The same without what the template writes before an answer, such as an empty think block: what SFT teaches the model to write itself."""
+    """The same without the text that the template writes before an answer, such as an empty think block, which SFT
+    trains on."""
     return _rendered_ids(tokenizer, [prompt])[0]
 
 
@@ -120,7 +126,7 @@ def _opening(tokenizer: Any) -> list[int]:
 
 
 def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Control tokens in users' text are marked by transformers before rendering, and tokenised as ordinary text."""
+    """Control tokens in user text are marked by transformers before rendering, and tokenised as ordinary text."""
     conversations = [prompt.messages for prompt in prompts]
     options = {"add_generation_prompt": layout(tokenizer).asks, "tokenize": True, "return_dict": False, "sanitize_control_tokens": True}
     try:
@@ -133,15 +139,15 @@ def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> list[int]:
-    """Token ids of an answer; EOS closes it unless `ends` is false, as for an answer that was cut off.
+    """Token ids of an answer, with EOS at the end unless `ends` is false, as for an answer that was cut off.
 
-    White space around an answer is no part of it: many templates trim it, and decoding does.
+    White space around an answer is stripped: many templates trim it, and decoding does.
     """
     return _answer_ids(tokenizer, [completion])[0] + ([tokenizer.eos_token_id] if ends else [])
 
 
 def _answer_ids(tokenizer: Any, completions: Sequence[str]) -> list[list[int]]:
-    """Token ids of answers without control tokens, whatever the answers spell."""
+    """Token ids of answers; control tokens in their text become ordinary text."""
     lead = layout(tokenizer).lead
     texts = [lead + text if (text := completion.strip()) else "" for completion in completions]
     found: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -160,7 +166,7 @@ def template_closing(tokenizer: Any) -> list[int]:
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
-    """The special token with which the chat template ends an answer; None where it writes none."""
+    """The special token with which the chat template ends an answer; None if there is none."""
     for token in template_closing(tokenizer):
         if token in tokenizer.added_tokens_decoder:
             return str(tokenizer.added_tokens_decoder[token].content)
@@ -179,7 +185,8 @@ def count_answer_tokens(tokenizer: Any, completions: Sequence[str]) -> list[int]
 
 
 def decode_completion(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
-    """The text of a sampled answer. Where it ended by itself its last token is no part of the text, whichever of the model's end tokens it is."""
+    """The text of a sampled answer. If the answer ended by itself, its last token, any of the model's end tokens, is
+    not part of the text."""
     return str(tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)).strip()
 
 

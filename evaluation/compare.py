@@ -71,9 +71,9 @@ def win_rate(
     resamples: int,
     score: Score = whole_rubric,
 ) -> dict[str, float]:
-    """How often the labeler prefers ours, ties counting half: all our answers to a prompt against all of theirs.
+    """How often the labeler prefers our answers, with ties as half: all our answers to a prompt against all of theirs.
 
-    Symmetric in the two by construction: swapping them gives one minus the rate.
+    Swapping the two sides gives one minus the rate.
     """
     per_prompt = [
         sum(preference(score(a), score(b), tie_width) for a in left for b in right) / (len(left) * len(right))
@@ -95,7 +95,8 @@ def win_rate_among(
     resamples: int,
     counts: Callable[[Answer, Answer], bool],
 ) -> dict[str, float] | None:
-    """The win rate over pairs of answers that count; prompts without one are left out. None without any such pair."""
+    """The win rate over the selected pairs of answers; prompts without one are left out. None if there is no such
+    pair."""
     per_prompt = []
     for left, right in zip(ours, theirs, strict=True):
         pairs = [(whole_rubric(a), whole_rubric(b)) for a in left for b in right if counts(a, b)]
@@ -105,7 +106,7 @@ def win_rate_among(
 
 
 def like_length(a: Answer, b: Answer, slack: float = 0.25) -> bool:
-    """Whether two lengths differ by at most `slack` of the longer."""
+    """Whether two lengths differ by at most the fraction `slack` of the longer."""
     return abs(a.tokens - b.tokens) <= slack * max(a.tokens, b.tokens)
 
 
@@ -115,10 +116,11 @@ def both_end(a: Answer, b: Answer) -> bool:
 
 
 def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, resamples: int) -> dict[str, Any]:
-    """What the win rate rests on, as evaluation.json holds it.
+    """The win rate broken down by the rubric's parts and by kinds of pairs, as stored in evaluation.json.
 
-    `win_rate_without` each part of the rubric in turn; `win_rate_by_part`, by each part alone; `win_rate_both_end`,
-    among pairs of answers that end by themselves; `win_rate_length_matched`. Weights and tie width are the labeler's.
+    `win_rate_without`: without each part of the rubric in turn; `win_rate_by_part`: by each part alone;
+    `win_rate_both_end`: among pairs in which both answers end by themselves; `win_rate_length_matched`: among pairs of
+    similar length. Weights and tie width are the labeler's.
     """
     used = [part for part in PARTS if getattr(labels.weights, part)]
 
@@ -148,7 +150,7 @@ def parts_table(answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: in
 
 @dataclass(frozen=True)
 class Scoring:
-    """How forward passes over answers are made; the same for every model that is compared."""
+    """How forward passes over answers are run; the same for all compared models."""
 
     temperature: float
     """Log-probabilities are those of the distribution at this temperature."""

@@ -195,7 +195,7 @@ def wins_table(evaluation: Mapping[str, Any]) -> Table:
 
 
 def carrying_table(evaluation: Mapping[str, Any], weights: Mapping[str, float]) -> Table:
-    """PPO against SFT by the rubric without each of its parts, and by each part alone."""
+    """Win rates of PPO against SFT by the rubric without each of its parts, and by each part alone."""
     without, alone = evaluation.get("win_rate_without") or {}, evaluation.get("win_rate_by_part") or {}
     rows: list[list[Cell]] = [
         [

@@ -58,9 +58,9 @@ class Judged:
         return {"accuracy": self.share(outcomes(margins_P)), "best_vs_worst": self.mean(found)}
 
     def beside(self, baseline: Scores, margins_P: Floats) -> dict[str, Any]:
-        """What is right of a baseline, and by how much a model with these margins is more accurate on the same pairs.
+        """A baseline's accuracy, and the difference to a model with these margins on the same pairs.
 
-        The difference is paired: a resample of prompts holds both judges' outcomes.
+        The difference is paired: each bootstrap resample of prompts is used for both judges.
         """
         others_P = self.margins(baseline)
         return self.right(baseline, others_P) | {"difference": self.share(outcomes(margins_P) - outcomes(others_P))}

@@ -74,7 +74,7 @@ def head(reports: Reports) -> str:
 
 
 def beside_best(reports: Reports) -> str:
-    """The model against the best baseline of the split to quote, in sentences; nothing where none was measured."""
+    """Sentences that compare the model with the best baseline on the main split; empty if none was measured."""
     test = next(iter(reports.values()), {})
     if (name := best_baseline(test)) is None:
         return ""
@@ -82,7 +82,7 @@ def beside_best(reports: Reports) -> str:
     claim = {
         "better": "It beats the best simple baseline",
         "worse": "It is worse than the best simple baseline",
-        "even": "It is not shown to beat the best simple baseline",
+        "even": "There is no significant difference from the best simple baseline",
     }[kind]
     return f"{claim}: {numbers} {CHOSEN_AFTERWARDS}"
 

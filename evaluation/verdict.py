@@ -1,6 +1,6 @@
-"""What a run's numbers allow to be claimed: the verdict on PPO, and the checks that say whether to trust it.
+"""The verdict on PPO that a run's results support, and checks of whether to trust it.
 
-Reads the contents of evaluation.json and accuracy.json. A part of the rubric carries the win if, without that part, the
+Uses the contents of evaluation.json and accuracy.json. A part of the rubric carries the win if, without that part, the
 interval of the win rate contains 50% or lies on the other side.
 """
 
@@ -13,11 +13,11 @@ from data.pages import Interval, between, number, percent
 BASELINES = {
     "longest": ("Choosing the longest answer", "in tokens"),
     "shortest": ("Choosing the shortest answer", "in tokens"),
-    "random": ("Choosing at random", "what chance looks like on these pairs"),
+    "random": ("Choosing at random", "chance level on these pairs"),
     "sft_likelihood": ("Choosing what SFT finds likelier", "log-probability of the answer"),
     "sft_likelihood_per_token": ("Choosing what SFT finds likelier a token", "its mean over tokens"),
 }
-"""The judges that a reward model should beat."""
+"""The baselines that a reward model should beat."""
 CHOSEN_AFTERWARDS = "The best baseline is chosen on these same pairs, which favours it and makes the check strict."
 PARTS = {
     "closeness": "closeness to the reference",
@@ -25,7 +25,7 @@ PARTS = {
     "repetition": "the penalty for repetition",
     "profanity": "the penalty for profanity",
 }
-"""The rubric's parts as a sentence names them."""
+"""Names of the rubric's parts in sentences."""
 
 
 def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
@@ -46,7 +46,7 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
 
 
 def because(kind: str, evaluation: Mapping[str, Any]) -> str:
-    """Which parts of the rubric the win or loss comes from; nothing where there is neither or it was not measured."""
+    """The parts of the rubric that the win or loss comes from; empty if there is neither or it was not measured."""
     without = evaluation.get("win_rate_without")
     if not without or kind not in ("better", "worse"):
         return ""
@@ -71,7 +71,7 @@ def _left(found: Interval) -> str:
 
 
 def side(found: Interval, level: float) -> str:
-    """On which side of a level the whole interval lies: better above, worse below, even where it contains it."""
+    """better if the whole interval is above the level, worse if it is below, even if it contains the level."""
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
 
 
@@ -80,7 +80,7 @@ def checks(
     accuracy: Mapping[str, Any],
     generations: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, str]]:
-    """Reasons to trust the verdict or not: a claim, whether the numbers support it, and the numbers."""
+    """Checks of whether to trust the verdict: a claim, whether the numbers support it, and the numbers."""
     found: list[dict[str, str]] = []
 
     def add(claim: str, kind: str, numbers: str) -> None:
@@ -112,7 +112,7 @@ def checks(
 
 
 def best_baseline(judged: Mapping[str, Any]) -> str | None:
-    """The most accurate baseline on the reward model's own held-out pairs, chance left out; None without any."""
+    """The most accurate baseline on the reward model's own held-out pairs, without chance; None if there is none."""
     means = {
         name: found["accuracy"]["mean"]
         for name, found in (judged.get("baselines") or {}).items()
@@ -122,7 +122,8 @@ def best_baseline(judged: Mapping[str, Any]) -> str | None:
 
 
 def against_best(judged: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """(better, worse or even, the numbers in a sentence) of the reward model against a baseline on the same pairs."""
+    """(better, worse or even, a sentence with the numbers) for the reward model against a baseline on the same
+    pairs."""
     baseline, title = judged["baselines"][name], BASELINES.get(name, (name.replace("_", " "), ""))[0]
     text = f"{percent(judged['accuracy']['mean'])} against {percent(baseline['accuracy']['mean'])} ({lower(title)})"
     if (difference := baseline.get("difference")) is None:
@@ -132,7 +133,7 @@ def against_best(judged: Mapping[str, Any], name: str) -> tuple[str, str]:
 
 
 def paired(rows: Sequence[Mapping[str, Any]], part: str) -> dict[str, float] | None:
-    """PPO minus SFT of a part, prompt by prompt, with the interval of the mean; None without answers."""
+    """The per-prompt difference PPO minus SFT of a part, with the interval of the mean; None without answers."""
 
     def mean(answers: Sequence[Mapping[str, Any]]) -> float:
         return sum(answer["parts"][part] for answer in answers) / len(answers)
@@ -141,7 +142,7 @@ def paired(rows: Sequence[Mapping[str, Any]], part: str) -> dict[str, float] | N
 
 
 def dig(tree: Any, *path: str) -> Any:
-    """What lies at a path of nested mappings, or None."""
+    """The value at a path in nested mappings, or None."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
@@ -165,7 +166,7 @@ def change(before: Any, after: Any) -> str:
 
 
 def lower(title: str) -> str:
-    """A title inside a sentence."""
+    """A title for use inside a sentence."""
     return title[:1].lower() + title[1:]
 
 

@@ -11,11 +11,11 @@ class SamplesConfig:
     """K answers a prompt from the SFT model (section 3.5: K between 4 and 9)."""
 
     answers_per_prompt: AtLeastTwo = 4
-    """K, at least 2, as one answer cannot be ranked. Identical answers are merged, so a prompt may end with fewer."""
+    """K, at least 2, since one answer cannot be ranked. Identical answers are merged, so a prompt may have fewer."""
     max_new_tokens: PositiveInt = 512
     """Answers are cut off after so many tokens."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature, above 0, as greedy answers to a prompt are all the same. Ours."""
+    """Sampling temperature, above 0, since greedy answers to a prompt are all the same. Ours."""
     batch_size: PositiveInt = 64
     """Answers decoded side by side in one process. Changes speed and memory only."""
     max_train_prompts: PositiveInt | None = None

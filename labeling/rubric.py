@@ -36,7 +36,7 @@ def judge(answers: Sequence[str], complete: Sequence[bool], references: Sequence
 
 
 def weighted(parts: Mapping[str, float], weights: RubricWeights, names: Sequence[str] = PARTS) -> float:
-    """The score by these parts of the rubric alone; all of them make the whole score."""
+    """The score by these parts of the rubric alone; all parts give the whole score."""
     return sum((-1 if name in PENALTIES else 1) * getattr(weights, name) * parts[name] for name in names)
 
 

@@ -17,7 +17,7 @@ from modeling.processes import Processes
 from modeling.seeds import derive_seed
 
 BATCHES_A_BLOCK = 8
-"""Batches decoded between two writes to the scratch file. Smaller blocks are slower, as lanes idle at a block's end."""
+"""Batches decoded between two writes to the scratch file. Smaller blocks are slower: slots idle at a block's end."""
 
 
 def answer(
@@ -41,7 +41,7 @@ def answer(
     encoded = {index: encode_prompt(tokenizer, prompts[index]) for index in {index for index, _ in mine}}
     kept = AnswerScratch(scratch, stream, team) if scratch is not None else None
     finished = kept.finished if kept is not None else {}
-    # In the order in which a block is decoded anyway, so that a block's prompts need little padding.
+    # In decoding order (by length), so that a block's prompts need little padding.
     mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
     size = BATCHES_A_BLOCK * sampling.batch_size if kept is not None else max(1, len(mine))
     made: dict[tuple[int, int], Generation] = {}

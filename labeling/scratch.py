@@ -1,4 +1,4 @@
-"""Finished work of a stage that samples, kept in its scratch folder: a killed run goes on with what is missing."""
+"""Keeps finished work of a sampling stage in its scratch folder, so that a killed run resumes with the missing part."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from modeling.processes import Processes
 
 T = TypeVar("T")
 Job = tuple[int, int]
-"""(a prompt's place, an answer's number)."""
+"""(a prompt's index, an answer's number)."""
 
 
 class AnswerScratch:
-    """The finished answers of one stream, a line of JSON a block. Each process appends to a file of its own.
+    """The finished answers of one stream, one line of JSON per block. Each process appends to its own file.
 
-    All processes create it together. A run that goes on may have another number of processes: the first one merges all
-    files, and tells the others what they hold.
+    All processes create it together. A resumed run may have a different number of processes: the first one merges all
+    files and broadcasts their contents.
     """
 
     def __init__(self, folder: Path, stream: str, team: Processes) -> None:
@@ -30,12 +30,12 @@ class AnswerScratch:
         self.path = folder / f"{name}.rank-{team.rank}.jsonl"
 
     def add(self, jobs: Sequence[Job], generations: Sequence[Generation]) -> None:
-        """Appends a block, which is on the disk when this returns. Raises ValueError when it is full.
+        """Appends a block and flushes it to the disk. Raises ValueError when the disk is full.
 
-        A block is kept whole or not at all, as answers decoded in other company may differ in the last bits of their
-        log-probabilities.
+        A block is kept as a whole or not at all, since answers decoded in a different batch may differ in the last bits
+        of their log-probabilities.
         """
-        # JSON keeps a float to the last bit.
+        # JSON stores floats exactly.
         block = {"jobs": jobs, "generations": [asdict(generation) for generation in generations]}
         with room_for(self.path), self.path.open("ab") as file:
             file.write(f"{json.dumps(block)}\n".encode())
@@ -60,7 +60,7 @@ def merge(folder: Path, name: str) -> dict[Job, Generation]:
 
 
 def whole_blocks(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """(line, what it says) of each block in a file, up to one that was cut off while it was written."""
+    """(line, its contents) of each block in a file, up to one that was truncated while it was written."""
     found: list[tuple[bytes, dict[str, Any]]] = []
     for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
         try:
@@ -74,7 +74,7 @@ def whole_blocks(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def remembered(folder: Path, name: str, team: Processes, make: Callable[[], T]) -> T:
-    """What `make` returns, or returned in an earlier run that was killed; JSON values only.
+    """The result of `make`, or the stored one of an earlier run that was killed; JSON values only.
 
     All processes call this together.
     """
@@ -94,5 +94,5 @@ def remembered(folder: Path, name: str, team: Processes, make: Callable[[], T]) 
 
 
 def file_name(stream: str) -> str:
-    """A stream's name without what file systems refuse."""
+    """A stream's name without characters that file systems refuse."""
     return re.sub(r"[^A-Za-z0-9]+", "-", stream)

@@ -26,14 +26,14 @@ HEAD_WEIGHT = f"base_model.model.{HEAD}.weight"
 """The scalar head's name in a model, and of its weight in a saved adapter."""
 MAPS = (nn.Linear, Conv1D)
 FUSED_EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-"""What transformers 4 called the linear maps of experts, which are fused into 3-D parameters now. In some families peft
-replaces targets of these names by those parameters, and linear maps of these names get no adapter at all. Adapters on
-fused experts hold a low-rank pair for each expert, and every forward pass lays out an update as large as the experts:
-they are left out."""
+"""Names of the experts' linear layers in transformers 4; they are fused into 3-D parameters now. In some families peft
+replaces targets of these names by those parameters, and linear layers of these names get no adapter at all. Adapters on
+fused experts hold a low-rank pair for each expert, and every forward pass materialises an update as large as the
+experts: they are left out."""
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
-    """Adapters on every linear map of the transformer's layers, or of its topmost ones, but for `FUSED_EXPERT_NAMES`.
+    """Adapters on every linear layer of the transformer, or of its top layers, except for `FUSED_EXPERT_NAMES`.
 
     Raises ValueError when `top_layers` is more than the model has.
     """
@@ -56,7 +56,7 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
 
 
 def targets_experts(model: Any, names: Collection[str]) -> bool:
-    """Whether peft would take some of these names for fused experts in this model."""
+    """Whether peft would treat some of these names as fused experts in this model."""
     trial = LoraConfig(target_modules=list(names))
     convert_peft_config_for_transformers(trial, model, None)
     return bool(trial.target_parameters)
@@ -73,13 +73,13 @@ def expert_weights(backbone: nn.Module) -> list[str]:
 
 
 def lora_names(model: Any, settings: LoraSettings) -> str:
-    """Names of the linear maps that get an adapter, and whether there are experts without. Raises as `lora_config`."""
+    """Names of the linear layers with an adapter, and whether there are experts without. Raises like `lora_config`."""
     names = ", ".join(sorted(lora_config(model, settings).target_modules))
     return f"{names}; not the experts" if expert_weights(backbone_of(model)) else names
 
 
 def what_lora_adapts(model: PeftModel) -> str:
-    """A sentence: how many linear maps of which names have an adapter, and which kinds of weights have none."""
+    """A log message: the names and numbers of linear layers with an adapter, and the kinds of weights without."""
     backbone = backbone_of(model)
     modules = [(last(name), module) for name, module in backbone.named_modules() if ".lora_" not in name]
     adapted = Counter(name for name, module in modules if isinstance(module, LoraLayer))
@@ -88,9 +88,9 @@ def what_lora_adapts(model: PeftModel) -> str:
     if experts := expert_weights(backbone):
         left.append(f"the experts ({len(experts)} fused weights called {', '.join(sorted(set(map(last, experts))))})")
     if maps := sorted({name for name, module in modules if isinstance(module, MAPS)} - adapted.keys() - {"base_layer"}):
-        left.append(f"linear maps called {', '.join(maps)}")
+        left.append(f"linear layers called {', '.join(maps)}")
     without = f"; no adapter on {', nor on '.join(left)}" if left else ""
-    return f"LoRA adapts {adapted.total()} linear maps: {counts}{without}"
+    return f"LoRA adapts {adapted.total()} linear layers: {counts}{without}"
 
 
 def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> PeftModel:
@@ -104,9 +104,9 @@ def merged(model: Any) -> Any:
 
 
 def save_adapter(model: PeftModel, folder: Path, name: str = "default", head: torch.Tensor | None = None) -> None:
-    """One adapter in peft's form, with the weight of a scalar head that was trained beside it.
+    """Saves one adapter in peft's format, with the weight of the scalar head trained with it.
 
-    Equal adapters make equal bytes, though peft holds names of modules in sets, ordered anew in each process.
+    Equal adapters give equal bytes, although peft keeps module names in sets, whose order differs between processes.
     Raises ValueError when a weight is not finite.
     """
     beside = folder.with_name(f"{folder.name}.saving")
@@ -166,7 +166,7 @@ def plain_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def load_adapter(model: PeftModel, folder: Path, name: str, trainable: bool) -> None:
-    """Puts a saved adapter beside those the model has, without its scalar head: a language model has no module for it."""
+    """Adds a saved adapter to the model, without its scalar head: a language model has no module for it."""
     settings = LoraConfig.from_pretrained(str(folder))
     settings.modules_to_save, settings.task_type, settings.inference_mode = None, None, not trainable
     model.add_adapter(name, settings)

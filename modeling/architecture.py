@@ -1,7 +1,7 @@
-"""Which architectures the recipe can train: causal decoders that attend to past tokens and can carry a scalar head.
+"""Which architectures can be trained: causal decoders that attend to past tokens and can have a scalar head.
 
-Every stage assumes that the output at a position depends only on the tokens up to it. What the configuration does not
-tell is found by running the model on a few tokens.
+Every stage assumes that the output at a position depends only on the tokens up to it. Properties that the
+configuration does not give are determined by running the model on a few tokens.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ NEEDED = "choose a causal decoder whose layers attend to past tokens, such as Ll
 
 
 def causal_class(settings: Any) -> type[PreTrainedModel] | None:
-    """transformers' causal model of this configuration; None where there is none, or code of the model's own."""
+    """transformers' causal model class of this configuration; None if there is none or the model has its own code."""
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(settings), None)
     return found[0] if isinstance(found, tuple) else found
 
@@ -36,17 +36,15 @@ def refuse_by_config(settings: Any, name: str) -> None:
         raise ValueError(f"{name} is an encoder-decoder ({kind}), which this recipe cannot train: {NEEDED}")
     found = causal_class(settings)
     if found is None and "AutoModelForCausalLM" not in (getattr(settings, "auto_map", None) or {}):
-        raise ValueError(f"{name} is of a kind ({kind}) that transformers has no causal language model for: {NEEDED}")
+        raise ValueError(f"{name} has no causal language model in transformers ({kind}): {NEEDED}")
     if getattr(found, "_is_stateful", False):
-        raise ValueError(
-            f"{name} keeps a recurrent state from token to token ({kind}: a state-space or linear-attention model), "
-            f"which this recipe cannot train: {NEEDED}"
-        )
+        model = f"{kind}: a state-space or linear-attention model"
+        raise ValueError(f"{name} has a recurrent state ({model}), which this recipe cannot train: {NEEDED}")
 
 
 @torch.no_grad()
 def refuse_lookahead(model: Any, name: str) -> None:
-    """Raises ValueError for a model in which later tokens change earlier positions, such as BERT; tried on a few."""
+    """Raises ValueError for a model in which later tokens change earlier positions, such as BERT; runs a few tokens."""
     backbone = backbone_of(model)
     embeddings = model.get_input_embeddings()
     ids_BS = torch.arange(4, 4 + 12, device=embeddings.weight.device).reshape(2, 6) % embeddings.num_embeddings
@@ -56,16 +54,16 @@ def refuse_lookahead(model: Any, name: str) -> None:
     difference, scale = float((hidden_BSH[0] - hidden_BSH[1]).abs().max()), float(hidden_BSH.abs().max())
     if difference > 1e-3 * scale:
         kind = type(model).__name__
-        raise ValueError(f"{name} is no causal decoder ({kind}): later tokens change earlier positions; {NEEDED}")
+        raise ValueError(f"{name} is not a causal decoder ({kind}): later tokens change earlier positions; {NEEDED}")
 
 
 def scalar_class(settings: Any) -> type[PreTrainedModel] | None:
-    """The class of reward models of this configuration: transformers' sequence classifier, or else one made here.
+    """The reward model class of this configuration: transformers' sequence classifier, or one that is created here.
 
     The latter is transformers' generic classifier on the family's `PreTrainedModel`: the backbone under its usual name
     and a linear head `score`. It is registered, so `AutoModelForSequenceClassification` loads language models and saved
     reward models. docs/reward.md shows how to load one without this project. None for models with their own code, which
-    has to bring the class.
+    must include the class.
     """
     known, causal = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(settings), None), causal_class(settings)
     if known is not None or causal is None:
@@ -80,12 +78,12 @@ def scalar_class(settings: Any) -> type[PreTrainedModel] | None:
 
 
 def has_own_head(settings: Any) -> bool:
-    """Whether `scalar_class` made the class of this configuration's reward models."""
+    """Whether `scalar_class` created the class of this configuration's reward models."""
     return getattr(scalar_class(settings), "__module__", None) == __name__
 
 
 def refuse_headless(settings: Any, name: str) -> None:
-    """Raises ValueError where an architecture's sequence classifier has no head `score`. Lays out no weights."""
+    """Raises ValueError if an architecture's sequence classifier has no head `score`. Allocates no weights."""
     found = scalar_class(settings)
     if found is None:
         if "AutoModelForSequenceClassification" not in (getattr(settings, "auto_map", None) or {}):

@@ -1,8 +1,8 @@
 """Checkpoints of training: weights, optimizer, random state and progress, as safetensors and JSON.
 
-A checkpoint is written beside its final name, flushed, then renamed. `checksums.json`, written last, lists the size and
-the SHA-256 of each file, so that an incomplete or corrupted checkpoint is detected. The run folder must be on a file
-system that all processes see: the first process writes and decides, and all of them read.
+A checkpoint is written under a temporary name, flushed, then renamed. `checksums.json`, written last, lists the size
+and the SHA-256 of each file, so that an incomplete or corrupted checkpoint is detected. The run folder must be on a
+shared file system: the first process writes and decides, and all processes read.
 """
 
 import json
@@ -24,13 +24,13 @@ SUMS = "checksums.json"
 
 
 class Trained(Protocol):
-    """What training changes. Everything in it must be the same in all processes."""
+    """The training state. It must be the same in all processes."""
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors to save, by the name of their file."""
+        """The tensors to save, by file name."""
 
     def restore(self, place: Path, device: torch.device) -> None:
-        """Loads them from a complete checkpoint. Raises ValueError when it is of another model."""
+        """Loads the tensors of a complete checkpoint. Raises ValueError when it is of another model."""
 
     def bytes_once_saved(self) -> int:
         """The size of a checkpoint."""
@@ -40,23 +40,23 @@ class Checkpoints:
     """The folder of a run's checkpoints. All processes call its public methods together."""
 
     stage = ""
-    """Named in messages, and part of the seed of torch's generators."""
+    """Used in messages and for the seed of torch's generators."""
     unit = "example"
-    """What training goes through."""
-    remedy = "make room, or choose another --runs_folder"
-    """What a user can do when the disk is too small."""
+    """The unit of training progress, used in messages."""
+    remedy = "free some space, or choose another --runs_folder"
+    """Advice for when the disk is too small."""
 
     def __init__(self, folder: Path, keep: int, team: Processes, seed: int) -> None:
         self.folder, self.keep, self.team, self.seed = folder, keep, team, seed
         self.saved = 0
-        """Step of the last checkpoint that was written or read here."""
+        """Step of the last checkpoint that this object wrote or read."""
         self._problems: dict[Path, str | None] = {}
 
     def resume(self, trained: Trained) -> dict[str, Any] | None:
-        """Restores the newest complete checkpoint and returns its numbers; None, with torch's generators seeded, where
-        there is none at all.
+        """Restores the newest complete checkpoint and returns its numbers; seeds torch's generators and returns None if
+        there is no checkpoint.
 
-        Raises ValueError when there are some, but all are damaged, or the disk has no room for the next ones.
+        Raises ValueError when all checkpoints are damaged, or the disk has no room for the next ones.
         """
         place, said = self.team.from_main(lambda: self._choose(trained))
         for line in said:
@@ -68,9 +68,9 @@ class Checkpoints:
         processes = kept.pop("processes")
         if processes != self.team.count:
             self.team.say(
-                f"{self.stage}: {place.name} was written by {processes} process(es) and {self.team.count} go on: "
-                f"no {self.unit} is lost or repeated, but sums are rounded in another order, so the run will not end in "
-                "the bytes of an uninterrupted one"
+                f"{self.stage}: {place.name} was written by {processes} process(es) and the run continues with "
+                f"{self.team.count}: no {self.unit} is lost or repeated, but sums are rounded in a different order, so "
+                "the result will not be bit-identical to that of an uninterrupted run"
             )
         trained.restore(place, self.team.device)
         self.saved = step_of(place)
@@ -102,7 +102,7 @@ class Checkpoints:
             if (problem := self._problem(place)) is None:
                 self._prune()
                 self._require_room(trained, len(self._found()))
-                said = [f"{broken} is damaged ({why}): going on from {place.name}" for broken, why in problems.items()]
+                said = [f"{broken} is damaged ({why}): resuming from {place.name}" for broken, why in problems.items()]
                 return place, said
             problems[place.name] = problem
         raise ValueError(all_damaged(self.folder, problems))
@@ -140,7 +140,7 @@ class Checkpoints:
                 beside.rename(final)
                 sync(self.folder)
         except BaseException:
-            # Frees the space, as the disk may be full; the error goes on.
+            # Frees the space, since the disk may be full; the error is raised again.
             shutil.rmtree(beside, ignore_errors=True)
             raise
         self._problems[final] = None
@@ -161,7 +161,7 @@ class Checkpoints:
                 discard(place)
 
     def _clear(self) -> None:
-        """Removes what a kill left half written or half removed."""
+        """Removes checkpoints that a kill left partly written or partly removed."""
         for rest in self.folder.glob(".checkpoint-*"):
             shutil.rmtree(rest)
 
@@ -170,7 +170,7 @@ class Checkpoints:
         torch.manual_seed(derive_seed(self.seed, f"{self.stage} random state", self.team.rank, self.saved))
 
     def _restore_random(self, saved: Mapping[str, Tensor]) -> None:
-        """A process that the checkpoint has no state for starts from a seed of its own."""
+        """A process for which the checkpoint has no state is seeded."""
         self._start_random()
         if (cpu := saved.get(f"cpu_{self.team.rank}")) is not None:
             torch.set_rng_state(cpu)
@@ -179,23 +179,23 @@ class Checkpoints:
 
 
 class SaveTimer:
-    """Tells all processes at the same step that a checkpoint is due, by the first one's clock."""
+    """Decides in all processes at the same step whether a checkpoint is due, by the first one's clock."""
 
     def __init__(self, minutes: float, team: Processes) -> None:
         self.seconds, self.team = 60 * minutes, team
         self.restart()
 
     def restart(self) -> None:
-        """A checkpoint has been written."""
+        """Restarts the interval after a checkpoint has been written."""
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether so many minutes have passed since the last one. All processes call it together."""
+        """Whether the interval since the last checkpoint has passed. All processes call it together."""
         return self.team.from_main(lambda: time.monotonic() - self._last >= self.seconds)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of this process's torch generators; everything else that is random has a stream of its own."""
+    """The state of this process's torch generators; all other random numbers have their own streams."""
     found = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         found["cuda"] = torch.cuda.get_rng_state(device)
@@ -212,7 +212,7 @@ def seal(folder: Path) -> None:
 
 
 def what_is_wrong(place: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None where it is as it was written."""
+    """Why a checkpoint cannot be used, or None if it matches its checksums."""
     try:
         sums = json.loads((place / SUMS).read_text())
         for name, told in sums.items():
@@ -222,7 +222,7 @@ def what_is_wrong(place: Path) -> str | None:
             if path.stat().st_size != told["size"]:
                 return f"{name} has {path.stat().st_size} of {told['size']} bytes"
             if file_digest(path) != told["sha256"]:
-                return f"{name} is not what was written"
+                return f"{name} does not match its SHA-256"
     except FileNotFoundError:
         return f"{SUMS} is missing"
     except (ValueError, TypeError, AttributeError, KeyError):
@@ -233,9 +233,10 @@ def what_is_wrong(place: Path) -> str | None:
 
 
 def all_damaged(folder: Path, problems: Mapping[str, str]) -> str:
-    """The sentence for a run that has checkpoints, of which none can be used."""
+    """The error message for a run whose checkpoints are all unusable."""
     told = "; ".join(f"{name}: {why}" for name, why in problems.items())
-    return f"no checkpoint in {folder} is whole ({told}): nothing was removed; put a whole one there, or start over with --force"
+    advice = "nothing was removed; restore a complete one, or start over with --force"
+    return f"no checkpoint in {folder} is complete ({told}): {advice}"
 
 
 def step_of(place: Path) -> int:
@@ -250,12 +251,12 @@ def newest(folder: Path) -> Path | None:
 
 def read_tensors(place: Path, name: str, device: torch.device) -> dict[str, Tensor]:
     """One file of a checkpoint."""
-    # safetensors does not know the `cpu:0` that accelerate calls the CPU of one process of several.
+    # safetensors does not know the device `cpu:0`, accelerate's name for the CPU with several processes.
     return load_file(place / f"{name}.safetensors", device="cpu" if device.type == "cpu" else str(device))
 
 
 def restore_parameters(place: Path, name: str, parameters: Mapping[str, nn.Parameter], device: torch.device) -> None:
-    """The weights in a file of a complete checkpoint. Raises ValueError when they are another model's."""
+    """The weights in a file of a complete checkpoint. Raises ValueError when they are of another model."""
     saved = read_tensors(place, name, device)
     if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in parameters.items()}:
         raise ValueError(f"{place} is of another {name} model than this run's: start over with --force")
@@ -270,7 +271,7 @@ def detached(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Adam's state under `<parameter>//<name>`; the learning rate follows from the step."""
+    """Adam's state as `<parameter>//<name>`; the learning rate follows from the step."""
     states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
     return {f"{name}//{key}": value for name, state in states.items() for key, value in state.items()}
 
@@ -283,5 +284,5 @@ def restore_optimizer(
     """The reverse of `optimizer_tensors`."""
     for path, value in saved.items():
         name, key = path.split("//")
-        # Fused Adam keeps its step counter beside the parameter too.
+        # Fused Adam keeps its step counter on the parameter's device too.
         optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)

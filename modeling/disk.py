@@ -73,8 +73,8 @@ def room_for(path: Path, needed: int | None = None) -> Iterator[None]:
         assert code is not None
         size = f"about {mib(needed)} are needed, " if needed is not None else ""
         raise ValueError(
-            f"cannot write {path} ({os.strerror(code)}): {size}{mib(free_bytes(path.parent))} are free; the last checkpoint stands: make room, "
-            "and the same command goes on from it"
+            f"cannot write {path} ({os.strerror(code)}): {size}{mib(free_bytes(path.parent))} are free; the last "
+            "checkpoint is kept: free some space and run the command again to resume from it"
         ) from error
 
 

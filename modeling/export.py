@@ -1,7 +1,7 @@
-"""Exports a trained model with its base's configuration, but for the changes listed here, and verifies what it saved.
+"""Exports a trained model with its base's configuration, except for the changes listed here, and verifies the files.
 
-Trainers change configurations for their own use (`use_cache`, `output_router_logits`, dropout, token ids). That is not
-exported.
+Trainers change configurations for their own use (`use_cache`, `output_router_logits`, dropout, token ids). Such changes
+are not exported.
 """
 
 import copy
@@ -53,9 +53,9 @@ FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, OSError, 
 
 
 def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> None:
-    """Saves a model that was loaded by `load_causal` or `load_scalar` and trained since, with its tokenizer.
+    """Saves a model that was loaded by `load_causal` or `load_scalar` and then trained, with its tokenizer.
 
-    The folder appears under its name only when it has been verified. `model.config` is restored to the base's too.
+    The folder gets its final name only after it has been verified. `model.config` is restored to the base's too.
     Raises ValueError when a weight is not finite, the folder does not load, or the model fails to generate (a reward
     model: to score).
     """
@@ -77,14 +77,14 @@ def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
 
 
 def base_settings(model: Any, config: ModelConfig) -> PreTrainedConfig:
-    """The configuration as it lies where the model was loaded from."""
+    """The configuration in the place from which the model was loaded."""
     base = read_settings(model.name_or_path, config)
     return base if type(base) is type(model.config) else base.get_text_config()
 
 
 def restore(settings: PreTrainedConfig, base: PreTrainedConfig) -> None:
-    """Sets every field but CONFIG_CHANGES to the base's value. In place, because the model's modules read this object."""
-    moved = GenerationConfig().to_dict()  # fields that transformers takes out of a config when it loads a model
+    """Sets all fields except CONFIG_CHANGES to the base's values, in place, because the modules read this object."""
+    moved = GenerationConfig().to_dict()  # fields that transformers removes from a config when it loads a model
     for name in sorted(vars(settings).keys() | vars(base).keys()):
         if name.startswith("_") or name in CONFIG_CHANGES:
             continue
@@ -100,7 +100,7 @@ def differences(found: dict[str, Any], base: dict[str, Any]) -> list[str]:
     """Dotted names of fields, outside CONFIG_CHANGES, in which two configurations differ."""
     names = []
     for name in sorted((found.keys() | base.keys()) - CONFIG_CHANGES.keys()):
-        if name.startswith("_"):  # where it was loaded from, and the like
+        if name.startswith("_"):  # such as the path from which it was loaded
             continue
         ours, theirs = found.get(name), base.get(name)
         if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -133,7 +133,7 @@ def generation_settings(model: Any, tokenizer: Any, base: PreTrainedConfig, conf
 
 
 def verify(model: Any, folder: Path, base: PreTrainedConfig, config: ModelConfig) -> None:
-    """Checks what was saved from `model`. Raises ValueError with one sentence for the first check that fails."""
+    """Verifies the files saved from `model`. Raises ValueError with one sentence for the first check that fails."""
     require_finite_files(folder)
     trust = {"trust_remote_code": config.trust_remote_code}
     loaded = checked(folder, "load its configuration", lambda: AutoConfig.from_pretrained(folder, **trust))
@@ -141,7 +141,7 @@ def verify(model: Any, folder: Path, base: PreTrainedConfig, config: ModelConfig
     if changed := differences(loaded.to_dict(), base.to_dict()):
         raise ValueError(f"{folder}: config.json differs from the base's in {', '.join(changed)}")
     kind = AutoModelForSequenceClassification if is_classifier(loaded) else AutoModelForCausalLM
-    # On the meta device names and shapes are compared without memory for the weights.
+    # On the meta device names and shapes are compared without allocating the weights.
     _, found = checked(
         folder,
         "match its weights with its configuration",
@@ -162,7 +162,7 @@ def verify(model: Any, folder: Path, base: PreTrainedConfig, config: ModelConfig
 
 
 def checked(folder: Path, what: str, do: Callable[[], Any]) -> Any:
-    """What `do` returns. Raises ValueError with one sentence when it fails."""
+    """Returns the result of `do`. Raises ValueError with one sentence when it fails."""
     try:
         return do()
     except FAILURES as error:
@@ -183,7 +183,7 @@ def run(model: Any, tokenizer: Any, folder: Path) -> None:
         if not model.can_generate():
             logits = [model(input_ids=ids_BT).logits]
         else:
-            # Sampling settings of the base draw random numbers, which the stage must not miss.
+            # The base's sampling settings draw random numbers, which must not change the stage's random state.
             with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
                 logits = model.generate(
                     ids_BT,

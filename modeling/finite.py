@@ -1,4 +1,4 @@
-"""Stops a stage at the first number or weight that is NaN or infinite, before anything is exported."""
+"""Stops a stage at the first metric or weight that is NaN or infinite, before anything is exported."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -28,7 +28,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 ADDED_PAD = "<|pad|>"
 SUPPRESSED_LOGIT = -1e4
-"""Of a token that is never sampled: no probability in float32, and a number that bfloat16 and float16 hold."""
+"""Logit of a token that is never sampled: its probability is 0 in float32; bfloat16 and float16 can represent it."""
 LIKELY_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>", "<|endoftext|>")
 RESIDUAL_DROPOUT_NAMES = ("resid_pdrop", "resid_dropout", "hidden_dropout")
 """What GPT-2 and GPT-J, GPT-Neo, and GPT-NeoX call it."""
@@ -48,11 +48,12 @@ def base_model_place(config: ModelConfig) -> str:
 
 
 def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
-    """The tokenizer, with a chat template that was tried, the end token of that template as EOS, and a pad token that is not EOS.
+    """The tokenizer, with a checked chat template, the end token of that template as EOS, and a pad token other than
+    EOS.
 
-    Where pad is missing or equals EOS another special token becomes pad, or a new one is added: then the model's embeddings must grow
-    (`load_causal` sees to it). Masks never depend on the pad id, but other people's classes that load our models do.
-    Raises ValueError when there is no tokenizer, none with an EOS, or a chat template that shows no prompt or no answer.
+    If pad is missing or equals EOS, another special token becomes pad, or a new one is added and `load_causal` resizes
+    the model's embeddings. Masks never depend on the pad id, but other classes that load our models use it.
+    Raises ValueError if there is no tokenizer, it has no EOS, or its chat template leaves out the prompt or the answer.
     """
     with _sentence_for(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -68,7 +69,8 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
 
 
 def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -> None:
-    """The template that the configuration gives, the tokenizer's own, or a plain one; and as EOS the token that ends an answer in it.
+    """Sets the configured template, the tokenizer's own, or a plain one; the token that ends an answer in it becomes
+    EOS.
 
     Models may end a turn with another token than their tokenizer's EOS (Gemma's `<end_of_turn>`, Llama 3's `<|eot_id|>`).
     """
@@ -92,7 +94,7 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
 
 
 def stop_ids(model: Any) -> frozenset[int]:
-    """Tokens that end an answer: all that the generation config names, and the chat template's own (see `grow_embeddings`)."""
+    """Tokens that end an answer: those of the generation config and of the chat template (see `grow_embeddings`)."""
     named = model.generation_config.eos_token_id
     return frozenset([named] if isinstance(named, int) else named or [])
 
@@ -144,7 +146,7 @@ def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual
     _refuse_missing(place, found["missing_keys"])
     _refuse_not_finite(place, model)
     if model.can_generate():
-        # The base's sampling settings have no effect here, and transformers refuses to save some that people have.
+        # The base's sampling settings have no effect here, and transformers refuses to save some of them.
         kept = ("bos_token_id", "eos_token_id", "suppress_tokens")
         model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in kept})
     grow_embeddings(model, tokenizer)
@@ -179,10 +181,10 @@ def is_classifier(settings: Any) -> bool:
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
-    """Gives an added pad token a row in the embeddings, and tells the configs which token is pad and which end an answer.
+    """Adds an embedding row for an added pad token, and sets the pad and end tokens in the configs.
 
-    The added token is never sampled. Here its logit is suppressed in every forward pass, so that tokens are sampled from
-    the distribution of which log-probabilities are taken; an exported model has it in the generation config's
+    The added token is never sampled. Here its logit is suppressed in every forward pass, so that sampling and
+    log-probabilities use the same distribution; an exported model has the token in the generation config's
     `suppress_tokens`.
     """
     generation, pad_id = getattr(model, "generation_config", None), tokenizer.pad_token_id
@@ -207,11 +209,11 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def fill_with_mean(model: Any, token: int) -> None:
-    """Makes a token's embeddings the mean of those before it.
+    """Sets a token's embeddings to the mean of those before it.
 
     Its probability is then at most 1 / (token + 1) after any text, with tied embeddings or not, since exp of the mean
-    logit is at most the mean of exp of the logits. A random row has a logit near 0, which is the largest of all in a
-    model like GPT-2, whose logits lie far below 0.
+    logit is at most the mean of exp of the logits. A random row would have a logit near 0, the largest of all in models
+    like GPT-2, whose logits are far below 0.
     """
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         for values in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
@@ -220,7 +222,7 @@ def fill_with_mean(model: Any, token: int) -> None:
 
 
 def suppress_logit(model: Any, token: int) -> None:
-    """Lowers a token's logit to SUPPRESSED_LOGIT whenever the output layer runs, whoever calls it."""
+    """Sets a token's logit to SUPPRESSED_LOGIT in every call of the output layer."""
 
     def lower(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
         logits.select(-1, token).fill_(SUPPRESSED_LOGIT)
@@ -229,7 +231,7 @@ def suppress_logit(model: Any, token: int) -> None:
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Model and tokenizer in Hugging Face form, as they are; stages save through `modeling.export`."""
+    """Saves model and tokenizer unchanged in Hugging Face format; stages save through `modeling.export`."""
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
@@ -245,7 +247,7 @@ def context_length(settings: Any, generating: bool = True) -> int:
 
 
 def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The arithmetic that `model.precision` asks for; a context to run forward passes in.
+    """A context for forward passes with the arithmetic of `model.precision`.
 
     Output layers stay outside it: modeling/logprobs.py runs them in float32.
     """

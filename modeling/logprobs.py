@@ -1,9 +1,9 @@
-"""Log-probabilities of response tokens under a causal language model, without ever holding the logits of all of them.
+"""Log-probabilities of response tokens under a causal language model, without the logits of all tokens in memory.
 
-The output layer is the widest of all: it runs over hidden states of the tokens that matter alone, a piece at a time,
-and where there is a gradient each piece goes backward before the next comes forward. Under mixed precision the backbone
-computes in bfloat16, the output layer and log-softmax in float32: bfloat16 logits of size 10 are rounded to 0.06.
-Shapes: R response tokens of all rows, one row after the other; N tokens of one piece; H hidden size; V vocabulary.
+The output layer runs only over the hidden states of the needed tokens, in chunks; with gradients, each chunk's backward
+pass runs before the next chunk's forward pass. Under mixed precision the backbone computes in bfloat16, the output
+layer and log-softmax in float32: bfloat16 logits of size 10 are rounded to 0.06.
+Shapes: R response tokens of all rows, one row after the other; N tokens of one chunk; H hidden size; V vocabulary.
 """
 
 import contextlib
@@ -87,9 +87,10 @@ def head_outside_autocast(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_layer(model: Any, temperature: float = 1.0) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A function from hidden_NH to logits_NV, divided by the temperature, in float32 at least, under autocast too.
+    """A function from hidden_NH to logits_NV, divided by the temperature, in at least float32, under autocast too.
 
-    It is the model itself without its backbone, so whatever the architecture does to logits (a scale, a soft cap) happens.
+    It is the model itself without its backbone, so it includes the architecture's changes to logits (a scale, a soft
+    cap).
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     name, backbone, weight = inner.base_model_prefix, backbone_of(inner), model.get_output_embeddings().weight
@@ -156,9 +157,9 @@ class _AddsInPlace(torch.autograd.Function):
 
 @contextlib.contextmanager
 def adding_in_place(head: Any) -> Iterator[None]:
-    """Within, an output layer that is a linear map and no more adds its weight's gradient in place.
+    """A context in which a purely linear output layer accumulates its weight's gradient in place.
 
-    `output_layer` runs it outside autocast, so what it multiplies by is the weight itself.
+    `output_layer` runs it outside autocast, so it multiplies by the weight itself.
     """
     plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and head.weight.requires_grad
     if not plain:
@@ -207,14 +208,14 @@ def accumulate_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Adds the gradient of a loss that is a sum over response tokens to the parameters' `.grad`.
 
-    `loss_of(logprobs_N, part)` is the loss of the tokens `part` of all R. `forward` makes the context of the backbone's
-    forward pass, such as autocast.
-    Returns (the loss, logprobs_R, entropy_R in nats), none of them with a gradient.
+    `loss_of(logprobs_N, part)` is the loss of the tokens `part` of all R. `forward` returns a context for the
+    backbone's forward pass, such as autocast.
+    Returns (the loss, logprobs_R, entropy_R in nats), all without gradients.
     """
     with forward():
         hidden_RH = batch.hidden(backbone_of(model), "states")
     losses, logprobs, entropies, gradients = [], [], [], []
-    head = model.get_output_embeddings()  # some models look into their backbone for it, which is away below
+    head = model.get_output_embeddings()  # now, as some models find it through their backbone, detached below
     with output_layer(model, temperature) as logits:
         for part in pieces(model, len(hidden_RH)):
             leaf_NH = hidden_RH[part].detach().requires_grad_()

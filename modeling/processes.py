@@ -81,7 +81,7 @@ class Processes:
 
 
 def sendable(error: Exception) -> Exception:
-    """The error, or one of the nearest built-in class with its message where it cannot be pickled."""
+    """The error, or one of its nearest built-in class with the same message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -95,7 +95,7 @@ def processes(device: str = "auto", timeout_minutes: float = TIMEOUT_MINUTES) ->
     """The processes that torchrun or accelerate started, or this process alone.
 
     Args:
-        timeout_minutes: how long one waits for the others in any exchange; the first call of a process decides.
+        timeout_minutes: how long a process waits in a collective; the first call in a process sets it.
     """
     cpu = device == "cpu" or not torch.cuda.is_available()
     if cpu:

@@ -1,4 +1,4 @@
-"""One number a position: the reward model's score at the last token, the value model's value at every state.
+"""One scalar per position: the reward model's score at the last token, the value model's value at every state.
 
 Both are `AutoModelForSequenceClassification(num_labels=1)`: a backbone and a linear head without bias. The bias that makes the mean score of
 demonstrations zero (Ouyang et al. 2022, section 3.5) is kept in the saved config as `score_bias` and subtracted here.

@@ -1,4 +1,4 @@
-"""Checkpoints of a PPO run: everything that its future depends on (modeling/checkpoint.py has the format)."""
+"""Checkpoints of a PPO run, with its complete state (modeling/checkpoint.py has the format)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class Trained:
         policy, value = self.models.policy_parameters, self.models.value_parameters
         restore_parameters(place, "policy", policy, device)
         restore_parameters(place, "value", value, device)
-        # Copies, because a loaded tensor may be a window on its file.
+        # Copies, because a loaded tensor may be memory-mapped from its file.
         self.average.average = {key: tensor.clone() for key, tensor in read_tensors(place, "average", device).items()}
         restore_optimizer(self.optimizers.policy, policy, read_tensors(place, "policy_optimizer", device))
         restore_optimizer(self.optimizers.value, value, read_tensors(place, "value_optimizer", device))
@@ -93,7 +93,7 @@ class Checkpoints(checkpoint.Checkpoints):
 
     stage = "ppo"
     unit = "episode"
-    remedy = "make room, lower ppo.keep_checkpoints, or choose another --runs_folder"
+    remedy = "free some space, lower ppo.keep_checkpoints, or choose another --runs_folder"
 
     def begin(self, trained: Trained) -> Progress:
         """Restores the newest complete checkpoint, see `resume`; without one, the run is at its start."""

@@ -27,7 +27,7 @@ class PPOConfig:
     total_episodes: PositiveInt = 256_000
     """Length of training: an episode is one response to one prompt. C.4: 256k episodes over 31k prompts, so each prompt comes about eight times."""
     batch_size: PositiveInt = 512
-    """Episodes a roll-out over all processes; divides total_episodes. C.4."""
+    """Episodes per roll-out over all processes; divides total_episodes. C.4."""
     responses_per_prompt: PositiveInt = 1
     """Episodes of a roll-out that answer the same prompt, whose pass they share; divides minibatch_size. Ours: C.4 does not say, so 1."""
     minibatch_size: PositiveInt = 64
@@ -35,21 +35,21 @@ class PPOConfig:
     max_tokens_per_micro_batch: PositiveInt = 8192
     """Tokens of prompts and responses a forward pass of one process takes, one episode at least; bounds memory, does not change the result. Ours."""
     engine: Literal["native", "transformers", "vllm"] = "native"
-    """What samples responses: `native`, our decoder (modeling/engines), or transformers' `generate` where ours cannot
-    decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
+    """The engine that samples responses: `native`, our decoder (modeling/engines), or transformers' `generate` if ours
+    cannot decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
     rollout_batch_size: PositiveInt = 64
     """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
     inner_epochs: PositiveInt = 1
-    """Passes over a roll-out, each in minibatches of its own shuffle. C.4: 1."""
+    """Passes over a roll-out, each with its own shuffle into minibatches. C.4: 1."""
     max_new_tokens: PositiveInt = 512
-    """Responses are cut off after so many tokens. Ours; appendix C allows 1,000."""
+    """Maximum length of a response in tokens. Ours; appendix C allows 1,000."""
     temperature: PositiveFloat = 1.0
     """Of roll-outs; log-probabilities are those of the distribution sampled from. C.4: 1."""
     kl_coef: NonNegativeFloat = 0.02
     """beta, the price of a nat of KL to the SFT policy. C.4. Where `kl_target` is given, what beta starts from."""
     kl_target: PositiveFloat | None = None
-    """Nats an episode that beta is steered towards (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as in
-    C.4."""
+    """Target KL in nats per episode, to which beta adapts (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as
+    in C.4."""
     kl_horizon: PositiveInt = 10_000
     """With `kl_target`: an iteration multiplies beta by 1 + error * batch_size / kl_horizon, the error being KL / target - 1, cut to 0.2 either way
     (Ziegler et al. 2019)."""
@@ -75,9 +75,9 @@ class PPOConfig:
     """Subtracted from the score of a response that does not end by itself. Ours."""
     learning_rate: NonNegativeFloat = 5e-6
     """Of the policy, after warm-up. Ours: the paper gives no value. E.9 sweeps 2.55e-6 to 2.55e-5, and without the
-    pretraining mix training diverges above 8.05e-6. With LoRA take about 1e-4."""
+    pretraining mix training diverges above 8.05e-6. With LoRA use about 1e-4."""
     value_learning_rate: NonNegativeFloat = 9e-6
-    """Of the value model. C.4: 9e-6; with LoRA take about 2e-4."""
+    """Of the value model. C.4: 9e-6; with LoRA use about 2e-4."""
     value_init: Literal["reward", "sft"] = "reward"
     """What the value model starts from. 3.5: `reward`, the reward model. `sft`, ours: the SFT model with a head of zeros; needed where the reward
     model has another tokenizer than the policy, whose tokens the value model reads."""
@@ -85,7 +85,7 @@ class PPOConfig:
     """With `model.adapter: lora` and a reward model of its own base, from which the value model starts: adapt only this many of its layers nearest
     the output; null adapts all. A value model on the policy's base is adapted as `model.lora` says. Ours."""
     warmup_iterations: NonNegativeInt = 10
-    """Both learning rates rise over these from a tenth. C.4; that the value model's does too is ours."""
+    """Warm-up iterations, in which both learning rates rise from a tenth. C.4; warm-up of the value model is ours."""
     adam_beta1: FractionBelowOne = 0.9
     """Adam's first decay. Appendix C."""
     adam_beta2: FractionBelowOne = 0.95
@@ -95,13 +95,13 @@ class PPOConfig:
     ptx_coef: NonNegativeFloat = 1.0
     """gamma, the weight of the pretraining loss; 0 is plain PPO. Both losses are means over tokens here: the policy
     loss over response tokens of the minibatch, the pretraining loss over predicted tokens of its texts. Ours: at 1
-    their gradients are of about equal norm (`ptx_to_ppo_grad_ratio`, which is proportional to gamma: 21 to 30 at 27.8
-    on the demo). C.4 has 27.8, but does not say whether its losses are sums or means; `ppo.ptx_coef: 27.8` takes that
+    their gradients have about equal norms (`ptx_to_ppo_grad_ratio`, which is proportional to gamma: 21 to 30 at 27.8
+    on the demo). C.4 has 27.8, but does not say whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that
     number in our units."""
     ptx_examples_per_episode: PositiveInt = 8
     """Pretraining examples an episode. C.4."""
     ema_decay: ClosedUnitInterval = 0.992
-    """Of the policy's moving average, per optimizer step. C.4; it does not say per what, so the step is ours."""
+    """Decay of the policy's EMA, per optimizer step. C.4 does not name the unit; per step is ours."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"
     """Old log-probabilities as recorded while decoding, or computed again as the update will: one more pass, for a ratio of exactly 1 at
     learning rate 0. Ours."""
@@ -143,9 +143,9 @@ class PPOConfig:
             raise ValueError(f"ppo.old_logprobs=rollout needs ppo.engine=native: {self.engine} does not record log-probabilities; take recompute")
 
     def refuse_unrecorded(self, recorded: bool) -> None:
-        """Raises ValueError where old log-probabilities are to come from an engine that records none."""
+        """Raises ValueError if old log-probabilities are to come from an engine that records none."""
         if self.old_logprobs == "rollout" and not recorded:
             raise ValueError(
-                "ppo.old_logprobs=rollout needs log-probabilities that the native engine records, and it cannot decode "
-                "this model: set ppo.old_logprobs=recompute"
+                "ppo.old_logprobs=rollout needs the log-probabilities that the native engine records, but it cannot "
+                "decode this model: set ppo.old_logprobs=recompute"
             )

@@ -1,15 +1,15 @@
-"""What stops a run that has gone wrong, or warns.
+"""Monitors that stop a run that has gone wrong, or warn.
 
 | guard | fires when |
 |---|---|
 | `not_finite` | a number of the row is NaN or infinite |
 | `kl` | the KL to the SFT policy is above `max_kl` |
 | `entropy` | the policy's entropy is below `min_entropy`, or below `min_entropy_fraction` of the first iteration's |
-| `cut_off` | not one response has ended by itself for `cut_off_iterations` in a row |
-| `over_optimisation` | on held-out prompts, the reward model's score has risen while a judge that it never learned from has fallen |
+| `cut_off` | no response has ended with EOS for `cut_off_iterations` in a row |
+| `over_optimisation` | on held-out prompts, the reward model's score rises while an independent judge's falls |
 
-A guard is a function of the rows of metrics.jsonl and held_out.jsonl and of nothing else. So a resumed run, which reads them again, is watched as
-one that was never cut off; and since all processes have the same numbers, all of them stop.
+A guard depends only on the rows of metrics.jsonl and held_out.jsonl. A resumed run reads them again, so its guards
+behave as in an uninterrupted run; all processes have the same numbers, so all of them stop.
 """
 
 import math
@@ -29,33 +29,36 @@ class StoppedRunError(ValueError):
 
 @dataclass
 class GuardSettings:
-    """`stop` ends the run with a sentence, before anything of the iteration is saved; `warn` says so when it begins; `ignore` does not look.
+    """`stop` ends the run before anything of the iteration is saved; `warn` logs when it starts to fire; `ignore` is
+    off.
 
-    All ours: by default a guard stops where going on can hardly be meant, and warns where it can.
+    All ours: by default a guard stops where continuing is hardly ever intended, and warns where it may be.
     """
 
     not_finite: Action = "stop"
-    """A number is NaN or infinite."""
+    """A metric is NaN or infinite."""
     kl: Action = "stop"
     """The roll-out's KL to the SFT policy is above `max_kl`; stops before the update."""
     max_kl: PositiveFloat = 100.0
-    """Nats an episode. The SFT model gives such an answer once in e^100 times: the reward model has never seen the like."""
+    """Nats per episode. The SFT model gives such an answer once in e^100 times: the reward model has seen nothing
+    similar."""
     entropy: Action = "warn"
-    """The policy's entropy has collapsed; where a task has one right answer, that is its end, not a failure."""
+    """The policy's entropy has collapsed; in tasks with one right answer this is the goal, not a failure."""
     min_entropy: NonNegativeFloat = 0.01
-    """Nats a token; 0 sets no floor."""
+    """Nats per token; 0 sets no limit."""
     min_entropy_fraction: FractionBelowOne = 0.1
-    """Of the first iteration's entropy; 0 sets no floor."""
+    """Fraction of the first iteration's entropy; 0 sets no limit."""
     cut_off: Action = "warn"
-    """No response ends by itself; a task may want them all of one length."""
+    """No response ends with EOS; in some tasks all responses have one length."""
     cut_off_iterations: PositiveInt = 5
-    """In a row."""
+    """Number of iterations in a row."""
     over_optimisation: Action = "warn"
     """The score of the reward model rises on held-out prompts while the judge's falls, see `over_optimised`; needs ppo.held_out.every."""
     over_optimisation_evaluations: AtLeastThree = 5
-    """The last so many, to which straight lines are fitted; at least 3, to show a trend."""
+    """Number of latest evaluations for the linear fits; at least 3, to show a trend."""
     over_optimisation_errors: PositiveFloat = 2.0
-    """Standard errors by which both must have moved. At 2, chance alone warns after fewer than 1 in 40 evaluations though the score does rise."""
+    """Standard errors by which both must have changed. At 2 and a rising score, false alarms follow fewer than 1 in 40
+    evaluations."""
 
 
 class Guards:
@@ -84,8 +87,8 @@ class Guards:
         for name, finding in self.standing.items():
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
-                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint stands, from which "
-                    f"ppo.guards.{name}=warn goes on"
+                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint is kept, "
+                    f"from which ppo.guards.{name}=warn continues"
                 )
         new = [name for name in self.standing if name not in self._told]
         self._told.update(new)

@@ -47,14 +47,14 @@ class HeldOutSettings:
     every: NonNegativeInt = 0
     """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes none."""
     prompts: AtLeastTwo = 64
-    """At most so many, at least 2 for a standard error, spread evenly over the validation split."""
+    """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split."""
     prompts_from: Literal["sft", "rl"] = "sft"
     """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains on; only those of them are
     judged that have a demonstration."""
     responses_per_prompt: PositiveInt = 1
     """Averaged before anything else, as the prompt is the unit of the standard errors."""
     temperature: PositiveFloat = 1.0
-    """Of sampling, above 0; the KL is between the distributions at this temperature."""
+    """Sampling temperature, above 0; the KL is between the distributions at this temperature."""
     weights: Literal["ema", "last"] = "ema"
     """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use."""
     judge: Literal["chrf", "none"] = "chrf"
@@ -146,7 +146,7 @@ class HeldOut:
         with self.models.as_policy() as policy, autocast(self.model_config, self.team.device):
             responses = self.engine.generate(policy, ids, seeds, sampling, stop_ids(policy), pad_id)
         groups = self._groups(ids, [response.ids for response in responses])
-        # Both by the same kind of pass over the same batches: what was recorded while decoding is rounded otherwise.
+        # Both from the same kind of pass over the same batches: recorded log-probabilities are rounded differently.
         with self.models.as_reference() as reference:
             ref_logprobs = self._logprobs(reference, groups)
         with self.models.as_policy() as policy:

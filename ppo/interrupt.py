@@ -2,7 +2,7 @@
 
 A checkpoint can hold the state between two iterations, and nothing between two minibatches. So the first signal stops at the nearest point where
 the state is one of those: a lone process leaves its roll-out at once, since a roll-out changes nothing; several leave when all have rolled out; an
-update is finished. A second signal stops where it is: the last checkpoint stands, and from there the same bytes are made again.
+update is finished. A second signal stops at once; a resumed run starts from the last checkpoint and is bit-identical.
 """
 
 import os
@@ -50,7 +50,7 @@ class Interrupt:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.number and error is None:  # It came too late for `agreed`: whoever handles signals outside decides.
+        if self.number and error is None:  # Too late for `agreed`: the outer signal handler decides.
             signal.raise_signal(self.number)
 
     @contextmanager
@@ -80,7 +80,8 @@ class Interrupt:
     def stop(self, done: int, iterations: int) -> Interrupted:
         """What to raise when all is saved."""
         name = signal.Signals(self.number).name
-        return Interrupted(self.number, f"stopped by {name} after {done} of {iterations} iterations: the same command goes on from there")
+        where = f"stopped by {name} after {done} of {iterations} iterations"
+        return Interrupted(self.number, f"{where}: run the command again to resume")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
@@ -91,7 +92,7 @@ class Interrupt:
             if self._breakable:
                 raise Interrupted(number)
         elif self._again():
-            raise Interrupted(number, "stopped at once: the same command goes on from the last checkpoint")
+            raise Interrupted(number, "stopped at once: run the command again to resume from the last checkpoint")
 
     def _again(self) -> bool:
         return time.monotonic() - self._since > SAME_SECONDS

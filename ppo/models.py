@@ -39,7 +39,7 @@ class PPOModels:
     trunk: Trunk | None = None
     """The layers that all roles on the shared base have in common, if any."""
     reading: Reading | None = None
-    """How the reward model reads responses; None scores the policy's tokens, for models without text."""
+    """How responses are tokenised for the reward model; None scores the policy's tokens, for models without text."""
 
     @property
     def dtype(self) -> torch.dtype:

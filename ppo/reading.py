@@ -1,9 +1,10 @@
-"""The text that the reward model scores an episode by: the same form as the rankings that it was trained on.
+"""Tokenises responses again for the reward model, in the same form as the rankings that it was trained on.
 
-Rankings are text, so the reward model learned from answers that were decoded, stripped and tokenised again. A sampled response may be other tokens
-for the same text (20 of 137 in the demo), and its score would differ. So every response is decoded and tokenised anew, with the reward model's
-tokenizer and chat template, which may be of another family. Responses whose tokens stay the same are scored in the policy's own micro-batches. One
-longer than the reward model's context has room for is cut at the end, and counted. Shapes: B episodes of this process.
+Rankings are text, so the reward model was trained on answers that were decoded, stripped and tokenised again. A
+sampled response may have different tokens for the same text (20 of 137 in the demo), and its score would differ. Every
+response is therefore decoded and tokenised again, with the reward model's tokenizer and chat template, which may be of
+another family. Responses whose tokens stay the same are scored in the policy's own micro-batches. A response that does
+not fit the reward model's context is truncated at the end, and counted. Shapes: B episodes of this process.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,12 @@ from modeling.scalar import ScalarModel, closing_of
 from reward.batches import answer_ids
 
 Batches = Mapping[tuple[int, ...], Batch]
-"""Micro-batches of episodes in the policy's tokens, by the episodes' numbers."""
+"""Micro-batches of episodes in the policy's tokens, as lists of episode indices."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A prompt in the policy's tokens, the response to it, and the prompt's record for reward models with another tokenizer."""
+    """A prompt and its response in the policy's tokens, and the prompt's record for a reward model's own tokenizer."""
 
     prompt: list[int]
     response: Generation
@@ -45,7 +46,7 @@ class Reading:
     context: int
     """The most tokens that the reward model takes."""
     same_prompts: bool
-    """Whether its tokens of a prompt are the policy's."""
+    """Whether the reward model uses the policy's tokens for prompts."""
     closing: list[int] | None
     """What a reward model of other people's wants to see after any answer, see `modeling.scalar.closing_of`."""
 
@@ -66,7 +67,7 @@ class Reading:
         """The prompt in the reward model's tokens."""
         if self.same_prompts:
             return episode.prompt
-        assert episode.record is not None, "a reward model with another tokenizer reads the prompt's text"
+        assert episode.record is not None, "a reward model with another tokenizer needs the prompt's text"
         return encode_prompt(self.tokenizer, episode.record)
 
     def answer(self, response: Generation) -> list[int]:
@@ -96,7 +97,7 @@ class Reading:
         for rows, batch in batches.items():
             if own.intersection(rows):
                 found |= {row: score for row, score in zip(rows, reward.scores(batch), strict=True) if row in own}
-        # Micro-batches of the others: their lengths may differ from the policy's. Responses to one prompt stand together.
+        # Own micro-batches for the others, as their lengths may differ. Responses to one prompt stay together.
         others = sorted(set(range(len(episodes))) - own, key=lambda row: (len(prompts[row]), prompts[row], len(answers[row])))
         tokens = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         for group in micro_batches(others, tokens, max_tokens):
@@ -108,7 +109,7 @@ class Reading:
 def read_scores(
     reading: Reading | None, reward: ScalarModel, batches: Batches, episodes: Sequence[Episode], max_tokens: int
 ) -> tuple[Tensor, Tensor | None]:
-    """(scores_B, truncated_B) of all episodes, which `batches` hold by their numbers.
+    """(scores_B, truncated_B) of all episodes; `batches` holds their indices.
 
     Without a reading, for models without text, the policy's own tokens are scored, and truncated_B is None.
     """
@@ -123,13 +124,14 @@ def read_scores(
 
 
 def reading_between(policy_tokenizer: Any, tokenizer: Any, settings: Any) -> Reading:
-    """How a reward model with this tokenizer and configuration reads the policy's episodes."""
+    """The `Reading` for a reward model with this tokenizer and configuration."""
     context, closing = context_length(settings, generating=False), closing_of(settings, tokenizer)
     return Reading(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), closing)
 
 
 def reading_numbers(truncated_B: Tensor | None) -> dict[str, float]:
-    """`reward_truncated`, the share of all processes' responses that were cut to fit the reward model's context; nothing without a reading."""
+    """`reward_truncated`, the share of responses, over all processes, truncated to the reward model's context; {}
+    without a reading."""
     if truncated_B is None:
         return {}
     cut, count = sum_over_processes(torch.stack([truncated_B.double().sum(), torch.ones_like(truncated_B, dtype=torch.float64).sum()])).tolist()

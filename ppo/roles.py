@@ -115,8 +115,9 @@ def linear_head(weight: torch.Tensor) -> nn.Linear:
 
 
 def zero_head(hidden_size: int, device: torch.device) -> nn.Linear:
-    """A head that says 0 to everything: what a demonstration scores on average, by the reward model's bias (3.5).
+    """A head of zeros, so that every value is 0, the mean score of demonstrations by the reward model's bias (3.5).
 
-    A random head would start the values off at a distance from any score, and advantages would be that noise until it is unlearnt.
+    A random head would give values far from the scores, and this noise would dominate the advantages until it is
+    unlearnt.
     """
     return linear_head(torch.zeros(1, hidden_size, device=device))

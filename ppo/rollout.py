@@ -61,7 +61,7 @@ class Rollout:
         return started[1] if started is not None and started[0] == tuple(map(tuple, groups)) else None
 
     def regroup(self, groups: Sequence[Sequence[int]]) -> None:
-        """Replaces the micro-batches by those of another inner epoch."""
+        """Replaces the micro-batches with those of another inner epoch."""
         like = next(iter(self.batches.values()))
         self.batches = {
             tuple(rows): replace(
@@ -100,12 +100,12 @@ def roll_out(
 def refuse_recorded_logprobs(config: PPOConfig, model_config: ModelConfig, device: torch.device) -> None:
     """Raises ValueError when log-probabilities recorded while decoding would be compared with others in bfloat16.
 
-    Decoding rounds otherwise than scoring and updating do, so KL and ratios would be of two computations: 0.05 nats an
-    answer and more between equal models. In float32 the two agree to about 1e-5.
+    Decoding rounds differently from scoring and updating, so KL and ratios would mix two computations, which differ by
+    0.05 nats per answer and more between equal models. In float32 they agree to about 1e-5.
     """
     if config.old_logprobs == "rollout" and mixed_precision(model_config, device):
         raise ValueError(
-            "ppo.old_logprobs=rollout needs float32, and model.precision gives bfloat16 here: take "
+            "ppo.old_logprobs=rollout needs float32, but model.precision means bfloat16 here: set "
             "ppo.old_logprobs=recompute, or set model.precision=float32"
         )
 

@@ -48,11 +48,12 @@ def train(
     tracking: TrackingConfig | None = None,
     held_out_prompts: Sequence[Prompt] = (),
 ) -> MovingAverage:
-    """Trains the policy and value in place and returns the policy's moving average; goes on from the last whole checkpoint below `out`.
+    """Trains policy and value model in place and returns the policy's EMA; resumes from the last complete checkpoint
+    below `out`.
 
-    Raises ValueError when batches do not divide over the processes, recorded log-probabilities are asked for in
+    Raises ValueError when batches do not divide over the processes, recorded log-probabilities are requested in
     bfloat16, a prompt is too long for reward or value model, a gradient or weight is not finite, the disk is full, or
-    every checkpoint is damaged. Raises `Interrupted`, with all saved, after SIGTERM or Ctrl-C.
+    every checkpoint is damaged. Raises `Interrupted` after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     team.divide(config.minibatch_size, "ppo.minibatch_size")
     refuse_recorded_logprobs(config, model_config, team.device)

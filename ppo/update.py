@@ -22,7 +22,7 @@ from ppo.losses import kl_loss, largest_ratio, policy_loss, policy_sums
 from ppo.models import PPOModels
 from ppo.rollout import Rollout, value_backward
 
-ADVICE = "lower ppo.learning_rate or ppo.value_learning_rate; the last checkpoint stands"
+ADVICE = "lower ppo.learning_rate or ppo.value_learning_rate; the last checkpoint is kept"
 
 
 @dataclass
@@ -32,11 +32,11 @@ class Optimizers:
     policy: torch.optim.Optimizer
     value: torch.optim.Optimizer
     iteration: int = 0
-    """Of the learning rates; errors name it."""
+    """The iteration, for the learning rates and error messages."""
 
     @staticmethod
     def make(models: PPOModels, config: PPOConfig) -> "Optimizers":
-        """Fresh ones. The decays are 0.9 and 0.95 in the paper (appendix C)."""
+        """New optimizers. The decays are 0.9 and 0.95 in the paper (appendix C)."""
         betas = (config.adam_beta1, config.adam_beta2)
         return Optimizers(
             policy=torch.optim.Adam(models.policy_parameters.values(), lr=config.learning_rate, betas=betas, fused=True),
@@ -144,7 +144,7 @@ def add_ptx_gradient(
     """Adds ptx_coef times the gradient of the pretraining loss to the PPO gradient in `.grad`.
 
     The pretraining loss is a mean over the predicted tokens of the minibatch's chunks (ours: the paper does not say
-    whether it sums or averages). The PPO gradient is set aside meanwhile, so that the ratio of the norms can be logged.
+    whether it sums or averages). The PPO gradient is kept separately meanwhile, so that the norm ratio can be logged.
     """
     ppo_gradients = {name: parameter.grad for name, parameter in models.policy_parameters.items() if parameter.grad is not None}
     ppo_norm = float(torch.nn.utils.get_total_norm(ppo_gradients.values()))

@@ -48,7 +48,7 @@ def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[i
 
 
 def element(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = None) -> Element:
-    """A ranking as token ids, without judgments between identical answers; see `answer_ids` for `closing`."""
+    """A ranking as token ids, without judgments between identical answers; `answer_ids` documents `closing`."""
     complete = ranking.complete or [True] * len(ranking.completions)
     answers = [answer_ids(tokenizer, text, ended, closing) for text, ended in zip(ranking.completions, complete, strict=True)]
     same_text = identities(ranking)
@@ -74,10 +74,11 @@ def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
 
 
 def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing: Sequence[int] | None = None) -> tuple[list[Element], dict[str, int]]:
-    """(elements, what was left out and why): rankings whose answers all tie or are identical, or of which too few fit the model's context.
+    """(elements, number of rankings left out by reason: answers that all tie, are identical, or do not fit the
+    context).
 
-    An answer that is too long leaves its ranking, and the others stay as long as one of them is better than another. Raises ValueError when nothing
-    is left.
+    An answer that is too long is dropped from its ranking, and the others stay as long as one of them is better than
+    another. Raises ValueError when no ranking is left.
     """
     kept, left_out = [], {"all_tied": 0, "identical_answers": 0, "too_long": 0, "long_answers": 0}
     for ranking in rankings:
@@ -95,7 +96,7 @@ def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing:
         kept.append(candidate)
     if not kept:
         raise ValueError(
-            f"no ranking is left to learn from: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
+            f"no ranking is left to train on: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
             f"{left_out['identical_answers']} compare identical answers and {left_out['too_long']} are longer than the model's context of "
             f"{context} tokens"
         )
@@ -103,7 +104,7 @@ def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing:
 
 
 def _with_answers(item: Element, kept: Sequence[int]) -> Element:
-    """The element of the answers at these places."""
+    """The element restricted to the answers at these indices."""
     assert item.ranking is not None
     place = {old: new for new, old in enumerate(kept)}
     ties = tuple((place[one], place[other]) for one, other in item.ties if one in place and other in place)

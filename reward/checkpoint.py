@@ -27,7 +27,7 @@ class Trained:
     schedule: torch.optim.lr_scheduler.LambdaLR
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The weights and Adam's state, by the name of the file they are kept in."""
+        """The weights and Adam's state, by file name."""
         return {"reward": detached(self.parameters), "optimizer": optimizer_tensors(self.optimizer, self.parameters)}
 
     def restore(self, place: Path, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Trained:
         restore_optimizer(self.optimizer, self.parameters, read_tensors(place, "optimizer", device))
 
     def set_step(self, step: int) -> None:
-        """Puts the schedule where it is after `step` optimizer steps."""
+        """Sets the schedule to its state after `step` optimizer steps."""
         peaks_and_factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         rates = [peak * factor(step) for peak, factor in peaks_and_factors]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -45,7 +45,7 @@ class Trained:
         self.schedule.load_state_dict(self.schedule.state_dict() | then)
 
     def bytes_once_saved(self) -> int:
-        """Of a checkpoint: weights and two moments."""
+        """The size of a checkpoint: weights and two moments."""
         return 3 * sum(p.numel() * p.element_size() for p in self.parameters.values()) + 2**16
 
 
@@ -56,7 +56,7 @@ class Checkpoints(checkpoint.Checkpoints):
     unit = "prompt"
 
     def begin(self, trained: Trained) -> tuple[int, list[dict[str, Any]]]:
-        """Restores the newest complete checkpoint, see `resume`: (steps done, what was measured after each epoch)."""
+        """Restores the newest complete checkpoint, see `resume`: (finished steps, the evaluation after each epoch)."""
         kept = self.resume(trained)
         if kept is None:
             return 0, []

@@ -54,15 +54,15 @@ class RewardConfig:
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""
     bias_demonstrations: PositiveInt = 256
-    """The bias makes the mean score of so many training demonstrations zero, spread evenly over the set and so over its
-    sources. 3.5: the labelers' demonstrations; their number is ours."""
+    """Number of training demonstrations whose mean score the bias makes zero, spread evenly over the set and so over
+    its sources. 3.5: the labelers' demonstrations; their number is ours."""
     adam_beta2: FractionBelowOne = 0.95
     """Adam's second decay; the first is 0.9. Appendix C."""
     epoch_evaluation_prompts: NonNegativeInt = 256
     """After each epoch, accuracy and loss on as many training and validation prompts, for the gap between them. Ours; 0 skips it."""
     checkpoint_minutes: NonNegativeFloat = 10.0
-    """Save a checkpoint after so many minutes, and at the end of each epoch; 0 saves after every step. A killed run
-    loses at most what it trained since the last one. Ours."""
+    """Minutes between checkpoints, which are also saved at the end of each epoch; 0 saves after every step. A killed
+    run loses at most the work since the last one. Ours."""
     learning_curve: list[OpenUnitInterval] = field(default_factory=list)
     """Fractions of the training prompts, say [0.25, 0.5], from which further models are trained and judged on the same test set. Ours."""
 

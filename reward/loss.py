@@ -17,11 +17,11 @@ def better_pairs(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
 def pairwise_loss(scores_BK: Tensor, better_BKK: Tensor, normalizer: float | None = None) -> Tensor:
     """-log sigmoid(r_better - r_worse): the mean over a prompt's pairs, summed over prompts and divided by `normalizer`.
 
-    Eq. 1 divides by C(K, 2), which is the number of pairs where nothing ties. Ties make no pair, and dividing by the
-    pairs that are left is ours: each prompt keeps the same weight.
+    Eq. 1 divides by C(K, 2), the number of pairs without ties. Ties are excluded, and dividing by the remaining pairs
+    is ours: each prompt keeps the same weight.
 
-    `normalizer` is the number of prompts with a pair, by default that of this call; pass the whole batch's when this is only a part of it, so
-    that gradients add up to the same whatever the split. Without any pair the loss is 0, with a gradient of 0.
+    `normalizer` is the number of prompts with a pair, by default that of this call; for a part of a batch pass the
+    whole batch's, so that gradients do not depend on the split. Without any pair the loss is 0, with a gradient of 0.
     """
     pairs_B = better_BKK.sum((1, 2))
     margin_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]

@@ -44,9 +44,9 @@ def train(
 ) -> list[dict[str, Any]]:
     """Trains in place; the main process logs loss, accuracy on the batch before its step, gradient norm and learning rate.
 
-    Metrics and checkpoints are written to `out`, and training goes on from the newest complete checkpoint there;
+    Metrics and checkpoints are written to `out`, and training resumes from the newest complete checkpoint there;
     without `out`, nothing is written.
-    Returns for each epoch {epoch, and for each of the `watched` sets its {accuracy, loss} after it}, which are logged with the epoch's last step.
+    Returns for each epoch {epoch, and {accuracy, loss} of each of the `watched` sets}, also logged with its last step.
     Raises ValueError when a loss or gradient norm is not finite, the disk is full, or every checkpoint is damaged.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -97,7 +97,7 @@ def train(
                     numbers |= {f"{name}_{key}": value for name in watched for key, value in epochs[-1][name].items()}
                 if tracker is not None:
                     tracker.log(step, numbers)
-                # After the rows, because a resumed run takes those up to its checkpoint as written.
+                # After the rows, because a resumed run assumes that those up to its checkpoint have been written.
                 if checkpoints is not None and (epoch_ends or timer.due()):
                     checkpoints.save(step, epochs, state)
                     timer.restart()

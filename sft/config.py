@@ -13,9 +13,9 @@ class SFTConfig:
     """Passes over the demonstrations. C.3: 2 for the model that RL starts from (C.1: 16 for the baseline)."""
     learning_rate: PositiveFloat = 5e-6
     """Peak learning rate. C.3: 5e-6 at 1.3B, 1.04e-5 at 6B, 2.45e-6 at 175B (C.1, for the baseline: 9.65e-6 at 1.3B
-    and 6B, 5.03e-6 at 175B). With LoRA take about 2e-4."""
+    and 6B, 5.03e-6 at 175B). With LoRA use about 2e-4."""
     batch_size: PositiveInt = 32
-    """Sequences an optimizer step over all processes. C.3 and C.1: 32 at 1.3B and 6B, 8 at 175B."""
+    """Sequences per optimizer step over all processes. C.3 and C.1: 32 at 1.3B and 6B, 8 at 175B."""
     micro_batch_size: PositiveInt = 8
     """Sequences a forward pass of one process. Ours; does not change the result."""
     final_lr_fraction: ClosedUnitInterval = 0.1
@@ -30,8 +30,8 @@ class SFTConfig:
     max_train_examples: PositiveInt | None = None
     """Use only so many demonstrations, spread evenly over the set; null uses all."""
     checkpoint_minutes: NonNegativeFloat = 10.0
-    """Save a checkpoint after so many minutes, and at the end of each epoch; 0 saves after every step. A killed run
-    loses at most what it trained since the last one. Ours."""
+    """Minutes between checkpoints, which are also saved at the end of each epoch; 0 saves after every step. A killed
+    run loses at most the work since the last one. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""

@@ -15,7 +15,7 @@ def demonstration_examples(tokenizer: Any, demonstrations: Sequence[Demonstratio
     """
     examples = []
     for demonstration in demonstrations:
-        # What the template writes before an answer, such as an empty think block, is learned with it.
+        # Text that the template adds before an answer, such as an empty think block, is trained on too.
         prompt = generation_prompt(tokenizer, demonstration)
         opening = encode_prompt(tokenizer, demonstration)[len(prompt) :]
         completion = [*opening, *encode_completion(tokenizer, demonstration.completion)]

@@ -1,9 +1,9 @@
-"""What lets a killed SFT run end in the same bytes as an undisturbed one: complete checkpoints, and batches that depend
-only on seed and epoch.
+"""Makes a killed SFT run bit-identical to an uninterrupted one: complete checkpoints, and batches that depend only on
+seed and epoch.
 
-transformers' Trainer writes a checkpoint in place and cannot tell a half-written one from a complete one. A callback
-therefore seals each finished checkpoint with `checksums.json` (modeling/checkpoint.py), and only sealed ones are
-resumed from.
+transformers' Trainer writes a checkpoint in place and cannot distinguish a partly written one from a complete one. A
+callback therefore adds `checksums.json` (modeling/checkpoint.py) to each finished checkpoint, and a run resumes only
+from checkpoints that match it.
 """
 
 import shutil
@@ -24,9 +24,9 @@ from modeling.seeds import derive_seed
 
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """(the newest complete checkpoint of the Trainer below a folder, a sentence for each later one, which is removed).
+    """(the newest complete checkpoint of the Trainer below a folder, a message for each later one, which is removed).
 
-    Raises ValueError, and removes nothing, when there were complete ones, but all of them are damaged.
+    Raises ValueError, and removes nothing, if there were complete ones and all of them are damaged.
     """
     found = sorted(
         (place for place in folder.glob("checkpoint-*") if place.name.removeprefix("checkpoint-").isdigit()),
@@ -42,27 +42,27 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     if whole is None and any((place / SUMS).is_file() for place in problems):
         raise ValueError(all_damaged(folder, {place.name: why for place, why in problems.items()}))
     for place in problems:
-        # The Trainer writes in place, so what it would find of an earlier attempt must go.
+        # The Trainer writes in place, so files of an earlier attempt must be removed.
         discard(place)
     for place in found:
-        # One whose deletion was cut off is newer by its modification time, so the Trainer would delete a complete one.
+        # A partly deleted checkpoint has a newer modification time, so the Trainer would delete a complete one instead.
         if whole is not None and step_of(place) < step_of(whole) and what_is_wrong(place) is not None:
             discard(place)
     for rest in folder.glob(".checkpoint-*"):
         shutil.rmtree(rest)
-    going_on = f"going on from {whole.name}" if whole is not None else "starting over"
+    going_on = f"resuming from {whole.name}" if whole is not None else "starting over"
     removed = ((place.name, why) for place, why in problems.items())
     return whole, [f"{name} is incomplete or damaged ({why}) and was removed: {going_on}" for name, why in removed]
 
 
 class CheckpointCallback(TrainerCallback):
-    """Saves a checkpoint every so many minutes, and seals each one when all processes have written their files."""
+    """Saves a checkpoint at an interval, and adds its checksums when all processes have written their files."""
 
     def __init__(self, minutes: float, team: Processes) -> None:
         self.timer, self.team = SaveTimer(minutes, team), team
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        # After an epoch's last step the Trainer evaluates, then saves: a resume from between would skip the evaluation.
+        # After an epoch's last step the Trainer evaluates, then saves; resuming from in between would skip evaluation.
         epoch_ends = float(state.epoch or 0.0).is_integer()
         if not epoch_ends and self.timer.due():
             control.should_save = True
@@ -75,10 +75,10 @@ class CheckpointCallback(TrainerCallback):
 
 
 class EpochOrder(Sampler[int], TrainerCallback):
-    """An order in which examples of similar length are neighbours, drawn from the seed and the epoch alone.
+    """An order in which examples of similar length are neighbours; it depends only on the seed and the epoch.
 
-    The Trainer's own sampler draws from torch's global generator, so a run that is resumed in the middle of an epoch
-    would see other batches.
+    The Trainer's own sampler uses torch's global generator, so a run resumed in the middle of an epoch would see
+    different batches.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -98,7 +98,7 @@ class EpochOrder(Sampler[int], TrainerCallback):
         control: TrainerControl,
         **rest: Any,
     ) -> None:
-        """Here, as accelerate does not pass `set_epoch` on to every sampler that it wraps."""
+        """Computed here, since accelerate does not forward `set_epoch` to every sampler that it wraps."""
         self.epoch = int(state.epoch or 0.0)
 
 

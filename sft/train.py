@@ -34,15 +34,15 @@ NAMES = {
 
 
 class OneDevice(TrlConfig):
-    """trl's settings for one device a process, however many the machine has.
+    """trl's settings for one device per process, independent of the machine's number of GPUs.
 
-    The Trainer of a process that no launcher started counts all visible GPUs, and would split its model and multiply
-    its batch over them.
+    Without a launcher the Trainer uses all visible GPUs, and would wrap its model in DataParallel and multiply its
+    batch.
     """
 
     @property
     def n_gpu(self) -> int:
-        """Devices of this process."""
+        """Number of devices of this process."""
         return min(1, int(super().n_gpu))
 
 
@@ -101,10 +101,10 @@ def train(
 ) -> dict[str, float]:
     """Trains, saves the model to `out/model` and returns the last losses.
 
-    Goes on from the newest complete checkpoint below `out`.
+    Resumes from the newest complete checkpoint below `out`.
 
-    Raises ValueError when the batch does not divide over the processes or the trainer would take another one, a
-    demonstration is longer than the context, a loss or gradient norm is not finite, or every checkpoint is damaged.
+    Raises ValueError when the batch does not divide over the processes or differs from the trainer's, a demonstration
+    is longer than the context, a loss or gradient norm is not finite, or every checkpoint is damaged.
     """
     per_process = team.divide(config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
@@ -157,7 +157,7 @@ def train(
                 logging_nan_inf_filter=False,
                 eval_strategy="epoch",
                 save_strategy="epoch",
-                save_total_limit=2,  # the newest is complete only once it is sealed
+                save_total_limit=2,  # the newest is complete only once it has checksums
                 report_to=[],
                 disable_tqdm=True,
                 seed=seed,
@@ -175,10 +175,10 @@ def train(
 
 
 def check_batch_size(args: TrainingArguments, asked: int) -> None:
-    """Raises ValueError when the trainer would take other than the asked number of sequences an optimizer step."""
+    """Raises ValueError unless the trainer takes the configured number of sequences per optimizer step."""
     found = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if found != asked:
         raise ValueError(
-            f"sft.batch_size={asked}, but the trainer would take {found} sequences a step: {args.world_size} processes "
-            f"with {args.n_gpu} devices each; start one process a GPU with torchrun or make's GPUS="
+            f"sft.batch_size={asked}, but the trainer would take {found} sequences per step: {args.world_size} "
+            f"processes with {args.n_gpu} devices each; start one process per GPU with torchrun or make's GPUS="
         )

@@ -1,4 +1,4 @@
-"""One thin runner per stage: it reads the config, calls the code that does the work, and writes the manifest."""
+"""One thin runner per stage: reads the config, runs the stage, and writes the manifest."""
 
 import sys
 

@@ -50,7 +50,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Held-out comparison of base, SFT and PPO."""
     processes: ProcessesConfig = field(default_factory=ProcessesConfig)
-    """Several processes that work together."""
+    """Settings for runs with several processes."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Who is told how training goes."""
 

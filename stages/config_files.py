@@ -1,4 +1,5 @@
-"""Reads the files of --config once before jsonargparse does, whose messages name neither the file nor what to do."""
+"""Checks the files of --config before jsonargparse reads them, since its messages name neither the file nor a
+remedy."""
 
 import sys
 from collections.abc import Sequence

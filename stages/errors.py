@@ -1,6 +1,6 @@
-"""An error that ended a run: one sentence on stderr, an exit code, and the traceback in a file.
+"""Reports an error that ended a run: one sentence on stderr, an exit code, and the traceback in a file.
 
-Exit code 2: something that a user can mend (a setting, a file, the disk, memory, the network). Exit code 1: a bug of
+Exit code 2: something that the user can fix (a setting, a file, the disk, memory, the network). Exit code 1: a bug in
 this project.
 """
 
@@ -17,17 +17,18 @@ from modeling.disk import FULL, error_number
 
 MEMORY = (
     "lower sft.micro_batch_size, samples.batch_size, reward.max_tokens_per_micro_batch, "
-    "ppo.max_tokens_per_micro_batch, ppo.rollout_batch_size or evaluate.batch_size, whichever stage it was, or train with model.adapter lora"
+    "ppo.max_tokens_per_micro_batch, ppo.rollout_batch_size or evaluate.batch_size, depending on the stage, "
+    "or train with model.adapter lora"
 )
 NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "fsspec")
 FILES = ("datasets", "safetensors", "tokenizers", "pyarrow", "yaml", "jinja2", "wandb", "trackio")
-"""Packages whose own exception classes report problems with the network, files, templates or accounts of the user."""
+"""Packages whose exceptions report problems with the user's network, files, templates or accounts."""
 LONGEST = 600
-"""Characters of a library's message that are shown; the file has all of it."""
+"""Maximum length of a library's message on stderr; the traceback file has all of it."""
 
 
 class InUseError(ValueError):
-    """Another process works in the run folder, so nothing must be written to it, not even an error's traceback."""
+    """Another process uses the run folder, so nothing may be written to it, not even the traceback of an error."""
 
 
 def report(error: Exception, root: Path | None) -> int:
@@ -54,7 +55,7 @@ def report(error: Exception, root: Path | None) -> int:
 
 
 def say(sentence: str) -> None:
-    """Prints a line on stderr, if anybody can still read it."""
+    """Prints a line on stderr, unless it is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(sentence, file=sys.stderr, flush=True)
 
@@ -64,10 +65,10 @@ def explain(error: Exception) -> tuple[str, int]:
     words = " ".join(str(error).split())
     if isinstance(error, UnicodeDecodeError):
         byte = f"{error.object[error.start]:#04x} at {error.start}"
-        return f"a text file is not in UTF-8 (byte {byte}): save it as UTF-8", 2
+        return f"a text file is not UTF-8 (byte {byte}): save it as UTF-8", 2
     if isinstance(error, BrokenPipeError) and output_closed():
         quiet_stdout()
-        return "the output was closed (a pipe or a terminal): redirect it to a file, and the same command goes on", 2
+        return "the output was closed (a pipe or terminal): redirect it to a file and run the command again", 2
     if out_of_memory(error):
         return f"out of memory ({shortened(words) or 'no details'}): {MEMORY}", 2
     if (number := error_number(error)) is not None:
@@ -81,17 +82,17 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether memory of the CPU or of a GPU was used up."""
-    named = type(error).__name__ == "OutOfMemoryError"  # torch's, without an import of torch
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's class, without importing torch
     on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return isinstance(error, MemoryError) or named or on_cpu
 
 
 def of_system(error: Exception, number: int, words: str) -> str:
-    """An error of the operating system, with its file and what to do."""
+    """An error of the operating system, with its file and advice."""
     names = (getattr(error, name, None) for name in ("filename2", "filename"))
     place = next((name for name in names if name is not None), None)
     what = os.strerror(number)
-    # The class's own text where Python put no file beside it: Rust's errors, the Hub's and those of sockets.
+    # Errors without a file (from Rust, the Hub or sockets) have only the class's own text.
     head = f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else shortened(words) or what
     if what not in head:
         head = f"{head} ({what})"
@@ -99,15 +100,15 @@ def of_system(error: Exception, number: int, words: str) -> str:
 
 
 def advice() -> dict[int, str]:
-    """What to do about the errors that people meet."""
-    room = ": make room, and the same command goes on"
+    """Advice for common errors."""
+    room = ": free some space and run the command again to resume"
     return dict.fromkeys(FULL, room) | {
-        errno.EROFS: ": choose a place that can be written to",
+        errno.EROFS: ": choose a writable place",
         errno.EACCES: ": change its permissions, or choose another place",
         errno.EPERM: ": change its permissions, or choose another place",
-        errno.EISDIR: ": a file is expected here",
-        errno.ENOTDIR: ": a folder is expected here",
-        errno.EEXIST: ": something else has this name; move it away, or choose another place",
+        errno.EISDIR: ": expected a file, found a folder",
+        errno.ENOTDIR: ": expected a folder",
+        errno.EEXIST: ": the name is taken; move what is there, or choose another place",
         errno.EMFILE: ": raise the limit of open files (`ulimit -n`)",
     }
 
@@ -121,7 +122,7 @@ def shortened(words: str) -> str:
 
 
 def output_closed() -> bool:
-    """Whether nobody reads the standard output any more. A broken pipe may also be one to a worker process."""
+    """Whether the standard output is closed. A broken pipe may also be that of a worker process."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLERR)
@@ -131,15 +132,15 @@ def output_closed() -> bool:
 
 
 def quiet_stdout() -> None:
-    """Drops what is still to be written to a closed pipe, about which Python would complain when it exits."""
+    """Discards the buffered output for a closed pipe, since Python would report an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def keep_traceback(error: Exception, root: Path | None, rank: int, known: bool) -> Path | None:
-    """Writes the traceback into the run folder, else into a temporary file; returns where, None if it was not kept.
+    """Writes the traceback into the run folder, else into a temporary file; returns its path, or None if not written.
 
-    A `known` mistake needs no file before there is a run folder.
+    A `known` error before there is a run folder needs no file.
     """
     text = "".join(traceback.format_exception(error))
     if root is not None and root.is_dir() and not isinstance(error, InUseError):

@@ -1,9 +1,9 @@
 """Ctrl-C (SIGINT) and SIGTERM end a run with one sentence and exit code 130 or 143.
 
-While modules are imported, before and after the work, a signal ends the process at once: nothing is half done. During
-the work it raises KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except
-BaseException`, `__del__`, weakref callbacks), so it is raised again until it arrives, and `check` stops a run in which
-it never did. PPO has its own handlers (`ppo/interrupt.py`), which save first.
+During imports, and before and after the work, a signal ends the process at once, since there is nothing to clean up.
+During the work it raises KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except
+BaseException`, `__del__`, weakref callbacks), so it is raised repeatedly until the work ends, and `check` stops a run
+in which it was lost. PPO has its own handlers (`ppo/interrupt.py`), which save first.
 """
 
 import multiprocessing
@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_SECONDS = 2.0
-"""A KeyboardInterrupt that did not end the work by then is raised again."""
+"""Seconds after which KeyboardInterrupt is raised again if the work has not ended."""
 SAME_SECONDS = 1.0
-"""A signal this soon after the first is the same one: both the terminal and torchrun forward Ctrl-C."""
+"""A second signal within this time is a duplicate: both the terminal and torchrun forward Ctrl-C."""
 
 
 class Stop:
@@ -29,20 +29,20 @@ class Stop:
 
     def __init__(self) -> None:
         self.number = 0
-        """The signal that came, 0 if none did."""
+        """The signal that was received, 0 if none."""
         self.is_command = False
-        """Whether this process is `python -m stages.<stage>`, so that nothing but the run ends with it."""
+        """Whether this process is `python -m stages.<stage>`, so that it may be ended as a whole."""
         self._since = 0.0
         self._working = False
         self._owner = os.getpid()
 
     def begin_command(self) -> None:
-        """Handles both signals from the first imports on."""
+        """Installs the handlers of both signals before the stage's imports."""
         self.is_command = True
         self.install()
 
     def install(self) -> dict[int, Any]:
-        """Handles both signals from now on, unless they are ignored (nohup). Returns the handlers before."""
+        """Installs the handlers of both signals unless they are ignored (nohup). Returns the previous handlers."""
         self._owner = os.getpid()
         before: dict[int, Any] = {}
         for number in SIGNALS:
@@ -52,7 +52,7 @@ class Stop:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Around the work: a signal raises KeyboardInterrupt, at the latest when the block is left."""
+        """Context for the work: a signal raises KeyboardInterrupt, at the latest when the block is left."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -72,7 +72,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal came whose KeyboardInterrupt was lost."""
+        """Raises KeyboardInterrupt if that of an earlier signal was lost."""
         if self._working and self.number:
             raise KeyboardInterrupt
 
@@ -81,9 +81,9 @@ class Stop:
         return 128 + (self.number or signal.SIGINT)
 
     def sentence(self) -> str:
-        """What the user reads."""
+        """The message to the user."""
         name = signal.Signals(self.number or signal.SIGINT).name
-        return f"interrupted ({name}): the same command goes on from the last checkpoint"
+        return f"interrupted ({name}): run the command again to resume from the last checkpoint"
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked worker, whose parent received the signal too
@@ -103,15 +103,15 @@ class Stop:
             raise KeyboardInterrupt
 
     def _end(self) -> NoReturn:
-        """Ends the process here. Python's own shutdown could print tracebacks, and wait for threads."""
+        """Ends the process without Python's shutdown, which could print tracebacks and wait for threads."""
         if os.environ.get("RANK", "0") == "0":
-            # Not print: the signal may have come while something was being printed.
+            # Not print(): the signal may have interrupted a call of it.
             os.write(2, f"{self.sentence()}\n".encode())
         end_process(self.code())
 
 
 def end_process(code: int) -> NoReturn:
-    """Exits without Python's shutdown, and takes worker processes along."""
+    """Exits without Python's shutdown, and ends worker processes too."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -23,7 +23,7 @@ def work(config: RunConfig, force: bool) -> None:
     start = time.perf_counter()
     team = processes(config.model.device, config.processes.timeout_minutes)
     team.from_main(lambda: check_models(config, whole_chain=True))
-    gc.collect()  # the models that were tried
+    gc.collect()  # the models loaded by the check
     for name in STAGES:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
     if team.is_main:
@@ -31,7 +31,7 @@ def work(config: RunConfig, force: bool) -> None:
         files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]
         headline, evaluation = (json.loads(file.read_text()) for file in files)
         page = root / "report" / "index.html"
-        print(f"\n{summary(headline, evaluation)}\n\n{time.perf_counter() - start:.0f} s in all; the report: {page}")
+        print(f"\n{summary(headline, evaluation)}\n\n{time.perf_counter() - start:.0f} s in total; report: {page}")
 
 
 def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:

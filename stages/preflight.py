@@ -1,4 +1,4 @@
-"""One check before anything is trained: can the models go through every stage of the chain? Found by trying them."""
+"""Checks before training that the models support every stage of the pipeline, by running them on a few tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the check finds out about a model."""
+    """The result of the check for a model."""
 
     decoder: str
     """`native`, `native, growing cache` or `transformers`."""
     head: str
-    """Who has the class of its reward model: `transformers` or `ours`."""
+    """Where the class of its reward model is defined: `transformers` or `ours`."""
     lora: str
-    """What an adapter changes, see `modeling.adapters.lora_names`; empty with `model.adapter: none`."""
+    """The names of adapted layers, see `modeling.adapters.lora_names`; empty with `model.adapter: none`."""
 
 
 def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False) -> Answer:
-    """What the base model can do. Loads it unless it is given. `whole_chain` also asks whether PPO's value can start.
+    """Checks what the base model supports. Loads it unless it is given.
 
-    Without it nothing is asked about PPO's value, which those who train only a reward model do not configure.
-    Raises ValueError when a stage could not use `model.base`, or the reward model's `reward.base`; before weights are
-    loaded where the configurations are enough to tell.
+    `whole_chain` also checks the initialisation of PPO's value model, which is not configured in runs that train only a
+    reward model. Raises ValueError when a stage could not use `model.base`, or the reward model's `reward.base`; before
+    weights are loaded if the configurations are sufficient.
     """
     from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
@@ -50,7 +50,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
 
 
 def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> Answer:
-    """`check_models` for a base model that is loaded already, and `check_rooms` with the finished sets in `data`."""
+    """`check_models` for a loaded base model, and `check_rooms` with the finished sets in `data`."""
     from modeling.load import base_model_place
 
     found = check_models(config, model)
@@ -59,7 +59,7 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
 
 
 def examine(model: Any, config: RunConfig) -> Answer:
-    """How a causal decoder goes through the chain. Raises ValueError when it cannot be decoded as configured."""
+    """The check of a causal decoder. Raises ValueError when it cannot be decoded as configured."""
     from modeling.adapters import lora_names
     from modeling.architecture import has_own_head
     from modeling.engines.cache import GrowingCache
@@ -79,7 +79,8 @@ def examine(model: Any, config: RunConfig) -> Answer:
 def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> None:
     """Raises ValueError when the longest prompt of a stage and its answer do not fit the context.
 
-    The context of the policy, whose base lies in `place`, and in PPO also of a reward model that the value starts from.
+    The context is that of the policy, whose base is in `place`, and in PPO also that of a reward model from which the
+    value model starts.
     """
     from data.sets import read_set
     from data.tokenize import count_prompt_tokens
@@ -97,13 +98,13 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
             raise ValueError(f"{sizes} model's context of {context}: lower that or data.max_prompt_tokens")
         if name == "ppo" and config.ppo.value_init == "reward" and longest + count > start.context:
             raise ValueError(
-                f"{sizes} context of {start.context} of reward.base, which the value model starts from: "
+                f"{sizes} context of {start.context} of reward.base, from which the value model starts: "
                 "lower that or data.max_prompt_tokens, or set ppo.value_init=sft"
             )
 
 
 def check_reward_base(config: RunConfig, sft: Path) -> "Start":
-    """Where the reward model starts; `sft` holds the SFT model or, before there is one, the base model.
+    """The reward model's initialisation; `sft` holds the SFT model or, before there is one, the base model.
 
     Raises ValueError when the configuration of `reward.base` shows that it cannot become a reward model.
     """

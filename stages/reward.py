@@ -40,7 +40,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
     for line in told(left_out):
         team.say(f"reward: {line}")
-    # The set is written source by source, so evenly spread rows take from each in proportion.
+    # The set is ordered by source, so evenly spread rows represent each source in proportion.
     demonstrations = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
     made = make(config, start, tokenizer, sets, [demonstration(tokenizer, shown, closing) for shown in demonstrations], team, out)
     numbers = {}
@@ -74,8 +74,8 @@ def make(
 ) -> dict[str, Any]:
     """Trains the model, sets its bias and saves it: {epochs, bias, scores of the held-out splits}, which `scores.json` keeps.
 
-    A run that was killed while it was being judged finds that file and does not train again; one that was killed in
-    training goes on from its last checkpoint.
+    A run that was killed during evaluation finds that file and does not train again; one that was killed during
+    training resumes from its last checkpoint.
     """
     from modeling.adapters import merged, save_adapter, what_lora_adapts
     from modeling.export import export
@@ -128,9 +128,9 @@ def make(
 def learning_curve(
     config: RunConfig, start: "Start", tokenizer: Any, sets: dict[str, list["Element"]], team: "Processes", out: Path
 ) -> list[dict[str, Any]]:
-    """Held-out accuracy of models trained on parts of the data, each part within the next larger one.
+    """Held-out accuracy of models trained on nested parts of the data.
 
-    Their checkpoints go below `out`.
+    Their checkpoints are written below `out`.
     """
     from evaluation.reward_model import report
     from modeling.config import TrackingConfig
@@ -166,7 +166,7 @@ def headline(test: dict[str, Any]) -> dict[str, Any]:
     from evaluation.verdict import best_baseline
 
     best = best_baseline(test)
-    assert best is not None, "lengths are always there to judge by"
+    assert best is not None, "length baselines are always available"
     return {
         "reward_accuracy": test["accuracy"]["mean"],
         "best_baseline": test["baselines"][best]["accuracy"]["mean"],

@@ -65,8 +65,8 @@ class Stage:
     scratch: tuple[str, ...] = ()
     """Folders that it needs to resume; they go once the result stands, and not before."""
     discardable: tuple[str, ...] = ()
-    """The same for folders whose loss costs minutes: under another configuration they are discarded, where those of
-    `scratch` stop the run."""
+    """The same for folders whose loss costs minutes: if the configuration has changed they are discarded, while those
+    of `scratch` stop the run."""
     told: tuple[str, ...] = ()
     """The parts of the configuration that it reads, but that change nothing in its result: a run goes on under others."""
     dry_run: Callable[[RunConfig], None] | None = None
@@ -74,7 +74,7 @@ class Stage:
 
     @property
     def temporary(self) -> tuple[str, ...]:
-        """All folders that are no part of the result."""
+        """All folders that do not belong to the result."""
         return (*self.scratch, *self.discardable)
 
 
@@ -99,7 +99,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         if team.is_main:
             print(f"{stage.name}: {'resuming' if plan.resumed else 'running'}", flush=True)
         headline: dict[str, Any] = stage.work(config, run, plan.partial) if stage.parallel or team.is_main else {}
-        STOP.check()  # A result during which an interrupt was swallowed may not be whole.
+        STOP.check()  # The result may be incomplete if an interrupt was swallowed.
         team.wait()
         if team.is_main:
             seconds = time.perf_counter() - clock
@@ -218,8 +218,8 @@ def main(
 ) -> None:
     """The command line of a stage: calls `work(config, force=..., ...)` with its options.
 
-    Every error ends in one sentence, with exit code 2 where a user can mend it and 1 for a bug. Its traceback goes to a
-    file, in the run folder if possible.
+    Every error is reported in one sentence, with exit code 2 if the user can fix it and 1 for a bug. Its traceback is
+    written to a file, in the run folder if possible.
     """
     config: RunConfig | None = None
     STOP.number = 0
@@ -232,7 +232,7 @@ def main(
 
                 part()
         finally:
-            sys.stdout.flush()  # A closed pipe shows here, and not when Python exits.
+            sys.stdout.flush()  # A closed pipe is detected here, not when Python exits.
     except Exception as error:
         if STOP.number:  # the consequence of an interrupt
             interrupted(None)
@@ -242,9 +242,9 @@ def main(
 
 
 def interrupted(stop: KeyboardInterrupt | None) -> NoReturn:
-    """Says so, in the first process, and ends this one.
+    """Prints the message in the first process, and ends this process.
 
-    torchrun sends SIGTERM to the others when one process fails: then the sentence names that one.
+    torchrun sends SIGTERM to the others when one process fails; the message then names that process.
     """
     sentence = str(stop or "") or STOP.sentence()
     if count() > 1 and STOP.number == signal.SIGTERM:
@@ -260,8 +260,8 @@ def leave(code: int, at_once: bool = False) -> NoReturn:
     """Ends the process.
 
     Args:
-        at_once: without Python's shutdown, which may wait for worker processes and print what it broke off. One of
-            several processes always ends like that: gloo's threads could abort the shutdown, and the others would wait.
+        at_once: without Python's shutdown, which may wait for worker processes and print tracebacks. With several
+        processes this is always the case: gloo's threads could abort the shutdown, and the others would wait.
     """
     if at_once or count() > 1:
         end_process(code)

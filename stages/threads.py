@@ -1,7 +1,7 @@
-"""How idle OpenMP threads wait, chosen before torch is loaded, because libgomp reads its settings only once.
+"""Chooses how idle OpenMP threads wait, before torch is loaded, because libgomp reads its settings only once.
 
-By default they spin. On an idle machine that is the fastest; next to other work they take the cores from the threads
-that everybody waits for.
+By default they spin. On an idle machine this is fastest; under other load they take cores from the threads that the
+others wait for.
 """
 
 import os
@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SECONDS = 0.2
-"""How long the cores are watched: 20 ticks of the kernel's clock for each."""
+"""Seconds for which the load is measured: 20 ticks of the kernel's clock per core."""
 BUSY_CORES = 0.5
-"""Work of others from which on threads should sleep: below is what a desktop does by itself."""
+"""Load of other processes, in cores, from which threads should sleep; a desktop causes less by itself."""
 OWN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_")
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
 
 
 def choose_wait_policy(measure: Callable[[], tuple[float, int]] | None = None) -> None:
-    """Sets OMP_WAIT_POLICY=PASSIVE for this process and its children when other work runs on its cores, and says so.
+    """Sets OMP_WAIT_POLICY=PASSIVE for this process and its children, with a message, if other work runs on its cores.
 
-    Leaves everything as it is when the user chose, on a GPU, on another system than Linux, with one thread, and for
-    --help. Several processes of one run on this machine cannot tell each other's work from that of others, so they
-    choose nothing either.
+    Changes nothing if the user has set a policy, on a GPU, on other systems than Linux, with one thread, and for
+    --help. Several processes of one run on a machine cannot distinguish each other's load from other load, so they
+    change nothing either.
     """
     if not sys.platform.startswith("linux") or not wanted(os.environ, sys.argv) or has_gpu(os.environ):
         return
@@ -31,27 +31,27 @@ def choose_wait_policy(measure: Callable[[], tuple[float, int]] | None = None) -
     if busy >= BUSY_CORES:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         print(
-            f"threads: OMP_WAIT_POLICY=PASSIVE, because other work keeps {busy:.1f} of {cores} cores busy "
+            f"threads: OMP_WAIT_POLICY=PASSIVE, because other processes keep {busy:.1f} of {cores} cores busy "
             "(set OMP_WAIT_POLICY yourself to choose; docs/performance.md)",
             flush=True,
         )
 
 
 def wanted(environment: Mapping[str, str], arguments: list[str]) -> bool:
-    """Whether there is anything to choose."""
+    """Whether a policy should be chosen."""
     chosen = any(name.startswith(OWN_SETTINGS) for name in environment)
     alone = environment.get("LOCAL_WORLD_SIZE", "1") == "1" and environment.get("OMP_NUM_THREADS") != "1"
     return alone and not chosen and not {"-h", "--help"} & set(arguments)
 
 
 def has_gpu(environment: Mapping[str, str]) -> bool:
-    """Whether torch may find a GPU, without asking torch."""
+    """Whether torch may find a GPU, without importing torch."""
     hidden = any(environment.get(name) in ("", "-1") for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"))
     return not hidden and any(Path(place).exists() for place in GPUS)
 
 
 def busy_cores() -> tuple[float, int]:
-    """(cores that others kept busy for a moment, cores that this process may use)."""
+    """(cores that other processes keep busy, measured briefly; cores that this process may use)."""
     before = ticks()
     time.sleep(SECONDS)
     after = ticks()
@@ -60,7 +60,7 @@ def busy_cores() -> tuple[float, int]:
 
 
 def ticks() -> dict[int, tuple[int, int]]:
-    """(busy, all) ticks of each core that this process may use, from /proc/stat; none where that cannot be read."""
+    """(busy, all) ticks of each core that this process may use, from /proc/stat; empty if that cannot be read."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:

@@ -90,14 +90,14 @@ def make_family(family: str, folder: Path, tokenizer: Any, **changes: Any) -> Pa
 
 
 def table() -> dict[str, dict[str, str]]:
-    """docs/architectures.md: each family's row by the names of its columns."""
+    """The table in docs/architectures.md: each family's row by column name."""
     lines = [line for line in TABLE.read_text().splitlines() if line.startswith("|")]
     names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rows}
 
 
 def found_row(place: Path, tokenizer: Any) -> dict[str, str]:
-    """What the check before training finds out about the model in this folder, as columns of the table."""
+    """The result of the check before training for the model in this folder, as columns of the table."""
     config = RunConfig(model=ModelConfig(base=str(place), device="cpu", precision="float32"))
     answer = check_models(config)
     why = plain_because(scalar_model(load_scalar(place, config.model, tokenizer)).backbone)

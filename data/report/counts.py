@@ -43,9 +43,9 @@ def rows(part: Part, mask: Mask) -> int:
 
 
 def removals(built: Built) -> list[tuple[str, str, int, int]]:
-    """(kind of row, rule, rows that it removed, rows of that kind that were read), in the rules' order; no kind of which nothing was read.
+    """(kind of row, rule, rows removed by it, rows of that kind read), in the rules' order; only kinds with rows.
 
-    Answers are those that left rankings which stayed, where any did.
+    The kind "answers" counts answers dropped from rankings that were kept, if there are any.
     """
     read = {
         "prompts": built.pool.count,

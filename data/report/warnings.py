@@ -61,14 +61,14 @@ def skipped_rows(built: Built, config: DataConfig) -> Iterator[str]:
 
 
 def ignored_keys(built: Built, config: DataConfig) -> Iterator[str]:
-    """Keys of messages that no model sees."""
+    """Keys of messages that the model does not see."""
     if built.bad.ignored:
         found = ", ".join(f"{key!r} ({number(count)} messages)" for key, count in sorted(built.bad.ignored.items()))
-        yield f"Of messages only the role and the text are read; these other keys were left out: {found}."
+        yield f"Only the role and the text of messages are read; these other keys were left out: {found}."
 
 
 def identical_judgments(built: Built, config: DataConfig) -> Iterator[str]:
-    """Answers that were judged against themselves."""
+    """Judgments between identical answers."""
     if count := int(built.rankings.identical.sum()):
         found = counted(int((built.rankings.identical > 0).sum()), "ranking")
         yield (

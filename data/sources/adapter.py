@@ -26,7 +26,7 @@ class Adapter:
     name: str
     """What `format` of a source names."""
     about: str
-    """The data in a few words, name first, with their licence."""
+    """A short description of the data, name first, with the licence."""
     convert: Mapping[str, Convert]
     """By role; a role that the data cannot play is not there."""
     hub: str | None = None
@@ -44,10 +44,10 @@ class Adapter:
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By role: the files to read when the place is a folder. Default: all of its data files."""
     keys: tuple[tuple[str, ...], ...] = ()
-    """Sets of keys by which a row of this format is known where another was expected."""
+    """Sets of keys that identify a row of this format when another was expected."""
 
     anywhere: bool = False
-    """A form that many data sets have rather than one data set: any Hub data set may be its place."""
+    """Whether this is a format of many data sets rather than one data set: any Hub data set may be its place."""
 
     def fits(self, row: object) -> bool:
         """Whether a row has the keys of this format."""
@@ -65,7 +65,10 @@ def need(row: Row, key: str, kind: type[T], what: str | None = None) -> T:
 
 
 def identifier(row: Row, key: str) -> str:
-    """An id as text; tables hold ids as numbers, and as decimal ones where some are missing. Raises ValueError when it is missing or empty."""
+    """An id as text; tables store ids as numbers, and as floats where some are missing.
+
+    Raises ValueError when it is missing or empty.
+    """
     value = row.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)

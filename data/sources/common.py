@@ -38,10 +38,10 @@ def without_answers(demonstrations: Callable[[Row], Iterable[dict[str, Any]]]) -
 
 
 def answered(row: Row, key: str) -> tuple[list[Message], str]:
-    """(prompt, answer) of the conversation under a key. Raises ValueError when it does not end in an answer of the assistant's."""
+    """(prompt, answer) of the conversation under a key. Raises ValueError unless it ends with an assistant turn."""
     turns = conversation(need(row, key, list, "a list of messages"), key)
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise ValueError(f"{key!r} must be a prompt and, last, the assistant's answer")
+        raise ValueError(f"{key!r} must be a prompt followed by the assistant's answer")
     return turns[:-1], turns[-1]["content"]
 
 

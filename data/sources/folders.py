@@ -1,7 +1,7 @@
-"""Folders as a source's place: what `datasets.save_to_disk` wrote, a copy of a Hub data set, or anyone's data files.
+"""Folders as a source's place: written by `datasets.save_to_disk`, a copy of a Hub data set, or any data files.
 
-A folder may hold several splits: the folders of a saved DatasetDict, or files that are all named after a split (`train-00000-of-00002.parquet`,
-`test.jsonl`). One of them is read, as of a data set on the Hub.
+A folder may hold several splits: the folders of a saved DatasetDict, or files that are all named after a split
+(`train-00000-of-00002.parquet`, `test.jsonl`). One split is read, as with a data set on the Hub.
 """
 
 import json
@@ -15,13 +15,13 @@ from data.sources.adapter import Adapter, Role
 
 STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 DESCRIPTIONS = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
-"""What `datasets` writes about data beside them; not data."""
+"""Metadata files that `datasets` writes next to the data."""
 SHARD = r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*"
 NAMED_SPLIT = re.compile(rf"{SHARD}|(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?")
 
 
 def folder_files(folder: Path, adapter: Adapter, role: Role, settings: SourceConfig) -> tuple[tuple[Path, ...], str]:
-    """(the files of a folder that the role needs, the split that they are; empty where the folder has no splits).
+    """(the files of a folder that the role needs, their split or "" if the folder has no splits).
 
     Raises ValueError when there are none, or several splits and none is named.
     """
@@ -29,7 +29,7 @@ def folder_files(folder: Path, adapter: Adapter, role: Role, settings: SourceCon
     if named:
         missing = [name for name in named if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"the folder {folder} lacks {missing[0]}, from which format {adapter.name!r} takes its {role}")
+            raise ValueError(f"the folder {folder} lacks {missing[0]}, the file of format {adapter.name!r} for {role}")
         return tuple(folder / name for name in named), ""
     splits: Mapping[str, list[Path]]
     if (folder / SPLITS_OF).is_file():
@@ -55,7 +55,7 @@ def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
     """The data files of a folder, or of its subfolder `data` or that of the subset, in the order of their names."""
     for place in [folder / subset] if subset and (folder / subset).is_dir() else [folder, folder / "data"]:
         mine = sorted(file for file in place.iterdir() if is_data_file(file) and _is_data(file)) if place.is_dir() else []
-        # Only plain text is a document as it stands; beside rows it is a README.
+        # A text file is a document only in the pretraining role; next to rows it is a README.
         found = [file for file in mine if file.suffix not in TEXT_SUFFIXES or (role == "pretraining" and file.name != "README.md")]
         if found:
             return found
@@ -65,7 +65,7 @@ def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
 
 
 def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
-    """Files by the split that each is named after; all under the empty name unless each is named after one."""
+    """Files by the split in their names; all under the empty name unless every file is named after a split."""
     matches = [NAMED_SPLIT.fullmatch(file.name) for file in files]
     splits: dict[str, list[Path]] = {}
     for file, match in zip(files, matches, strict=True):
@@ -74,7 +74,7 @@ def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
 
 
 def chosen_split(folder: Path, splits: Mapping[str, Sequence[Path]], adapter: Adapter, settings: SourceConfig) -> str:
-    """The split that is read: the one that is named, the only one, or the one that a published format reads by default."""
+    """The split to read: the configured one, the only one, or a published format's default."""
     wanted = settings.split or (adapter.split if adapter.hub is not None and adapter.split in splits else None)
     if wanted is None and len(splits) == 1:
         return next(iter(splits))
@@ -91,7 +91,7 @@ def _is_data(file: Path) -> bool:
 
 
 def _described(file: Path, key: str) -> list[object]:
-    """The list under a key of a description that `datasets` wrote."""
+    """The list under a key of a metadata file of `datasets`."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))[key]
     except (ValueError, KeyError, TypeError, FileNotFoundError):

@@ -3,9 +3,10 @@
 Rankings of two replies, and prompts. No demonstrations: its authors ask not to imitate the chosen replies, which were only the better of two.
 The Hub's default configuration joins the four preference sets; `red-team-attempts` is another format.
 
-Left out: pairs whose conversations differ before the last reply, or do not end in one by the assistant (then nobody compared two answers to
-one prompt), and pairs that answer an empty message. An empty reply stays: it was shown and judged. Later rows often go on where earlier ones
-ended, so the user is the opening message: all prefixes of a conversation stay in one split.
+Left out: pairs whose conversations differ before the last reply or do not end with an assistant reply, since they do
+not compare two answers to one prompt, and pairs that answer an empty message. An empty reply stays: it was shown and
+judged. Later rows often continue earlier ones, so the first message is the user: all prefixes of a conversation stay
+in one split.
 """
 
 from collections.abc import Iterable, Iterator

@@ -38,7 +38,7 @@ class Source:
     files: tuple[Path, ...]
     hub: str | None
     local_split: str = ""
-    """Of a folder with splits: the one that is read."""
+    """The split that is read of a folder with splits."""
 
     @property
     def place(self) -> str:
@@ -113,7 +113,7 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
 
 
 def files_at(path: Path, adapter: Adapter, role: Role, settings: SourceConfig) -> tuple[tuple[Path, ...], str]:
-    """(the files of a place, the split that they are). Raises ValueError when there are none, OSError when one cannot be read."""
+    """(the files of a place, their split). Raises ValueError if there are none, OSError if one cannot be read."""
     files, split = ((path,), "") if path.is_file() else folder_files(path, adapter, role, settings)
     return tuple(readable(file) for file in files), split
 
@@ -135,8 +135,9 @@ def is_there(place: Path) -> bool:
 def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None = None) -> Iterator[Any]:
     """The source's records: Demonstrations and FewShots, Prompts, Rankings, or Documents, by its role.
 
-    `check` raises ValueError for a prompt that cannot be used though its row is well formed. A row that is malformed, or whose prompt it refuses,
-    goes to `bad`. Raises ValueError when a file is missing, empty or damaged, or the Hub does not answer.
+    `check` raises ValueError for a prompt that cannot be used though its row is well formed. Malformed rows and rows
+    whose prompt `check` refuses are passed to `bad`. Raises ValueError when a file is missing, empty or damaged, or the
+    Hub cannot be reached.
     """
     settings, adapter = source.settings, source.adapter
     rows = present(renamed(_rows(source, bad), settings.columns, bad, f"data.sources.{source.name}.columns"))
@@ -158,18 +159,19 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
 
 
 def explained(error: ValueError, row: object, source: Source) -> str:
-    """What is wrong with a row and, where it looks like one of another format or has a column too many, what to do."""
+    """The problem of a row, with advice if it looks like another format or has an unknown column."""
     if not source.adapter.fits(row):
         likely = next((other for other in ADAPTERS.values() if other.fits(row) and source.role in other.convert), None)
         if likely is not None:
             return f"this looks like {likely.about.split(',')[0]}: set format: {likely.name} ({error})"
     if isinstance(error, UnknownKeyError) and error.near is None:
-        return f"unknown key {error.key!r}: `columns` under data.sources renames it or, as null, leaves it out; known are {error.known}"
+        advice = "rename it with `columns` under data.sources, or set it to null there to leave it out"
+        return f"unknown key {error.key!r}: {advice}; known are {error.known}"
     return str(error)
 
 
 def present(rows: Iterable[Placed]) -> Iterator[Placed]:
-    """Rows without what is null: tables have every column in every row."""
+    """Rows without null values: tables have every column in every row."""
     for place, row in rows:
         yield place, {key: value for key, value in row.items() if not is_missing(value)} if isinstance(row, dict) else row
 
@@ -197,7 +199,7 @@ def _rows(source: Source, bad: BadRows) -> Iterator[Placed]:
 
 
 def hub_rows(source: Source) -> Iterator[Placed]:
-    """Rows of a Hub data set, streamed. Raises ValueError, in one sentence, when it cannot be read."""
+    """Rows of a Hub data set, streamed. Raises ValueError when it cannot be read."""
     from datasets import load_dataset
 
     assert source.hub is not None

@@ -23,7 +23,7 @@ def demonstrations(row: Row) -> Iterator[dict[str, Any]]:
         if turns[-1]["role"] != "assistant":
             raise ValueError("the last of 'messages' must be the assistant's, which is what there is to learn from")
         if ours["messages"][-1].get("weight") == 0:
-            raise ValueError("the last of 'messages' has 'weight' 0, so the answer is not to be learnt from: leave the row out")
+            raise ValueError("the last message has 'weight' 0, which excludes it from training: leave the row out")
         yield _without(ours, "messages") | {"prompt": turns[:-1], "completion": turns[-1]["content"]}
     elif "chosen" in ours:
         prompt, chosen, _ = _pair(ours)
@@ -64,7 +64,7 @@ def documents(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _ours(row: Row) -> dict[str, Any]:
-    """The row with ids as text, which tables hold as numbers."""
+    """The row with ids as text; tables store them as numbers."""
     return {key: identifier(row, key) if key in IDS else value for key, value in row.items()}
 
 

@@ -1,9 +1,11 @@
-"""ShareGPT's form, in which many instruction sets are published: `conversations` of turns with `from` (human, gpt, system, tool) and `value`.
+"""ShareGPT's format, common for instruction sets: `conversations` of turns with `from` (human, gpt, system, tool) and
+`value`.
 
-The last turn, when it is the model's, is the demonstration; a `system` text beside the conversation opens it. Rows with `chosen` and `rejected`
-turns beside the conversation are rankings of two. Turns may also have `role` and `content`. Other columns are left out. Long conversations are
-often published in pieces that begin alike, so the user is the opening message unless the row has a `user_id`. A turn that calls a function is
-refused, as is a row with `tools`: the text of neither would reach the model.
+If the last turn is the model's, it is the demonstration; a separate `system` text becomes the first message. Rows
+with `chosen` and `rejected` turns in addition to the conversation are rankings of two. Turns may also have `role` and
+`content`. Other columns are left out. Long conversations are often published in parts with the same beginning, so the
+first message is the user unless the row has a `user_id`. Turns that call a function and rows with `tools` are refused,
+since their text would not reach the model.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,14 +42,14 @@ def _prompts(row: Row) -> Iterable[dict[str, Any]]:
 def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
     turns = _conversation(row)
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise ValueError("'conversations' must be a prompt and, last, the model's answer (from: gpt)")
+        raise ValueError("'conversations' must be a prompt followed by the model's answer (from: gpt)")
     yield _record(row, turns[:-1]) | {"completion": turns[-1]["content"]}
 
 
 def _rankings(row: Row) -> Iterable[dict[str, Any]]:
     answers = [_turns([need(row, key, dict, "one turn")], key)[0] for key in ("chosen", "rejected")]
     if any(answer["role"] != "assistant" for answer in answers):
-        raise ValueError("'chosen' and 'rejected' must be turns of the model's (from: gpt)")
+        raise ValueError("'chosen' and 'rejected' must be turns of the model (from: gpt)")
     yield _record(row, _conversation(row)) | {"completions": [answer["content"] for answer in answers], "ranks": [1, 2]}
 
 

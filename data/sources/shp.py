@@ -1,7 +1,8 @@
 """Stanford Human Preferences (Ethayarajh et al. 2022): Reddit comments on a post, one preferred where it came later and still scored higher.
 
-A row compares two comments. The rows of a post follow one another and become one ranking with those comparisons as raw preferences: pairs that
-nobody could compare, because the higher score was also the earlier comment, stay uncompared. The post is the prompt and the user.
+A row compares two comments. The rows of a post are consecutive and become one ranking with these comparisons as raw
+preferences; pairs in which the higher score belongs to the earlier comment are not compared. The post is the prompt
+and the user.
 
 Prompts and rankings: its authors made the labels for reward models, and a preferred comment is not a reference answer. A post has up to 50
 comments; those over `data.max_answer_tokens` leave their ranking.
@@ -36,7 +37,7 @@ def _rankings(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
         completions += [text for text in dict.fromkeys(texts) if text not in completions]
         first, second = map(completions.index, texts)
         if first == second:
-            # Two comments with one text: a pair for the rule about identical answers to count.
+            # Comments with identical text stay a pair, which the rule for identical answers counts.
             second = len(completions)
             completions.append(texts[1])
         preferences.append([first, second] if label == 1 else [second, first])

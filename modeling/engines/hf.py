@@ -77,6 +77,6 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Te
 
 
 def until_end(ids: Sequence[int], stop_ids: Collection[int]) -> Generation:
-    """The response without what stands behind its first end token."""
+    """The response up to and including its first end token."""
     length = next((place for place, token in enumerate(ids, start=1) if token in stop_ids), None)
     return Generation(list(ids[:length]), None, length is not None)

@@ -1,4 +1,4 @@
-"""Engines by name, and the choice of one that can decode a model, which every stage that samples makes here."""
+"""Engines by name, and the choice of one that can decode a model, for every stage that samples."""
 
 import logging
 from typing import Any
@@ -13,7 +13,7 @@ from modeling.engines.vllm import VLLMEngine
 
 log = logging.getLogger(__name__)
 _told: set[str] = set()
-"""Reasons that were logged already."""
+"""Reasons that have been logged."""
 
 
 def make_engine(name: str, merge_adapters: bool = True) -> Engine:
@@ -31,11 +31,11 @@ def make_engine(name: str, merge_adapters: bool = True) -> Engine:
 
 
 def engine_for(model: Any, name: str = "native") -> Engine:
-    """The engine of that name, or transformers' `generate` where the native one cannot decode this model.
+    """The engine of that name, or transformers' `generate` if the native one cannot decode this model.
 
     The reason is logged once.
 
-    Raises ValueError where `generate` gives other tokens than the model's own logits.
+    Raises ValueError if `generate` gives different tokens from the model's own logits.
     """
     if name != "native" or (reason := why_not_native(model)) is None:
         return make_engine(name)
@@ -43,13 +43,14 @@ def engine_for(model: Any, name: str = "native") -> Engine:
     refuse_wrong_decoding(engine, model)
     if reason not in _told:
         _told.add(reason)
-        log.warning("%s: it is decoded by transformers' generate instead, whose texts depend on the batch size", reason)
+        log.warning("%s: using transformers' generate instead, whose texts depend on the batch size", reason)
     return engine
 
 
 @torch.no_grad()
 def refuse_wrong_decoding(engine: Engine, model: Any) -> None:
-    """Raises ValueError unless prompts of different lengths get, greedily, the likeliest tokens of plain passes."""
+    """Raises ValueError unless greedy decoding of prompts of different lengths gives the argmax tokens of plain
+    passes."""
     embeddings = model.get_input_embeddings()
     words, device = embeddings.num_embeddings, embeddings.weight.device
     prompts = [[token % words for token in prompt] for prompt in ((1, 2, 3, 4, 5), (6, 7))]
@@ -61,4 +62,4 @@ def refuse_wrong_decoding(engine: Engine, model: Any) -> None:
             short_T = logits_TV.amax(-1) - logits_TV.gather(1, torch.tensor(found.ids, device=device)[:, None])[:, 0]
             if float(short_T.max()) > 1e-3 * float(logits_TV.amax() - logits_TV.amin()):
                 kind = type(model).__name__
-                raise ValueError(f"{kind} cannot be decoded: in batches generate gives other tokens; {NEEDED}")
+                raise ValueError(f"{kind} cannot be decoded: generate gives different tokens in batches; {NEEDED}")

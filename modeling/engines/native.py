@@ -1,12 +1,13 @@
-"""Our own decoder: exact sampling, every response from a random stream of its own, log-probabilities kept as it decodes.
+"""Our own decoder: exact sampling, a separate random stream for every response, and recorded log-probabilities.
 
-Prompts are sorted by length and decoded side by side in `batch_size` lanes. A response that ends leaves at once; when enough lanes are free,
-waiting prompts take them, read in one pass. Same seed, same text whatever the batch size, the order of the prompts or the number of processes, as
-long as arithmetic is float32: where rounding could choose a token (modeling/engines/sampling.py), it is chosen from a pass over that row alone,
-its prompt and response so far, which depends on nothing but the row's tokens. Under bfloat16 the backbone's rounding
-is some 65,000 times coarser: nothing is settled, and a text may differ with the batch. The output layer and the softmax
-are float32 all the same, so the distribution that tokens are drawn from is not rounded to bfloat16. A log-probability
-recorded here then differs from a recomputed one by the backbone's rounding in another batch shape: do not subtract them.
+Prompts are sorted by length and decoded in `batch_size` KV-cache slots (lanes). A finished response frees its slot at
+once; when enough slots are free, waiting prompts are prefilled in one pass. In float32 the text depends only on the
+seed, not on the batch size, the order of the prompts or the number of processes: if rounding could change a draw
+(modeling/engines/sampling.py), the token is chosen from a separate pass over this row, which depends only on the row's
+tokens. Under bfloat16 the backbone's rounding is some 65,000 times coarser: no separate passes are made, and a text may
+differ with the batch. The output layer and the softmax still run in float32, so the sampling distribution is not
+rounded to bfloat16. A log-probability recorded here then differs from a recomputed one, because the backbone rounds
+differently in another batch shape: do not subtract them.
 Shapes: B alive rows, V vocabulary, L levels of a draw.
 """
 
@@ -152,25 +153,25 @@ Memory = Callable[[Any, int, int, int], Lanes | GrowingCache]
 WAYS: tuple[Memory, ...] = (Lanes, partial(Lanes, own_attention=False), GrowingCache)
 """From the quickest to the one that asks least of a model."""
 _verdicts: "WeakKeyDictionary[Any, Memory | str]" = WeakKeyDictionary()
-"""Of models that have been tried: how they are decoded, or why they cannot be."""
+"""For each model that has been tried, how it is decoded or why it cannot be."""
 
 
 def memory(model: Any, lanes: int, columns: int, pad_id: int) -> Lanes | GrowingCache:
     """Where rows of this model are kept. Raises ValueError when it can be decoded in no way."""
     way = verdict(model)
     if isinstance(way, str):
-        raise ValueError(f"{way}: use the engine of transformers")
+        raise ValueError(f"{way}: use the transformers engine")
     return way(model, lanes, columns, pad_id)
 
 
 def why_not_native(model: Any) -> str | None:
-    """Why this model cannot be decoded here; None where it can."""
+    """Why this engine cannot decode the model; None if it can."""
     way = verdict(model)
     return way if isinstance(way, str) else None
 
 
 def verdict(model: Any) -> Memory | str:
-    """`way_to_decode`, tried once a model."""
+    """`way_to_decode`, tried once per model."""
     if model not in _verdicts:
         _verdicts[model] = way_to_decode(model)
     return _verdicts[model]
@@ -178,9 +179,9 @@ def verdict(model: Any) -> Memory | str:
 
 @torch.no_grad()
 def way_to_decode(model: Any) -> Memory | str:
-    """The first of WAYS that agrees with a pass over the whole text on a few tokens, since an architecture may do anything with a mask.
+    """The first of WAYS that agrees with a pass over the whole text on a few tokens, or the reason if none does.
 
-    Where none does, the reason.
+    It is tried because architectures may treat a mask in any way.
     """
     device = model.get_input_embeddings().weight.device
     words = model.get_input_embeddings().num_embeddings
@@ -206,5 +207,5 @@ def way_to_decode(model: Any) -> Memory | str:
                     log.warning("%s is decoded with a growing cache and without refilling lanes (%s)", type(model).__name__, reason)
                 return way
             reason = reason or f"its logits are off by {far:.2g} when its cache is written in place"
-    kept = "which keeps something else than the keys and values of past tokens"
+    kept = "which has other state than the keys and values of past tokens"
     return f"the native engine cannot decode {type(model).__name__}, {kept} ({reason})"

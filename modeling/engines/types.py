@@ -23,18 +23,18 @@ class Generation:
     """One response."""
 
     ids: list[int]
-    """Up to and including the end token, if one came."""
+    """Up to and including the end token, if there is one."""
     logprobs: list[float] | None
     """Of each token in the distribution that it was sampled from; None where the engine does not record them."""
     ended: bool
-    """Whether a token that ends an answer came."""
+    """Whether the response ends with an end token."""
 
 
 class Engine(Protocol):
     """What samples responses."""
 
     records_logprobs: bool
-    """Whether a generation holds the log-probabilities of its tokens."""
+    """Whether a generation includes the log-probabilities of its tokens."""
 
     def generate(
         self,
@@ -46,9 +46,9 @@ class Engine(Protocol):
         pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:
-        """A response to each prompt, in order, which any of `stop_ids` ends.
+        """A response to each prompt, in order; any of `stop_ids` ends it.
 
-        `on_batch` is told how many prompts have been answered since it was last called.
+        `on_batch` is called with the number of prompts answered since its last call.
 
         Raises ValueError when a prompt is empty, or leaves no room for an answer in the model's context.
         """

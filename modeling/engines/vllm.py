@@ -19,9 +19,9 @@ from modeling.load import context_length
 
 
 class VLLMEngine:
-    """`vllm.LLM`, started when it is first asked.
+    """`vllm.LLM`, started on first use.
 
-    It records no log-probabilities: vLLM has them, but in its own arithmetic, and the policy computes them itself.
+    It records no log-probabilities: vLLM computes them in its own arithmetic, so the policy recomputes them.
     """
 
     records_logprobs = False
@@ -48,7 +48,7 @@ class VLLMEngine:
             return []
         self._synchronise(model)
         generation = (model.get_base_model() if isinstance(model, PeftModel) else model).generation_config
-        suppressed = dict.fromkeys(generation.suppress_tokens or [], -100.0)  # the lowest bias that vLLM takes
+        suppressed = dict.fromkeys(generation.suppress_tokens or [], -100.0)  # the lowest bias that vLLM accepts
         bias = {"logit_bias": suppressed} if suppressed else {}
         chosen = [
             self.vllm.SamplingParams(

@@ -106,7 +106,7 @@ MAIL = "ask ann@birch.com"
         ({"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]}, {"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]}, {}),
     ],
 )  # fmt: skip
-def test_an_answer_that_is_unfit_leaves_its_ranking_and_the_others_stay(
+def test_an_unusable_answer_is_dropped_and_the_others_stay(
     config: DataConfig, tmp_path: Path, made: Any, judged: dict[str, Any], left: Any, dropped: dict[str, int]
 ) -> None:  # fmt: skip
     train = next(name for name in WORDS if split_of(name, 0.2, 0.2) == "train")
@@ -122,7 +122,7 @@ def test_an_answer_that_is_unfit_leaves_its_ranking_and_the_others_stay(
     assert found == expected
 
 
-def test_personal_data_in_the_prompt_of_a_ranking_is_no_answers(config: DataConfig, tmp_path: Path, made: Any) -> None:
+def test_personal_data_in_the_prompt_removes_the_whole_ranking(config: DataConfig, tmp_path: Path, made: Any) -> None:
     train = next(name for name in WORDS if split_of(name, 0.2, 0.2) == "train")
     row = {"prompt": MAIL, "user_id": train, "completions": ["a", "b", "c"], "ranks": [1, 2, 3]}
     config.rankings.append(written(tmp_path / "judged.jsonl", [row]))
@@ -130,7 +130,7 @@ def test_personal_data_in_the_prompt_of_a_ranking_is_no_answers(config: DataConf
 
 
 @pytest.mark.parametrize("text", ["the very same", ""])
-def test_a_source_whose_rankings_all_compare_identical_answers_is_a_mistake(config: DataConfig, tmp_path: Path, made: Any, text: str) -> None:
+def test_a_source_whose_rankings_all_compare_identical_answers_is_refused(config: DataConfig, tmp_path: Path, made: Any, text: str) -> None:
     lines = [{"prompt": f"{word} again", "chosen": text, "rejected": f" {text}"} for word in WORDS]
     config.rankings.append(written(tmp_path / "same.jsonl", lines))
     with pytest.raises(ValueError, match=r"data\.rankings: all 20 rankings of '.*same\.jsonl' compare identical answers"):

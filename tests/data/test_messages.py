@@ -1,4 +1,4 @@
-"""Messages of every format are checked in one place: what is kept, what is left out, and what is refused by name."""
+"""Messages of every format are checked alike: what is kept, what is left out, and what is refused."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ USER, GOOD = {"role": "user", "content": "Why?"}, {"role": "assistant", "content
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c0", "function": {"name": "weather", "arguments": "{}"}}]}
 
 
-def test_keys_that_no_model_sees_are_left_out_and_counted() -> None:
+def test_keys_that_the_model_does_not_see_are_left_out_and_counted() -> None:
     extra = {"name": "Ann", "weight": 1, "tool_calls": [], "refusal": None}
     assert conversation([USER | extra, GOOD], "messages") == [USER, GOOD]
     assert sorted(other_keys({"messages": [USER | extra, GOOD | {"weight": 0}], "user_id": "u", "prompt": "Why?"})) == [
@@ -22,7 +22,7 @@ def test_keys_that_no_model_sees_are_left_out_and_counted() -> None:
 
 
 @pytest.mark.parametrize("parts", [[{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}], ["Wh", "y?"], [{"text": "Why?"}]])
-def test_text_parts_are_one_text(parts: list[Any]) -> None:
+def test_text_parts_are_joined(parts: list[Any]) -> None:
     assert conversation([{"role": "user", "content": parts}], "messages") == [USER]
 
 
@@ -45,14 +45,14 @@ def test_text_parts_are_one_text(parts: list[Any]) -> None:
         ("So.", "message 2 of 'messages' must be an object with 'role' and 'content', found str"),
     ],
 )
-def test_what_a_model_would_miss_is_refused_by_name(message: Any, sentence: str) -> None:
+def test_content_that_the_model_would_not_see_is_refused(message: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         conversation([USER, message, GOOD], "messages")
     assert sentence in str(caught.value)
 
 
 def turns(*messages: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages in ShareGPT's words."""
+    """The messages in ShareGPT's format."""
     names = {"role": "from", "content": "value", "user": "human", "assistant": "gpt"}
     return [
         {names.get(key, key): names.get(value, value) if isinstance(value, str) else value for key, value in message.items()} for message in messages
@@ -83,7 +83,7 @@ def test_every_format_checks_its_messages_alike(adapter: Adapter, role: Role, ro
         convert(adapter, role, row(USER, CALL, tool, parts))
 
 
-def test_sharegpt_names_its_speakers() -> None:
+def test_sharegpt_speakers_map_to_roles() -> None:
     said = turns({"role": "system", "content": "Be brief."}, USER, GOOD)
     (record,) = convert(sharegpt.ADAPTER, "demonstrations", {"id": "x0", "conversations": said})
     assert (record.prompt, record.completion) == ([{"role": "system", "content": "Be brief."}, USER], "So.")
@@ -93,13 +93,13 @@ def test_sharegpt_names_its_speakers() -> None:
         conversation([{"from": "bing", "value": "Hi."}], "conversations", SHAREGPT)
 
 
-def test_a_ranking_of_sharegpt_has_its_answers_beside_the_conversation() -> None:
+def test_a_sharegpt_ranking_has_its_answers_in_separate_fields() -> None:
     row = {"conversations": turns(USER), "chosen": turns(GOOD)[0], "rejected": {"from": "gpt", "value": "No."}}
     (ranking,) = convert(sharegpt.ADAPTER, "rankings", row)
     assert (ranking.prompt, ranking.completions, ranking.ranks) == ([USER], ["So.", "No."], [1, 2])
 
 
-def test_an_answer_of_weight_nothing_is_no_demonstration() -> None:
-    with pytest.raises(ValueError, match="'weight' 0, so the answer is not to be learnt from"):
+def test_an_answer_of_weight_zero_is_refused_as_a_demonstration() -> None:
+    with pytest.raises(ValueError, match="'weight' 0, which excludes it from training"):
         convert(rows.ADAPTER, "demonstrations", {"messages": [USER, GOOD | {"weight": 0}]})
     assert convert(rows.ADAPTER, "prompts", {"messages": [USER, GOOD | {"weight": 0}]})[0].prompt == [USER]

@@ -107,7 +107,7 @@ def rated(closeness: float, ended: bool, repetition: float = 0.0, profanity: flo
     return Answer("", ended, 5, parts | {"score": score})
 
 
-def test_a_win_that_only_the_bonus_for_ending_brings_is_gone_without_it() -> None:
+def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
     ours = [[rated(0.4, True)], [rated(0.5, True)], [rated(0.6, True, profanity=0.2)], [rated(0.72, True)]]
     theirs = [[rated(0.4, False)], [rated(0.6, False)], [rated(0.7, True)], [rated(0.72, True, repetition=0.5)]]
     found = rubric_win_rates(ours, theirs, LabelsConfig(), 50)
@@ -123,7 +123,7 @@ def test_a_win_that_only_the_bonus_for_ending_brings_is_gone_without_it() -> Non
     assert (found["win_rate_both_end"]["mean"], found["win_rate_both_end"]["n"]) == (1 / 2, 2)
 
 
-def test_parts_without_weight_are_no_parts_and_cut_off_answers_leave_no_pair_that_ends() -> None:
+def test_parts_without_weight_are_left_out_and_cut_off_answers_give_no_pair_that_ends() -> None:
     ours, theirs = [[rated(0.4, True)]], [[rated(0.1, False)]]
     found = rubric_win_rates(ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, profanity=0.0)), 20)
     assert list(found["win_rate_without"]) == list(found["win_rate_by_part"]) == ["closeness", "complete"]
@@ -218,7 +218,7 @@ def test_under_bfloat16_the_kl_to_an_equal_model_is_exactly_zero(
         given = sampled(model, tiny_tokenizer, 0.6)
     ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in (model, copy))
     assert kl_between(ours, theirs) == [0.0, 0.0, 0.0]
-    # Of 14 tokens at about 6 nats: what was recorded while decoding is of another computation.
+    # 14 tokens at about 6 nats; log-probabilities recorded while decoding come from another computation.
     assert ours[0] != [sum(answer.logprobs or ()) for answer in given[0]]
 
 

@@ -1,4 +1,4 @@
-"""The evaluate stage on a run folder made by hand: what evaluation.json says of a PPO model that is the SFT model."""
+"""The evaluate stage on a hand-made run folder: evaluation.json of a PPO model that equals the SFT model."""
 
 import json
 from pathlib import Path

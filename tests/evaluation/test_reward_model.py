@@ -130,7 +130,7 @@ def test_the_difference_to_a_baseline_is_paired_and_resamples_prompts() -> None:
     assert found["mine"]["difference"]["mean"] == pytest.approx((2 + 0 - 0.5) / 5)
     assert found["longest"]["difference"]["mean"] == pytest.approx((-1 + 1 - 0.5) / 5)
     assert found["mine"]["difference"]["low"] < 0 < found["mine"]["difference"]["high"]
-    # Whatever is drawn, a judge that orders alike differs by nothing, though its accuracy has an interval.
+    # In every resample a judge with the same order has a difference of 0, though its accuracy has an interval.
     assert found["same"]["difference"] == {"mean": 0, "low": 0, "high": 0, "n": 5}
     assert found["same"]["accuracy"]["low"] < found["same"]["accuracy"]["high"]
     # One prompt of three pairs: resampling prompts has one outcome, resampling pairs would have several.

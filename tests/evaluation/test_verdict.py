@@ -1,4 +1,4 @@
-"""What may be claimed of PPO and of the reward model, by hand-made intervals."""
+"""The verdict on PPO and the checks of the reward model, on hand-made intervals."""
 
 from typing import Any
 
@@ -51,13 +51,13 @@ NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"
     ],
     ids=["one", "flips", "several", "none", "not measured"],
 )
-def test_the_verdict_names_what_carries_the_win(found: dict[str, Any], ending: str) -> None:
+def test_the_verdict_names_the_parts_that_carry_the_win(found: dict[str, Any], ending: str) -> None:
     text = verdict(found)["text"]
     assert text.startswith(f"PPO is better than SFT by the rubric: PPO won 60.0% of comparisons {NUMBERS}")
     assert text.endswith(ending)
 
 
-def test_a_loss_is_traced_to_its_part_and_no_difference_to_none() -> None:
+def test_a_loss_is_attributed_to_its_part_and_no_difference_to_none() -> None:
     text = verdict(evaluation(LOSS, {"complete": WIN}))["text"]
     assert text.endswith("the loss comes from the bonus for ending: without it PPO is better (60.0%, 55.0% to 65.0%).")
     text = verdict(evaluation(EVEN, {"complete": LOSS}))["text"]
@@ -77,7 +77,7 @@ def judged(**baselines: dict[str, Any]) -> dict[str, Any]:
 
 
 def baseline(mean: float, low: float, high: float) -> dict[str, Any]:
-    """One by which the model is 64.5% minus `mean` better, between `low` and `high`."""
+    """A baseline with accuracy 64.5% minus `mean`; the paired difference is `mean`, between `low` and `high`."""
     return {"accuracy": rate(mean, mean - 0.05, mean + 0.05), "difference": rate(0.645 - mean, low, high)}
 
 
@@ -96,7 +96,7 @@ LIKELIHOOD, BETTER = baseline(0.673, -0.09, 0.034), baseline(0.8, -0.2, -0.1)
         ({"shortest": {"accuracy": rate(0.5, 0.4, 0.6)}}, "shortest", "open"),
     ],
 )
-def test_the_reward_model_is_held_against_the_best_baseline(baselines: dict[str, Any], best: str, mark: str) -> None:
+def test_the_reward_model_is_compared_with_the_best_baseline(baselines: dict[str, Any], best: str, mark: str) -> None:
     test = judged(**baselines)
     assert best_baseline(test) == best
     (found,) = checks({}, {"test": test}, [])

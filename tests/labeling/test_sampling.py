@@ -128,7 +128,7 @@ def test_a_killed_run_samples_only_what_is_missing(ask: Any, counted: list[list[
         ask(scratch=tmp_path)
     assert [len(call) for call in counted] == [3, 3, 3], "blocks of a batch, of which the third is killed"
     finished = counted[0] + counted[1]
-    # The kill came while a line was written.
+    # The kill cut off a line.
     with (tmp_path / "s.rank-0.jsonl").open("ab") as file:
         file.write(b'{"jobs": [[3, 2]], "generations": [{"ids": [1, 2')
     counted.clear()
@@ -142,7 +142,7 @@ def test_a_killed_run_samples_only_what_is_missing(ask: Any, counted: list[list[
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_other_processes_go_on(ask: Any, counted: list[list[int]], tmp_path: Path, ranks: int) -> None:
+def test_another_number_of_processes_resumes(ask: Any, counted: list[list[int]], tmp_path: Path, ranks: int) -> None:
     undisturbed = tokens(ask())
     finished: list[int] = []
     for rank in range(ranks):

@@ -1,4 +1,4 @@
-"""Which architectures the recipe takes, and scalar heads on those that transformers has no classifier for.
+"""Which architectures can be trained, and scalar heads on those for which transformers has no classifier.
 
 pytest tests/modeling/test_architecture.py
 """
@@ -34,7 +34,7 @@ def test_the_table_has_a_row_for_every_family() -> None:
 
 
 @pytest.mark.parametrize("family", TRIED_HERE)
-def test_the_check_answers_as_the_table_says(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_the_check_agrees_with_the_table(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     expected = table()[family]
     found = found_row(make_family(family, tmp_path, tiny_tokenizer), tiny_tokenizer)
     assert found == {name: expected[name] for name in found}
@@ -44,23 +44,23 @@ def test_the_check_answers_as_the_table_says(family: str, tmp_path: Path, tiny_t
     ("family", "said"),
     [
         ("t5", r"model\.base=\S+ is an encoder-decoder \(t5\), .*: choose a causal decoder"),
-        ("mamba", r"model\.base=\S+ keeps a recurrent state from token to token \(mamba: .*: choose a causal decoder"),
-        ("bert", r"model\.base=\S+ is no causal decoder \(BertLMHeadModel\): later tokens change .*; choose a causal"),
+        ("mamba", r"model\.base=\S+ has a recurrent state \(mamba: .*: choose a causal decoder"),
+        ("bert", r"model\.base=\S+ is not a causal decoder \(BertLMHeadModel\): later tokens change .*; choose a causal"),
     ],
 )
-def test_what_is_no_causal_decoder_is_refused(family: str, said: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_models_that_are_not_causal_decoders_are_refused(family: str, said: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     config = RunConfig(model=ModelConfig(base=str(make_family(family, tmp_path, tiny_tokenizer)), device="cpu"))
     with pytest.raises(ValueError, match=said):
         check_models(config)
 
 
 @pytest.mark.parametrize("kind", ["jamba", "rwkv", "qwen3_next", "bart", "whisper", "vit"])
-def test_the_configuration_alone_is_enough_to_refuse_others(kind: str) -> None:
-    with pytest.raises(ValueError, match=r"which this recipe cannot train|has no causal language model for"):
+def test_other_models_are_refused_by_their_configuration_alone(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"which this recipe cannot train|has no causal language model in transformers"):
         refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
 
 
-def test_a_bert_that_is_a_decoder_is_causal_but_has_no_head_to_score_with() -> None:
+def test_a_bert_decoder_is_causal_but_has_no_scalar_head() -> None:
     settings = AutoConfig.for_model("bert", is_decoder=True, vocab_size=64, **SIZES["bert"])
     refuse_by_config(settings, "x")
     refuse_lookahead(AutoModelForCausalLM.from_config(settings).eval(), "x")
@@ -79,7 +79,7 @@ def test_our_head_scores_the_last_state(family: str, tmp_path: Path, tiny_tokeni
         expected = float(hidden_SH[-1] @ model.score.weight[0])
         score = scalar_model(model).scores(Batch([ids[:4]], [ids[4:]], 0, torch.device("cpu")))
         assert score.item() == pytest.approx(expected, abs=2e-5)
-        # Its own pooling reads at the last token that is no padding.
+        # Its own pooling reads the last token that is not padding.
         padded = torch.tensor([[*ids, tiny_tokenizer.pad_token_id]])
         assert model(input_ids=padded).logits.item() == pytest.approx(expected, abs=2e-5)
     save(model, tiny_tokenizer, tmp_path / "saved")
@@ -116,7 +116,7 @@ def test_adapters_of_models_with_experts_are_on_linear_maps_alone_and_merge(
     assert all(isinstance(layer.get_base_layer(), torch.nn.Linear) for layer in layers)
     line = what_lora_adapts(model)
     assert ("2 gate_proj" in line) == (family == "qwen2_moe"), "its shared experts are plain maps"
-    assert line.startswith(f"LoRA adapts {len(layers)} linear maps: 2 ")
+    assert line.startswith(f"LoRA adapts {len(layers)} linear layers: 2 ")
     assert re.search(r"no adapter on the experts \(\d fused weights called down_proj, gate_up_proj\)", line)
     enliven(model)
     ids = torch.tensor([[3, 40, 50, 60]])

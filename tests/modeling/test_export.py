@@ -1,4 +1,4 @@
-"""What is exported has the base's configuration, and is verified before it gets its name.
+"""Exports have the base's configuration, and are verified before they get their final name.
 
 pytest tests/modeling/test_export.py
 """
@@ -50,7 +50,7 @@ def base(request: pytest.FixtureRequest, tiny: Callable[[str], Path], tiny_token
     return folder
 
 
-def test_what_a_trainer_changes_in_the_configuration_is_not_exported(base: Path, tmp_path: Path, model_config: ModelConfig) -> None:
+def test_a_trainers_changes_of_the_configuration_are_not_exported(base: Path, tmp_path: Path, model_config: ModelConfig) -> None:
     tokenizer = load_tokenizer(base, model_config)
     model = load_causal(base, model_config, tokenizer, residual_dropout=0.37)
     model.config.use_cache = False
@@ -91,7 +91,7 @@ def test_a_generation_config_with_the_tokenizers_end_keeps_its_list(
     tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any
 ) -> None:
     base = Path(shutil.copytree(tiny("llama"), tmp_path / "base"))
-    # Saved by people with `temperature` but no `do_sample`, which transformers refuses to write.
+    # Some bases have `temperature` without `do_sample`, which transformers refuses to save.
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 2], "temperature": 0.6}))
     export(load_causal(base, model_config, tiny_tokenizer), tiny_tokenizer, tmp_path / "model", model_config)
     found = settings_of(tmp_path / "model", "generation_config.json")
@@ -126,7 +126,7 @@ def test_finite_weights_whose_outputs_overflow_are_not_exported(
 
 
 @pytest.mark.parametrize("fault", ["missing", "shape", "config", "tokenizer", "setting"])
-def test_a_fault_in_what_was_written_is_found_and_nothing_stays_under_the_name(
+def test_a_faulty_export_is_detected_and_does_not_get_its_final_name(
     tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:  # fmt: skip

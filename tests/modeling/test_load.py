@@ -134,7 +134,7 @@ TWO_WORDS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content
         ("{% for m in messages %}\n{{ m.content", r"\(line 2\): unexpected end of template"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ 1 / 0 }}{% endif %}", "division by zero"),
         ("{% if add_generation_prompt %}x{% endif %}{% if not messages[1] %}y{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}",
-         "in another way than the same question with its answer"),
+         "differently from the same question with its answer"),
     ],
 )  # fmt: skip
 def test_a_template_that_cannot_be_trained_with_is_refused_before_anything_is_loaded(

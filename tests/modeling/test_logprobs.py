@@ -32,7 +32,7 @@ RESPONSES = [[200, 2], [201, 301, 401, 0, 2], [202, 302, 0]]
 CPU = torch.device("cpu")
 TINY = {"vocab_size": 402, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 OPT = OPTConfig(**TINY, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=64)
-"""Its head looks into the backbone for the embeddings."""
+"""Its head finds the embeddings through the backbone."""
 FLOAT32 = 2e-5
 """A few thousand roundings at 6e-8 in logits of size 10."""
 

@@ -131,7 +131,7 @@ def all_rows(rollout: Rollout, pad_id: int) -> Batch:
 
 
 def as_ranked(tokenizer: Any, response: Generation) -> list[int]:
-    """The response's text in tokens again, by plain transformers: what a reward model was trained on."""
+    """The response's text tokenised again, by plain transformers: the form on which a reward model was trained."""
     text = tokenizer.decode([token for token in response.ids if token not in tokenizer.all_special_ids]).strip()
     eos = tokenizer.eos_token_id
     return tokenizer.encode(text, add_special_tokens=False) + [eos] * response.ended or [eos]

@@ -30,7 +30,7 @@ class Episode:
     recorded: list[float] = field(default_factory=list)
     """Log-probabilities noted while decoding, where the run goes by those."""
     scored: list[int] = field(default_factory=list)
-    """The response as the reward model reads it."""
+    """The response as the reward model scores it."""
 
 
 @dataclass

@@ -118,12 +118,12 @@ def flip(place: Path) -> None:
 
 DAMAGES = {
     "value_optimizer.safetensors has": truncate,
-    "policy.safetensors is not what was written": flip,
+    "policy.safetensors does not match its SHA-256": flip,
     "average.safetensors is missing": lambda place: (place / "average.safetensors").unlink(),
     "checksums.json is missing": lambda place: (place / "checksums.json").unlink(),
     "checksums.json cannot be read": lambda place: (place / "checksums.json").write_text('{"policy.safetens'),
     "checksums.json cannot be read ": lambda place: (place / "checksums.json").write_text("[]"),
-    "progress.json is not what was written": lambda place: (place / "progress.json").write_bytes(
+    "progress.json does not match its SHA-256": lambda place: (place / "progress.json").write_bytes(
         (place / "progress.json").read_bytes().replace(b'"iteration": 2', b'"iteration": 3')
     ),
 }
@@ -136,14 +136,14 @@ def test_a_damaged_newest_one_is_found_and_said_and_the_one_before_is_used(two: 
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert f"checkpoint-00000002 is damaged ({why.strip()}" in said
-    assert "going on from checkpoint-00000001" in said
+    assert "resuming from checkpoint-00000001" in said
 
 
 def test_where_all_are_damaged_the_run_refuses_and_removes_nothing(two: Path):
     truncate(two / "checkpoint-00000001")
     flip(two / "checkpoint-00000002")
     before = contents(two)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(checkpoint-00000002: .*; checkpoint-00000001: .* start over with --force"):
+    with pytest.raises(ValueError, match=r"is complete \(checkpoint-00000002: .*; checkpoint-00000001: .* start over with --force"):
         Checkpoints(two, 2, TEAM, seed=0).begin(make())
     assert contents(two) == before
 
@@ -231,7 +231,7 @@ def test_a_full_disk_is_told_from_other_errors(two: Path, error: Exception, monk
         raise error
 
     monkeypatch.setattr(modeling.checkpoint, "save_file", full)
-    with pytest.raises(ValueError, match="the last checkpoint stands: make room, and the same command goes on from it"):
+    with pytest.raises(ValueError, match="the last checkpoint is kept: free some space and run the command again to resume from it"):
         checkpoints.save(at(3, trained), trained)
     error.args = (errno.EACCES, "not allowed") if isinstance(error, OSError) else ("another",)
     if isinstance(error, OSError):
@@ -260,7 +260,7 @@ def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(
         if enough:
             assert checkpoints.begin(trained).iteration == 0
         else:
-            with pytest.raises(ValueError, match=r"needs about 0\.2 MiB for checkpoints of 0\.1 MiB, and 0\.2 MiB are free: make room, lower"):
+            with pytest.raises(ValueError, match=r"needs about 0\.2 MiB for checkpoints of 0\.1 MiB, and 0\.2 MiB are free: free some space, lower"):
                 checkpoints.begin(trained)
 
 
@@ -314,7 +314,7 @@ def test_every_process_gets_its_own_random_state_back(tmp_path: Path, capsys: py
     assert drawn["third"] == torch.rand(3).tolist(), "a process that was not there before has a state that follows from the seed"
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3
-    assert "written by 2 process(es) and 3 go on" in said[0]
+    assert "written by 2 process(es) and the run continues with 3" in said[0]
 
 
 def test_a_run_starts_from_a_random_state_that_follows_from_its_seed_and_place(tmp_path: Path):

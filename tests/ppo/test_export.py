@@ -1,4 +1,4 @@
-"""What PPO exports is verified, and a run whose numbers are not finite stops before it saves or exports anything.
+"""PPO's exports are verified, and a run with NaN or infinite numbers stops before it saves or exports anything.
 
 pytest tests/ppo/test_export.py
 """
@@ -73,7 +73,7 @@ def test_decoding_stops_where_logits_are_not_finite(chains: Callable[[str], Chai
         with models.as_policy() as policy:
             generate(policy, [[3, 40]], [0], Sampling(2), [2], 0)
 
-    if tried:  # how a model is decoded is found out once
+    if tried:  # the engine is chosen once per model
         decode()
     with torch.no_grad():
         models.policy.model.get_base_model().model.norm.weight.fill_(float("nan"))

@@ -51,7 +51,7 @@ def test_a_stop_is_a_users_error_that_says_all_there_is_to_know():
     said = str(stopped.value)
     assert said == (
         "iteration 2: the KL to the SFT policy is 20.5 nats an episode, above ppo.guards.max_kl=20; nothing of this iteration is saved and the last "
-        "checkpoint stands, from which ppo.guards.kl=warn goes on"
+        "checkpoint is kept, from which ppo.guards.kl=warn continues"
     )
     assert said.count(". ") == 0
 
@@ -74,7 +74,7 @@ def test_each_guard_stops_warns_or_ignores_as_it_is_told():
     }
     for name, rows in cases.items():
         others = {other: "ignore" for other in cases if other != name}
-        with pytest.raises(StoppedRunError, match=rf"^iteration {len(rows)}: .*ppo\.guards\.{name}=warn goes on$"):
+        with pytest.raises(StoppedRunError, match=rf"^iteration {len(rows)}: .*ppo\.guards\.{name}=warn continues$"):
             warned(GuardSettings(**others | {name: "stop"}), rows)  # type: ignore[arg-type]
         assert warned(GuardSettings(**others | {name: "warn"}), rows) == [(len(rows), name)]  # type: ignore[arg-type]
         assert warned(GuardSettings(**others | {name: "ignore"}), rows) == []  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def test_at_learning_rate_zero_the_ratio_is_exactly_one(chains, adapter: str, pr
     assert all(torch.equal(p, before[name]) for name, p in (models.policy_parameters | models.value_parameters).items())
 
 
-def test_recorded_logprobs_are_refused_where_decoding_rounds_otherwise_than_scoring(chains, tmp_path: Path):
+def test_recorded_logprobs_are_refused_where_decoding_rounds_differently_from_scoring(chains, tmp_path: Path):
     chain = in_precision(chains("none"), "bfloat16")
     config = small(old_logprobs="rollout")
     with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs float32.*take ppo\.old_logprobs=recompute"):

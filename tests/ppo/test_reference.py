@@ -69,7 +69,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> li
 
 
 def record_minibatches(monkeypatch: pytest.MonkeyPatch, steps_per_iteration: int) -> list[list[list[int]]]:
-    """Fills with the episodes of each optimizer step of each iteration of `train`."""
+    """A list that is filled with the episodes of each optimizer step of each iteration of `train`."""
     seen: list[list[list[int]]] = []
     plain = project.step
 

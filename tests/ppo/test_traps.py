@@ -153,7 +153,7 @@ def test_dropout_is_off_in_rollout_and_update_whatever_the_models_config_says(tm
     numbers = one_iteration(chain, tmp_path / "out", models, PROMPTS, inner_epochs=2, ptx_coef=1.0)
     assert calls, "this architecture shows nothing"
     assert not any(calls)
-    # The second inner epoch makes other micro-batches than scoring, which rounds otherwise.
+    # The second inner epoch uses other micro-batches than scoring, which rounds differently.
     assert numbers["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert numbers["kl"] == 0.0
 

@@ -34,7 +34,7 @@ def ask(*numbers: int) -> Prompt:
 
 
 class ToyChain(Chain):
-    """Its tokens are no text: the reward model scores them as they are."""
+    """Its tokens are not text: the reward model scores them directly."""
 
     def models(self, **ppo: Any) -> PPOModels:
         models = super().models(**ppo)

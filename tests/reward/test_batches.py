@@ -66,7 +66,7 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tiny_tokenizer: Any)
     ],
 )
 def test_an_answer_is_not_compared_with_an_identical_one(tiny_tokenizer: Any, judged: dict[str, Any], strict: Any, ties: Any) -> None:
-    """The first two are one answer, as decoding strips what is around a text; one that ended and one that was cut off are two."""
+    """The first two are identical, since decoding strips white space; an ended and a cut-off answer are different."""
     item = element(tiny_tokenizer, Ranking(prompt="Capital?", completions=["Paris.", " Paris.\n", "Rome.", ""], **judged))
     assert (pairs(item), item.ties) == (strict, ties)
 

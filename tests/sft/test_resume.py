@@ -1,4 +1,4 @@
-"""SFT goes on from the newest complete checkpoint, however the later ones were left, with the same batches."""
+"""SFT resumes from the newest complete checkpoint, in any state of the later ones, with the same batches."""
 
 import shutil
 from collections.abc import Callable
@@ -48,12 +48,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_removed(tmp_path: Path, 
     assert place == tmp_path / "checkpoint-9"
     assert len(said) == 1
     assert said[0].startswith("checkpoint-10 is incomplete or damaged (")
-    assert said[0].endswith("and was removed: going on from checkpoint-9")
+    assert said[0].endswith("and was removed: resuming from checkpoint-9")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
 @pytest.mark.parametrize("count", range(len(FILES) + 1))
-def test_an_unsealed_checkpoint_does_not_count_however_many_of_its_files_are_there(tmp_path: Path, count: int) -> None:
+def test_a_checkpoint_without_checksums_does_not_count_for_any_number_of_its_files(tmp_path: Path, count: int) -> None:
     place = checkpoint(tmp_path, 10, sealed=False)
     for name in FILES[count:]:
         (place / name).unlink()
@@ -90,7 +90,7 @@ def test_where_complete_checkpoints_are_all_damaged_the_run_refuses_and_removes_
     assert contents(tmp_path) == before
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     lengths = [n % 7 for n in range(50)]
 
     def order(seed: int, epoch: float, drawn_before: int = 0) -> list[int]:

@@ -101,7 +101,7 @@ def test_micro_batches_do_not_change_the_result(run: Any, tmp_path: Path) -> Non
 
 
 def test_one_process_trains_on_one_device_of_a_machine_with_several(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer takes the devices that torch counts; a batch that grows with them would make fewer steps."""
+    """The trainer uses all devices that torch counts; a batch that grows with them would give fewer steps."""
     run("one")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     run("eight", team=replace(ALONE, device=torch.device("cuda")))
@@ -110,8 +110,8 @@ def test_one_process_trains_on_one_device_of_a_machine_with_several(run: Any, tm
 
 
 def test_a_trainer_that_would_take_another_batch_is_stopped_before_training(run: Any, tmp_path: Path) -> None:
-    """Two processes are announced and one is there, as after a launcher that starts fewer than it was asked for."""
-    with pytest.raises(ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences a step: 1 processes"):
+    """The world size is 2 but there is one process, as with a launcher that starts too few."""
+    with pytest.raises(ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences per step: 1 processes"):
         run(settings=replace(SETTINGS, micro_batch_size=2), team=replace(ALONE, count=2))
     assert not (tmp_path / "out" / "model").exists()
 
@@ -146,7 +146,7 @@ def test_lora_is_folded_into_a_model_that_plain_transformers_loads(run: Any, tmp
     ("adapter", "minutes", "left"),
     [("none", 10.0, ["checkpoint-3"]), ("lora", 0.0, ["checkpoint-3", "checkpoint-4"])],
 )
-def test_a_run_killed_in_the_second_epoch_ends_in_the_bytes_of_an_undisturbed_one(
+def test_a_run_killed_in_the_second_epoch_is_bit_identical_to_an_uninterrupted_one(
     run: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

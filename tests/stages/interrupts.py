@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parents[2]
 SENTENCES = ("interrupted (SIG", "stopped by SIG", "stopped at once")
 EXPECTED_BESIDE = ("SIGINT: saving", "SIGTERM: saving")
-"""PPO's line about what it does with a signal; empty lines and progress bars are none."""
+"""PPO's message about a signal; empty lines and progress bars are ignored."""
 
 
 def undisturbed_seconds(module: str, folder: Path) -> float:
@@ -40,13 +40,13 @@ def command(module: str, runs: Path) -> list[str]:
 
 
 def lines_of(stderr: str) -> list[str]:
-    """Lines that people read: a progress bar overwrites itself."""
+    """Lines without progress bars, which overwrite themselves."""
     lines = [line.rsplit("\r", 1)[-1].strip() for line in stderr.split("\n")]
     return [line for line in lines if line and "%|" not in line and "/?" not in line and "it/s" not in line]
 
 
 def problems_of(code: int, stderr: str, number: int) -> list[str]:
-    """What a user would complain about."""
+    """Problems in the exit code and the output."""
     lines = lines_of(stderr)
     told = [line for line in lines if line.startswith(SENTENCES)]
     other = [line for line in lines if line not in told and not line.startswith(EXPECTED_BESIDE)]

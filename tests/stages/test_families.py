@@ -78,7 +78,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(rows: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data stage's result, which is the same for all families: they have one tokenizer."""
+    """The data stage's result, the same for all families, since they share a tokenizer."""
     config = configured(tiny_llama, "lora", rows, tmp_path_factory.mktemp("data"))
     stage("data", config)
     return Path(config.runs_folder) / config.run_name / "data"
@@ -86,7 +86,7 @@ def data(rows: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_check_answers_as_the_table_says(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_the_check_agrees_with_the_table(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     assert found_row(make_family(family, tmp_path, tiny_tokenizer), tiny_tokenizer) == table()[family]
 
 

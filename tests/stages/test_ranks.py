@@ -1,4 +1,4 @@
-"""Two processes (gloo): who prints which error, how the other one ends, and how long one waits for the other."""
+"""Two processes (gloo): which one prints an error, how the other one ends, and how long it waits."""
 
 import multiprocessing
 import os
@@ -40,7 +40,7 @@ def one_of_two(rank: int, port: int, folder: Path, work: Work, arguments: list[s
 def two(folder: Path, work: Work, *arguments: str) -> tuple[list[int | None], list[str]]:
     """(exit code of each process, what each printed on stderr, without torch's own warnings)."""
     (folder / "run").mkdir()
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent keeps it
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent hosts it
     context = multiprocessing.get_context("fork")
     pair = [context.Process(target=one_of_two, args=(rank, store.port, folder, work, list(arguments))) for rank in range(2)]
     for process in pair:
@@ -81,7 +81,7 @@ def test_an_error_on_the_first_process_reads_as_on_one_alone(tmp_path: Path) -> 
     assert printed[1] == "error: process 1 of 2: stopped, because process 0 ended: row 7 has no answer\n"
 
 
-def test_an_error_that_all_have_is_printed_once(tmp_path: Path) -> None:
+def test_an_error_of_all_processes_is_printed_once(tmp_path: Path) -> None:
     def from_main(team: Processes) -> None:
         def broken() -> None:
             raise ValueError("no such model")
@@ -124,5 +124,5 @@ def test_work_of_the_first_process_alone_may_take_as_long_as_the_configuration_s
 
 def test_the_default_is_longer_than_torchs() -> None:
     assert RunConfig().processes.timeout_minutes > 30
-    with pytest.raises(ValueError, match=r"processes\.timeout_minutes=0 must be positive"):
+    with pytest.raises(ValueError, match=r"processes\.timeout_minutes=0 must be above 0"):
         ProcessesConfig(timeout_minutes=0).validate()

@@ -278,7 +278,10 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
     [
         (["--reward.base", "{base}", "--reward.epochs", "0"], r"takes reward\.base=.* as it is, but it is a language model, not a reward model"),
         (["--reward.base", "{base}/nothing"], r"cannot load a model from .*nothing: it is neither a folder here nor a model that could be fetched"),
-        (["--reward.base", "{short}"], r"no ranking is left to learn from: of \d+, \d+ tie all their answers and \d+ are longer than .* of 8 tokens"),
+        (
+            ["--reward.base", "{short}"],
+            r"no ranking is left to train on: of \d+, \d+ tie all .*, \d+ compare identical .* and \d+ are longer than .* of 8 tokens",
+        ),
         (
             ["--reward.learning_rate", "1e30", "--reward.epochs", "4"],
             r"reward, step \d+: (loss|grad_norm|\w+_loss) is (nan|inf): lower reward\.learning_rate; nothing ",

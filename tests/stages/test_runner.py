@@ -218,7 +218,7 @@ def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(config: Run
     assert kept.is_dir()
 
 
-def test_discardable_scratch_of_another_configuration_goes_without_a_question(config: RunConfig, root: Path) -> None:
+def test_discardable_scratch_of_another_configuration_is_removed(config: RunConfig, root: Path) -> None:
     scratch = root / "data.partial" / "scratch"
     scratch.mkdir(parents=True)
     (scratch / "answers.jsonl").write_text("{}")

@@ -1,4 +1,4 @@
-"""An error ends in one sentence, with exit code 2 where a user can mend it and 1 for a bug; a file has its traceback."""
+"""Errors give one sentence, with exit code 2 if the user can fix them and 1 for a bug, and a traceback file."""
 
 import errno
 import os
@@ -65,24 +65,24 @@ def failing(error: BaseException) -> Callable[[Path], None]:
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "/cache/model"),
-            "/cache/model: Read-only file system: choose a place",
+            "/cache/model: Read-only file system: choose a writable place",
         ),
         (
             IsADirectoryError(errno.EISDIR, "Is a directory", "rows.jsonl"),
-            "rows.jsonl: Is a directory: a file is expected here",
+            "rows.jsonl: Is a directory: expected a file, found a folder",
         ),
         (
             NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"),
-            "a/b: Not a directory: a folder is expected here",
+            "a/b: Not a directory: expected a folder",
         ),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"), "gone: No such file or directory"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "No space left on device: make room, and the same command goes on",
+            "No space left on device: free some space and run the command again to resume",
         ),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-            "make room, and the same command",
+            "free some space and run the command again",
         ),
         (
             SafetensorError("Error while deserializing header: header too large"),
@@ -90,7 +90,7 @@ def failing(error: BaseException) -> Callable[[Path], None]:
         ),
         (
             UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "invalid start byte"),
-            "not in UTF-8 (byte 0xff at 2): save it as UTF-8",
+            "not UTF-8 (byte 0xff at 2): save it as UTF-8",
         ),
         (MemoryError(), "out of memory (no details): lower sft.micro_batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "ppo.max_tokens_per_micro_batch"),
@@ -111,7 +111,7 @@ def failing(error: BaseException) -> Callable[[Path], None]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
+def test_an_error_that_a_user_can_fix_is_one_sentence_and_exit_code_2(
     told: Callable[..., tuple[int, str]], tmp_path: Path, error: Exception, said: str
 ) -> None:
     code, stderr = told(failing(error))
@@ -127,7 +127,7 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
     "error",
     [AssertionError("an invariant"), KeyError("x"), TypeError("no"), RuntimeError("shapes differ"), RecursionError()],
 )
-def test_a_bug_is_called_one_and_says_where_its_traceback_is(told: Callable[..., tuple[int, str]], tmp_path: Path, error: Exception) -> None:
+def test_a_bug_is_reported_as_one_with_the_path_of_its_traceback(told: Callable[..., tuple[int, str]], tmp_path: Path, error: Exception) -> None:
     code, stderr = told(failing(error))
     file = tmp_path / "runs" / "run" / "last_error.txt"
     assert code == 1
@@ -154,11 +154,11 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.usefixtures("small_files")
-def test_a_disk_that_is_full_is_one_sentence_whatever_writes(told: Callable[..., tuple[int, str]], tmp_path: Path, kind: str) -> None:
+def test_a_full_disk_is_one_sentence_for_every_kind_of_write(told: Callable[..., tuple[int, str]], tmp_path: Path, kind: str) -> None:
     code, stderr = told(WRITERS[kind])
     assert code == 2, stderr
     assert "File too large" in stderr
-    assert "make room, and the same command goes on" in stderr
+    assert "free some space and run the command again to resume" in stderr
     assert stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "run" / "data").exists()
 
@@ -168,7 +168,7 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(told: Callable[..., tuple[i
     (tmp_path / "runs" / "run").write_text("")
     code, stderr = told(lambda out: None)
     assert code == 2
-    assert f"{tmp_path / 'runs' / 'run'}: File exists: something else has this name" in stderr
+    assert f"{tmp_path / 'runs' / 'run'}: File exists: the name is taken" in stderr
     assert stderr.count("\n") == 1
     kept = Path(stderr.rsplit("(the traceback is in ", 1)[1].removesuffix(")\n"))
     assert "Traceback" in kept.read_text()
@@ -178,7 +178,7 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(told: Callable[..., tuple[i
 def test_a_read_only_run_folder_keeps_the_traceback_elsewhere(
     told: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tests may run as root, whom permissions do not stop."""
+    """The tests may run as root, who ignores permissions."""
     real = Path.write_text
 
     def write_text(path: Path, *given: Any, **named: Any) -> int:
@@ -262,7 +262,7 @@ def test_an_error_that_cannot_be_sent_to_other_processes_keeps_its_class_and_wor
     assert sendable(kept) is kept
 
 
-def test_damaged_weights_are_a_users_matter(told: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_damaged_weights_are_an_error_that_a_user_can_fix(told: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     code, stderr = told(lambda out: safe_open(tmp_path / "model.safetensors", "pt"))
     assert code == 2

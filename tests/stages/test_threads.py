@@ -1,4 +1,4 @@
-"""Idle threads sleep when other work runs on the cores, unless the user chose."""
+"""Idle threads sleep when other work runs on the cores, unless the user has set a policy."""
 
 import os
 import subprocess
@@ -47,12 +47,12 @@ def test_the_choice(
     assert os.environ.get("OMP_WAIT_POLICY") == chosen
     said = capsys.readouterr().out
     assert said.count("\n") == (os.environ.copy() != before), "one line where something was set"
-    assert not said or "other work keeps 1.5 of 2 cores busy" in said
+    assert not said or "other processes keep 1.5 of 2 cores busy" in said
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
 
 
 @linux
-def test_nothing_is_chosen_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_is_set_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(threads, "GPUS", (str(tmp_path),))
     assert threads.has_gpu({})
     assert not threads.has_gpu({"CUDA_VISIBLE_DEVICES": ""})
@@ -77,5 +77,5 @@ def test_a_stage_chooses_before_it_imports_anything_and_a_library_import_does_no
         for burner in burners:
             burner.kill()
             burner.wait()
-    assert as_command.stdout.startswith("threads: OMP_WAIT_POLICY=PASSIVE, because other work keeps"), as_command.stderr
+    assert as_command.stdout.startswith("threads: OMP_WAIT_POLICY=PASSIVE, because other processes keep"), as_command.stderr
     assert as_library.stdout == "False\n"

@@ -1,4 +1,4 @@
-"""Kills a stage again and again, and compares what it ends in, byte for byte, with a run that nobody disturbed.
+"""Kills a stage again and again, and compares its result, byte for byte, with that of an uninterrupted run.
 
     python -m tests.torture --stages sft reward samples evaluate ppo --kills 21 --seed 0        (make torture)
 
@@ -53,7 +53,7 @@ Path(out).with_name("seconds").write_text(str(time.monotonic() - start))
 part()
 """
 NOT_COMPARED = ("manifest.json", "timings.jsonl", "tensorboard")
-"""What says when and how long."""
+"""Files with times and durations."""
 IMPORTED = (
     "torch.utils.tensorboard", "transformers.models.llama.modeling_llama", "peft", "safetensors.torch", "data.sets",
     "data.tokenize", "modeling.tracking", "ppo.export", "ppo.train", "sft.train", "reward.train", "labeling.sampling",
@@ -63,7 +63,7 @@ IMPORTED = (
 
 
 class Undisturbed:
-    """The run that others are compared with: the stage's own work, with every checkpoint kept.
+    """The reference run, with every checkpoint kept.
 
     All runs of a variant stand in one place after another, because an adapter's configuration names the folder of its
     base.
@@ -89,18 +89,18 @@ class Undisturbed:
         os.execve(sys.executable, code, environment)
 
     def lay_out(self) -> None:
-        """Puts the earlier stages in place, and nothing of this one or later ones."""
+        """Copies the results of the earlier stages, and nothing of this one or later ones."""
         shutil.rmtree(self.place.runs, ignore_errors=True)
         later = STAGES[STAGES.index(self.target.stage) :]
         shutil.copytree(self.chain / "smoke", self.place.root, ignore=shutil.ignore_patterns(*later, "tensorboard"))
 
     def differences(self) -> list[str]:
-        """What lies there and should not, or differently."""
+        """Files that should not exist, or that differ."""
         found, place = list[str](), self.place
         comparable = (place.partial / "checkpoints").glob("checkpoint-*") if self.target.comparable else ()
         for checkpoint in sorted(comparable):
             expected = {path.name: path.read_bytes() for path in (self.out / "checkpoints" / checkpoint.name).glob("*")}
-            # A run that SIGTERM stopped has checkpoints of iterations between, and those the undisturbed one has not.
+            # After SIGTERM a run has checkpoints of iterations at which the uninterrupted run has none.
             if expected and expected != {path.name: path.read_bytes() for path in checkpoint.iterdir()}:
                 found.append(checkpoint.name)
         for name in self.target.rows:
@@ -110,7 +110,7 @@ class Undisturbed:
         return found
 
     def final_differences(self) -> list[str]:
-        """The same of a finished stage, whose folder must hold these files and no others."""
+        """The same for a finished stage, whose folder must hold exactly these files."""
         place = self.place
         made = contents(place.final)
         own = (f".{place.stage}", place.stage)
@@ -119,7 +119,7 @@ class Undisturbed:
 
 
 def contents(folder: Path, left_out: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Every file that two runs must agree on."""
+    """All files that must be equal in two runs."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     compared = [name for name in files if name.parts[0] not in (*NOT_COMPARED, *left_out)]
     return {str(name): (folder / name).read_bytes() for name in compared}
@@ -145,7 +145,7 @@ def build_chain(variant: Variant, runs: Path, log: Path, before: str) -> None:
 
 @dataclass
 class Kill:
-    """What was done to a run, and what lay there afterwards."""
+    """The kills of a run, and its differences afterwards."""
 
     moment: str
     seconds: float
@@ -191,7 +191,7 @@ def disturb(undisturbed: Undisturbed, moment: str, luck: random.Random, log: Pat
         words = log.read_bytes()[logged:].decode(errors="replace")
         if work.codes == [0] * variant.processes:
             return None
-        # A process that does not train yet, or no longer, just ends, and the other one notices.
+        # A process that is not training simply ends, and the other one notices.
         said = any(sign in words for sign in ("interrupted (SIGTERM)", "stopped, because"))
         outside = said or -signal.SIGTERM in work.codes
         if any(code != 143 for code in work.codes) and not outside:
@@ -208,7 +208,7 @@ def disturb(undisturbed: Undisturbed, moment: str, luck: random.Random, log: Pat
 
 
 def rounds(undisturbed: Undisturbed, folder: Path, kills: int, luck: random.Random) -> Iterator[Kill | list[str]]:
-    """Kills one after the other, and at the end of each round what differs in its result."""
+    """The kills one by one, and the differences of the result at the end of each round."""
     number = count = 0
     while count < kills:
         number += 1
@@ -222,7 +222,7 @@ def rounds(undisturbed: Undisturbed, folder: Path, kills: int, luck: random.Rand
                 break
             count += 1
             yield kill
-        # Whatever is left to do; after a kill in the last renames, only that.
+        # Runs what is left; after a kill during the last renames, only those.
         work = command(undisturbed, log)
         work.wait(300)
         if any(work.codes):

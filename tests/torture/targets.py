@@ -1,4 +1,4 @@
-"""The stages that are killed, and the moments at which that is done."""
+"""The stages to kill, and the moments of the kills."""
 
 from dataclasses import dataclass
 
@@ -25,18 +25,18 @@ class Target:
     stage: str
     settings: tuple[str, ...]
     moments: dict[str, tuple[str, ...]]
-    """Patterns of what on the disk shows that the moment has come; STAGE stands for the stage's name."""
+    """Glob patterns of files that mark the moment; STAGE stands for the stage's name."""
     weights: dict[str, int]
-    """Of the moments when one is drawn; 1 of the others."""
+    """Weights for drawing a moment; 1 for those not listed."""
     keep: tuple[str, ...] = ()
-    """Settings of the undisturbed run alone."""
+    """Settings of the uninterrupted run only."""
     rows: tuple[str, ...] = ()
-    """Files that a killed run may only have the beginning of."""
+    """Files of which a killed run may have only the beginning."""
     checkpoints: str = "checkpoints"
     comparable: bool = False
     """Whether both runs write their checkpoints at the same steps."""
     temporary: tuple[str, ...] = ("checkpoints", "trainer", "scratch")
-    """What a finished stage does not keep."""
+    """Files that a finished stage does not keep."""
 
 
 TARGETS = {
@@ -107,7 +107,7 @@ TARGETS = {
         ),
         Target(
             "ppo",
-            # Twelve short iterations with everything on that adapts.
+            # Twelve short iterations with all adaptive settings on.
             (
                 "--ppo.total_episodes", "96", "--ppo.batch_size", "8", "--ppo.minibatch_size", "4",
                 "--ppo.checkpoint_every", "2", "--ppo.kl_target", "1.0", "--ppo.score_scaling", "running",

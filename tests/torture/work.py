@@ -47,12 +47,12 @@ class Work:
         return not self.running
 
     def send(self, number: int, only: int | None = None) -> None:
-        """A signal to all that still run, or to one of them."""
+        """Sends a signal to all running processes, or to one of them."""
         for pid in sorted(self.running)[only : only + 1 if only is not None else None]:
             os.kill(pid, number)
 
     def wait(self, seconds: float) -> None:
-        """Returns when all have ended; kills what has not by then."""
+        """Waits until all have ended; kills those still running after the time limit."""
         end = time.monotonic() + seconds
         while not self.poll():
             if time.monotonic() > end:
@@ -81,7 +81,7 @@ def _be_child(do: Callable[[], None], log: Path) -> None:
 
 @dataclass
 class Place:
-    """A run folder and what can be seen in it from outside while a stage works."""
+    """A run folder, observed from outside while a stage runs."""
 
     runs: Path
     stage: str
@@ -99,7 +99,7 @@ class Place:
         return self.root / self.stage
 
     def seen(self, patterns: tuple[str, ...]) -> set[tuple[str, int, int]]:
-        """Name, time and size of what is there now."""
+        """Name, time and size of the current files."""
         found = set()
         for pattern in patterns:
             for path in self.root.glob(pattern.replace("STAGE", self.stage)):

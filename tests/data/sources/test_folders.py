@@ -1,4 +1,4 @@
-"""Folders as places: what `datasets` saved, copies of Hub data sets, and which split of them is read."""
+"""Folders as places: written by `datasets`, copies of Hub data sets, and the split that is read."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_saved_dataset_gives_its_rows_in_order_and_its_files_for_the_digest(tm
 
 
 @pytest.mark.parametrize("made", [saved_dict, snapshot, lines])
-def test_of_several_splits_the_one_that_is_named_is_read(tmp_path: Path, made: Any) -> None:
+def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
     folder = made(tmp_path / "it")
     assert prompts(folder, split="train") == asked(ROWS)
     assert prompts(folder, split="test") == asked(OTHER)
@@ -99,7 +99,7 @@ def test_a_bad_row_of_a_saved_dataset_has_a_place(tmp_path: Path) -> None:
         prompts(tmp_path / "saved")
 
 
-def test_a_saved_dataset_that_was_copied_in_part_is_told(tmp_path: Path) -> None:
+def test_a_partly_copied_saved_dataset_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "saved")
     (folder / "data-00001-of-00003.arrow").unlink()
     with pytest.raises(ValueError, match=r"lacks data-00001-of-00003\.arrow, which its state\.json names"):
@@ -109,7 +109,7 @@ def test_a_saved_dataset_that_was_copied_in_part_is_told(tmp_path: Path) -> None
         source(folder)
 
 
-def test_data_files_further_down_are_pointed_to(tmp_path: Path) -> None:
+def test_the_error_points_to_data_files_in_subfolders(tmp_path: Path) -> None:
     lines(tmp_path / "inner")
     with pytest.raises(ValueError, match=r"holds no data files \(.*\); those in inner are read when the place names"):
         source(tmp_path)

@@ -96,7 +96,7 @@ def test_instances_without_an_input_stand_alone() -> None:
         (dolly.ADAPTER, {"context": "", "response": "a"}, "missing key 'instruction'"),
         (dolly.ADAPTER, DOLLY | {"response": None}, "'response' must be str"),
         (alpaca.ADAPTER, ALPACA | {"input": 3}, "'input' must be str"),
-        (no_robots.ADAPTER, ROBOTS | {"messages": user("Hi!")}, "'messages' must be a prompt and, last, the assistant's answer"),
+        (no_robots.ADAPTER, ROBOTS | {"messages": user("Hi!")}, "'messages' must be a prompt followed by the assistant's answer"),
         (no_robots.ADAPTER, ROBOTS | {"messages": [None]}, "message 1 of 'messages' must be an object with 'role' and 'content', found NoneType"),
         (self_instruct.ADAPTER, TASK | {"instances": []}, "'instances' must be a list of objects"),
         (self_instruct.ADAPTER, TASK | {"instances": [{"input": "a"}]}, "missing key 'output'"),

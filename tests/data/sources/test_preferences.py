@@ -176,7 +176,7 @@ def test_the_comparisons_of_a_post_are_one_ranking_of_its_comments() -> None:
     assert len(convert(shp.ADAPTER, "prompts", comparison("a", "b", 1), comparison("c", "a", 0))) == 1
 
 
-def test_a_comment_compared_with_its_own_words_is_left_to_the_rule_for_identical_answers() -> None:
+def test_a_comment_compared_with_an_equal_one_is_left_to_the_rule_for_identical_answers() -> None:
     (ranking,) = convert(shp.ADAPTER, "rankings", comparison("a", "a ", 1))
     assert (ranking.completions, ranking.preferences) == (["a", "a"], [[0, 1]])
 
@@ -230,7 +230,7 @@ def test_a_news_article_is_summarized_without_a_subreddit() -> None:
             BINARIZED | {"chosen": [{"role": "bot", "content": "a"}]},
             "'role' of message 1 of 'chosen' is 'bot'; allowed are system",
         ),
-        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": user("Why?")}, "'chosen' must be a prompt and, last, the assistant's answer"),
+        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": user("Why?")}, "'chosen' must be a prompt followed by the assistant's answer"),
         (ultrafeedback_binarized.ADAPTER, BINARIZED | {"score_chosen": "8"}, "'score_chosen' must be a number, found '8'"),
         (shp.ADAPTER, comparison("a", "b", 2), "'labels' must be 1 (A is preferred) or 0 (B is), found 2"),
         (shp.ADAPTER, comparison("a", "b", True), "'labels' must be int"),

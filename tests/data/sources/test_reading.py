@@ -130,7 +130,7 @@ def test_a_name_that_nothing_has_is_told_with_the_nearest() -> None:
 def test_a_folder_without_the_files_of_the_format_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no data files"):
         find("x", DataConfig(sources={"x": SourceConfig(place=str(tmp_path))}), "prompts")
-    with pytest.raises(ValueError, match=r"lacks finetune_truth\.jsonl, from which format 'truthfulqa' takes its rankings"):
+    with pytest.raises(ValueError, match=r"lacks finetune_truth\.jsonl, the file of format 'truthfulqa' for rankings"):
         find("x", DataConfig(sources={"x": SourceConfig(format="truthfulqa", place=str(tmp_path))}), "rankings")
 
 
@@ -153,19 +153,22 @@ TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
         ({"id": "x0", "conversations": TURNS}, "this looks like ShareGPT: set format: sharegpt (unknown key 'id'; known are prompt"),
         ({"instruction": "Why?", "input": None, "output": "So."}, "this looks like Stanford Alpaca: set format: alpaca (unknown key 'instruction'"),
         ({"instruction": "Why?", "response": "So.", "context": ""}, "this looks like Databricks Dolly 15k: set format: dolly"),
-        ({"prompt": "Why?", "id": 3}, "unknown key 'id': `columns` under data.sources renames it or, as null, leaves it out; known are prompt"),
+        (
+            {"prompt": "Why?", "id": 3},
+            "unknown key 'id': rename it with `columns` under data.sources, or set it to null there to leave it out; known are prompt",
+        ),
         ({"promt": "Why?"}, "unknown key 'promt', did you mean 'prompt'?"),
         ({"messages": [{"role": "bing", "content": "Hi."}] * 2}, "'role' of message 1 of 'messages' is 'bing'; allowed are system"),
     ],
 )
-def test_of_a_row_in_another_format_the_format_is_named(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
+def test_the_error_names_the_format_of_a_row_in_another_format(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
     place = written(tmp_path / "x.jsonl", [row])
     with pytest.raises(ValueError, match=r".") as caught:
         records(DataConfig(demonstrations=[place]), "demonstrations")
     assert str(caught.value).startswith(f"{place}:1: {sentence}")
 
 
-def test_a_row_of_ours_in_another_format_is_told_too(tmp_path: Path) -> None:
+def test_the_error_names_our_format_for_a_row_in_it(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", [{"messages": [USER, USER], "category": "Chat"}])
     config = DataConfig(sources={"x": SourceConfig(format="sharegpt", place=place)}, prompts=["x"])
     with pytest.raises(ValueError, match=r"x\.jsonl:1: this looks like this project's records and trl's forms: set format: rows"):
@@ -202,7 +205,7 @@ def test_keys_of_messages_that_are_not_read_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("identity", [7, 7.0, "7"])
-def test_what_is_null_is_absent_and_ids_may_be_numbers_in_every_format(tmp_path: Path, identity: object) -> None:
+def test_null_values_are_left_out_and_ids_may_be_numbers_in_every_format(tmp_path: Path, identity: object) -> None:
     rows = {
         "rows": {"prompt": "Why?", "user_id": identity, "kind": None, "completion": None},
         "shp": {"post_id": identity, "history": "Why?", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},

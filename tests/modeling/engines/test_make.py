@@ -1,4 +1,4 @@
-"""One function chooses what decodes a model, for every stage that samples.
+"""One function chooses the engine that decodes a model, for every stage that samples.
 
 pytest tests/modeling/engines/test_make.py
 """
@@ -32,7 +32,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """A model with convolutions among its layers, whose state our engine does not keep."""
+    """A model with convolution layers, whose state our engine does not keep."""
     return make_family("lfm2", tmp_path_factory.mktemp("lfm2"), tiny_tokenizer)
 
 
@@ -41,22 +41,22 @@ def convolving(place: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> A
     return enliven(load_causal(place, model_config, tiny_tokenizer))
 
 
-def test_where_ours_cannot_decode_transformers_does_and_the_log_says_why_once(convolving: Any, caplog: Any) -> None:
+def test_transformers_decodes_what_our_engine_cannot_and_the_log_gives_the_reason_once(convolving: Any, caplog: Any) -> None:
     make._told.clear()
     with caplog.at_level(logging.WARNING):
         assert isinstance(engine_for(convolving), TransformersEngine)
         assert isinstance(engine_for(convolving), TransformersEngine)
     said = [record.message for record in caplog.records if "Lfm2ForCausalLM" in record.message]
     assert len(said) == 1
-    assert "it is decoded by transformers' generate instead" in said[0]
+    assert "using transformers' generate instead" in said[0]
 
 
-def test_where_ours_can_it_does(tiny_causal: Any) -> None:
+def test_our_engine_is_used_where_it_can_decode(tiny_causal: Any) -> None:
     assert isinstance(engine_for(tiny_causal("llama")), NativeEngine)
     assert isinstance(engine_for(tiny_causal("llama"), "transformers"), TransformersEngine)
 
 
-def test_answers_of_such_a_model_are_its_likeliest_tokens(convolving: Any, tiny_tokenizer: Any) -> None:
+def test_greedy_answers_of_such_a_model_are_its_argmax_tokens(convolving: Any, tiny_tokenizer: Any) -> None:
     prompts = [Prompt(prompt=text, prompt_id=text) for text in ("Why?", "What is the capital of France?")]
     answers = answer(convolving, tiny_tokenizer, prompts, 1, Sampling(5, temperature=0), "s", 0, ALONE)
     for prompt, (found,) in zip(prompts, answers, strict=True):
@@ -76,7 +76,7 @@ def test_an_engine_that_gives_other_tokens_than_the_model_is_refused(tiny_causal
 
     model = tiny_causal("llama")
     refuse_wrong_decoding(TransformersEngine(), model)
-    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be decoded: in batches generate gives other tokens"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be decoded: generate gives different tokens in batches"):
         refuse_wrong_decoding(Wrong(), model)
 
 
