@@ -15,7 +15,7 @@ SECONDS = 0.2
 BUSY_CORES = 0.5
 """Load of other processes, in cores, from which threads should sleep; a desktop causes less by itself."""
 OWN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_")
-GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
+GPUS = ("/dev/nvidiactl", "/dev/kfd")
 
 
 def choose_wait_policy(measure: Callable[[], tuple[float, int]] | None = None) -> None:
@@ -28,13 +28,11 @@ def choose_wait_policy(measure: Callable[[], tuple[float, int]] | None = None) -
     if not sys.platform.startswith("linux") or not wanted(os.environ, sys.argv) or has_gpu(os.environ):
         return
     busy, cores = (measure or busy_cores)()
+    policy = "OpenMP's default wait policy"
     if busy >= BUSY_CORES:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        print(
-            f"threads: OMP_WAIT_POLICY=PASSIVE, because other processes keep {busy:.1f} of {cores} cores busy "
-            "(set OMP_WAIT_POLICY yourself to choose; docs/performance.md)",
-            flush=True,
-        )
+        policy = "OMP_WAIT_POLICY=PASSIVE"
+    print(f"threads: {policy}, because other processes keep {busy:.1f} of {cores} cores busy", flush=True)
 
 
 def wanted(environment: Mapping[str, str], arguments: list[str]) -> bool:
