@@ -104,7 +104,7 @@ def _said(error: Exception) -> str:
 
 
 def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
-    """Raises ValueError when the chat template refuses the conversation or leaves out a message.
+    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves out a message.
 
     Also when the prompt, or its answer, contains a control token that the tokenizer cannot write as text. The message
     is one sentence without file and line.
@@ -113,9 +113,14 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
         text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False)
     except Exception as error:  # a template may raise whatever Python raises
         raise ValueError(refusal(tokenizer, prompt.messages, error)) from None
-    asked = prompt.messages[-1]["content"].strip()
-    if asked not in text and json.dumps(asked, ensure_ascii=False)[1:-1] not in text:  # Llama 3 renders what tools say as JSON
-        raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
+    for message in reversed(prompt.messages):  # what the assistant said before may lose its thoughts
+        said = message["content"].strip()
+        if message["role"] == "assistant" or said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text:  # Llama 3 renders tools as JSON
+            continue
+        if message is prompt.messages[-1]:
+            raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
+        if _renders_as(tokenizer, [other for other in prompt.messages if other is not message], text):
+            raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
     if words := _control_words(tokenizer):
         texts = [message["content"] for message in prompt.messages]
         texts += prompt.completions if isinstance(prompt, Ranking) else [prompt.completion] if isinstance(prompt, Demonstration) else []
@@ -123,6 +128,13 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
             raise ValueError(
                 f"the text spells {spelled!r}, which the model's tokenizer cannot tell from its control token: reword it, or leave it out"
             )
+
+
+def _renders_as(tokenizer: Any, messages: Sequence[Message], text: str) -> bool:
+    try:
+        return bool(tokenizer.apply_chat_template(messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False) == text)
+    except Exception:  # a template may raise whatever Python raises
+        return False
 
 
 @lru_cache(maxsize=16)

@@ -201,6 +201,18 @@ def test_text_that_a_unigram_tokenizer_takes_for_its_control_token_is_refused_at
             check_prompt(tokenizer, row)
 
 
+def test_a_template_that_knows_no_such_role_may_not_drop_its_message(tiny_tokenizer: Any) -> None:
+    some = copy.deepcopy(tiny_tokenizer)
+    some.chat_template = CHATML.replace("{{ '<|im_start|>'", "{% if message['role'] != 'system' %}{{ '<|im_start|>'", 1).replace(
+        "<|im_end|>\n' }}", "<|im_end|>\n' }}{% endif %}", 1
+    )
+    check_prompt(some, Prompt(prompt=TURNS[1:]))
+    with pytest.raises(ValueError, match=r"^the chat template leaves out the message of role 'system': 'Be brief.'$"):
+        check_prompt(some, Prompt(prompt=TURNS))
+    some.chat_template = CHATML.replace("message['content']", "message['content'] | replace('/quiet', '')")
+    check_prompt(some, Prompt(prompt=[{"role": "system", "content": "Be brief. /quiet"}, TURNS[1]]))
+
+
 def test_a_template_may_render_what_a_tool_says_as_json(tiny_tokenizer: Any) -> None:
     tools = copy.deepcopy(tiny_tokenizer)
     tools.chat_template = CHATML.replace("message['content']", "(message['content'] | tojson if message['role'] == 'tool' else message['content'])")
