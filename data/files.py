@@ -329,6 +329,8 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
     number = 0
     for batch in batches:
         columns = [name for name in batch.schema.names if not PANDAS_INDEX.fullmatch(name)]
+        if twice := next((name for name in columns if columns.count(name) > 1), None):
+            raise ValueError(f"{path}: two columns are called {twice!r}")
         for row in batch.select(columns).to_pylist():
             number += 1
             yield f"{path}: row {number}", {key: value for key, value in row.items() if not is_missing(value)}
@@ -348,7 +350,7 @@ def _text(path: Path, bad: BadRows) -> Iterator[Placed]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         yield file  # type: ignore[misc]
 
 

@@ -31,11 +31,13 @@ class Range:
     def __repr__(self) -> str:
         """The text for error messages and --help: `at least 0 and below 1`."""
         bounds = [(name, bound) for name, bound in dataclasses.asdict(self).items() if bound is not None]
-        return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds)
+        return " and ".join(f"{name.replace('_', ' ')} {bound:.12g}" for name, bound in bounds)
 
 
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+"""NumPy takes no other, and transformers' Trainer seeds it."""
 AtLeastTwo = Annotated[int, Range(at_least=2)]
 AtLeastThree = Annotated[int, Range(at_least=3)]
 PositiveFloat = Annotated[float, Range(above=0)]

@@ -5,16 +5,18 @@ with EOS. A special token in user text is tokenised as ordinary characters: only
 control tokens.
 """
 
+import json
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from jinja2 import TemplateError
 
 from data.chat_template import PLAIN
-from data.records import Message, Prompt
+from data.records import Demonstration, Message, Prompt, Ranking
 
 QUESTION: Message = {"role": "user", "content": "A question"}
 ANSWER: Message = {"role": "assistant", "content": "An answer"}
@@ -32,6 +34,8 @@ class Layout:
     """Spaces before the answer, which tokenizers join with its first word."""
     closing: str
     """Text after the answer: the end of the turn."""
+    joined: tuple[bool, bool] = (False, False)
+    """Whether the opening and the answer are tokenised as a continuation of the text before, see `_text_ids`."""
 
 
 def layout(tokenizer: Any) -> Layout:
@@ -52,12 +56,32 @@ def _layout(tokenizer: Any, template: str) -> Layout:
     for asks in (True, False):
         start = _probe(tokenizer, [QUESTION], add_generation_prompt=asks)
         if QUESTION["content"] in start and before.startswith(start):
-            opening = before.removeprefix(start)
-            return Layout(asks, opening.rstrip(" "), opening[len(opening.rstrip(" ")) :], closing)
+            opening = before.removeprefix(start).rstrip(" ")
+            lead = before.removeprefix(start + opening)
+            return Layout(asks, opening, lead, closing, _joined(tokenizer, start, opening, lead + ANSWER["content"]))
     raise ValueError(
         "the chat template renders a question without its answer differently from the same question with its "
         "answer, so no prompt matches the training text: give another template in model.chat_template"
     )
+
+
+def _joined(tokenizer: Any, start: str, opening: str, answer: str) -> tuple[bool, bool]:
+    """How opening and answer become the tokens that they are in the whole conversation; as texts of their own where neither way does."""
+    whole, asked = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start + opening + answer, start))
+    for first, second in product((False, True), repeat=2):
+        if [*asked, *_text_ids(tokenizer, [opening], first)[0], *_text_ids(tokenizer, [answer], second)[0]] == whole:
+            return first, second
+    return False, False
+
+
+def _text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool, **options: Any) -> list[list[int]]:
+    """Token ids of texts, no special ones added. Many tokenizers write a blank before a text, but not where a text `goes_on` behind a line break."""
+    alone: list[list[int]] = tokenizer([*texts], add_special_tokens=False, **options)["input_ids"]
+    if not goes_on:
+        return alone
+    line_break, *behind = tokenizer(["\n", *(f"\n{text}" if text else "" for text in texts)], add_special_tokens=False, **options)["input_ids"]
+    width = len(line_break)
+    return [ids[width:] if ids[:width] == line_break else own for ids, own in zip(behind, alone, strict=True)]
 
 
 def _probe(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
@@ -80,16 +104,44 @@ def _said(error: Exception) -> str:
 
 
 def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
-    """Raises ValueError when the chat template refuses the conversation or leaves out the last message of the prompt.
+    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves out a message.
 
-    The message is one sentence without file and line.
+    Also when the prompt, or its answer, contains a control token that the tokenizer cannot write as text. The message
+    is one sentence without file and line.
     """
     try:
         text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False)
     except Exception as error:  # a template may raise whatever Python raises
         raise ValueError(refusal(tokenizer, prompt.messages, error)) from None
-    if prompt.messages[-1]["content"].strip() not in text:
-        raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
+    for message in reversed(prompt.messages):  # what the assistant said before may lose its thoughts
+        said = message["content"].strip()
+        if message["role"] == "assistant" or said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text:  # Llama 3 renders tools as JSON
+            continue
+        if message is prompt.messages[-1]:
+            raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
+        if _renders_as(tokenizer, [other for other in prompt.messages if other is not message], text):
+            raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
+    if words := _control_words(tokenizer):
+        texts = [message["content"] for message in prompt.messages]
+        texts += prompt.completions if isinstance(prompt, Ranking) else [prompt.completion] if isinstance(prompt, Demonstration) else []
+        if spelled := next((word for word in words if any(word in text for text in texts)), None):
+            raise ValueError(
+                f"the text spells {spelled!r}, which the model's tokenizer cannot tell from its control token: reword it, or leave it out"
+            )
+
+
+def _renders_as(tokenizer: Any, messages: Sequence[Message], text: str) -> bool:
+    try:
+        return bool(tokenizer.apply_chat_template(messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False) == text)
+    except Exception:  # a template may raise whatever Python raises
+        return False
+
+
+@lru_cache(maxsize=16)
+def _control_words(tokenizer: Any) -> tuple[str, ...]:
+    """Control tokens that the tokenizer makes of plain text too: a unigram model has them among its words. Most tokenizers have none."""
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tuple(word for number, word in special.items() if number in _text_ids(tokenizer, [word], False, split_special_tokens=True)[0])
 
 
 def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
@@ -121,8 +173,8 @@ def generation_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 def _opening(tokenizer: Any) -> list[int]:
-    opening = layout(tokenizer).opening
-    return [int(token) for token in tokenizer(opening, add_special_tokens=False)["input_ids"]] if opening else []
+    found = layout(tokenizer)
+    return [int(token) for token in _text_ids(tokenizer, [found.opening], found.joined[0])[0]] if found.opening else []
 
 
 def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -148,10 +200,9 @@ def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> lis
 
 def _answer_ids(tokenizer: Any, completions: Sequence[str]) -> list[list[int]]:
     """Token ids of answers; control tokens in their text become ordinary text."""
-    lead = layout(tokenizer).lead
-    texts = [lead + text if (text := completion.strip()) else "" for completion in completions]
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return found
+    found = layout(tokenizer)
+    texts = [found.lead + text if (text := completion.strip()) else "" for completion in completions]
+    return _text_ids(tokenizer, texts, found.joined[1], split_special_tokens=True)
 
 
 def template_closing(tokenizer: Any) -> list[int]:
@@ -187,7 +238,7 @@ def count_answer_tokens(tokenizer: Any, completions: Sequence[str]) -> list[int]
 def decode_completion(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
     """The text of a sampled answer. If the answer ended by itself, its last token, any of the model's end tokens, is
     not part of the text."""
-    return str(tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)).strip()
+    return str(tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
 
 def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit: int | None = None) -> list[list[int]]:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_args
 import jsonargparse
 
 from data.config import DataConfig, SourceConfig
-from data.numbers import NonNegativeInt, check_numbers
+from data.numbers import Seed, check_numbers
 from evaluation.config import EvaluateConfig, EvaluateRewardConfig
 from labeling.config import LabelsConfig, SamplesConfig
 from modeling.config import ModelConfig, ProcessesConfig, TrackingConfig
@@ -29,7 +29,7 @@ class RunConfig:
     """Results lie in <runs_folder>/<run_name>/<stage>."""
     runs_folder: str = "runs"
     """The folder of all runs."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seeds weights, sampling, shuffles and labels."""
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts, demonstrations and plain text."""
@@ -111,7 +111,7 @@ def wrong_type(sentence: str) -> str | None:
         found = re.findall(r"(?:<class '|typing\.Annotated\[)(\w+)", union.group(2))
         kinds = [kind.replace("NoneType", "null") for kind in found]
         return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
-    plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: (.*)', sentence)
+    plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
         return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}"
     section = re.search(

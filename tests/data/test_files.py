@@ -153,6 +153,10 @@ def as_gzip(path: Path) -> Path:
     return packed
 
 
+def as_gzip_in_capitals(path: Path) -> Path:
+    return as_gzip(path).rename(path.with_suffix(".JSONL.GZ"))
+
+
 def as_json(path: Path) -> Path:
     path = path.with_suffix(".json")
     path.write_text('[{"prompt": "Why?"}, {"prompt": "How?", "kind": "plain"}]')
@@ -210,7 +214,8 @@ def as_arrow_file(path: Path) -> Path:
 
 
 FORMS = [
-    as_jsonl, as_gzip, as_json, as_pretty_json, as_lines_called_json, as_windows_lines, as_array_called_jsonl, as_parquet, as_pandas_parquet,
+    as_jsonl, as_gzip, as_gzip_in_capitals, as_json, as_pretty_json, as_lines_called_json, as_windows_lines, as_array_called_jsonl,
+        as_parquet, as_pandas_parquet,
     as_pandas_csv, as_arrow_stream, as_arrow_file,
 ]  # fmt: skip
 
@@ -243,6 +248,9 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("prompt,prompt\na,b\n")
     with pytest.raises(ValueError, match=r"x\.csv:1: two columns have the same name"):
         rows(tmp_path / "x.csv")
+    pq.write_table(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet: two columns are called 'prompt'"):
+        rows(tmp_path / "x.parquet")
 
 
 def test_what_is_said_of_a_bad_row_is_short_whatever_the_row_is() -> None:

@@ -5,9 +5,11 @@ import re
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from data.chat_template import CHATML, PLAIN
-from data.records import Demonstration, Prompt
+from data.records import Demonstration, Prompt, Ranking
 from data.tokenize import (
     check_prompt,
     count_answer_tokens,
@@ -156,6 +158,65 @@ def test_training_text_is_what_the_template_renders_for_a_finished_conversation(
         assert tokenizer.decode(learned) == rendered.removeprefix(asked).removesuffix("\n"), "what is not given in use is learned"
     else:
         assert tokenizer.decode(learned) == "Because.<|im_end|>"
+
+
+def sentencepiece_like(model: Any, trainer: Any, *others: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that writes a blank before a text that stands alone, as Llama 2's does."""
+    inner = Tokenizer(model)
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(prepend_scheme="first")
+    inner.train_from_iterator(["the sky is blue </s>", "Because.", *"<|>/ims_startndo{}:\n"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": [*others]})
+    return tokenizer
+
+
+SPECIAL = ["<unk>", "<pad>", "</s>"]
+MARKS = ("<|im_start|>", "<|im_end|>")
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES.values(), PLAIN], ids=[*TEMPLATES, "plain"])
+def test_an_answer_has_the_tokens_of_the_finished_conversation_though_alone_it_starts_with_a_blank(template: str) -> None:
+    tokenizer = sentencepiece_like(models.BPE(unk_token="<unk>"), trainers.BpeTrainer(special_tokens=SPECIAL, show_progress=False), *MARKS)
+    tokenizer.chat_template = template
+    (example,) = demonstration_examples(tokenizer, [Demonstration(prompt="Why?", completion="Because.\n")], 512)
+    turns = [TURNS[1], {"role": "assistant", "content": "Because."}]
+    ids, whole = example["input_ids"], tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    assert ids[:-1] == whole[: len(ids) - 1], "the last token is EOS"
+    assert count_answer_tokens(tokenizer, ["Because."]) == [len(encode_completion(tokenizer, "Because."))]
+    assert encode_completion(tokenizer, "", False) == []
+
+
+def test_text_that_a_unigram_tokenizer_takes_for_its_control_token_is_refused_at_the_row() -> None:
+    trainer = trainers.UnigramTrainer(special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
+    tokenizer = sentencepiece_like(models.Unigram(), trainer)
+    tokenizer.chat_template = PLAIN
+    assert tokenizer.eos_token_id in encode_completion(tokenizer, "a </s> b", ends=False), "the tokenizer cannot write it as text"
+    check_prompt(tokenizer, Demonstration(prompt="Why?", completion="Because."))
+    for row in (
+        Prompt(prompt="Why </s>?"),
+        Demonstration(prompt="Why?", completion="a </s> b"),
+        Ranking(prompt="Why?", completions=["a", "</s>"], ranks=[1, 2]),
+    ):
+        with pytest.raises(ValueError, match=r"^the text spells '</s>', which the model's tokenizer cannot tell from its control token"):
+            check_prompt(tokenizer, row)
+
+
+def test_a_template_that_knows_no_such_role_may_not_drop_its_message(tiny_tokenizer: Any) -> None:
+    some = copy.deepcopy(tiny_tokenizer)
+    some.chat_template = CHATML.replace("{{ '<|im_start|>'", "{% if message['role'] != 'system' %}{{ '<|im_start|>'", 1).replace(
+        "<|im_end|>\n' }}", "<|im_end|>\n' }}{% endif %}", 1
+    )
+    check_prompt(some, Prompt(prompt=TURNS[1:]))
+    with pytest.raises(ValueError, match=r"^the chat template leaves out the message of role 'system': 'Be brief.'$"):
+        check_prompt(some, Prompt(prompt=TURNS))
+    some.chat_template = CHATML.replace("message['content']", "message['content'] | replace('/quiet', '')")
+    check_prompt(some, Prompt(prompt=[{"role": "system", "content": "Be brief. /quiet"}, TURNS[1]]))
+
+
+def test_a_template_may_render_what_a_tool_says_as_json(tiny_tokenizer: Any) -> None:
+    tools = copy.deepcopy(tiny_tokenizer)
+    tools.chat_template = CHATML.replace("message['content']", "(message['content'] | tojson if message['role'] == 'tool' else message['content'])")
+    check_prompt(tools, Prompt(prompt=[*TURNS, {"role": "tool", "content": '{"sky": "blue"}\nÜber'}]))
 
 
 def test_chunks_cover_the_text_and_never_span_two_documents(tiny_tokenizer: Any) -> None:

@@ -154,6 +154,7 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(capsys: pytest.CaptureFixtu
         (["--sft.max_train_examples", "many"], "sft.max_train_examples: expected int or null, found 'many'"),
         (["--sft.epochs", "1.5"], "sft.epochs: expected int, found '1.5'"),
         (["--sft.epochs", "true"], "sft.epochs: expected int, found 'True'"),
+        (["--seed", ""], "seed: expected int, found ''"),
         (["--data.sources", "{mine: {weight: much}}"], "weight: expected float or null, found 'much'"),
         (["--data.sources", "{mine: rows.jsonl}"], "data.sources: expected a name and a section of fields under it, found 'rows.jsonl'"),
         (["--data.sources", "{mine: {formt: oasst}}"], "unknown key 'formt', did you mean 'format'?"),
@@ -238,6 +239,7 @@ def test_null_stays_possible_where_it_means_something(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["--seed", "-1"], "seed=-1 must be at least 0"),
+        (["--seed", "4294967296"], "seed=4294967296 must be at least 0 and at most 4294967295"),
         (["--run_name", "a/b"], "run_name='a/b'"),
         (["--run_name", ""], "run_name=''"),
         (["--run_name", "../up"], "run_name='../up'"),
