@@ -121,6 +121,8 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
             raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
         if _renders_as(tokenizer, [other for other in prompt.messages if other is not message], text):
             raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
+    if isinstance(prompt, Demonstration):
+        _check_answer(tokenizer, prompt)
     if words := _control_words(tokenizer):
         texts = [message["content"] for message in prompt.messages]
         texts += prompt.completions if isinstance(prompt, Ranking) else [prompt.completion] if isinstance(prompt, Demonstration) else []
@@ -128,6 +130,18 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
             raise ValueError(
                 f"the text spells {spelled!r}, which the model's tokenizer cannot tell from its control token: reword it, or leave it out"
             )
+
+
+def _check_answer(tokenizer: Any, shown: Demonstration) -> None:
+    """Raises ValueError when the template renders another answer than the demonstration's, such as one without its reasoning."""
+    answer: Message = {"role": "assistant", "content": shown.completion.strip()}
+    try:
+        text = tokenizer.apply_chat_template([*shown.messages, answer], tokenize=False)
+    except Exception as error:  # a template may raise whatever Python raises
+        raise ValueError(refusal(tokenizer, [*shown.messages, answer], error)) from None
+    around = layout(tokenizer)
+    if around.opening + around.lead + answer["content"] not in text:
+        raise ValueError("the chat template changes the answer (it may move or drop its reasoning): leave out what the template does not show")
 
 
 def _renders_as(tokenizer: Any, messages: Sequence[Message], text: str) -> bool:

@@ -55,6 +55,8 @@ def rankings(row: Row) -> Iterator[dict[str, Any]]:
         prompt, chosen, rejected = _pair(ours)
         yield _without(ours, "chosen", "rejected") | {"prompt": prompt, "completions": [chosen, rejected], "ranks": [1, 2]}
     else:
+        if isinstance(ranks := ours.get("ranks"), list):  # tables hold integers beside null as floats
+            ours["ranks"] = [int(rank) if isinstance(rank, float) and rank.is_integer() else rank for rank in ranks]
         yield unpacked(ours)
 
 

@@ -219,6 +219,16 @@ def test_a_template_may_render_what_a_tool_says_as_json(tiny_tokenizer: Any) -> 
     check_prompt(tools, Prompt(prompt=[*TURNS, {"role": "tool", "content": '{"sky": "blue"}\nÜber'}]))
 
 
+def test_an_answer_that_the_template_would_render_otherwise_is_refused_at_the_row(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHATML.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
+    check_prompt(tokenizer, Demonstration(prompt="Why?", completion="Because."))
+    reasoned = Demonstration(prompt="Why?", completion="<think>\nHm.\n</think>\n\nBecause.")
+    check_prompt(tiny_tokenizer, reasoned)
+    with pytest.raises(ValueError, match="the chat template changes the answer"):
+        check_prompt(tokenizer, reasoned)
+
+
 def test_chunks_cover_the_text_and_never_span_two_documents(tiny_tokenizer: Any) -> None:
     texts = ["a language model reads a text " * 9, "the sky is blue " * 7, "hm"]
     chunks = pretraining_chunks(tiny_tokenizer, texts, 16)

@@ -92,8 +92,9 @@ def test_a_field_that_only_other_messages_have_is_nothing() -> None:
     assert made("demonstrations", {"messages": [USER | {"name": None}, GOOD | {"name": None}]}).prompt == [USER]
 
 
-def test_ratings_as_parquet_holds_them_are_objects_again() -> None:
-    row = {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2]}
+def test_ranks_and_ratings_as_tables_hold_them_are_integers_and_objects_again() -> None:
+    row = {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1.0, None]}
+    assert made("rankings", row).ranks == [1, None]
     assert made("rankings", row | {"ratings": ['{"quality": 3}', "{}"]}).ratings == [{"quality": 3}, {}]
     with pytest.raises(ValueError, match="'ratings' must be a list as long as 'completions'"):
         made("rankings", row | {"ratings": ["good", "poor"]})
