@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from modeling.config import ModelConfig
-from modeling.disk import discard
+from modeling.disk import discard, room_for
 from modeling.finite import require_finite_files
 from modeling.load import is_classifier, read_settings, save
 
@@ -56,18 +56,19 @@ def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
     """Saves a model that was loaded by `load_causal` or `load_scalar` and then trained, with its tokenizer.
 
     The folder gets its final name only after it has been verified. `model.config` is restored to the base's too.
-    Raises ValueError when a weight is not finite, the folder does not load, or the model fails to generate (a reward
-    model: to score).
+    Raises ValueError when the disk is full, a weight is not finite, the folder does not load, or the model fails to
+    generate (a reward model: to score). Nothing is left of a folder that failed.
     """
     beside = folder.with_name(f"{folder.name}.unverified")
     discard(beside)
     base = base_settings(model, config)
     restore(model.config, base)
-    save(model, tokenizer, beside)
-    if model.can_generate():
-        settings = generation_settings(model, tokenizer, base, config)
-        (beside / "generation_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     try:
+        with room_for(folder):
+            save(model, tokenizer, beside)
+            if model.can_generate():
+                settings = generation_settings(model, tokenizer, base, config)
+                (beside / "generation_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         verify(model, beside, base, config)
     except BaseException:
         discard(beside)

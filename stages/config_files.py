@@ -9,7 +9,7 @@ import yaml
 
 
 def check_config_files(arguments: Sequence[str] | None) -> None:
-    """Raises ValueError when a file after --config is missing, a folder, not UTF-8 or not YAML."""
+    """Raises ValueError when a file after --config is missing, a folder, not UTF-8, not YAML or not a mapping."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     for index, argument in enumerate(given):
         if argument.startswith("--config="):
@@ -19,16 +19,42 @@ def check_config_files(arguments: Sequence[str] | None) -> None:
 
 
 def check_config_file(path: Path) -> None:
-    """Raises ValueError when the file cannot be read as YAML, with the line."""
+    """Raises ValueError when the file cannot be read as a YAML mapping, with the line.
+
+    Pipes (`--config <(...)`) are left to jsonargparse, since they can be read only once.
+    """
     if path.is_dir():
         raise ValueError(f"--config {path} is a folder: give a YAML file")
     if not path.exists():
         raise ValueError(f"--config {path} does not exist: give a YAML file")
+    if not path.is_file():
+        return
     try:
-        yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ValueError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(node, yaml.MappingNode):
+        holds = "holds no settings" if node is None else "is not a mapping of settings"
+        raise ValueError(f"{path}: {holds}: write lines of the form `key: value`, or leave --config out")
+    refuse_duplicates(node, path)
+
+
+def refuse_duplicates(node: yaml.Node, path: Path) -> None:
+    """Raises ValueError for a key that is given twice, of which YAML's loader would silently keep the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            refuse_duplicates(item, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in lines:
+                raise ValueError(f"{path}:{line}: {key.value} is given twice, first in line {lines[key.value]}: keep one")
+            lines[key.value] = line
+        refuse_duplicates(value, path)

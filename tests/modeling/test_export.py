@@ -4,6 +4,7 @@ pytest tests/modeling/test_export.py
 """
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +199,18 @@ def test_finite_weights_whose_sum_overflows_are_accepted(tiny_llama: Path, tmp_p
         model.model.norm.weight.fill_(1e-3)
     export(model, tiny_tokenizer, tmp_path / "model", model_config)
     assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_a_full_disk_names_the_folder_and_leaves_nothing_of_the_export(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
+) -> None:
+    tokenizer = load_tokenizer(tiny("llama"), model_config)
+    model = load_causal(tiny("llama"), model_config, tokenizer)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"cannot write .*/model \(File too large\)"):
+            export(model, tokenizer, tmp_path / "model", model_config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

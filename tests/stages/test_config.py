@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -205,11 +206,34 @@ def test_an_ill_typed_value_is_refused_with_its_key(capsys: pytest.CaptureFixtur
     assert named in refused(capsys, *arguments)
 
 
-@pytest.mark.parametrize("yaml", ["- 1\n", "just words\n"])
-def test_a_file_that_is_no_mapping_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str) -> None:
+@pytest.mark.parametrize(
+    ("yaml", "sentence"),
+    [
+        ("- 1\n", "is not a mapping of settings"),
+        ("just words\n", "is not a mapping of settings"),
+        ("", "holds no settings"),
+        ("# mine\n", "holds no settings"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, yaml: str, sentence: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml)
-    assert "config" in refused(capsys, "--config", str(file))
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {sentence}: ")):
+        parse("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "place"),
+    [
+        ("sft: {epochs: 1}\nppo: {}\nsft: {learning_rate: 0.1}\n", "run.yaml:3: sft is given twice, first in line 1"),
+        ("sft:\n  epochs: 1\n  epochs: 2\n", "run.yaml:3: epochs is given twice, first in line 2"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_rather_than_half_lost(tmp_path: Path, yaml: str, place: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml)
+    with pytest.raises(ValueError, match=re.escape(place)):
+        parse("--config", str(file))
 
 
 @pytest.mark.parametrize(
@@ -325,6 +349,16 @@ def test_every_number_outside_its_range_is_refused_by_name(name: str) -> None:
         validate(0)
     if name in ONE_IS_ALLOWED:
         validate(1)
+
+
+def test_a_config_may_come_through_a_pipe_which_can_be_read_only_once() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"run_name: piped\n")
+    os.close(writer)
+    try:
+        assert parse("--config", f"/dev/fd/{reader}").run_name == "piped"
+    finally:
+        os.close(reader)
 
 
 def test_the_numbers_of_all_sections_are_found() -> None:
