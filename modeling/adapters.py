@@ -33,7 +33,8 @@ experts: they are left out."""
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
-    """Adapters on every linear layer of the transformer, or of its top layers, except for `FUSED_EXPERT_NAMES`.
+    """Adapters on every linear layer of the transformer, or of its top layers, except for `FUSED_EXPERT_NAMES` and those
+    that `is_adaptable` excludes.
 
     Raises ValueError when `top_layers` is more than the model has.
     """
@@ -41,7 +42,8 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
     if settings.top_layers is not None and settings.top_layers > layers:
         raise ValueError(f"model.lora.top_layers={settings.top_layers}, but the model has {layers} layers")
     backbone = backbone_of(model)
-    names = {last(name) for name, module in backbone.named_modules() if isinstance(module, MAPS)}
+    maps = [(last(name), module) for name, module in backbone.named_modules() if isinstance(module, MAPS)]
+    names = {name for name, _ in maps} - {name for name, module in maps if not is_adaptable(module)}
     if targets_experts(model, names):
         names -= FUSED_EXPERT_NAMES
     return LoraConfig(
@@ -53,6 +55,15 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
         layers_to_transform=None if settings.top_layers is None else list(range(layers - settings.top_layers, layers)),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),
     )
+
+
+@torch.no_grad()
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether a linear layer returns one tensor, as peft assumes. Routers of experts may be subclasses that return several."""
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    weight = module.get_parameter("weight")
+    return isinstance(module(weight.new_zeros(1, weight.shape[1])), torch.Tensor)
 
 
 def targets_experts(model: Any, names: Collection[str]) -> bool:

@@ -148,6 +148,8 @@ def train(
                 weight_decay=0.0,
                 max_grad_norm=config.max_grad_norm,
                 completion_only_loss=True,
+                # trl's router loss reads `num_experts`, which some configurations (Phi-MoE) lack; 0 turns it off.
+                router_aux_loss_coef=None if hasattr(model.config.get_text_config(), "num_experts") else 0.0,
                 max_length=None,
                 packing=False,
                 gradient_checkpointing=False,

@@ -39,6 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": COMMON,
     "mistral": COMMON | {"sliding_window": 512},
     "mixtral": COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "phimoe": COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2": COMMON,
     "qwen2_moe": COMMON | EXPERTS | {"shared_expert_intermediate_size": 32},
     "qwen3": HEAD_DIM,

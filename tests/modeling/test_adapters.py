@@ -19,6 +19,7 @@ from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar
 from modeling.scalar import initialise_head
 from modeling.tiny import ARCHITECTURES
+from tests.families import make_family
 
 SETTINGS = LoraSettings(rank=4, alpha=8)
 IDS = torch.tensor([[3, 40, 50, 60, 70, 2], [3, 41, 51, 61, 71, 81]])
@@ -201,3 +202,13 @@ def test_a_saved_adapter_comes_back_beside_another(tiny_causal: Callable[[str], 
     use_adapter(second, "policy", trainable={"policy"})
     assert torch.equal(logits(second), other)
     assert all(parameter.requires_grad for parameter in adapter_parameters(second, "policy").values())
+
+
+def test_a_router_that_returns_more_than_a_tensor_gets_no_adapter(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """Phi-MoE's is a subclass of `nn.Linear` that returns a tuple, which peft's layer cannot add to."""
+    place = make_family("phimoe", tmp_path, tiny_tokenizer)
+    model = load_causal(place, ModelConfig(base=str(place)), tiny_tokenizer)
+    before = logits(model)
+    adapted = add_lora(model, SETTINGS)
+    assert torch.equal(logits(adapted), before)
+    assert not any("router" in name for name in adapter_parameters(adapted, "default"))
