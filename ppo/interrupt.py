@@ -81,7 +81,7 @@ class Interrupt:
         """What to raise when all is saved."""
         name = signal.Signals(self.number).name
         where = f"stopped by {name} after {done} of {iterations} iterations"
-        return Interrupted(self.number, f"{where}: run the command again to resume")
+        return Interrupted(self.number, f"{where}: run the command again (without --force) to resume")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
@@ -92,7 +92,7 @@ class Interrupt:
             if self._breakable:
                 raise Interrupted(number)
         elif self._again():
-            raise Interrupted(number, "stopped at once: run the command again to resume from the last checkpoint")
+            raise Interrupted(number, "stopped at once: run the command again (without --force) to resume from the last checkpoint")
 
     def _again(self) -> bool:
         return time.monotonic() - self._since > SAME_SECONDS

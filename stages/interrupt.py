@@ -83,7 +83,7 @@ class Stop:
     def sentence(self) -> str:
         """The message to the user."""
         name = signal.Signals(self.number or signal.SIGINT).name
-        return f"interrupted ({name}): run the command again to resume from the last checkpoint"
+        return f"interrupted ({name}): run the command again (without --force) to resume from the last checkpoint"
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked worker, whose parent received the signal too

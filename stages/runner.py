@@ -141,7 +141,11 @@ class Plan:
 
 
 def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Plan:
-    """Compares the fingerprint of config and inputs with the finished result's, and lays out the partial folder."""
+    """Compares the fingerprint of config and inputs with the finished result's, and lays out the partial folder.
+
+    With `force` the stage starts over. If that run is interrupted, the next one without `force` resumes it, although
+    there is a finished result.
+    """
     whole = asdict(config)
     for name in stage.told:
         *path, last = name.split(".")
@@ -154,10 +158,12 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     complete = manifest.read(partial)
     if complete is not None and complete.fingerprint == fingerprint and not force:
         put_in_place(partial, final, stage.temporary)
+    left = (partial / FINGERPRINT).read_text() if (partial / FINGERPRINT).is_file() else ""
+    forced = f"{fingerprint} forced"
     finished = manifest.read(final)
-    if finished is not None and finished.fingerprint == fingerprint and not force:
+    if finished is not None and finished.fingerprint == fingerprint and not force and left != forced:
         return Plan(finished.headline, partial, fingerprint, inputs, False)
-    resumed = (partial / FINGERPRINT).is_file() and (partial / FINGERPRINT).read_text() == fingerprint and not force
+    resumed = left in (fingerprint, forced) and not force
     if not resumed:
         if not force and any(any((partial / name).glob("*")) for name in stage.scratch):
             raise ValueError(
@@ -166,7 +172,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
             )
         discard(partial)
         partial.mkdir(parents=True)
-        write_whole(partial / FINGERPRINT, fingerprint.encode())
+        write_whole(partial / FINGERPRINT, (forced if force else fingerprint).encode())
     return Plan(None, partial, fingerprint, inputs, resumed)
 
 

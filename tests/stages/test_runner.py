@@ -159,6 +159,17 @@ def test_force_runs_and_starts_from_nothing(config: RunConfig, root: Path) -> No
     assert work.found[-1] == [], "what the broken run left is not handed on"
 
 
+def test_an_interrupted_forced_run_is_resumed_without_force(config: RunConfig, root: Path) -> None:
+    work = Work()
+    run_stage(first(work), config)
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(first(Work(fails=True)), config, force=True)
+    run_stage(first(work), config)
+    assert work.found == [[], ["half.txt"]]
+    run_stage(first(work), config)
+    assert work.times == 2
+
+
 def test_a_failed_stage_leaves_no_result(config: RunConfig, root: Path) -> None:
     with pytest.raises(ValueError, match="it broke"):
         run_stage(first(Work(fails=True)), config)
