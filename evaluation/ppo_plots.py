@@ -75,7 +75,7 @@ PANELS = (
     ),
     Panel("Value loss", "squared score units", (Line("value_loss", colour=PURPLE),)),
     Panel("Pretraining loss", "nats a token", (Line("ptx_loss", colour=GREEN),)),
-    Panel("Pretraining gradient beside PPO's", "ratio of norms", (Line("ptx_to_ppo_grad_ratio", colour=GREEN),), healthy=(0.1, 10.0), log=True),
+    Panel("Pretraining gradient beside PPO's", "ratio of norms", (Line("ptx_to_ppo_grad_ratio", colour=GREEN),), healthy=(0.05, 1.0), log=True),
     Panel(
         "Gradient norm", "before clipping", (Line("policy_grad_norm", "policy"), Line("value_grad_norm", "value model", PURPLE)),
         log=True,

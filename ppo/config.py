@@ -92,12 +92,13 @@ class PPOConfig:
     """Adam's second decay. Appendix C."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradient clipping, policy (PPO and ptx gradients together) and value model apart; null does not clip. Ours."""
-    ptx_coef: NonNegativeFloat = 1.0
+    ptx_coef: NonNegativeFloat = 0.2
     """gamma, the weight of the pretraining loss; 0 is plain PPO. Both losses are means over tokens here: the policy
-    loss over response tokens of the minibatch, the pretraining loss over predicted tokens of its texts. Ours: at 1
-    their gradients have about equal norms (`ptx_to_ppo_grad_ratio`, which is proportional to gamma: 21 to 30 at 27.8
-    on the demo). C.4 has 27.8, but does not say whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that
-    number in our units."""
+    loss over response tokens of the minibatch, the pretraining loss over predicted tokens of its texts. Ours: on the
+    demo the pretraining gradient then has about a fifth of the norm of PPO's (`ptx_to_ppo_grad_ratio`, which is
+    proportional to gamma). At 1 the norms are about equal and the demo does not improve on SFT: the pretraining
+    gradient has the same direction in every minibatch, while PPO's is mostly noise. C.4 has 27.8, but does not say
+    whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that number in our units."""
     ptx_examples_per_episode: PositiveInt = 8
     """Pretraining examples an episode. C.4."""
     ema_decay: ClosedUnitInterval = 0.992
