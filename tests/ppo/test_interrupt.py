@@ -58,7 +58,8 @@ def test_a_signal_saves_at_the_next_point_where_nothing_is_half_done_and_stops(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(ppo.train, phase, interrupted)
-        with pytest.raises(Interrupted, match=rf"stopped by SIG(TERM|INT) after {saved} of 3 iterations: run the command again \(without --force\) to resume") as stopped:
+        said = rf"stopped by SIG(TERM|INT) after {saved} of 3 iterations: run the command again \(without --force\) to resume"
+        with pytest.raises(Interrupted, match=said) as stopped:
             run(chain, tmp_path)
     assert stopped.value.exit_code == code
     assert signal.getsignal(number) is before
@@ -83,7 +84,7 @@ def test_a_second_signal_stops_at_once_and_one_right_after_the_first_is_the_same
         run(chain, tmp_path)
     assert len(calls) == 2
     monkeypatch.setattr(ppo.interrupt, "SAME_SECONDS", 0.0)
-    with pytest.raises(Interrupted, match="stopped at once: run the command again \(without --force\) to resume from the last checkpoint") as stopped:
+    with pytest.raises(Interrupted, match=r"stopped at once: run the command again \(without --force\) to resume from the last checkpoint") as stopped:
         run(chain, tmp_path)
     assert stopped.value.exit_code == 143
     assert len(calls) == 3
