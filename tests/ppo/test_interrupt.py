@@ -84,7 +84,7 @@ def test_a_second_signal_stops_at_once_and_one_right_after_the_first_is_the_same
         run(chain, tmp_path)
     assert len(calls) == 2
     monkeypatch.setattr(ppo.interrupt, "SAME_SECONDS", 0.0)
-    with pytest.raises(Interrupted, match=r"stopped at once: run the command again \(without --force\) to resume from the last checkpoint") as stopped:
+    with pytest.raises(Interrupted, match=r"stopped at once: run the command again \(without --force\) to resume") as stopped:
         run(chain, tmp_path)
     assert stopped.value.exit_code == 143
     assert len(calls) == 3
