@@ -39,7 +39,7 @@ data $(STAGES): setup
 	@$(LAUNCH) stages.$@ --config $(CONFIG) $(ARGS)
 
 test: setup
-	@HF_HUB_OFFLINE=1 $(RUN) -m pytest
+	@HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow

@@ -26,7 +26,8 @@ ROUNDING = 1e-13
 """Sums of a dozen weights, each of which is off by a few parts in 1e16."""
 FLOAT32 = 5e-5
 LOUD = (
-    "{% for message in messages %}<<{{ message['role'] }}>> {{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}<<reply>> {% endif %}"
+    "{% for message in messages %}<<{{ message['role'] }}>> {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<<assistant>> {% endif %}"
 )
 
 

@@ -19,7 +19,7 @@ from ppo.models import PPOModels
 from ppo.rollout import Rollout, roll_out, score
 from ppo.train import train
 from ppo.update import Optimizers, add_ptx_gradient, policy_gradient, step, value_gradient
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, all_rows, groups_of, load_base, small
+from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, all_rows, as_ranked, groups_of, load_base, small
 
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 
@@ -60,8 +60,11 @@ def test_before_the_first_update_kl_is_zero_and_roles_are_who_they_say(chains, a
             values = scorer.score(hidden)[0, :, 0] - 0.25
             logprobs = causal(ids).logits[0].log_softmax(-1)
         count, start = len(response), len(prompt)
-        # The score is read at the last response token; the value of a state at the token before the one it is about to choose.
-        assert rollout.scores_B[row].item() == pytest.approx(values[-1].item(), abs=2e-5)
+        # The score is read at the last token of the response's text; the value of a state at the token before the one it is about to choose.
+        ranked = as_ranked(chain.tokenizer, Generation(response, None, bool(rollout.ended_B[row])))
+        with torch.no_grad():
+            score = scorer.score(scorer.model(torch.tensor([prompt + ranked])).last_hidden_state)[0, -1, 0] - 0.25
+        assert rollout.scores_B[row].item() == pytest.approx(score.item(), abs=2e-5)
         assert torch.allclose(rollout.values_BT[row, :count], values[start - 1 : -1], atol=2e-5, rtol=0)
         expected = torch.stack([logprobs[start - 1 + t, token] for t, token in enumerate(response)])
         assert torch.allclose(rollout.ref_logprobs_BT[row, :count], expected, atol=2e-5, rtol=0)
@@ -90,7 +93,7 @@ def test_at_learning_rate_zero_the_ratio_is_exactly_one(chains, adapter: str, pr
 def test_recorded_logprobs_are_refused_where_decoding_rounds_differently_from_scoring(chains, tmp_path: Path):
     chain = in_precision(chains("none"), "bfloat16")
     config = small(old_logprobs="rollout")
-    with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs float32.*take ppo\.old_logprobs=recompute"):
+    with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs float32.*set ppo\.old_logprobs=recompute"):
         train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -252,7 +252,7 @@ def test_a_model_whose_attention_takes_no_mask_of_ours_is_decoded_with_a_growing
 
 def test_a_model_that_remembers_otherwise_is_refused_in_a_sentence() -> None:
     model = small("mamba", num_attention_heads=None)
-    with pytest.raises(ValueError, match="the native engine cannot decode MambaForCausalLM, which keeps something else"):
+    with pytest.raises(ValueError, match="the native engine cannot decode MambaForCausalLM, which has other state"):
         generate(model, PROMPTS, SEEDS, Sampling(3), stop_ids=(), pad_id=0)
 
 
