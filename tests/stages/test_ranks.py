@@ -109,6 +109,7 @@ def test_the_same_error_of_each_is_printed_once(tmp_path: Path) -> None:
 SECOND = 1 / 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "codes"), [(0.5 * SECOND, [2, 2]), (30 * SECOND, [0, 0])])
 def test_work_of_the_first_process_alone_may_take_as_long_as_the_configuration_says(tmp_path: Path, minutes: float, codes: list[int]) -> None:
     def alone(team: Processes) -> None:

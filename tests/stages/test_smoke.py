@@ -110,6 +110,7 @@ def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str],
     assert done == ["evaluate", "report"]
 
 
+@pytest.mark.slow
 def test_ppo_runs_killed_at_any_moment_end_in_the_same_bytes(finished: tuple[Path, str], cache: Path):
     """A few of the kills of `make torture`."""
     root, _ = finished
@@ -121,6 +122,7 @@ def test_ppo_runs_killed_at_any_moment_end_in_the_same_bytes(finished: tuple[Pat
     assert done.stdout.endswith("PASS\n")
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(finished: tuple[Path, str], cache: Path, tmp_path: Path):
     root, _ = finished
     shutil.copytree(root, tmp_path / "smoke", ignore=shutil.ignore_patterns("reward", "ppo", "evaluate", "report", "tensorboard"))
