@@ -49,10 +49,6 @@ class Adapter:
     anywhere: bool = False
     """Whether this is a format of many data sets rather than one data set: any Hub data set may be its place."""
 
-    def fits(self, row: object) -> bool:
-        """Whether a row has the keys of this format."""
-        return isinstance(row, dict) and any(row.keys() >= set(keys) for keys in self.keys)
-
 
 def need(row: Row, key: str, kind: type[T], what: str | None = None) -> T:
     """The value under a key. Raises ValueError when it is missing or of another type."""

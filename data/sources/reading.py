@@ -160,10 +160,12 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
 
 def explained(error: ValueError, row: object, source: Source) -> str:
     """The problem of a row, with advice if it looks like another format or has an unknown column."""
-    if not source.adapter.fits(row):
-        likely = next((other for other in ADAPTERS.values() if other.fits(row) and source.role in other.convert), None)
-        if likely is not None:
-            return f"this looks like {likely.about.split(',')[0]}: set format: {likely.name} ({error})"
+    # ShareGPT's rankings have `chosen` and `rejected` as ours do, but ours have no `conversations`.
+    own = {key for keys in source.adapter.keys for key in keys}
+    for other in ADAPTERS.values():
+        foreign = [keys for keys in other.keys if isinstance(row, dict) and row.keys() >= set(keys) and set(keys) - own]
+        if foreign and source.role in other.convert:
+            return f"this looks like {other.about.split(',')[0]}: set format: {other.name} ({error})"
     if isinstance(error, UnknownKeyError) and error.near is None:
         advice = "rename it with `columns` under data.sources, or set it to null there to leave it out"
         return f"unknown key {error.key!r}: {advice}; known are {error.known}"

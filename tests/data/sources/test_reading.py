@@ -134,6 +134,13 @@ def test_a_folder_without_the_files_of_the_format_is_told(tmp_path: Path) -> Non
         find("x", DataConfig(sources={"x": SourceConfig(format="truthfulqa", place=str(tmp_path))}), "rankings")
 
 
+def test_rankings_of_another_format_are_named_although_our_keys_are_among_theirs(tmp_path: Path) -> None:
+    answer = {"from": "gpt", "value": "So."}
+    place = written(tmp_path / "x.jsonl", [{"conversations": TURNS[:1], "chosen": answer, "rejected": answer | {"value": "No."}}])
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: this looks like ShareGPT: set format: sharegpt"):
+        records(DataConfig(rankings=[place]), "rankings")
+
+
 def test_of_a_bad_row_the_place_is_told_and_the_others_stay(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", [{"prompt": "Why?"}, {"promt": "How?"}, ["What?"], {"prompt": "Who?"}])
     config = DataConfig(prompts=[place])
