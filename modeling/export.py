@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 from modeling.config import ModelConfig
 from modeling.disk import discard, room_for
 from modeling.finite import require_finite_files
-from modeling.load import is_classifier, read_settings, save
+from modeling.load import is_classifier, read_settings, save, with_end
 
 CONFIG_CHANGES = {
     "pad_token_id": "the pad token differs from EOS",
@@ -123,10 +123,7 @@ def generation_settings(model: Any, tokenizer: Any, base: PreTrainedConfig, conf
     settings = json.loads(Path(file).read_text()) if file else GenerationConfig.from_model_config(base).to_diff_dict()
     settings.pop("_from_model_config", None)
     settings["pad_token_id"] = tokenizer.pad_token_id
-    ends = settings.get("eos_token_id")
-    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokenizer.eos_token_id not in known:
-        settings["eos_token_id"] = [*known, tokenizer.eos_token_id] if known else tokenizer.eos_token_id
+    settings["eos_token_id"] = with_end(settings.get("eos_token_id"), tokenizer.eos_token_id)
     if suppressed := model.generation_config.suppress_tokens:
         settings["suppress_tokens"] = list(suppressed)
     settings["transformers_version"] = model.config.to_dict()["transformers_version"]

@@ -180,6 +180,14 @@ def is_classifier(settings: Any) -> bool:
     return any("SequenceClassification" in name for name in settings.architectures or [])
 
 
+def with_end(named: int | list[int] | None, end: int) -> int | list[int]:
+    """The end tokens that a generation config names, with one more where it is missing, in the config's form."""
+    ends = [named] if isinstance(named, int) else list(named or [])
+    if end in ends:
+        return ends if isinstance(named, list) else end
+    return [*ends, end] if ends else end
+
+
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
     """Adds an embedding row for an added pad token, and sets the pad and end tokens in the configs.
 
@@ -197,9 +205,7 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = pad_id
     if generation is not None and model.can_generate():
         generation.pad_token_id = pad_id
-        named = generation.eos_token_id
-        ends = list(dict.fromkeys([*([named] if isinstance(named, int) else named or []), tokenizer.eos_token_id]))
-        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+        generation.eos_token_id = with_end(generation.eos_token_id, tokenizer.eos_token_id)
         suppressed = generation.suppress_tokens or []
         if added and pad_id not in suppressed:
             generation.suppress_tokens = [*suppressed, pad_id]
@@ -268,7 +274,7 @@ def freeze(module: nn.Module) -> None:
 
 
 def _refuse_missing(place: str | Path, names: Collection[str]) -> None:
-    """The library would fill weights that are not in the file with random numbers, and say so where nobody looks."""
+    """Raises ValueError for weights that the file lacks: transformers would initialise them at random, with a warning."""
     if names:
         raise ValueError(f"{place} lacks {len(names)} of its model's weights, {min(names)} among them: is it another kind of model?")
 

@@ -106,7 +106,7 @@ def processes(device: str = "auto", timeout_minutes: float = TIMEOUT_MINUTES) ->
 
 
 def part() -> None:
-    """Ends the team when its work is done: its threads, if left to the end of the interpreter, may abort a process that has succeeded."""
+    """Destroys the process group; gloo threads left alive can abort the interpreter at exit."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
