@@ -24,7 +24,7 @@ from data.files import BadRows
 from data.measure import Measurer, measure
 from data.near_duplicates import alike, comparable, distinct
 from data.part import TEST, TRAIN, VALID, Collector, Mask, Part, asked, first_among
-from data.ranking_rules import drop_answers, refuse_identical
+from data.ranking_rules import drop_answers, refuse_undecided
 from data.records import SPLITS, Document, FewShot, Prompt, Ranking
 from data.sets import (
     DOCUMENT_SCHEMA,
@@ -117,8 +117,8 @@ def build(config: DataConfig, measurer: Measurer, scratch: Path, check: Callable
     """Reads the sources and applies the rules; the spools go into the folder `scratch`, which must outlive the result.
 
     `check` raises ValueError for a prompt that cannot be used. Raises ValueError on a malformed row or such a prompt
-    (unless `bad_rows: skip`), on a missing source, on a source whose rankings all compare identical answers, and when a
-    split that a later stage needs has no rows.
+    (unless `bad_rows: skip`), on a missing source, on a source of rankings without a strict pair, and when a split that a
+    later stage needs has no rows.
     """
     found = all_sources(config)
     reader = Reader(BadRows(skip=config.bad_rows == "skip"), check)
@@ -126,7 +126,7 @@ def build(config: DataConfig, measurer: Measurer, scratch: Path, check: Callable
     pool = collect([*found["demonstrations"], *found["prompts"]], config, reader, scratch / "pool.arrow", POOL_SCHEMA)
     refuse_repeated_ids(pool)
     rankings = collect(found["rankings"], config, reader, scratch / "rankings.arrow", RANKING_SCHEMA)
-    refuse_identical(rankings)
+    refuse_undecided(rankings)
     documents = collect_documents(found["pretraining"], config, bad, scratch / "documents.arrow")
 
     for part, record_type in ((pool, Prompt), (rankings, Ranking)):

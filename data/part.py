@@ -74,8 +74,8 @@ class Part:
     """Number of a ranking's answers in the source."""
     identical: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     """Number of a ranking's judgments between identical answers (data/answers.py)."""
-    informative: Mask = field(default_factory=lambda: np.empty(0, bool))
-    """False if a ranking has such judgments and none that puts an answer above a different one."""
+    decided: Mask = field(default_factory=lambda: np.empty(0, bool))
+    """Whether a ranking puts an answer above a different one."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Answers dropped from rankings that were kept, by rule."""
     split: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
@@ -100,7 +100,7 @@ class Collector:
         self._numbers: dict[str, array[int]] = {
             name: array("i")
             for name in (
-                "dataset", "api", "answered", "copies", "few_shot", "conversational", "use_case", "answers", "identical", "informative",
+                "dataset", "api", "answered", "copies", "few_shot", "conversational", "use_case", "answers", "identical", "decided",
             )
         }  # fmt: skip
         self._datasets: dict[str, int] = {}
@@ -110,7 +110,6 @@ class Collector:
         key = comparable(asked(record))
         self.part.spool.append(packed(record, key))
         group = record.user_id if self.part.group_by == "user" else record.organisation_id
-        same = identical_pairs(record) if isinstance(record, Ranking) else 0
         judged = [getattr(record, name) for name in JUDGMENT] if isinstance(record, Ranking) else []
         for name, value in (
             ("group", user_hash(group, self.part.salt)),
@@ -128,8 +127,8 @@ class Collector:
             ("conversational", not isinstance(record.prompt, str)),
             ("use_case", USE_CASES.index(record.use_case) if record.use_case is not None else -1),
             ("answers", len(record.completions) if isinstance(record, Ranking) else 0),
-            ("identical", same),
-            ("informative", not same or not isinstance(record, Ranking) or has_strict_pair(record)),
+            ("identical", identical_pairs(record) if isinstance(record, Ranking) else 0),
+            ("decided", isinstance(record, Ranking) and has_strict_pair(record)),
         ):
             self._numbers[name].append(number)
 

@@ -11,15 +11,22 @@ from data.sets import packed, record_of
 from data.spool import Spool
 
 
-def refuse_identical(part: Part) -> None:
-    """Raises ValueError when all rankings of a source compare identical answers, most often from two equal columns."""
+def refuse_undecided(part: Part) -> None:
+    """Raises ValueError when no ranking of a source puts an answer above a different one."""
     for place, name in enumerate(part.datasets):
         rows = part.dataset == place
-        if not part.informative[rows].any():
+        if part.decided[rows].any():
+            continue
+        of_source = f"data.rankings: all {int(rows.sum()):,} rankings of {name!r}"
+        if (part.identical[rows] > 0).all():
             raise ValueError(
-                f"data.rankings: all {int(rows.sum()):,} rankings of {name!r} compare identical answers, "
-                "which gives a reward model no signal: check which columns hold the better and the worse answer"
+                f"{of_source} compare identical answers, which gives a reward model no signal: "
+                "check which columns hold the better and the worse answer"
             )
+        raise ValueError(
+            f"{of_source} are ties or rank no answers, which gives a reward model no signal: "
+            "check which column holds the ranks, or remove this source"
+        )
 
 
 def drop_answers(part: Part, config: DataConfig, measurer: Measurer) -> None:
@@ -44,7 +51,7 @@ def drop_answers(part: Part, config: DataConfig, measurer: Measurer) -> None:
             part.dropped[rule] += count
     for rule, mask in stays.items():
         part.ledger.apply(rule, mask)
-    part.ledger.apply("identical_answers", part.informative)
+    part.ledger.apply("identical_answers", part.decided | (part.identical == 0))
     if shorter:
         part.spool = _rewritten(part.spool, shorter)
 

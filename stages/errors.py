@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from modeling.disk import FULL, error_number
+from modeling.disk import FULL, error_number, free_bytes, mib
 
 MEMORY = (
     "lower sft.micro_batch_size, samples.batch_size, reward.max_tokens_per_micro_batch, "
@@ -40,7 +40,7 @@ def report(error: Exception, root: Path | None) -> int:
     from stages import ranks
 
     elsewhere = ranks.failure_elsewhere(error)
-    sentence, code = (elsewhere, 2) if elsewhere is not None else explain(error)
+    sentence, code = (elsewhere, 2) if elsewhere is not None else explain(error, root)
     rank = ranks.own_rank()
     if not ranks.should_say(error, sentence):
         return code
@@ -60,8 +60,8 @@ def say(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def explain(error: Exception) -> tuple[str, int]:
-    """(one sentence, exit code)."""
+def explain(error: Exception, root: Path | None = None) -> tuple[str, int]:
+    """(one sentence, exit code); `root` is the run folder, if it is known."""
     words = " ".join(str(error).split())
     if isinstance(error, UnicodeDecodeError):
         byte = f"{error.object[error.start]:#04x} at {error.start}"
@@ -72,7 +72,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if out_of_memory(error):
         return f"out of memory ({shortened(words) or 'no details'}): {MEMORY}", 2
     if (number := error_number(error)) is not None:
-        return of_system(error, number, words), 2
+        return of_system(error, number, words, root), 2
     if isinstance(error, (ValueError, OSError, ImportError)):
         return (words if isinstance(error, ValueError) else shortened(words)) or type(error).__name__, 2
     if any(base.__module__.split(".")[0] in NETWORK + FILES for base in type(error).__mro__):
@@ -87,13 +87,17 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or named or on_cpu
 
 
-def of_system(error: Exception, number: int, words: str) -> str:
+def of_system(error: Exception, number: int, words: str, root: Path | None) -> str:
     """An error of the operating system, with its file and advice."""
     names = (getattr(error, name, None) for name in ("filename2", "filename"))
     place = next((name for name in names if name is not None), None)
     what = os.strerror(number)
-    # Errors without a file (from Rust, the Hub or sockets) have only the class's own text.
+    # Errors without a file (from Arrow, Rust, the Hub or sockets) have only the class's own text.
     head = f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else shortened(words) or what
+    if place is None and number in FULL:
+        # The full disk may also be that of temporary files.
+        folders = [folder for folder in (root, Path(tempfile.gettempdir())) if folder is not None]
+        head += f" ({', '.join(f'{folder} has {mib(free_bytes(folder))} free' for folder in folders)})"
     if what not in head:
         head = f"{head} ({what})"
     return head + ADVICE.get(number, "")

@@ -50,9 +50,11 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
 
 
 def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> Answer:
-    """`check_models` for a loaded base model, and `check_rooms` with the finished sets in `data`."""
+    """`check_models` for a loaded base model, and what the finished sets in `data` must hold for later stages."""
     from modeling.load import base_model_place
 
+    if config.labels.labeler == "none":
+        refuse_undecided(config, data)
     found = check_models(config, model)
     check_rooms(config, data, Path(base_model_place(config.model)), tokenizer)
     return found
@@ -74,6 +76,21 @@ def examine(model: Any, config: RunConfig) -> Answer:
         decoder += ", growing cache"
     lora = lora_names(model, config.model.lora) if config.model.adapter == "lora" else ""
     return Answer(decoder, "ours" if has_own_head(model.config) else "transformers", lora)
+
+
+def refuse_undecided(config: RunConfig, data: Path) -> None:
+    """Raises ValueError when a split has no ranking with a strict pair, so that a reward model could not be trained."""
+    from data.answers import has_strict_pair
+    from data.records import SPLITS
+    from data.sets import read_set, set_file
+
+    for split in SPLITS if config.reward.epochs > 0 else SPLITS[1:]:
+        found = read_set(data, "rankings", split) if set_file(data, "rankings", split).is_file() else []
+        if not any(map(has_strict_pair, found)):
+            raise ValueError(
+                f"labels.labeler is none, and none of the {len(found)} {split} rankings in {data} puts one answer above "
+                "a different one: add rankings of more users to data.rankings, or try another data.split_salt"
+            )
 
 
 def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> None:

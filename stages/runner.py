@@ -201,7 +201,13 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the run folder for this process. Raises InUseError when another one has it; a lock dies with its process."""
+    """Holds the run folder for this process; a lock dies with its process.
+
+    Raises InUseError when another process has it, and ValueError when its path leads through a file.
+    """
+    for folder in (*reversed(root.parents), root):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"the run folder cannot be {root}: {folder} is a file; change runs_folder or run_name")
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
     try:

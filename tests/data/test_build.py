@@ -129,11 +129,24 @@ def test_personal_data_in_the_prompt_removes_the_whole_ranking(config: DataConfi
     assert made(config).removed()["rankings"]["personal_data"] == 1
 
 
-@pytest.mark.parametrize("text", ["the very same", ""])
-def test_a_source_whose_rankings_all_compare_identical_answers_is_refused(config: DataConfig, tmp_path: Path, made: Any, text: str) -> None:
-    lines = [{"prompt": f"{word} again", "chosen": text, "rejected": f" {text}"} for word in WORDS]
+@pytest.mark.parametrize(
+    ("judged", "problem"),
+    [
+        ({"completions": ["the very same", " the very same"], "ranks": [1, 2]}, "compare identical answers"),
+        ({"completions": ["", " "], "ranks": [1, 2]}, "compare identical answers"),
+        ({"completions": ["a", "b", "c"], "ranks": [1, 1, 1]}, "are ties or rank no answers"),
+        ({"completions": ["a", "b", "c"], "ranks": [None, None, None]}, "are ties or rank no answers"),
+        ({"completions": ["a", "b", "c"], "ranks": [None, 1, None]}, "are ties or rank no answers"),
+        ({"completions": ["a", "b", "b"], "preferences": [[1, 2]], "ties": [[0, 1]]}, "compare identical answers"),
+        ({"completions": ["a", "b"], "preferences": [], "ties": [[0, 1]]}, "are ties or rank no answers"),
+    ],
+)
+def test_a_source_of_rankings_without_a_strict_pair_is_refused(
+    config: DataConfig, tmp_path: Path, made: Any, judged: dict[str, Any], problem: str
+) -> None:
+    lines = [{"prompt": f"{word} again"} | judged for word in WORDS]
     config.rankings.append(written(tmp_path / "same.jsonl", lines))
-    with pytest.raises(ValueError, match=r"data\.rankings: all 20 rankings of '.*same\.jsonl' compare identical answers"):
+    with pytest.raises(ValueError, match=rf"data\.rankings: all 20 rankings of '.*same\.jsonl' {problem}"):
         made(config)
 
 
@@ -186,9 +199,9 @@ def test_several_rankings_of_one_prompt_count_once_against_the_cap(config: DataC
     assert made(config).removed()["rankings"]["over_cap"] == 3, "three labelers' rankings of the fourth prompt"
 
 
-@pytest.mark.parametrize("change", [{"ties": [[0, 1]]}, {"labeler": "llm"}, {"complete": [True, False]}, {"ratings": [{"quality": 1}, {}]}])
+@pytest.mark.parametrize("change", [{"ties": [[0, 1]]}, {"labeler": "llm"}, {"complete": [True, False, True]}, {"ratings": [{"quality": 1}, {}, {}]}])
 def test_rankings_that_differ_in_what_was_judged_are_two(config: DataConfig, tmp_path: Path, change: dict[str, Any], made: Any) -> None:
-    ranking = {"prompt": "quartz first", "user_id": "judge", "completions": ["a", "b"], "preferences": []}
+    ranking = {"prompt": "quartz first", "user_id": "judge", "completions": ["a", "b", "c"], "preferences": [[2, 0]]}
     config.rankings = [written(tmp_path / "judged.jsonl", [ranking, ranking, ranking | change])]
     assert made(config).removed()["rankings"]["repeated"] == 1
 

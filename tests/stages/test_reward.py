@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.files import read_records, read_rows
 from data.records import Ranking
+from data.split import split_of
 from modeling.tiny import make_tiny_model
 from reward.batches import Element
 from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
@@ -298,6 +299,23 @@ def test_mistakes_are_one_sentence_and_leave_no_result(runs: Path, other_base: P
     with pytest.raises(ValueError, match=said):
         chain(config)
     assert not (runs / "smoke" / "reward").exists()
+
+
+@pytest.mark.parametrize("tied", ["train", "test"])
+def test_rankings_of_which_a_split_decides_nothing_stop_the_run_before_sft(tmp_path: Path, tied: str) -> None:
+    rows = []
+    for number in range(60):
+        user = f"u{number}"
+        same = split_of(user, 0.2, 0.2) == tied
+        row = {"prompt": f"{number}?", "completions": ["yes", "no", "no idea"], "user_id": user}
+        rows.append(row | {"ranks": [1, 1, None] if same else [2, 1, 3]})
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = ["--data.rankings", f"[{tmp_path}/judged.jsonl]", "--data.valid_fraction", "0.2", "--data.test_fraction", "0.2"]
+    config = config_of(tmp_path / "runs", *sources, "--labels.labeler", "none")
+    run_stage(data.STAGE, config)
+    said = rf"labels\.labeler is none, and none of the \d+ {tied} rankings in .* puts one answer above a different one"
+    with pytest.raises(ValueError, match=said):
+        run_stage(sft.STAGE, config)
 
 
 def test_a_language_model_is_not_judged_as_a_reward_model(runs: Path, other_base: Path) -> None:

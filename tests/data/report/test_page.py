@@ -92,7 +92,10 @@ def test_without_rankings_and_use_cases(tmp_path):
 
 
 def test_without_a_strict_pair_or_labelers(tmp_path):
-    html, _, _ = reported(tmp_path, {"rankings": rankings(5, ranks=[1, 1], labeler_id="")})
+    tied = rankings(5, ranks=[1, 1], labeler_id="")
+    # A source without a strict pair is refused, so the only one is in a row that curation removes.
+    removed = rankings(1, labeler_id="")[0] | {"prompt": "word " * 5000}
+    html, _, _ = reported(tmp_path, {"rankings": [*tied, removed]})
     assert "No pair is ordered strictly." in html
     assert "No two labelers ranked the same answers, so nobody can tell." in html
 
