@@ -88,7 +88,8 @@ def refuse_undecided(config: RunConfig, data: Path) -> None:
         found = read_set(data, "rankings", split) if set_file(data, "rankings", split).is_file() else []
         if not any(map(has_strict_pair, found)):
             raise ValueError(
-                f"labels.labeler is none, and none of the {len(found)} {split} rankings in {data} puts one answer above "
+                f"labels.labeler is none, and none of the {len(found)} {split} rankings in {data} puts one answer "
+                "above "
                 "a different one: add rankings of more users to data.rankings, or try another data.split_salt"
             )
 
