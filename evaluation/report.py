@@ -17,7 +17,7 @@ from data.pages import Cell, Format, Interval, Table, between, counted, duration
 from evaluation import plots, ppo_plots
 from evaluation.verdict import BASELINES, PARTS, best_baseline, change, checks, dig, side, verdict
 from modeling.tracking import read_metrics, read_numbers
-from ppo.guards import GuardSettings, warnings_of
+from ppo.monitors import MonitorSettings, warnings_of
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 MEASURES = {
@@ -195,12 +195,12 @@ def labeler_note(config: Mapping[str, Any]) -> str:
 
 def guard_warnings(results: Results) -> list[str] | None:
     """What PPO's guards had to say; None where no guard watched."""
-    settings, rows = dig(results.config(), "ppo", "guards"), results.metrics["ppo"]
+    settings, rows = dig(results.config(), "ppo", "monitors"), results.metrics["ppo"]
     if settings is None or not rows:
         return None
     return [
         sentence.removeprefix("warning: ")
-        for sentence in warnings_of(GuardSettings(**settings), [*rows, *results.metrics["held_out"]])
+        for sentence in warnings_of(MonitorSettings(**settings), [*rows, *results.metrics["held_out"]])
     ]
 
 

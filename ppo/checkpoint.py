@@ -17,9 +17,9 @@ from modeling.checkpoint import (
     restore_optimizer,
     restore_parameters,
 )
+from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
-from ppo.models import PPOModels
-from ppo.update import Optimizers
+from ppo.optimizers import Optimizers
 
 
 class Stateful(Protocol):
@@ -50,7 +50,7 @@ class Progress:
 class Trained:
     """What training changes. Everything in it must be the same in all processes."""
 
-    models: PPOModels
+    models: ActorCritic
     optimizers: Optimizers
     average: MovingAverage
     stateful: Mapping[str, Stateful] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from data.numbers import (
+    AtLeastTwo,
     ClosedUnitInterval,
     FractionBelowOne,
     NonNegativeFloat,
@@ -13,11 +14,33 @@ from data.numbers import (
     PositiveInt,
     check_numbers,
 )
-from ppo.guards import GuardSettings
-from ppo.held_out import HeldOutSettings
+from ppo.monitors import MonitorSettings
 
 LARGEST_KL_ERROR = 0.2
 """With `kl_target`: a KL that is far off moves kl_coef no faster than one that is 20% off (Ziegler et al. 2019)."""
+
+
+@dataclass
+class HeldOutSettings:
+    """The policy on held-out prompts while it is trained. All ours."""
+
+    every: NonNegativeInt = 0
+    """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes
+    none.
+    """
+    prompts: AtLeastTwo = 64
+    """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split."""
+    prompts_from: Literal["sft", "rl"] = "sft"
+    """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains
+    on; only those of them are judged that have a demonstration."""
+    responses_per_prompt: PositiveInt = 1
+    """Averaged before anything else, as the prompt is the unit of the standard errors."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature, above 0; the KL is between the distributions at this temperature."""
+    weights: Literal["ema", "last"] = "ema"
+    """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use."""
+    judge: Literal["chrf", "none"] = "chrf"
+    """`chrf`: overlap of characters with the demonstration, which no reward model was taught."""
 
 
 @dataclass
@@ -126,7 +149,7 @@ class PPOConfig:
     """Episodes written then. Ours."""
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     """The policy on held-out prompts while it is trained."""
-    guards: GuardSettings = field(default_factory=GuardSettings)
+    monitors: MonitorSettings = field(default_factory=MonitorSettings)
     """What stops a run that has gone wrong, or warns."""
 
     @property

@@ -11,19 +11,19 @@ from modeling.adapters import merged, save_adapter
 from modeling.config import ModelConfig
 from modeling.export import export as export_model
 from modeling.load import load_causal
+from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
-from ppo.models import PPOModels
 
 
 def export(
-    models: PPOModels, average: MovingAverage, sft: Path, config: ModelConfig, tokenizer: Any, out: Path
+    models: ActorCritic, average: MovingAverage, sft: Path, config: ModelConfig, tokenizer: Any, out: Path
 ) -> None:
     """Writes both. Adapters are merged into a fresh copy of the SFT model, so the folders load with plain
     transformers.
     """
-    _write(models.policy.model, "model", sft, config, tokenizer, out)
+    _write(models.policy.causal, "model", sft, config, tokenizer, out)
     with average.in_place():
-        _write(models.policy.model, "model_ema", sft, config, tokenizer, out)
+        _write(models.policy.causal, "model_ema", sft, config, tokenizer, out)
 
 
 def _write(policy: Any, name: str, sft: Path, config: ModelConfig, tokenizer: Any, out: Path) -> None:

@@ -144,7 +144,7 @@ def check_value_start(config: RunConfig, start: "Start", tokenizer: Any) -> None
     `tokenizer` is the policy's.
     """
     from modeling.load import read_settings
-    from ppo.models import refuse_value_layers, refuse_value_start
+    from ppo.actor_critic import refuse_value_layers, refuse_value_start
 
     if start.own_base:
         refuse_value_start(config.ppo, tokenizer, start.tokenizer())

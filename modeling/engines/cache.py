@@ -17,9 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from modeling.attention import attending, refuse_unknown_terms
-from modeling.logprobs import logits_only_at
-from modeling.sequences import pad_rows
+from modeling.engine_support import attending, logits_only_at, pad_rows, refuse_unknown_terms
 
 NAME = "rlhf_ptx_one_token"
 GROWTH = 32

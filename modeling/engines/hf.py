@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from modeling.adapters import merged_weights
+from modeling.engine_support import head_outside_autocast
 from modeling.engines.types import Generation, Sampling, by_length, check_room
-from modeling.logprobs import head_outside_autocast
 from modeling.seeds import derive_seed
 
 

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from modeling.adapters import merged_weights
+from modeling.engine_support import head_outside_autocast, logits_only_at
 from modeling.engines.cache import GrowingCache, Lanes, in_float32
 from modeling.engines.packed import packed_weights
 from modeling.engines.sampling import OVERFLOW, WIDEST, draw, uniforms
 from modeling.engines.types import Generation, Sampling, by_length, check_room
 from modeling.finite import require_finite
-from modeling.logprobs import head_outside_autocast, logits_only_at
 
 REFILL = 0.2
 """Waiting prompts come in when this part of the lanes is free: a pass for a few has a cost of its own, a batch with

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.trunk import backbone_of
 
 from data.records import Ranking
 from evaluation.likelihood import likelihoods, sft_baselines
@@ -17,7 +18,6 @@ from modeling.load import load_causal
 from modeling.processes import Processes
 from modeling.shared_prefix import REASONS
 from modeling.tiny import ARCHITECTURES
-from modeling.trunk import backbone_of
 from reward.batches import element
 from tests.reward.test_scoring import some_elements
 

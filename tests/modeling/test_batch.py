@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.trunk import backbone_of, shared_trunk
 from torch import Tensor
 
 from modeling.batch import Batch, micro_batches
 from modeling.shared_prefix import REASONS, plain_because
 from modeling.tiny import ARCHITECTURES
-from modeling.trunk import backbone_of, shared_trunk
 
 CPU = torch.device("cpu")
 ALONE = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82, 92, 102], [7]]

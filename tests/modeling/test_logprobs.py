@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.trunk import backbone_of
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +33,6 @@ from modeling.logprobs import (
     text_loss,
 )
 from modeling.tiny import ARCHITECTURES
-from modeling.trunk import backbone_of
 from tests.conftest import enliven
 
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82, 92, 102]]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from modeling.recompute import recomputed
 from modeling.scalar import scalar_model
+from torch import nn
+
 from modeling.shared_prefix import REASONS
 from modeling.tiny import ARCHITECTURES
 from reward.scoring import answer_scores

@@ -7,7 +7,6 @@ import random
 
 import pytest
 import torch
-
 from modeling.sequences import Sequences, take_positions
 
 PROMPTS = [[11, 12, 13], [21], [31, 32]]

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.scalar import initialise_head, scalar_model
+from ppo.models import PPOModels, load_models
+from ppo.rollout import Rollout
 
 from data.records import Prompt
 from modeling.adapters import add_lora, merged
@@ -15,11 +18,8 @@ from modeling.config import LoraSettings, ModelConfig
 from modeling.engines.types import Generation
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
 from modeling.processes import Processes
-from modeling.scalar import initialise_head, scalar_model
 from modeling.tiny import make_tiny_model
 from ppo.config import PPOConfig
-from ppo.models import PPOModels, load_models
-from ppo.rollout import Rollout
 from tests.conftest import enliven
 
 TEAM = Processes(rank=0, count=1, device=torch.device("cpu"))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ppo.train import train
+
 from tests.ppo.conftest import TEAM, load_base, small
 from tests.ppo.toy import EOS, ask, next_words, toy_chain
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ppo.update import Optimizers
 from safetensors import SafetensorError
 from torch import nn
 
@@ -22,7 +23,6 @@ from modeling.processes import Processes
 from modeling.tracking import RowLog
 from ppo.checkpoint import Checkpoints, Progress, Trained
 from ppo.ema import MovingAverage
-from ppo.update import Optimizers
 from tests.cuts import Cut, contents, cut_at
 from tests.ppo.conftest import TEAM
 

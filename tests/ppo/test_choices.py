@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from ppo.rollout import in_order
+from ppo.train import shares_of
 
 from ppo.config import PPOConfig
 from ppo.kl import KLController
 from ppo.losses import kl_loss
-from ppo.rollout import in_order
 from ppo.scaling import ScoreScale
-from ppo.train import shares_of
 
 
 def test_a_fixed_coefficient_stays():

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from ppo.train import train
 from transformers import AutoModelForCausalLM
 
 from modeling.engines.native import generate
 from modeling.engines.types import Sampling
 from ppo.ema import MovingAverage
 from ppo.export import export
-from ppo.train import train
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
 
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])

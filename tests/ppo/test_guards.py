@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-
 from ppo.guards import Guards, GuardSettings, StoppedRunError, rise, warnings_of
 
 HEALTHY = {"score": 0.5, "kl": 3.0, "kl_k3": 3.1, "entropy": 1.6, "ended": 0.9, "policy_grad_norm": 0.7}

@@ -12,6 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ppo.guards import GuardSettings, StoppedRunError
+from ppo.held_out import Answer, HeldOut, HeldOutSettings, held_out_prompts, summary
+from ppo.models import PPOModels
+from ppo.train import train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -22,10 +26,6 @@ from modeling.engines.types import Generation
 from modeling.processes import Processes
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
-from ppo.guards import GuardSettings, StoppedRunError
-from ppo.held_out import Answer, HeldOut, HeldOutSettings, held_out_prompts, summary
-from ppo.models import PPOModels
-from ppo.train import train
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 
 ASKED = [

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ppo.models import PPOModels
+from ppo.rollout import Rollout, roll_out, score
+from ppo.train import train
+from ppo.update import Optimizers, add_ptx_gradient, policy_gradient, step, value_gradient
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -15,10 +19,6 @@ from modeling.engines.types import Generation
 from modeling.logprobs import response_logprobs
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
-from ppo.models import PPOModels
-from ppo.rollout import Rollout, roll_out, score
-from ppo.train import train
-from ppo.update import Optimizers, add_ptx_gradient, policy_gradient, step, value_gradient
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, all_rows, as_ranked, groups_of, load_base, small
 
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])

@@ -11,12 +11,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import ppo.train
 import pytest
 import torch
 
 import ppo.checkpoint
 import ppo.interrupt
-import ppo.train
 from ppo.checkpoint import Checkpoints
 from ppo.interrupt import Interrupted
 from tests.cuts import contents

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from ppo.guards import GUARDS, GuardSettings
+from ppo.held_out import HeldOutSettings
+from ppo.reading import reading_numbers
+from ppo.rollout import Rollout
+from ppo.train import train
 from torch import distributed
 
 from data.overlap import chrf, repeated_share
 from data.records import Demonstration
-from ppo.guards import GUARDS, GuardSettings
-from ppo.held_out import HeldOutSettings
 from ppo.metrics import mean_of, rollout_numbers, speeds
-from ppo.reading import reading_numbers
-from ppo.rollout import Rollout
-from ppo.train import train
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,17 +5,17 @@ divided.
 from pathlib import Path
 from typing import Any
 
+import ppo.train as project
 import pytest
 import torch
 from accelerate import debug_launcher
+from ppo.rollout import Rollout
 from safetensors.torch import load_file, save_file
 
-import ppo.train as project
 from modeling.batch import Batch
 from modeling.processes import Processes, processes
 from modeling.tracking import read_metrics
 from ppo.config import PPOConfig
-from ppo.rollout import Rollout
 from tests.ppo.conftest import TEAM, Chain, small
 from tests.ppo.toy import ask, doubled, toy_chain
 

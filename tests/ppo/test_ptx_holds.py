@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ppo.train import train
 
 from modeling.tracking import read_metrics
-from ppo.train import train
 from tests.ppo.conftest import TEAM, Chain, load_base, small
 from tests.ppo.toy import ask, next_words, toy_chain
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from ppo.models import PPOModels
+from ppo.rollout import Rollout, score
+from ppo.train import train
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import PLAIN
@@ -18,9 +21,6 @@ from modeling.engines.types import Generation
 from modeling.load import knows_tokens, load_tokenizer, same_tokenizer
 from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
 from ppo import train as training
-from ppo.models import PPOModels
-from ppo.rollout import Rollout, score
-from ppo.train import train
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, chain_of, save_reward, small
 
 OTHER_WORDS = ["zebra quartz vexing jumps over lazy dogs; what a cat is, and why rivers are cold. " * 3]

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ppo.train as project
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-import ppo.train as project
 from modeling.tracking import read_metrics
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 from tests.ppo.reference import Episode, Four, Outcome, load_adapted, load_whole, look, run

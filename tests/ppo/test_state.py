@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 import torch
+from ppo.streams import Stream
+from ppo.update import warmup
 from torch import nn
 
 from ppo.ema import MovingAverage
-from ppo.streams import Stream
-from ppo.update import warmup
 
 
 def test_average_has_the_closed_form_of_a_geometric_series():

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ppo.train as project
 import pytest
 import torch
+from ppo.models import PPOModels
+from ppo.rollout import Rollout
 
-import ppo.train as project
 from modeling.config import ModelConfig
 from modeling.load import load_tokenizer
 from modeling.tiny import make_tiny_model
 from modeling.tracking import read_metrics
-from ppo.models import PPOModels
-from ppo.rollout import Rollout
 from tests.ppo.conftest import PROMPTS, TEAM, Chain, load_base, save_reward, small
 from tests.ppo.toy import EOS, PAD, ask, doubled, next_words, toy_chain
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.trunk import backbone_of, shared_trunk
+from ppo.models import load_models
+from ppo.train import train
 
 from modeling.batch import micro_batches
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_tokenizer
-from modeling.trunk import backbone_of, shared_trunk
-from ppo.models import load_models
-from ppo.train import train
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, build_chain, small
 
 

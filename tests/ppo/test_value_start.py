@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from ppo.models import PPOModels
+from ppo.rollout import Rollout, roll_out, score
+from ppo.train import train
+from ppo.update import Optimizers, policy_gradient, step, value_gradient
 from transformers import AutoModelForSequenceClassification
 
 from modeling.checkpoint import newest
@@ -17,10 +21,6 @@ from modeling.logprobs import response_logprobs
 from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
 from ppo import models as loading
 from ppo.config import PPOConfig
-from ppo.models import PPOModels
-from ppo.rollout import Rollout, roll_out, score
-from ppo.train import train
-from ppo.update import Optimizers, policy_gradient, step, value_gradient
 from tests.ppo.conftest import (
     CHUNKS,
     PROMPTS,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ppo.models import PPOModels
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
@@ -16,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data.records import Prompt
 from modeling.config import ModelConfig
 from modeling.load import load_tokenizer
-from ppo.models import PPOModels
 from tests.conftest import enliven
 from tests.ppo.conftest import Chain
 

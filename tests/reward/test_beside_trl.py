@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from modeling.scalar import scalar_model
+from reward.train import accumulate
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
 from modeling.config import ModelConfig
 from modeling.processes import Processes
-from modeling.scalar import scalar_model
 from reward.batches import Element
 from reward.config import RewardConfig
-from reward.train import accumulate
 from tests.reward.test_scoring import some_elements
 
 ALONE = Processes(0, 1, torch.device("cpu"))

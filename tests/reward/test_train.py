@@ -14,19 +14,19 @@ from typing import Any, Literal
 import pytest
 import torch
 from accelerate import debug_launcher
+from modeling.scalar import initialise_head, scalar_model
+from reward.train import accumulate, train
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling.adapters import add_lora, merged
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import save
 from modeling.processes import Processes, processes, sum_gradients, sum_over_processes
-from modeling.scalar import initialise_head, scalar_model
 from modeling.shared_prefix import REASONS
 from modeling.tracking import read_metrics
 from reward.batches import Element, micro_batches
 from reward.config import RewardConfig
 from reward.scoring import answer_scores, score_all
-from reward.train import accumulate, train
 from tests.cuts import Cut
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))

@@ -12,7 +12,7 @@ from ppo.config import PPOConfig
 T = TypeVar("T")
 
 
-class Stream(Generic[T]):
+class Sampler(Generic[T]):
     """Items in a shuffled order that depends on the seed and on the number of the pass alone, so `position` is all
     there is to save.
     """

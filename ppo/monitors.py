@@ -1,6 +1,6 @@
 """Monitors that stop a run that has gone wrong, or warn.
 
-| guard | fires when |
+| monitor | fires when |
 |---|---|
 | `not_finite` | a number of the row is NaN or infinite |
 | `kl` | the KL to the SFT policy is above `max_kl` |
@@ -8,7 +8,7 @@
 | `cut_off` | no response has ended with EOS for `cut_off_iterations` in a row |
 | `over_optimisation` | on held-out prompts, the reward model's score rises while an independent judge's falls |
 
-A guard depends only on the rows of metrics.jsonl and held_out.jsonl. A resumed run reads them again, so its guards
+A monitor depends only on the rows of metrics.jsonl and held_out.jsonl. A resumed run reads them again, so its monitors
 behave as in an uninterrupted run; all processes have the same numbers, so all of them stop.
 """
 
@@ -24,15 +24,15 @@ Numbers = Mapping[str, float]
 
 
 class StoppedRunError(ValueError):
-    """A guard stopped the run."""
+    """A monitor stopped the run."""
 
 
 @dataclass
-class GuardSettings:
+class MonitorSettings:
     """`stop` ends the run before anything of the iteration is saved; `warn` logs when it starts to fire; `ignore` is
     off.
 
-    All ours: by default a guard stops where continuing is hardly ever intended, and warns where it may be.
+    All ours: by default a monitor stops where continuing is hardly ever intended, and warns where it may be.
     """
 
     not_finite: Action = "stop"
@@ -63,10 +63,10 @@ class GuardSettings:
     evaluations."""
 
 
-class Guards:
+class Monitors:
     """Watches the numbers of a run as they come."""
 
-    def __init__(self, settings: GuardSettings, past: Iterable[Numbers] = ()) -> None:
+    def __init__(self, settings: MonitorSettings, past: Iterable[Numbers] = ()) -> None:
         """`past` are the rows of metrics.jsonl and held_out.jsonl up to the checkpoint that the run goes on from, in
         any order.
         """
@@ -84,7 +84,7 @@ class Guards:
         """Adds numbers to the iteration's row, and returns a sentence for each warning that begins with it.
 
         May be called several times an iteration, as its numbers come: with those of the roll-out, a bad one stops the
-        run before any weight moves. Raises StoppedRunError for a guard that stops.
+        run before any weight moves. Raises StoppedRunError for a monitor that stops.
         """
         if iteration != self._iteration:
             self._iteration, self._told = iteration, set(self.standing)
@@ -95,63 +95,64 @@ class Guards:
                 raise StoppedRunError(
                     f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint "
                     "is kept, "
-                    f"from which ppo.guards.{name}=warn continues"
+                    f"from which ppo.monitors.{name}=warn continues"
                 )
         new = [name for name in self.standing if name not in self._told]
         self._told.update(new)
-        return [f"warning: iteration {iteration}: {self.standing[name]} (ppo.guards.{name})" for name in new]
+        return [f"warning: iteration {iteration}: {self.standing[name]} (ppo.monitors.{name})" for name in new]
 
     @property
     def warnings(self) -> dict[str, float]:
-        """`warnings`, the number of guards that fire now: a number of the row like the others."""
+        """`warnings`, the number of monitors that fire now: a number of the row like the others."""
         return {"warnings": float(len(self.standing))}
 
     def _found(self) -> dict[str, str]:
-        """What each guard that fires has to say."""
+        """What each monitor that fires has to say."""
         rows = [self.rows[step] for step in sorted(self.rows)]
         steps = sorted(self.rows)
         found = {
             name: look(self.settings, steps, rows)
-            for name, look in GUARDS.items()
+            for name, look in MONITORS.items()
             if getattr(self.settings, name) != "ignore"
         }
         return {name: finding for name, finding in found.items() if finding is not None}
 
 
-def warnings_of(settings: GuardSettings, rows: Iterable[Numbers]) -> list[str]:
-    """What the guards had to say of a whole run, a sentence where each begins to fire. `rows` are those of
+def warnings_of(settings: MonitorSettings, rows: Iterable[Numbers]) -> list[str]:
+    """What the monitors had to say of a whole run, a sentence where each begins to fire. `rows` are those of
     metrics.jsonl and held_out.jsonl.
     """
-    by_step = Guards(settings, rows).rows
-    only_warning = {name: "warn" for name in GUARDS if getattr(settings, name) == "stop"}
-    guards = Guards(replace(settings, **only_warning))  # type: ignore[arg-type]
-    return [sentence for step in sorted(by_step) for sentence in guards.check(step, by_step[step])]
+    by_step = Monitors(settings, rows).rows
+    only_warning = {name: "warn" for name in MONITORS if getattr(settings, name) == "stop"}
+    monitors = Monitors(replace(settings, **only_warning))  # type: ignore[arg-type]
+    return [sentence for step in sorted(by_step) for sentence in monitors.check(step, by_step[step])]
 
 
-def not_finite(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+def not_finite(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
     """Whether the last row has a number that is none."""
     bad = [f"{name} is {value}" for name, value in (rows[-1].items() if rows else ()) if not math.isfinite(value)]
     return ", ".join(bad) or None
 
 
-def kl(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+def kl(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
     """Whether the last roll-out has left the SFT policy."""
     found = _values(rows, "kl")
     if found and found[-1] > settings.max_kl:
         return (
-            f"the KL to the SFT policy is {found[-1]:.4g} nats an episode, above ppo.guards.max_kl={settings.max_kl:g}"
+            f"the KL to the SFT policy is {found[-1]:.4g} nats an episode, above "
+            f"ppo.monitors.max_kl={settings.max_kl:g}"
         )
     return None
 
 
-def entropy(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+def entropy(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
     """Whether the policy has one thing left to say."""
     found = _values(rows, "entropy")
     if not found:
         return None
     limits = {
-        f"ppo.guards.min_entropy={settings.min_entropy:g}": settings.min_entropy,
-        f"ppo.guards.min_entropy_fraction={settings.min_entropy_fraction:g} of the {found[0]:.4g} of the first "
+        f"ppo.monitors.min_entropy={settings.min_entropy:g}": settings.min_entropy,
+        f"ppo.monitors.min_entropy_fraction={settings.min_entropy_fraction:g} of the {found[0]:.4g} of the first "
         "iteration": (settings.min_entropy_fraction * found[0]),
     }
     for name, limit in limits.items():
@@ -160,19 +161,19 @@ def entropy(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Number
     return None
 
 
-def cut_off(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+def cut_off(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
     """Whether responses have stopped ending by themselves."""
     found = _values(rows, "ended")[-settings.cut_off_iterations :]
     if len(found) == settings.cut_off_iterations and not any(found):
         return (
-            f"ended is 0, as it has been for ppo.guards.cut_off_iterations={settings.cut_off_iterations} iterations: "
+            f"ended is 0, as it has been for ppo.monitors.cut_off_iterations={settings.cut_off_iterations} iterations: "
             "every response is cut off at "
             "ppo.max_new_tokens"
         )
     return None
 
 
-def over_optimised(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
+def over_optimised(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
     """Whether the reward model is being gamed (Gao et al. 2022): its scores on held-out prompts go up, a judge's of the
     same answers go down.
 
@@ -195,7 +196,7 @@ def over_optimised(settings: GuardSettings, steps: Sequence[int], rows: Sequence
         return (
             f"since iteration {places[0]} the reward model's score of held-out prompts rose by {up:.3g} (standard "
             f"error {up_error:.2g}) while the "
-            f"judge's fell by {-down:.3g} ({down_error:.2g}), each by more than ppo.guards.over_optimisation_errors="
+            f"judge's fell by {-down:.3g} ({down_error:.2g}), each by more than ppo.monitors.over_optimisation_errors="
             f"{settings.over_optimisation_errors:g} of them over {count} evaluations: the policy games the reward model"
         )
     return None
@@ -205,8 +206,8 @@ def rise(places: Sequence[float], values: Sequence[float], errors: Sequence[floa
     """(how far the least-squares line through the values rises from the first place to the last, its standard error).
 
     The errors of the values are taken as independent. Evaluations answer the same prompts with the same random numbers,
-    so what their errors have in common falls out of the rise, and its true error is smaller: the guard errs on the side
-    of silence.
+    so what their errors have in common falls out of the rise, and its true error is smaller: the monitor errs on the
+    side of silence.
     """
     middle = sum(places) / len(places)
     spread = sum((place - middle) ** 2 for place in places)
@@ -220,7 +221,7 @@ def _values(rows: Sequence[Numbers], key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
 
 
-GUARDS: dict[str, Callable[[GuardSettings, Sequence[int], Sequence[Numbers]], str | None]] = {
+MONITORS: dict[str, Callable[[MonitorSettings, Sequence[int], Sequence[Numbers]], str | None]] = {
     "not_finite": not_finite,
     "kl": kl,
     "entropy": entropy,

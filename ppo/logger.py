@@ -1,23 +1,22 @@
 """What a PPO run writes down as it goes: `metrics.jsonl`, `timings.jsonl`, `samples.jsonl`, and the trackers."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from modeling.config import TrackingConfig
-from modeling.processes import Processes
+from modeling.run import Run
 from modeling.tracking import RowLog, Tracker
 
 
-class Journal:
+class MetricsLogger:
     """Written by the first process; all of them call its methods together, so that what stops the first one, such as a
     full disk, stops all.
     """
 
-    def __init__(self, out: Path, resume_after: int, tracking: TrackingConfig | None, team: Processes) -> None:
-        """Goes on after iteration `resume_after`; rows of later ones, which a resumed run makes again, are dropped."""
-        self.team = team
+    def __init__(self, run: Run, resume_after: int) -> None:
+        """Rows of iterations after `resume_after`, which a resumed run makes again, are dropped."""
+        assert run.out is not None
+        self.team, out, tracking = run.team, run.out, run.tracking
         self._tracker: Tracker | None = None
         self._samples: RowLog | None = None
 
@@ -25,7 +24,7 @@ class Journal:
             self._samples = RowLog(out / "samples.jsonl", resume_after)
             self._tracker = Tracker(out, resume_after, tracking)
 
-        team.from_main(open_all)
+        self.team.from_main(open_all)
 
     def log(
         self,
@@ -46,7 +45,7 @@ class Journal:
 
         self.team.from_main(write)
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsLogger":
         return self
 
     def __exit__(
