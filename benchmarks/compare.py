@@ -1,4 +1,5 @@
-"""Two programs that take turns, each time in a fresh process with one thread, and what is made of the numbers that they print.
+"""Two programs that take turns, each time in a fresh process with one thread, and what is made of the numbers that they
+print.
 
 This imports nothing large, and nor should whoever uses it: a process begins with the memory that its parent holds.
 """
@@ -56,14 +57,24 @@ def memory(rounds: Sequence[Round]) -> dict[str, float]:
 def report(settings: Mapping[str, Numbers], circumstances: Numbers) -> dict[str, Any]:
     """What is written: the first setting's four numbers ahead, then every setting."""
     headline = next(iter(settings.values()))
-    return {name: headline[name] for name in ("ours", "peer", "ratio", "memory_ratio")} | dict(circumstances) | {"settings": dict(settings)}
+    return (
+        {name: headline[name] for name in ("ours", "peer", "ratio", "memory_ratio")}
+        | dict(circumstances)
+        | {"settings": dict(settings)}
+    )
 
 
 def circumstances(measured: Mapping[str, Sequence[Round]], **more: Any) -> dict[str, Any]:
     """When, on what and with what."""
     first = next(iter(measured.values()))[0]
     versions = {"ours": first.ours["versions"], "peer": first.peer["versions"]}
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cpu": processor(), "threads": THREADS, "versions": versions, **more}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": processor(),
+        "threads": THREADS,
+        "versions": versions,
+        **more,
+    }
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -84,16 +95,25 @@ def ask(who: str, command: Sequence[str]) -> dict[str, Any]:
 def run(who: str, command: Sequence[str]) -> str:
     """What a command prints, with one thread and without network or GPU. Raises MeasurementError when it fails."""
     environment = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise MeasurementError(f"{who} could not be measured (exit status {done.returncode}): {lines[-1] if lines else 'it said nothing'}")
+        raise MeasurementError(
+            f"{who} could not be measured (exit status {done.returncode}): {lines[-1] if lines else 'it said nothing'}"
+        )
     return done.stdout
 
 
 def peer_command(python: Path, program: str) -> list[str]:
-    """Runs a program of this folder in a peer's environment, whatever the caller's environment adds to Python's path."""
+    """Runs a program of this folder in a peer's environment, whatever the caller's environment adds to Python's
+    path.
+    """
     # Absolute, but not resolved: a venv's Python is a link to the one that made it.
     return [str(python.absolute()), "-E", "-s", "-m", f"benchmarks.{program}"]
 
@@ -101,7 +121,11 @@ def peer_command(python: Path, program: str) -> list[str]:
 def processor() -> str:
     """The CPU's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 

@@ -21,14 +21,19 @@ MODEL_SEED = 1
 
 
 def ranked(prompts: int, k: int, prompt_tokens: int, answer_tokens: int) -> list[dict[str, Any]]:
-    """Prompts with k answers each. Lengths are uniform within a fifth of what is asked for; every answer ends in EOS."""
+    """Prompts with k answers each. Lengths are uniform within a fifth of what is asked for; every answer ends in
+    EOS.
+    """
     chance = random.Random(TOKENS_SEED)
 
     def words(about: int) -> list[int]:
         length = max(SHORTEST, about + chance.randint(-about // 5, about // 5))
         return [chance.randrange(len(SPECIAL_TOKENS), VOCABULARY) for _ in range(length)]
 
-    return [{"prompt_ids": words(prompt_tokens), "answer_ids": [[*words(answer_tokens - 1), EOS] for _ in range(k)]} for _ in range(prompts)]
+    return [
+        {"prompt_ids": words(prompt_tokens), "answer_ids": [[*words(answer_tokens - 1), EOS] for _ in range(k)]}
+        for _ in range(prompts)
+    ]
 
 
 def shape(**more: Any) -> Any:
@@ -61,12 +66,16 @@ def write_model(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A word a token, `w17` for 17, so that text and token ids say the same. A conversation is its messages' text and no more."""
+    """A word a token, `w17` for 17, so that text and token ids say the same. A conversation is its messages' text and
+    no more.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     names = [*SPECIAL_TOKENS.values(), *(word(number) for number in range(len(SPECIAL_TOKENS), VOCABULARY))]
-    words = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=SPECIAL_TOKENS["unk_token"]))
+    words = Tokenizer(
+        models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=SPECIAL_TOKENS["unk_token"])
+    )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL_TOKENS)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

@@ -1,4 +1,5 @@
-"""What a stretch of work costs the process that does it: CPU seconds of all its threads, and memory above what it held before.
+"""What a stretch of work costs the process that does it: CPU seconds of all its threads, and memory above what it held
+before.
 
 Imports the standard library alone, since the peers' environments have nothing of this project but this folder.
 """
@@ -38,7 +39,8 @@ def metered() -> Iterator[Cost]:
 
 
 def settle() -> None:
-    """Gives back what loading has left free, and forgets the most that was held so far, so that loading does not count as work.
+    """Gives back what loading has left free, and forgets the most that was held so far, so that loading does not count
+    as work.
 
     The system's own high-water mark is of no use to a process that others start: it begins with what its parent held.
     """

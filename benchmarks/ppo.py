@@ -1,11 +1,12 @@
-"""PPO beside trl's PPOTrainer: episodes a CPU second, and memory above the loaded models, on the same models and prompts.
+"""PPO beside trl's PPOTrainer: episodes a CPU second, and memory above the loaded models, on the same models and
+prompts.
 
 make bench-ppo
 python -m benchmarks.ppo --rounds 2 --updates 2 --peer_python runs/bench/peers/trl-1.12/bin/python
 python -m benchmarks.ppo --rounds 1 --settings full --profile
 
-The two take turns, each time in a fresh process with one thread. The peer has no LoRA that shares a base among the four models; what LoRA gives here
-is set beside the peer's full fine-tuning in the same round.
+The two take turns, each time in a fresh process with one thread. The peer has no LoRA that shares a base among the four
+models; what LoRA gives here is set beside the peer's full fine-tuning in the same round.
 """
 
 import argparse
@@ -54,7 +55,11 @@ class Setting:
         return "long" if self.ends_every is None else f"ends_every_{self.ends_every}"
 
 
-SETTINGS = (Setting("full"), Setting("early", ends_every=ENDS_EVERY), *(Setting(variant, variant) for variant in LORA_VARIANTS))
+SETTINGS = (
+    Setting("full"),
+    Setting("early", ends_every=ENDS_EVERY),
+    *(Setting(variant, variant) for variant in LORA_VARIANTS),
+)
 """The first is the headline."""
 
 
@@ -64,8 +69,8 @@ def speed(numbers: Numbers) -> float:
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    """One setting's numbers: `ours` and `peer` are episodes a CPU second, `ratio` is ours over the peer's, `memory_ratio` our memory above the loaded
-    models over the peer's."""
+    """One setting's numbers: `ours` and `peer` are episodes a CPU second, `ratio` is ours over the peer's,
+    `memory_ratio` our memory above the loaded models over the peer's."""
     found = memory(rounds)
     return {
         "ours": middle(rounds, lambda one: speed(one.ours)),
@@ -87,19 +92,28 @@ def table(numbers: Numbers) -> str:
     rows = [("", "ours ep/s", "peer ep/s", "ratio", "ours GiB", "peer GiB", "memory ratio", "tokens", "peer's")]
     for name, found in numbers["settings"].items():
         speeds = (f"{found['ours']:.2f}", f"{found['peer']:.2f}", f"{found['ratio']:.2f}")
-        gib = (f"{found['ours_above_loaded_gib']:.2f}", f"{found['peer_above_loaded_gib']:.2f}", f"{found['memory_ratio']:.2f}")
+        gib = (
+            f"{found['ours_above_loaded_gib']:.2f}",
+            f"{found['peer_above_loaded_gib']:.2f}",
+            f"{found['memory_ratio']:.2f}",
+        )
         rows.append((name, *speeds, *gib, *(f"{found[f'{who}_mean_response_tokens']:.1f}" for who in ("ours", "peer"))))
     return aligned(rows)
 
 
 def profile_table(profiles: Numbers) -> str:
-    """Where the time of each goes: shares of the phases and of matrix products, and the rate of these beside the machine's."""
+    """Where the time of each goes: shares of the phases and of matrix products, and the rate of these beside the
+    machine's.
+    """
     rows = [("", "", *PHASES, "products", "GFLOP/ep", "GFLOP/s", "in products", "machine")]
     for name, sides in profiles.items():
         for who, found in sides.items():
             total = sum(found["phases"].values())
             shares = (f"{found['phases'][phase] / total:.0%}" for phase in PHASES)
-            rates = (f"{found[key]:.1f}" for key in ("counted_gflop_an_episode", "achieved_gflops", "product_gflops", "machine_gflops"))
+            rates = (
+                f"{found[key]:.1f}"
+                for key in ("counted_gflop_an_episode", "achieved_gflops", "product_gflops", "machine_gflops")
+            )
             rows.append((name, who, *shares, f"{found['product_share']:.0%}", *rates))
     return aligned(rows)
 
@@ -129,7 +143,13 @@ class Bench:
 
     def ours(self, setting: Setting, *more: str) -> dict[str, Any]:
         """Ours."""
-        program = [sys.executable, "-m", "benchmarks.ppo_ours", f"{self.folder}/{setting.fixture}", f"--adapter={setting.adapter}"]
+        program = [
+            sys.executable,
+            "-m",
+            "benchmarks.ppo_ours",
+            f"{self.folder}/{setting.fixture}",
+            f"--adapter={setting.adapter}",
+        ]
         found = ask("ours", [*program, *self.flags, *more])
         self.say(f"{setting.name}: ours {described(found)}")
         return found
@@ -149,18 +169,26 @@ class Bench:
 
     def profile(self, settings: Sequence[Setting]) -> dict[str, dict[str, Any]]:
         """Of each setting, one update of ours and of the peer's looked into. Raises MeasurementError."""
-        peers = {fixture: self.peer(fixture, "--updates=1", "--profile") for fixture in dict.fromkeys(setting.fixture for setting in settings)}
+        peers = {
+            fixture: self.peer(fixture, "--updates=1", "--profile")
+            for fixture in dict.fromkeys(setting.fixture for setting in settings)
+        }
         found = {}
         for setting in settings:
             sides = {"ours": self.ours(setting, "--updates=1", "--profile"), "peer": peers[setting.fixture]}
-            found[setting.name] = {who: {"phases": numbers["phases"], **numbers["profile"]} for who, numbers in sides.items()}
+            found[setting.name] = {
+                who: {"phases": numbers["phases"], **numbers["profile"]} for who, numbers in sides.items()
+            }
         return found
 
 
 def described(numbers: Numbers) -> str:
     """A measurement in a few words."""
     above = numbers["peak_gib"] - numbers["loaded_gib"]
-    return f"{speed(numbers):.2f} episodes a CPU second, {above:.2f} GiB above loaded, {numbers['mean_response_tokens']:.1f} tokens each"
+    return (
+        f"{speed(numbers):.2f} episodes a CPU second, {above:.2f} GiB above loaded, "
+        f"{numbers['mean_response_tokens']:.1f} tokens each"
+    )
 
 
 def main() -> None:
@@ -186,7 +214,12 @@ def main() -> None:
             profiles = bench.profile(chosen) if arguments.profile else {}
     except MeasurementError as error:
         parser.exit(2, f"error: {error}\n")
-    sizes = {"batch": BATCH, "prompt_tokens": PROMPT_TOKENS, "response_tokens": RESPONSE_TOKENS, "updates": arguments.updates}
+    sizes = {
+        "batch": BATCH,
+        "prompt_tokens": PROMPT_TOKENS,
+        "response_tokens": RESPONSE_TOKENS,
+        "updates": arguments.updates,
+    }
     numbers = report({name: summary(rounds) for name, rounds in measured.items()}, circumstances(measured, **sizes))
     if profiles:
         numbers["profiles"] = profiles

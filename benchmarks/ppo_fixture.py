@@ -1,10 +1,12 @@
-"""The four models of PPO and prompts for it, drawn from fixed seeds, in the folders that the stages leave, for the project and its peer alike.
+"""The four models of PPO and prompts for it, drawn from fixed seeds, in the folders that the stages leave, for the
+project and its peer alike.
 
 python -m benchmarks.ppo_fixture runs/bench/ppo-fixture --prompts 128 --prompt_tokens 32 --ends_every 24
 
-Writes sft/model and reward/model, random Llamas of 16.8 million parameters; reward_<variant>/adapter, reward models that are adapters on the SFT
-model, with the head of reward/model; and prompts.jsonl, a line a prompt: {"prompt_ids": [...]}. With --ends_every N, EOS is drawn at about one token
-in N: the SFT model's weights make it so, and whoever loads it need not know.
+Writes sft/model and reward/model, random Llamas of 16.8 million parameters; reward_<variant>/adapter, reward models
+that are adapters on the SFT model, with the head of reward/model; and prompts.jsonl, a line a prompt: {"prompt_ids":
+[...]}. With --ends_every N, EOS is drawn at about one token in N: the SFT model's weights make it so, and whoever loads
+it need not know.
 """
 
 import argparse
@@ -23,8 +25,8 @@ LORA_VARIANTS: dict[str, int | None] = {"lora_all": None, "lora_top3": 3, "lora_
 RESERVED = -1
 """The dimension of the hidden states that says nothing but how likely EOS is."""
 RESERVED_VALUE = 4.0
-"""Large beside what layers write, about a third, so that neither they nor the norms make it vary from token to token; small enough that the other
-tokens' probabilities stay as spread as they were (entropy 9.62 nats, and 9.60 without)."""
+"""Large beside what layers write, about a third, so that neither they nor the norms make it vary from token to token;
+small enough that the other tokens' probabilities stay as spread as they were (entropy 9.62 nats, and 9.60 without)."""
 PROBE_TOKENS = 256
 
 
@@ -38,8 +40,8 @@ def prompts(count: int, tokens: int) -> list[list[int]]:
 def end_early(model: Any, every: float) -> None:
     """Sets weights so that EOS comes at 1/every on average, wherever in the text.
 
-    All embeddings hold the same large number in one dimension, so it reaches the output layer as nearly a constant, and what EOS's row has more there
-    puts its logit above the others'. Input and output embeddings stay one matrix.
+    All embeddings hold the same large number in one dimension, so it reaches the output layer as nearly a constant, and
+    what EOS's row has more there puts its logit above the others'. Input and output embeddings stay one matrix.
     """
     import torch
 
@@ -85,7 +87,9 @@ def write_adapters(folder: Path) -> None:
 
     for variant, top_layers in LORA_VARIANTS.items():
         torch.manual_seed(ADAPTER_SEED)
-        model = add_lora(LlamaForSequenceClassification(shape(num_labels=1)), LoraSettings(rank=LORA_RANK, top_layers=top_layers))
+        model = add_lora(
+            LlamaForSequenceClassification(shape(num_labels=1)), LoraSettings(rank=LORA_RANK, top_layers=top_layers)
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
@@ -99,7 +103,9 @@ def write(folder: Path, count: int, prompt_tokens: int, ends_every: float | None
     folder.mkdir(parents=True, exist_ok=True)
     write_models(folder, ends_every)
     write_adapters(folder)
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt_ids": ids}) + "\n" for ids in prompts(count, prompt_tokens)))
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt_ids": ids}) + "\n" for ids in prompts(count, prompt_tokens))
+    )
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 python -m benchmarks.ppo_ours FIXTURE --updates 2 --adapter lora_top3
 
-The stage's own training loop with the peer's settings: one inner epoch, one minibatch, float32, activations kept, no clipping of gradients and no
-pretraining mix. All else that the stage does is in: moving average, metrics, samples; only the checkpoint at the end is left out, since the peer
-is not made to save anything either.
+The stage's own training loop with the peer's settings: one inner epoch, one minibatch, float32, activations kept, no
+clipping of gradients and no pretraining mix. All else that the stage does is in: moving average, metrics, samples; only
+the checkpoint at the end is left out, since the peer is not made to save anything either.
 """
 
 import argparse
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from data.records import Prompt
 
 MICRO_BATCH_TOKENS = 8 * (40 + 64)
-"""Eight episodes at their longest, half of the peer's micro-batch: that changes memory, and neither results nor speed."""
+"""Eight episodes at their longest, half of the peer's micro-batch: that changes memory, and neither results nor
+speed.
+"""
 
 
 def read_prompts(fixture: Path, count: int) -> "list[Prompt]":
@@ -41,8 +43,12 @@ def read_rows(out: Path, name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / name).read_text().splitlines()]
 
 
-def measure(fixture: Path, updates: int, batch: int, response_tokens: int, seed: int, adapter: str, profile: bool) -> dict[str, Any]:
-    """CPU seconds of training alone; memory of the whole process. Phases are in wall seconds, as the stage times them."""
+def measure(
+    fixture: Path, updates: int, batch: int, response_tokens: int, seed: int, adapter: str, profile: bool
+) -> dict[str, Any]:
+    """CPU seconds of training alone; memory of the whole process. Phases are in wall seconds, as the stage times
+    them.
+    """
     import torch
     import transformers
 
@@ -79,7 +85,9 @@ def measure(fixture: Path, updates: int, batch: int, response_tokens: int, seed:
     )
     tokenizer, team = load_tokenizer(sft / "model", model_config), processes("cpu")
     models = load_models(sft, reward, model_config, tokenizer, team.device, seed, config)
-    touch({id(role.model): role.model for role in (models.policy, models.reference, models.value, models.reward)}.values())
+    touch(
+        {id(role.model): role.model for role in (models.policy, models.reference, models.value, models.reward)}.values()
+    )
 
     def work() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as out, patch.object(Checkpoints, "save"):
@@ -97,7 +105,8 @@ def measure(fixture: Path, updates: int, batch: int, response_tokens: int, seed:
         "ended": mean(row["ended"] for row in metrics),
         "phases": {phase: sum(row[f"seconds_{phase}"] for row in timings) for phase in PHASES},
         "profile": profiled(work, cost.cpu_seconds, len(prompts)) if profile else None,
-        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers)},
+        "versions": {"python": platform.python_version()}
+        | {library.__name__: library.__version__ for library in (torch, transformers)},
     }
 
 

@@ -1,10 +1,11 @@
-"""One measurement of trl's PPOTrainer on a fixture, printed as a JSON line; runs in the peer's environment, which has nothing of this project but
-this folder.
+"""One measurement of trl's PPOTrainer on a fixture, printed as a JSON line; runs in the peer's environment, which has
+nothing of this project but this folder.
 
 runs/bench/peers/trl-1.12/bin/python -m benchmarks.ppo_peer FIXTURE --updates 2
 
-trl 1.12 is the last that has PPO. Its cheapest settings on a CPU: float32, activations kept, nothing evaluated, sampled for show or saved. One
-inner epoch and one minibatch, in micro-batches of 16 episodes; it neither clips gradients nor mixes in pretraining text.
+trl 1.12 is the last that has PPO. Its cheapest settings on a CPU: float32, activations kept, nothing evaluated, sampled
+for show or saved. One inner epoch and one minibatch, in micro-batches of 16 episodes; it neither clips gradients nor
+mixes in pretraining text.
 """
 
 import argparse
@@ -27,7 +28,9 @@ MICRO_BATCH = 16
 
 
 class Watch:
-    """Stands between the trainer and the functions of its module that make its phases: CPU seconds of each, and the responses sampled."""
+    """Stands between the trainer and the functions of its module that make its phases: CPU seconds of each, and the
+    responses sampled.
+    """
 
     def __init__(self, module: Any) -> None:
         self.seconds = dict.fromkeys(PHASES[:2], 0.0)
@@ -47,7 +50,9 @@ class Watch:
         return ids, logits
 
     def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its seconds added to the phase's unless it is part of the update, which alone takes gradients."""
+        """The function, its seconds added to the phase's unless it is part of the update, which alone takes
+        gradients.
+        """
         import torch
 
         def call(*arguments: Any, **named: Any) -> Any:
@@ -61,7 +66,9 @@ class Watch:
 
 
 def measure(fixture: Path, updates: int, batch: int, response_tokens: int, seed: int, profile: bool) -> dict[str, Any]:
-    """CPU seconds of training alone and of its phases; memory of the whole process. What is in no phase is the update's."""
+    """CPU seconds of training alone and of its phases; memory of the whole process. What is in no phase is the
+    update's.
+    """
     import torch
     import transformers
     import trl
@@ -71,9 +78,15 @@ def measure(fixture: Path, updates: int, batch: int, response_tokens: int, seed:
     torch.set_num_threads(1)
     prompts = [json.loads(line) for line in (fixture / "prompts.jsonl").read_text().splitlines()][: updates * batch]
     watch = Watch(ppo_trainer)
-    policy, reference = (transformers.AutoModelForCausalLM.from_pretrained(fixture / "sft" / "model", dtype=torch.float32) for _ in range(2))
+    policy, reference = (
+        transformers.AutoModelForCausalLM.from_pretrained(fixture / "sft" / "model", dtype=torch.float32)
+        for _ in range(2)
+    )
     reward, value = (
-        transformers.AutoModelForSequenceClassification.from_pretrained(fixture / "reward" / "model", dtype=torch.float32) for _ in range(2)
+        transformers.AutoModelForSequenceClassification.from_pretrained(
+            fixture / "reward" / "model", dtype=torch.float32
+        )
+        for _ in range(2)
     )
     with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as out:
         rows = Dataset.from_list([{"input_ids": row["prompt_ids"]} for row in prompts])
@@ -127,7 +140,8 @@ def measure(fixture: Path, updates: int, batch: int, response_tokens: int, seed:
         "ended": mean(ended),
         "phases": phases,
         "profile": looked_into,
-        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers, trl)},
+        "versions": {"python": platform.python_version()}
+        | {library.__name__: library.__version__ for library in (torch, transformers, trl)},
     }
 
 

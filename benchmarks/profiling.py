@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "_scaled_dot_product_flash_attention_for_cpu")
-"""Of torch's operations, those that are matrix products and little else; a backward pass of attention counts with it."""
+"""Of torch's operations, those that are matrix products and little else; a backward pass of attention counts with
+it.
+"""
 PACKED = "mkldnn::_linear_pointwise"
 """A product with packed weights."""
 PHASES = ("rollout", "score", "update")
@@ -20,7 +22,8 @@ TOP = 12
 def profiled(work: Callable[[], object], seconds: float, episodes: int) -> dict[str, Any]:
     """Does the work twice more, once to count its operations and once to time each kind of them.
 
-    `seconds` is what it takes when nobody looks. Counted are products alone, an addition and a multiplication each; rates are in GFLOP/s.
+    `seconds` is what it takes when nobody looks. Counted are products alone, an addition and a multiplication each;
+    rates are in GFLOP/s.
     """
     machine, counted = matmul_rate(), count(work) / 1e9
     share, top = cpu_shares(work)
@@ -35,7 +38,9 @@ def profiled(work: Callable[[], object], seconds: float, episodes: int) -> dict[
 
 
 def matmul_rate(repeats: int = 20) -> float:
-    """GFLOP/s of square float32 matrix products on the threads that torch has: the best of some, since a neighbour only ever slows one down."""
+    """GFLOP/s of square float32 matrix products on the threads that torch has: the best of some, since a neighbour only
+    ever slows one down.
+    """
     import torch
 
     a, b = torch.randn(2, CALIBRATION, CALIBRATION)

@@ -1,4 +1,5 @@
-"""Reward-model training beside trl's RewardTrainer: CPU seconds a prompt, and peak memory, on the same model and token ids.
+"""Reward-model training beside trl's RewardTrainer: CPU seconds a prompt, and peak memory, on the same model and token
+ids.
 
 make bench-reward
 python -m benchmarks.reward --rounds 2 --prompts 4 --peer_python runs/bench/peers/trl-1.16/bin/python
@@ -50,9 +51,11 @@ SETTINGS = (Setting(9, 100, 100), Setting(9, 300, 100))
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    """One setting's numbers. Ratios are taken within a round, where the machine was equally busy for both, and their median over rounds is kept.
+    """One setting's numbers. Ratios are taken within a round, where the machine was equally busy for both, and their
+    median over rounds is kept.
 
-    `ours` and `peer` are CPU seconds a prompt; `ratio` is the peer's over ours, `memory_ratio` our peak over the peer's.
+    `ours` and `peer` are CPU seconds a prompt; `ratio` is the peer's over ours, `memory_ratio` our peak over the
+    peer's.
     """
     found = memory(rounds)
     return {
@@ -69,18 +72,28 @@ def table(numbers: Numbers) -> str:
     """The report's settings, a line each."""
     rows = [("", "ours s/prompt", "peer s/prompt", "ratio", "ours GiB", "peer GiB", "memory ratio")]
     for name, found in numbers["settings"].items():
-        seconds, gib = (f"{found['ours']:.2f}", f"{found['peer']:.2f}"), (f"{found['ours_peak_gib']:.2f}", f"{found['peer_peak_gib']:.2f}")
+        seconds, gib = (
+            (f"{found['ours']:.2f}", f"{found['peer']:.2f}"),
+            (f"{found['ours_peak_gib']:.2f}", f"{found['peer_peak_gib']:.2f}"),
+        )
         rows.append((name, *seconds, f"{found['ratio']:.1f}", *gib, f"{found['memory_ratio']:.2f}"))
     return aligned(rows)
 
 
-def compare(settings: Sequence[Setting], rounds: int, prompts: int, peer_python: Path, say: Callable[[str], None]) -> dict[str, list[Round]]:
+def compare(
+    settings: Sequence[Setting], rounds: int, prompts: int, peer_python: Path, say: Callable[[str], None]
+) -> dict[str, list[Round]]:
     """All measurements: in each round, each setting's peer and then ours. Raises MeasurementError."""
     measured: dict[str, list[Round]] = {setting.name: [] for setting in settings}
     with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as folder:
         for setting in settings:
             say(f"{setting.name}: writing model and token ids of {prompts} prompts")
-            sizes = {"prompts": prompts, "k": setting.k, "prompt_tokens": setting.prompt_tokens, "answer_tokens": setting.answer_tokens}
+            sizes = {
+                "prompts": prompts,
+                "k": setting.k,
+                "prompt_tokens": setting.prompt_tokens,
+                "answer_tokens": setting.answer_tokens,
+            }
             flags = [f"--{name}={value}" for name, value in sizes.items()]
             run("the fixture", [sys.executable, "-m", "benchmarks.fixture", f"{folder}/{setting.name}", *flags])
         for number in range(rounds):
@@ -104,7 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--settings", nargs="+", choices=[setting.name for setting in SETTINGS], default=[setting.name for setting in SETTINGS])
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        choices=[setting.name for setting in SETTINGS],
+        default=[setting.name for setting in SETTINGS],
+    )
     parser.add_argument("--peer_python", type=Path, default=Path("runs/bench/peers/trl-1.16/bin/python"))
     parser.add_argument("--out", type=Path, default=Path("runs/bench/reward.json"))
     arguments = parser.parse_args()
@@ -113,10 +131,14 @@ def main() -> None:
     need_peer(parser, arguments.peer_python, "bench-reward")
     chosen = [setting for setting in SETTINGS if setting.name in arguments.settings]
     try:
-        measured = compare(chosen, arguments.rounds, arguments.prompts, arguments.peer_python, lambda line: print(line, flush=True))
+        measured = compare(
+            chosen, arguments.rounds, arguments.prompts, arguments.peer_python, lambda line: print(line, flush=True)
+        )
     except MeasurementError as error:
         parser.exit(2, f"error: {error}\n")
-    numbers = report({name: summary(rounds) for name, rounds in measured.items()}, circumstances(measured, prompts=arguments.prompts))
+    numbers = report(
+        {name: summary(rounds) for name, rounds in measured.items()}, circumstances(measured, prompts=arguments.prompts)
+    )
     write(arguments.out, numbers)
     print(f"{table(numbers)}\nwritten to {arguments.out}")
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.reward_ours FIXTURE
 
-The stage's own code from token ids on: one epoch, full fine-tuning in float32, activations kept, and an optimizer step a prompt, which is a batch
-as small as a prompt with all its answers can be. A constant learning rate, as the peer's.
+The stage's own code from token ids on: one epoch, full fine-tuning in float32, activations kept, and an optimizer step
+a prompt, which is a batch as small as a prompt with all its answers can be. A constant learning rate, as the peer's.
 """
 
 import argparse
@@ -49,7 +49,9 @@ def measure(fixture: Path) -> dict[str, Any]:
     model_config = ModelConfig(base=str(fixture / "rm"), adapter="none", device="cpu", precision="float32")
     tokenizer = load_tokenizer(fixture / "rm", model_config)
     model, train_set, team = load_scalar(fixture / "rm", model_config, tokenizer), elements(rows), processes("cpu")
-    config = RewardConfig(epochs=1, batch_size=1, max_tokens_per_micro_batch=1, learning_rate=1e-5, final_lr_fraction=1.0)
+    config = RewardConfig(
+        epochs=1, batch_size=1, max_tokens_per_micro_batch=1, learning_rate=1e-5, final_lr_fraction=1.0
+    )
     touch([model])
     with metered() as cost:
         train(
@@ -65,7 +67,8 @@ def measure(fixture: Path) -> dict[str, Any]:
         "cpu_seconds_a_prompt": cost.cpu_seconds / len(rows),
         "peak_gib": cost.peak_gib,
         "loaded_gib": cost.loaded_gib,
-        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers)},
+        "versions": {"python": platform.python_version()}
+        | {library.__name__: library.__version__ for library in (torch, transformers)},
     }
 
 

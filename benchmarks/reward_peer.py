@@ -1,10 +1,11 @@
-"""One measurement of trl's RewardTrainer on a fixture, printed as a JSON line; runs in the peer's environment, which has nothing of this project but
-this folder.
+"""One measurement of trl's RewardTrainer on a fixture, printed as a JSON line; runs in the peer's environment, which
+has nothing of this project but this folder.
 
 runs/bench/peers/trl-1.16/bin/python -m benchmarks.reward_peer FIXTURE
 
-Every pair of a prompt's ranked answers is one example, as the library wants it. Its cheapest settings on a CPU: float32, batches of 4 pairs padded
-to their longest row alone, activations kept, nothing logged, evaluated or saved. An optimizer step every 4 pairs: 9 a prompt at K=9.
+Every pair of a prompt's ranked answers is one example, as the library wants it. Its cheapest settings on a CPU:
+float32, batches of 4 pairs padded to their longest row alone, activations kept, nothing logged, evaluated or saved. An
+optimizer step every 4 pairs: 9 a prompt at K=9.
 """
 
 import argparse
@@ -40,7 +41,9 @@ def measure(fixture: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (fixture / "ranked.jsonl").read_text().splitlines()]
     with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as out:
         trainer = trl.RewardTrainer(
-            model=transformers.AutoModelForSequenceClassification.from_pretrained(str(fixture / "rm"), dtype=torch.float32),
+            model=transformers.AutoModelForSequenceClassification.from_pretrained(
+                str(fixture / "rm"), dtype=torch.float32
+            ),
             args=trl.RewardConfig(
                 output_dir=out,
                 use_cpu=True,
@@ -66,7 +69,8 @@ def measure(fixture: Path) -> dict[str, Any]:
         "cpu_seconds_a_prompt": cost.cpu_seconds / len(rows),
         "peak_gib": cost.peak_gib,
         "loaded_gib": cost.loaded_gib,
-        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in (torch, transformers, trl)},
+        "versions": {"python": platform.python_version()}
+        | {library.__name__: library.__version__ for library in (torch, transformers, trl)},
     }
 
 

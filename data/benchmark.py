@@ -16,12 +16,16 @@ from typing import Any
 
 SEED = 0
 WORDS = 20_000
-FRENCH = "Peux-tu m'expliquer en quelques phrases simples pourquoi le ciel est bleu et comment la lumière du soleil traverse l'air"
+FRENCH = (
+    "Peux-tu m'expliquer en quelques phrases simples pourquoi le ciel est bleu et comment la lumière du soleil "
+    "traverse l'air"
+)
 
 
 def synthetic(count: int) -> Iterator[dict[str, Any]]:
-    """`count` prompts of about 200 characters by users with a long tail: one in ten nearly repeats an earlier one, one in a hundred has an email
-    address, one in fifty is French, every fourth has a demonstration, and every eighth is a labeler's."""
+    """`count` prompts of about 200 characters by users with a long tail: one in ten nearly repeats an earlier one, one
+    in a hundred has an email address, one in fifty is French, every fourth has a demonstration, and every eighth is a
+    labeler's."""
     rng = random.Random(SEED)
     words = vocabulary(rng)
     recent: list[str] = []
@@ -50,12 +54,21 @@ def vocabulary(rng: random.Random) -> list[str]:
     """Words of the seed set, so that tokens and languages are those of English, and made-up ones."""
     from data.sources.reading import SEED_FOLDER
 
-    text = " ".join(row["prompt"] for file in sorted(SEED_FOLDER.glob("*.jsonl")) for row in map(json.loads, file.open()))
+    text = " ".join(
+        row["prompt"] for file in sorted(SEED_FOLDER.glob("*.jsonl")) for row in map(json.loads, file.open())
+    )
     real = sorted({word for word in text.lower().split() if word.isalpha()})
     return [rng.choice(real) for _ in range(WORDS)]
 
 
-OPENINGS = ("Explain how", "Write a short poem about", "Summarise this:", "What is the difference between", "List five ways to", "Why does")
+OPENINGS = (
+    "Explain how",
+    "Write a short poem about",
+    "Summarise this:",
+    "What is the difference between",
+    "List five ways to",
+    "Why does",
+)
 
 
 def main() -> None:
@@ -78,7 +91,9 @@ def main() -> None:
 
     tokenizer = load_tokenizer(base_model_place(ModelConfig(base="embedded")), ModelConfig(base="embedded"))
     measurer = Measurer(
-        lambda prompts: count_prompt_tokens(tokenizer, prompts), lambda texts: count_answer_tokens(tokenizer, texts), lambda text: bool(find(text))
+        lambda prompts: count_prompt_tokens(tokenizer, prompts),
+        lambda texts: count_answer_tokens(tokenizer, texts),
+        lambda text: bool(find(text)),
     )
     with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as name:
         folder = Path(name)
@@ -86,7 +101,9 @@ def main() -> None:
         with answered.open("w") as first, bare.open("w") as second:
             for row in synthetic(arguments.prompts):
                 (first if "completion" in row else second).write(json.dumps(row) + "\n")
-        config = DataConfig(demonstrations=[str(answered)], prompts=[str(bare)], pretraining=["wikipedia"], workers=arguments.workers)
+        config = DataConfig(
+            demonstrations=[str(answered)], prompts=[str(bare)], pretraining=["wikipedia"], workers=arguments.workers
+        )
         (folder / "sets").mkdir()
         before, start = peak_gib(), time.perf_counter()
         with HeapPeak() as heap:
@@ -118,7 +135,9 @@ def main() -> None:
 
 
 class HeapPeak:
-    """The most memory that this process had while the block ran, without the pages of mapped files, which the system takes back at will."""
+    """The most memory that this process had while the block ran, without the pages of mapped files, which the system
+    takes back at will.
+    """
 
     def __init__(self) -> None:
         self.gib = 0.0

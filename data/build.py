@@ -1,8 +1,9 @@
 """InstructGPT's three data sets, from one pool of prompts (Ouyang et al. 2022, section 3.2 and table 6).
 
-SFT: prompts with a demonstration. RM: prompts to sample answers for and rank, and rankings that came ready made. RL: api prompts only.
-Rules that look at one row come first, then those that compare what is left: near-duplicates, a user's cap, evaluation prompts, the mixture.
-Users are split by hash. Every rule's count and a few of its victims go into the report.
+SFT: prompts with a demonstration. RM: prompts to sample answers for and rank, and rankings that came ready made. RL:
+    api prompts only. Rules that look at one row come first, then those that compare what is left: near-duplicates, a
+    user's cap, evaluation prompts, the mixture. Users are split by hash. Every rule's count and a few of its victims go
+    into the report.
 """
 
 import itertools
@@ -113,7 +114,9 @@ class Built:
         }
 
 
-def build(config: DataConfig, measurer: Measurer, scratch: Path, check: Callable[[Prompt], object] | None = None) -> Built:
+def build(
+    config: DataConfig, measurer: Measurer, scratch: Path, check: Callable[[Prompt], object] | None = None
+) -> Built:
     """Reads the sources and applies the rules; the spools go into the folder `scratch`, which must outlive the result.
 
     `check` raises ValueError for a prompt that cannot be used. Raises ValueError on a malformed row or such a prompt
@@ -190,14 +193,17 @@ def kept_keys(part: Part) -> Iterator[pa.StringArray]:
 
 
 def drop_evaluation_prompts(pool: Part, rankings: Part, fraction: float) -> None:
-    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set, and validation rows whose is of a test prompt.
+    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set, and validation
+    rows whose is of a test prompt.
 
-    Within the pool no prompt has a twin any more; between pool and rankings, among rankings, and among the examples that few-shot prompts
-    become, one prompt may come from users in different splits.
+    Within the pool no prompt has a twin any more; between pool and rankings, among rankings, and among the examples
+    that few-shot prompts become, one prompt may come from users in different splits.
     """
     examples, owners = few_shot_examples(pool)
     parts = (pool, rankings)
-    row = np.concatenate([*(np.flatnonzero(part.kept()) + start for part, start in zip(parts, (0, pool.count), strict=True)), owners])
+    row = np.concatenate(
+        [*(np.flatnonzero(part.kept()) + start for part, start in zip(parts, (0, pool.count), strict=True)), owners]
+    )
     split = np.concatenate([part.split for part in parts])[row]
     seen = np.zeros(pool.count + rankings.count, dtype=bool)
     if rankings.kept().any() or len(owners):
@@ -234,7 +240,9 @@ def thin(part: Part, role_of: NDArray[np.str_], config: DataConfig) -> None:
             index = np.array([list(weights).index(name) if name in weights else -1 for name in part.datasets])
             sources_of = index[part.dataset[rows]]
             refuse_missing(role, list(weights), sources_of)
-            stays[rows] = thinned(sources_of, list(weights.values()), part.copies[rows].astype(float), part.identity[rows])
+            stays[rows] = thinned(
+                sources_of, list(weights.values()), part.copies[rows].astype(float), part.identity[rows]
+            )
     part.ledger.apply("over_mixture_share", stays)
 
 
@@ -242,7 +250,9 @@ def refuse_missing(role: str, names: Sequence[str], sources_of: NDArray[np.int64
     """Raises ValueError when a source with a weight has no training rows: its share of anything is nothing."""
     for place, name in enumerate(names):
         if not (sources_of == place).any():
-            raise ValueError(f"data.{role}: source {name!r} has a weight but no training rows are left of it after curation")
+            raise ValueError(
+                f"data.{role}: source {name!r} has a weight but no training rows are left of it after curation"
+            )
 
 
 def weights_of(config: DataConfig, role: str) -> dict[str, float]:
@@ -253,7 +263,9 @@ def weights_of(config: DataConfig, role: str) -> dict[str, float]:
 
 
 def refuse_repeated_ids(part: Part) -> None:
-    """Raises ValueError when two different prompts have the same prompt_id; the same prompt twice is left to the near-duplicate rule."""
+    """Raises ValueError when two different prompts have the same prompt_id; the same prompt twice is left to the
+    near-duplicate rule.
+    """
     order = np.lexsort((part.item, part.identity))
     same_id = part.identity[order][1:] == part.identity[order][:-1]
     other_text = part.item[order][1:] != part.item[order][:-1]
@@ -261,7 +273,8 @@ def refuse_repeated_ids(part: Part) -> None:
     if len(clash):
         one, other = part.spool.rows([int(order[clash[0]]), int(order[clash[0] + 1])])
         raise ValueError(
-            f"prompt_id {one['prompt_id']!r} stands on two different prompts, of {one['dataset']!r} and of {other['dataset']!r}; where ids are not "
+            f"prompt_id {one['prompt_id']!r} stands on two different prompts, of {one['dataset']!r} and of "
+            f"{other['dataset']!r}; where ids are not "
             "unique, leave them out with columns: {prompt_id: null}"
         )
 
@@ -281,11 +294,14 @@ def refuse_empty(built: Built) -> None:
 
 
 def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows, path: Path) -> Documents:
-    """All plain text, each document once. One document in ten is held out, by hash, and none that alone is over a tenth of the text.
+    """All plain text, each document once. One document in ten is held out, by hash, and none that alone is over a tenth
+    of the text.
 
     Of fewer than ten documents each is cut in two, and its last tenth held out.
     """
-    texts: Iterator[Document] = (document for source in found for document in shown(read(source, bad), f"data: text of {source.name}"))
+    texts: Iterator[Document] = (
+        document for source in found for document in shown(read(source, bad), f"data: text of {source.name}")
+    )
     first = list(itertools.islice(texts, FEW_DOCUMENTS))
     few = len(first) < FEW_DOCUMENTS
     if few:
@@ -323,7 +339,9 @@ def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows,
 def cut(document: Document) -> tuple[Document, Document]:
     """A document but for its last tenth, and that tenth."""
     place = len(document.text) * 9 // 10
-    return Document(text=document.text[:place], dataset=document.dataset), Document(text=document.text[place:], dataset=document.dataset)
+    return Document(text=document.text[:place], dataset=document.dataset), Document(
+        text=document.text[place:], dataset=document.dataset
+    )
 
 
 def write(built: Built, folder: Path) -> None:
@@ -333,7 +351,9 @@ def write(built: Built, folder: Path) -> None:
         for split, split_name in enumerate(SPLITS):
             members = built.members(name, split)
             if members.any():
-                with pq.ParquetWriter(set_file(folder, name, split_name), set_schema(name, built.conversational)) as writer:
+                with pq.ParquetWriter(
+                    set_file(folder, name, split_name), set_schema(name, built.conversational)
+                ) as writer:
                     for batch in _selected(part, members, writer.schema, built.conversational):
                         writer.write_batch(batch)
     for split_name in TEXT_SPLITS:
@@ -368,4 +388,6 @@ def _selected(part: Part, members: Mask, schema: pa.Schema, conversational: bool
 
 def _as_set(batch: pa.RecordBatch, schema: pa.Schema, conversational: bool) -> pa.RecordBatch:
     columns = {"prompt": batch.column("messages" if conversational else "prompt")}
-    return pa.RecordBatch.from_arrays([columns[name] if name in columns else batch.column(name) for name in schema.names], schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [columns[name] if name in columns else batch.column(name) for name in schema.names], schema=schema
+    )

@@ -1,4 +1,6 @@
-"""The data card beside the sets: a README that Hugging Face's hub and `datasets.load_dataset(folder, "sft")` understand."""
+"""The data card beside the sets: a README that Hugging Face's hub and `datasets.load_dataset(folder, "sft")`
+understand.
+"""
 
 import hashlib
 import json
@@ -47,22 +49,30 @@ COLUMNS = {
 }
 MAIN_LANGUAGES = 0.01
 """Share from which a language is named in the card's head."""
-SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+SIZE_CATEGORIES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
 
 
 def write_card(built: Built, config: DataConfig, run_name: str, folder: Path) -> None:
     """Writes `folder/README.md`, for the sets that are written there already."""
     template = environment(Path(__file__).parent / "templates").get_template("card.md.j2")
     shown = context(built, config, run_name)
-    shown["digests"] = {name: digest([folder / file for file in files.values()]) for name, files in shown["configs"].items()}
+    shown["digests"] = {
+        name: digest([folder / file for file in files.values()]) for name, files in shown["configs"].items()
+    }
     (folder / "README.md").write_text(template.render(shown), encoding="utf-8")
 
 
 def digest(files: Sequence[Path]) -> str:
     """What the files hold, in 16 hexadecimal digits.
 
-    It stands in the card because `datasets` caches a local folder under its name and its card: without it, another run's folder `data`, or the
-    same one after new data, would be answered from the cache.
+    It stands in the card because `datasets` caches a local folder under its name and its card: without it, another
+    run's folder `data`, or the same one after new data, would be answered from the cache.
     """
     found = hashlib.sha256()
     for file in files:
@@ -84,17 +94,23 @@ def context(built: Built, config: DataConfig, run_name: str) -> dict[str, Any]:
         "sizes": sizes_table(sizes),
         "sources": sources_table(built),
         "rules": rules_table(built, config),
-        "columns": Table(["Column", "Sets", "Holds"], [[f"`{name}`", *about] for name, about in COLUMNS.items()], words=(1, 2)),
+        "columns": Table(
+            ["Column", "Sets", "Holds"], [[f"`{name}`", *about] for name, about in COLUMNS.items()], words=(1, 2)
+        ),
         "engine": config.personal_data,
         "group": config.group_by,
     }
 
 
 def configs(sizes: dict[str, int]) -> dict[str, dict[str, str]]:
-    """By set: the file of each of its splits that has rows, under the hub's name of the split. Sets without rows are not there."""
+    """By set: the file of each of its splits that has rows, under the hub's name of the split. Sets without rows are
+    not there.
+    """
     found = {}
     for name, splits in (*((name, SPLITS) for name in SETS), ("texts", TEXT_SPLITS)):
-        files = {HUB_SPLITS[split]: set_file(Path(), name, split).as_posix() for split in splits if sizes[f"{name}_{split}"]}
+        files = {
+            HUB_SPLITS[split]: set_file(Path(), name, split).as_posix() for split in splits if sizes[f"{name}_{split}"]
+        }
         if files:
             found[name] = files
     return found
@@ -103,13 +119,18 @@ def configs(sizes: dict[str, int]) -> dict[str, dict[str, str]]:
 def main_languages(built: Built) -> list[str]:
     """ISO 639-1 codes, the most common first."""
     found = languages(built.pool, built.pool.kept())
-    return [name for name, count in found.most_common() if name != UNDETERMINED and count >= MAIN_LANGUAGES * sum(found.values())]
+    return [
+        name
+        for name, count in found.most_common()
+        if name != UNDETERMINED and count >= MAIN_LANGUAGES * sum(found.values())
+    ]
 
 
 def sizes_table(sizes: dict[str, int]) -> Table:
     """Rows by set and split."""
     body: list[list[Cell]] = [
-        [f"`{name}`", HOLDS[name], *(number(sizes.get(f"{name}_{split}")) for split in HUB_SPLITS)] for name in (*SETS, "texts")
+        [f"`{name}`", HOLDS[name], *(number(sizes.get(f"{name}_{split}")) for split in HUB_SPLITS)]
+        for name in (*SETS, "texts")
     ]
     return Table(["Set", "Holds", *HUB_SPLITS.values()], body, words=(1,))
 
@@ -126,6 +147,7 @@ def sources_table(built: Built) -> Table:
 def rules_table(built: Built, config: DataConfig) -> Table:
     """What curation left out."""
     body: list[list[Cell]] = [
-        [rule.replace("_", " "), meaning(rule, config), kind, number(count), share(count, read)] for kind, rule, count, read in removals(built)
+        [rule.replace("_", " "), meaning(rule, config), kind, number(count), share(count, read)]
+        for kind, rule, count, read in removals(built)
     ]
     return Table(["Rule", "Meaning", "Of", "Removed", "Share"], body, words=(1, 2))

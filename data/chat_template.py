@@ -23,8 +23,8 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-"""For any other tokenizer that has no template of its own: a label and a line break. An answer is tokenised apart from its prompt, and a word
-that starts a line is written without a blank before it, as it is when it stands alone."""
+"""For any other tokenizer that has no template of its own: a label and a line break. An answer is tokenised apart from
+its prompt, and a word that starts a line is written without a blank before it, as it is when it stands alone."""
 
 TODAY = datetime.date(2024, 7, 26)
 """The date in templates that ask for one: Llama 3's templates fall back to it when no clock is available."""

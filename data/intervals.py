@@ -10,19 +10,32 @@ DRAWS_AT_A_TIME = 10_000_000
 
 
 def interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """{mean, low, high, n}: percentile bootstrap of the mean of per-prompt values. Raises ValueError when there are none."""
+    """{mean, low, high, n}: percentile bootstrap of the mean of per-prompt values. Raises ValueError when there are
+    none.
+    """
     if not len(values):
         raise ValueError("there is nothing to take a mean of")
     sample = np.asarray(values, dtype=float)
     mean = float(sample.mean())
     if len(sample) == 1 or np.ptp(sample) == 0:
         return {"mean": mean, "low": mean, "high": mean, "n": len(sample)}
-    found = bootstrap((sample,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed), batch=1000)
-    return {"mean": mean, "low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high), "n": len(sample)}
+    found = bootstrap(
+        (sample,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed), batch=1000
+    )
+    return {
+        "mean": mean,
+        "low": float(found.confidence_interval.low),
+        "high": float(found.confidence_interval.high),
+        "n": len(sample),
+    }
 
 
-def ratio_interval(sums: Sequence[float], counts: Sequence[float], resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """The same for a mean over items of which each prompt brings a sum and a count: pairs of answers, say. Prompts are resampled."""
+def ratio_interval(
+    sums: Sequence[float], counts: Sequence[float], resamples: int = 10_000, seed: int = 0
+) -> dict[str, float]:
+    """The same for a mean over items of which each prompt brings a sum and a count: pairs of answers, say. Prompts are
+    resampled.
+    """
     total, count = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if not count.sum():
         raise ValueError("there is nothing to take a mean of")

@@ -1,6 +1,8 @@
-"""Which language a prompt is in. The paper classified its instructions with langid.py and found 96% English (Ouyang et al. 2022, appendix A).
+"""Which language a prompt is in. The paper classified its instructions with langid.py and found 96% English (Ouyang et
+al. 2022, appendix A).
 
-py3langid is langid.py, maintained: naive Bayes over byte n-grams, with probabilities calibrated across lengths. No network.
+py3langid is langid.py, maintained: naive Bayes over byte n-grams, with probabilities calibrated across lengths. No
+network.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,9 @@ UNDETERMINED = "und"
 NOT_A_LANGUAGE = "zxx"
 """ISO 639's code for no linguistic content: what the model answers to code and numbers."""
 MIN_PROBABILITY = 0.5
-"""The language must be likelier than all others together. Lower turns short English prompts into rare languages, higher gives more of them up."""
+"""The language must be likelier than all others together. Lower turns short English prompts into rare languages, higher
+gives more of them up.
+"""
 
 
 def identify(texts: Sequence[str]) -> list[str]:
@@ -31,7 +35,10 @@ def refuse_unknown(codes: Sequence[str]) -> None:
     known = [label for label in _identifier().labels if len(label) == 2]
     for code in codes:
         if code not in known:
-            raise ValueError(f"data.languages: {code!r} is no language that can be told; known are the ISO 639-1 codes {', '.join(sorted(known))}")
+            raise ValueError(
+                f"data.languages: {code!r} is no language that can be told; known are the ISO 639-1 codes "
+                f"{', '.join(sorted(known))}"
+            )
 
 
 def _identify(text: str, identifier: "LanguageIdentifier") -> str:
@@ -43,10 +50,14 @@ def _identify(text: str, identifier: "LanguageIdentifier") -> str:
 
 @cache
 def _identifier() -> "LanguageIdentifier":
-    """The model, loaded when first asked for (a second), without the languages and dialects that ISO 639-1 does not name."""
+    """The model, loaded when first asked for (a second), without the languages and dialects that ISO 639-1 does not
+    name.
+    """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=MIN_PROBABILITY)
     identifier.set_languages([label for label in identifier.labels if len(label) == 2 or label == NOT_A_LANGUAGE])
-    identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc)  # rows are gathered for each text; the choice of columns left them scattered
+    identifier.nb_ptc = np.ascontiguousarray(
+        identifier.nb_ptc
+    )  # rows are gathered for each text; the choice of columns left them scattered
     return identifier

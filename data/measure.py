@@ -1,6 +1,7 @@
 """What only reading a row tells: its length in tokens, its language, and whether it holds personal data.
 
-The one slow step of curation, so it looks at each row once, only at rows that the cheaper rules kept, and in several processes if asked to.
+The one slow step of curation, so it looks at each row once, only at rows that the cheaper rules kept, and in several
+processes if asked to.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -52,11 +53,17 @@ class Measures:
         return Measures(unknown, unknown.copy(), np.full(count, "und", dtype=object), np.zeros(count, dtype=bool))
 
 
-def measure(spool: Spool, record_type: type[Prompt], looked_at: Mask, for_training: Mask, measurer: Measurer, workers: int) -> Measures:
-    """Measures the rows that are `looked_at`, and searches for personal data those that are `for_training` too (section 3.2)."""
+def measure(
+    spool: Spool, record_type: type[Prompt], looked_at: Mask, for_training: Mask, measurer: Measurer, workers: int
+) -> Measures:
+    """Measures the rows that are `looked_at`, and searches for personal data those that are `for_training` too (section
+    3.2).
+    """
     found = Measures.blank(spool.count)
     job = Job(spool, record_type, looked_at, for_training, measurer)
-    for rows, part in tqdm(_in_processes(job, workers), desc="data: tokens, languages", total=spool.batch_count, disable=None, leave=False):
+    for rows, part in tqdm(
+        _in_processes(job, workers), desc="data: tokens, languages", total=spool.batch_count, disable=None, leave=False
+    ):
         found.prompt_tokens[rows], found.answer_tokens[rows] = part.prompt_tokens, part.answer_tokens
         found.language[rows], found.personal[rows] = part.language, part.personal
     return found
@@ -84,7 +91,10 @@ class Job:
         found.language[:] = identify([record.text for record in records])
         if self.measurer.personal is not None:
             train = self.for_training[rows]
-            found.personal[:] = [bool(wanted) and self.measurer.personal(full_text(record)) for record, wanted in zip(records, train, strict=True)]
+            found.personal[:] = [
+                bool(wanted) and self.measurer.personal(full_text(record))
+                for record, wanted in zip(records, train, strict=True)
+            ]
         return rows, found
 
 
@@ -106,7 +116,9 @@ def _prompts(record: Prompt) -> list[Prompt]:
     return list(expand(record)) if isinstance(record, FewShot) else [record]
 
 
-def _longest(records: Sequence[Prompt], parts: Callable[[Prompt], list[PartT]], count: Callable[[Sequence[PartT]], list[int]]) -> list[int]:
+def _longest(
+    records: Sequence[Prompt], parts: Callable[[Prompt], list[PartT]], count: Callable[[Sequence[PartT]], list[int]]
+) -> list[int]:
     """The count of each record's longest part, -1 where it has none; all parts are counted in one call."""
     split = [parts(record) for record in records]
     flat = [part for each in split for part in each]
@@ -122,7 +134,8 @@ def _in_processes(job: Job, workers: int) -> Iterator[tuple[NDArray[np.int64], M
     if workers == 1 or len(indices) == 1:
         yield from map(job.batch, indices)
         return
-    # Forked workers inherit the tokenizer, the language model and the masks, and share the spool's mapped pages; only numbers travel back.
+    # Forked workers inherit the tokenizer, the language model and the masks, and share the spool's mapped pages; only
+    # numbers travel back.
     identify([])
     global _JOB
     _JOB = job

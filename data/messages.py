@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RENDERED = (
-    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal", "images", "image", "audio", "video", "documents",
+    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal", "images", "image", "audio",
+    "video", "documents",
 )  # fmt: skip
 """Keys of a message with content that the model would see in addition to its text."""
 
@@ -55,7 +56,8 @@ SHAREGPT = Form(
 def conversation(value: object, key: str, form: Form = CHAT) -> list[Message]:
     """The messages in a value, with role and text only; `key` is the value's key in the row.
 
-    Content may be a list of text parts, which are joined. Raises ValueError, naming the message and its key, for anything else.
+    Content may be a list of text parts, which are joined. Raises ValueError, naming the message and its key, for
+    anything else.
     """
     if not isinstance(value, list):
         raise ValueError(f"{key!r} must be a list of messages, found {type(value).__name__}")
@@ -71,16 +73,25 @@ def other_keys(row: Mapping[str, Any]) -> Iterator[str]:
             if isinstance(message, dict):
                 for form in (CHAT, SHAREGPT):
                     if form.role in message and form.content in message:
-                        yield from (key for key, held in message.items() if key not in (form.role, form.content) and held is not None)
+                        yield from (
+                            key
+                            for key, held in message.items()
+                            if key not in (form.role, form.content) and held is not None
+                        )
 
 
 def _message(message: object, where: str, form: Form) -> Message:
     if not isinstance(message, dict):
-        raise ValueError(f"{where} must be an object with {form.role!r} and {form.content!r}, found {type(message).__name__}")
+        raise ValueError(
+            f"{where} must be an object with {form.role!r} and {form.content!r}, found {type(message).__name__}"
+        )
     # Parquet gives every message the keys of all messages, with null for missing values; exporters write empty lists.
     for key in RENDERED:
         if message.get(key):
-            raise ValueError(f"{where} has {key!r}, which is not supported: leave the row out, or write it as text into {form.content!r}")
+            raise ValueError(
+                f"{where} has {key!r}, which is not supported: leave the row out, or write it as text into "
+                f"{form.content!r}"
+            )
     for key in (form.role, form.content):
         if message.get(key) is None:
             found = ", ".join(repr(name) for name, held in message.items() if held is not None) or "nothing"
@@ -88,7 +99,10 @@ def _message(message: object, where: str, form: Form) -> Message:
     role, content = message[form.role], message[form.content]
     if not isinstance(role, str) or role not in form.roles:
         raise ValueError(f"{form.role!r} of {where} is {role!r}; allowed are {', '.join(form.roles)}")
-    return Message(role=form.roles[role], content=content if isinstance(content, str) else _joined(content, f"{form.content!r} of {where}"))
+    return Message(
+        role=form.roles[role],
+        content=content if isinstance(content, str) else _joined(content, f"{form.content!r} of {where}"),
+    )
 
 
 def _joined(parts: object, where: str) -> str:

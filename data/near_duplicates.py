@@ -1,12 +1,14 @@
 """Near-duplicates by long common prefix, at any scale (Ouyang et al. 2022, appendix A.2).
 
-Two prompts are near-duplicates when their common prefix is at least a fraction f of the longer one. With ceil(f n) the *threshold* of a text of
-length n, that is the same as: the first ceil(f n) bytes of the longer one stand at the start of the shorter one too. So every text needs
-comparing by hashes of its prefixes from its threshold to its end alone, and of those only by the ones that equal somebody's threshold hash.
-Time and memory grow with the number of texts: no pair is ever looked at, and no text is kept.
+Two prompts are near-duplicates when their common prefix is at least a fraction f of the longer one. With ceil(f n) the
+*threshold* of a text of length n, that is the same as: the first ceil(f n) bytes of the longer one stand at the start
+of the shorter one too. So every text needs comparing by hashes of its prefixes from its threshold to its end alone, and
+of those only by the ones that equal somebody's threshold hash. Time and memory grow with the number of texts: no pair
+is ever looked at, and no text is kept.
 
-Hashes are 64-bit sums of a weight for each place times a number for each byte (multilinear hashing). Two different prefixes among a million
-texts of 200 bytes collide with a probability of about 1e-6, and then a prompt is dropped that had no twin.
+Hashes are 64-bit sums of a weight for each place times a number for each byte (multilinear hashing). Two different
+prefixes among a million texts of 200 bytes collide with a probability of about 1e-6, and then a prompt is dropped that
+had no twin.
 
 Shapes: N texts; lengths in bytes of UTF-8, after `comparable`.
 """
@@ -30,7 +32,8 @@ IGNORED = re.compile(r"""(?:[\s.,;:!?'"¡¿“”‘’„«»…–—。，、
 
 
 def comparable(text: str) -> str:
-    """The text without what does not make it another prompt: case, spaces, marks between words, and how accents are encoded.
+    """The text without what does not make it another prompt: case, spaces, marks between words, and how accents are
+    encoded.
 
     Symbols and brackets stay: 2 + 2 is not 2 * 2, and f(x) is not f x.
     """
@@ -51,7 +54,8 @@ def distinct(texts: Texts, fraction: float) -> Mask:
         prefixes = hashes.tolist()
         for index, threshold in enumerate(own):
             mine = prefixes[starts[index] : starts[index + 1]]
-            # The earlier twin is the longer of the two, or it is not: whichever is longer, its threshold is the other's prefix.
+            # The earlier twin is the longer of the two, or it is not: whichever is longer, its threshold is the other's
+            # prefix.
             if threshold in kept_prefixes or not kept_thresholds.isdisjoint(mine):
                 keep[row + index] = False
             else:
@@ -62,7 +66,9 @@ def distinct(texts: Texts, fraction: float) -> Mask:
 
 
 def alike(texts: Texts, candidates: Mask, others: Mask, fraction: float) -> Mask:
-    """True for each candidate that is a near-duplicate of one of the others; both are masks over the N texts. Reads the texts twice."""
+    """True for each candidate that is a near-duplicate of one of the others; both are masks over the N texts. Reads the
+    texts twice.
+    """
     thresholds = threshold_hashes(texts, fraction)
     candidates_known, others_known = np.unique(thresholds[candidates]), np.unique(thresholds[others])
     found = np.zeros(len(thresholds), dtype=bool)
@@ -89,7 +95,9 @@ def threshold_hashes(texts: Texts, fraction: float) -> Hashes:
 
 
 def _known_prefixes(texts: Texts, fraction: float, known: Hashes) -> Iterator[tuple[int, NDArray[np.int64], Hashes]]:
-    """By chunk: how many texts it holds, and (row in the chunk, hash) of each prefix, from threshold to end, whose hash is known."""
+    """By chunk: how many texts it holds, and (row in the chunk, hash) of each prefix, from threshold to end, whose hash
+    is known.
+    """
     for data, offsets in _chunks(texts):
         sums = _running_sums(data, offsets)
         starts, lengths = offsets[:-1], np.diff(offsets)
@@ -115,7 +123,9 @@ def _among(hashes: Hashes, known: Hashes) -> Mask:
 
 
 def _running_sums(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Hashes:
-    """Sums over all bytes so far, one more than there are bytes: the difference of two within a text is the hash of what lies between."""
+    """Sums over all bytes so far, one more than there are bytes: the difference of two within a text is the hash of
+    what lies between.
+    """
     places = np.arange(len(data)) - np.repeat(offsets[:-1], np.diff(offsets))
     sums = np.zeros(len(data) + 1, dtype=np.uint64)
     np.cumsum(BYTE_NUMBERS[data] * _mixed(places.astype(np.uint64)), out=sums[1:])
@@ -140,7 +150,9 @@ def _chunks(texts: Texts) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]
         if not len(array):
             continue
         _, offset_buffer, data_buffer = array.buffers()
-        offsets = np.frombuffer(offset_buffer, dtype=np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+        offsets = np.frombuffer(offset_buffer, dtype=np.int32)[array.offset : array.offset + len(array) + 1].astype(
+            np.int64
+        )
         data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer is not None else np.empty(0, dtype=np.uint8)
         start = 0
         while start < len(array):

@@ -9,7 +9,9 @@ TOKEN_RUN = 4
 
 
 def repeated_share(items: Sequence[Hashable], length: int) -> float:
-    """Share of the runs of `length` neighbouring items (words, tokens) that repeat an earlier run; 0 where there is none."""
+    """Share of the runs of `length` neighbouring items (words, tokens) that repeat an earlier run; 0 where there is
+    none.
+    """
     runs = list(zip(*(items[start:] for start in range(length)), strict=False))
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 

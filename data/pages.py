@@ -1,7 +1,7 @@
 """What every report is made of: numbers as text, tables, pictures, and the two pages that hold them.
 
-A report is one HTML file that stands alone, its pictures inside, and the same in Markdown with the pictures beside it. The skeleton, the style
-and the macros of both are in data/templates; a room's own templates build on them.
+A report is one HTML file that stands alone, its pictures inside, and the same in Markdown with the pictures beside it.
+The skeleton, the style and the macros of both are in data/templates; a room's own templates build on them.
 """
 
 import base64
@@ -36,7 +36,9 @@ class Table:
     """Further columns of text: they start at the left and may break into lines."""
 
 
-def write_pages(folder: Path, templates: Path, html: str, shown: Mapping[str, Any], figures: Mapping[str, Figure], pictures: str) -> None:
+def write_pages(
+    folder: Path, templates: Path, html: str, shown: Mapping[str, Any], figures: Mapping[str, Figure], pictures: str
+) -> None:
     """Writes `folder/html` with its pictures inline, and `folder/report.md` with them in `folder/pictures`.
 
     `templates` holds `page.html.j2` and `page.md.j2`, which see `shown` and, as `pictures`, where each picture is.
@@ -76,7 +78,9 @@ def number(value: Any) -> str:
     """About three telling digits; a dash where there is no number."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
-    digits = 0 if isinstance(value, int) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    digits = (
+        0 if isinstance(value, int) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    )
     return f"{value:z,.{digits}f}"
 
 
@@ -110,7 +114,13 @@ def duration(seconds: Any) -> str:
     if not isinstance(seconds, int | float):
         return "–"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
 
 
 def fenced(text: str) -> str:

@@ -1,4 +1,6 @@
-"""Rows under curation: the texts wait in a spool, the columns that rules decide by are here, and the ledger knows who left and why."""
+"""Rows under curation: the texts wait in a spool, the columns that rules decide by are here, and the ledger knows who
+left and why.
+"""
 
 from array import array
 from dataclasses import dataclass, field
@@ -34,7 +36,9 @@ class Ledger:
         self.examples: dict[str, list[int]] = {}
 
     def apply(self, rule: str, stays: Mask) -> None:
-        """Removes the rows that are left and not in the mask of N, counts them, and remembers a few of them, spread evenly."""
+        """Removes the rows that are left and not in the mask of N, counts them, and remembers a few of them, spread
+        evenly.
+        """
         gone = np.flatnonzero(self.keep & ~stays)
         self.removed[rule] = self.removed.get(rule, 0) + len(gone)
         shown = min(EXAMPLES_KEPT, len(gone))
@@ -100,7 +104,8 @@ class Collector:
         self._numbers: dict[str, array[int]] = {
             name: array("i")
             for name in (
-                "dataset", "api", "answered", "copies", "few_shot", "conversational", "use_case", "answers", "identical", "informative",
+                "dataset", "api", "answered", "copies", "few_shot", "conversational", "use_case", "answers",
+                "identical", "informative",
             )
         }  # fmt: skip
         self._datasets: dict[str, int] = {}
@@ -148,7 +153,9 @@ class Collector:
 
 
 def asked(record: Prompt) -> str:
-    """What near-duplicates are told by: of a conversation the newest turn first, since many share a system prompt or a long history."""
+    """What near-duplicates are told by: of a conversation the newest turn first, since many share a system prompt or a
+    long history.
+    """
     if isinstance(record, FewShot):
         return whole_text(record)
     return "\n".join(message["content"] for message in reversed(record.messages))

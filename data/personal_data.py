@@ -1,8 +1,10 @@
-"""Finds personal data in prompts, so that curation can keep it out of the training split (Ouyang et al. 2022, section 3.2).
+"""Finds personal data in prompts, so that curation can keep it out of the training split (Ouyang et al. 2022, section
+3.2).
 
-The paper says that it filtered personally identifiable information and not how; the rules are ours. `rules` looks for a shape with a cheap pattern
-and asks a library whether the number is one that somebody could own. `presidio` adds people's names with a language model of spaCy.
-docs/personal-data.md has what is deliberately left alone, and both engines' measured precision and recall.
+The paper says that it filtered personally identifiable information and not how; the rules are ours. `rules` looks for a
+shape with a cheap pattern and asks a library whether the number is one that somebody could own. `presidio` adds
+people's names with a language model of spaCy. docs/personal-data.md has what is deliberately left alone, and both
+engines' measured precision and recall.
 
 No network, no state but the libraries' tables: the functions may be called from threads and forked processes.
 """
@@ -30,13 +32,17 @@ class Finding:
     """Personal data at text[start:end]."""
 
     entity: str
-    """EMAIL, PHONE, CARD, IBAN, NATIONAL_ID, IP_ADDRESS, STREET_ADDRESS or SECRET; presidio adds PERSON and documents' numbers."""
+    """EMAIL, PHONE, CARD, IBAN, NATIONAL_ID, IP_ADDRESS, STREET_ADDRESS or SECRET; presidio adds PERSON and documents'
+    numbers.
+    """
     start: int
     end: int
 
 
 def find(text: str) -> list[Finding]:
-    """What the rules find, in reading order and without overlaps: where two rules claim a character, the stricter one has it."""
+    """What the rules find, in reading order and without overlaps: where two rules claim a character, the stricter one
+    has it.
+    """
     found: list[Finding] = []
     if not ANYTHING.search(text):
         return found
@@ -60,7 +66,8 @@ def detector(engine: str) -> Callable[[str], list[Finding]]:
     raise ValueError(f"personal data engine {engine!r} is unknown; known are {', '.join(ENGINES)}")
 
 
-# Secrets: what opens an account. Makers gave them prefixes that nothing else has; a token without a digit is a placeholder, but for hf_ tokens.
+# Secrets: what opens an account. Makers gave them prefixes that nothing else has; a token without a digit is a
+# placeholder, but for hf_ tokens.
 
 SECRET = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -77,7 +84,10 @@ SECRET_GATE = re.compile(r"[sr]k[-_]|gh[oprsu]_|github_pat_|glpat-|hf_|xox|AIza|
 
 # Emails
 
-EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+%'-]{0,63}@((?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-])", re.ASCII)
+EMAIL = re.compile(
+    r"(?<![\w.+-])[A-Za-z0-9][\w.+%'-]{0,63}@((?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-])",
+    re.ASCII,
+)
 NOBODYS_DOMAIN = re.compile(r"(?:.*\.)?(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|local)", re.IGNORECASE)
 """Reserved for documentation and tests (RFC 2606, RFC 6762)."""
 FILE_NAME = re.compile(r".*\.(?:png|jpe?g|gif|svg|webp|css|js)", re.IGNORECASE)
@@ -97,10 +107,14 @@ def _emails(text: str) -> Iterator[Span]:
 # Numbers with a checksum
 
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?(?![A-Za-z0-9])")
-CARD = re.compile(r"(?<![\w.-])(?:[0-9]{14,16}|[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}|[0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5})(?![\w-]|[.,][0-9])")
+CARD = re.compile(
+    r"(?<![\w.-])(?:[0-9]{14,16}|[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}|[0-9]{4}([ "
+    r"-])[0-9]{6}\2[0-9]{4,5})(?![\w-]|[.,][0-9])"
+)
 ISSUED = re.compile(
     r"4\d{15}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"  # Visa, Mastercard
-    r"|3[47]\d{13}|6(?:011|5\d\d|4[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|3(?:0[0-5]|[68]\d)\d{11}"  # Amex, Discover, JCB, Diners
+    # Amex, Discover, JCB, Diners
+    r"|3[47]\d{13}|6(?:011|5\d\d|4[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|3(?:0[0-5]|[68]\d)\d{11}"
 )
 SEPARATOR = re.compile(r"[ -]")
 
@@ -115,7 +129,9 @@ def _ibans(text: str) -> Iterator[Span]:
 
 
 def _is_iban(candidate: str) -> bool:
-    """By check digits and the country's structure; the lists of each country's banks grow old and would let accounts through."""
+    """By check digits and the country's structure; the lists of each country's banks grow old and would let accounts
+    through.
+    """
     return iban.is_valid(candidate, check_country=False)
 
 
@@ -136,7 +152,9 @@ NATIONAL_IDS: tuple[tuple[re.Pattern[str], re.Pattern[str], Callable[[str], bool
     (re.compile(r"\bNHS\b|\bnhs n"), _grouped(3, 3, 4), nhs.is_valid),
     (re.compile(r"\b[Aa]adhaar|\bAADHAAR"), _grouped(4, 4, 4), aadhaar.is_valid),
 )
-"""What the number is called, its groups, its check. A tenth of all numbers pass a check digit, so the name has to stand before it."""
+"""What the number is called, its groups, its check. A tenth of all numbers pass a check digit, so the name has to stand
+before it.
+"""
 SSN = re.compile(r"(?<![\w-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])")
 """The one grouping that needs no name."""
 SAMPLE_SSN = "123-45-6789"
@@ -158,14 +176,21 @@ def _national_ids(text: str) -> Iterator[Span]:
 IPV4 = re.compile(r"(?<![\w.:-])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w/-]|\.[0-9])")
 IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:/])")
 """2000::/3, the only part of the space that is given to anybody."""
-VERSION = re.compile(r"(?:version|release|kernel|firmware|driver|chapter|section)s?\b.*$|(?:\bv|build|[=<>~]=|[~^]) ?$", re.IGNORECASE)
+VERSION = re.compile(
+    r"(?:version|release|kernel|firmware|driver|chapter|section)s?\b.*$|(?:\bv|build|[=<>~]=|[~^]) ?$", re.IGNORECASE
+)
 RESOLVERS = frozenset({"149.112.112.112", "208.67.222.222", "208.67.220.220"})
 
 
 def _ip_addresses(text: str) -> Iterator[Span]:
     for match in (*IPV4.finditer(text), *IPV6.finditer(text)):
-        # four digits are an outline's number, a version or a famous resolver (1.1.1.1, 9.9.9.9) before they are somebody's address
-        if len(match[0]) > 7 and match[0] not in RESOLVERS and not VERSION.search(text, max(0, match.start() - 32), match.start()):
+        # four digits are an outline's number, a version or a famous resolver (1.1.1.1, 9.9.9.9) before they are
+        # somebody's address
+        if (
+            len(match[0]) > 7
+            and match[0] not in RESOLVERS
+            and not VERSION.search(text, max(0, match.start() - 32), match.start())
+        ):
             try:
                 if ipaddress.ip_address(match[0]).is_global:
                     yield match.span()
@@ -177,17 +202,22 @@ def _ip_addresses(text: str) -> Iterator[Span]:
 
 DIGITS = re.compile(r"(?:[0-9][ \t().\-/]{0,3}){7}")
 REGIONS = ("GB", "AU", "DE", "FR", "IN")
-"""Whose national formats are tried beside North America's; the formats of many others coincide. Numbers with a + are found from everywhere."""
+"""Whose national formats are tried beside North America's; the formats of many others coincide. Numbers with a + are
+found from everywhere.
+"""
 INTERNATIONAL = re.compile(r"\(?\+[ (]{0,2}[0-9]")
 NORTH_AMERICAN = re.compile(r"(?:1[-. ])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[-. ])[0-9]{3}[-. ][0-9]{4}")
 TRUNK = re.compile(r"(?<![\w.,:/-])\(?0[1-9][0-9]{0,4}\)?[ /.-]{1,2}[0-9]")
 """0 and an area code: what a number elsewhere starts with when it has no +."""
 PHONE_WORD = re.compile(
-    r"(?:\b(?:call|ring|text) (?:me|us|him|her|them)|phone|\btel|mobile|\bcell:|\bfax|whatsapp|\bdial|my (?:new )?number|telefon\w*|handy)\b"
+    r"(?:\b(?:call|ring|text) (?:me|us|him|her|them)|phone|\btel|mobile|\bcell:|\bfax|whatsapp|\bdial|my (?:new "
+    r")?number|telefon\w*|handy)\b"
     r"[^0-9]{0,24}$",
     re.IGNORECASE,
 )
-ANSWERED_BY_NOBODY = frozenset({PhoneNumberType.TOLL_FREE, PhoneNumberType.PREMIUM_RATE, PhoneNumberType.SHARED_COST, PhoneNumberType.UAN})
+ANSWERED_BY_NOBODY = frozenset(
+    {PhoneNumberType.TOLL_FREE, PhoneNumberType.PREMIUM_RATE, PhoneNumberType.SHARED_COST, PhoneNumberType.UAN}
+)
 """Hotlines belong to a company."""
 
 
@@ -200,7 +230,9 @@ def _phones(text: str) -> Iterator[Span]:
 
 
 def _regions(text: str) -> tuple[str, ...]:
-    """The regions whose numbers the text can hold at all: the library reads the text once for each, a tenth of a millisecond."""
+    """The regions whose numbers the text can hold at all: the library reads the text once for each, a tenth of a
+    millisecond.
+    """
     if TRUNK.search(text) or any(_spoken_of(text, match.start()) for match in DIGITS.finditer(text)):
         return ("US", *REGIONS)
     return ("US",) if INTERNATIONAL.search(text) or NORTH_AMERICAN.search(text) else ()
@@ -268,14 +300,22 @@ RULES: tuple[tuple[str, Callable[[str], object], Callable[[str], Iterator[Span]]
 
 # Microsoft's presidio, for what rules cannot know
 
-PRESIDIO_ENTITIES = {"PERSON": "PERSON", "US_PASSPORT": "NATIONAL_ID", "US_ITIN": "NATIONAL_ID", "US_DRIVER_LICENSE": "NATIONAL_ID"}
-"""Presidio's names and ours. Not used: DATE_TIME, NRP, URL, LOCATION and ORGANIZATION, which are nobody's by themselves; and what the rules find
-too, because presidio takes versions for IP addresses and timestamps for phone numbers, and its email recogniser asks the network for a list."""
+PRESIDIO_ENTITIES = {
+    "PERSON": "PERSON",
+    "US_PASSPORT": "NATIONAL_ID",
+    "US_ITIN": "NATIONAL_ID",
+    "US_DRIVER_LICENSE": "NATIONAL_ID",
+}
+"""Presidio's names and ours. Not used: DATE_TIME, NRP, URL, LOCATION and ORGANIZATION, which are nobody's by
+themselves; and what the rules find too, because presidio takes versions for IP addresses and timestamps for phone
+numbers, and its email recogniser asks the network for a list."""
 PRESIDIO_SCORE = 0.4
 """What a document's number has only near a word that names it."""
 SPACY_SIZES = ("lg", "md", "sm")
 LONGEST_READ = 100_000
-"""Characters that the language model reads of a text: spaCy refuses a million, and curation drops prompts far shorter than this."""
+"""Characters that the language model reads of a text: spaCy refuses a million, and curation drops prompts far shorter
+than this.
+"""
 FULL_NAME = re.compile(r"[^\W\d_][\w.'’-]*(?: [^\W\d_][\w.'’-]*)+")
 
 
@@ -285,14 +325,20 @@ def _presidio() -> Callable[[str], list[Finding]]:
         from presidio_analyzer import AnalyzerEngine
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
-        raise ValueError("data.personal_data: presidio needs a library that is not installed: pip install -e '.[presidio]'") from error
+        raise ValueError(
+            "data.personal_data: presidio needs a library that is not installed: pip install -e '.[presidio]'"
+        ) from error
     model = _largest_model(spacy.util.get_installed_models())
     configuration = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
-    analyzer = AnalyzerEngine(nlp_engine=NlpEngineProvider(nlp_configuration=configuration).create_engine(), supported_languages=["en"])
+    analyzer = AnalyzerEngine(
+        nlp_engine=NlpEngineProvider(nlp_configuration=configuration).create_engine(), supported_languages=["en"]
+    )
 
     def find_with_presidio(text: str) -> list[Finding]:
         found = find(text)
-        results = analyzer.analyze(text[:LONGEST_READ], "en", entities=list(PRESIDIO_ENTITIES), score_threshold=PRESIDIO_SCORE)
+        results = analyzer.analyze(
+            text[:LONGEST_READ], "en", entities=list(PRESIDIO_ENTITIES), score_threshold=PRESIDIO_SCORE
+        )
         for result in sorted(results, key=lambda result: (result.start, -result.end)):
             known = any(result.start < other.end and other.start < result.end for other in found)
             if not known and (result.entity_type != "PERSON" or _is_full_name(text[result.start : result.end])):
@@ -308,7 +354,9 @@ def _largest_model(installed: list[str]) -> str:
         for name in sorted(installed):
             if name.startswith(f"en_core_web_{size}"):
                 return name
-    raise ValueError("data.personal_data: presidio needs an English model of spaCy: python -m spacy download en_core_web_lg")
+    raise ValueError(
+        "data.personal_data: presidio needs an English model of spaCy: python -m spacy download en_core_web_lg"
+    )
 
 
 def _is_full_name(name: str) -> bool:

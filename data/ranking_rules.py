@@ -27,14 +27,18 @@ def drop_answers(part: Part, config: DataConfig, measurer: Measurer) -> None:
     shorter: dict[int, Ranking] = {}
     stays = {rule: np.ones(part.count, dtype=bool) for rule in ("answer_too_long", "personal_data")}
     part.dropped = dict.fromkeys(stays, 0)
-    suspects = np.flatnonzero(part.kept() & ((part.measures.answer_tokens > config.max_answer_tokens) | part.measures.personal))
+    suspects = np.flatnonzero(
+        part.kept() & ((part.measures.answer_tokens > config.max_answer_tokens) | part.measures.personal)
+    )
     for number, row in zip(suspects.tolist(), part.spool.rows(suspects), strict=True):
         ranking = record_of(row, Ranking)
         tokens = measurer.answer_tokens(ranking.completions)
         short = [place for place, count in enumerate(tokens) if count <= config.max_answer_tokens]
         fit = _without_personal_data(ranking, short, measurer) if part.measures.personal[number] else short
         left_out = {"answer_too_long": len(tokens) - len(short), "personal_data": len(short) - len(fit)}
-        unusable = [rule for rule, kept in (("answer_too_long", short), ("personal_data", fit)) if not _usable(ranking, kept)]
+        unusable = [
+            rule for rule, kept in (("answer_too_long", short), ("personal_data", fit)) if not _usable(ranking, kept)
+        ]
         if unusable:
             stays[unusable[0]][number] = False
             continue
@@ -60,7 +64,9 @@ def _without_personal_data(ranking: Ranking, places: list[int], measurer: Measur
 
 
 def _usable(ranking: Ranking, places: list[int]) -> bool:
-    return len(places) == len(ranking.completions) or (len(places) > 1 and has_strict_pair(with_answers(ranking, places)))
+    return len(places) == len(ranking.completions) or (
+        len(places) > 1 and has_strict_pair(with_answers(ranking, places))
+    )
 
 
 def _rewritten(spool: Spool, shorter: dict[int, Ranking]) -> Spool:

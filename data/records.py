@@ -1,7 +1,7 @@
 """The records that travel between stages, and the checks that a row of JSON Lines must pass to become one.
 
-A Prompt is what a model is asked, a Demonstration is a Prompt with a good answer, a Ranking is a Prompt with K answers in the order that a
-labeler put them (Ouyang et al. 2022, sections 3.2 to 3.5). Field names are trl's where trl has one.
+A Prompt is what a model is asked, a Demonstration is a Prompt with a good answer, a Ranking is a Prompt with K answers
+in the order that a labeler put them (Ouyang et al. 2022, sections 3.2 to 3.5). Field names are trl's where trl has one.
 """
 
 import difflib
@@ -14,7 +14,8 @@ from typing import Any, TypedDict, TypeVar
 from data.messages import Message, conversation
 
 USE_CASES = (
-    "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other", "closed_qa", "extract",
+    "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other",
+    "closed_qa", "extract",
 )  # fmt: skip
 """The paper's ten (table 1)."""
 
@@ -45,7 +46,9 @@ class Prompt:
     user_id: str = ""
     """Splits keep a user in one place. Default: each prompt is a user of its own."""
     organisation_id: str = ""
-    """Who the user belongs to; `data.group_by: organisation` caps and splits by it. Default: each user is one of its own."""
+    """Who the user belongs to; `data.group_by: organisation` caps and splits by it. Default: each user is one of its
+    own.
+    """
     dataset: str = ""
     """The source of the configuration that the row came from; set when it is read."""
     use_case: str | None = None
@@ -88,7 +91,9 @@ class Demonstration(Prompt):
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot(Prompt):
-    """An instruction, as `prompt`, with K queries and their answers: it becomes K demonstrations (section 3.2), see data/few_shot.py."""
+    """An instruction, as `prompt`, with K queries and their answers: it becomes K demonstrations (section 3.2), see
+    data/few_shot.py.
+    """
 
     examples: list[Example]
 
@@ -105,7 +110,9 @@ class Ranking(Prompt):
     ranks: list[int | None] | None = None
     """1 is best, equal is a tie, null is not ranked."""
     preferences: list[list[int]] | None = None
-    """Raw judgments `[better, worse]` as indices into completions, kept where they are incomplete or cyclic; instead of ranks."""
+    """Raw judgments `[better, worse]` as indices into completions, kept where they are incomplete or cyclic; instead of
+    ranks.
+    """
     ties: list[list[int]] | None = None
     """Beside preferences: pairs that were compared and found equal."""
     labeler_id: str = ""
@@ -113,7 +120,9 @@ class Ranking(Prompt):
     complete: list[bool] | None = None
     """Whether each answer ended by itself; null means that all did."""
     ratings: list[dict[str, Any]] | None = None
-    """One mapping a completion: quality 1 to 7 and the paper's flags (table 3), or a simulated labeler's rubric parts."""
+    """One mapping a completion: quality 1 to 7 and the paper's flags (table 3), or a simulated labeler's rubric
+    parts.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +154,9 @@ class UnknownKeyError(ValueError):
 
     def __init__(self, key: str, near: str | None, known: Iterable[str]) -> None:
         self.key, self.near, self.known = key, near, ", ".join(known)
-        super().__init__(f"unknown key {key!r}" + (f", did you mean {near!r}?" if near else f"; known are {self.known}"))
+        super().__init__(
+            f"unknown key {key!r}" + (f", did you mean {near!r}?" if near else f"; known are {self.known}")
+        )
 
 
 def parse(row: object, record_type: type[RecordT]) -> RecordT:
@@ -158,7 +169,9 @@ def parse(row: object, record_type: type[RecordT]) -> RecordT:
     known = {field.name: field for field in fields(record_type)}
     for key in row:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=CLOSE) or [name for name in known if name == f"{key}_id"]
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=CLOSE) or [
+                name for name in known if name == f"{key}_id"
+            ]
             raise UnknownKeyError(str(key), near[0] if near else None, known)
     for name, field in known.items():
         if field.default is MISSING and name not in row:
@@ -205,7 +218,12 @@ def _check_prompt(row: Mapping[str, Any]) -> None:
     for key in ("prompt_id", "user_id", "organisation_id", "dataset", "labeler_id"):
         if not isinstance(row.get(key, ""), str):
             raise ValueError(f"{key!r} must be a string")
-    for key, allowed in (("source", SOURCES), ("kind", (*KINDS, None)), ("use_case", (*USE_CASES, None)), ("labeler", LABELERS)):
+    for key, allowed in (
+        ("source", SOURCES),
+        ("kind", (*KINDS, None)),
+        ("use_case", (*USE_CASES, None)),
+        ("labeler", LABELERS),
+    ):
         if key in row and row[key] not in allowed:
             raise ValueError(f"{key!r} is {row[key]!r}; allowed are {', '.join(str(value) for value in allowed)}")
 
@@ -214,7 +232,11 @@ def _check_examples(examples: object) -> None:
     if not isinstance(examples, list) or len(examples) < 2:
         raise ValueError("'examples' must be a list of at least 2 query and answer pairs")
     for example in examples:
-        if not isinstance(example, dict) or set(example) != {"prompt", "completion"} or not all(_is_text(value) for value in example.values()):
+        if (
+            not isinstance(example, dict)
+            or set(example) != {"prompt", "completion"}
+            or not all(_is_text(value) for value in example.values())
+        ):
             raise ValueError('each of \'examples\' must be {"prompt": string, "completion": string}, neither empty')
 
 
@@ -224,8 +246,12 @@ def _check_ranking(row: Mapping[str, Any]) -> None:
         raise ValueError("'completions' must be a list of strings")
     for key, kind, meaning in (("complete", bool, "true or false"), ("ratings", dict, "an object")):
         value = row.get(key)
-        if value is not None and not (isinstance(value, list) and len(value) == len(completions) and all(isinstance(v, kind) for v in value)):
-            raise ValueError(f"{key!r} must be a list as long as 'completions' ({len(completions)}), {meaning} for each")
+        if value is not None and not (
+            isinstance(value, list) and len(value) == len(completions) and all(isinstance(v, kind) for v in value)
+        ):
+            raise ValueError(
+                f"{key!r} must be a list as long as 'completions' ({len(completions)}), {meaning} for each"
+            )
     if len(completions) < 2:
         raise ValueError(f"a ranking needs at least 2 completions, found {len(completions)}")
     if (ranks is None) == (preferences is None):
@@ -234,7 +260,9 @@ def _check_ranking(row: Mapping[str, Any]) -> None:
         if not isinstance(ranks, list) or len(ranks) != len(completions):
             raise ValueError(f"'ranks' must be a list as long as 'completions' ({len(completions)})")
         if not all(rank is None or (type(rank) is int and 1 <= rank < 2**31) for rank in ranks):
-            raise ValueError("'ranks' must hold integers from 1 up (1 is best), or null for an answer that was not ranked")
+            raise ValueError(
+                "'ranks' must hold integers from 1 up (1 is best), or null for an answer that was not ranked"
+            )
     if preferences is not None:
         _check_pairs(preferences, len(completions), "preferences", "[better, worse] pairs")
     if row.get("ties") is not None:
@@ -245,7 +273,11 @@ def _check_ranking(row: Mapping[str, Any]) -> None:
 
 def _check_pairs(pairs: object, count: int, key: str, what: str) -> None:
     good = isinstance(pairs, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < count for i in pair) and pair[0] != pair[1] for pair in pairs
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(i) is int and 0 <= i < count for i in pair)
+        and pair[0] != pair[1]
+        for pair in pairs
     )
     if not good:
         raise ValueError(f"{key!r} must be a list of {what} of different indices into 'completions'")

@@ -1,7 +1,8 @@
 """The sets on disk: Parquet files that `datasets.load_dataset` reads, and what each of their columns is.
 
-`<set>_<split>.parquet`, the sets being sft, rm, rl and rankings, split into train, valid and test, and texts, split into train and heldout.
-`prompt` is a string where all prompts of the run are, and else a conversation of messages, as in trl's two forms.
+`<set>_<split>.parquet`, the sets being sft, rm, rl and rankings, split into train, valid and test, and texts, split
+into train and heldout. `prompt` is a string where all prompts of the run are, and else a conversation of messages, as
+in trl's two forms.
 """
 
 import json
@@ -22,7 +23,8 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 EXAMPLES = pa.list_(pa.struct([("prompt", pa.string()), ("completion", pa.string())]))
 PAIRS = pa.list_(pa.list_(pa.int32()))
 PROMPT_FIELDS = [
-    pa.field(name, pa.string()) for name in ("prompt_id", "source", "kind", "user_id", "organisation_id", "use_case", "dataset")
+    pa.field(name, pa.string()) for name in ("prompt_id", "source", "kind", "user_id", "organisation_id", "use_case",
+        "dataset")
 ]  # fmt: skip
 ANSWER_FIELDS = [pa.field("completion", pa.string())]
 RANKING_FIELDS = [
@@ -68,20 +70,28 @@ def read_set(folder: Path, name: SetName, split: str) -> list[Any]:
 
 
 def read_texts(folder: Path, split: str) -> Iterator[str]:
-    """The documents of `train` or `heldout`, one after the other. Raises ValueError when the file is missing or damaged."""
+    """The documents of `train` or `heldout`, one after the other. Raises ValueError when the file is missing or
+    damaged.
+    """
     return (row["text"] for _, row in read_rows(set_file(folder, "texts", split)))
 
 
 def packed(record: Prompt, key: str) -> dict[str, Any]:
     """A record as a row of POOL_SCHEMA or RANKING_SCHEMA."""
-    row = dict(record.__dict__) | {"messages": record.messages, "prompt": record.prompt if isinstance(record.prompt, str) else None, "key": key}
+    row = dict(record.__dict__) | {
+        "messages": record.messages,
+        "prompt": record.prompt if isinstance(record.prompt, str) else None,
+        "key": key,
+    }
     if isinstance(record, Ranking) and record.ratings is not None:
         row["ratings"] = [json.dumps(rating, default=str) for rating in record.ratings]
     return row
 
 
 def unpacked(row: dict[str, Any]) -> dict[str, Any]:
-    """A ranking's row as `parse` takes it: ratings, which Parquet holds as JSON, are objects again. What is no JSON stays, for `parse` to refuse."""
+    """A ranking's row as `parse` takes it: ratings, which Parquet holds as JSON, are objects again. What is no JSON
+    stays, for `parse` to refuse.
+    """
     ratings = row.get("ratings")
     return row | {"ratings": [_decoded(rating) for rating in ratings]} if isinstance(ratings, list) else row
 
@@ -94,7 +104,9 @@ def _decoded(rating: object) -> object:
 
 
 def record_of(row: dict[str, Any], record_type: type[RecordT]) -> RecordT:
-    """The record in a row of POOL_SCHEMA or RANKING_SCHEMA, of that type or, among demonstrations, of the type that its columns show."""
+    """The record in a row of POOL_SCHEMA or RANKING_SCHEMA, of that type or, among demonstrations, of the type that its
+    columns show.
+    """
     filled = {key: value for key, value in row.items() if value is not None and key not in ("key", "messages")}
     filled.setdefault("prompt", row["messages"])
     kind: type[Prompt] = record_type

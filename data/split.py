@@ -1,6 +1,7 @@
 """Train, validation and test split by user, so that no user is in two (Ouyang et al. 2022, section 3.2).
 
-The place of a user is a hash of the user id: it stays the same under reruns, under another order and when data is added.
+The place of a user is a hash of the user id: it stays the same under reruns, under another order and when data is
+added.
 """
 
 import hashlib
@@ -31,4 +32,6 @@ def splits_of(hashes: NDArray[np.uint64], valid_fraction: float, test_fraction: 
     """Places in SPLITS of N users by their hashes: as a fraction of 2^64 the hash is a position in [0, 1]."""
     positions = hashes / 2.0**64
     train, valid, test = (SPLITS.index(name) for name in ("train", "valid", "test"))
-    return np.select([positions < test_fraction, positions < test_fraction + valid_fraction], [test, valid], train).astype(np.int8)
+    return np.select(
+        [positions < test_fraction, positions < test_fraction + valid_fraction], [test, valid], train
+    ).astype(np.int8)

@@ -1,4 +1,5 @@
-"""Rows that wait on disk while the rules decide about them, so that memory holds columns of numbers and never all texts.
+"""Rows that wait on disk while the rules decide about them, so that memory holds columns of numbers and never all
+texts.
 
 An Arrow file, memory-mapped for reading: the pages of a row come in when it is looked at and may leave again.
 """

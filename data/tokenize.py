@@ -50,7 +50,8 @@ def _layout(tokenizer: Any, template: str) -> Layout:
     before, found, closing = finished.rpartition(ANSWER["content"])
     if not found or QUESTION["content"] not in before:
         raise ValueError(
-            "the chat template does not show the user's message and the assistant's answer as they are: give a template that does in "
+            "the chat template does not show the user's message and the assistant's answer as they are: give a "
+            "template that does in "
             "model.chat_template"
         )
     for asks in (True, False):
@@ -66,8 +67,12 @@ def _layout(tokenizer: Any, template: str) -> Layout:
 
 
 def _joined(tokenizer: Any, start: str, opening: str, answer: str) -> tuple[bool, bool]:
-    """How opening and answer become the tokens that they are in the whole conversation; as texts of their own where neither way does."""
-    whole, asked = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start + opening + answer, start))
+    """How opening and answer become the tokens that they are in the whole conversation; as texts of their own where
+    neither way does.
+    """
+    whole, asked = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start + opening + answer, start)
+    )
     for first, second in product((False, True), repeat=2):
         if [*asked, *_text_ids(tokenizer, [opening], first)[0], *_text_ids(tokenizer, [answer], second)[0]] == whole:
             return first, second
@@ -75,11 +80,15 @@ def _joined(tokenizer: Any, start: str, opening: str, answer: str) -> tuple[bool
 
 
 def _text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool, **options: Any) -> list[list[int]]:
-    """Token ids of texts, no special ones added. Many tokenizers write a blank before a text, but not where a text `goes_on` behind a line break."""
+    """Token ids of texts, no special ones added. Many tokenizers write a blank before a text, but not where a text
+    `goes_on` behind a line break.
+    """
     alone: list[list[int]] = tokenizer([*texts], add_special_tokens=False, **options)["input_ids"]
     if not goes_on:
         return alone
-    line_break, *behind = tokenizer(["\n", *(f"\n{text}" if text else "" for text in texts)], add_special_tokens=False, **options)["input_ids"]
+    line_break, *behind = tokenizer(
+        ["\n", *(f"\n{text}" if text else "" for text in texts)], add_special_tokens=False, **options
+    )["input_ids"]
     width = len(line_break)
     return [ids[width:] if ids[:width] == line_break else own for ids, own in zip(behind, alone, strict=True)]
 
@@ -88,7 +97,9 @@ def _probe(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template may raise whatever Python raises
-        raise ValueError(f"the chat template cannot render a question and its answer{line_of(error)}: {_said(error)}") from None
+        raise ValueError(
+            f"the chat template cannot render a question and its answer{line_of(error)}: {_said(error)}"
+        ) from None
 
 
 def line_of(error: Exception) -> str:
@@ -104,18 +115,23 @@ def _said(error: Exception) -> str:
 
 
 def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
-    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves out a message.
+    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves
+    out a message.
 
     Also when the prompt, or its answer, contains a control token that the tokenizer cannot write as text. The message
     is one sentence without file and line.
     """
     try:
-        text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            prompt.messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False
+        )
     except Exception as error:  # a template may raise whatever Python raises
         raise ValueError(refusal(tokenizer, prompt.messages, error)) from None
     for message in reversed(prompt.messages):  # what the assistant said before may lose its thoughts
         said = message["content"].strip()
-        if message["role"] == "assistant" or said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text:  # Llama 3 renders tools as JSON
+        if (
+            message["role"] == "assistant" or said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text
+        ):  # Llama 3 renders tools as JSON
             continue
         if message is prompt.messages[-1]:
             raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
@@ -125,15 +141,24 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
         _check_answer(tokenizer, prompt)
     if words := _control_words(tokenizer):
         texts = [message["content"] for message in prompt.messages]
-        texts += prompt.completions if isinstance(prompt, Ranking) else [prompt.completion] if isinstance(prompt, Demonstration) else []
+        texts += (
+            prompt.completions
+            if isinstance(prompt, Ranking)
+            else [prompt.completion]
+            if isinstance(prompt, Demonstration)
+            else []
+        )
         if spelled := next((word for word in words if any(word in text for text in texts)), None):
             raise ValueError(
-                f"the text spells {spelled!r}, which the model's tokenizer cannot tell from its control token: reword it, or leave it out"
+                f"the text spells {spelled!r}, which the model's tokenizer cannot tell from its control token: "
+                "reword it, or leave it out"
             )
 
 
 def _check_answer(tokenizer: Any, shown: Demonstration) -> None:
-    """Raises ValueError when the template renders another answer than the demonstration's, such as one without its reasoning."""
+    """Raises ValueError when the template renders another answer than the demonstration's, such as one without its
+    reasoning.
+    """
     answer: Message = {"role": "assistant", "content": shown.completion.strip()}
     try:
         text = tokenizer.apply_chat_template([*shown.messages, answer], tokenize=False)
@@ -141,21 +166,33 @@ def _check_answer(tokenizer: Any, shown: Demonstration) -> None:
         raise ValueError(refusal(tokenizer, [*shown.messages, answer], error)) from None
     around = layout(tokenizer)
     if around.opening + around.lead + answer["content"] not in text:
-        raise ValueError("the chat template changes the answer (it may move or drop its reasoning): leave out what the template does not show")
+        raise ValueError(
+            "the chat template changes the answer (it may move or drop its reasoning): leave out what the template "
+            "does not show"
+        )
 
 
 def _renders_as(tokenizer: Any, messages: Sequence[Message], text: str) -> bool:
     try:
-        return bool(tokenizer.apply_chat_template(messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False) == text)
+        return bool(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False)
+            == text
+        )
     except Exception:  # a template may raise whatever Python raises
         return False
 
 
 @lru_cache(maxsize=16)
 def _control_words(tokenizer: Any) -> tuple[str, ...]:
-    """Control tokens that the tokenizer makes of plain text too: a unigram model has them among its words. Most tokenizers have none."""
+    """Control tokens that the tokenizer makes of plain text too: a unigram model has them among its words. Most
+    tokenizers have none.
+    """
     special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return tuple(word for number, word in special.items() if number in _text_ids(tokenizer, [word], False, split_special_tokens=True)[0])
+    return tuple(
+        word
+        for number, word in special.items()
+        if number in _text_ids(tokenizer, [word], False, split_special_tokens=True)[0]
+    )
 
 
 def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
@@ -194,7 +231,12 @@ def _opening(tokenizer: Any) -> list[int]:
 def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Control tokens in user text are marked by transformers before rendering, and tokenised as ordinary text."""
     conversations = [prompt.messages for prompt in prompts]
-    options = {"add_generation_prompt": layout(tokenizer).asks, "tokenize": True, "return_dict": False, "sanitize_control_tokens": True}
+    options = {
+        "add_generation_prompt": layout(tokenizer).asks,
+        "tokenize": True,
+        "return_dict": False,
+        "sanitize_control_tokens": True,
+    }
     try:
         return [[int(token) for token in ids] for ids in tokenizer.apply_chat_template(conversations, **options)]
     except (TemplateError, TypeError, KeyError, AttributeError) as error:
@@ -220,9 +262,11 @@ def _answer_ids(tokenizer: Any, completions: Sequence[str]) -> list[list[int]]:
 
 
 def template_closing(tokenizer: Any) -> list[int]:
-    """Token ids that the chat template puts after an answer's text: EOS, often with a line break behind it. Most reward models read there.
+    """Token ids that the chat template puts after an answer's text: EOS, often with a line break behind it. Most reward
+    models read there.
 
-    EOS alone where the tokenizer came without a template of its own, or where that puts nothing. Raises ValueError when it does not show the answer.
+    EOS alone where the tokenizer came without a template of its own, or where that puts nothing. Raises ValueError when
+    it does not show the answer.
     """
     eos = [int(tokenizer.eos_token_id)]
     if tokenizer.chat_template == PLAIN:
@@ -252,18 +296,25 @@ def count_answer_tokens(tokenizer: Any, completions: Sequence[str]) -> list[int]
 def decode_completion(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
     """The text of a sampled answer. If the answer ended by itself, its last token, any of the model's end tokens, is
     not part of the text."""
-    return str(tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+    return str(
+        tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ).strip()
 
 
 def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit: int | None = None) -> list[list[int]]:
-    """Plain text as token ids in chunks of `length`, none across two documents; a tail shorter than a quarter is dropped.
+    """Plain text as token ids in chunks of `length`, none across two documents; a tail shorter than a quarter is
+    dropped.
 
     Stops after `limit` chunks. Raises ValueError when there is no chunk at all.
     """
     chunks: list[list[int]] = []
     for text in texts:
         ids = tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"]
-        chunks += [ids[start : start + length] for start in range(0, len(ids), length) if len(ids) - start >= max(2, length // 4)]
+        chunks += [
+            ids[start : start + length]
+            for start in range(0, len(ids), length)
+            if len(ids) - start >= max(2, length // 4)
+        ]
         if limit is not None and len(chunks) >= limit:
             return chunks[:limit]
     if not chunks:

@@ -1,7 +1,8 @@
-"""Encyclopedia articles as plain prose: a MediaWiki dump is read page by page, and of each page's markup only the running text is kept.
+"""Encyclopedia articles as plain prose: a MediaWiki dump is read page by page, and of each page's markup only the
+running text is kept.
 
-Prose means lines that end like sentences. Tables, references, templates, pictures, categories, formulas and lists of names go; a heading
-stays, without its marks, where prose follows it directly.
+Prose means lines that end like sentences. Tables, references, templates, pictures, categories, formulas and lists of
+names go; a heading stays, without its marks, where prose follows it directly.
 """
 
 import bz2
@@ -18,19 +19,33 @@ SHORTEST_ARTICLE = 500
 """Characters; below that stand redirects, stubs and pages that only tell names apart."""
 SHORTEST_PARAGRAPH = 60
 HOLE = "\x00"
-"""Stands where something was that its sentence cannot be read without, such as a formula; the paragraph goes with it."""
+"""Stands where something was that its sentence cannot be read without, such as a formula; the paragraph goes with
+it.
+"""
 BROKEN = re.compile(HOLE + r"|<ref|\{\{|\}\}|\[\[|\]\]")
 """Holes, and markup that its author left open, so that it was read as text."""
 HEADING = "\x01"
 
 APPENDICES = re.compile(
-    r"(see also|references?|notes?|footnotes|citations?|sources?|bibliography|works cited|further reading|external links|gallery"
+    r"(see also|references?|notes?|footnotes|citations?|sources?|bibliography|works cited|further reading|external "
+    r"links|gallery"
     r"|notes and references|references and notes|filmography|discography)",
     re.IGNORECASE,
 )
 LINKS_THAT_SHOW_NO_TEXT = ("file", "image", "category", "media")
 LINKS_TO_OTHER_WIKIS = ("wikt", "wiktionary", "s", "wikisource", "commons", "q", "b")
-TAGS_WITHOUT_PROSE = ("ref", "references", "table", "gallery", "timeline", "source", "syntaxhighlight", "pre", "imagemap", "score")
+TAGS_WITHOUT_PROSE = (
+    "ref",
+    "references",
+    "table",
+    "gallery",
+    "timeline",
+    "source",
+    "syntaxhighlight",
+    "pre",
+    "imagemap",
+    "score",
+)
 TEMPLATES_THAT_SHOW = {
     "lang": 2,
     "nowrap": 1,
@@ -46,7 +61,9 @@ TEMPLATES_THAT_SHOW = {
 
 
 def articles(dump: Path) -> Iterator[tuple[str, str]]:
-    """Yields (title, prose) of each article in a bz2-compressed MediaWiki dump that has at least SHORTEST_ARTICLE characters of it."""
+    """Yields (title, prose) of each article in a bz2-compressed MediaWiki dump that has at least SHORTEST_ARTICLE
+    characters of it.
+    """
     with bz2.open(dump) as opened:
         for _, element in ElementTree.iterparse(opened):
             namespace, _, tag = element.tag.rpartition("}")
@@ -61,7 +78,9 @@ def articles(dump: Path) -> Iterator[tuple[str, str]]:
 
 
 def prose(markup: str) -> str:
-    """The running text of an article: paragraphs, and the headings that introduce them, with an empty line between any two."""
+    """The running text of an article: paragraphs, and the headings that introduce them, with an empty line between any
+    two.
+    """
     kept: list[str] = []
     heading: str | None = None
     appendix_level = 0
@@ -74,7 +93,9 @@ def prose(markup: str) -> str:
             heading = title
             continue
         paragraph = _tidy(line)
-        is_prose = len(paragraph) >= SHORTEST_PARAGRAPH and re.search("[.!?][\"'\u201d\u2019)]*$", paragraph) is not None
+        is_prose = (
+            len(paragraph) >= SHORTEST_PARAGRAPH and re.search("[.!?][\"'\u201d\u2019)]*$", paragraph) is not None
+        )
         if appendix_level or not is_prose or BROKEN.search(paragraph):
             continue
         if heading:

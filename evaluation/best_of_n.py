@@ -1,8 +1,9 @@
-"""Best-of-n: of n answers of the SFT model the one that the reward model likes best. What PPO has to beat at the same distance from SFT.
+"""Best-of-n: of n answers of the SFT model the one that the reward model likes best. What PPO has to beat at the same
+distance from SFT.
 
-N answers to a prompt hold C(N, n) subsets of size n, and the mean over all of them costs one sort: an unbiased estimate for every n up to N (Nakano
-et al. 2021, appendix I; Gao et al. 2022, section 2). Chosen by the reward model's score alone, without ppo.missing_eos_penalty.
-Shapes: N answers of one prompt.
+N answers to a prompt hold C(N, n) subsets of size n, and the mean over all of them costs one sort: an unbiased estimate
+for every n up to N (Nakano et al. 2021, appendix I; Gao et al. 2022, section 2). Chosen by the reward model's score
+alone, without ppo.missing_eos_penalty. Shapes: N answers of one prompt.
 """
 
 import math
@@ -36,7 +37,8 @@ NO_PAIRS = torch.zeros(0, 0, dtype=torch.bool)
 def choice_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:
     """weights_N: in which share of all subsets of size n an answer is the one chosen, that is has the highest score.
 
-    The i-th lowest of N is the highest in C(i-1, n-1) of the C(N, n) subsets; answers with the same score are chosen equally often.
+    The i-th lowest of N is the highest in C(i-1, n-1) of the C(N, n) subsets; answers with the same score are chosen
+    equally often.
     """
     count = len(scores)
     assert 1 <= n <= count
@@ -50,7 +52,8 @@ def choice_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:
 def best_of_n_kl(n: int) -> float:
     """KL(best-of-n || the model that answers) in nats: log n - (n-1)/n (Stiennon et al. 2020, appendix G.3).
 
-    Exact where no two answers tie, and else an upper bound (Beirami et al. 2024), as when a model often says the same twice.
+    Exact where no two answers tie, and else an upper bound (Beirami et al. 2024), as when a model often says the same
+    twice.
     """
     return math.log(n) - (n - 1) / n
 
@@ -84,15 +87,24 @@ class Proxy:
         self.reading.check(prompts)
 
     def scores(
-        self, prompts: Sequence[Prompt], sets: Sequence[Sequence[Sequence[Generation]]], max_tokens: int, team: Processes
+        self,
+        prompts: Sequence[Prompt],
+        sets: Sequence[Sequence[Sequence[Generation]]],
+        max_tokens: int,
+        team: Processes,
     ) -> list[list[list[float]]]:
-        """Of several sets of answers to each prompt, in order; the processes share the work. `max_tokens` are of one forward pass."""
+        """Of several sets of answers to each prompt, in order; the processes share the work. `max_tokens` are of one
+        forward pass.
+        """
         items: list[Element] = []
         owners: list[int] = []
         for index, (prompt, *rows) in enumerate(zip(prompts, *sets, strict=True)):
             before, answers = self._read(prompt, [generation for row in rows for generation in row])
             together = max(1, (max_tokens - len(before)) // max(map(len, answers)))
-            items += [Element(before, answers[start : start + together], NO_PAIRS) for start in range(0, len(answers), together)]
+            items += [
+                Element(before, answers[start : start + together], NO_PAIRS)
+                for start in range(0, len(answers), together)
+            ]
             owners += [index] * (len(items) - len(owners))
         model = load_scalar(self.place, self.model_config, self.tokenizer).to(team.device)
         scored = score_all(scalar_model(model), items, max_tokens, self.model_config, self.tokenizer.pad_token_id, team)
@@ -117,13 +129,16 @@ def with_proxy(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[fl
 
 
 def best_of_n(
-    candidates: Sequence[Sequence[Answer]], ppo: Sequence[Sequence[Answer]], sft: Sequence[Sequence[Answer]], kl: Sequence[float], tie_width: float,
+    candidates: Sequence[Sequence[Answer]], ppo: Sequence[Sequence[Answer]], sft: Sequence[Sequence[Answer]],
+    kl: Sequence[float], tie_width: float,
     resamples: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Best-of-n for each of `sizes(N)`, PPO beside it, and PPO against best-of-n at the n whose KL is nearest to its own.
+    """Best-of-n for each of `sizes(N)`, PPO beside it, and PPO against best-of-n at the n whose KL is nearest to its
+    own.
 
-    For each prompt: `candidates`, N answers of SFT, and `ppo`'s answers, both `with_proxy`; answers of `sft` that are none of the candidates,
-    since what was chosen must not be compared with what it was chosen from; `kl` from PPO to SFT in nats. Intervals are over prompts.
+    For each prompt: `candidates`, N answers of SFT, and `ppo`'s answers, both `with_proxy`; answers of `sft` that are
+    none of the candidates, since what was chosen must not be compared with what it was chosen from; `kl` from PPO to
+    SFT in nats. Intervals are over prompts.
     """
     count = len(candidates[0])
 
@@ -134,14 +149,21 @@ def best_of_n(
 
     values = {name: [[answer.parts[name] for answer in row] for row in candidates] for name in MEASURES}
     values["win_rate"] = [preferred(row, others, tie_width) for row, others in zip(candidates, sft, strict=True)]
-    lost_to_ppo = [[1 - won for won in preferred(row, others, tie_width)] for row, others in zip(candidates, ppo, strict=True)]
-    ours = {name: interval([sum(answer.parts[name] for answer in row) / len(row) for row in ppo], resamples) for name in MEASURES}
+    lost_to_ppo = [
+        [1 - won for won in preferred(row, others, tie_width)] for row, others in zip(candidates, ppo, strict=True)
+    ]
+    ours = {
+        name: interval([sum(answer.parts[name] for answer in row) / len(row) for row in ppo], resamples)
+        for name in MEASURES
+    }
     distance = interval(kl, resamples)
     nearest = min(range(1, count + 1), key=lambda n: abs(best_of_n_kl(n) - distance["mean"]))
     return {
         "prompts": len(candidates),
         "samples": count,
-        "rows": [{"n": n, "kl": best_of_n_kl(n)} | {name: chosen(n, of) for name, of in values.items()} for n in sizes(count)],
+        "rows": [
+            {"n": n, "kl": best_of_n_kl(n)} | {name: chosen(n, of) for name, of in values.items()} for n in sizes(count)
+        ],
         "ppo": {"kl": distance, **ours, "win_rate": win_rate(ppo, sft, tie_width, resamples)},
         "ppo_against": {"n": nearest, "kl": best_of_n_kl(nearest), "win_rate": chosen(nearest, lost_to_ppo)},
     }

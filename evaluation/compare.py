@@ -1,4 +1,6 @@
-"""Base, SFT and PPO side by side on held-out prompts: who wins, by which parts of the rubric, and how far the policy went."""
+"""Base, SFT and PPO side by side on held-out prompts: who wins, by which parts of the rubric, and how far the policy
+went.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,9 @@ class Answer:
     complete: bool
     tokens: int
     parts: dict[str, float]
-    """The rubric's parts and their weighted `score`; `chrf`, overlap of characters with the reference, which no reward model was taught."""
+    """The rubric's parts and their weighted `score`; `chrf`, overlap of characters with the reference, which no reward
+    model was taught.
+    """
 
 
 def judged_answers(
@@ -138,14 +142,21 @@ def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, resam
     }
 
 
-def parts_table(answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: int) -> dict[str, dict[str, dict[str, float]]]:
-    """For each model the mean of each rubric part, of the whole rubric, of chrF and of the length, with intervals over prompts."""
+def parts_table(
+    answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """For each model the mean of each rubric part, of the whole rubric, of chrF and of the length, with intervals over
+    prompts.
+    """
     names = [*PARTS, "score", "chrf"]
 
     def mean(row: Sequence[Answer], name: str) -> float:
         return sum(answer.tokens if name == "tokens" else answer.parts[name] for answer in row) / len(row)
 
-    return {model: {name: interval([mean(row, name) for row in rows], resamples) for name in [*names, "tokens"]} for model, rows in answers.items()}
+    return {
+        model: {name: interval([mean(row, name) for row in rows], resamples) for name in [*names, "tokens"]}
+        for model, rows in answers.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -196,7 +207,9 @@ def kl_between(logprobs: Sequence[Sequence[float]], reference: Sequence[Sequence
 
 
 @torch.no_grad()
-def perplexity(model: Any, chunks: Sequence[list[int]], batch_size: int, pad_id: int, model_config: ModelConfig, team: Processes) -> float:
+def perplexity(
+    model: Any, chunks: Sequence[list[int]], batch_size: int, pad_id: int, model_config: ModelConfig, team: Processes
+) -> float:
     """exp of the mean next-token loss over plain text."""
     mine = team.share(sorted(chunks, key=len))
     total, tokens = 0.0, 0

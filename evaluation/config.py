@@ -15,8 +15,8 @@ class EvaluateConfig:
     max_prompts: PositiveInt | None = None
     """Only so many held-out prompts, spread evenly over the set; null takes all."""
     answers_per_prompt: PositiveInt = 1
-    """Answers sampled from PPO and from SFT for each prompt; one from the base model, which is there for orientation. The bootstrap resamples
-    prompts, so more answers narrow each prompt's noise."""
+    """Answers sampled from PPO and from SFT for each prompt; one from the base model, which is there for orientation.
+    The bootstrap resamples prompts, so more answers narrow each prompt's noise."""
     max_new_tokens: PositiveInt = 512
     """Answers are cut off after so many tokens."""
     temperature: NonNegativeFloat = 1.0
@@ -30,8 +30,8 @@ class EvaluateConfig:
     bootstrap_resamples: PositiveInt = 10_000
     """For the 95% intervals."""
     best_of_n: NonNegativeInt = 0
-    """Answers sampled from SFT for each prompt, of which the reward model chooses the best of 1, 2, 4 and so on up to all of them: what PPO has to
-    beat at the same KL (Gao et al. 2022). 0 leaves it out."""
+    """Answers sampled from SFT for each prompt, of which the reward model chooses the best of 1, 2, 4 and so on up to
+    all of them: what PPO has to beat at the same KL (Gao et al. 2022). 0 leaves it out."""
     best_of_n_prompts: PositiveInt | None = None
     """Only so many of the held-out prompts for it, spread evenly; null takes all."""
 
@@ -39,7 +39,10 @@ class EvaluateConfig:
         """Raises ValueError on contradictions."""
         check_numbers(self, "evaluate")
         if self.best_of_n and self.temperature == 0:
-            raise ValueError(f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0: greedy answers are all the same")
+            raise ValueError(
+                f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0: greedy answers are all "
+                "the same"
+            )
 
 
 @dataclass
@@ -53,11 +56,15 @@ class EvaluateRewardConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with `model`. Off unless you trust its author."""
     chat_template: str | None = None
-    """A Jinja file that renders conversations for `model`; null takes its tokenizer's, or a plain one where it has none."""
+    """A Jinja file that renders conversations for `model`; null takes its tokenizer's, or a plain one where it has
+    none.
+    """
     max_prompts: PositiveInt | None = None
     """Only so many prompts of each split, spread evenly over it; null takes all."""
     sft_likelihood: bool = True
-    """Also judge how far the SFT model's own likelihood of an answer gets: a pass of the SFT model over the test split."""
+    """Also judge how far the SFT model's own likelihood of an answer gets: a pass of the SFT model over the test
+    split.
+    """
     bootstrap_resamples: PositiveInt = 10_000
     """For the 95% intervals."""
 

@@ -20,15 +20,23 @@ from reward.batches import Element, element
 from reward.scoring import answers_of, each_answer
 
 
-def sft_baselines(place: Path, model_config: ModelConfig, items: Sequence[Element], max_tokens: int, team: Processes) -> dict[str, list[list[float]]]:
-    """The SFT model's likelihood of every answer as if it were a score, by the names of the two baselines; none where an answer is longer than its
-    context, which says so."""
+def sft_baselines(
+    place: Path, model_config: ModelConfig, items: Sequence[Element], max_tokens: int, team: Processes
+) -> dict[str, list[list[float]]]:
+    """The SFT model's likelihood of every answer as if it were a score, by the names of the two baselines; none where
+    an answer is longer than its context, which says so."""
     tokenizer = load_tokenizer(place, model_config)
     model = load_causal(place, model_config, tokenizer).to(team.device)
     own = [element(tokenizer, item.ranking) for item in items if item.ranking is not None]
-    longest, context = max(len(item.prompt) + max(map(len, item.answers)) for item in own), context_length(model.config, generating=False)
+    longest, context = (
+        max(len(item.prompt) + max(map(len, item.answers)) for item in own),
+        context_length(model.config, generating=False),
+    )
     if longest > context:
-        team.say(f"no likelihood under the SFT model: a prompt with its answer has {longest} tokens, more than its context of {context}")
+        team.say(
+            f"no likelihood under the SFT model: a prompt with its answer has {longest} tokens, more than its "
+            f"context of {context}"
+        )
         return {}
     totals, means = likelihoods(model, own, max_tokens, tokenizer.pad_token_id, model_config, team)
     return {"sft_likelihood": totals, "sft_likelihood_per_token": means}
@@ -37,9 +45,11 @@ def sft_baselines(place: Path, model_config: ModelConfig, items: Sequence[Elemen
 def likelihoods(
     model: Any, items: Sequence[Element], max_tokens: int, pad_id: int, model_config: ModelConfig, team: Processes
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """(log-probability of each answer, its mean a token) for every element, in order, in nats; the processes share the work.
+    """(log-probability of each answer, its mean a token) for every element, in order, in nats; the processes share the
+    work.
 
-    `max_tokens` is of one forward pass, whose logits are a number for each word of the vocabulary at every answer token.
+    `max_tokens` is of one forward pass, whose logits are a number for each word of the vocabulary at every answer
+    token.
     """
     shared = plain_because(backbone_of(model)) is None
 
@@ -48,7 +58,10 @@ def likelihoods(
             return answer_logprobs(model, group, pad_id, team.device)
 
     totals = each_answer(compute, items, max_tokens, shared, team)
-    means = [[total / len(ids) for total, ids in zip(row, item.answers, strict=True)] for row, item in zip(totals, items, strict=True)]
+    means = [
+        [total / len(ids) for total, ids in zip(row, item.answers, strict=True)]
+        for row, item in zip(totals, items, strict=True)
+    ]
     return totals, means
 
 

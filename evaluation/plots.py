@@ -70,7 +70,9 @@ def win_rates(comparisons: Mapping[str, Interval]) -> Figure:
 
 
 def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure:
-    """One panel a measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their names, in order."""
+    """One panel a measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their
+    names, in order.
+    """
     models = [model for model in NAMES if model in table]
     keys = [key for key in titles if any(key in table[model] for model in models)]
     figure, panels = grid(len(keys), 4, height=1.9)
@@ -107,9 +109,11 @@ def reward_curves(rows: Rows) -> Figure | None:
 
 
 def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) -> Figure | None:
-    """Score against the square root of KL along training (Gao et al. 2022): where the curve bends down, more KL buys nothing.
+    """Score against the square root of KL along training (Gao et al. 2022): where the curve bends down, more KL buys
+    nothing.
 
-    With best-of-n (evaluation/best_of_n.py) also what it and the finished policy get on held-out prompts, by the reward model and by the judges.
+    With best-of-n (evaluation/best_of_n.py) also what it and the finished policy get on held-out prompts, by the reward
+    model and by the judges.
     """
     whole = [row for row in rows if finite(row.get("kl")) is not None and finite(row.get("score")) is not None]
     if not whole and not best_of_n:
@@ -158,8 +162,13 @@ def _frontier(axes: Axes, found: Mapping[str, Any], key: str) -> None:
     axes.fill_between(roots, low, high, color=COLOURS["sft"], alpha=0.18, linewidth=0)
     axes.plot(roots, mean, color=COLOURS["sft"], linewidth=1.8, marker="o", markersize=5, label="best of n from SFT")
     for root, height, row in zip(roots, mean, rows, strict=True):
-        axes.annotate(f"{row['n']}", (root, height), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK)
-    place, (left, right) = math.sqrt(max(0.0, ppo["kl"]["mean"])), (math.sqrt(max(0.0, ppo["kl"][end])) for end in ("low", "high"))
+        axes.annotate(
+            f"{row['n']}", (root, height), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK
+        )
+    place, (left, right) = (
+        math.sqrt(max(0.0, ppo["kl"]["mean"])),
+        (math.sqrt(max(0.0, ppo["kl"][end])) for end in ("low", "high")),
+    )
     at = ppo[key]["mean"]
     axes.errorbar(
         [place], [at], [[at - ppo[key]["low"]], [ppo[key]["high"] - at]], [[place - left], [right - place]],
@@ -185,7 +194,9 @@ def _draw(axes: Axes, rows: Rows, panel: Panel, x_key: str, x_label: str) -> Non
             continue
         if len(values) > MANY:
             axes.plot(places, values, color=line.colour, linewidth=0.7, alpha=0.3)
-            axes.plot(places, running_mean(values, len(values) // 40), color=line.colour, linewidth=1.8, label=line.label)
+            axes.plot(
+                places, running_mean(values, len(values) // 40), color=line.colour, linewidth=1.8, label=line.label
+            )
         else:
             axes.plot(places, values, color=line.colour, linewidth=1.6, marker="o", markersize=3, label=line.label)
     if panel.mark is not None:
@@ -230,7 +241,9 @@ def finite(value: Any) -> float | None:
 
 
 def running_mean(values: Sequence[float], half: int) -> list[float]:
-    """Mean of each value and `half` neighbours on either side; fewer near the ends, as many on one side as on the other."""
+    """Mean of each value and `half` neighbours on either side; fewer near the ends, as many on one side as on the
+    other.
+    """
     last = len(values) - 1
     reach = [min(half, at, last - at) for at in range(len(values))]
     return [sum(values[at - r : at + r + 1]) / (2 * r + 1) for at, r in enumerate(reach)]

@@ -63,9 +63,11 @@ PANELS = (
     Panel("KL coefficient (beta)", "score per nat", (Line("kl_coef"),)),
     Panel("Entropy", "nats a token", (Line("entropy"),)),
     Panel("Length", "tokens", (Line("length", "roll-outs"), held("length"))),
-    Panel("Responses that end by themselves", "share", (Line("ended", "roll-outs"), held("ended")), healthy=(0.5, INFINITE), percent=True),
+    Panel("Responses that end by themselves", "share", (Line("ended", "roll-outs"), held("ended")),
+        healthy=(0.5, INFINITE), percent=True),
     Panel(
-        "Repetition", "share of runs of 4 tokens", (Line("repetition", "roll-outs"), held("repetition")), healthy=(-INFINITE, 0.1), percent=True
+        "Repetition", "share of runs of 4 tokens", (Line("repetition", "roll-outs"), held("repetition")),
+        healthy=(-INFINITE, 0.1), percent=True
     ),
     Panel("Clip fraction", "share of tokens", (Line("clip_fraction"),), healthy=(-INFINITE, 0.2), percent=True),
     Panel("Max ratio", "factor; 1: unchanged", (Line("ratio_max"),), healthy=(1.0, 10.0), lowest=1.0, log=True),
@@ -75,12 +77,16 @@ PANELS = (
     ),
     Panel("Value loss", "squared score units", (Line("value_loss", colour=PURPLE),)),
     Panel("Pretraining loss", "nats a token", (Line("ptx_loss", colour=GREEN),)),
-    Panel("Pretraining gradient beside PPO's", "ratio of norms", (Line("ptx_to_ppo_grad_ratio", colour=GREEN),), healthy=(0.05, 1.0), log=True),
+    Panel("Pretraining gradient beside PPO's", "ratio of norms", (Line("ptx_to_ppo_grad_ratio", colour=GREEN),),
+        healthy=(0.05, 1.0), log=True),
     Panel(
-        "Gradient norm", "before clipping", (Line("policy_grad_norm", "policy"), Line("value_grad_norm", "value model", PURPLE)),
+        "Gradient norm", "before clipping", (Line("policy_grad_norm", "policy"), Line("value_grad_norm", "value "
+                                                                                                         "model",
+                                                                                                         PURPLE)),
         log=True,
     ),
-    Panel("Speed", "response tokens a second", (Line("rollout_tokens_per_second", "sampling", COLOURS["sft"]), Line("tokens_per_second", "all"))),
+    Panel("Speed", "response tokens a second",
+        (Line("rollout_tokens_per_second", "sampling", COLOURS["sft"]), Line("tokens_per_second", "all"))),
 )  # fmt: skip
 PHASES = {
     "seconds_rollout": ("sampling", COLOURS["sft"]),
@@ -131,13 +137,35 @@ def _draw(axes: Axes, panel: Panel, rows: Rows, held_out: Rows, kl_target: float
         if len(values) > MANY and not line.is_held_out:
             axes.plot(places, values, color=line.colour, linewidth=0.7, alpha=0.3)
             values = running_mean(values, len(values) // 40)
-        if panel.lowest is not None and (under := [place for place, value in zip(places, values, strict=True) if value < panel.lowest]):
-            axes.plot(under, [panel.lowest] * len(under), "v", color=line.colour, markersize=5, clip_on=False, label=f"below {panel.lowest:g}")
+        if panel.lowest is not None and (
+            under := [place for place, value in zip(places, values, strict=True) if value < panel.lowest]
+        ):
+            axes.plot(
+                under,
+                [panel.lowest] * len(under),
+                "v",
+                color=line.colour,
+                markersize=5,
+                clip_on=False,
+                label=f"below {panel.lowest:g}",
+            )
             drawn += 1
-        axes.plot(places, values, color=line.colour, linewidth=1.6, marker=line.marker, markersize=size, label=line.label, zorder=3)
+        axes.plot(
+            places,
+            values,
+            color=line.colour,
+            linewidth=1.6,
+            marker=line.marker,
+            markersize=size,
+            label=line.label,
+            zorder=3,
+        )
         errors = dict(zip(*series(held_out, f"{line.key}_se", "step"), strict=True)) if line.is_held_out else {}
         if errors:
-            below, above = ([value + sign * ERRORS * errors.get(place, 0.0) for place, value in zip(places, values, strict=True)] for sign in (-1, 1))
+            below, above = (
+                [value + sign * ERRORS * errors.get(place, 0.0) for place, value in zip(places, values, strict=True)]
+                for sign in (-1, 1)
+            )
             axes.fill_between(places, below, above, color=line.colour, alpha=0.15, linewidth=0, zorder=2)
             seen += [*below, *above]
     marks = [panel.mark] if panel.mark is not None else []
@@ -161,7 +189,10 @@ def _set_limits(axes: Axes, panel: Panel, seen: Sequence[float]) -> None:
     low, high = min(seen), max(seen)
     if panel.healthy is not None:
         # Nearer than the data's other end, so that the band has some height.
-        low, high = (min(low, panel.healthy[1] * (0.8 if panel.log else 1)), max(high, panel.healthy[0] * (1.2 if panel.log else 1)))
+        low, high = (
+            min(low, panel.healthy[1] * (0.8 if panel.log else 1)),
+            max(high, panel.healthy[0] * (1.2 if panel.log else 1)),
+        )
     if panel.lowest is not None:
         low = max(low, panel.lowest)
         high = max(high, panel.lowest + 1)

@@ -1,6 +1,7 @@
 """The report of a run: is PPO better, by how much, at what price, and is that to be trusted?
 
-Reads the run folder's files and says what stands there; a part that a run lacks is left out. The pictures are plots.py's.
+Reads the run folder's files and says what stands there; a part that a run lacks is left out. The pictures are
+plots.py's.
 """
 
 import json
@@ -92,7 +93,9 @@ def figures(results: Results) -> dict[str, Figure]:
         found["parts"] = plots.rubric_parts(models, {key: title for key, (title, _) in MEASURES.items()})
     curves = {"sft": plots.sft_curves, "reward": plots.reward_curves}
     drawn = {name: draw(results.metrics[name]) for name, draw in curves.items()}
-    drawn["ppo"] = ppo_plots.ppo_curves(results.metrics["ppo"], results.metrics["held_out"], dig(results.config(), "ppo", "kl_target"))
+    drawn["ppo"] = ppo_plots.ppo_curves(
+        results.metrics["ppo"], results.metrics["held_out"], dig(results.config(), "ppo", "kl_target")
+    )
     drawn["over_optimisation"] = plots.over_optimisation(results.metrics["ppo"], results.evaluation.get("best_of_n"))
     return found | {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -138,11 +141,19 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
 
 def tiles(results: Results) -> list[dict[str, str]]:
     """The headline numbers."""
-    evaluation, before, after = results.evaluation, dig(results.evaluation, "perplexity", "sft"), dig(results.evaluation, "perplexity", "ppo")
+    evaluation, before, after = (
+        results.evaluation,
+        dig(results.evaluation, "perplexity", "sft"),
+        dig(results.evaluation, "perplexity", "ppo"),
+    )
     seconds = sum(found.get("seconds", 0.0) for found in results.manifests.values())
 
     def tile(label: str, found: Interval | None, form: Format, detail: str) -> dict[str, str]:
-        return {"label": label, "value": form(found and found["mean"]), "detail": f"{between(found, form)}, {detail}" if found else "not measured"}
+        return {
+            "label": label,
+            "value": form(found and found["mean"]),
+            "detail": f"{between(found, form)}, {detail}" if found else "not measured",
+        }
 
     test = results.accuracy.get("test", {})
     name = best_baseline(test)
@@ -168,10 +179,18 @@ def labeler_note(config: Mapping[str, Any]) -> str:
     labeler = dig(config, "labels", "labeler")
     if labeler == "simulated":
         taught = " Rankings from data.rankings joined its own when the reward model was trained." if brought else ""
-        return f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is a win by that rubric only."
+        return (
+            f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is "
+            "a win by that rubric only."
+        )
     if labeler == "none":
-        return f"The reward model learned from the rankings in data.rankings. The win rates below are by no person but by {rubric}."
-    return f"Who ranked for the reward model is not on record here. The win rates below are by no person but by {rubric}."
+        return (
+            "The reward model learned from the rankings in data.rankings. The win rates below are by no person "
+            f"but by {rubric}."
+        )
+    return (
+        f"Who ranked for the reward model is not on record here. The win rates below are by no person but by {rubric}."
+    )
 
 
 def guard_warnings(results: Results) -> list[str] | None:
@@ -179,7 +198,10 @@ def guard_warnings(results: Results) -> list[str] | None:
     settings, rows = dig(results.config(), "ppo", "guards"), results.metrics["ppo"]
     if settings is None or not rows:
         return None
-    return [sentence.removeprefix("warning: ") for sentence in warnings_of(GuardSettings(**settings), [*rows, *results.metrics["held_out"]])]
+    return [
+        sentence.removeprefix("warning: ")
+        for sentence in warnings_of(GuardSettings(**settings), [*rows, *results.metrics["held_out"]])
+    ]
 
 
 def wins_table(evaluation: Mapping[str, Any]) -> Table:
@@ -188,7 +210,9 @@ def wins_table(evaluation: Mapping[str, Any]) -> Table:
     reading = {"better": "PPO better", "worse": "PPO worse", "even": "no difference shown"}
     for name, path in COMPARISONS.items():
         if found := dig(evaluation, *path):
-            rows.append([name, percent(found["mean"]), between(found, percent), number(found["n"]), reading[side(found, 0.5)]])
+            rows.append(
+                [name, percent(found["mean"]), between(found, percent), number(found["n"]), reading[side(found, 0.5)]]
+            )
         elif path[0] in evaluation:
             rows.append([name, "–", "–", "0", "no such pairs"])
     return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Reading"], rows)
@@ -241,14 +265,22 @@ def at_like_kl(found: Mapping[str, Any]) -> str:
         return ""
     against, ours = found["ppo_against"], found["ppo"]["kl"]
     rate = against["win_rate"]
-    sentence = {"better": "PPO is better than best-of-n", "worse": "PPO is worse than best-of-n", "even": "No difference shown to best-of-n"}
+    sentence = {
+        "better": "PPO is better than best-of-n",
+        "worse": "PPO is worse than best-of-n",
+        "even": "No difference shown to best-of-n",
+    }
     other = f"best of {against['n']} ({number(against['kl'])} nats)" if against["n"] > 1 else "SFT itself"
     text = (
-        f"{sentence[side(rate, 0.5)]} at the nearest KL: PPO ({number(ours['mean'])} nats) won {percent(rate['mean'])} of comparisons with {other}, "
+        f"{sentence[side(rate, 0.5)]} at the nearest KL: PPO ({number(ours['mean'])} nats) won "
+        f"{percent(rate['mean'])} of comparisons with {other}, "
         f"95% interval {between(rate, percent)}."
     )
     if against["n"] == found["samples"] and ours["low"] > against["kl"]:
-        text += f" PPO went farther from SFT than any choice among {found['samples']} answers does; a larger evaluate.best_of_n would come nearer."
+        text += (
+            f" PPO went farther from SFT than any choice among {found['samples']} answers does; a larger "
+            "evaluate.best_of_n would come nearer."
+        )
     return text
 
 
@@ -272,21 +304,31 @@ def reward_table(accuracy: Mapping[str, Any]) -> Table:
         ("Accuracy, all pairs", "the number to quote", ("accuracy",), percent),
         ("Accuracy, best vs worst", "the easier number", ("best_vs_worst",), percent),
         *((BASELINES[name][0], "baseline, all pairs", ("baselines", name, "accuracy"), percent) for name in baselines),
-        ("Expected calibration error", "gap between certainty and accuracy", ("calibration", "expected_calibration_error"), percent),
+        (
+            "Expected calibration error",
+            "gap between certainty and accuracy",
+            ("calibration", "expected_calibration_error"),
+            percent,
+        ),
         ("Spread of scores", "standard deviation", ("score_std",), number),
         ("Prompts", "", ("prompts",), number),
         ("Pairs", "ties left out", ("pairs",), number),
     ]
     body: list[list[Cell]] = [
-        [(title, note), *(measured(dig(accuracy, split, *path), form) for split in splits)] for title, note, path, form in lines
+        [(title, note), *(measured(dig(accuracy, split, *path), form) for split in splits)]
+        for title, note, path, form in lines
     ]
-    return Table(["", *({"test": "Held-out test", "valid": "Validation"}[split] for split in splits)], body if splits else [])
+    return Table(
+        ["", *({"test": "Held-out test", "valid": "Validation"}[split] for split in splits)], body if splits else []
+    )
 
 
 def left_out_table(left_out: Mapping[str, Mapping[str, int]]) -> Table:
     """Rankings that the reward model neither learned from nor was judged on, and why."""
     reasons = list(dict.fromkeys(reason for found in left_out.values() for reason in found))
-    rows: list[list[Cell]] = [[split, *(number(found.get(reason, 0)) for reason in reasons)] for split, found in left_out.items()]
+    rows: list[list[Cell]] = [
+        [split, *(number(found.get(reason, 0)) for reason in reasons)] for split, found in left_out.items()
+    ]
     return Table(["Rankings left out", *(reason.replace("_", " ") for reason in reasons)], rows)
 
 
@@ -294,7 +336,12 @@ def tax_table(perplexity: Mapping[str, float]) -> Table:
     """Perplexity of held-out plain text: what alignment costs elsewhere."""
     base, sft = perplexity.get("base"), perplexity.get("sft")
     rows: list[list[Cell]] = [
-        [name, number(found), "–" if model == "base" else change(base, found), change(sft, found) if model == "ppo" else "–"]
+        [
+            name,
+            number(found),
+            "–" if model == "base" else change(base, found),
+            change(sft, found) if model == "ppo" else "–",
+        ]
         for model, name in plots.NAMES.items()
         if (found := perplexity.get(model)) is not None
     ]
@@ -330,7 +377,11 @@ def counts_table(rows: Mapping[str, int]) -> Table:
 
 def removed_table(removed: Mapping[str, Mapping[str, int]]) -> Table:
     """What curation left out, by kind and rule."""
-    rows: list[list[Cell]] = [[kind, rule.replace("_", " "), number(count)] for kind, rules in removed.items() for rule, count in rules.items()]
+    rows: list[list[Cell]] = [
+        [kind, rule.replace("_", " "), number(count)]
+        for kind, rules in removed.items()
+        for rule, count in rules.items()
+    ]
     return Table(["Of", "Rule", "Removed"], rows, words=(1,))
 
 

@@ -1,7 +1,8 @@
-"""A reward model on rankings that it has not seen: how often it is right, beside judges that read nothing; how sure it is; what it looks at.
+"""A reward model on rankings that it has not seen: how often it is right, beside judges that read nothing; how sure it
+is; what it looks at.
 
-Shapes: N prompts with K answers each; P strict pairs of all prompts, laid end to end. Intervals resample prompts, never pairs: the pairs of a
-prompt share its answers.
+Shapes: N prompts with K answers each; P strict pairs of all prompts, laid end to end. Intervals resample prompts, never
+    pairs: the pairs of a prompt share its answers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,11 @@ class Judged:
         counts, sums = np.bincount(prompts), np.bincount(prompts, values_P[chosen_P])
         # A prompt without such a pair says nothing here, and resamples of such prompts alone would have no mean.
         told = counts > 0
-        return ratio_interval(sums[told].tolist(), counts[told].tolist(), self.resamples, self.seed) if len(prompts) else None
+        return (
+            ratio_interval(sums[told].tolist(), counts[told].tolist(), self.resamples, self.seed)
+            if len(prompts)
+            else None
+        )
 
     def mean(self, values: Sequence[float | None]) -> dict[str, float] | None:
         """Mean over the prompts that have a number, with its interval; None where none has."""
@@ -67,12 +72,16 @@ class Judged:
 
 
 def report(
-    scores: Scores, items: Sequence[Element], baselines: Mapping[str, Scores] | None = None, resamples: int = 10_000, seed: int = 0
+    scores: Scores,
+    items: Sequence[Element],
+    baselines: Mapping[str, Scores] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """All that `accuracy.json` says of a reward model on one split, in numbers, lists and mappings that JSON can hold.
 
-    `baselines` are further judges of the same answers by name, as scores. Raises ValueError where there is no strict pair, where scores and
-    answers differ in number, and where a score is no finite number.
+    `baselines` are further judges of the same answers by name, as scores. Raises ValueError where there is no strict
+    pair, where scores and answers differ in number, and where a score is no finite number.
     """
     if not any(item.pairs for item in items):
         raise ValueError("there is no strict comparison to judge a reward model by")
@@ -105,7 +114,10 @@ def check(name: str, scores: Scores, items: Sequence[Element]) -> None:
         if len(row) != len(item.answers):
             raise ValueError(f"{name} has {len(row)} scores of prompt {index}, which has {len(item.answers)} answers")
         if not np.isfinite(row).all():
-            raise ValueError(f"{name} has a score that is no finite number among those of prompt {index}: {[float(value) for value in row]}")
+            raise ValueError(
+                f"{name} has a score that is no finite number among those of prompt {index}: "
+                f"{[float(value) for value in row]}"
+            )
 
 
 def cheap_judges(items: Sequence[Element], seed: int) -> dict[str, Scores]:
@@ -142,11 +154,17 @@ def by_answers(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
 
 
 def by_distance(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
-    """Accuracy by how many steps of the labeler's order lie between the two answers; prompts without ranks have no distances."""
+    """Accuracy by how many steps of the labeler's order lie between the two answers; prompts without ranks have no
+    distances.
+    """
     orders = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in judged.items]
     steps_P = judged.margins(orders)
     return [
-        {"distance": int(step), "pairs": int((steps_P == step).sum()), "accuracy": judged.share(outcomes(margins_P), steps_P == step)}
+        {
+            "distance": int(step),
+            "pairs": int((steps_P == step).sum()),
+            "accuracy": judged.share(outcomes(margins_P), steps_P == step),
+        }
         for step in np.unique(steps_P[steps_P > 0])
     ]
 
@@ -154,9 +172,10 @@ def by_distance(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
 def calibration(judged: Judged, margins_P: Floats) -> dict[str, Any]:
     """Whether sigmoid(margin) is the probability that it is taken for.
 
-    Of each pair: the probability that the model gives to the answer which it prefers, 1/2 to 1, and whether the labeler prefers that one too.
-    `loss` is the ranking loss on these prompts. `temperature` is the T that makes the loss of margin / T least: above 1 the model is too
-    sure. It is None where no T does: margins without any mistake want T = 0, those no better than a coin's want T without bound.
+    Of each pair: the probability that the model gives to the answer which it prefers, 1/2 to 1, and whether the labeler
+    prefers that one too. `loss` is the ranking loss on these prompts. `temperature` is the T that makes the loss of
+    margin / T least: above 1 the model is too sure. It is None where no T does: margins without any mistake want T = 0,
+    those no better than a coin's want T without bound.
     """
     predicted_P, right_P = expit(np.abs(margins_P)), outcomes(margins_P)
     bins = []
@@ -177,7 +196,10 @@ def calibration(judged: Judged, margins_P: Floats) -> dict[str, Any]:
     weights_P = prompt_weights(judged.prompt_P)
     return {
         "bins": bins,
-        "expected_calibration_error": sum(found["pairs"] * abs(found["predicted"] - found["observed"]) for found in bins) / len(margins_P),
+        "expected_calibration_error": sum(
+            found["pairs"] * abs(found["predicted"] - found["observed"]) for found in bins
+        )
+        / len(margins_P),
         "loss": log_loss(margins_P, weights_P),
         "temperature": temperature(margins_P, weights_P),
     }
@@ -205,12 +227,17 @@ def log_loss(margins_P: Floats, weights_P: Floats) -> float:
 
 
 def temperature(margins_P: Floats, weights_P: Floats) -> float | None:
-    """The T > 0 with the least loss of margin / T; None where there is none (the loss is convex in 1/T, with slope -mean margin / 2 at 0)."""
+    """The T > 0 with the least loss of margin / T; None where there is none (the loss is convex in 1/T, with slope
+    -mean margin / 2 at 0).
+    """
     if weights_P @ margins_P <= 0 or (margins_P >= 0).all():
         return None
     scale = float(np.abs(margins_P).mean())
     found = minimize_scalar(
-        lambda log_t: log_loss(margins_P / (scale * np.exp(log_t)), weights_P), bounds=(-12, 12), method="bounded", options={"xatol": 1e-7}
+        lambda log_t: log_loss(margins_P / (scale * np.exp(log_t)), weights_P),
+        bounds=(-12, 12),
+        method="bounded",
+        options={"xatol": 1e-7},
     )
     return float(scale * np.exp(found.x))
 
@@ -234,21 +261,26 @@ def ties(scores: Scores, items: Sequence[Element], margins_P: Floats) -> dict[st
 
 
 def length(judged: Judged, scores: Scores, margins_P: Floats) -> dict[str, Any]:
-    """Whether the model merely likes long answers: how its scores go with length beside how the labeler's order does (1: the longer the
-    better), and how often it is right where the longer answer is the better one and where it is not."""
+    """Whether the model merely likes long answers: how its scores go with length beside how the labeler's order does
+    (1: the longer the better), and how often it is right where the longer answer is the better one and where it is
+    not."""
     lengths = [lengths_as_scores(item) for item in judged.items]
     orders = [ranks_as_scores(item) for item in judged.items]
     longer_P = judged.margins(lengths)
     return {
         "spearman": judged.mean([spearman(row, tokens) for row, tokens in zip(scores, lengths, strict=True)]),
-        "labeler_spearman": judged.mean([spearman(row, tokens) if row else None for row, tokens in zip(orders, lengths, strict=True)]),
+        "labeler_spearman": judged.mean(
+            [spearman(row, tokens) if row else None for row, tokens in zip(orders, lengths, strict=True)]
+        ),
         "accuracy_longer_is_better": judged.share(outcomes(margins_P), longer_P > 0),
         "accuracy_shorter_is_better": judged.share(outcomes(margins_P), longer_P < 0),
     }
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation of two numbers an answer, those left out that lack the first (NaN); None where either is the same for all."""
+    """Rank correlation of two numbers an answer, those left out that lack the first (NaN); None where either is the
+    same for all.
+    """
     there = ~np.isnan(first)
     a, b = np.asarray(first)[there], np.asarray(second)[there]
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:

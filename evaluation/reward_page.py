@@ -1,4 +1,6 @@
-"""Writes the reward model's own page: `reward.html`, which stands alone, and `reward.md` with its pictures in `reward_pictures`."""
+"""Writes the reward model's own page: `reward.html`, which stands alone, and `reward.md` with its pictures in
+`reward_pictures`.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,9 @@ Reports = Mapping[str, Mapping[str, Any]]
 
 
 def write_reward_page(out: Path, name: str, evaluation: Mapping[str, Any]) -> None:
-    """Writes both files and the pictures into `out`; `evaluation` is what `accuracy.json` holds, and parts that it lacks are left out."""
+    """Writes both files and the pictures into `out`; `evaluation` is what `accuracy.json` holds, and parts that it
+    lacks are left out.
+    """
     write_pages(out, TEMPLATES, "reward.html", context(name, evaluation), figures(evaluation), "reward_pictures")
     (out / "report.md").replace(out / "reward.md")
 
@@ -114,7 +118,11 @@ def grouped_table(reports: Reports, part: str, key: str, title: str) -> Table:
     body: list[list[Cell]] = [
         [
             number(group),
-            *(form((rows.get(group) or {}).get(key)) for rows in found.values() for key, form in (("accuracy", _share), ("pairs", number))),
+            *(
+                form((rows.get(group) or {}).get(key))
+                for rows in found.values()
+                for key, form in (("accuracy", _share), ("pairs", number))
+            ),
         ]
         for group in groups
     ]
@@ -131,8 +139,18 @@ def calibration_table(reports: Reports) -> Table:
         reports,
         "Calibration",
         [
-            ("Expected calibration error", "mean gap between certainty and accuracy", ("calibration", "expected_calibration_error"), percent),
-            ("Temperature", "1: well calibrated; above: too sure; below: not sure enough", ("calibration", "temperature"), number),
+            (
+                "Expected calibration error",
+                "mean gap between certainty and accuracy",
+                ("calibration", "expected_calibration_error"),
+                percent,
+            ),
+            (
+                "Temperature",
+                "1: well calibrated; above: too sure; below: not sure enough",
+                ("calibration", "temperature"),
+                number,
+            ),
             ("Ranking loss", "a coin: 0.693", ("calibration", "loss"), number),
         ],
     )
@@ -159,9 +177,24 @@ def length_table(reports: Reports) -> Table:
         "Length in tokens",
         [
             ("Score and length", "Spearman's correlation within a prompt", ("length", "spearman"), number),
-            ("Labeler's order and length", "the same; 1: the longer the better", ("length", "labeler_spearman"), number),
-            ("Accuracy where the longer answer is better", "choosing the longest: 100%", ("length", "accuracy_longer_is_better"), percent),
-            ("Accuracy where the shorter answer is better", "choosing the longest: 0%", ("length", "accuracy_shorter_is_better"), percent),
+            (
+                "Labeler's order and length",
+                "the same; 1: the longer the better",
+                ("length", "labeler_spearman"),
+                number,
+            ),
+            (
+                "Accuracy where the longer answer is better",
+                "choosing the longest: 100%",
+                ("length", "accuracy_longer_is_better"),
+                percent,
+            ),
+            (
+                "Accuracy where the shorter answer is better",
+                "choosing the longest: 0%",
+                ("length", "accuracy_shorter_is_better"),
+                percent,
+            ),
         ],
     )
 
@@ -169,7 +202,8 @@ def length_table(reports: Reports) -> Table:
 def _lines(reports: Reports, title: str, lines: list[tuple[str, str, tuple[str, ...], Format]]) -> Table:
     """A number a line, a split a column."""
     body: list[list[Cell]] = [
-        [(name, note), *(measured(dig(report, *path), form) for report in reports.values())] for name, note, path, form in lines
+        [(name, note), *(measured(dig(report, *path), form) for report in reports.values())]
+        for name, note, path, form in lines
     ]
     return Table([title, *(TITLES[split] for split in reports)], body if reports else [])
 
@@ -181,13 +215,19 @@ def spread(reports: Reports, bias: float | None) -> list[str]:
         split, report = next(iter(reports.items()))
         deviation = report["score_std"]
         said.append(
-            f"Over all answers ({TITLES[split].lower()}) scores have a mean of {number(report['score_mean'])} and a standard deviation of "
-            f"{number(deviation)}. PPO maximises score less kl_coef times KL, so one standard deviation of score outweighs {number(deviation)} / "
-            f"kl_coef nats of KL an answer: at the paper's kl_coef of {PAPER_KL_COEF}, {number(deviation / PAPER_KL_COEF)} nats. If that is far "
+            f"Over all answers ({TITLES[split].lower()}) scores have a mean of {number(report['score_mean'])} and a "
+            "standard deviation of "
+            f"{number(deviation)}. PPO maximises score less kl_coef times KL, so one standard deviation of score "
+            f"outweighs {number(deviation)} / "
+            f"kl_coef nats of KL an answer: at the paper's kl_coef of {PAPER_KL_COEF}, "
+            f"{number(deviation / PAPER_KL_COEF)} nats. If that is far "
             "more than the KL that you are ready to pay, raise kl_coef."
         )
     if bias:
-        said.append(f"The saved model takes its bias of {number(bias)} off every score; that is what makes demonstrations score 0 on average.")
+        said.append(
+            f"The saved model takes its bias of {number(bias)} off every score; that is what makes demonstrations "
+            "score 0 on average."
+        )
     return said
 
 
@@ -195,7 +235,14 @@ def epochs_table(evaluation: Mapping[str, Any]) -> Table:
     """Accuracy and loss after each epoch."""
     splits = {"train": "training", "valid": "validation"}
     body: list[list[Cell]] = [
-        [number(row["epoch"]), *(form(dig(row, split, key)) for key, form in (("accuracy", percent), ("loss", number)) for split in splits)]
+        [
+            number(row["epoch"]),
+            *(
+                form(dig(row, split, key))
+                for key, form in (("accuracy", percent), ("loss", number))
+                for split in splits
+            ),
+        ]
         for row in evaluation.get("epochs") or []
     ]
     return Table(["Epoch", *(f"{key}, {title}" for key in ("Accuracy", "Loss") for title in splits.values())], body)
@@ -204,6 +251,7 @@ def epochs_table(evaluation: Mapping[str, Any]) -> Table:
 def learning_table(evaluation: Mapping[str, Any]) -> Table:
     """Accuracy by the number of prompts trained on."""
     body: list[list[Cell]] = [
-        [percent(row["fraction"]), number(row["prompts"]), measured(row["accuracy"], percent)] for row in evaluation.get("learning_curve") or []
+        [percent(row["fraction"]), number(row["prompts"]), measured(row["accuracy"], percent)]
+        for row in evaluation.get("learning_curve") or []
     ]
     return Table(["Share of the training prompts", "Prompts", "Accuracy"], body)

@@ -30,7 +30,9 @@ def calibration_curves(reports: Mapping[str, Mapping[str, Any]]) -> Figure | Non
     floor = min(0.5, *(found["observed_low"] for bins in shown.values() for found in bins))
     for axes, (split, bins) in zip(panels, shown.items(), strict=False):
         axes.plot([0.5, 1], [0.5, 1], label="as sure as it is right", **COIN)
-        intervals = [{"mean": found["observed"], "low": found["observed_low"], "high": found["observed_high"]} for found in bins]
+        intervals = [
+            {"mean": found["observed"], "low": found["observed_low"], "high": found["observed_high"]} for found in bins
+        ]
         _points(axes, [found["predicted"] for found in bins], intervals, split, "pairs in bins of like certainty")
         axes.set_xlim(0.49, 1.01)
         # Room above for the legend.
@@ -47,17 +49,30 @@ def calibration_curves(reports: Mapping[str, Mapping[str, Any]]) -> Figure | Non
 
 
 def epoch_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Accuracy and loss after each epoch on rankings that were trained on and on others: where they part, the model overfits."""
+    """Accuracy and loss after each epoch on rankings that were trained on and on others: where they part, the model
+    overfits.
+    """
     if not epochs:
         return None
     figure, panels = grid(2, 2, height=3.0)
-    titles = {"accuracy": ("Pairs ordered right", 0.5, "a coin"), "loss": ("Ranking loss", math.log(2), "log 2: a coin")}
+    titles = {
+        "accuracy": ("Pairs ordered right", 0.5, "a coin"),
+        "loss": ("Ranking loss", math.log(2), "log 2: a coin"),
+    }
     for axes, (key, (title, level, name)) in zip(panels, titles.items(), strict=True):
         for split in ("train", "valid"):
             rows = [(row["epoch"], row[split][key]) for row in epochs if split in row]
             if rows:
                 places, values = zip(*rows, strict=True)
-                axes.plot(places, values, color=COLOURS[split], linewidth=1.6, marker=MARKS[split], markersize=5, label=SPLITS[split])
+                axes.plot(
+                    places,
+                    values,
+                    color=COLOURS[split],
+                    linewidth=1.6,
+                    marker=MARKS[split],
+                    markersize=5,
+                    label=SPLITS[split],
+                )
         axes.axhline(level, label=name, **COIN)
         if key == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -65,7 +80,9 @@ def epoch_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
             axes.ticklabel_format(axis="y", useOffset=False)
         # Room above for the legend, and epochs are whole.
         axes.margins(x=0.08, y=0.25)
-        axes.set_xticks([row["epoch"] for row in epochs]) if len(epochs) <= 12 else axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xticks([row["epoch"] for row in epochs]) if len(epochs) <= 12 else axes.xaxis.set_major_locator(
+            MaxNLocator(8, integer=True)
+        )
         axes.set_xlabel("epochs", fontsize=8)
         axes.set_title(title, fontsize=10, loc="left")
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
@@ -74,7 +91,9 @@ def epoch_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Accuracy on the same held-out rankings against the number of prompts trained on; a curve that still climbs asks for more labels."""
+    """Accuracy on the same held-out rankings against the number of prompts trained on; a curve that still climbs asks
+    for more labels.
+    """
     if not rows:
         return None
     ordered = sorted(rows, key=lambda row: row["prompts"])
@@ -83,9 +102,19 @@ def learning_curve(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.plot(places, [row["accuracy"]["mean"] for row in ordered], color=COLOURS["test"], linewidth=1.2, alpha=0.6)
     _points(axes, places, [row["accuracy"] for row in ordered], "test", "")
     axes.axhline(0.5, **COIN)
-    axes.annotate("a coin", (1, 0.5), xycoords=axes.get_yaxis_transform(), xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=8)
+    axes.annotate(
+        "a coin",
+        (1, 0.5),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(-4, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
     axes.set_xscale("log")
-    axes.set_xticks(places, [f"{place:,}\n{100 * row['fraction']:.3g}%" for place, row in zip(places, ordered, strict=True)])
+    axes.set_xticks(
+        places, [f"{place:,}\n{100 * row['fraction']:.3g}%" for place, row in zip(places, ordered, strict=True)]
+    )
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.08, y=0.15)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -102,4 +131,14 @@ def _points(axes: Axes, places: Sequence[float], found: Sequence[Interval], spli
     # The mean of a bootstrap may miss its percentile interval by rounding.
     down = [max(0.0, one["mean"] - one["low"]) for one in found]
     up = [max(0.0, one["high"] - one["mean"]) for one in found]
-    axes.errorbar(places, means, [down, up], fmt=MARKS.get(split, "o"), color=colour, markersize=6, elinewidth=2, alpha=0.85, label=label)
+    axes.errorbar(
+        places,
+        means,
+        [down, up],
+        fmt=MARKS.get(split, "o"),
+        color=colour,
+        markersize=6,
+        elinewidth=2,
+        alpha=0.85,
+        label=label,
+    )

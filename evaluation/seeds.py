@@ -1,4 +1,5 @@
-"""The reward models of several runs beside each other, as one Markdown table: the same experiment under different seeds, say.
+"""The reward models of several runs beside each other, as one Markdown table: the same experiment under different
+seeds, say.
 
 python -m evaluation.seeds runs/results-truthfulqa-seed0 runs/results-truthfulqa-seed1 runs/results-truthfulqa-seed2
 """
@@ -22,7 +23,9 @@ NAMES = {
 
 
 def table(runs: Sequence[Path]) -> str:
-    """All-pairs accuracy on held-out rankings, of the reward model and of the baselines, then what it took. Raises ValueError for a run without."""
+    """All-pairs accuracy on held-out rankings, of the reward model and of the baselines, then what it took. Raises
+    ValueError for a run without.
+    """
     tests, manifests = [], []
     for run in runs:
         folder = run / "reward"
@@ -32,12 +35,24 @@ def table(runs: Sequence[Path]) -> str:
         manifests.append(json.loads((folder / "manifest.json").read_text()))
     rows = [("**reward model**", [test["accuracy"] for test in tests])]
     rows.append(("its best against worst, the easier number", [test["best_vs_worst"] for test in tests]))
-    rows += [(title, [test["baselines"].get(name, {}).get("accuracy") for test in tests]) for name, title in NAMES.items()]
-    lines: list[list[Cell]] = [["Held-out accuracy, 95% interval", "mean", *(f"seed {manifest['seed']}" for manifest in manifests)]]
-    lines += [[name, percent(mean(found)), *(measured(one, percent) for one in found)] for name, found in rows if any(found)]
+    rows += [
+        (title, [test["baselines"].get(name, {}).get("accuracy") for test in tests]) for name, title in NAMES.items()
+    ]
+    lines: list[list[Cell]] = [
+        ["Held-out accuracy, 95% interval", "mean", *(f"seed {manifest['seed']}" for manifest in manifests)]
+    ]
+    lines += [
+        [name, percent(mean(found)), *(measured(one, percent) for one in found)] for name, found in rows if any(found)
+    ]
     lines.append(["held-out prompts, pairs", "", *(f"{test['prompts']}, {test['pairs']:,}" for test in tests)])
     lines.append(["score's standard deviation", "", *(f"{test['score_std']:.2f}" for test in tests)])
-    lines.append(["expected calibration error", "", *(f"{test['calibration']['expected_calibration_error']:.3f}" for test in tests)])
+    lines.append(
+        [
+            "expected calibration error",
+            "",
+            *(f"{test['calibration']['expected_calibration_error']:.3f}" for test in tests),
+        ]
+    )
     lines.append(["training prompts", "", *(str(manifest["headline"]["train_prompts"]) for manifest in manifests)])
     lines.append(["CPU seconds of the stage", "", *(number(manifest.get("cpu_seconds")) for manifest in manifests)])
     lines.append(["peak memory, GiB", "", *(number(manifest.get("peak_memory_gib")) for manifest in manifests)])

@@ -30,7 +30,9 @@ class SamplesConfig:
 
 @dataclass
 class RubricWeights:
-    """What the simulated labeler looks at, and how much each part counts. All ours. Parts are in [0, 1] before weighting."""
+    """What the simulated labeler looks at, and how much each part counts. All ours. Parts are in [0, 1] before
+    weighting.
+    """
 
     closeness: NonNegativeFloat = 1.0
     """Helpful: how near the answer is to the reference answer, by the `closeness` judge."""
@@ -49,14 +51,16 @@ class LabelsConfig:
     labeler: Literal["simulated", "none"] = "simulated"
     """`simulated` ranks by a rubric, no person involved; `none` when data.rankings brings all of them."""
     closeness: Literal["encoder", "words"] = "encoder"
-    """Judge of closeness: `encoder` is the embedded MiniLM sentence encoder, `words` is overlap of words (no model, for smoke runs)."""
+    """Judge of closeness: `encoder` is the embedded MiniLM sentence encoder, `words` is overlap of words (no model, for
+    smoke runs).
+    """
     weights: RubricWeights = field(default_factory=RubricWeights)
     """The rubric."""
     tie_width: NonNegativeFloat = 0.05
     """Answers whose rubric scores fall into the same bin of this width tie."""
     disagreement: FractionBelowOne = 0.1
-    """Probability that the labeler misjudges an answer: its score is then drawn evenly between the prompt's lowest and highest.
-    (Two human labelers of the paper disagreed on about 27% of pairs, section 3.4.)"""
+    """Probability that the labeler misjudges an answer: its score is then drawn evenly between the prompt's lowest and
+    highest. (Two human labelers of the paper disagreed on about 27% of pairs, section 3.4.)"""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""

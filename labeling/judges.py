@@ -1,4 +1,6 @@
-"""Small judges that need no GPU: how near two texts are, and how offensive one is. All of them can be gamed; see docs/labeling.md."""
+"""Small judges that need no GPU: how near two texts are, and how offensive one is. All of them can be gamed; see
+docs/labeling.md.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -38,7 +40,13 @@ class SentenceEncoder:
         """Unit vectors: the mean of the token vectors, as the encoder was trained."""
         batches = []
         for start in range(0, len(texts), self.batch_size):
-            tokens = self.tokenizer(list(texts[start : start + self.batch_size]), padding=True, truncation=True, max_length=256, return_tensors="pt")
+            tokens = self.tokenizer(
+                list(texts[start : start + self.batch_size]),
+                padding=True,
+                truncation=True,
+                max_length=256,
+                return_tensors="pt",
+            )
             hidden = self.model(**tokens).last_hidden_state
             weight = tokens["attention_mask"][:, :, None].float()
             batches.append(F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1))

@@ -1,6 +1,8 @@
-"""What the simulated labeler looks at. Helpful: near the reference answer, complete, not repeating itself. Harmless: not offensive.
+"""What the simulated labeler looks at. Helpful: near the reference answer, complete, not repeating itself. Harmless:
+not offensive.
 
-No person ranked anything here: a rubric stands in for one, so that the whole chain can be run, measured and understood on one machine.
+No person ranked anything here: a rubric stands in for one, so that the whole chain can be run, measured and understood
+on one machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +28,18 @@ class Judged:
     score: float
 
 
-def judge(answers: Sequence[str], complete: Sequence[bool], references: Sequence[str], weights: RubricWeights, closeness: Closeness) -> list[Judged]:
+def judge(
+    answers: Sequence[str],
+    complete: Sequence[bool],
+    references: Sequence[str],
+    weights: RubricWeights,
+    closeness: Closeness,
+) -> list[Judged]:
     """Every answer by the rubric: weights times (closeness + complete) less weights times (repetition + profanity)."""
     judged = []
-    for near, ended, repeats, offence in zip(closeness(answers, references), complete, map(repetition, answers), profanity(answers), strict=True):
+    for near, ended, repeats, offence in zip(
+        closeness(answers, references), complete, map(repetition, answers), profanity(answers), strict=True
+    ):
         parts = dict(zip(PARTS, (near, float(ended), repeats, offence), strict=True))
         judged.append(Judged(**parts, score=weighted(parts, weights)))
     return judged

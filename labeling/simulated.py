@@ -30,7 +30,9 @@ def rank(samples: Sequence[Samples], config: LabelsConfig, closeness: Closeness,
     """
     for row in samples:
         if row.reference is None:
-            raise ValueError(f"prompt {row.prompt_id} has no demonstration, which the simulated labeler needs as its reference")
+            raise ValueError(
+                f"prompt {row.prompt_id} has no demonstration, which the simulated labeler needs as its reference"
+            )
     judged = iter(
         judge(
             [text for row in samples for text in row.completions],
@@ -44,7 +46,9 @@ def rank(samples: Sequence[Samples], config: LabelsConfig, closeness: Closeness,
 
 
 def _ranking(row: Samples, judged: list[Judged], config: LabelsConfig, seed: int) -> Ranking:
-    scores = misjudge([part.score for part in judged], config.disagreement, random.Random(derive_seed(seed, "labeler", row.prompt_id)))
+    scores = misjudge(
+        [part.score for part in judged], config.disagreement, random.Random(derive_seed(seed, "labeler", row.prompt_id))
+    )
     return Ranking(
         **{name: getattr(row, name) for name in Prompt.__dataclass_fields__},
         completions=row.completions,

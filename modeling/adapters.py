@@ -33,8 +33,8 @@ experts: they are left out."""
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
-    """Adapters on every linear layer of the transformer, or of its top layers, except for `FUSED_EXPERT_NAMES` and those
-    that `is_adaptable` excludes.
+    """Adapters on every linear layer of the transformer, or of its top layers, except for `FUSED_EXPERT_NAMES` and
+    those that `is_adaptable` excludes.
 
     Raises ValueError when `top_layers` is more than the model has.
     """
@@ -59,7 +59,9 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
 
 @torch.no_grad()
 def is_adaptable(module: nn.Module) -> bool:
-    """Whether a linear layer returns one tensor, as peft assumes. Routers of experts may be subclasses that return several."""
+    """Whether a linear layer returns one tensor, as peft assumes. Routers of experts may be subclasses that return
+    several.
+    """
     if type(module).forward in (nn.Linear.forward, Conv1D.forward):
         return True
     weight = module.get_parameter("weight")
@@ -142,12 +144,16 @@ def save_adapter(model: PeftModel, folder: Path, name: str = "default", head: to
 
 @contextmanager
 def merged_weights(model: Any) -> Iterator[None]:
-    """Within, adapted maps compute with base + scaling * B A and do not look at their active adapter; afterwards the base is what it was, to the bit.
+    """Within, adapted maps compute with base + scaling * B A and do not look at their active adapter; afterwards the
+    base is what it was, to the bit.
 
-    Takes memory for a second copy of the adapted maps. Does nothing to a model without adapters, or with none on. For passes without gradients.
+    Takes memory for a second copy of the adapted maps. Does nothing to a model without adapters, or with none on. For
+    passes without gradients.
     """
     put_back: list[tuple[LoraLayer, nn.Parameter, torch.Tensor]] = []
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)] if isinstance(model, PeftModel) else []
+    layers = (
+        [module for module in model.modules() if isinstance(module, LoraLayer)] if isinstance(model, PeftModel) else []
+    )
     try:
         for layer in layers:
             active = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -169,7 +175,9 @@ def merged_weights(model: Any) -> Iterator[None]:
 
 
 def plain_state(model: Any) -> dict[str, torch.Tensor]:
-    """The weights of the model inside, under the names that it has without adapters; as they are, so merged within `merged_weights`."""
+    """The weights of the model inside, under the names that it has without adapters; as they are, so merged within
+    `merged_weights`.
+    """
     if not isinstance(model, PeftModel):
         return dict(model.state_dict())
     inner = model.get_base_model().state_dict()

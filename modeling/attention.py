@@ -16,7 +16,9 @@ def refuse_unknown_terms(given: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def attending(settings: Any, name: str) -> Iterator[None]:
-    """Within, models with this configuration attend through the function that is registered with transformers under this name."""
+    """Within, models with this configuration attend through the function that is registered with transformers under
+    this name.
+    """
     before = [(part, part._attn_implementation) for part in with_parts(settings)]
     settings._attn_implementation = name
     try:

@@ -1,8 +1,9 @@
 """Prompts with responses for one forward pass, without padding where the architecture allows.
 
-All tokens stand in one row, and responses to the same prompt share its pass (modeling/shared_prefix.py); architectures that cannot do that get
-padded rows (modeling/sequences.py). Either way the hidden states come back for the tokens that matter alone: R response tokens of all rows one
-after the other, or the last one of each of B rows. Shapes: M tokens read, H hidden size, N all tokens in a row.
+All tokens stand in one row, and responses to the same prompt share its pass (modeling/shared_prefix.py); architectures
+that cannot do that get padded rows (modeling/sequences.py). Either way the hidden states come back for the tokens that
+matter alone: R response tokens of all rows one after the other, or the last one of each of B rows. Shapes: M tokens
+read, H hidden size, N all tokens in a row.
 """
 
 import contextlib
@@ -19,7 +20,9 @@ from modeling.shared_prefix import SharedPrefix, inputs, plain_because, sharing
 from modeling.trunk import Trunk, recorded
 
 Reading = Literal["states", "last"]
-"""`states`: before each response token, where logits predict it and values judge; `last`: the last response token, where a score stands."""
+"""`states`: before each response token, where logits predict it and values judge; `last`: the last response token,
+where a score stands.
+"""
 
 
 @dataclass
@@ -74,7 +77,9 @@ class Batch:
 
     @contextlib.contextmanager
     def _from_trunk(self, backbone: Any, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The inputs, or the recorded hidden states in the place of token ids where they are this backbone's own; else they are recorded now."""
+        """The inputs, or the recorded hidden states in the place of token ids where they are this backbone's own; else
+        they are recorded now.
+        """
         if self.trunk is None or self.trunk.backbone is not backbone:
             yield given
         elif self.trunk_hidden is None:
@@ -83,7 +88,9 @@ class Batch:
             self.trunk_hidden = found[0]
         else:
             with self.trunk.skipped():
-                yield {name: value for name, value in given.items() if name != "input_ids"} | {"inputs_embeds": self.trunk_hidden}
+                yield {name: value for name, value in given.items() if name != "input_ids"} | {
+                    "inputs_embeds": self.trunk_hidden
+                }
 
     @cached_property
     def padded(self) -> Sequences:
@@ -92,13 +99,19 @@ class Batch:
 
     @cached_property
     def packed(self) -> SharedPrefix:
-        """One row for all: each distinct prompt once, its responses behind it; a prompt with one response is one stretch with it."""
+        """One row for all: each distinct prompt once, its responses behind it; a prompt with one response is one
+        stretch with it.
+        """
         if not self._sharing:
             return SharedPrefix.lay_out(
-                [[*p, *r] for p, r in zip(self.prompts, self.responses, strict=True)], [[] for _ in self.prompts], self.device
+                [[*p, *r] for p, r in zip(self.prompts, self.responses, strict=True)],
+                [[] for _ in self.prompts],
+                self.device,
             )
         ordered = self._by_prompt
-        return SharedPrefix.lay_out(list(ordered), [[self.responses[row] for row in rows] for rows in ordered.values()], self.device)
+        return SharedPrefix.lay_out(
+            list(ordered), [[self.responses[row] for row in rows] for rows in ordered.values()], self.device
+        )
 
     @property
     def _sharing(self) -> bool:
@@ -115,7 +128,10 @@ class Batch:
     def _padded_index(self) -> dict[Reading, Tensor]:
         rows = self.padded
         start_B1 = torch.arange(len(self), device=self.device)[:, None] * rows.ids_BS.shape[1]
-        return {"states": (start_B1 + rows.state_index_BT)[rows.mask_BT], "last": (start_B1 + rows.last_index_B1).squeeze(1)}
+        return {
+            "states": (start_B1 + rows.state_index_BT)[rows.mask_BT],
+            "last": (start_B1 + rows.last_index_B1).squeeze(1),
+        }
 
     @cached_property
     def _packed_index(self) -> dict[Reading, Tensor]:
@@ -136,7 +152,8 @@ class Batch:
 
 
 def micro_batches(rows: Sequence[int], tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows in groups of at most `max_tokens` tokens (one row at least), in their order. `tokens[row]` counts prompt and response.
+    """Rows in groups of at most `max_tokens` tokens (one row at least), in their order. `tokens[row]` counts prompt and
+    response.
 
     Scoring and update must group alike for a ratio of exactly 1 at learning rate 0.
     """

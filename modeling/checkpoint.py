@@ -111,7 +111,10 @@ class Checkpoints:
         size = trained.bytes_once_saved()
         needed, free = size * max(1, self.keep + 1 - there), free_bytes(self.folder)
         if free < needed:
-            raise ValueError(f"{self.folder} needs about {mib(needed)} for checkpoints of {mib(size)}, and {mib(free)} are free: {self.remedy}")
+            raise ValueError(
+                f"{self.folder} needs about {mib(needed)} for checkpoints of {mib(size)}, and {mib(free)} are free: "
+                f"{self.remedy}"
+            )
 
     def _write(
         self,
@@ -205,7 +208,11 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 def seal(folder: Path) -> None:
     """Flushes the files of a finished checkpoint and writes `checksums.json`, without which it counts as incomplete."""
     paths = sorted(folder.rglob("*"))
-    sums = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_digest(path)} for path in paths if path.is_file()}
+    sums = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_digest(path)}
+        for path in paths
+        if path.is_file()
+    }
     for path in (*paths, folder):
         sync(path)
     write_whole(folder / SUMS, (json.dumps(sums, indent=2) + "\n").encode())

@@ -40,7 +40,9 @@ class ModelConfig:
     """The base model of the policy, from which SFT starts."""
 
     base: str = "embedded"
-    """`embedded` (SmolLM2-135M-Instruct, fetched once), `tiny` (random weights, for smoke runs), a folder, or a model on the Hub."""
+    """`embedded` (SmolLM2-135M-Instruct, fetched once), `tiny` (random weights, for smoke runs), a folder, or a model
+    on the Hub.
+    """
     revision: str | None = None
     """Commit or tag of a Hub model."""
     trust_remote_code: bool = False
@@ -48,11 +50,15 @@ class ModelConfig:
     chat_template: str | None = None
     """A Jinja file that renders conversations; null takes the tokenizer's own, or a plain one where it has none."""
     adapter: Literal["lora", "none"] = "lora"
-    """`lora` trains adapters, and one base serves policy, reference, reward and value; `none` trains all weights of separate models."""
+    """`lora` trains adapters, and one base serves policy, reference, reward and value; `none` trains all weights of
+    separate models.
+    """
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Used with `adapter: lora`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward; weights stay float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    """Arithmetic of forward and backward; weights stay float32. `auto` is bfloat16 on a GPU that has it, else
+    float32.
+    """
     device: Literal["auto", "cpu"] = "auto"
     """`auto` uses a GPU where there is one."""
 
@@ -66,7 +72,9 @@ class TrackingConfig:
     """Who is told how training goes, besides metrics.jsonl. A change here makes no stage run again."""
 
     to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=lambda: ["tensorboard"])
-    """`tensorboard` writes into the stage's folder; `wandb` sends to Weights & Biases and `trackio` keeps a local database, each needs its extra."""
+    """`tensorboard` writes into the stage's folder; `wandb` sends to Weights & Biases and `trackio` keeps a local
+    database, each needs its extra.
+    """
     project: str = "rlhf-ptx"
     """The project there, of which each stage of each run is a run."""
 
@@ -78,4 +86,6 @@ class TrackingConfig:
             raise ValueError("tracking.project must not be empty")
         for name in self.to:
             if importlib.util.find_spec(name) is None:
-                raise ValueError(f"tracking.to names {name}, which is not installed: pip install -e '.[{name}]', or leave it out")
+                raise ValueError(
+                    f"tracking.to names {name}, which is not installed: pip install -e '.[{name}]', or leave it out"
+                )

@@ -64,7 +64,9 @@ def mib(count: int) -> str:
 
 @contextmanager
 def room_for(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Around what writes to `path`, of about `needed` bytes: raises ValueError with one sentence when the disk or the user's quota is full."""
+    """Around what writes to `path`, of about `needed` bytes: raises ValueError with one sentence when the disk or the
+    user's quota is full.
+    """
     try:
         yield
     except Exception as error:
@@ -79,7 +81,9 @@ def room_for(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def error_number(error: Exception) -> int | None:
-    """The operating system's number of an error. Libraries written in Rust raise errors of their own, which have it in their text alone."""
+    """The operating system's number of an error. Libraries written in Rust raise errors of their own, which have it in
+    their text alone.
+    """
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))

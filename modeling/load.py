@@ -1,4 +1,6 @@
-"""Models and tokenizers in Hugging Face form: found, loaded, checked and saved. Weights are safetensors, never pickles."""
+"""Models and tokenizers in Hugging Face form: found, loaded, checked and saved. Weights are safetensors, never
+pickles.
+"""
 
 import contextlib
 import json
@@ -11,7 +13,13 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from data.chat_template import PLAIN, portable
 from data.embedded import base_model, cache_folder
@@ -56,13 +64,19 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
     Raises ValueError if there is no tokenizer, it has no EOS, or its chat template leaves out the prompt or the answer.
     """
     with _sentence_for(place, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(place), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {place} has no EOS token, so an answer could never end")
     _set_chat_template(tokenizer, place, config)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         known = tokenizer.get_vocab()
-        free = [token for token in LIKELY_PADS if token in known and known[token] not in (tokenizer.eos_token_id, tokenizer.bos_token_id)]
+        free = [
+            token
+            for token in LIKELY_PADS
+            if token in known and known[token] not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+        ]
         tokenizer.add_special_tokens({"pad_token": free[0] if free else ADDED_PAD})
     tokenizer.padding_side = "right"
     return tokenizer
@@ -72,7 +86,8 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
     """Sets the configured template, the tokenizer's own, or a plain one; the token that ends an answer in it becomes
     EOS.
 
-    Models may end a turn with another token than their tokenizer's EOS (Gemma's `<end_of_turn>`, Llama 3's `<|eot_id|>`).
+    Models may end a turn with another token than their tokenizer's EOS (Gemma's `<end_of_turn>`, Llama 3's
+    `<|eot_id|>`).
     """
     origin = str(place)
     if config.chat_template is not None:
@@ -115,7 +130,9 @@ def same_tokenizer(a: Any, b: Any) -> bool:
 
 
 def _splitting(tokenizer: Any) -> Any:
-    """How it cuts text into tokens, in a form that can be compared; the same vocabulary may be put together in another order."""
+    """How it cuts text into tokens, in a form that can be compared; the same vocabulary may be put together in another
+    order.
+    """
     if not tokenizer.is_fast:
         return type(tokenizer)
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -125,7 +142,9 @@ def _splitting(tokenizer: Any) -> Any:
 def read_settings(place: str | Path, config: ModelConfig) -> Any:
     """The model's configuration alone. Raises ValueError when it is missing."""
     with _sentence_for(place, "model"):
-        return AutoConfig.from_pretrained(str(place), revision=config.revision, trust_remote_code=config.trust_remote_code)
+        return AutoConfig.from_pretrained(
+            str(place), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
 
 
 def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual_dropout: float | None = None) -> Any:
@@ -245,7 +264,8 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 def context_length(settings: Any, generating: bool = True) -> int:
     """The most tokens that a model of this configuration can take; a large number where its config names none.
 
-    When generating, a sliding window counts as the end: padding inside the key/value cache would shift what the window covers.
+    When generating, a sliding window counts as the end: padding inside the key/value cache would shift what the window
+    covers.
     """
     names = ("max_position_embeddings", "sliding_window") if generating else ("max_position_embeddings",)
     limits = (getattr(settings.get_text_config(), name, None) for name in names)
@@ -274,9 +294,13 @@ def freeze(module: nn.Module) -> None:
 
 
 def _refuse_missing(place: str | Path, names: Collection[str]) -> None:
-    """Raises ValueError for weights that the file lacks: transformers would initialise them at random, with a warning."""
+    """Raises ValueError for weights that the file lacks: transformers would initialise them at random, with a
+    warning.
+    """
     if names:
-        raise ValueError(f"{place} lacks {len(names)} of its model's weights, {min(names)} among them: is it another kind of model?")
+        raise ValueError(
+            f"{place} lacks {len(names)} of its model's weights, {min(names)} among them: is it another kind of model?"
+        )
 
 
 def _refuse_not_finite(place: str | Path, model: Any) -> None:
@@ -295,4 +319,7 @@ def _sentence_for(place: str | Path, what: str) -> Any:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if folder.is_dir() or not isinstance(error, OSError):
             raise ValueError(f"cannot load a {what} from {place!s} ({first})") from None
-        raise ValueError(f"cannot load a {what} from {place!s}: it is neither a folder here nor a model that could be fetched ({first})") from None
+        raise ValueError(
+            f"cannot load a {what} from {place!s}: it is neither a folder here nor a model that could be fetched "
+            f"({first})"
+        ) from None

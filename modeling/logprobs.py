@@ -19,21 +19,26 @@ from modeling.sequences import take_positions
 from modeling.trunk import backbone_of
 
 LOGITS_AT_ONCE = 2**22
-"""Numbers in a piece of logits: 16 MiB in float32. Large enough to keep a matrix product busy, and small enough for an allocator to keep: beyond
-32 MiB glibc asks the system for fresh pages each time."""
+"""Numbers in a piece of logits: 16 MiB in float32. Large enough to keep a matrix product busy, and small enough for an
+allocator to keep: beyond 32 MiB glibc asks the system for fresh pages each time."""
 LOGITS_IN_CACHE = 2**19
 """Numbers that fit a processor core's own cache: 2 MiB in float32."""
 LOWEST_LOGPROB = -1e4
-"""Of a token that an architecture rules out (minus infinity), whose share of the entropy is 0 and not 0 times infinity."""
+"""Of a token that an architecture rules out (minus infinity), whose share of the entropy is 0 and not 0 times
+infinity.
+"""
 
 
 @contextlib.contextmanager
 def logits_only_at(model: Any, index_BT: Tensor) -> Iterator[None]:
-    """Within, the model's output layer sees only hidden states at these positions, so logits are (B, T, V) instead of (B, S, V).
+    """Within, the model's output layer sees only hidden states at these positions, so logits are (B, T, V) instead of
+    (B, S, V).
 
     Whatever the architecture does to logits afterwards (a scale, a soft cap) still happens.
     """
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (take_positions(inputs[0], index_BT),))
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: (take_positions(inputs[0], index_BT),)
+    )
     try:
         yield
     finally:
@@ -109,7 +114,9 @@ def output_layer(model: Any, temperature: float = 1.0) -> Iterator[Callable[[Ten
 
 
 class _Chosen(torch.autograd.Function):
-    """(log-probability, entropy) of each distribution. One buffer of probabilities serves the entropy and then the gradient."""
+    """(log-probability, entropy) of each distribution. One buffer of probabilities serves the entropy and then the
+    gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,15 +135,17 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        """d logprob / d logits = (1 at the chosen token) - probability. There is one backward pass, so the buffer may become the gradient."""
+        """d logprob / d logits = (1 at the chosen token) - probability. There is one backward pass, so the buffer may
+        become the gradient.
+        """
         probability_NV, token_N = ctx.saved_tensors
         gradient_N1 = gradients[0][:, None]
         return probability_NV.mul_(-gradient_N1).scatter_add_(1, token_N[:, None], gradient_N1), None
 
 
 class _AddsInPlace(torch.autograd.Function):
-    """A linear map whose weight's gradient is added to `.grad` within the matrix product. Autograd would lay out a second one, as large as the
-    vocabulary times H, for each piece."""
+    """A linear map whose weight's gradient is added to `.grad` within the matrix product. Autograd would lay out a
+    second one, as large as the vocabulary times H, for each piece."""
 
     @staticmethod
     def forward(ctx: Any, x_NH: Tensor, weight: nn.Parameter) -> Tensor:
@@ -186,7 +195,9 @@ def chosen(logits_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
 
 def chosen_logprobs(logits_NV: Tensor, token_N: Tensor) -> Tensor:
     """logprob_N of the chosen tokens, to the bit as `chosen` gives it; no gradient."""
-    return torch.cat([logits_NV[part].log_softmax(-1).gather(1, token_N[part, None]).squeeze(1) for part in blocks(logits_NV)])
+    return torch.cat(
+        [logits_NV[part].log_softmax(-1).gather(1, token_N[part, None]).squeeze(1) for part in blocks(logits_NV)]
+    )
 
 
 def pieces(model: Any, tokens: int) -> list[slice]:
@@ -200,11 +211,17 @@ def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Ten
     """logprobs_R of the response tokens in the distributions at that temperature; no gradient."""
     hidden_RH = batch.hidden(backbone_of(model), "states")
     with output_layer(model, temperature) as logits:
-        return torch.cat([chosen_logprobs(logits(hidden_RH[part]), batch.token_R[part]) for part in pieces(model, len(hidden_RH))])
+        return torch.cat(
+            [chosen_logprobs(logits(hidden_RH[part]), batch.token_R[part]) for part in pieces(model, len(hidden_RH))]
+        )
 
 
 def accumulate_gradient(
-    model: Any, batch: Batch, loss_of: Callable[[Tensor, slice], Tensor], temperature: float = 1.0, forward: Any = contextlib.nullcontext
+    model: Any,
+    batch: Batch,
+    loss_of: Callable[[Tensor, slice], Tensor],
+    temperature: float = 1.0,
+    forward: Any = contextlib.nullcontext,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Adds the gradient of a loss that is a sum over response tokens to the parameters' `.grad`.
 

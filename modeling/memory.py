@@ -11,11 +11,13 @@ LARGEST = 2**31 - 1
 def keep_freed_memory() -> None:
     """Keeps freed memory for what comes next, in processes with glibc, unless the environment has settings of its own.
 
-    Each micro-batch frees what the next one needs again. Left alone, glibc hands it back to the system every time, and the new pages that it gets
-    are cleared first.
+    Each micro-batch frees what the next one needs again. Left alone, glibc hands it back to the system every time, and
+    the new pages that it gets are cleared first.
     """
     libc = ctypes.CDLL(None)
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
     if chosen or not hasattr(libc, "mallopt"):
         return
     for name in (MMAP_THRESHOLD, TRIM_THRESHOLD):

@@ -1,6 +1,7 @@
 """The processes that work together, through accelerate: who is first, on which device, and sums over all of them.
 
-Losses are sums divided by a count over all processes, so gradients are summed, not averaged: one process and many do the same arithmetic.
+Losses are sums divided by a count over all processes, so gradients are summed, not averaged: one process and many do
+the same arithmetic.
 
     torchrun --nproc_per_node 8 -m stages.ppo --config configs/x.yaml
 """

@@ -1,8 +1,8 @@
 """One scalar per position: the reward model's score at the last token, the value model's value at every state.
 
-Both are `AutoModelForSequenceClassification(num_labels=1)`: a backbone and a linear head without bias. The bias that makes the mean score of
-demonstrations zero (Ouyang et al. 2022, section 3.5) is kept in the saved config as `score_bias` and subtracted here.
-Shapes: B rows, R response tokens of all rows, M tokens of any meaning, H hidden size.
+Both are `AutoModelForSequenceClassification(num_labels=1)`: a backbone and a linear head without bias. The bias that
+makes the mean score of demonstrations zero (Ouyang et al. 2022, section 3.5) is kept in the saved config as
+`score_bias` and subtracted here. Shapes: B rows, R response tokens of all rows, M tokens of any meaning, H hidden size.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,9 @@ class ScalarModel:
 
     def from_hidden(self, hidden_MH: Tensor) -> Tensor:
         """values_M of hidden states, in float32 at least: the head, less the bias."""
-        with torch.autocast(hidden_MH.device.type, enabled=False):  # bfloat16 has three digits, and the bias may be large
+        with torch.autocast(
+            hidden_MH.device.type, enabled=False
+        ):  # bfloat16 has three digits, and the bias may be large
             values_M: Tensor = self.head(hidden_MH.to(self.head.get_parameter("weight").dtype)).squeeze(-1)
         return (values_M if values_M.dtype == torch.float64 else values_M.float()) - self.bias
 
@@ -53,14 +55,18 @@ def scalar_model(model: Any) -> ScalarModel:
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(inner, "score"):
-        raise ValueError(f"{type(inner).__name__} has no module `score`: choose a decoder-only architecture as reward model")
+        raise ValueError(
+            f"{type(inner).__name__} has no module `score`: choose a decoder-only architecture as reward model"
+        )
     return ScalarModel(backbone_of(model), inner.score, float(getattr(inner.config, "score_bias", 0.0)))
 
 
 def closing_of(settings: Any, tokenizer: Any) -> list[int] | None:
-    """Token ids after which a reward model reads any answer's score; None for those trained here, which read at EOS or where the answer was cut off.
+    """Token ids after which a reward model reads any answer's score; None for those trained here, which read at EOS or
+    where the answer was cut off.
 
-    One of other people's learned to read at the end of its chat template; it says so in its saved config from then on, as `score_closing`.
+    One of other people's learned to read at the end of its chat template; it says so in its saved config from then on,
+    as `score_closing`.
     """
     if (known := getattr(settings, "score_closing", None)) is not None:
         return [int(token) for token in known]

@@ -1,4 +1,6 @@
-"""Seeds derived from names and numbers, so that one stream of random numbers never depends on how many others there are."""
+"""Seeds derived from names and numbers, so that one stream of random numbers never depends on how many others there
+are.
+"""
 
 import hashlib
 

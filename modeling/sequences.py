@@ -1,7 +1,7 @@
 """Prompts with their responses as padded tensors. Masks come from lengths, never from token ids.
 
-Rows are `prompt + response + padding`: padding stands on the right only, where causal attention never looks back at it, so no attention
-mask is needed. Shapes: B rows, S tokens a row, T response tokens a row, H hidden size, V vocabulary.
+Rows are `prompt + response + padding`: padding stands on the right only, where causal attention never looks back at it,
+so no attention mask is needed. Shapes: B rows, S tokens a row, T response tokens a row, H hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from torch import Tensor
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """(ids, right-padded; lengths)."""
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id)
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id
+    )
     return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
@@ -31,9 +33,16 @@ class Sequences:
     response_length_B: Tensor
 
     @staticmethod
-    def pad(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> "Sequences":
+    def pad(
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        pad_id: int,
+        device: torch.device | str = "cpu",
+    ) -> "Sequences":
         """Lays out rows of ids side by side."""
-        ids_BS, _ = pad_rows([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], pad_id, device)
+        ids_BS, _ = pad_rows(
+            [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], pad_id, device
+        )
         return Sequences(
             ids_BS=ids_BS,
             prompt_length_B=torch.tensor([len(prompt) for prompt in prompts], device=device),
@@ -52,7 +61,8 @@ class Sequences:
 
     @property
     def state_index_BT(self) -> Tensor:
-        """Where in the row the state before each response token is: logits there predict the token, values there judge the state.
+        """Where in the row the state before each response token is: logits there predict the token, values there judge
+        the state.
 
         Columns beyond a row's response point at its last token; the mask leaves them out.
         """

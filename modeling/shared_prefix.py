@@ -1,8 +1,10 @@
-"""Prompts and their answers in one forward pass: each prompt is encoded once, and its keys and values are shared by all its answers.
+"""Prompts and their answers in one forward pass: each prompt is encoded once, and its keys and values are shared by all
+its answers.
 
-All tokens lie side by side in a single row without padding, each at the position that it has in the plain sequence; only attention, which runs
-as a function of our own, sets answers apart. Exact and differentiable, for full fine-tuning, adapters and recomputed activations alike.
-Shapes: P prompts, A answers of all prompts together, N tokens in all, S tokens of the longest prompt, T of the longest answer, H heads, D head size.
+All tokens lie side by side in a single row without padding, each at the position that it has in the plain sequence;
+only attention, which runs as a function of our own, sets answers apart. Exact and differentiable, for full fine-tuning,
+adapters and recomputed activations alike. Shapes: P prompts, A answers of all prompts together, N tokens in all, S
+tokens of the longest prompt, T of the longest answer, H heads, D head size.
 """
 
 import contextlib
@@ -41,8 +43,12 @@ class SharedPrefix:
     masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def lay_out(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], device: torch.device) -> "SharedPrefix":
-        """Prompt by prompt, each followed by its answers. `answers[p]` are those to `prompts[p]`: none of them empty, and perhaps none at all."""
+    def lay_out(
+        prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], device: torch.device
+    ) -> "SharedPrefix":
+        """Prompt by prompt, each followed by its answers. `answers[p]` are those to `prompts[p]`: none of them empty,
+        and perhaps none at all.
+        """
         rows = [row for prompt, own in zip(prompts, answers, strict=True) for row in (prompt, *own)]
         starts = [0]
         for row in rows:
@@ -54,10 +60,19 @@ class SharedPrefix:
             answer_starts += [next(at) for _ in own]
             positions += [range(len(prompt)), *(range(len(prompt), len(prompt) + len(answer)) for answer in own)]
         every_answer = [answer for own in answers for answer in own]
-        prompt_PS, prompt_length_P = pad_rows([range(start, start + len(p)) for start, p in zip(prompt_starts, prompts, strict=True)], 0, device)
-        spans = [range(start, start + len(a)) for start, a in zip(answer_starts, every_answer, strict=True)] or [range(0)]
+        prompt_PS, prompt_length_P = pad_rows(
+            [range(start, start + len(p)) for start, p in zip(prompt_starts, prompts, strict=True)], 0, device
+        )
+        spans = [range(start, start + len(a)) for start, a in zip(answer_starts, every_answer, strict=True)] or [
+            range(0)
+        ]
         answer_AT, answer_length_A = (x[: len(every_answer)] for x in pad_rows(spans, 0, device))
-        real = torch.cat([real_columns(prompt_PS.shape[1], prompt_length_P).flatten(), real_columns(answer_AT.shape[1], answer_length_A).flatten()])
+        real = torch.cat(
+            [
+                real_columns(prompt_PS.shape[1], prompt_length_P).flatten(),
+                real_columns(answer_AT.shape[1], answer_length_A).flatten(),
+            ]
+        )
         index = torch.cat([prompt_PS.flatten(), answer_AT.flatten()])
         padded_N = torch.empty(starts[-1], dtype=torch.long, device=device)
         padded_N[index[real]] = real.nonzero().squeeze(1)
@@ -68,7 +83,9 @@ class SharedPrefix:
             answer_AT=answer_AT,
             prompt_length_P=prompt_length_P,
             answer_length_A=answer_length_A,
-            owner_A=torch.tensor([index for index, own in enumerate(answers) for _ in own], dtype=torch.long, device=device),
+            owner_A=torch.tensor(
+                [index for index, own in enumerate(answers) for _ in own], dtype=torch.long, device=device
+            ),
             padded_N=padded_N,
         )
 
@@ -79,13 +96,19 @@ class SharedPrefix:
 
     @property
     def state_AT(self) -> Tensor:
-        """Where in the row the state before each answer token is; columns beyond an answer hold numbers without meaning."""
-        return torch.cat([take_last(self.prompt_PS, self.prompt_length_P)[self.owner_A][:, None], self.answer_AT[:, :-1]], dim=1)
+        """Where in the row the state before each answer token is; columns beyond an answer hold numbers without
+        meaning.
+        """
+        return torch.cat(
+            [take_last(self.prompt_PS, self.prompt_length_P)[self.owner_A][:, None], self.answer_AT[:, :-1]], dim=1
+        )
 
     def masks_of(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """(mask_1SS of prompts or None where plain causal attention is the same, mask_A1TC of answers to their prompt's and their own tokens).
+        """(mask_1SS of prompts or None where plain causal attention is the same, mask_A1TC of answers to their prompt's
+        and their own tokens).
 
-        `window` is how far back a token sees, itself included; None is to the start. Where all answers have one prompt, A is 1.
+        `window` is how far back a token sees, itself included; None is to the start. Where all answers have one prompt,
+        A is 1.
         """
         if window not in self.masks:
             self.masks[window] = self._prompt_mask(window), self._answer_mask(window)
@@ -95,7 +118,11 @@ class SharedPrefix:
         length = self.prompt_PS.shape[1]
         if window is None or window >= length:
             return None
-        return seen(torch.arange(length, device=self.prompt_PS.device)[None], torch.arange(length, device=self.prompt_PS.device)[None], window)
+        return seen(
+            torch.arange(length, device=self.prompt_PS.device)[None],
+            torch.arange(length, device=self.prompt_PS.device)[None],
+            window,
+        )
 
     def _answer_mask(self, window: int | None) -> Tensor:
         device, prompts = self.prompt_PS.device, self.prompt_length_P
@@ -118,10 +145,13 @@ def take_last(index_BT: Tensor, length_B: Tensor) -> Tensor:
 
 
 def attention(
-    module: Any, query_1HND: Tensor, key_1HND: Tensor, value_1HND: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
+    module: Any, query_1HND: Tensor, key_1HND: Tensor, value_1HND: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None,
     dropout: float = 0.0, sliding_window: int | None = None, shared_prefix: SharedPrefix | None = None, **more: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention of every layer, in transformers' form: (out_1NHD, no weights). Keys may have fewer heads than queries."""
+    """The attention of every layer, in transformers' form: (out_1NHD, no weights). Keys may have fewer heads than
+    queries.
+    """
     if shared_prefix is None or attention_mask is not None:
         raise NotImplementedError("it does not hand on how the row is laid out")
     refuse_unknown_terms(more)
@@ -135,7 +165,9 @@ def attention(
         return x_NHD[index].transpose(1, 2)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+        )
         return out.transpose(1, 2).flatten(0, 1)
 
     keys_PHSD, values_PHSD = rows(key_NHD, row.prompt_PS), rows(value_NHD, row.prompt_PS)
@@ -153,18 +185,23 @@ AttentionInterface.register(NAME, attention)
 
 @contextlib.contextmanager
 def sharing(backbone: Any, read_M: Tensor | None = None) -> Iterator[None]:
-    """Within, the backbone attends through `attention`, and wants `shared_prefix` with every call. There is no mask then, which other
-    functions would need.
+    """Within, the backbone attends through `attention`, and wants `shared_prefix` with every call. There is no mask
+    then, which other functions would need.
 
     Where `read_M` are all tokens whose last hidden states will be looked at, the others' are left unfinished.
     """
-    with attending(backbone.config, NAME), contextlib.nullcontext() if read_M is None else finished_only_at(backbone, read_M):
+    with (
+        attending(backbone.config, NAME),
+        contextlib.nullcontext() if read_M is None else finished_only_at(backbone, read_M),
+    ):
         yield
 
 
 @contextlib.contextmanager
 def finished_only_at(backbone: Any, read_M: Tensor) -> Iterator[None]:
-    """Within, the last layer's MLP, whose work on one token is nobody else's business, runs at these tokens of the row alone."""
+    """Within, the last layer's MLP, whose work on one token is nobody else's business, runs at these tokens of the row
+    alone.
+    """
     last = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)][-1:]
     mlp = getattr(last[0], "mlp", None) if last else None
     if mlp is None:
@@ -206,23 +243,41 @@ def plain_because(backbone: nn.Module) -> str | None:
 
 @torch.no_grad()
 def why_not(backbone: Any) -> str | None:
-    """Why answers cannot share their prompt's pass in this architecture, found by trying it on a few tokens; None where they can."""
-    device, settings, name = next(backbone.parameters()).device, backbone.config.get_text_config(), type(backbone).__name__
-    # What a few tokens would not show: layers that carry something else than attention along the row, and windows wider than these few.
-    if (others := set(getattr(settings, "layer_types", None) or ()) - KNOWN_LAYERS) or getattr(settings, "attention_chunk_size", None):
+    """Why answers cannot share their prompt's pass in this architecture, found by trying it on a few tokens; None where
+    they can.
+    """
+    device, settings, name = (
+        next(backbone.parameters()).device,
+        backbone.config.get_text_config(),
+        type(backbone).__name__,
+    )
+    # What a few tokens would not show: layers that carry something else than attention along the row, and windows wider
+    # than these few.
+    if (others := set(getattr(settings, "layer_types", None) or ()) - KNOWN_LAYERS) or getattr(
+        settings, "attention_chunk_size", None
+    ):
         return f"{name} has layers that do more than attend ({', '.join(sorted(others)) or 'attention in chunks'})"
     few = torch.arange(5, 5 + 18, device="cpu").remainder(settings.vocab_size).tolist()
     prompts, answers = [few[:3], few[3:8]], [[few[8:10], few[10:13]], [few[13:14], few[14:18]]]
     plain = Sequences.pad([prompts[0]] * 2 + [prompts[1]] * 2, [answer for own in answers for answer in own], 0, device)
     row = SharedPrefix.lay_out(prompts, answers, device)
     with torch.autocast(device.type, enabled=False):
-        expected_A1H = take_positions(backbone(input_ids=plain.ids_BS, use_cache=False).last_hidden_state, plain.last_index_B1)
+        expected_A1H = take_positions(
+            backbone(input_ids=plain.ids_BS, use_cache=False).last_hidden_state, plain.last_index_B1
+        )
         try:
             with sharing(backbone, row.last_A):
                 found_AH = backbone(**inputs(row)).last_hidden_state[0, row.last_A]
         except Exception as error:  # whatever an architecture says to a call that it does not know
-            return f"{name} cannot be called on answers that share a prompt ({type(error).__name__}: {str(error).splitlines()[0]})"
-    if getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True) and not any(row.masks):
+            return (
+                f"{name} cannot be called on answers that share a prompt ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]})"
+            )
+    if (
+        getattr(settings, "sliding_window", None)
+        and getattr(settings, "use_sliding_window", True)
+        and not any(row.masks)
+    ):
         return f"{name} does not tell its attention how wide its sliding window is"
     difference, scale = float((found_AH - expected_A1H[:, 0]).abs().max()), float(expected_A1H.abs().max())
     if difference > 1e-4 * scale:

@@ -1,7 +1,8 @@
-"""A language model of a few thousand random weights with a real tokenizer, in Hugging Face form: for tests and for smoke runs.
+"""A language model of a few thousand random weights with a real tokenizer, in Hugging Face form: for tests and for
+smoke runs.
 
-It goes through every line that a large model goes through, in seconds, and knows nothing. The tokenizer is a byte-level BPE, so that any
-text can be written and read back; special tokens and chat template are the embedded base model's.
+It goes through every line that a large model goes through, in seconds, and knows nothing. The tokenizer is a byte-level
+BPE, so that any text can be written and read back; special tokens and chat template are the embedded base model's.
 """
 
 import os
@@ -44,11 +45,12 @@ def make_tiny_model(
     seed: int = 0,
     corpus: Iterable[str] | None = None,
 ) -> Path:
-    """Fills `folder` with a randomly initialised model and its tokenizer, and returns it. The same arguments give the same bytes.
+    """Fills `folder` with a randomly initialised model and its tokenizer, and returns it. The same arguments give the
+    same bytes.
 
-    The tokenizer is trained on `corpus`, or on a paragraph of this file; where that is too short for `vocab_size` tokens, the model's
-    vocabulary is as small as the tokenizer's. `config.json` arrives last, so a folder that has one is complete.
-    Raises ValueError on an unknown architecture or sizes that do not fit together.
+    The tokenizer is trained on `corpus`, or on a paragraph of this file; where that is too short for `vocab_size`
+    tokens, the model's vocabulary is as small as the tokenizer's. `config.json` arrives last, so a folder that has one
+    is complete. Raises ValueError on an unknown architecture or sizes that do not fit together.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture={architecture!r} is not one of {', '.join(ARCHITECTURES)}")
@@ -58,7 +60,11 @@ def make_tiny_model(
     if vocab_size < fewest:
         raise ValueError(f"vocab_size={vocab_size} has no room for 256 bytes and the special tokens, {fewest} in all")
     tokenizer = _train_tokenizer([PARAGRAPH] if corpus is None else corpus, vocab_size)
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers, "num_attention_heads": heads}
     sizes["max_position_embeddings"] = CONTEXT_LENGTH
     if architecture != "gpt2":
@@ -88,11 +94,19 @@ def _train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeni
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, START, END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=START, eos_token=END, pad_token=PAD, model_max_length=CONTEXT_LENGTH, padding_side="right"
+        tokenizer_object=bpe,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=CONTEXT_LENGTH,
+        padding_side="right",
     )
     tokenizer.chat_template = CHATML
     return tokenizer

@@ -1,7 +1,9 @@
-"""Progress that can be seen: rows of numbers in `metrics.jsonl`, and the same in TensorBoard, Weights & Biases or trackio.
+"""Progress that can be seen: rows of numbers in `metrics.jsonl`, and the same in TensorBoard, Weights & Biases or
+trackio.
 
-`metrics.jsonl` holds what follows from configuration and seed, so that two runs can be compared byte for byte; what hangs on the clock stands in
-`timings.jsonl` beside it. The trackers, which get both, are accelerate's (accelerate.tracking).
+`metrics.jsonl` holds what follows from configuration and seed, so that two runs can be compared byte for byte; what
+hangs on the clock stands in `timings.jsonl` beside it. The trackers, which get both, are accelerate's
+(accelerate.tracking).
 """
 
 import json
@@ -25,7 +27,9 @@ CLOCKWORK = ("timings.jsonl", RUNS, "tensorboard")
 
 
 class RowLog:
-    """A file of JSON Lines that grows by a few rows a step and survives being cut off; only the main process should hold one."""
+    """A file of JSON Lines that grows by a few rows a step and survives being cut off; only the main process should
+    hold one.
+    """
 
     def __init__(self, path: Path, resume_after: int = 0) -> None:
         """Keeps the rows up to step `resume_after` and drops what comes later, which a resumed run makes again."""
@@ -44,10 +48,14 @@ class RowLog:
 
 
 class Tracker:
-    """One row of numbers a step, to files and to the trackers of the configuration; only the main process should hold one."""
+    """One row of numbers a step, to files and to the trackers of the configuration; only the main process should hold
+    one.
+    """
 
     def __init__(self, folder: Path, resume_after: int = 0, config: TrackingConfig | None = None) -> None:
-        """Goes on after step `resume_after`; rows of later steps are dropped. Raises ValueError when a tracker's package is missing."""
+        """Goes on after step `resume_after`; rows of later steps are dropped. Raises ValueError when a tracker's
+        package is missing.
+        """
         config = config or TrackingConfig()
         config.validate()
         self.path = folder / "metrics.jsonl"
@@ -56,7 +64,9 @@ class Tracker:
             self.trackers = [start(kind, config.project, folder, resume_after) for kind in config.to]
 
     def log(self, step: int, numbers: Mapping[str, float], timings: Mapping[str, float] | None = None) -> None:
-        """One row: `numbers` that follow from configuration and seed, `timings` that do not. Raises ValueError when the disk is full."""
+        """One row: `numbers` that follow from configuration and seed, `timings` that do not. Raises ValueError when the
+        disk is full.
+        """
         self.metrics.log(step, numbers)
         if timings:
             self.timings.log(step, timings)
@@ -74,7 +84,9 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -87,7 +99,9 @@ def start(kind: str, project: str, folder: Path, resume_after: int) -> GeneralTr
         stage = folder.name.removesuffix(".partial")
         name, run = f"{folder.parent.name}/{stage}", run_of(kind, folder)
         if kind == "wandb":
-            tracker = WandBTracker(project, id=run, name=name, group=folder.parent.name, resume="allow", dir=str(folder.parent))
+            tracker = WandBTracker(
+                project, id=run, name=name, group=folder.parent.name, resume="allow", dir=str(folder.parent)
+            )
         else:
             tracker = TrackioTracker(project, name=f"{name}-{run}", group=folder.parent.name, resume="allow")
     PartialState()  # through which they log; a stage has it, and is not asked again
@@ -107,7 +121,9 @@ def run_of(kind: str, folder: Path) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; none where there is no file. A last row that was cut off while being written is left out."""
+    """The rows of a metrics file; none where there is no file. A last row that was cut off while being written is left
+    out.
+    """
     return [row for _, row in whole_lines(path)]
 
 

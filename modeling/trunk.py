@@ -1,7 +1,9 @@
-"""The frozen layers below the lowest adapter are one function for policy, reference, value and reward: run once, go on from there.
+"""The frozen layers below the lowest adapter are one function for policy, reference, value and reward: run once, go on
+from there.
 
-With LoRA on the top layers alone, the hidden states that enter the lowest adapted layer depend on the tokens only. The first pass over some
-sequences records them; every later pass, updates included, starts from them. Shapes: B rows, S tokens a row, H hidden size.
+With LoRA on the top layers alone, the hidden states that enter the lowest adapted layer depend on the tokens only. The
+first pass over some sequences records them; every later pass, updates included, starts from them. Shapes: B rows, S
+tokens a row, H hidden size.
 """
 
 from collections.abc import Iterator
@@ -62,9 +64,11 @@ def recorded(trunk: Trunk | None) -> Iterator[list[Tensor]]:
 
 
 def shared_trunk(model: Any, top_layers: int | None) -> Trunk | None:
-    """The trunk below the adapted layers, or None where there is none or where the architecture does not run exactly the same from its middle.
+    """The trunk below the adapted layers, or None where there is none or where the architecture does not run exactly
+    the same from its middle.
 
-    Some architectures scale what comes in as embeddings, or choose each layer's attention by its number: those are found by trying.
+    Some architectures scale what comes in as embeddings, or choose each layer's attention by its number: those are
+    found by trying.
     """
     backbone = backbone_of(model)
     depth = model.config.num_hidden_layers - (top_layers or model.config.num_hidden_layers)

@@ -9,11 +9,14 @@ EPSILON = 1e-8
 """Added to the variance, so that equal advantages whiten to zeros."""
 
 
-def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
     """(advantages_BT, returns_BT) by the recursion of Schulman et al. 2016, eq. 16; both are 0 where the mask is.
 
     values_BT[:, t] judges the state before token t. After the last response token the episode is over and worth 0.
-    Returns are advantages plus values: the targets of the value model. With gae_lambda 1 they are the discounted sums of rewards.
+    Returns are advantages plus values: the targets of the value model. With gae_lambda 1 they are the discounted sums
+    of rewards.
     """
     mask_BT = mask_BT.bool()
     rewards_BT, values_BT = rewards_BT.masked_fill(~mask_BT, 0.0), values_BT.masked_fill(~mask_BT, 0.0)
@@ -22,7 +25,8 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float,
     next_value_B = torch.zeros_like(rewards_BT[:, 0])
     for step in reversed(range(rewards_BT.shape[1])):
         surprise_B = rewards_BT[:, step] + discount * next_value_B - values_BT[:, step]
-        # Padding lies after the response, where rewards and values are 0, so it stays at 0 until the last real token is reached.
+        # Padding lies after the response, where rewards and values are 0, so it stays at 0 until the last real token is
+        # reached.
         advantage_B = surprise_B + discount * gae_lambda * advantage_B
         next_value_B = values_BT[:, step]
         advantages_BT[:, step] = advantage_B
@@ -30,10 +34,14 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float,
 
 
 def whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the unmasked tokens of all processes, zeros elsewhere. Ours; Stiennon et al. 2020 and trl do the same."""
+    """Mean 0 and variance 1 over the unmasked tokens of all processes, zeros elsewhere. Ours; Stiennon et al. 2020 and
+    trl do the same.
+    """
     mask_BT = mask_BT.bool()
     kept_N = x_BT[mask_BT].double()
-    count, total = sum_over_processes(torch.stack([torch.tensor(float(len(kept_N)), device=x_BT.device, dtype=torch.float64), kept_N.sum()]))
+    count, total = sum_over_processes(
+        torch.stack([torch.tensor(float(len(kept_N)), device=x_BT.device, dtype=torch.float64), kept_N.sum()])
+    )
     mean = total / count.clamp(min=1)
     variance = sum_over_processes((kept_N - mean).square().sum()) / count.clamp(min=1)
     whitened_BT = (x_BT.double() - mean) * torch.rsqrt(variance + EPSILON)

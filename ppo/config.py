@@ -25,15 +25,21 @@ class PPOConfig:
     """PPO-ptx. Defaults are the paper's (Ouyang et al. 2022, section 3.5, appendix C.4) unless marked ours."""
 
     total_episodes: PositiveInt = 256_000
-    """Length of training: an episode is one response to one prompt. C.4: 256k episodes over 31k prompts, so each prompt comes about eight times."""
+    """Length of training: an episode is one response to one prompt. C.4: 256k episodes over 31k prompts, so each prompt
+    comes about eight times.
+    """
     batch_size: PositiveInt = 512
     """Episodes per roll-out over all processes; divides total_episodes. C.4."""
     responses_per_prompt: PositiveInt = 1
-    """Episodes of a roll-out that answer the same prompt, whose pass they share; divides minibatch_size. Ours: C.4 does not say, so 1."""
+    """Episodes of a roll-out that answer the same prompt, whose pass they share; divides minibatch_size. Ours: C.4 does
+    not say, so 1.
+    """
     minibatch_size: PositiveInt = 64
     """Episodes an optimizer step over all processes; divides batch_size. C.4."""
     max_tokens_per_micro_batch: PositiveInt = 8192
-    """Tokens of prompts and responses a forward pass of one process takes, one episode at least; bounds memory, does not change the result. Ours."""
+    """Tokens of prompts and responses a forward pass of one process takes, one episode at least; bounds memory, does
+    not change the result. Ours.
+    """
     engine: Literal["native", "transformers", "vllm"] = "native"
     """The engine that samples responses: `native`, our decoder (modeling/engines), or transformers' `generate` if ours
     cannot decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
@@ -51,14 +57,17 @@ class PPOConfig:
     """Target KL in nats per episode, to which beta adapts (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as
     in C.4."""
     kl_horizon: PositiveInt = 10_000
-    """With `kl_target`: an iteration multiplies beta by 1 + error * batch_size / kl_horizon, the error being KL / target - 1, cut to 0.2 either way
-    (Ziegler et al. 2019)."""
+    """With `kl_target`: an iteration multiplies beta by 1 + error * batch_size / kl_horizon, the error being KL /
+    target - 1, cut to 0.2 either way (Ziegler et al. 2019)."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Where the price stands. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of each token beside the policy loss,
-    whose gradient is that of the token's own KL; earlier tokens are not charged for where they lead. Whitened advantages have a spread of 1, and
-    `kl_coef` is then the price in such spreads: set `whiten_advantages` to false for the price in units of score."""
+    """Where the price stands. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of each
+    token beside the policy loss, whose gradient is that of the token's own KL; earlier tokens are not charged for where
+    they lead. Whitened advantages have a spread of 1, and `kl_coef` is then the price in such spreads: set
+    `whiten_advantages` to false for the price in units of score."""
     score_scaling: Literal["none", "running"] = "none"
-    """`running` divides scores by the running standard deviation of all scores so far. Ours; the paper does not scale."""
+    """`running` divides scores by the running standard deviation of all scores so far. Ours; the paper does not
+    scale.
+    """
     score_clip: PositiveFloat | None = None
     """Scores, scaled or not, are cut to within so far from 0; null does not cut. Ours; the paper does not."""
     discount: ClosedUnitInterval = 1.0
@@ -79,11 +88,12 @@ class PPOConfig:
     value_learning_rate: NonNegativeFloat = 9e-6
     """Of the value model. C.4: 9e-6; with LoRA use about 2e-4."""
     value_init: Literal["reward", "sft"] = "reward"
-    """What the value model starts from. 3.5: `reward`, the reward model. `sft`, ours: the SFT model with a head of zeros; needed where the reward
-    model has another tokenizer than the policy, whose tokens the value model reads."""
+    """What the value model starts from. 3.5: `reward`, the reward model. `sft`, ours: the SFT model with a head of
+    zeros; needed where the reward model has another tokenizer than the policy, whose tokens the value model reads."""
     value_top_layers: PositiveInt | None = None
-    """With `model.adapter: lora` and a reward model of its own base, from which the value model starts: adapt only this many of its layers nearest
-    the output; null adapts all. A value model on the policy's base is adapted as `model.lora` says. Ours."""
+    """With `model.adapter: lora` and a reward model of its own base, from which the value model starts: adapt only this
+    many of its layers nearest the output; null adapts all. A value model on the policy's base is adapted as
+    `model.lora` says. Ours."""
     warmup_iterations: NonNegativeInt = 10
     """Warm-up iterations, in which both learning rates rise from a tenth. C.4; warm-up of the value model is ours."""
     adam_beta1: FractionBelowOne = 0.9
@@ -104,8 +114,8 @@ class PPOConfig:
     ema_decay: ClosedUnitInterval = 0.992
     """Decay of the policy's EMA, per optimizer step. C.4 does not name the unit; per step is ours."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"
-    """Old log-probabilities as recorded while decoding, or computed again as the update will: one more pass, for a ratio of exactly 1 at
-    learning rate 0. Ours."""
+    """Old log-probabilities as recorded while decoding, or computed again as the update will: one more pass, for a
+    ratio of exactly 1 at learning rate 0. Ours."""
     checkpoint_every: PositiveInt = 10
     """Iterations between checkpoints. Ours."""
     keep_checkpoints: PositiveInt = 2
@@ -127,21 +137,34 @@ class PPOConfig:
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "ppo")
-        for part, whole in (("batch_size", "total_episodes"), ("minibatch_size", "batch_size"), ("responses_per_prompt", "minibatch_size")):
+        for part, whole in (
+            ("batch_size", "total_episodes"),
+            ("minibatch_size", "batch_size"),
+            ("responses_per_prompt", "minibatch_size"),
+        ):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}")
         if self.value_top_layers is not None and self.value_init == "sft":
-            raise ValueError("ppo.value_top_layers is of a value model that starts from the reward model, and ppo.value_init=sft does not")
+            raise ValueError(
+                "ppo.value_top_layers is of a value model that starts from the reward model, and ppo.value_init=sft "
+                "does not"
+            )
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError("ppo.kl_target steers ppo.kl_coef by factors, and 0 stays 0: start it above 0")
         if self.kl_target is not None and self.batch_size * LARGEST_KL_ERROR >= self.kl_horizon:
             raise ValueError(
-                f"ppo.kl_horizon={self.kl_horizon} must be above {LARGEST_KL_ERROR} * ppo.batch_size, or kl_coef would fall to 0 or below"
+                f"ppo.kl_horizon={self.kl_horizon} must be above {LARGEST_KL_ERROR} * ppo.batch_size, or kl_coef "
+                "would fall to 0 or below"
             )
         if self.engine == "vllm" and find_spec("vllm") is None:
-            raise ValueError("ppo.engine=vllm needs vLLM and a GPU: pip install -e '.[vllm]', or take ppo.engine=native")
+            raise ValueError(
+                "ppo.engine=vllm needs vLLM and a GPU: pip install -e '.[vllm]', or take ppo.engine=native"
+            )
         if self.old_logprobs == "rollout" and self.engine != "native":
-            raise ValueError(f"ppo.old_logprobs=rollout needs ppo.engine=native: {self.engine} does not record log-probabilities; take recompute")
+            raise ValueError(
+                f"ppo.old_logprobs=rollout needs ppo.engine=native: {self.engine} does not record log-probabilities; "
+                "take recompute"
+            )
 
     def refuse_unrecorded(self, recorded: bool) -> None:
         """Raises ValueError if old log-probabilities are to come from an engine that records none."""

@@ -13,7 +13,9 @@ class MovingAverage:
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters = dict(parameters)
         self.decay = decay
-        self.average: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.average: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in self.parameters.items()
+        }
 
     @torch.no_grad()
     def update(self) -> None:

@@ -1,4 +1,6 @@
-"""The finished policy in Hugging Face form: last weights in `model`, the moving average in `model_ema`, with LoRA their adapters beside them."""
+"""The finished policy in Hugging Face form: last weights in `model`, the moving average in `model_ema`, with LoRA their
+adapters beside them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ from ppo.ema import MovingAverage
 from ppo.models import PPOModels
 
 
-def export(models: PPOModels, average: MovingAverage, sft: Path, config: ModelConfig, tokenizer: Any, out: Path) -> None:
-    """Writes both. Adapters are merged into a fresh copy of the SFT model, so the folders load with plain transformers."""
+def export(
+    models: PPOModels, average: MovingAverage, sft: Path, config: ModelConfig, tokenizer: Any, out: Path
+) -> None:
+    """Writes both. Adapters are merged into a fresh copy of the SFT model, so the folders load with plain
+    transformers.
+    """
     _write(models.policy.model, "model", sft, config, tokenizer, out)
     with average.in_place():
         _write(models.policy.model, "model_ema", sft, config, tokenizer, out)

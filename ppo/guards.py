@@ -53,7 +53,9 @@ class GuardSettings:
     cut_off_iterations: PositiveInt = 5
     """Number of iterations in a row."""
     over_optimisation: Action = "warn"
-    """The score of the reward model rises on held-out prompts while the judge's falls, see `over_optimised`; needs ppo.held_out.every."""
+    """The score of the reward model rises on held-out prompts while the judge's falls, see `over_optimised`; needs
+    ppo.held_out.every.
+    """
     over_optimisation_evaluations: AtLeastThree = 5
     """Number of latest evaluations for the linear fits; at least 3, to show a trend."""
     over_optimisation_errors: PositiveFloat = 2.0
@@ -65,11 +67,15 @@ class Guards:
     """Watches the numbers of a run as they come."""
 
     def __init__(self, settings: GuardSettings, past: Iterable[Numbers] = ()) -> None:
-        """`past` are the rows of metrics.jsonl and held_out.jsonl up to the checkpoint that the run goes on from, in any order."""
+        """`past` are the rows of metrics.jsonl and held_out.jsonl up to the checkpoint that the run goes on from, in
+        any order.
+        """
         self.settings = settings
         self.rows: dict[int, dict[str, float]] = {}
         for row in past:
-            self.rows.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if name != "step"})
+            self.rows.setdefault(int(row["step"]), {}).update(
+                {name: value for name, value in row.items() if name != "step"}
+            )
         self.standing = self._found()
         self._told: set[str] = set()
         self._iteration: int | None = None
@@ -77,8 +83,8 @@ class Guards:
     def check(self, iteration: int, numbers: Numbers) -> list[str]:
         """Adds numbers to the iteration's row, and returns a sentence for each warning that begins with it.
 
-        May be called several times an iteration, as its numbers come: with those of the roll-out, a bad one stops the run before any weight moves.
-        Raises StoppedRunError for a guard that stops.
+        May be called several times an iteration, as its numbers come: with those of the roll-out, a bad one stops the
+        run before any weight moves. Raises StoppedRunError for a guard that stops.
         """
         if iteration != self._iteration:
             self._iteration, self._told = iteration, set(self.standing)
@@ -87,7 +93,8 @@ class Guards:
         for name, finding in self.standing.items():
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
-                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint is kept, "
+                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint "
+                    "is kept, "
                     f"from which ppo.guards.{name}=warn continues"
                 )
         new = [name for name in self.standing if name not in self._told]
@@ -103,12 +110,18 @@ class Guards:
         """What each guard that fires has to say."""
         rows = [self.rows[step] for step in sorted(self.rows)]
         steps = sorted(self.rows)
-        found = {name: look(self.settings, steps, rows) for name, look in GUARDS.items() if getattr(self.settings, name) != "ignore"}
+        found = {
+            name: look(self.settings, steps, rows)
+            for name, look in GUARDS.items()
+            if getattr(self.settings, name) != "ignore"
+        }
         return {name: finding for name, finding in found.items() if finding is not None}
 
 
 def warnings_of(settings: GuardSettings, rows: Iterable[Numbers]) -> list[str]:
-    """What the guards had to say of a whole run, a sentence where each begins to fire. `rows` are those of metrics.jsonl and held_out.jsonl."""
+    """What the guards had to say of a whole run, a sentence where each begins to fire. `rows` are those of
+    metrics.jsonl and held_out.jsonl.
+    """
     by_step = Guards(settings, rows).rows
     only_warning = {name: "warn" for name in GUARDS if getattr(settings, name) == "stop"}
     guards = Guards(replace(settings, **only_warning))  # type: ignore[arg-type]
@@ -125,7 +138,9 @@ def kl(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -
     """Whether the last roll-out has left the SFT policy."""
     found = _values(rows, "kl")
     if found and found[-1] > settings.max_kl:
-        return f"the KL to the SFT policy is {found[-1]:.4g} nats an episode, above ppo.guards.max_kl={settings.max_kl:g}"
+        return (
+            f"the KL to the SFT policy is {found[-1]:.4g} nats an episode, above ppo.guards.max_kl={settings.max_kl:g}"
+        )
     return None
 
 
@@ -136,9 +151,8 @@ def entropy(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Number
         return None
     limits = {
         f"ppo.guards.min_entropy={settings.min_entropy:g}": settings.min_entropy,
-        f"ppo.guards.min_entropy_fraction={settings.min_entropy_fraction:g} of the {found[0]:.4g} of the first iteration": (
-            settings.min_entropy_fraction * found[0]
-        ),
+        f"ppo.guards.min_entropy_fraction={settings.min_entropy_fraction:g} of the {found[0]:.4g} of the first "
+        "iteration": (settings.min_entropy_fraction * found[0]),
     }
     for name, limit in limits.items():
         if found[-1] < limit:
@@ -151,20 +165,27 @@ def cut_off(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Number
     found = _values(rows, "ended")[-settings.cut_off_iterations :]
     if len(found) == settings.cut_off_iterations and not any(found):
         return (
-            f"ended is 0, as it has been for ppo.guards.cut_off_iterations={settings.cut_off_iterations} iterations: every response is cut off at "
+            f"ended is 0, as it has been for ppo.guards.cut_off_iterations={settings.cut_off_iterations} iterations: "
+            "every response is cut off at "
             "ppo.max_new_tokens"
         )
     return None
 
 
 def over_optimised(settings: GuardSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Whether the reward model is being gamed (Gao et al. 2022): its scores on held-out prompts go up, a judge's of the same answers go down.
+    """Whether the reward model is being gamed (Gao et al. 2022): its scores on held-out prompts go up, a judge's of the
+    same answers go down.
 
-    Straight lines are fitted to both over the last evaluations; each must have moved by more than `over_optimisation_errors` of its standard errors.
+    Straight lines are fitted to both over the last evaluations; each must have moved by more than
+    `over_optimisation_errors` of its standard errors.
     """
     keys = ("held_out_score", "held_out_score_se", "held_out_judge", "held_out_judge_se")
     count = settings.over_optimisation_evaluations
-    found = [(step, *(row[key] for key in keys)) for step, row in zip(steps, rows, strict=True) if all(key in row for key in keys)][-count:]
+    found = [
+        (step, *(row[key] for key in keys))
+        for step, row in zip(steps, rows, strict=True)
+        if all(key in row for key in keys)
+    ][-count:]
     if len(found) < count:
         return None
     places, scores, score_errors, judged, judge_errors = zip(*found, strict=True)
@@ -172,7 +193,8 @@ def over_optimised(settings: GuardSettings, steps: Sequence[int], rows: Sequence
     down, down_error = rise(places, judged, judge_errors)
     if up > settings.over_optimisation_errors * up_error and down < -settings.over_optimisation_errors * down_error:
         return (
-            f"since iteration {places[0]} the reward model's score of held-out prompts rose by {up:.3g} (standard error {up_error:.2g}) while the "
+            f"since iteration {places[0]} the reward model's score of held-out prompts rose by {up:.3g} (standard "
+            f"error {up_error:.2g}) while the "
             f"judge's fell by {-down:.3g} ({down_error:.2g}), each by more than ppo.guards.over_optimisation_errors="
             f"{settings.over_optimisation_errors:g} of them over {count} evaluations: the policy games the reward model"
         )
@@ -182,13 +204,16 @@ def over_optimised(settings: GuardSettings, steps: Sequence[int], rows: Sequence
 def rise(places: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
     """(how far the least-squares line through the values rises from the first place to the last, its standard error).
 
-    The errors of the values are taken as independent. Evaluations answer the same prompts with the same random numbers, so what their errors have
-    in common falls out of the rise, and its true error is smaller: the guard errs on the side of silence.
+    The errors of the values are taken as independent. Evaluations answer the same prompts with the same random numbers,
+    so what their errors have in common falls out of the rise, and its true error is smaller: the guard errs on the side
+    of silence.
     """
     middle = sum(places) / len(places)
     spread = sum((place - middle) ** 2 for place in places)
     weights = [(place - middle) / spread * (places[-1] - places[0]) for place in places]
-    return sum(w * v for w, v in zip(weights, values, strict=True)), math.sqrt(sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True)))
+    return sum(w * v for w, v in zip(weights, values, strict=True)), math.sqrt(
+        sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True))
+    )
 
 
 def _values(rows: Sequence[Numbers], key: str) -> list[float]:

@@ -1,7 +1,9 @@
-"""The policy on held-out prompts while it is trained: what the reward model and a judge that it never learned from say of the same answers.
+"""The policy on held-out prompts while it is trained: what the reward model and a judge that it never learned from say
+of the same answers.
 
-Each evaluation answers the same prompts with the same random numbers, so that the curve shows the policy and not the draw. It has random streams
-of its own, and leaves weights and everything else as they were: a run that is evaluated trains to the same bytes as one that is not.
+Each evaluation answers the same prompts with the same random numbers, so that the curve shows the policy and not the
+draw. It has random streams of its own, and leaves weights and everything else as they were: a run that is evaluated
+trains to the same bytes as one that is not.
 """
 
 import math
@@ -45,12 +47,14 @@ class HeldOutSettings:
     """The policy on held-out prompts while it is trained. All ours."""
 
     every: NonNegativeInt = 0
-    """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes none."""
+    """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes
+    none.
+    """
     prompts: AtLeastTwo = 64
     """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split."""
     prompts_from: Literal["sft", "rl"] = "sft"
-    """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains on; only those of them are
-    judged that have a demonstration."""
+    """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains
+    on; only those of them are judged that have a demonstration."""
     responses_per_prompt: PositiveInt = 1
     """Averaged before anything else, as the prompt is the unit of the standard errors."""
     temperature: PositiveFloat = 1.0
@@ -62,7 +66,8 @@ class HeldOutSettings:
 
 
 def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:
-    """The validation prompts in the data stage's folder, each with its demonstration where it has one; none where nothing is evaluated.
+    """The validation prompts in the data stage's folder, each with its demonstration where it has one; none where
+    nothing is evaluated.
 
     Raises ValueError when evaluations are asked for and there are fewer than two prompts.
     """
@@ -73,11 +78,17 @@ def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:
         return read_set(data, name, "valid") if set_file(data, name, "valid").is_file() else []
 
     answered = {prompt.prompt_id: prompt for prompt in valid("sft")}
-    found = list(answered.values()) if settings.prompts_from == "sft" else [answered.get(prompt.prompt_id, prompt) for prompt in valid("rl")]
+    found = (
+        list(answered.values())
+        if settings.prompts_from == "sft"
+        else [answered.get(prompt.prompt_id, prompt) for prompt in valid("rl")]
+    )
     if len(found) < 2:
         raise ValueError(
-            f"ppo.held_out.every={settings.every} needs two held-out prompts at least, and the validation split of the {settings.prompts_from} set "
-            f"has {len(found)}: raise data.valid_fraction, take another ppo.held_out.prompts_from, or set ppo.held_out.every=0"
+            f"ppo.held_out.every={settings.every} needs two held-out prompts at least, and the validation split of "
+            f"the {settings.prompts_from} set "
+            f"has {len(found)}: raise data.valid_fraction, take another ppo.held_out.prompts_from, or set "
+            "ppo.held_out.every=0"
         )
     return found
 
@@ -100,14 +111,21 @@ class HeldOut:
     """Evaluates when it is time, and keeps held_out.jsonl: a row an evaluation."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], config: "PPOConfig", model_config: ModelConfig, models: "PPOModels", tokenizer: Any, seed: int,
+        self, prompts: Sequence[Prompt], config: "PPOConfig", model_config: ModelConfig, models: "PPOModels",
+        tokenizer: Any, seed: int,
         team: Processes, folder: Path, resume_after: int = 0, engine: Engine | None = None,
     ) -> None:  # fmt: skip
         """Rows of iterations after `resume_after`, which a resumed run makes again, are dropped.
 
         Raises ValueError for a prompt that leaves policy, value or reward model no room.
         """
-        self.prompts, self.config, self.model_config, self.models, self.tokenizer = prompts, config, model_config, models, tokenizer
+        self.prompts, self.config, self.model_config, self.models, self.tokenizer = (
+            prompts,
+            config,
+            model_config,
+            models,
+            tokenizer,
+        )
         self.seed, self.team, self.engine = seed, team, engine or NativeEngine()
         models.check_prompts(prompts, tokenizer, config.max_new_tokens)
         path = folder / "held_out.jsonl"
@@ -122,7 +140,9 @@ class HeldOut:
         return bool(times) and all(row["step"] != iteration for row in self.rows)
 
     def evaluate(self, average: "MovingAverage", iteration: int) -> dict[str, float]:
-        """The numbers after so many iterations, the same in every process, and a row of the file; nothing where none are due."""
+        """The numbers after so many iterations, the same in every process, and a row of the file; nothing where none
+        are due.
+        """
         if not self.due(iteration):
             return {}
         with average.in_place() if self.config.held_out.weights == "ema" else nullcontext():
@@ -142,7 +162,10 @@ class HeldOut:
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         settings, pad_id = self.config.held_out, self.tokenizer.pad_token_id
         sampling = Sampling(self.config.max_new_tokens, settings.temperature, self.config.rollout_batch_size)
-        seeds = [derive_seed(self.seed, "held out", prompt.prompt_id, number) for prompt, (_, number) in zip(prompts, jobs, strict=True)]
+        seeds = [
+            derive_seed(self.seed, "held out", prompt.prompt_id, number)
+            for prompt, (_, number) in zip(prompts, jobs, strict=True)
+        ]
         with self.models.as_policy() as policy, autocast(self.model_config, self.team.device):
             responses = self.engine.generate(policy, ids, seeds, sampling, stop_ids(policy), pad_id)
         groups = self._groups(ids, [response.ids for response in responses])
@@ -153,7 +176,9 @@ class HeldOut:
             logprobs = self._logprobs(policy, groups)
         scores = self._scores([Episode(*episode) for episode in zip(ids, responses, prompts, strict=True)], groups)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
-        for (index, _), prompt, response, score, logprob, ref_logprob in zip(jobs, prompts, responses, scores, logprobs, ref_logprobs, strict=True):
+        for (index, _), prompt, response, score, logprob, ref_logprob in zip(
+            jobs, prompts, responses, scores, logprobs, ref_logprobs, strict=True
+        ):
             answers[index].append(
                 Answer(
                     score=score,
@@ -190,7 +215,9 @@ class HeldOut:
         """What the reward model says of each response."""
         batches = {tuple(rows): batch for rows, batch in groups}
         with self.models.as_reward() as reward, autocast(self.model_config, self.team.device):
-            scores_B, _ = read_scores(self.models.reading, reward, batches, episodes, self.config.max_tokens_per_micro_batch)
+            scores_B, _ = read_scores(
+                self.models.reading, reward, batches, episodes, self.config.max_tokens_per_micro_batch
+            )
         found: list[float] = scores_B.tolist()
         return found
 
@@ -201,7 +228,9 @@ class HeldOut:
 
 
 def summary(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """Means over prompts of what is said of their answers, and standard errors (`_se`) of those that a guard or a reader must tell from chance."""
+    """Means over prompts of what is said of their answers, and standard errors (`_se`) of those that a guard or a
+    reader must tell from chance.
+    """
     numbers: dict[str, float] = {}
     for name in Answer.__annotations__:
         values = [[getattr(answer, name) for answer in row] for row in answers]
@@ -211,5 +240,7 @@ def summary(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
         mean = sum(means) / len(means)
         numbers[f"held_out_{name}"] = mean
         if name in WITH_ERRORS:
-            numbers[f"held_out_{name}_se"] = math.sqrt(sum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means))
+            numbers[f"held_out_{name}_se"] = math.sqrt(
+                sum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means)
+            )
     return numbers

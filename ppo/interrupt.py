@@ -1,8 +1,9 @@
 """SIGTERM and Ctrl-C: save where nothing is lost, then stop.
 
-A checkpoint can hold the state between two iterations, and nothing between two minibatches. So the first signal stops at the nearest point where
-the state is one of those: a lone process leaves its roll-out at once, since a roll-out changes nothing; several leave when all have rolled out; an
-update is finished. A second signal stops at once; a resumed run starts from the last checkpoint and is bit-identical.
+A checkpoint can hold the state between two iterations, and nothing between two minibatches. So the first signal stops
+at the nearest point where the state is one of those: a lone process leaves its roll-out at once, since a roll-out
+changes nothing; several leave when all have rolled out; an update is finished. A second signal stops at once; a resumed
+run starts from the last checkpoint and is bit-identical.
 """
 
 import os
@@ -47,7 +48,9 @@ class Interrupt:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.number and error is None:  # Too late for `agreed`: the outer signal handler decides.
@@ -55,8 +58,8 @@ class Interrupt:
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
-        """Around work that changes nothing. Where nobody else takes part in it, a signal ends it at once and goes on after the block, where
-        `agreed` will be true."""
+        """Around work that changes nothing. Where nobody else takes part in it, a signal ends it at once and goes on
+        after the block, where `agreed` will be true."""
         self._breakable = self.team.count == 1
         try:
             yield
@@ -88,11 +91,15 @@ class Interrupt:
             self.number, self._since = number, time.monotonic()
             if self.team.is_main:
                 # print is not safe here: the signal may have come while something was being printed.
-                os.write(2, f"\n{signal.Signals(number).name}: saving and stopping soon; once more stops at once\n".encode())
+                os.write(
+                    2, f"\n{signal.Signals(number).name}: saving and stopping soon; once more stops at once\n".encode()
+                )
             if self._breakable:
                 raise Interrupted(number)
         elif self._again():
-            raise Interrupted(number, "stopped at once: run the command again (without --force) to resume from the last checkpoint")
+            raise Interrupted(
+                number, "stopped at once: run the command again (without --force) to resume from the last checkpoint"
+            )
 
     def _again(self) -> bool:
         return time.monotonic() - self._since > SAME_SECONDS

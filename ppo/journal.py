@@ -11,7 +11,9 @@ from modeling.tracking import RowLog, Tracker
 
 
 class Journal:
-    """Written by the first process; all of them call its methods together, so that what stops the first one, such as a full disk, stops all."""
+    """Written by the first process; all of them call its methods together, so that what stops the first one, such as a
+    full disk, stops all.
+    """
 
     def __init__(self, out: Path, resume_after: int, tracking: TrackingConfig | None, team: Processes) -> None:
         """Goes on after iteration `resume_after`; rows of later ones, which a resumed run makes again, are dropped."""
@@ -25,8 +27,16 @@ class Journal:
 
         team.from_main(open_all)
 
-    def log(self, iteration: int, numbers: Mapping[str, float], timings: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
-        """The rows of an iteration, on the disk when this returns: `timings` are what hangs on the clock. Raises ValueError when the disk is full."""
+    def log(
+        self,
+        iteration: int,
+        numbers: Mapping[str, float],
+        timings: Mapping[str, float],
+        samples: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """The rows of an iteration, on the disk when this returns: `timings` are what hangs on the clock. Raises
+        ValueError when the disk is full.
+        """
 
         def write() -> None:
             assert self._tracker is not None
@@ -39,6 +49,8 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._tracker is not None:
             self._tracker.close()

@@ -1,4 +1,6 @@
-"""The price of a nat of KL to the SFT policy: fixed as in Ouyang et al. 2022, or steered towards a target (Ziegler et al. 2019, section 2.2)."""
+"""The price of a nat of KL to the SFT policy: fixed as in Ouyang et al. 2022, or steered towards a target (Ziegler et
+al. 2019, section 2.2).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,12 +5,18 @@ from torch import Tensor
 
 
 def policy_loss(
-    logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip_range: float, normalizer: float | None = None
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_BT: Tensor,
+    mask_BT: Tensor,
+    clip_range: float,
+    normalizer: float | None = None,
 ) -> Tensor:
     """Clipped surrogate objective, negated (Schulman et al. 2017, eq. 7).
 
-    mask_BT is 1 on response tokens up to and including EOS. The sum over those tokens is divided by `normalizer`: pass the whole
-    minibatch's token count when this is only a part of it, so that gradients add up to the same whatever the split.
+    mask_BT is 1 on response tokens up to and including EOS. The sum over those tokens is divided by `normalizer`: pass
+    the whole minibatch's token count when this is only a part of it, so that gradients add up to the same whatever the
+    split.
     """
     mask_BT = mask_BT.bool()
     ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).exp()
@@ -21,15 +27,24 @@ def policy_loss(
 
 
 def value_loss(
-    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip_range: float | None, normalizer: float | None = None
+    values_BT: Tensor,
+    old_values_BT: Tensor,
+    returns_BT: Tensor,
+    mask_BT: Tensor,
+    clip_range: float | None,
+    normalizer: float | None = None,
 ) -> Tensor:
-    """Half the squared error to the returns, the larger of that of the value and of the value kept within clip_range of its old self.
+    """Half the squared error to the returns, the larger of that of the value and of the value kept within clip_range of
+    its old self.
 
     As in OpenAI's baselines and Stiennon et al. 2020; None does not clip. `normalizer` as in `policy_loss`.
     """
     mask_BT = mask_BT.bool()
-    # What stands in padding is filled before any arithmetic: a NaN there would come back as the gradient of a masked term.
-    values_BT, old_values_BT, returns_BT = (x_BT.masked_fill(~mask_BT, 0.0) for x_BT in (values_BT, old_values_BT, returns_BT))
+    # What stands in padding is filled before any arithmetic: a NaN there would come back as the gradient of a masked
+    # term.
+    values_BT, old_values_BT, returns_BT = (
+        x_BT.masked_fill(~mask_BT, 0.0) for x_BT in (values_BT, old_values_BT, returns_BT)
+    )
     error_BT = (values_BT - returns_BT).square()
     if clip_range is not None:
         clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip_range, clip_range)
@@ -38,18 +53,25 @@ def value_loss(
     return loss_BT.sum() / _divisor(mask_BT, normalizer)
 
 
-def kl_loss(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, kl_coef: float, normalizer: float | None = None) -> Tensor:
-    """kl_coef times half the squared log ratio to the reference (k2 of Schulman 2020), whose gradient is that of each token's KL(pi || pi_ref).
+def kl_loss(
+    logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, kl_coef: float, normalizer: float | None = None
+) -> Tensor:
+    """kl_coef times half the squared log ratio to the reference (k2 of Schulman 2020), whose gradient is that of each
+    token's KL(pi || pi_ref).
 
     The gradient of the log ratio itself would be nothing on average. `normalizer` as in `policy_loss`.
     """
     mask_BT = mask_BT.bool()
-    return kl_coef * 0.5 * _log_ratio(logprobs_BT, ref_logprobs_BT, mask_BT).square().sum() / _divisor(mask_BT, normalizer)
+    return (
+        kl_coef * 0.5 * _log_ratio(logprobs_BT, ref_logprobs_BT, mask_BT).square().sum() / _divisor(mask_BT, normalizer)
+    )
 
 
 @torch.no_grad()
 def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, clip_range: float) -> dict[str, Tensor]:
-    """Sums over tokens of what tells whether updates are too large: `clipped` tokens, `approximate_kl` (k3 of old to new)."""
+    """Sums over tokens of what tells whether updates are too large: `clipped` tokens, `approximate_kl` (k3 of old to
+    new).
+    """
     mask_BT = mask_BT.bool()
     log_ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
     ratio_BT = log_ratio_BT.exp()
@@ -61,7 +83,9 @@ def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, c
 
 @torch.no_grad()
 def largest_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> float:
-    """The farthest that any token's ratio is from 1, as a factor of at least 1; exactly 1 while old and new policy are the same."""
+    """The farthest that any token's ratio is from 1, as a factor of at least 1; exactly 1 while old and new policy are
+    the same.
+    """
     return float(_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT.bool()).abs().max().exp())
 
 

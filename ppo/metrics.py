@@ -1,4 +1,5 @@
-"""The numbers of one roll-out, over all processes, and of its minibatches. What each means, and its healthy range: docs/metrics.md.
+"""The numbers of one roll-out, over all processes, and of its minibatches. What each means, and its healthy range:
+docs/metrics.md.
 
 Shapes: B episodes of this process, T response tokens.
 """
@@ -20,14 +21,18 @@ CLOCK = 1e-3
 
 
 def rollout_numbers(rollout: Rollout, scaled_scores_B: Tensor | None = None) -> dict[str, float]:
-    """Of the episodes: score and its spread, reward, both KL estimates, length, share that ended, repetition, share of distinct responses. Of their
-    tokens: how many there are, KL, the mean value and how much of the returns' variance the values explain.
+    """Of the episodes: score and its spread, reward, both KL estimates, length, share that ended, repetition, share of
+    distinct responses. Of their tokens: how many there are, KL, the mean value and how much of the returns' variance
+    the values explain.
 
-    `scaled_scores_B` are the scores as the rewards were made from them, where they were scaled or clipped: their mean is logged too.
+    `scaled_scores_B` are the scores as the rewards were made from them, where they were scaled or clipped: their mean
+    is logged too.
     """
     k1_B, k3_B = kl_estimates(rollout.logprobs_BT, rollout.ref_logprobs_BT, rollout.mask_BT)
     score_B = rollout.scores_B.double()
-    repetition_B = torch.tensor([repeated_share(row, TOKEN_RUN) for row in rollout.responses], dtype=torch.float64, device=score_B.device)
+    repetition_B = torch.tensor(
+        [repeated_share(row, TOKEN_RUN) for row in rollout.responses], dtype=torch.float64, device=score_B.device
+    )
     per_episode = {
         "episodes": torch.ones_like(score_B),
         "score": score_B,
@@ -43,7 +48,13 @@ def rollout_numbers(rollout: Rollout, scaled_scores_B: Tensor | None = None) -> 
         per_episode["score_scaled"] = scaled_scores_B
     returns_N, values_N = rollout.returns_BT[rollout.mask_BT].double(), rollout.values_BT[rollout.mask_BT].double()
     error_N = returns_N - values_N
-    per_token = {"returns": returns_N, "returns_square": returns_N.square(), "error": error_N, "error_square": error_N.square(), "values": values_N}
+    per_token = {
+        "returns": returns_N,
+        "returns_square": returns_N.square(),
+        "error": error_N,
+        "error_square": error_N.square(),
+        "values": values_N,
+    }
     columns = per_episode | per_token
     sums = sum_over_processes(torch.stack([column.double().sum() for column in columns.values()])).tolist()
     total = dict(zip(columns, sums, strict=True))
@@ -68,7 +79,9 @@ def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def speeds(tokens: float, rollout_seconds: float, iteration_seconds: float) -> dict[str, float]:
-    """`rollout_tokens_per_second` and `tokens_per_second`: response tokens of all processes a wall second of sampling and of the iteration."""
+    """`rollout_tokens_per_second` and `tokens_per_second`: response tokens of all processes a wall second of sampling
+    and of the iteration.
+    """
     return {
         "rollout_tokens_per_second": tokens / max(rollout_seconds, CLOCK),
         "tokens_per_second": tokens / max(iteration_seconds, CLOCK),

@@ -1,7 +1,9 @@
-"""The four models of PPO: policy, reference, value and reward. With LoRA one base serves all four, each with an adapter of its own.
+"""The four models of PPO: policy, reference, value and reward. With LoRA one base serves all four, each with an adapter
+of its own.
 
-Reference is the SFT model: with LoRA, the base with no adapter on. The reward model may be of another size, family and tokenizer; then it is a
-model beside the policy's base. The value model starts from the reward model, or from the SFT model (ppo/roles.py has the table).
+Reference is the SFT model: with LoRA, the base with no adapter on. The reward model may be of another size, family and
+tokenizer; then it is a model beside the policy's base. The value model starts from the reward model, or from the SFT
+model (ppo/roles.py has the table).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,15 @@ from modeling.scalar import ScalarModel
 from modeling.trunk import Trunk, shared_trunk
 from ppo.config import PPOConfig
 from ppo.reading import Reading, reading_between
-from ppo.roles import Role, own_reward, reward_on_policy_base, value_beside_reward, value_on_reward, value_on_sft, whole_value
+from ppo.roles import (
+    Role,
+    own_reward,
+    reward_on_policy_base,
+    value_beside_reward,
+    value_on_reward,
+    value_on_sft,
+    whole_value,
+)
 
 
 @dataclass
@@ -55,7 +65,8 @@ class PPOModels:
             if count + max_new_tokens > min(own, room):
                 whose, instead = ("policy's", "") if own <= room else ("value model's", ", or set ppo.value_init=sft")
                 raise ValueError(
-                    f"prompt {prompt.prompt_id!r} of {count} tokens and ppo.max_new_tokens={max_new_tokens} do not fit the {whose} context of "
+                    f"prompt {prompt.prompt_id!r} of {count} tokens and ppo.max_new_tokens={max_new_tokens} do not "
+                    f"fit the {whose} context of "
                     f"{min(own, room)}: lower data.max_prompt_tokens or ppo.max_new_tokens{instead}"
                 )
 
@@ -96,17 +107,20 @@ class PPOModels:
 
 
 def load_models(
-    sft: Path, reward: Path, config: ModelConfig, tokenizer: Any, device: torch.device, seed: int, ppo: PPOConfig | None = None,
+    sft: Path, reward: Path, config: ModelConfig, tokenizer: Any, device: torch.device, seed: int,
+    ppo: PPOConfig | None = None,
     trust_reward_code: bool = False,
 ) -> PPOModels:  # fmt: skip
-    """Loads the four from the folders of the finished stages: `model` below each, and `adapter` below the reward stage's where its model was
-    trained with LoRA from the SFT model. `ppo` says how the value model starts.
+    """Loads the four from the folders of the finished stages: `model` below each, and `adapter` below the reward
+    stage's where its model was trained with LoRA from the SFT model. `ppo` says how the value model starts.
 
-    Raises ValueError when a model is missing, or the value model cannot start as `ppo` says; before any weights are loaded, if it can be known.
+    Raises ValueError when a model is missing, or the value model cannot start as `ppo` says; before any weights are
+    loaded, if it can be known.
     """
     ppo = ppo or PPOConfig()
     from_sft = ppo.value_init == "sft"
-    # It was saved with its own chat template, and lies in a folder: neither the policy's template nor its revision is meant for it.
+    # It was saved with its own chat template, and lies in a folder: neither the policy's template nor its revision is
+    # meant for it.
     reward_config = replace(config, revision=None, chat_template=None, trust_remote_code=trust_reward_code)
     on_policy_base = config.adapter == "lora" and (reward / "adapter").is_dir()
     reward_tokenizer = load_tokenizer(reward / "model", reward_config)
@@ -141,23 +155,36 @@ def load_models(
     else:
         value, value_parameters = value_on_reward(scorer, config.lora, ppo.value_top_layers, seed)
     policy_parameters = adapter_parameters(shared, "policy")
-    return PPOModels(Role(shared, "policy"), Role(shared), value, scorer, policy_parameters, value_parameters, trunk, reading)
+    return PPOModels(
+        Role(shared, "policy"), Role(shared), value, scorer, policy_parameters, value_parameters, trunk, reading
+    )
 
 
 def refuse_value_start(ppo: PPOConfig, tokenizer: Any, reward_tokenizer: Any) -> None:
-    """Raises ValueError when the value model, which reads the policy's tokens, would start from a reward model to which they mean others."""
+    """Raises ValueError when the value model, which reads the policy's tokens, would start from a reward model to which
+    they mean others.
+    """
     if ppo.value_init == "reward" and not knows_tokens(reward_tokenizer, tokenizer):
         raise ValueError(
-            "the value model reads the policy's tokens and cannot start from a reward model with another tokenizer: set ppo.value_init=sft"
+            "the value model reads the policy's tokens and cannot start from a reward model with another tokenizer: "
+            "set ppo.value_init=sft"
         )
 
 
 def refuse_value_layers(ppo: PPOConfig, on_own_reward: bool, reward_settings: Any) -> None:
-    """Raises ValueError when ppo.value_top_layers is set where it means nothing, or is more than the reward model has layers."""
+    """Raises ValueError when ppo.value_top_layers is set where it means nothing, or is more than the reward model has
+    layers.
+    """
     if ppo.value_top_layers is None:
         return
     if not on_own_reward:
-        raise ValueError("ppo.value_top_layers is of a LoRA adapter on a reward model of its own, and the value model here is none: leave it at null")
+        raise ValueError(
+            "ppo.value_top_layers is of a LoRA adapter on a reward model of its own, and the value model here is "
+            "none: leave it at null"
+        )
     layers: int = reward_settings.num_hidden_layers
     if ppo.value_top_layers > layers:
-        raise ValueError(f"ppo.value_top_layers={ppo.value_top_layers}, but the reward model that the value model starts from has {layers} layers")
+        raise ValueError(
+            f"ppo.value_top_layers={ppo.value_top_layers}, but the reward model that the value model starts from has "
+            f"{layers} layers"
+        )

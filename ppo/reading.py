@@ -51,11 +51,14 @@ class Reading:
     """What a reward model of other people's wants to see after any answer, see `modeling.scalar.closing_of`."""
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ValueError for a prompt after which not one token of an answer would fit, or that the template refuses."""
+        """Raises ValueError for a prompt after which not one token of an answer would fit, or that the template
+        refuses.
+        """
         for prompt, count in zip(prompts, count_prompt_tokens(self.tokenizer, prompts), strict=True):
             if self.room(count) < 1:
                 raise ValueError(
-                    f"prompt {prompt.prompt_id!r} has {count} tokens for the reward model, which leaves no room for an answer in its context of "
+                    f"prompt {prompt.prompt_id!r} has {count} tokens for the reward model, which leaves no room for "
+                    "an answer in its context of "
                     f"{self.context}: lower data.max_prompt_tokens, or choose another reward.base"
                 )
 
@@ -88,20 +91,30 @@ class Reading:
         return prompts, answers, truncated
 
     @torch.no_grad()
-    def scores(self, reward: ScalarModel, batches: Batches, episodes: Sequence[Episode], max_tokens: int) -> tuple[Tensor, Tensor]:
+    def scores(
+        self, reward: ScalarModel, batches: Batches, episodes: Sequence[Episode], max_tokens: int
+    ) -> tuple[Tensor, Tensor]:
         """(scores_B, truncated_B): the score at each answer's last token; whether the answer was cut to fit."""
         prompts, answers, truncated = self.rows(episodes)
         device = next(iter(batches.values())).device
-        own = {row for row, episode in enumerate(episodes) if (prompts[row], answers[row]) == (episode.prompt, episode.response.ids)}
+        own = {
+            row
+            for row, episode in enumerate(episodes)
+            if (prompts[row], answers[row]) == (episode.prompt, episode.response.ids)
+        }
         found: dict[int, Tensor] = {}
         for rows, batch in batches.items():
             if own.intersection(rows):
                 found |= {row: score for row, score in zip(rows, reward.scores(batch), strict=True) if row in own}
         # Own micro-batches for the others, as their lengths may differ. Responses to one prompt stay together.
-        others = sorted(set(range(len(episodes))) - own, key=lambda row: (len(prompts[row]), prompts[row], len(answers[row])))
+        others = sorted(
+            set(range(len(episodes))) - own, key=lambda row: (len(prompts[row]), prompts[row], len(answers[row]))
+        )
         tokens = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         for group in micro_batches(others, tokens, max_tokens):
-            batch = Batch([prompts[row] for row in group], [answers[row] for row in group], self.tokenizer.pad_token_id, device)
+            batch = Batch(
+                [prompts[row] for row in group], [answers[row] for row in group], self.tokenizer.pad_token_id, device
+            )
             found |= zip(group, reward.scores(batch), strict=True)
         return torch.stack([found[row] for row in range(len(episodes))]), torch.tensor(truncated, device=device)
 
@@ -134,5 +147,7 @@ def reading_numbers(truncated_B: Tensor | None) -> dict[str, float]:
     without a reading."""
     if truncated_B is None:
         return {}
-    cut, count = sum_over_processes(torch.stack([truncated_B.double().sum(), torch.ones_like(truncated_B, dtype=torch.float64).sum()])).tolist()
+    cut, count = sum_over_processes(
+        torch.stack([truncated_B.double().sum(), torch.ones_like(truncated_B, dtype=torch.float64).sum()])
+    ).tolist()
     return {"reward_truncated": cut / count}

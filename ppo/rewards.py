@@ -1,11 +1,16 @@
-"""The reward of each token: the price of leaving the SFT policy, and the score at the end. Shapes: B episodes, T response tokens."""
+"""The reward of each token: the price of leaving the SFT policy, and the score at the end. Shapes: B episodes, T
+response tokens.
+"""
 
 import torch
 from torch import Tensor
 
 
-def token_rewards(scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
-    """r_t = -kl_coef (log pi(a_t) - log pi_ref(a_t)), plus the score at the last response token (Ouyang et al. 2022, section 3.5, eq. 2).
+def token_rewards(
+    scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, kl_coef: float
+) -> Tensor:
+    """r_t = -kl_coef (log pi(a_t) - log pi_ref(a_t)), plus the score at the last response token (Ouyang et al. 2022,
+    section 3.5, eq. 2).
 
     mask_BT is 1 on response tokens up to and including EOS; elsewhere the reward is 0 whatever stands there.
     A row's rewards add up to its score less kl_coef times its sum of log ratios.
@@ -14,13 +19,16 @@ def token_rewards(scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor
     log_ratio_BT = (logprobs_BT - ref_logprobs_BT).masked_fill(~mask_BT, 0.0)
     rewards_BT = -kl_coef * log_ratio_BT
     last_B1 = mask_BT.sum(1, keepdim=True) - 1
-    return rewards_BT.scatter_add(1, last_B1.clamp(min=0), torch.where(last_B1 >= 0, scores_B[:, None].to(rewards_BT.dtype), 0.0))
+    return rewards_BT.scatter_add(
+        1, last_B1.clamp(min=0), torch.where(last_B1 >= 0, scores_B[:, None].to(rewards_BT.dtype), 0.0)
+    )
 
 
 def kl_estimates(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     """(k1_B, k3_B): two estimates of KL(pi || pi_ref) of each episode in nats, sums over its tokens (Schulman 2020).
 
-    k1 is the log ratio: unbiased, can be negative. k3 is (ratio - 1) - log ratio with ratio = pi_ref / pi: unbiased, never negative.
+    k1 is the log ratio: unbiased, can be negative. k3 is (ratio - 1) - log ratio with ratio = pi_ref / pi: unbiased,
+    never negative.
     """
     log_ratio_BT = (logprobs_BT - ref_logprobs_BT).masked_fill(~mask_BT.bool(), 0.0)
     return log_ratio_BT.sum(1), torch.expm1(-log_ratio_BT).add(log_ratio_BT).sum(1)

@@ -2,7 +2,8 @@
 
 | model.adapter | reward model | value model, ppo.value_init=reward | ppo.value_init=sft |
 |---|---|---|---|
-| lora | trained from the SFT model | a second copy of its adapter on the policy's base | a fresh adapter on the policy's base |
+| lora | trained from the SFT model | a second copy of its adapter on the policy's base | a fresh adapter on the
+policy's base |
 | lora | a model of its own | a fresh adapter on the reward model | a fresh adapter on the policy's base |
 | none | any | a second copy of all of it | a copy of the SFT model |
 
@@ -29,7 +30,9 @@ from modeling.trunk import backbone_of
 
 @dataclass
 class Role:
-    """What plays one of the four parts: a model, the adapter that is on while it does, and for scalar parts their head."""
+    """What plays one of the four parts: a model, the adapter that is on while it does, and for scalar parts their
+    head.
+    """
 
     model: Any
     adapter: str | None = None
@@ -63,7 +66,8 @@ def value_beside_reward(shared: PeftModel, reward: Path, scorer: Role) -> Traine
 
 
 def value_on_reward(scorer: Role, settings: LoraSettings, top_layers: int | None, seed: int) -> Trained:
-    """A fresh adapter on a reward model of its own, one model in memory for both: the reward model with the adapter off, the value model with it on.
+    """A fresh adapter on a reward model of its own, one model in memory for both: the reward model with the adapter
+    off, the value model with it on.
 
     `scorer` becomes that of the adapted model.
     """
@@ -80,7 +84,9 @@ def value_on_sft(shared: PeftModel, settings: LoraConfig, device: torch.device, 
 
 
 def whole_value(place: Path, config: ModelConfig, tokenizer: Any, device: torch.device, zero: bool) -> Trained:
-    """A model all of whose weights are trained: a second copy of the reward model, or the SFT model with a head of zeros."""
+    """A model all of whose weights are trained: a second copy of the reward model, or the SFT model with a head of
+    zeros.
+    """
     model = load_scalar(place, config, tokenizer).to(device)
     scalar = scalar_model(model)
     if zero:
@@ -97,7 +103,9 @@ def _adapted(model: PeftModel, start: ScalarModel | None) -> Trained:
 
 
 def saved_head(folder: Path, config: ModelConfig) -> tuple[torch.Tensor, float]:
-    """(weight (1, H), bias) of a saved reward model, without loading the rest. Raises ValueError where there is none."""
+    """(weight (1, H), bias) of a saved reward model, without loading the rest. Raises ValueError where there is
+    none.
+    """
     settings = read_settings(folder, config)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:

@@ -1,6 +1,7 @@
 """One roll-out: responses, scores, log-probabilities of policy and reference, values, rewards, advantages.
 
-Shapes: B episodes of this process, T response tokens, R the response tokens of some episodes, one episode after the other.
+Shapes: B episodes of this process, T response tokens, R the response tokens of some episodes, one episode after the
+    other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,8 @@ class Rollout:
 
 
 def roll_out(
-    models: PPOModels, prompts: Sequence[Prompt], config: PPOConfig, tokenizer: Any, seed: int, iteration: int, numbers: Sequence[int],
+    models: PPOModels, prompts: Sequence[Prompt], config: PPOConfig, tokenizer: Any, seed: int, iteration: int,
+    numbers: Sequence[int],
     engine: Engine | None = None,
 ) -> tuple[list[list[int]], list[Generation]]:  # fmt: skip
     """(prompt ids, responses) at the sampling temperature, by our own engine unless another is given.
@@ -94,7 +96,9 @@ def roll_out(
     sampling = Sampling(config.max_new_tokens, config.temperature, config.rollout_batch_size)
     seeds = [derive_seed(seed, "rollout", iteration, number) for number in numbers]
     with models.as_policy() as policy:
-        return ids, (engine or NativeEngine()).generate(policy, ids, seeds, sampling, stop_ids(policy), tokenizer.pad_token_id)
+        return ids, (engine or NativeEngine()).generate(
+            policy, ids, seeds, sampling, stop_ids(policy), tokenizer.pad_token_id
+        )
 
 
 def refuse_recorded_logprobs(config: PPOConfig, model_config: ModelConfig, device: torch.device) -> None:
@@ -121,24 +125,31 @@ def in_order(rows: Sequence[int], prompts: Sequence[Sequence[int]], lengths: Seq
 
 @torch.no_grad()
 def score(
-    models: PPOModels, prompts: list[list[int]], responses: list[Generation], groups: Sequence[Sequence[int]], config: PPOConfig,
-    model_config: ModelConfig, pad_id: int, device: torch.device, records: Sequence[Prompt] = (), kl_coef: float | None = None,
+    models: PPOModels, prompts: list[list[int]], responses: list[Generation], groups: Sequence[Sequence[int]],
+    config: PPOConfig,
+    model_config: ModelConfig, pad_id: int, device: torch.device, records: Sequence[Prompt] = (),
+    kl_coef: float | None = None,
     scale: ScoreScale | None = None, first: Sequence[Sequence[int]] = (),
 ) -> Rollout:  # fmt: skip
     """Everything that models say about the episodes, and the advantages that follow from it.
 
-    `groups` are the micro-batches that the update will use. `records` are the prompts again, for a reward model that reads text. `kl_coef` and
-    `scale` are as the run has them by now; without them, as it starts. `first` are the micro-batches of the first minibatch, if the value model may
-    learn from them at once.
+    `groups` are the micro-batches that the update will use. `records` are the prompts again, for a reward model that
+    reads text. `kl_coef` and `scale` are as the run has them by now; without them, as it starts. `first` are the
+    micro-batches of the first minibatch, if the value model may learn from them at once.
     """
     kl_coef, scale = config.kl_coef if kl_coef is None else kl_coef, scale or ScoreScale(config)
     count, width = len(responses), max(len(response.ids) for response in responses)
-    logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros((count, width), device=device, dtype=models.dtype) for _ in range(3))
+    logprobs_BT, ref_logprobs_BT, values_BT = (
+        torch.zeros((count, width), device=device, dtype=models.dtype) for _ in range(3)
+    )
     lengths_B = torch.tensor([len(response.ids) for response in responses], device=device)
     mask_BT = real_columns(width, lengths_B)
     ended_B = torch.tensor([response.ended for response in responses], device=device)
     batches = {
-        tuple(rows): Batch([prompts[i] for i in rows], [responses[i].ids for i in rows], pad_id, device, trunk=models.trunk) for rows in groups
+        tuple(rows): Batch(
+            [prompts[i] for i in rows], [responses[i].ids for i in rows], pad_id, device, trunk=models.trunk
+        )
+        for rows in groups
     }
 
     with models.as_reference() as reference, autocast(model_config, device):
@@ -155,11 +166,15 @@ def score(
     with models.as_reward() as reward, autocast(model_config, device):
         known: Sequence[Prompt | None] = records or [None] * count
         episodes = [Episode(*episode) for episode in zip(prompts, responses, known, strict=True)]
-        scores_B, truncated_B = read_scores(models.reading, reward, batches, episodes, config.max_tokens_per_micro_batch)
+        scores_B, truncated_B = read_scores(
+            models.reading, reward, batches, episodes, config.max_tokens_per_micro_batch
+        )
 
     scaled_B = scale(scores_B)
     charged_B = scaled_B - config.missing_eos_penalty * (~ended_B).to(scores_B)
-    rewards_BT = token_rewards(charged_B, logprobs_BT, ref_logprobs_BT, mask_BT, kl_coef if config.kl_placement == "reward" else 0.0)
+    rewards_BT = token_rewards(
+        charged_B, logprobs_BT, ref_logprobs_BT, mask_BT, kl_coef if config.kl_placement == "reward" else 0.0
+    )
     value_loss_sum = values(models, batches, first, values_BT, rewards_BT, mask_BT, config, model_config, device)
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, config.discount, config.gae_lambda)
     if config.whiten_advantages:
@@ -184,12 +199,15 @@ def score(
 
 
 def values(
-    models: PPOModels, batches: Mapping[tuple[int, ...], Batch], first: Sequence[Sequence[int]], values_BT: Tensor, rewards_BT: Tensor,
+    models: PPOModels, batches: Mapping[tuple[int, ...], Batch], first: Sequence[Sequence[int]], values_BT: Tensor,
+    rewards_BT: Tensor,
     mask_BT: Tensor, config: PPOConfig, model_config: ModelConfig, device: torch.device,
 ) -> Tensor | None:  # fmt: skip
-    """Fills values_BT, and goes backward at once where micro-batches are of the first minibatch: its update would only compute the same again.
+    """Fills values_BT, and goes backward at once where micro-batches are of the first minibatch: its update would only
+    compute the same again.
 
-    Returns this process's part of the first minibatch's loss, whose gradient then waits in `.grad`; None where there is no `first`.
+    Returns this process's part of the first minibatch's loss, whose gradient then waits in `.grad`; None where there is
+    no `first`.
     """
     learning = set(map(tuple, first))
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -201,15 +219,28 @@ def values(
             fill(values_BT, mask_BT, rows, values_R.detach())
             if rows in learning:
                 index = list(rows)
-                _, returns_BT = gae(rewards_BT[index], values_BT[index], mask_BT[index], config.discount, config.gae_lambda)
-                loss_sum += value_backward(values_R, values_R.detach(), returns_BT[mask_BT[index]], config.value_clip_range, tokens)
+                _, returns_BT = gae(
+                    rewards_BT[index], values_BT[index], mask_BT[index], config.discount, config.gae_lambda
+                )
+                loss_sum += value_backward(
+                    values_R, values_R.detach(), returns_BT[mask_BT[index]], config.value_clip_range, tokens
+                )
     return loss_sum if first else None
 
 
-def value_backward(values_R: Tensor, old_values_R: Tensor, returns_R: Tensor, clip_range: float | None, tokens: float) -> Tensor:
+def value_backward(
+    values_R: Tensor, old_values_R: Tensor, returns_R: Tensor, clip_range: float | None, tokens: float
+) -> Tensor:
     """Accumulates the value loss's gradient; returns the loss."""
     with torch.enable_grad():
-        loss = value_loss(values_R[None], old_values_R[None], returns_R[None], torch.ones_like(values_R[None]), clip_range, normalizer=tokens)
+        loss = value_loss(
+            values_R[None],
+            old_values_R[None],
+            returns_R[None],
+            torch.ones_like(values_R[None]),
+            clip_range,
+            normalizer=tokens,
+        )
     loss.backward()
     return loss.detach().double()
 

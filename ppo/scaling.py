@@ -1,4 +1,6 @@
-"""Scores as PPO sees them: as they are, or divided by the spread of all scores so far, and cut. Shapes: B episodes of this process."""
+"""Scores as PPO sees them: as they are, or divided by the spread of all scores so far, and cut. Shapes: B episodes of
+this process.
+"""
 
 from collections.abc import Mapping
 
@@ -13,7 +15,9 @@ SMALLEST_STD = 1e-6
 
 
 class ScoreScale:
-    """Running mean and spread of scores over all episodes of all processes (Chan et al. 1979). Ours; off unless the configuration says so."""
+    """Running mean and spread of scores over all episodes of all processes (Chan et al. 1979). Ours; off unless the
+    configuration says so.
+    """
 
     def __init__(self, config: PPOConfig) -> None:
         self.running, self.clip = config.score_scaling == "running", config.score_clip
@@ -25,7 +29,9 @@ class ScoreScale:
         return self.running or self.clip is not None
 
     def __call__(self, scores_B: Tensor) -> Tensor:
-        """scores_B divided by the standard deviation of all so far, these included; then cut to within `score_clip` of 0."""
+        """scores_B divided by the standard deviation of all so far, these included; then cut to within `score_clip` of
+        0.
+        """
         if self.running:
             self._add(scores_B)
             std = (self.squares / self.count) ** 0.5

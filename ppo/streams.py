@@ -1,4 +1,6 @@
-"""Endless passes over prompts and pretraining examples, each pass in an order of its own; the place in the stream is one number."""
+"""Endless passes over prompts and pretraining examples, each pass in an order of its own; the place in the stream is
+one number.
+"""
 
 import random
 from collections.abc import Sequence
@@ -11,7 +13,9 @@ T = TypeVar("T")
 
 
 class Stream(Generic[T]):
-    """Items in a shuffled order that depends on the seed and on the number of the pass alone, so `position` is all there is to save."""
+    """Items in a shuffled order that depends on the seed and on the number of the pass alone, so `position` is all
+    there is to save.
+    """
 
     def __init__(self, items: Sequence[T], seed: int, name: str, position: int = 0) -> None:
         if not items:
@@ -26,7 +30,9 @@ class Stream(Generic[T]):
             number, index = divmod(place, len(self.items))
             if number != self._pass:
                 self._pass = number
-                self._order = random.Random(derive_seed(self.seed, self.name, number)).sample(range(len(self.items)), len(self.items))
+                self._order = random.Random(derive_seed(self.seed, self.name, number)).sample(
+                    range(len(self.items)), len(self.items)
+                )
             taken.append(self.items[self._order[index]])
         self.position += count
         return taken

@@ -1,4 +1,6 @@
-"""Stage 3: PPO-ptx (Ouyang et al. 2022, section 3.5 and appendix C.4). The loop reads like the algorithm; each step lives in its own file."""
+"""Stage 3: PPO-ptx (Ouyang et al. 2022, section 3.5 and appendix C.4). The loop reads like the algorithm; each step
+lives in its own file.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -82,9 +84,13 @@ def train(
     with (
         Interrupt(team) as interrupt,
         Journal(out, progress.iteration, tracking, team) as journal,
-        tqdm(total=config.iterations, initial=progress.iteration, desc="ppo", unit="iteration", disable=not team.is_main) as bar,
+        tqdm(
+            total=config.iterations, initial=progress.iteration, desc="ppo", unit="iteration", disable=not team.is_main
+        ) as bar,
     ):
-        held_out = HeldOut(held_out_prompts, config, model_config, models, tokenizer, seed, team, out, progress.iteration, engine)
+        held_out = HeldOut(
+            held_out_prompts, config, model_config, models, tokenizer, seed, team, out, progress.iteration, engine
+        )
         guards = Guards(config.guards, [*team.from_main(lambda: read_metrics(out / "metrics.jsonl")), *held_out.rows])
 
         def watch(iteration: int, numbers: dict[str, float]) -> None:
@@ -123,7 +129,10 @@ def train(
             if interrupt.agreed():
                 checkpoints.save(progress, trained)
                 raise interrupt.stop(progress.iteration, config.iterations)
-            numbers = {**rollout_numbers(rollout, rollout.scaled_scores_B), **reading_numbers(rollout.reward_truncated_B)}
+            numbers = {
+                **rollout_numbers(rollout, rollout.scaled_scores_B),
+                **reading_numbers(rollout.reward_truncated_B),
+            }
             watch(iteration + 1, numbers)
             rows = []
             with clock.phase("update"):
@@ -132,8 +141,25 @@ def train(
                         groups = grouped(shuffled_minibatches(config, seed, iteration, epoch), ids, lengths)
                         rollout.regroup([members for minibatch in groups for members in minibatch])
                     for minibatch in groups:
-                        texts = text_stream.take(config.ptx_examples_per_episode * config.minibatch_size) if text_stream else []
-                        rows.append(step(models, optimizers, rollout, minibatch, texts, config, model_config, tokenizer.pad_token_id, team, kl.coef))
+                        texts = (
+                            text_stream.take(config.ptx_examples_per_episode * config.minibatch_size)
+                            if text_stream
+                            else []
+                        )
+                        rows.append(
+                            step(
+                                models,
+                                optimizers,
+                                rollout,
+                                minibatch,
+                                texts,
+                                config,
+                                model_config,
+                                tokenizer.pad_token_id,
+                                team,
+                                kl.coef,
+                            )
+                        )
                         average.update()
             for trained_weights in (models.policy_parameters, models.value_parameters):
                 require_finite_weights(trained_weights.items(), f"ppo, iteration {iteration + 1}", ADVICE)
@@ -144,14 +170,20 @@ def train(
                 "kl_coef": kl.coef,
                 "learning_rate": config.learning_rate * factor,
             }
-            samples = shown(tokenizer, rollout, asked, config.samples_per_iteration) if iteration % config.samples_every == 0 else []
+            samples = (
+                shown(tokenizer, rollout, asked, config.samples_per_iteration)
+                if iteration % config.samples_every == 0
+                else []
+            )
             del rollout  # and what it keeps of hidden states, before others are made
             with clock.phase("held_out"):
                 evaluated = held_out.evaluate(average, iteration + 1)
             watch(iteration + 1, numbers | evaluated)
             kl.update(numbers["kl"], config.batch_size)
             numbers |= guards.warnings
-            timings = clock.seconds | speeds(numbers["tokens"], clock.seconds["seconds_rollout"], sum(clock.seconds.values()))
+            timings = clock.seconds | speeds(
+                numbers["tokens"], clock.seconds["seconds_rollout"], sum(clock.seconds.values())
+            )
             progress = Progress(
                 iteration=iteration + 1,
                 prompt_position=prompt_stream.position,
@@ -172,7 +204,9 @@ def train(
 
 
 def shares_of(config: PPOConfig, rank: int, processes: int) -> list[list[int]]:
-    """For each minibatch the numbers of the episodes that are this process's. Whole prompts where they divide: responses to one share its pass."""
+    """For each minibatch the numbers of the episodes that are this process's. Whole prompts where they divide:
+    responses to one share its pass.
+    """
     run = config.responses_per_prompt if config.minibatch_size // config.responses_per_prompt % processes == 0 else 1
     return [
         [start + k for k in range(config.minibatch_size) if k // run % processes == rank]

@@ -1,6 +1,8 @@
-"""One optimizer step on one minibatch: policy with the pretraining mix, then the value model (Ouyang et al. 2022, section 3.5 and C.4).
+"""One optimizer step on one minibatch: policy with the pretraining mix, then the value model (Ouyang et al. 2022,
+section 3.5 and C.4).
 
-Gradients of micro-batches and of processes add up to the whole minibatch's: every loss is divided by the whole minibatch's token count.
+Gradients of micro-batches and of processes add up to the whole minibatch's: every loss is divided by the whole
+minibatch's token count.
 """
 
 import math
@@ -39,8 +41,12 @@ class Optimizers:
         """New optimizers. The decays are 0.9 and 0.95 in the paper (appendix C)."""
         betas = (config.adam_beta1, config.adam_beta2)
         return Optimizers(
-            policy=torch.optim.Adam(models.policy_parameters.values(), lr=config.learning_rate, betas=betas, fused=True),
-            value=torch.optim.Adam(models.value_parameters.values(), lr=config.value_learning_rate, betas=betas, fused=True),
+            policy=torch.optim.Adam(
+                models.policy_parameters.values(), lr=config.learning_rate, betas=betas, fused=True
+            ),
+            value=torch.optim.Adam(
+                models.value_parameters.values(), lr=config.value_learning_rate, betas=betas, fused=True
+            ),
         )
 
     def set_learning_rates(self, config: PPOConfig, iteration: int) -> float:
@@ -76,12 +82,15 @@ def warmup(iteration: int, iterations: int) -> float:
 
 
 def step(
-    models: PPOModels, optimizers: Optimizers, rollout: Rollout, groups: Sequence[Sequence[int]], chunks: Sequence[list[int]], config: PPOConfig,
+    models: PPOModels, optimizers: Optimizers, rollout: Rollout, groups: Sequence[Sequence[int]],
+    chunks: Sequence[list[int]], config: PPOConfig,
     model_config: ModelConfig, pad_id: int, team: Processes, kl_coef: float | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Updates both models on the episodes of `groups` (this process's share of the minibatch, in micro-batches) and its share of `chunks`.
+    """Updates both models on the episodes of `groups` (this process's share of the minibatch, in micro-batches) and its
+    share of `chunks`.
 
-    `kl_coef` is the price of KL where it stands in the loss; without it, as the run starts. Returns the minibatch's numbers, over all processes.
+    `kl_coef` is the price of KL where it stands in the loss; without it, as the run starts. Returns the minibatch's
+    numbers, over all processes.
     """
     kl_coef = config.kl_coef if kl_coef is None else kl_coef
     own_tokens = sum(len(rollout.responses[row]) for rows in groups for row in rows)
@@ -102,7 +111,8 @@ def step(
 
 
 def policy_gradient(
-    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, tokens: float,
+    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig,
+    tokens: float,
     team: Processes, kl_coef: float = 0.0,
 ) -> dict[str, float]:  # fmt: skip
     """Accumulates PPO's gradient in the policy's `.grad`."""
@@ -114,20 +124,39 @@ def policy_gradient(
             old_1R, mask_1R = given["logprobs"][None], torch.ones_like(given["logprobs"], dtype=torch.bool)[None]
 
             def loss_of(
-                logprobs_N: Tensor, part: slice, given: dict[str, Tensor] = given, old_1R: Tensor = old_1R, mask_1R: Tensor = mask_1R
+                logprobs_N: Tensor,
+                part: slice,
+                given: dict[str, Tensor] = given,
+                old_1R: Tensor = old_1R,
+                mask_1R: Tensor = mask_1R,
             ) -> Tensor:
                 logprobs_1N, mask_1N = logprobs_N[None], mask_1R[:, part]
-                loss = policy_loss(logprobs_1N, old_1R[:, part], given["advantages"][None, part], mask_1N, config.clip_range, normalizer=tokens)
+                loss = policy_loss(
+                    logprobs_1N,
+                    old_1R[:, part],
+                    given["advantages"][None, part],
+                    mask_1N,
+                    config.clip_range,
+                    normalizer=tokens,
+                )
                 if config.kl_placement == "loss":
-                    loss = loss + kl_loss(logprobs_1N, given["ref_logprobs"][None, part], mask_1N, kl_coef, normalizer=tokens)
+                    loss = loss + kl_loss(
+                        logprobs_1N, given["ref_logprobs"][None, part], mask_1N, kl_coef, normalizer=tokens
+                    )
                 return loss
 
             loss, logprobs_R, entropy_R = accumulate_gradient(
-                policy, rollout.batches[tuple(rows)], loss_of, config.temperature, lambda: autocast(model_config, team.device)
+                policy,
+                rollout.batches[tuple(rows)],
+                loss_of,
+                config.temperature,
+                lambda: autocast(model_config, team.device),
             )
             sums = policy_sums(logprobs_R[None], old_1R, mask_1R, config.clip_range)
             ratio = max(ratio, largest_ratio(logprobs_R[None], old_1R, mask_1R))
-            totals += torch.stack([loss, entropy_R.sum() / tokens, sums["clipped"] / tokens, sums["approximate_kl"] / tokens]).double()
+            totals += torch.stack(
+                [loss, entropy_R.sum() / tokens, sums["clipped"] / tokens, sums["approximate_kl"] / tokens]
+            ).double()
     loss_sum, entropy_mean, clipped, moved = sum_over_processes(totals).tolist()
     return {
         "policy_loss": loss_sum,
@@ -139,14 +168,21 @@ def policy_gradient(
 
 
 def add_ptx_gradient(
-    models: PPOModels, chunks: Sequence[list[int]], config: PPOConfig, model_config: ModelConfig, pad_id: int, team: Processes
+    models: PPOModels,
+    chunks: Sequence[list[int]],
+    config: PPOConfig,
+    model_config: ModelConfig,
+    pad_id: int,
+    team: Processes,
 ) -> dict[str, float]:
     """Adds ptx_coef times the gradient of the pretraining loss to the PPO gradient in `.grad`.
 
     The pretraining loss is a mean over the predicted tokens of the minibatch's chunks (ours: the paper does not say
     whether it sums or averages). The PPO gradient is kept separately meanwhile, so that the norm ratio can be logged.
     """
-    ppo_gradients = {name: parameter.grad for name, parameter in models.policy_parameters.items() if parameter.grad is not None}
+    ppo_gradients = {
+        name: parameter.grad for name, parameter in models.policy_parameters.items() if parameter.grad is not None
+    }
     ppo_norm = float(torch.nn.utils.get_total_norm(ppo_gradients.values()))
     for parameter in models.policy_parameters.values():
         parameter.grad = None
@@ -154,7 +190,9 @@ def add_ptx_gradient(
     loss_sum = torch.zeros((), dtype=torch.float64, device=team.device)
     mine = team.share(sorted(chunks, key=len))
     with models.as_policy() as policy:
-        for numbers in micro_batches(range(len(mine)), [len(chunk) for chunk in mine], config.max_tokens_per_micro_batch):
+        for numbers in micro_batches(
+            range(len(mine)), [len(chunk) for chunk in mine], config.max_tokens_per_micro_batch
+        ):
             text = text_batch([mine[number] for number in numbers], pad_id, team.device)
             loss, _, _ = accumulate_gradient(
                 policy,
@@ -164,7 +202,9 @@ def add_ptx_gradient(
             )
             loss_sum += loss.double() / config.ptx_coef
     sum_gradients(models.policy_parameters.values())
-    ptx_norm = float(torch.nn.utils.get_total_norm([p.grad for p in models.policy_parameters.values() if p.grad is not None]))
+    ptx_norm = float(
+        torch.nn.utils.get_total_norm([p.grad for p in models.policy_parameters.values() if p.grad is not None])
+    )
     for name, gradient in ppo_gradients.items():
         parameter = models.policy_parameters[name]
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -177,9 +217,17 @@ def add_ptx_gradient(
 
 
 def value_gradient(
-    models: PPOModels, rollout: Rollout, groups: Sequence[Sequence[int]], config: PPOConfig, model_config: ModelConfig, tokens: float, team: Processes
+    models: PPOModels,
+    rollout: Rollout,
+    groups: Sequence[Sequence[int]],
+    config: PPOConfig,
+    model_config: ModelConfig,
+    tokens: float,
+    team: Processes,
 ) -> dict[str, float]:
-    """Accumulates the value loss's gradient in the value model's `.grad`, unless scoring has done so for this minibatch."""
+    """Accumulates the value loss's gradient in the value model's `.grad`, unless scoring has done so for this
+    minibatch.
+    """
     total = rollout.started_loss(groups)
     if total is None:
         total = torch.zeros((), dtype=torch.float64, device=team.device)

@@ -22,7 +22,9 @@ def pair_margins(scores: Sequence[float], item: Element) -> Floats:
 
 
 def tied_margins(scores: Sequence[float], item: Element) -> Floats:
-    """The same for the pairs that were judged equal, of which neither is the better: the first answer's score less the second's."""
+    """The same for the pairs that were judged equal, of which neither is the better: the first answer's score less the
+    second's.
+    """
     scores_K, pairs = np.asarray(scores, dtype=float), np.array(item.ties, dtype=int).reshape(-1, 2)
     margins: Floats = scores_K[pairs[:, 0]] - scores_K[pairs[:, 1]]
     return margins
@@ -35,7 +37,9 @@ def pair_outcomes(scores: Sequence[float], item: Element) -> list[float]:
 
 
 def best_vs_worst(scores: Sequence[float], item: Element) -> float | None:
-    """The easier number: answers that none beats against those that beat none and were judged worse, the mean over such pairs; None without any."""
+    """The easier number: answers that none beats against those that beat none and were judged worse, the mean over such
+    pairs; None without any.
+    """
     better_KK, scores_K = item.better_KK.numpy(), np.asarray(scores, dtype=float)
     wins_K, losses_K = better_KK.sum(1), better_KK.sum(0)
     best_K, worst_K = (losses_K == 0) & (wins_K > 0), (wins_K == 0) & (losses_K > 0)
@@ -49,8 +53,8 @@ def lengths_as_scores(item: Element) -> list[float]:
 
 
 def ranks_as_scores(item: Element) -> list[float] | None:
-    """The labeler's own order with steps of one, from 0 for the best down: ranks 1, 1, 4 are 0, 0, -1. NaN for an answer that was not ranked;
-    None where judgments are no order."""
+    """The labeler's own order with steps of one, from 0 for the best down: ranks 1, 1, 4 are 0, 0, -1. NaN for an
+    answer that was not ranked; None where judgments are no order."""
     if item.ranks is None:
         return None
     steps = {rank: -float(step) for step, rank in enumerate(sorted({rank for rank in item.ranks if rank is not None}))}

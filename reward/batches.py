@@ -39,8 +39,8 @@ class Element:
 
 
 def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[int] | None = None) -> list[int]:
-    """What a reward model reads of an answer, its score at the last token. EOS closes an answer that ended by itself; a model of other people's
-    wants the `closing` that it knows after any answer (see `modeling.scalar.closing_of`)."""
+    """What a reward model reads of an answer, its score at the last token. EOS closes an answer that ended by itself; a
+    model of other people's wants the `closing` that it knows after any answer (see `modeling.scalar.closing_of`)."""
     if closing is not None:
         return [*encode_completion(tokenizer, completion, ends=False), *closing]
     # An empty answer has no last token to read a score at; EOS alone is what the policy would have said.
@@ -50,7 +50,9 @@ def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[i
 def element(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = None) -> Element:
     """A ranking as token ids, without judgments between identical answers; `answer_ids` documents `closing`."""
     complete = ranking.complete or [True] * len(ranking.completions)
-    answers = [answer_ids(tokenizer, text, ended, closing) for text, ended in zip(ranking.completions, complete, strict=True)]
+    answers = [
+        answer_ids(tokenizer, text, ended, closing) for text, ended in zip(ranking.completions, complete, strict=True)
+    ]
     same_text = identities(ranking)
     better_KK = torch.zeros((len(answers), len(answers)), dtype=torch.bool)
     ties = set()
@@ -66,14 +68,20 @@ def element(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = No
 
 
 def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
-    """The ranking of `count` of its answers, chosen at random and left in their order; the whole where it has no more or no count is given."""
+    """The ranking of `count` of its answers, chosen at random and left in their order; the whole where it has no more
+    or no count is given.
+    """
     if count is None or len(ranking.completions) <= count:
         return ranking
-    kept = sorted(random.Random(derive_seed(seed, "answers", ranking.prompt_id)).sample(range(len(ranking.completions)), count))
+    kept = sorted(
+        random.Random(derive_seed(seed, "answers", ranking.prompt_id)).sample(range(len(ranking.completions)), count)
+    )
     return with_answers(ranking, kept)
 
 
-def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing: Sequence[int] | None = None) -> tuple[list[Element], dict[str, int]]:
+def elements(
+    tokenizer: Any, rankings: Sequence[Ranking], context: int, closing: Sequence[int] | None = None
+) -> tuple[list[Element], dict[str, int]]:
     """(elements, number of rankings left out by reason: answers that all tie, are identical, or do not fit the
     context).
 
@@ -86,7 +94,9 @@ def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing:
         if not candidate.pairs:
             left_out["all_tied" if all(tied for *_, tied in judged_pairs(ranking)) else "identical_answers"] += 1
             continue
-        fitting = [place for place, answer in enumerate(candidate.answers) if len(candidate.prompt) + len(answer) <= context]
+        fitting = [
+            place for place, answer in enumerate(candidate.answers) if len(candidate.prompt) + len(answer) <= context
+        ]
         if len(fitting) < len(candidate.answers):
             candidate = _with_answers(candidate, fitting)
             if not candidate.pairs:
@@ -97,7 +107,8 @@ def elements(tokenizer: Any, rankings: Sequence[Ranking], context: int, closing:
     if not kept:
         raise ValueError(
             f"no ranking is left to train on: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
-            f"{left_out['identical_answers']} compare identical answers and {left_out['too_long']} are longer than the model's context of "
+            f"{left_out['identical_answers']} compare identical answers and {left_out['too_long']} are longer than "
+            "the model's context of "
             f"{context} tokens"
         )
     return kept, left_out
@@ -115,11 +126,17 @@ def _with_answers(item: Element, kept: Sequence[int]) -> Element:
 
 def demonstration(tokenizer: Any, shown: Demonstration, closing: Sequence[int] | None = None) -> Element:
     """A demonstration as a prompt with one answer, which is compared with none."""
-    return Element(encode_prompt(tokenizer, shown), [answer_ids(tokenizer, shown.completion, True, closing)], torch.zeros(1, 1, dtype=torch.bool))
+    return Element(
+        encode_prompt(tokenizer, shown),
+        [answer_ids(tokenizer, shown.completion, True, closing)],
+        torch.zeros(1, 1, dtype=torch.bool),
+    )
 
 
 def as_pairs(items: Sequence[Element]) -> list[Element]:
-    """Every strict comparison as an element of its own: what shuffled pairs are, as opposed to all of a prompt's comparisons at once (3.5)."""
+    """Every strict comparison as an element of its own: what shuffled pairs are, as opposed to all of a prompt's
+    comparisons at once (3.5).
+    """
     first_beats_second = torch.tensor([[False, True], [False, False]])
     return [
         Element(item.prompt, [item.answers[better], item.answers[worse]], first_beats_second)
@@ -140,8 +157,9 @@ def micro_batches(batch: Sequence[Element], max_tokens: int, shared: bool = True
 
 
 def computed_tokens(group: Sequence[Element], shared: bool = True) -> int:
-    """Tokens that a forward pass over the group computes, padding included: each prompt once and each answer once, as attention sees them (linear
-    maps see no padding); or, where answers do not share their prompt, prompt and answer for each of them."""
+    """Tokens that a forward pass over the group computes, padding included: each prompt once and each answer once, as
+    attention sees them (linear maps see no padding); or, where answers do not share their prompt, prompt and answer for
+    each of them."""
     answers = [ids for item in group for ids in item.answers]
     if shared:
         return len(group) * max(len(item.prompt) for item in group) + len(answers) * max(map(len, answers))

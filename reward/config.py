@@ -21,17 +21,20 @@ class RewardConfig:
     """The reward model. Defaults are the paper's (appendix C.2) unless marked ours."""
 
     base: str | None = None
-    """Where it starts: null is the SFT model (3.5). Or `embedded`, `tiny`, a folder or a model on the Hub, of another size, family or tokenizer (C.2:
-    6B for policies of any size); one that is a reward model already, a sequence classifier of one label, keeps its head."""
+    """Where it starts: null is the SFT model (3.5). Or `embedded`, `tiny`, a folder or a model on the Hub, of another
+    size, family or tokenizer (C.2: 6B for policies of any size); one that is a reward model already, a sequence
+    classifier of one label, keeps its head."""
     revision: str | None = None
     """Commit or tag of `base` on the Hub."""
     trust_remote_code: bool = False
     """Run Python code that comes with `base`. Off unless you trust its author."""
     chat_template: str | None = None
-    """A Jinja file that renders conversations for a `base` of its own; null takes its tokenizer's, or a plain one where it has none."""
+    """A Jinja file that renders conversations for a `base` of its own; null takes its tokenizer's, or a plain one where
+    it has none.
+    """
     top_layers: PositiveInt | None = None
-    """With a `base` of its own and `model.adapter: lora`: adapt only this many of its layers nearest the output; null adapts all. A reward model
-    that starts from the SFT model is adapted as `model.lora` says."""
+    """With a `base` of its own and `model.adapter: lora`: adapt only this many of its layers nearest the output; null
+    adapts all. A reward model that starts from the SFT model is adapted as `model.lora` says."""
     epochs: NonNegativeInt = 1
     """Passes over the rankings. C.2: one; more overfits. 0 takes a `base` that is a reward model already as it is."""
     learning_rate: PositiveFloat = 9e-6
@@ -43,12 +46,17 @@ class RewardConfig:
     max_answers_per_prompt: AtLeastTwo | None = None
     """Read only so many answers of a prompt, chosen at random; null takes all. 3.5: labelers ranked 4 to 9."""
     batching: Literal["prompts", "pairs"] = "prompts"
-    """`prompts`: a prompt with all its answers is one batch element (3.5). `pairs`: comparisons shuffled over the whole set, which the paper
-    found to overfit; as many a step as `batch_size` prompts have on average. There to be compared with."""
+    """`prompts`: a prompt with all its answers is one batch element (3.5). `pairs`: comparisons shuffled over the whole
+    set, which the paper found to overfit; as many a step as `batch_size` prompts have on average. There to be compared
+    with."""
     activation_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass and compute the rest again: a third more time for a fraction of the memory. Ours."""
+    """Keep only each layer's input for the backward pass and compute the rest again: a third more time for a fraction
+    of the memory. Ours.
+    """
     max_tokens_per_micro_batch: PositiveInt = 4096
-    """Prompt and answer tokens, padding included, of one forward pass; one prompt with its answers at least. Ours; does not change the result."""
+    """Prompt and answer tokens, padding included, of one forward pass; one prompt with its answers at least. Ours; does
+    not change the result.
+    """
     final_lr_fraction: ClosedUnitInterval = 0.1
     """The cosine schedule ends at this fraction of the peak. C.2."""
     max_grad_norm: PositiveFloat = 1.0
@@ -59,12 +67,16 @@ class RewardConfig:
     adam_beta2: FractionBelowOne = 0.95
     """Adam's second decay; the first is 0.9. Appendix C."""
     epoch_evaluation_prompts: NonNegativeInt = 256
-    """After each epoch, accuracy and loss on as many training and validation prompts, for the gap between them. Ours; 0 skips it."""
+    """After each epoch, accuracy and loss on as many training and validation prompts, for the gap between them. Ours; 0
+    skips it.
+    """
     checkpoint_minutes: NonNegativeFloat = 10.0
     """Minutes between checkpoints, which are also saved at the end of each epoch; 0 saves after every step. A killed
     run loses at most the work since the last one. Ours."""
     learning_curve: list[OpenUnitInterval] = field(default_factory=list)
-    """Fractions of the training prompts, say [0.25, 0.5], from which further models are trained and judged on the same test set. Ours."""
+    """Fractions of the training prompts, say [0.25, 0.5], from which further models are trained and judged on the same
+    test set. Ours.
+    """
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
@@ -76,4 +88,7 @@ class RewardConfig:
         if self.base is None:
             for name in ("revision", "chat_template", "top_layers"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"reward.{name} is of a reward.base of its own, and there is none: model.* says how the SFT model is loaded")
+                    raise ValueError(
+                        f"reward.{name} is of a reward.base of its own, and there is none: model.* says how the SFT "
+                        "model is loaded"
+                    )

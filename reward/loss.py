@@ -9,13 +9,16 @@ from torch import Tensor
 
 
 def better_pairs(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
-    """better_BKK: true at [b, i, j] where answer i was ranked strictly above answer j. Ties and masked answers make no pair."""
+    """better_BKK: true at [b, i, j] where answer i was ranked strictly above answer j. Ties and masked answers make no
+    pair.
+    """
     real_BKK = mask_BK.bool()[:, :, None] & mask_BK.bool()[:, None, :]
     return (ranks_BK[:, :, None] < ranks_BK[:, None, :]) & real_BKK
 
 
 def pairwise_loss(scores_BK: Tensor, better_BKK: Tensor, normalizer: float | None = None) -> Tensor:
-    """-log sigmoid(r_better - r_worse): the mean over a prompt's pairs, summed over prompts and divided by `normalizer`.
+    """-log sigmoid(r_better - r_worse): the mean over a prompt's pairs, summed over prompts and divided by
+    `normalizer`.
 
     Eq. 1 divides by C(K, 2), the number of pairs without ties. Ties are excluded, and dividing by the remaining pairs
     is ours: each prompt keeps the same weight.
@@ -34,7 +37,9 @@ def pairwise_loss(scores_BK: Tensor, better_BKK: Tensor, normalizer: float | Non
 def ranking_loss(scores_BK: Tensor, ranks_BK: Tensor, mask_BK: Tensor, normalizer: float | None = None) -> Tensor:
     """The loss from ranks: 1 is best, equal ranks tie and drop out, mask 0 means that there is no such answer (eq. 1).
 
-    log 2 at equal scores; unchanged by a constant added to a prompt's scores and by the order of its answers; what stands in masked
-    scores, NaN included, never enters.
+    log 2 at equal scores; unchanged by a constant added to a prompt's scores and by the order of its answers; what
+    stands in masked scores, NaN included, never enters.
     """
-    return pairwise_loss(torch.where(mask_BK.bool(), scores_BK, torch.zeros_like(scores_BK)), better_pairs(ranks_BK, mask_BK), normalizer)
+    return pairwise_loss(
+        torch.where(mask_BK.bool(), scores_BK, torch.zeros_like(scores_BK)), better_pairs(ranks_BK, mask_BK), normalizer
+    )

@@ -1,7 +1,8 @@
-"""Scores of the K answers to each prompt: the prompt is encoded once and shared by its answers (modeling/shared_prefix.py).
+"""Scores of the K answers to each prompt: the prompt is encoded once and shared by its answers
+(modeling/shared_prefix.py).
 
-Architectures that cannot do that get one plain forward pass an answer. Shapes: A answers of all prompts together, B prompts, K answers of the
-prompt that has the most.
+Architectures that cannot do that get one plain forward pass an answer. Shapes: A answers of all prompts together, B
+prompts, K answers of the prompt that has the most.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +21,12 @@ from modeling.scalar import ScalarModel
 from reward.batches import Element, micro_batches
 
 
-def answer_scores(model: ScalarModel, group: Sequence[Element], pad_id: int, device: torch.device, recompute: bool = False) -> Tensor:
-    """scores_A of all answers of all prompts in the group, in order. `recompute` keeps each layer's input alone for the backward pass."""
+def answer_scores(
+    model: ScalarModel, group: Sequence[Element], pad_id: int, device: torch.device, recompute: bool = False
+) -> Tensor:
+    """scores_A of all answers of all prompts in the group, in order. `recompute` keeps each layer's input alone for the
+    backward pass.
+    """
     batch = answers_of(group, pad_id, device)
     if not recompute:
         return model.scores(batch)
@@ -47,7 +52,12 @@ def by_prompt(scores_A: Tensor, group: Sequence[Element]) -> tuple[Tensor, Tenso
 
 
 def score_all(
-    scalar: ScalarModel, items: Sequence[Element], max_tokens: int, model_config: ModelConfig, pad_id: int, team: Processes
+    scalar: ScalarModel,
+    items: Sequence[Element],
+    max_tokens: int,
+    model_config: ModelConfig,
+    pad_id: int,
+    team: Processes,
 ) -> list[list[float]]:
     """Scores of every element's answers, in order; the processes share the work."""
 
@@ -60,9 +70,15 @@ def score_all(
 
 @torch.no_grad()
 def each_answer(
-    compute: Callable[[Sequence[Element]], Tensor], items: Sequence[Element], max_tokens: int, shared: bool, team: Processes
+    compute: Callable[[Sequence[Element]], Tensor],
+    items: Sequence[Element],
+    max_tokens: int,
+    shared: bool,
+    team: Processes,
 ) -> list[list[float]]:
-    """A number for every answer of every element, in order: `compute` gives numbers_A of a micro-batch; the processes share the work."""
+    """A number for every answer of every element, in order: `compute` gives numbers_A of a micro-batch; the processes
+    share the work.
+    """
     # Copies, so that an element which stands in the list twice is found at both places.
     mine = team.share([(index, replace(item)) for index, item in enumerate(items)])
     place = {id(item): index for index, item in mine}

@@ -1,4 +1,6 @@
-"""Where a reward model starts: the SFT model (Ouyang et al. 2022, section 3.5), or a base of its own, of another size, family or tokenizer."""
+"""Where a reward model starts: the SFT model (Ouyang et al. 2022, section 3.5), or a base of its own, of another size,
+family or tokenizer.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,9 @@ class Start:
 
     @staticmethod
     def of(config: RewardConfig, model_config: ModelConfig, sft: Path) -> "Start":
-        """What the settings say. Raises ValueError when the base is missing, or is no reward model though it is not to be trained."""
+        """What the settings say. Raises ValueError when the base is missing, or is no reward model though it is not to
+        be trained.
+        """
         if config.base is not None:
             lora = replace(model_config.lora, top_layers=config.top_layers)
             own = {name: getattr(config, name) for name in ("base", "revision", "trust_remote_code", "chat_template")}
@@ -39,10 +43,15 @@ class Start:
         settings = read_settings(place, model_config)
         layers = settings.get_text_config().num_hidden_layers
         if config.top_layers is not None and config.top_layers > layers:
-            raise ValueError(f"reward.top_layers={config.top_layers}, but reward.base={config.base} has {layers} layers")
+            raise ValueError(
+                f"reward.top_layers={config.top_layers}, but reward.base={config.base} has {layers} layers"
+            )
         trained = is_classifier(settings)
         if config.epochs == 0 and not trained:
-            raise ValueError(f"reward.epochs=0 takes reward.base={config.base} as it is, but it is a language model, not a reward model")
+            raise ValueError(
+                f"reward.epochs=0 takes reward.base={config.base} as it is, but it is a language model, not a reward "
+                "model"
+            )
         return Start(place, model_config, config.base is not None, trained, context_length(settings, generating=False))
 
     def tokenizer(self) -> Any:
@@ -54,7 +63,9 @@ class Start:
         return closing_of(read_settings(self.place, self.model_config), tokenizer)
 
     def model(self, tokenizer: Any, seed: int, device: torch.device, train: bool = True) -> Any:
-        """A fresh copy, ready to be trained: a new head unless it has one, and with `adapter: lora` an adapter beside which the head is trained."""
+        """A fresh copy, ready to be trained: a new head unless it has one, and with `adapter: lora` an adapter beside
+        which the head is trained.
+        """
         model = load_scalar(self.place, self.model_config, tokenizer).to(device)
         scalar = scalar_model(model)
         refuse_lookahead(model, f"reward.base={self.model_config.base}" if self.own_base else self.place)

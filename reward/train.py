@@ -42,7 +42,8 @@ def train(
     tracking: TrackingConfig | None = None,
     watched: Mapping[str, Sequence[Element]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains in place; the main process logs loss, accuracy on the batch before its step, gradient norm and learning rate.
+    """Trains in place; the main process logs loss, accuracy on the batch before its step, gradient norm and learning
+    rate.
 
     Metrics and checkpoints are written to `out`, and training resumes from the newest complete checkpoint there;
     without `out`, nothing is written.
@@ -107,7 +108,9 @@ def train(
 
 
 def batching(config: RewardConfig, train_set: Sequence[Element]) -> tuple[Sequence[Element], int]:
-    """(what is shuffled, how many of it make a batch): prompts, or as many comparisons a step as those prompts have on average."""
+    """(what is shuffled, how many of it make a batch): prompts, or as many comparisons a step as those prompts have on
+    average.
+    """
     if config.batching == "prompts":
         return train_set, config.batch_size
     pairs = as_pairs(train_set)
@@ -115,28 +118,46 @@ def batching(config: RewardConfig, train_set: Sequence[Element]) -> tuple[Sequen
 
 
 def look_at(
-    watched: Mapping[str, Sequence[Element]], scalar: ScalarModel, config: RewardConfig, model_config: ModelConfig, pad_id: int, team: Processes
+    watched: Mapping[str, Sequence[Element]],
+    scalar: ScalarModel,
+    config: RewardConfig,
+    model_config: ModelConfig,
+    pad_id: int,
+    team: Processes,
 ) -> dict[str, dict[str, float]]:
     """{accuracy over all pairs, loss} of each set with the weights as they are."""
     limit = config.max_tokens_per_micro_batch
-    return {name: fit(score_all(scalar, items, limit, model_config, pad_id, team), items) for name, items in watched.items()}
+    return {
+        name: fit(score_all(scalar, items, limit, model_config, pad_id, team), items) for name, items in watched.items()
+    }
 
 
 def fit(scores: Sequence[Sequence[float]], items: Sequence[Element]) -> dict[str, float]:
     """{accuracy: over all strict pairs; loss: the mean over a prompt's pairs, then over prompts, as in training}."""
     outcomes = [outcome for row, item in zip(scores, items, strict=True) for outcome in pair_outcomes(row, item)]
     with np.errstate(invalid="ignore"):  # what is no number stays none, and the caller says so
-        losses = [float(np.logaddexp(0, -pair_margins(row, item)).mean()) for row, item in zip(scores, items, strict=True)]
+        losses = [
+            float(np.logaddexp(0, -pair_margins(row, item)).mean()) for row, item in zip(scores, items, strict=True)
+        ]
     return {"accuracy": sum(outcomes) / len(outcomes), "loss": sum(losses) / len(losses)}
 
 
 def accumulate(
-    scalar: ScalarModel, batch: Sequence[Element], config: RewardConfig, model_config: ModelConfig, pad_id: int, team: Processes
+    scalar: ScalarModel,
+    batch: Sequence[Element],
+    config: RewardConfig,
+    model_config: ModelConfig,
+    pad_id: int,
+    team: Processes,
 ) -> dict[str, float]:
-    """Adds this process's share of the batch's gradient to the parameters; returns the whole batch's loss and pair accuracy."""
+    """Adds this process's share of the batch's gradient to the parameters; returns the whole batch's loss and pair
+    accuracy.
+    """
     prompts = sum(item.pairs > 0 for item in batch)
     totals = torch.zeros(3, dtype=torch.float64, device=team.device)
-    for group in micro_batches(team.share(list(batch)), config.max_tokens_per_micro_batch, shared=scalar.plain_because is None):
+    for group in micro_batches(
+        team.share(list(batch)), config.max_tokens_per_micro_batch, shared=scalar.plain_because is None
+    ):
         with autocast(model_config, team.device):
             scores_A = answer_scores(scalar, group, pad_id, team.device, config.activation_checkpointing)
         scores_BK, better_BKK = by_prompt(scores_A, group)

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from data.numbers import ClosedUnitInterval, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, check_numbers
+from data.numbers import (
+    ClosedUnitInterval,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    check_numbers,
+)
 
 
 @dataclass
@@ -37,4 +44,6 @@ class SFTConfig:
         """Raises ValueError on contradictions."""
         check_numbers(self, "sft")
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"sft.micro_batch_size={self.micro_batch_size} does not divide sft.batch_size={self.batch_size}")
+            raise ValueError(
+                f"sft.micro_batch_size={self.micro_batch_size} does not divide sft.batch_size={self.batch_size}"
+            )

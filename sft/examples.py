@@ -1,4 +1,6 @@
-"""Training sequences for stage 1: demonstrations with the loss on the answer alone, and plain text with the loss on all of it."""
+"""Training sequences for stage 1: demonstrations with the loss on the answer alone, and plain text with the loss on all
+of it.
+"""
 
 import random
 from collections.abc import Sequence
@@ -8,7 +10,9 @@ from data.records import Demonstration
 from data.tokenize import encode_completion, encode_prompt, generation_prompt
 
 
-def demonstration_examples(tokenizer: Any, demonstrations: Sequence[Demonstration], context: int) -> list[dict[str, list[int]]]:
+def demonstration_examples(
+    tokenizer: Any, demonstrations: Sequence[Demonstration], context: int
+) -> list[dict[str, list[int]]]:
     """`input_ids` and `completion_mask` (1 on answer tokens and EOS), the columns that trl's SFTTrainer knows.
 
     Raises ValueError for a demonstration longer than the model's context.
@@ -21,10 +25,13 @@ def demonstration_examples(tokenizer: Any, demonstrations: Sequence[Demonstratio
         completion = [*opening, *encode_completion(tokenizer, demonstration.completion)]
         if len(prompt) + len(completion) > context:
             raise ValueError(
-                f"demonstration {demonstration.prompt_id} has {len(prompt) + len(completion)} tokens, more than the model's context of "
+                f"demonstration {demonstration.prompt_id} has {len(prompt) + len(completion)} tokens, more than the "
+                "model's context of "
                 f"{context}: lower data.max_prompt_tokens or data.max_answer_tokens"
             )
-        examples.append({"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)})
+        examples.append(
+            {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
+        )
     return examples
 
 
@@ -33,8 +40,12 @@ def text_examples(chunks: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]
     return [{"input_ids": list(chunk), "completion_mask": [1] * len(chunk)} for chunk in chunks]
 
 
-def mix(examples: list[dict[str, list[int]]], texts: list[dict[str, list[int]]], fraction: float, seed: int) -> list[dict[str, list[int]]]:
-    """Examples with as many texts as make up `fraction` of the whole, texts repeated in turn if there are too few (appendix C.3: 10%)."""
+def mix(
+    examples: list[dict[str, list[int]]], texts: list[dict[str, list[int]]], fraction: float, seed: int
+) -> list[dict[str, list[int]]]:
+    """Examples with as many texts as make up `fraction` of the whole, texts repeated in turn if there are too few
+    (appendix C.3: 10%).
+    """
     count = round(len(examples) * fraction / (1 - fraction))
     chosen = random.Random(seed).sample(texts, len(texts)) if texts else []
     return examples + [chosen[index % len(chosen)] for index in range(count)] if chosen else examples

@@ -47,7 +47,9 @@ class OneDevice(TrlConfig):
 
 
 class FiniteCallback(TrainerCallback):
-    """Stops at the first loss or gradient norm that is NaN or infinite, in every process, before a checkpoint is saved."""
+    """Stops at the first loss or gradient norm that is NaN or infinite, in every process, before a checkpoint is
+    saved.
+    """
 
     def on_log(
         self,
@@ -68,7 +70,9 @@ class TrackerCallback(TrainerCallback):
         self.tracker = tracker
         self.bar = tqdm(desc="sft", unit="step")
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
         self.bar.reset(total=state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
@@ -78,7 +82,12 @@ class TrackerCallback(TrainerCallback):
         self.bar.close()
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **rest: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **rest: Any,
     ) -> None:
         numbers = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
         if numbers:

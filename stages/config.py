@@ -1,4 +1,6 @@
-"""The configuration of a whole run: one dataclass a room, one YAML file a run, every field overridable with its dotted name."""
+"""The configuration of a whole run: one dataclass a room, one YAML file a run, every field overridable with its dotted
+name.
+"""
 
 import dataclasses
 import difflib
@@ -57,7 +59,9 @@ class RunConfig:
     def validate(self) -> None:
         """Raises ValueError on the first contradiction, before anything is loaded."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
-            raise ValueError(f"run_name={self.run_name!r} must be letters, digits, '.', '_' and '-', as it names a folder")
+            raise ValueError(
+                f"run_name={self.run_name!r} must be letters, digits, '.', '_' and '-', as it names a folder"
+            )
         check_numbers(self)
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
@@ -86,22 +90,35 @@ def explain(message: str) -> str:
     names = [*dotted_names(RunConfig), *dotted_names(SourceConfig)]
     sentence = " ".join(message.split()).removeprefix("error: ")
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", sentence)
-    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", sentence) or re.search(r"()Option '([\w.]+)' is not accepted", sentence)
+    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", sentence) or re.search(
+        r"()Option '([\w.]+)' is not accepted", sentence
+    )
     key = unknown.group(1) if unknown else ".".join(part for part in nested.groups() if part) if nested else None
     if key is None:
         return wrong_type(sentence) or sentence
     if key in RENAMED:
         return f"unknown key '{key}': take {RENAMED[key]}"
-    near = difflib.get_close_matches(key, names, n=1) or [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
+    near = difflib.get_close_matches(key, names, n=1) or [
+        name for name in names if name.split(".")[-1] == key.split(".")[-1]
+    ]
     return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
 
 
 def wrong_type(sentence: str) -> str | None:
-    """jsonargparse's many words on a value that is of none of a field's types, in a few; None where the message is another."""
+    """jsonargparse's many words on a value that is of none of a field's types, in a few; None where the message is
+    another.
+    """
     choice = re.search(r'key "([\w.]+)": Expected a typing.Literal\[(.*?)\]\. Got value: (.*)', sentence)
     if choice:
-        quoted = "; YAML reads off, no, on and yes as True or False unless they are quoted" if choice[3] in ("True", "False") else ""
-        return f"{choice[1]}: expected {' or '.join(choice[2].replace(chr(39), '').split(', '))}, found {choice[3]}{quoted}"
+        quoted = (
+            "; YAML reads off, no, on and yes as True or False unless they are quoted"
+            if choice[3] in ("True", "False")
+            else ""
+        )
+        return (
+            f"{choice[1]}: expected {' or '.join(choice[2].replace(chr(39), '').split(', '))}, found "
+            f"{choice[3]}{quoted}"
+        )
     union = re.search(
         r'key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* '
         r"Given value: (.*)",
@@ -115,10 +132,15 @@ def wrong_type(sentence: str) -> str | None:
     if plain:
         return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}"
     section = re.search(
-        r'key "([\w.]+)": (?:Not a valid subclass of \w+\. Got value: (.*?) Subclass types|Problem with given class_path \'(.*?)\': No module)',
+        r'key "([\w.]+)": (?:Not a valid subclass of \w+\. Got value: (.*?) Subclass types|Problem with given '
+        r"class_path \'(.*?)\': No module)",
         sentence,
     )
-    return f"{section[1]}: expected a name and a section of fields under it, found {section[2] or section[3]!r}" if section else None
+    return (
+        f"{section[1]}: expected a name and a section of fields under it, found {section[2] or section[3]!r}"
+        if section
+        else None
+    )
 
 
 def dotted_names(config_type: type, prefix: str = "") -> Iterator[str]:
@@ -130,7 +152,9 @@ def dotted_names(config_type: type, prefix: str = "") -> Iterator[str]:
 
 
 def refuse_nulls(namespace: Any, config_type: type, prefix: str = "") -> None:
-    """Raises ValueError where a section is not a section, or a value is null that may not be: jsonargparse lets both pass."""
+    """Raises ValueError where a section is not a section, or a value is null that may not be: jsonargparse lets both
+    pass.
+    """
     for item in dataclasses.fields(config_type):
         value, name = namespace[item.name], prefix + item.name
         if dataclasses.is_dataclass(item.type):
@@ -155,7 +179,11 @@ def parse_config(
     check_config_files(arguments)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=program, description=description, default_env=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below; later arguments override earlier ones.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with any of the fields below; later arguments override earlier ones.",
+    )
     for option, meaning in options.items():
         parser.add_argument(f"--{option}", action="store_true", help=meaning)
     parser.add_class_arguments(RunConfig, nested_key=None, fail_untyped=True)

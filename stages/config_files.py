@@ -55,6 +55,8 @@ def refuse_duplicates(node: yaml.Node, path: Path) -> None:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode):
             if key.value in lines:
-                raise ValueError(f"{path}:{line}: {key.value} is given twice, first in line {lines[key.value]}: keep one")
+                raise ValueError(
+                    f"{path}:{line}: {key.value} is given twice, first in line {lines[key.value]}: keep one"
+                )
             lines[key.value] = line
         refuse_duplicates(value, path)

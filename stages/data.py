@@ -1,4 +1,5 @@
-"""The data stage: three sets of prompts from the sources, split by user, with a report of what was read, kept and removed.
+"""The data stage: three sets of prompts from the sources, split by user, with a report of what was read, kept and
+removed.
 
 python -m stages.data --config configs/demo.yaml
 python -m stages.data --config configs/oasst.yaml --dry_run
@@ -102,7 +103,8 @@ def refuse_if_too_long(config: RunConfig, longest_prompt: int, place: str) -> No
         count = getattr(config, name).max_new_tokens
         if longest_prompt + count > context:
             raise ValueError(
-                f"the longest prompt has {longest_prompt} tokens and {name}.max_new_tokens={count}, more than the model's context of {context}: "
+                f"the longest prompt has {longest_prompt} tokens and {name}.max_new_tokens={count}, more than the "
+                f"model's context of {context}: "
                 "lower that or data.max_prompt_tokens"
             )
 
@@ -114,7 +116,11 @@ def external(config: RunConfig) -> dict[str, str]:
     found = [source for listed in all_sources(config.data).values() for source in listed]
     files = {file for source in found if source.name != "wikipedia" for file in source.files}
     hub = {f"{source.hub} {source.split}": str(source.settings.revision) for source in found if source.hub is not None}
-    return {str(file): file_digest(file) for file in sorted(files)} | hub | model_digests(config.model.base, config.model.chat_template)
+    return (
+        {str(file): file_digest(file) for file in sorted(files)}
+        | hub
+        | model_digests(config.model.base, config.model.chat_template)
+    )
 
 
 STAGE = Stage(

@@ -18,7 +18,9 @@ SCORING_BATCH = 16
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Writes generations.jsonl, evaluation.json and headline.json, and best_of_n.jsonl where there are answers to choose from."""
+    """Writes generations.jsonl, evaluation.json and headline.json, and best_of_n.jsonl where there are answers to
+    choose from.
+    """
     from data.files import write_rows
     from data.intervals import interval
     from data.sets import read_set, read_texts
@@ -50,7 +52,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.batch_size)
     policy = run.stage("ppo") / ("model_ema" if settings.weights == "ema" else "model")
-    places = {"ppo": str(policy), "sft": str(run.stage("sft") / "model"), "base": team.from_main(lambda: base_model_place(config.model))}
+    places = {
+        "ppo": str(policy),
+        "sft": str(run.stage("sft") / "model"),
+        "base": team.from_main(lambda: base_model_place(config.model)),
+    }
     chosen = evenly(range(len(prompts)), settings.best_of_n_prompts)
     some = [prompts[index] for index in chosen]
     proxy: Proxy | None = None
@@ -76,7 +82,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         measure = functools.partial(perplexity, model, texts, SCORING_BATCH, tokenizer.pad_token_id, config.model, team)
         perplexities[name] = remembered(scratch, f"perplexity {name}", team, measure)
         if name != "base":  # PPO's answers, by PPO and by SFT in the same batches
-            measure_answers = functools.partial(logprobs_of_answers, model, tokenizer, prompts, generations["ppo"], scoring)
+            measure_answers = functools.partial(
+                logprobs_of_answers, model, tokenizer, prompts, generations["ppo"], scoring
+            )
             logprobs[name] = remembered(scratch, f"log-probabilities by {name}", team, measure_answers)
             del measure_answers
         del model, measure
@@ -109,10 +117,15 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if proxy is not None:
         ours, theirs = ([answers[name][index] for index in chosen] for name in ("ppo", "sft"))
         sampled = with_proxy(judged_answers(tokenizer, some, candidates, config.labels, judge), scores[0])
-        evaluation["best_of_n"] = best_of_n(sampled, with_proxy(ours, scores[1]), theirs, [kl[index] for index in chosen], width, resamples)
+        evaluation["best_of_n"] = best_of_n(
+            sampled, with_proxy(ours, scores[1]), theirs, [kl[index] for index in chosen], width, resamples
+        )
         write_rows(
             out / "best_of_n.jsonl",
-            [{"prompt_id": prompt.prompt_id, "answers": [asdict(given) for given in row]} for prompt, row in zip(some, sampled, strict=True)],
+            [
+                {"prompt_id": prompt.prompt_id, "answers": [asdict(given) for given in row]}
+                for prompt, row in zip(some, sampled, strict=True)
+            ],
         )
     (out / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
     rows = []
@@ -154,7 +167,8 @@ def seconds_so_far(run: RunFolder) -> float:
 STAGE = Stage(
     "evaluate",
     sections=(
-        "model", "evaluate", "labels", "data.pretraining_tokens", "reward.base", "reward.trust_remote_code", "reward.max_tokens_per_micro_batch",
+        "model", "evaluate", "labels", "data.pretraining_tokens", "reward.base", "reward.trust_remote_code",
+        "reward.max_tokens_per_micro_batch",
     ),
     after=("data", "sft", "reward", "ppo"),
     work=work,

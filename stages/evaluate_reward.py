@@ -26,29 +26,46 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from reward.scoring import score_all
     from stages.inputs import evenly, ranked_elements, told
 
-    team, judging, limit = processes(config.model.device), config.evaluate_reward, config.reward.max_tokens_per_micro_batch
+    team, judging, limit = (
+        processes(config.model.device),
+        config.evaluate_reward,
+        config.reward.max_tokens_per_micro_batch,
+    )
     place, reading = str(run.stage("reward") / "model"), config.model
     if judging.model is not None:
         given = {name: getattr(judging, name) for name in ("revision", "trust_remote_code", "chat_template")}
         place, reading = judging.model, replace(config.model, **given)
     known = read_settings(place, reading)
     if not is_classifier(known):
-        raise ValueError(f"evaluate_reward.model={place} is no reward model: its architecture is {', '.join(known.architectures or ['unknown'])}")
+        raise ValueError(
+            f"evaluate_reward.model={place} is no reward model: its architecture is "
+            f"{', '.join(known.architectures or ['unknown'])}"
+        )
     tokenizer = load_tokenizer(place, reading)
     closing = closing_of(known, tokenizer)
     sets, left_out = ranked_elements(config, run, SPLITS, tokenizer, context_length(known, generating=False), closing)
     scalar = scalar_model(load_scalar(place, reading, tokenizer).to(team.device))
-    lines = told(left_out) + ([f"each answer gets a pass of its own over its prompt: {scalar.plain_because}"] if scalar.plain_because else [])
+    lines = told(left_out) + (
+        [f"each answer gets a pass of its own over its prompt: {scalar.plain_because}"] if scalar.plain_because else []
+    )
     for line in lines:
         team.say(f"evaluate_reward: {line}")
     numbers = {}
     for split in SPLITS:
         items = evenly(sets[split], judging.max_prompts)
         found = score_all(scalar, items, limit, reading, tokenizer.pad_token_id, team)
-        others = sft_baselines(run.stage("sft") / "model", config.model, items, limit, team) if judging.sft_likelihood and split == "test" else {}
+        others = (
+            sft_baselines(run.stage("sft") / "model", config.model, items, limit, team)
+            if judging.sft_likelihood and split == "test"
+            else {}
+        )
         numbers[split] = report(found, items, others, judging.bootstrap_resamples)
     if team.is_main:
-        leave(out, f"{config.run_name}: {judging.model or 'its reward model'}", {"bias": scalar.bias, "left_out": left_out, **numbers})
+        leave(
+            out,
+            f"{config.run_name}: {judging.model or 'its reward model'}",
+            {"bias": scalar.bias, "left_out": left_out, **numbers},
+        )
     return headline(numbers["test"])
 
 

@@ -31,7 +31,12 @@ def rankings(data: Path, labels: Path, split: str) -> list[Ranking]:
 
 
 def ranked_elements(
-    config: RunConfig, run: RunFolder, splits: Sequence[str], tokenizer: Any, context: int, closing: Sequence[int] | None
+    config: RunConfig,
+    run: RunFolder,
+    splits: Sequence[str],
+    tokenizer: Any,
+    context: int,
+    closing: Sequence[int] | None,
 ) -> tuple[dict[str, list["Element"]], dict[str, dict[str, int]]]:
     """(rankings of each split in a reward model's tokens, how many of each were left out and why).
 
@@ -52,7 +57,8 @@ def ranked_elements(
 def told(left_out: dict[str, dict[str, int]]) -> list[str]:
     """A sentence for each split that lost rankings."""
     return [
-        f"{split} rankings left out: " + ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found.items() if count)
+        f"{split} rankings left out: "
+        + ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found.items() if count)
         for split, found in left_out.items()
         if any(found.values())
     ]

@@ -23,7 +23,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     judge = closeness_judge(config.labels.closeness)
     pairs = ties = 0
     for split in SPLITS:
-        ranked = rank(read_records(run.stage("samples") / f"samples_{split}.jsonl", Samples), config.labels, judge, config.seed)
+        ranked = rank(
+            read_records(run.stage("samples") / f"samples_{split}.jsonl", Samples), config.labels, judge, config.seed
+        )
         write_records(out / f"rankings_{split}.jsonl", ranked)
         numbers["rankings"] += len(ranked)
         numbers["all_tied"] += sum(not has_strict_pair(ranking) for ranking in ranked)

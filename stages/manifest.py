@@ -1,4 +1,6 @@
-"""A stage's manifest: what it was made from, what it made, and the digests by which a later run knows whether anything changed."""
+"""A stage's manifest: what it was made from, what it made, and the digests by which a later run knows whether anything
+changed.
+"""
 
 import hashlib
 import importlib.metadata
@@ -41,7 +43,9 @@ class Manifest:
     """The most that the first process held so far: of resident memory, or of the GPU's where it used one."""
     git_commit: str | None = field(default_factory=lambda: git_commit())
     python: str = field(default_factory=platform.python_version)
-    packages: dict[str, str] = field(default_factory=lambda: {name: importlib.metadata.version(name) for name in PACKAGES})
+    packages: dict[str, str] = field(
+        default_factory=lambda: {name: importlib.metadata.version(name) for name in PACKAGES}
+    )
 
     def write(self, folder: Path) -> None:
         """Writes manifest.json into the folder."""
@@ -59,14 +63,18 @@ def peak_memory_gib() -> float:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest in a stage's folder, or None where there is no complete result. Raises ValueError when the file is damaged."""
+    """The manifest in a stage's folder, or None where there is no complete result. Raises ValueError when the file is
+    damaged.
+    """
     path = folder / NAME
     if not path.is_file():
         return None
     try:
         return Manifest(**json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path}: damaged manifest ({error}); remove the folder {folder} and run the stage again") from None
+        raise ValueError(
+            f"{path}: damaged manifest ({error}); remove the folder {folder} and run the stage again"
+        ) from None
 
 
 def file_record(path: Path) -> dict[str, Any]:
@@ -76,13 +84,19 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def model_digests(*places: str | None) -> dict[str, str]:
-    """Digests of local model folders and files by name; of weights, whose hashing takes seconds, the size and time. A Hub name has none."""
+    """Digests of local model folders and files by name; of weights, whose hashing takes seconds, the size and time. A
+    Hub name has none.
+    """
     found = {}
     for place in places:
         path = Path(place) if place else None
         if path is not None and path.exists():
             files = sorted(path.iterdir()) if path.is_dir() else [path]
-            stats = {str(f): [f.stat().st_size, f.stat().st_mtime_ns] if f.suffix == ".safetensors" else file_digest(f) for f in files if f.is_file()}
+            stats = {
+                str(f): [f.stat().st_size, f.stat().st_mtime_ns] if f.suffix == ".safetensors" else file_digest(f)
+                for f in files
+                if f.is_file()
+            }
             found[str(path)] = digest_of(stats)
     return found
 
@@ -100,7 +114,10 @@ def stage_digest(folder: Path) -> str:
     """
     manifest = read(folder)
     if manifest is None:
-        raise ValueError(f"{folder} holds no finished result: run `make {folder.name}` first, or `make pipeline` for all stages in order")
+        raise ValueError(
+            f"{folder} holds no finished result: run `make {folder.name}` first, or `make pipeline` for all stages "
+            "in order"
+        )
     digests = {}
     for name, record in manifest.outputs.items():
         path = folder / name
@@ -121,8 +138,12 @@ def git_commit() -> str | None:
     """The checkout's commit, `+dirty` when files differ from it, or None outside git."""
     try:
         root = Path(__file__).resolve().parents[1]
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+dirty" if changed else "")

@@ -1,4 +1,5 @@
-"""All stages in order, each only if its inputs or its configuration changed. Ends by printing the headline numbers and where the report is.
+"""All stages in order, each only if its inputs or its configuration changed. Ends by printing the headline numbers and
+where the report is.
 
 python -m stages.pipeline --config configs/demo.yaml
 torchrun --nproc_per_node 8 -m stages.pipeline --config configs/demo.yaml
@@ -43,10 +44,15 @@ def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:
             f"{verdict(evaluation)['text']}\n",
             f"reward model, held-out pairs right   {headline['reward_accuracy']:.1%}",
             f"KL to the SFT policy                 {headline['kl']:.2f} nats",
-            f"perplexity of held-out text          SFT {headline['perplexity_sft']:.2f}, PPO {headline['perplexity_ppo']:.2f}",
+            f"perplexity of held-out text          SFT {headline['perplexity_sft']:.2f}, PPO "
+            f"{headline['perplexity_ppo']:.2f}",
         ]
     )
 
 
 if __name__ == "__main__":
-    main(work, "python -m stages.pipeline", "Runs all stages in order, each only if something that it depends on changed.")
+    main(
+        work,
+        "python -m stages.pipeline",
+        "Runs all stages in order, each only if something that it depends on changed.",
+    )

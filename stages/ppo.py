@@ -37,7 +37,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         team.say(f"ppo: {what_lora_adapts(models.policy.model)}")
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
-    average = train(config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out, config.tracking, held_out)
+    average = train(
+        config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out, config.tracking, held_out
+    )
 
     def write() -> None:
         with room_for(out / "model"):

@@ -18,7 +18,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     return {"report": str(run.stage("report") / "index.html")}
 
 
-STAGE = Stage("report", sections=("evaluate",), after=("data", "sft", "samples", "labels", "reward", "ppo", "evaluate"), work=work)
+STAGE = Stage(
+    "report", sections=("evaluate",), after=("data", "sft", "samples", "labels", "reward", "ppo", "evaluate"), work=work
+)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Writes the report.")

@@ -42,7 +42,15 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         team.say(f"reward: {line}")
     # The set is ordered by source, so evenly spread rows represent each source in proportion.
     demonstrations = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
-    made = make(config, start, tokenizer, sets, [demonstration(tokenizer, shown, closing) for shown in demonstrations], team, out)
+    made = make(
+        config,
+        start,
+        tokenizer,
+        sets,
+        [demonstration(tokenizer, shown, closing) for shown in demonstrations],
+        team,
+        out,
+    )
     numbers = {}
     for split, scores in made["scores"].items():
         others = (
@@ -55,7 +63,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if curve:
         curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
     if team.is_main:
-        leave(out, config.run_name, {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve})
+        leave(
+            out,
+            config.run_name,
+            {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve},
+        )
     return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],
         "train_prompts": len(sets["train"]),
@@ -72,7 +84,8 @@ def make(
     team: "Processes",
     out: Path,
 ) -> dict[str, Any]:
-    """Trains the model, sets its bias and saves it: {epochs, bias, scores of the held-out splits}, which `scores.json` keeps.
+    """Trains the model, sets its bias and saves it: {epochs, bias, scores of the held-out splits}, which `scores.json`
+    keeps.
 
     A run that was killed during evaluation finds that file and does not train again; one that was killed during
     training resumes from its last checkpoint.
@@ -85,7 +98,9 @@ def make(
     from reward.train import ADVICE, train
     from stages.inputs import evenly
 
-    kept = team.from_main(lambda: json.loads((out / "scores.json").read_text()) if (out / "scores.json").is_file() else None)
+    kept = team.from_main(
+        lambda: json.loads((out / "scores.json").read_text()) if (out / "scores.json").is_file() else None
+    )
     if kept is not None:
         return kept
     settings, pad_id = config.reward, tokenizer.pad_token_id
@@ -96,15 +111,25 @@ def make(
         team.say(f"reward: {what_lora_adapts(model)}")
     epochs: list[dict[str, Any]] = []
     if settings.epochs > 0:
-        watched = {split: evenly(sets[split], settings.epoch_evaluation_prompts) for split in ("train", "valid") if settings.epoch_evaluation_prompts}
+        watched = {
+            split: evenly(sets[split], settings.epoch_evaluation_prompts)
+            for split in ("train", "valid")
+            if settings.epoch_evaluation_prompts
+        }
         train_set, tracking = sets["train"], config.tracking
-        epochs = train(settings, start.model_config, model, train_set, pad_id, config.seed, team, out, tracking, watched)
+        epochs = train(
+            settings, start.model_config, model, train_set, pad_id, config.seed, team, out, tracking, watched
+        )
 
     def scores(items: list["Element"]) -> list[list[float]]:
-        return score_all(scalar_model(model), items, settings.max_tokens_per_micro_batch, start.model_config, pad_id, team)
+        return score_all(
+            scalar_model(model), items, settings.max_tokens_per_micro_batch, start.model_config, pad_id, team
+        )
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.config.score_bias = scalar_model(model).bias + sum(row[0] for row in scores(demonstrations)) / len(demonstrations)
+    inner.config.score_bias = scalar_model(model).bias + sum(row[0] for row in scores(demonstrations)) / len(
+        demonstrations
+    )
     if (closing := start.closing(tokenizer)) is not None:
         inner.config.score_closing = closing
     held_out = {split: scores(sets[split]) for split in ("valid", "test")}
@@ -147,7 +172,9 @@ def learning_curve(
         model = start.model(tokenizer, config.seed, team.device)
         place = out / f"fraction-{fraction}"
         train(settings, start.model_config, model, part, pad_id, config.seed, team, place, TrackingConfig(to=[]))
-        found = score_all(scalar_model(model), sets["test"], settings.max_tokens_per_micro_batch, start.model_config, pad_id, team)
+        found = score_all(
+            scalar_model(model), sets["test"], settings.max_tokens_per_micro_batch, start.model_config, pad_id, team
+        )
         accuracy = report(found, sets["test"], resamples=config.evaluate_reward.bootstrap_resamples)["accuracy"]
         curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})
     return curve
@@ -178,9 +205,13 @@ def headline(test: dict[str, Any]) -> dict[str, Any]:
 def external(config: RunConfig) -> dict[str, str]:
     """Digests of a local base of its own. Raises ValueError when that is what this stage itself makes."""
     own = RunFolder(Path(config.runs_folder) / config.run_name).stage("reward").resolve()
-    if config.reward.base is not None and own in (Path(config.reward.base).resolve(), *Path(config.reward.base).resolve().parents):
+    if config.reward.base is not None and own in (
+        Path(config.reward.base).resolve(),
+        *Path(config.reward.base).resolve().parents,
+    ):
         raise ValueError(
-            f"reward.base={config.reward.base} is this run's own reward model, which the stage would train again and again: copy it elsewhere"
+            f"reward.base={config.reward.base} is this run's own reward model, which the stage would train again and "
+            "again: copy it elsewhere"
         )
     return model_digests(config.reward.base, config.reward.chat_template)
 

@@ -1,8 +1,10 @@
-"""Runs one stage: lock the run folder, see whether there is anything to do, do it beside the final place, write the manifest, rename.
+"""Runs one stage: lock the run folder, see whether there is anything to do, do it beside the final place, write the
+manifest, rename.
 
-A stage works in `<run>/<stage>.partial` and appears as `<run>/<stage>` only when complete. A partial folder left by a run that was cut
-off is handed to the stage again when nothing that it depends on has changed, so that a stage that can resume does. A kill between any two lines
-here loses nothing: folders change their names whole, and `tidy` takes up what was left to do.
+A stage works in `<run>/<stage>.partial` and appears as `<run>/<stage>` only when complete. A partial folder left by a
+run that was cut off is handed to the stage again when nothing that it depends on has changed, so that a stage that can
+resume does. A kill between any two lines here loses nothing: folders change their names whole, and `tidy` takes up what
+was left to do.
 """
 
 import contextlib
@@ -68,7 +70,9 @@ class Stage:
     """The same for folders whose loss costs minutes: if the configuration has changed they are discarded, while those
     of `scratch` stop the run."""
     told: tuple[str, ...] = ()
-    """The parts of the configuration that it reads, but that change nothing in its result: a run goes on under others."""
+    """The parts of the configuration that it reads, but that change nothing in its result: a run goes on under
+    others.
+    """
     dry_run: Callable[[RunConfig], None] | None = None
     """Prints what the stage would do, for those that offer --dry_run."""
 
@@ -121,7 +125,10 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 peak_memory_gib=manifest.peak_memory_gib(),
             ).write(plan.partial)
             put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
-            numbers = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in headline.items())
+            numbers = "  ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in headline.items()
+            )
             print(f"{stage.name}: done in {seconds:.0f} s  {numbers}", flush=True)
         return team.from_main(lambda: headline)
 
@@ -167,7 +174,8 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     if not resumed:
         if not force and any(any((partial / name).glob("*")) for name in stage.scratch):
             raise ValueError(
-                f"{partial} holds the checkpoints of a run that was cut off and had another configuration or other inputs: give those to go on, or "
+                f"{partial} holds the checkpoints of a run that was cut off and had another configuration or other "
+                "inputs: give those to go on, or "
                 "remove that folder to start over"
             )
         discard(partial)
@@ -177,7 +185,9 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
 
 
 def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> None:
-    """Renames a complete folder to its final name; an older result, and what only resuming needs, go once the new one stands."""
+    """Renames a complete folder to its final name; an older result, and what only resuming needs, go once the new one
+    stands.
+    """
     old = final.with_name(f"{final.name}.old")
     discard(old)
     if final.exists():
@@ -188,7 +198,9 @@ def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> Non
 
 
 def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
-    """Ends what `put_in_place` began: an old result whose successor did not come is put back, any other goes, and so does scratch."""
+    """Ends what `put_in_place` began: an old result whose successor did not come is put back, any other goes, and so
+    does scratch.
+    """
     old = final.with_name(f"{final.name}.old")
     if old.exists() and not final.exists():
         old.rename(final)
@@ -201,13 +213,17 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the run folder for this process. Raises InUseError when another one has it; a lock dies with its process."""
+    """Holds the run folder for this process. Raises InUseError when another one has it; a lock dies with its
+    process.
+    """
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InUseError(f"the run folder {root} is in use by another process: wait for it, or choose another --run_name") from None
+        raise InUseError(
+            f"the run folder {root} is in use by another process: wait for it, or choose another --run_name"
+        ) from None
     try:
         yield
     finally:
@@ -220,7 +236,11 @@ def now() -> str:
 
 
 def main(
-    work: Callable[..., None], program: str, description: str, arguments: Sequence[str] | None = None, options: Mapping[str, str] = FORCE
+    work: Callable[..., None],
+    program: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    options: Mapping[str, str] = FORCE,
 ) -> None:
     """The command line of a stage: calls `work(config, force=..., ...)` with its options.
 
@@ -283,4 +303,6 @@ def stage_main(stage: Stage, description: str) -> None:
         else:
             run_stage(stage, config, force)
 
-    main(work, f"python -m stages.{stage.name}", description, options=FORCE if stage.dry_run is None else FORCE | DRY_RUN)
+    main(
+        work, f"python -m stages.{stage.name}", description, options=FORCE if stage.dry_run is None else FORCE | DRY_RUN
+    )

@@ -22,7 +22,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from stages.inputs import evenly
 
     team = processes(config.model.device)
-    numbers: dict[str, Any] = {"prompts": 0, "answers": 0, "dropped_fewer_than_two": 0, "complete": 0, "without_demonstration": 0}
+    numbers: dict[str, Any] = {
+        "prompts": 0,
+        "answers": 0,
+        "dropped_fewer_than_two": 0,
+        "complete": 0,
+        "without_demonstration": 0,
+    }
     if config.labels.labeler == "none":
         return numbers
     tokenizer = load_tokenizer(run.stage("sft") / "model", config.model)
@@ -35,13 +41,20 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             numbers["without_demonstration"] += len(prompts)
             prompts = [prompt for prompt in prompts if isinstance(prompt, Demonstration)]
             numbers["without_demonstration"] -= len(prompts)
-        prompts = evenly(prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts)
+        prompts = evenly(
+            prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts
+        )
         stream, count = f"samples {split}", config.samples.answers_per_prompt
         with autocast(config.model, team.device):
             answers = answer(model, tokenizer, prompts, count, sampling, stream, config.seed, team, out / "scratch")
-        kept, dropped = rankable([distinct_samples(tokenizer, prompt, row) for prompt, row in zip(prompts, answers, strict=True)])
+        kept, dropped = rankable(
+            [distinct_samples(tokenizer, prompt, row) for prompt, row in zip(prompts, answers, strict=True)]
+        )
         if not kept:
-            raise ValueError(f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise samples.temperature")
+            raise ValueError(
+                f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise "
+                "samples.temperature"
+            )
         if team.is_main:
             write_records(out / f"samples_{split}.jsonl", kept)
         numbers["prompts"] += len(kept)

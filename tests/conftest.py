@@ -1,4 +1,6 @@
-"""Tiny random models that every folder's tests share, each built once a session, and an environment that touches nothing of the user's."""
+"""Tiny random models that every folder's tests share, each built once a session, and an environment that touches
+nothing of the user's.
+"""
 
 import os
 import tempfile
@@ -28,16 +30,20 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def no_team_is_left_behind() -> Iterator[None]:
-    """accelerate remembers for the whole process whether it is alone, and a test that forks a team would inherit that."""
+    """accelerate remembers for the whole process whether it is alone, and a test that forks a team would inherit
+    that.
+    """
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """`shared_data("oasst/en_100_tree.jsonl")`: a file or folder of real public data, which the project does not bring along.
+    """`shared_data("oasst/en_100_tree.jsonl")`: a file or folder of real public data, which the project does not bring
+    along.
 
-    It lies under $RLHF_PTX_SHARED_DATA, or under shared/data beside the checkout; the test that asks for it is skipped where it is not.
+    It lies under $RLHF_PTX_SHARED_DATA, or under shared/data beside the checkout; the test that asks for it is skipped
+    where it is not.
     """
     root = Path(os.environ.get("RLHF_PTX_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
@@ -93,7 +99,9 @@ def tiny_scalar(tiny: Callable[[str], Path], model_config: ModelConfig, tiny_tok
 
 
 def enliven(model: Any, seed: int = 0) -> Any:
-    """Draws larger weights: at its first ones a random model answers nearly the same to everything, and a wrong mask or position hardly shows."""
+    """Draws larger weights: at its first ones a random model answers nearly the same to everything, and a wrong mask or
+    position hardly shows.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -12,7 +12,9 @@ class Cut(BaseException):
 
 
 def cut_at(patch: pytest.MonkeyPatch, number: int) -> None:
-    """Stops whatever happens at its `number`-th change to the names on the disk, or flush, which does not happen any more."""
+    """Stops whatever happens at its `number`-th change to the names on the disk, or flush, which does not happen any
+    more.
+    """
     done = 0
 
     def counted(real: Any) -> Any:

@@ -19,4 +19,6 @@ def test_details_are_numbered_without_gaps():
 @pytest.mark.parametrize(("name", "file", "line"), LINKS)
 def test_every_detail_links_to_the_line_that_does_it(name: str, file: str, line: str):
     text = (ROOT / file).read_text().splitlines()[int(line) - 1]
-    assert re.match(rf"\s*(def|class) {name}\b", text), f"`python -m tests.relink` mends docs/details.md: line {line} of {file} is {text!r}"
+    assert re.match(rf"\s*(def|class) {name}\b", text), (
+        f"`python -m tests.relink` mends docs/details.md: line {line} of {file} is {text!r}"
+    )

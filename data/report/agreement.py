@@ -1,7 +1,7 @@
 """How far labelers agree who ranked the same answers to the same prompt (Ouyang et al. 2022, section 3.4: 72.6%).
 
-A unit is a pair of answers that two labelers both judged. Answers are told by their text, prompts as near-duplicates are; a labeler who put a
-pair both ways has not judged it.
+A unit is a pair of answers that two labelers both judged. Answers are told by their text, prompts as near-duplicates
+are; a labeler who put a pair both ways has not judged it.
 """
 
 import itertools
@@ -23,7 +23,9 @@ MOST_PROMPTS = 5000
 """Prompts looked at, spread evenly over all that have several rankings."""
 
 Judgment = dict[tuple[str, str], int]
-"""Two answers in the order of their texts -> 1 when the first is the better one, -1 when the second is, 0 when they tie."""
+"""Two answers in the order of their texts -> 1 when the first is the better one, -1 when the second is, 0 when they
+tie.
+"""
 Judged = Sequence[tuple[str, Judgment]]
 """(labeler, judgment) of one prompt."""
 
@@ -48,7 +50,9 @@ def agreement_of(built: Built) -> Agreement | None:
 
 
 def judged_prompts(part: Part) -> Iterator[Judged]:
-    """The judgments of prompts that have several rankings, prompt by prompt; rankings without a labeler id are left out."""
+    """The judgments of prompts that have several rankings, prompt by prompt; rankings without a labeler id are left
+    out.
+    """
     kept = np.flatnonzero(part.kept())
     _, prompt, counts = np.unique(part.item[kept], return_inverse=True, return_counts=True)
     order = np.argsort(prompt, kind="stable")
@@ -72,7 +76,9 @@ def judgment(record: Ranking) -> Judgment:
     found: dict[tuple[str, str], set[int]] = {}
     for i, j, sign in said:
         if answers[i] != answers[j]:
-            pair, turned = ((answers[i], answers[j]), sign) if answers[i] < answers[j] else ((answers[j], answers[i]), -sign)
+            pair, turned = (
+                ((answers[i], answers[j]), sign) if answers[i] < answers[j] else ((answers[j], answers[i]), -sign)
+            )
             found.setdefault(pair, set()).add(turned)
     return {pair: signs.pop() for pair, signs in found.items() if len(signs) == 1}
 
@@ -90,7 +96,12 @@ def agreement(prompts: Iterable[Judged]) -> Agreement | None:
                 continue
             labelers.update((one, other))
             strict = [a == b for a, b in both if a and b]
-            row = [row[0] + sum(strict), row[1] + len(strict), row[2] + sum(a == b for a, b in both), row[3] + len(both)]
+            row = [
+                row[0] + sum(strict),
+                row[1] + len(strict),
+                row[2] + sum(a == b for a, b in both),
+                row[3] + len(both),
+            ]
             if (tau := tau_b(both)) is not None:
                 taus.append(tau)
         if row[3]:

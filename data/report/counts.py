@@ -1,7 +1,8 @@
-"""Numbers out of the columns of curation: who is in a set, how much they asked, how long it is, and about what. No text is read here.
+"""Numbers out of the columns of curation: who is in a set, how much they asked, how long it is, and about what. No text
+is read here.
 
-A few-shot prompt of K pairs is one prompt that becomes K rows of a set. Sizes, lengths, languages and use cases count rows; users' prompts are
-counted as prompts. Its length is that of the longest of its K.
+A few-shot prompt of K pairs is one prompt that becomes K rows of a set. Sizes, lengths, languages and use cases count
+rows; users' prompts are counted as prompts. Its length is that of the longest of its K.
 """
 
 from collections import Counter
@@ -53,7 +54,11 @@ def removals(built: Built) -> list[tuple[str, str, int, int]]:
         "answers": int(built.rankings.answers.sum()),
         "documents": built.documents.spool.count,
     }
-    shown = {kind: found for kind, found in built.removed().items() if read[kind] and (kind != "answers" or any(found.values()))}
+    shown = {
+        kind: found
+        for kind, found in built.removed().items()
+        if read[kind] and (kind != "answers" or any(found.values()))
+    }
     return [(kind, rule, count, read[kind]) for kind, found in shown.items() for rule, count in found.items()]
 
 
@@ -92,7 +97,11 @@ def summary(values: NDArray[np.int32]) -> list[float]:
     """Mean, standard deviation, minimum, quartiles and maximum, as in table 8; nothing of nothing."""
     if not len(values):
         return []
-    return [float(values.mean()), float(values.std()), *(float(value) for value in np.percentile(values, [0, 25, 50, 75, 100]))]
+    return [
+        float(values.mean()),
+        float(values.std()),
+        *(float(value) for value in np.percentile(values, [0, 25, 50, 75, 100])),
+    ]
 
 
 def most_common(found: Counter[str], most: int) -> Sequence[tuple[str, int]]:

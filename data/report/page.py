@@ -22,7 +22,14 @@ def write_report(built: Built, config: DataConfig, run_name: str, folder: Path) 
     facts = ranking_facts(built)
     doubts = warnings(built, config, facts)
     shown = context(built, config, run_name, facts, doubts)
-    write_pages(folder, Path(__file__).parent / "templates", "report.html", shown, figures(built, config, facts), "report_pictures")
+    write_pages(
+        folder,
+        Path(__file__).parent / "templates",
+        "report.html",
+        shown,
+        figures(built, config, facts),
+        "report_pictures",
+    )
     return doubts
 
 
@@ -48,7 +55,10 @@ def context(built: Built, config: DataConfig, run_name: str, facts: RankingFacts
             {"title": f"{rule.replace('_', ' ')} ({kind})", "meaning": meaning(rule, config), "found": found}
             for (kind, rule), found in examples(built, config).items()
         ],
-        "bad": {"count": built.bad.count, "examples": [masked(sentence, finder(config)) for sentence in built.bad.examples]},
+        "bad": {
+            "count": built.bad.count,
+            "examples": [masked(sentence, finder(config)) for sentence in built.bad.examples],
+        },
         "rankings": rankings_table(facts),
         "length_bias": length_table(facts),
         "agreement": agreement_table(agreed),
@@ -61,7 +71,10 @@ def head(built: Built) -> str:
     """What was read and kept, in a line."""
     documents = built.documents
     kept_documents = sum(map(len, documents.splits.values()))
-    read = [(built.pool.count, int(built.pool.kept().sum()), "prompt"), (built.rankings.count, int(built.rankings.kept().sum()), "ranking")]
+    read = [
+        (built.pool.count, int(built.pool.kept().sum()), "prompt"),
+        (built.rankings.count, int(built.rankings.kept().sum()), "ranking"),
+    ]
     read.append((documents.spool.count, kept_documents, "document"))
     parts = [f"{number(kept)} of {counted(count, what)}" for count, kept, what in read if count]
     bad = f" {counted(built.bad.count, 'malformed row')} left out." if built.bad.count else ""
@@ -89,7 +102,9 @@ def rankings_table(facts: RankingFacts) -> Table:
         body += [[title.format(name), number(count), ""] for name, count in sorted(counts.items())]
     body.append(["Labelers with an id", number(len(named)), "about 40"])
     if named:
-        body.append([("Rankings of a labeler, median", f"most: {number(max(named))}"), number(float(np.median(named))), ""])
+        body.append(
+            [("Rankings of a labeler, median", f"most: {number(max(named))}"), number(float(np.median(named))), ""]
+        )
     return Table(["", "These data", "Paper"], body, quiet=(2,))
 
 
@@ -98,7 +113,13 @@ def length_table(facts: RankingFacts) -> Table:
     body: list[list[Cell]] = []
     if facts.longer_better:
         longer = facts.longer_better
-        body.append([("Strict pairs won by the longer answer", "a coin: 50%"), percent(longer["mean"]), between(longer, percent)])
+        body.append(
+            [
+                ("Strict pairs won by the longer answer", "a coin: 50%"),
+                percent(longer["mean"]),
+                between(longer, percent),
+            ]
+        )
     if facts.longest_of:
         rate, chance = facts.longest_best / facts.longest_of, facts.longest_chance / facts.longest_of
         body.append([("Longest answer ranked best", f"a random answer: {percent(chance)}"), percent(rate), "–"])

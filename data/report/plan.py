@@ -1,4 +1,6 @@
-"""What the data stage would write, as plain text: for a dry run, which reads and curates everything and writes nothing."""
+"""What the data stage would write, as plain text: for a dry run, which reads and curates everything and writes
+nothing.
+"""
 
 from collections.abc import Sequence
 
@@ -31,7 +33,12 @@ def plan(built: Built, config: DataConfig) -> str:
         "Warnings": [f"- {doubt}" for doubt in doubts] or ["none"],
         "Files": [*(f"{name}.parquet" for name, count in sizes.items() if count), *OTHER_FILES],
     }
-    return "\n\n".join([head(built), *("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())]) + "\n"
+    return (
+        "\n\n".join(
+            [head(built), *("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())]
+        )
+        + "\n"
+    )
 
 
 def source_line(built: Built, source: Source) -> list[str]:
@@ -42,7 +49,10 @@ def source_line(built: Built, source: Source) -> list[str]:
 
 def rule_lines(built: Built, config: DataConfig) -> list[list[str]]:
     """Of each rule: what it is for, how many it removed, and what it means."""
-    return [[kind, rule, number(count), share(count, read), meaning(rule, config)] for kind, rule, count, read in removals(built)]
+    return [
+        [kind, rule, number(count), share(count, read), meaning(rule, config)]
+        for kind, rule, count, read in removals(built)
+    ]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,17 @@ from data.build import Built
 from data.config import DataConfig
 from data.figures import INK, WIDTH, grid, tidy
 from data.language import UNDETERMINED
-from data.report.counts import TITLES, languages, members, most_common, part_of, per_group, present, prompt_lengths, use_cases
+from data.report.counts import (
+    TITLES,
+    languages,
+    members,
+    most_common,
+    part_of,
+    per_group,
+    present,
+    prompt_lengths,
+    use_cases,
+)
 from data.report.paper import USE_CASE_SHARES
 from data.report.rankings import RankingFacts
 
@@ -24,7 +34,10 @@ LANGUAGES_SHOWN = 12
 
 def figures(built: Built, config: DataConfig, facts: RankingFacts) -> dict[str, Figure]:
     """All pictures that the data have numbers for."""
-    found = {"prompts_per_user": prompts_per_user(built, config.group_by), "prompt_lengths": lengths(built, config.max_prompt_tokens)}
+    found = {
+        "prompts_per_user": prompts_per_user(built, config.group_by),
+        "prompt_lengths": lengths(built, config.max_prompt_tokens),
+    }
     cases = {case: count for case, count in use_cases(built.pool, built.pool.kept()).items() if case}
     if any(cases.values()):
         found["use_cases"] = use_case_mix(cases)
@@ -45,7 +58,9 @@ def prompts_per_user(built: Built, group: str) -> Figure:
         axes.set_ylim(0.7, None)
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(f"{TITLES[name]}: {len(counts):,} {group}{'' if len(counts) == 1 else 's'}", fontsize=10, loc="left")
+        axes.set_title(
+            f"{TITLES[name]}: {len(counts):,} {group}{'' if len(counts) == 1 else 's'}", fontsize=10, loc="left"
+        )
         axes.set_xlabel("rankings" if name == "rankings" else "prompts", fontsize=8)
         tidy(axes)
     panels[0].set_ylabel(f"{group}s", fontsize=8)
@@ -139,14 +154,18 @@ def _bins(values: NDArray[np.int64] | NDArray[np.int32], most: int = 24) -> NDAr
     return found if len(found) > 1 else np.array([low - 0.5, low + 0.5])
 
 
-def _histogram(axes: Axes, values: NDArray[np.int64] | NDArray[np.int32], edges: NDArray[np.float64], colour: str) -> None:
+def _histogram(
+    axes: Axes, values: NDArray[np.int64] | NDArray[np.int32], edges: NDArray[np.float64], colour: str
+) -> None:
     axes.hist(values, edges.tolist(), color=colour, edgecolor="white", linewidth=0.4)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     axes.xaxis.set_minor_locator(NullLocator())
     if edges[-1] < 50 * edges[0]:
         # Too narrow for powers of ten alone.
-        steps = [step * 10**power for power in range(9) for step in (1, 2, 5) if edges[0] < step * 10**power < edges[-1]]
+        steps = [
+            step * 10**power for power in range(9) for step in (1, 2, 5) if edges[0] < step * 10**power < edges[-1]
+        ]
         axes.set_xticks(steps if len(steps) > 1 else sorted({int(edges[0] + 0.5), int(edges[-1] - 0.5)}))
 
 

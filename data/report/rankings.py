@@ -1,4 +1,5 @@
-"""What the rankings hold: how many answers, how many of their pairs are ties, who ranked, and whether length gives the order away.
+"""What the rankings hold: how many answers, how many of their pairs are ties, who ranked, and whether length gives the
+order away.
 
 Rankings stream through in batches, as columns; what is kept of each is two numbers. Lengths are in characters.
 
@@ -20,7 +21,9 @@ from data.pages import Interval
 
 COLUMNS = ("completions", "ranks", "preferences", "ties", "labeler", "labeler_id")
 MOST_UNITS = 1000
-"""The bootstrap draws from no more units than these; more rankings are dealt in turn into as many groups, which are as independent as they are."""
+"""The bootstrap draws from no more units than these; more rankings are dealt in turn into as many groups, which are as
+independent as they are.
+"""
 RESAMPLES = 2000
 Numbers = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -59,7 +62,9 @@ class RankingFacts:
     longest_of: int = 0
     """Rankings by ranks that say anything about the longest answer."""
     longer_better: Interval | None = None
-    """Strict pairs in which the longer answer is the better one, equal lengths counting half, with the interval over rankings."""
+    """Strict pairs in which the longer answer is the better one, equal lengths counting half, with the interval over
+    rankings.
+    """
 
     @property
     def count(self) -> int:
@@ -113,7 +118,9 @@ def add(found: RankingFacts, batch: pa.RecordBatch) -> tuple[Numbers, Numbers]:
         found.longest_of += len(best)
     won = (1 + np.sign(length[pairs.better] - length[pairs.worse])) / 2
     ranking = pairs.ranking[strict]
-    return np.bincount(ranking, won[strict], len(batch)).astype(float), np.bincount(ranking, minlength=len(batch)).astype(float)
+    return np.bincount(ranking, won[strict], len(batch)).astype(float), np.bincount(
+        ranking, minlength=len(batch)
+    ).astype(float)
 
 
 def judged_pairs(batch: pa.RecordBatch) -> Pairs:
@@ -138,7 +145,8 @@ def judged_pairs(batch: pa.RecordBatch) -> Pairs:
 
 
 def longest_best(batch: pa.RecordBatch, length: Places) -> Iterator[tuple[Numbers, Numbers]]:
-    """By K: for each ranking (is its longest answer ranked best, what a random answer's chance is); several longest ones share.
+    """By K: for each ranking (is its longest answer ranked best, what a random answer's chance is); several longest
+    ones share.
 
     Rankings without two ranked answers, or with all ranked answers tied or equally long, say nothing and are left out.
     """
@@ -165,7 +173,9 @@ def ranks_by_size(batch: pa.RecordBatch) -> Iterator[tuple[Places, Numbers]]:
 
 
 def interval_of(sums: Numbers, counts: Numbers) -> Interval:
-    """The ratio of two sums with its bootstrap interval, in memory that does not grow with the units. Raises ValueError when there are none."""
+    """The ratio of two sums with its bootstrap interval, in memory that does not grow with the units. Raises ValueError
+    when there are none.
+    """
     units = np.arange(len(sums)) % MOST_UNITS
     return ratio_interval(np.bincount(units, sums).tolist(), np.bincount(units, counts).tolist(), RESAMPLES)
 

@@ -1,7 +1,7 @@
 """Why rows left, in words, and a few of them to look at, so that a rule that takes the wrong ones is noticed.
 
-Texts are shown shortened and with personal data masked, whichever rule removed them; of rows that left for their personal data only the kinds
-that were found are shown.
+Texts are shown shortened and with personal data masked, whichever rule removed them; of rows that left for their
+personal data only the kinds that were found are shown.
 """
 
 import itertools
@@ -46,10 +46,13 @@ def meaning(rule: str, config: DataConfig) -> str:
     """What a rule does, in a sentence without a full stop."""
     group = "user" if config.group_by == "user" else "organisation"
     return {
-        "near_duplicate": f"shares its first {config.near_duplicate_fraction:.0%} with an earlier prompt; case, spaces and punctuation aside",
+        "near_duplicate": f"shares its first {config.near_duplicate_fraction:.0%} with an earlier prompt; case, "
+        "spaces and punctuation aside",
         "repeated": "the same as an earlier one",
         "over_cap": f"beyond the first {config.max_prompts_per_group} prompts of its {group}",
-        "other_language": f"in another language than {', '.join(config.languages)}" if config.languages else "in a language not wanted (all are)",
+        "other_language": f"in another language than {', '.join(config.languages)}"
+        if config.languages
+        else "in a language not wanted (all are)",
         "prompt_too_long": f"prompt of more than {config.max_prompt_tokens:,} tokens",
         "answer_too_long": f"an answer of more than {config.max_answer_tokens:,} tokens",
         "personal_data": "personal data in a training row",
@@ -84,7 +87,9 @@ def shown(text: str, find: Find) -> str:
 def shown_beside(text: str, other: str, find: Find) -> tuple[str, str]:
     """Two texts that begin alike, both cut so that where they part is in sight."""
     one, two = masked(text[:LONGEST], find), masked(other[:LONGEST], find)
-    parting = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    parting = next(
+        (place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
+    )
     return cut(one, parting), cut(two, parting)
 
 
@@ -106,7 +111,9 @@ def masked(text: str, find: Find) -> str:
 
 
 def twin(part: Part, key: str, fraction: float, allowed: Mask) -> int | None:
-    """The first allowed row whose text is a near-duplicate of the key, by the rule of data/near_duplicates.py to the letter."""
+    """The first allowed row whose text is a near-duplicate of the key, by the rule of data/near_duplicates.py to the
+    letter.
+    """
     whole = key.encode()
     # What is cut may be the middle of a character, which is then left out: the prefix only finds candidates.
     prefix = whole[: math.ceil(fraction * len(whole))].decode(errors="ignore")
@@ -127,7 +134,10 @@ def _example(built: Built, part: Part, rule: str, number: int, config: DataConfi
     record: Prompt = record_of(row, Ranking if part is built.rankings else Prompt)
     if rule == "personal_data":
         kinds = Counter(finding.entity for finding in find(full_text(record)))
-        return Example(", ".join(f"{kind} × {count}" if count > 1 else kind for kind, count in kinds.items()) or "found by another engine")
+        return Example(
+            ", ".join(f"{kind} × {count}" if count > 1 else kind for kind, count in kinds.items())
+            or "found by another engine"
+        )
     measures = part.measures
     note = {
         "prompt_too_long": f"{measures.prompt_tokens[number]:,} tokens",

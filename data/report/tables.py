@@ -1,4 +1,6 @@
-"""The paper's tables for one's own data (Ouyang et al. 2022, tables 1 and 6 to 10): columns of curation in, text out."""
+"""The paper's tables for one's own data (Ouyang et al. 2022, tables 1 and 6 to 10): columns of curation in, text
+out.
+"""
 
 from collections.abc import Iterator
 
@@ -43,7 +45,15 @@ def sources_table(built: Built) -> Table:
     for source in built.sources:
         read, kept = rows_of_source(built, source)
         what = (source.name, f"{source.role}, format {source.adapter.name}")
-        body.append([what, (source.place, about(source)), number(read), *(number(count) for count in kept), share(sum(kept), read)])
+        body.append(
+            [
+                what,
+                (source.place, about(source)),
+                number(read),
+                *(number(count) for count in kept),
+                share(sum(kept), read),
+            ]
+        )
     return Table(["Source", "Place", "Read", "Training", "Validation", "Test / held out", "Kept"], body, words=(1,))
 
 
@@ -79,7 +89,11 @@ def sizes_table(built: Built) -> Table:
             counts = [rows(part, mask & ~part.api), rows(part, mask & part.api)]
             paper = SIZES.get((name, SPLITS[split]))
             body.append(
-                [f"{TITLES[name]} {title}", *map(number, [*counts, sum(counts)]), *(number(count or None) for count in paper or (None, None))]
+                [
+                    f"{TITLES[name]} {title}",
+                    *map(number, [*counts, sum(counts)]),
+                    *(number(count or None) for count in paper or (None, None)),
+                ]
             )
     return Table(["Rows", "Labeler prompts", "API prompts", "All", "Paper: labeler", "Paper: API"], body, quiet=(4, 5))
 
@@ -94,10 +108,19 @@ def users_table(built: Built) -> Table:
                 counts = per_group(part, members(built, name, split) & mask)
                 if len(counts):
                     paper = PROMPTS_PER_CUSTOMER.get((name, SPLITS[split])) if whose == "API" else None
-                    numbers = [number(len(counts)), f"{counts.mean():,.2f}", whole(float(np.median(counts))), number(int(counts.max()))]
+                    numbers = [
+                        number(len(counts)),
+                        f"{counts.mean():,.2f}",
+                        whole(float(np.median(counts))),
+                        number(int(counts.max())),
+                    ]
                     largest = share(int(counts.max()), int(counts.sum()))
-                    body.append([f"{TITLES[name]} {title}, {whose}", *numbers, largest, f"{paper:.2f}" if paper else "–"])
-    return Table(["Prompts by", "Users", "Mean", "Median", "Max", "Largest user's share", "Paper: mean"], body, quiet=(6,))
+                    body.append(
+                        [f"{TITLES[name]} {title}, {whose}", *numbers, largest, f"{paper:.2f}" if paper else "–"]
+                    )
+    return Table(
+        ["Prompts by", "Users", "Mean", "Median", "Max", "Largest user's share", "Paper: mean"], body, quiet=(6,)
+    )
 
 
 def use_cases_table(built: Built) -> Table:
@@ -109,9 +132,21 @@ def use_cases_table(built: Built) -> Table:
         return Table([], [])
     body: list[list[Cell]] = []
     for case in USE_CASES:
-        body.append([case.replace("_", " "), *(share(found[name][case], labelled[name]) for name in sets), percent(USE_CASE_SHARES[case])])
+        body.append(
+            [
+                case.replace("_", " "),
+                *(share(found[name][case], labelled[name]) for name in sets),
+                percent(USE_CASE_SHARES[case]),
+            ]
+        )
     body.append(["rows that name one", *(number(labelled[name]) for name in sets), ""])
-    body.append(["share of rows that name none", *(share(found[name][None], labelled[name] + found[name][None]) for name in sets), ""])
+    body.append(
+        [
+            "share of rows that name none",
+            *(share(found[name][None], labelled[name] + found[name][None]) for name in sets),
+            "",
+        ]
+    )
     return Table(["Use case", *(TITLES[name] for name in sets), "Paper"], body, quiet=(len(sets) + 1,))
 
 
@@ -133,17 +168,26 @@ def lengths_by_use_case_table(built: Built) -> Table:
     if not (pool.use_case[kept] >= 0).any():
         return Table([], [])
     return _lengths(
-        "Prompts, tokens", ((case.replace("_", " "), prompt_lengths(pool, kept & (pool.use_case == place))) for place, case in enumerate(USE_CASES))
+        "Prompts, tokens",
+        (
+            (case.replace("_", " "), prompt_lengths(pool, kept & (pool.use_case == place)))
+            for place, case in enumerate(USE_CASES)
+        ),
     )
 
 
 def lengths_by_source_table(built: Built) -> Table:
-    """Table 10: lengths of prompts and demonstrations by who wrote the prompt, and by source where there are several."""
+    """Table 10: lengths of prompts and demonstrations by who wrote the prompt, and by source where there are
+    several.
+    """
     pool, kept = built.pool, built.pool.kept()
     groups: list[tuple[str, Mask]] = [("labeler prompts", kept & ~pool.api), ("API prompts", kept & pool.api)]
     if len(pool.datasets) > 1:
         groups += [(name, kept & (pool.dataset == place)) for place, name in enumerate(pool.datasets)]
-    return _lengths("Tokens", ((f"{name}: {what}", measure(pool, mask)) for name, mask in groups for what, measure in LENGTHS.items()))
+    return _lengths(
+        "Tokens",
+        ((f"{name}: {what}", measure(pool, mask)) for name, mask in groups for what, measure in LENGTHS.items()),
+    )
 
 
 def languages_table(built: Built) -> Table:
@@ -155,14 +199,20 @@ def languages_table(built: Built) -> Table:
     for language in shown:
         cells: list[Cell] = []
         for counts in found:
-            count = counts[language] if language != "others" else sum(counts.values()) - sum(counts[other] for other in shown)
+            count = (
+                counts[language]
+                if language != "others"
+                else sum(counts.values()) - sum(counts[other] for other in shown)
+            )
             cells += [number(count), share(count, sum(counts.values()))]
         body.append(["undetermined" if language == UNDETERMINED else language, *cells])
     return Table(["Language", *(title for name in parts for title in (name, "Share"))], body)
 
 
 def removed_table(built: Built) -> Table:
-    """What each rule removed of what was read, a pair of columns for each kind of row; a dash where a rule does not look at that kind."""
+    """What each rule removed of what was read, a pair of columns for each kind of row; a dash where a rule does not
+    look at that kind.
+    """
     found = {(kind, rule): (number(count), share(count, read)) for kind, rule, count, read in removals(built)}
     kinds = list(dict.fromkeys(kind for kind, _ in found))
     body: list[list[Cell]] = []
@@ -177,7 +227,9 @@ def texts_table(built: Built) -> Table:
     body: list[list[Cell]] = []
     for place, name in enumerate(documents.datasets):
         chosen = [split[documents.dataset[split] == place] for split in documents.splits.values()]
-        cells = [(number(len(split)), f"{number(int(documents.characters[split].sum()))} characters") for split in chosen]
+        cells = [
+            (number(len(split)), f"{number(int(documents.characters[split].sum()))} characters") for split in chosen
+        ]
         body.append([name, *cells])
     return Table(["Source", *(SPLIT_TITLES[split].capitalize() for split in documents.splits)], body)
 
@@ -185,7 +237,8 @@ def texts_table(built: Built) -> Table:
 def settings_table(config: DataConfig) -> Table:
     """The rules' settings, as far as they are single values."""
     names = (
-        "group_by", "max_prompts_per_group", "near_duplicate_fraction", "languages", "personal_data", "max_prompt_tokens", "max_answer_tokens",
+        "group_by", "max_prompts_per_group", "near_duplicate_fraction", "languages", "personal_data",
+        "max_prompt_tokens", "max_answer_tokens",
         "valid_fraction", "test_fraction", "split_salt", "bad_rows",
     )  # fmt: skip
     body: list[list[Cell]] = []
@@ -205,7 +258,11 @@ def _splits() -> Iterator[tuple[int, str]]:
 
 
 def _lengths(title: str, groups: Iterator[tuple[str, NDArray[np.int32]]]) -> Table:
-    body: list[list[Cell]] = [[name, number(len(values)), *(whole(value) for value in summary(values))] for name, values in groups if len(values)]
+    body: list[list[Cell]] = [
+        [name, number(len(values)), *(whole(value) for value in summary(values))]
+        for name, values in groups
+        if len(values)
+    ]
     return Table([title, "Count", *SUMMARY], body)
 
 

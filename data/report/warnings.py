@@ -10,7 +10,18 @@ from data.language import UNDETERMINED
 from data.pages import between, counted, number, percent
 from data.part import TEST, TRAIN, VALID
 from data.records import SPLITS
-from data.report.counts import SPLIT_TITLES, TITLES, languages, members, part_of, per_group, present, removals, rows, use_cases
+from data.report.counts import (
+    SPLIT_TITLES,
+    TITLES,
+    languages,
+    members,
+    part_of,
+    per_group,
+    present,
+    removals,
+    rows,
+    use_cases,
+)
 from data.report.rankings import RankingFacts
 from data.report.removed import finder, masked, meaning
 
@@ -34,21 +45,25 @@ UNNAMED_LABELERS = 0.0
 ADVICE = {
     "near_duplicate": "look at its examples below; if they are different prompts, raise data.near_duplicate_fraction",
     "repeated": "look whether a source is listed twice, or was exported twice",
-    "over_cap": "a few users send most of the prompts; give user_id to rows that lack their true one, or raise data.max_prompts_per_group",
+    "over_cap": "a few users send most of the prompts; give user_id to rows that lack their true one, or raise "
+    "data.max_prompts_per_group",
     "other_language": "look at its examples below, and at data.languages",
     "prompt_too_long": "raise data.max_prompt_tokens if the model's context allows it",
     "answer_too_long": "raise data.max_answer_tokens if the model's context allows it",
     "personal_data": "look at what was found below; mask it in the source instead of losing the rows",
     "identical_answers": "look at which columns hold the answers, and at how they were sampled",
-    "evaluation_prompt": "many users ask the same; give them one user_id if they are one, or lower data.valid_fraction and data.test_fraction",
-    "over_mixture_share": "the weights of the sources cost this much; raise the weight of the larger one, or bring more of the smaller",
+    "evaluation_prompt": "many users ask the same; give them one user_id if they are one, or lower "
+    "data.valid_fraction and data.test_fraction",
+    "over_mixture_share": "the weights of the sources cost this much; raise the weight of the larger one, or bring "
+    "more of the smaller",
 }
 
 
 def warnings(built: Built, config: DataConfig, facts: RankingFacts) -> list[str]:
     """One sentence or two for each doubt, the gravest first."""
     about_data: tuple[Callable[[Built, DataConfig], Iterator[str]], ...] = (
-        skipped_rows, ignored_keys, identical_judgments, heavy_rules, small_splits, users_alone, dominant_users, few_rl_prompts,
+        skipped_rows, ignored_keys, identical_judgments, heavy_rules, small_splits, users_alone, dominant_users,
+        few_rl_prompts,
         dominant_use_case, mixed_languages, unfiltered,
     )  # fmt: skip
     return [sentence for warn in about_data for sentence in warn(built, config)] + list(about_rankings(facts))
@@ -57,7 +72,10 @@ def warnings(built: Built, config: DataConfig, facts: RankingFacts) -> list[str]
 def skipped_rows(built: Built, config: DataConfig) -> Iterator[str]:
     """Malformed rows that are missing."""
     if built.bad.count:
-        yield f"{counted(built.bad.count, 'malformed row')} {_was(built.bad.count)} skipped: look at the first of them below and mend the source."
+        yield (
+            f"{counted(built.bad.count, 'malformed row')} {_was(built.bad.count)} skipped: look at the first of "
+            "them below and mend the source."
+        )
 
 
 def ignored_keys(built: Built, config: DataConfig) -> Iterator[str]:
@@ -72,7 +90,8 @@ def identical_judgments(built: Built, config: DataConfig) -> Iterator[str]:
     if count := int(built.rankings.identical.sum()):
         found = counted(int((built.rankings.identical > 0).sum()), "ranking")
         yield (
-            f"{counted(count, 'judgment')} in {found} compare an answer with an identical one and are left out of training and accuracy: look at "
+            f"{counted(count, 'judgment')} in {found} compare an answer with an identical one and are left out of "
+            "training and accuracy: look at "
             "how answers were sampled or joined."
         )
 
@@ -80,10 +99,14 @@ def identical_judgments(built: Built, config: DataConfig) -> Iterator[str]:
 def heavy_rules(built: Built, config: DataConfig) -> Iterator[str]:
     """Rules that remove much."""
     for kind, rule, count, read in removals(built):
-        # The same prompt again, as where one source gives demonstrations and prompts, is no loss; the same ranking again is a mistake.
+        # The same prompt again, as where one source gives demonstrations and prompts, is no loss; the same ranking
+        # again is a mistake.
         if count > HEAVY_RULE * read and (kind, rule) != ("prompts", "repeated"):
             advice = ADVICE.get(rule, "look at its examples")
-            yield f"{percent(count / read)} of all {kind} were removed by one rule, {rule} ({meaning(rule, config)}): {advice}."
+            yield (
+                f"{percent(count / read)} of all {kind} were removed by one rule, {rule} "
+                f"({meaning(rule, config)}): {advice}."
+            )
 
 
 def small_splits(built: Built, config: DataConfig) -> Iterator[str]:
@@ -94,10 +117,14 @@ def small_splits(built: Built, config: DataConfig) -> Iterator[str]:
             mask = members(built, name, split)
             count, users = rows(part_of(built, name), mask), len(per_group(part_of(built, name), mask))
             if count < FEW_PROMPTS or users < FEW_USERS:
-                small.append(f"{TITLES[name]} {SPLIT_TITLES[SPLITS[split]]} ({counted(count, 'row')} of {counted(users, 'user')})")
+                small.append(
+                    f"{TITLES[name]} {SPLIT_TITLES[SPLITS[split]]} ({counted(count, 'row')} of "
+                    f"{counted(users, 'user')})"
+                )
     if small:
         yield (
-            f"Too small to tell two models apart: {', '.join(small)}. Raise data.valid_fraction and data.test_fraction, or bring more users; "
+            f"Too small to tell two models apart: {', '.join(small)}. Raise data.valid_fraction and "
+            "data.test_fraction, or bring more users; "
             f"{FEW_PROMPTS} rows of {FEW_USERS} users is the least."
         )
 
@@ -107,7 +134,8 @@ def users_alone(built: Built, config: DataConfig) -> Iterator[str]:
     counts = per_group(built.pool, built.pool.kept())
     if len(counts) > 1 and counts.max() == 1:
         yield (
-            f"Every prompt has a {config.group_by} of its own, so the split keeps nobody's habits out of the test split, and no cap applies: "
+            f"Every prompt has a {config.group_by} of its own, so the split keeps nobody's habits out of the test "
+            "split, and no cap applies: "
             f"give {config.group_by}_id to rows if you know it."
         )
 
@@ -122,7 +150,8 @@ def dominant_users(built: Built, config: DataConfig) -> Iterator[str]:
             (row,) = part.spool.rows([int(np.flatnonzero(mask)[first[counts.argmax()]])])
             who, share = masked(row[f"{config.group_by}_id"], find), percent(counts.max() / counts.sum())
             yield (
-                f"One {config.group_by}, {who!r}, sent {share} of the {TITLES[name]} training prompts, and the models will be theirs: "
+                f"One {config.group_by}, {who!r}, sent {share} of the {TITLES[name]} training prompts, and the "
+                "models will be theirs: "
                 "lower data.max_prompts_per_group."
             )
 
@@ -132,7 +161,8 @@ def few_rl_prompts(built: Built, config: DataConfig) -> Iterator[str]:
     count = built.sizes()["rl_train"]
     if count < FEW_RL_PROMPTS:
         yield (
-            f"Only {counted(count, 'prompt')} to train RL on, fewer than one iteration of the paper's ({FEW_RL_PROMPTS}), so the policy sees each "
+            f"Only {counted(count, 'prompt')} to train RL on, fewer than one iteration of the paper's "
+            f"({FEW_RL_PROMPTS}), so the policy sees each "
             "again and again: bring more api prompts; they need no answers (data.prompts)."
         )
 
@@ -144,7 +174,10 @@ def dominant_use_case(built: Built, config: DataConfig) -> Iterator[str]:
     for case, count in counts.items():
         if count > DOMINANT_USE_CASE * total:
             share, name = percent(count / total), case.replace("_", " ")
-            yield f"{share} of the prompts that name a use case are {name}: expect little of the models elsewhere, or mix in other sources."
+            yield (
+                f"{share} of the prompts that name a use case are {name}: expect little of the models elsewhere, "
+                "or mix in other sources."
+            )
 
 
 def mixed_languages(built: Built, config: DataConfig) -> Iterator[str]:
@@ -155,7 +188,8 @@ def mixed_languages(built: Built, config: DataConfig) -> Iterator[str]:
         language, count = found.most_common(1)[0]
         if count < MAIN_LANGUAGE * sum(found.values()):
             yield (
-                f"Only {percent(count / sum(found.values()))} of the prompts are in the main language ({language}): if the others are not meant, "
+                f"Only {percent(count / sum(found.values()))} of the prompts are in the main language ({language}): "
+                "if the others are not meant, "
                 f"set data.languages to [{language}]; if they are, check that the base model speaks them."
             )
 
@@ -163,7 +197,10 @@ def mixed_languages(built: Built, config: DataConfig) -> Iterator[str]:
 def unfiltered(built: Built, config: DataConfig) -> Iterator[str]:
     """Nobody looked for personal data."""
     if config.personal_data == "off":
-        yield "Training rows were not searched for personal data, which models learn by heart: set data.personal_data to rules or presidio."
+        yield (
+            "Training rows were not searched for personal data, which models learn by heart: set "
+            "data.personal_data to rules or presidio."
+        )
 
 
 def about_rankings(facts: RankingFacts) -> Iterator[str]:
@@ -172,21 +209,31 @@ def about_rankings(facts: RankingFacts) -> Iterator[str]:
         return
     if facts.tied_share > MANY_TIES:
         yield (
-            f"{percent(facts.tied_share)} of the judged pairs are ties, from which a reward model learns nothing: ask labelers to prefer one where "
+            f"{percent(facts.tied_share)} of the judged pairs are ties, from which a reward model learns nothing: "
+            "ask labelers to prefer one where "
             "they can, or let them compare answers that differ more."
         )
     if set(facts.answers) == {2}:
-        yield "Every ranking has two answers: ranking 4 to 9 at a time, as the paper did, gives 6 to 36 comparisons for one reading of the prompt."
-    if (longer := facts.longer_better) and not longer["low"] <= 0.5 <= longer["high"] and not 1 - LENGTH_BIAS < longer["mean"] < LENGTH_BIAS:
+        yield (
+            "Every ranking has two answers: ranking 4 to 9 at a time, as the paper did, gives 6 to 36 comparisons "
+            "for one reading of the prompt."
+        )
+    if (
+        (longer := facts.longer_better)
+        and not longer["low"] <= 0.5 <= longer["high"]
+        and not 1 - LENGTH_BIAS < longer["mean"] < LENGTH_BIAS
+    ):
         kind = "longer" if longer["mean"] > 0.5 else "shorter"
         rate = max(longer["mean"], 1 - longer["mean"])
         yield (
-            f"Length predicts the order: the {kind} answer is the better one in {percent(rate)} of pairs (longer: {between(longer, percent)}). The "
+            f"Length predicts the order: the {kind} answer is the better one in {percent(rate)} of pairs (longer: "
+            f"{between(longer, percent)}). The "
             "reward model may learn length alone, so read the win rate among answers of like length."
         )
     if facts.unnamed_share > UNNAMED_LABELERS:
         yield (
-            f"{percent(facts.unnamed_share)} of the rankings name no labeler, so nobody can tell how far labelers agree: give labeler_id, and let "
+            f"{percent(facts.unnamed_share)} of the rankings name no labeler, so nobody can tell how far labelers "
+            "agree: give labeler_id, and let "
             "two of them rank some of the same prompts."
         )
 

@@ -1,7 +1,8 @@
 """What an adapter is: how one published format becomes rows of this project's records.
 
-An adapter is a handful of pure functions from published rows to ours, one for each role that the data can play. Opening files, the Hub,
-renaming columns, checking the result and saying where a mistake stands is `reading.py`'s part, the same for all of them.
+An adapter is a handful of pure functions from published rows to ours, one for each role that the data can play. Opening
+files, the Hub, renaming columns, checking the result and saying where a mistake stands is `reading.py`'s part, the same
+for all of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +14,9 @@ Role = Literal["demonstrations", "prompts", "rankings", "pretraining"]
 
 Row = Mapping[str, Any]
 Convert = Callable[[Sequence[Row]], Iterable[dict[str, Any]]]
-"""Published rows that belong together (most often a single one) to rows of our records: those of a Demonstration or FewShot, a Prompt, a
-Ranking or a Document (data/records.py). Raises ValueError, in a sentence without the place, for a row that is not of the published form."""
+"""Published rows that belong together (most often a single one) to rows of our records: those of a Demonstration or
+FewShot, a Prompt, a Ranking or a Document (data/records.py). Raises ValueError, in a sentence without the place, for a
+row that is not of the published form."""
 
 T = TypeVar("T")
 
@@ -40,7 +42,9 @@ class Adapter:
     group: Callable[[Row], object] | None = None
     """Rows with the same value are converted together; without it each row by itself."""
     adjacent: bool = True
-    """Whether rows of a group follow one another. Where they do not, the whole file is held in memory to gather them."""
+    """Whether rows of a group follow one another. Where they do not, the whole file is held in memory to gather
+    them.
+    """
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By role: the files to read when the place is a folder. Default: all of its data files."""
     keys: tuple[tuple[str, ...], ...] = ()

@@ -1,7 +1,8 @@
-"""Stanford Alpaca: 52,000 instructions with answers, both written by text-davinci-003 from the seed tasks of `self_instruct`.
+"""Stanford Alpaca: 52,000 instructions with answers, both written by text-davinci-003 from the seed tasks of
+`self_instruct`.
 
-The input, where there is one, follows the instruction. Prompts were made for training, so they count as labeler prompts. Rows with an empty
-answer are left out. Each instruction is a user of its own.
+The input, where there is one, follows the instruction. Prompts were made for training, so they count as labeler
+prompts. Rows with an empty answer are left out. Each instruction is a user of its own.
 """
 
 from typing import Any

@@ -19,7 +19,9 @@ def with_input(instruction: str, text: str) -> str:
 
 
 def instructions(record: Callable[[Row], dict[str, Any]], answer: str) -> dict[str, Convert]:
-    """By role, the converters of rows of an instruction, as `record` reads it, and its answer under a key; an empty one demonstrates nothing."""
+    """By role, the converters of rows of an instruction, as `record` reads it, and its answer under a key; an empty one
+    demonstrates nothing.
+    """
 
     def prompts(row: Row) -> Iterable[dict[str, Any]]:
         yield record(row)
@@ -32,9 +34,13 @@ def instructions(record: Callable[[Row], dict[str, Any]], answer: str) -> dict[s
     return {"demonstrations": single(demonstrations), "prompts": single(prompts)}
 
 
-def without_answers(demonstrations: Callable[[Row], Iterable[dict[str, Any]]]) -> Callable[[Row], Iterable[dict[str, Any]]]:
+def without_answers(
+    demonstrations: Callable[[Row], Iterable[dict[str, Any]]],
+) -> Callable[[Row], Iterable[dict[str, Any]]]:
     """The prompts of demonstrations."""
-    return lambda row: ({key: value for key, value in record.items() if key != "completion"} for record in demonstrations(row))
+    return lambda row: (
+        {key: value for key, value in record.items() if key != "completion"} for record in demonstrations(row)
+    )
 
 
 def answered(row: Row, key: str) -> tuple[list[Message], str]:
@@ -46,7 +52,8 @@ def answered(row: Row, key: str) -> tuple[list[Message], str]:
 
 
 def transcript(row: Row, key: str) -> list[Message]:
-    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ..."; what one speaker says in several turns running becomes one message.
+    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ..."; what one speaker says in several turns running becomes one
+    message.
 
     Chat templates know only turns that alternate. Raises ValueError when the text is no such transcript.
     """
@@ -54,7 +61,9 @@ def transcript(row: Row, key: str) -> list[Message]:
     if before.strip() or not parts:
         raise ValueError(f"{key!r} must be a transcript that begins with 'Human:' or 'Assistant:'")
     turns = zip(parts[::2], parts[1::2], strict=True)
-    spoken = ((speaker, [text.strip() for _, text in texts]) for speaker, texts in groupby(turns, key=lambda turn: turn[0]))
+    spoken = (
+        (speaker, [text.strip() for _, text in texts]) for speaker, texts in groupby(turns, key=lambda turn: turn[0])
+    )
     return [Message(role=SPEAKERS[speaker], content="\n\n".join(texts).strip()) for speaker, texts in spoken]
 
 
@@ -66,5 +75,8 @@ def opening_id(messages: Sequence[Message]) -> str:
 
 def dense_ranks(scores: Sequence[float | None]) -> list[int | None]:
     """1 for the highest score, 2 for the next different one, and so on; equal scores tie, and no score is no rank."""
-    places = {score: place for place, score in enumerate(sorted({score for score in scores if score is not None}, reverse=True), 1)}
+    places = {
+        score: place
+        for place, score in enumerate(sorted({score for score in scores if score is not None}, reverse=True), 1)
+    }
     return [None if score is None else places[score] for score in scores]

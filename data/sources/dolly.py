@@ -1,7 +1,7 @@
 """Databricks Dolly 15k: instructions and answers that employees wrote for training, in categories after InstructGPT's.
 
-The context, where there is one, follows the instruction. All prompts are labeler prompts; nobody says who wrote which, so each is a user of its
-own. Rows with an empty answer are left out.
+The context, where there is one, follows the instruction. All prompts are labeler prompts; nobody says who wrote which,
+so each is a user of its own. Rows with an empty answer are left out.
 """
 
 from typing import Any

@@ -44,7 +44,11 @@ def folder_files(folder: Path, adapter: Adapter, role: Role, settings: SourceCon
 
 def saved_files(folder: Path) -> list[Path]:
     """The Arrow files of a Dataset that `save_to_disk` wrote, in the order of its rows."""
-    files = [folder / str(item.get("filename")) for item in _described(folder / STATE, "_data_files") if isinstance(item, dict)]
+    files = [
+        folder / str(item.get("filename"))
+        for item in _described(folder / STATE, "_data_files")
+        if isinstance(item, dict)
+    ]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ValueError(f"the folder {folder} lacks {missing[0]}, which its {STATE} names: was it copied whole?")
@@ -54,12 +58,20 @@ def saved_files(folder: Path) -> list[Path]:
 def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
     """The data files of a folder, or of its subfolder `data` or that of the subset, in the order of their names."""
     for place in [folder / subset] if subset and (folder / subset).is_dir() else [folder, folder / "data"]:
-        mine = sorted(file for file in place.iterdir() if is_data_file(file) and _is_data(file)) if place.is_dir() else []
+        mine = (
+            sorted(file for file in place.iterdir() if is_data_file(file) and _is_data(file)) if place.is_dir() else []
+        )
         # A text file is a document only in the pretraining role; next to rows it is a README.
-        found = [file for file in mine if file.suffix not in TEXT_SUFFIXES or (role == "pretraining" and file.name != "README.md")]
+        found = [
+            file
+            for file in mine
+            if file.suffix not in TEXT_SUFFIXES or (role == "pretraining" and file.name != "README.md")
+        ]
         if found:
             return found
-    inner = sorted(place.name for place in folder.iterdir() if place.is_dir() and any(map(is_data_file, place.iterdir())))
+    inner = sorted(
+        place.name for place in folder.iterdir() if place.is_dir() and any(map(is_data_file, place.iterdir()))
+    )
     hint = f"; those in {', '.join(inner)} are read when the place names one of these folders" if inner else ""
     raise ValueError(f"the folder {folder} holds no data files (.jsonl, .parquet, ...){hint}")
 
@@ -80,7 +92,9 @@ def chosen_split(folder: Path, splits: Mapping[str, Sequence[Path]], adapter: Ad
         return next(iter(splits))
     found = ", ".join(sorted(splits)) if any(splits) else "none"
     if wanted is None:
-        raise ValueError(f"the folder {folder} has several splits: set `split` of its entry under data.sources to one of {found}")
+        raise ValueError(
+            f"the folder {folder} has several splits: set `split` of its entry under data.sources to one of {found}"
+        )
     if wanted not in splits:
         raise ValueError(f"the folder {folder} has no split {wanted!r}; its splits: {found}")
     return wanted

@@ -1,7 +1,9 @@
-"""Anthropic's helpful and harmless preferences (Bai et al. 2022): two transcripts that differ in the assistant's last reply.
+"""Anthropic's helpful and harmless preferences (Bai et al. 2022): two transcripts that differ in the assistant's last
+reply.
 
-Rankings of two replies, and prompts. No demonstrations: its authors ask not to imitate the chosen replies, which were only the better of two.
-The Hub's default configuration joins the four preference sets; `red-team-attempts` is another format.
+Rankings of two replies, and prompts. No demonstrations: its authors ask not to imitate the chosen replies, which were
+only the better of two. The Hub's default configuration joins the four preference sets; `red-team-attempts` is another
+format.
 
 Left out: pairs whose conversations differ before the last reply or do not end with an assistant reply, since they do
 not compare two answers to one prompt, and pairs that answer an empty message. An empty reply stays: it was shown and
@@ -36,7 +38,10 @@ def _prompts(row: Row) -> Iterable[dict[str, Any]]:
 
 
 def _rankings(row: Row) -> Iterable[dict[str, Any]]:
-    return (_record(prompt) | {"completions": [chosen, rejected], "ranks": [1, 2]} for prompt, chosen, rejected in _pairs(row))
+    return (
+        _record(prompt) | {"completions": [chosen, rejected], "ranks": [1, 2]}
+        for prompt, chosen, rejected in _pairs(row)
+    )
 
 
 ADAPTER = Adapter(

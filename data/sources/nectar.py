@@ -1,8 +1,9 @@
 """Nectar (Zhu et al. 2023): seven models' answers to a conversation, ranked 1 to 7 by GPT-4.
 
-Where a prompt had fewer than seven answers its authors repeated one. Copies that got different ranks contradict each other, so such an answer
-is left out; the rest keep their ranks. Prompts that end in the assistant's words, or in an empty message, are left out. The best answer is the
-demonstration: a model's, not a person's. As in `hh_rlhf`, where many of the prompts come from, the user is the opening message.
+Where a prompt had fewer than seven answers its authors repeated one. Copies that got different ranks contradict each
+other, so such an answer is left out; the rest keep their ranks. Prompts that end in the assistant's words, or in an
+empty message, are left out. The best answer is the demonstration: a model's, not a person's. As in `hh_rlhf`, where
+many of the prompts come from, the user is the opening message.
 """
 
 from collections.abc import Iterable, Iterator

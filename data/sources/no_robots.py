@@ -1,7 +1,7 @@
 """No Robots: 10,000 instructions and answers that paid annotators wrote after InstructGPT's ten categories.
 
-Prompts are conversations, some with a system message or earlier turns; the last reply is the demonstration. `Coding`, which the paper does not
-have, counts as other. All are labeler prompts, each a user of its own.
+Prompts are conversations, some with a system message or earlier turns; the last reply is the demonstration. `Coding`,
+which the paper does not have, counts as other. All are labeler prompts, each a user of its own.
 """
 
 from collections.abc import Iterable

@@ -1,11 +1,13 @@
 """OpenAssistant Conversations: trees of messages by volunteers, the replies to a message ranked by others.
 
-Two published shapes, told apart row by row: the export file, one tree a line with nested `prompt.replies` (human `rank` from 0), and the flat
-rows of the Hub's data set, where the messages of a tree follow one another and name their `parent_id`.
+Two published shapes, told apart row by row: the export file, one tree a line with nested `prompt.replies` (human `rank`
+from 0), and the flat rows of the Hub's data set, where the messages of a tree follow one another and name their
+`parent_id`.
 
-Every turn of a prompter, with all that was said before it, is a prompt. It is a ranking where at least two of its replies have a rank, and a
-demonstration by its best reply, or its only one. Deleted messages, messages that failed review, and empty ones are left out with all that
-hangs below them. Messages of a tree share its beginning, so the tree is the user: a split never cuts one.
+Every turn of a prompter, with all that was said before it, is a prompt. It is a ranking where at least two of its
+replies have a rank, and a demonstration by its best reply, or its only one. Deleted messages, messages that failed
+review, and empty ones are left out with all that hangs below them. Messages of a tree share its beginning, so the tree
+is the user: a split never cuts one.
 """
 
 from collections import defaultdict
@@ -42,7 +44,8 @@ def _turns(rows: Sequence[Row]) -> Iterator[Turn]:
 def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
     """(tree's id, its first message, message -> replies) from rows that name their parents.
 
-    A message whose parent is missing cannot be reached from the first one, and so is left out, as below a deleted message.
+    A message whose parent is missing cannot be reached from the first one, and so is left out, as below a deleted
+    message.
     """
     tree_id = identifier(rows[0], "message_tree_id")
     children: dict[str, list[Row]] = defaultdict(list)
@@ -53,7 +56,10 @@ def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
         else:
             children[identifier(row, "parent_id")].append(row)
     if len(roots) != 1:
-        raise ValueError(f"the rows of message tree {tree_id!r} must follow one another and hold one without 'parent_id', found {len(roots)}")
+        raise ValueError(
+            f"the rows of message tree {tree_id!r} must follow one another and hold one without 'parent_id', found "
+            f"{len(roots)}"
+        )
     return tree_id, roots[0], lambda message: children.get(identifier(message, "message_id"), [])
 
 
@@ -75,7 +81,9 @@ def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[Tur
             raise ValueError(f"message {identity!r} stands twice in tree {tree_id!r}")
         seen.add(identity)
         if need(message, "role", str) != role:
-            raise ValueError(f"'role' must be {role!r} here, as speakers alternate from the prompter on, found {message['role']!r}")
+            raise ValueError(
+                f"'role' must be {role!r} here, as speakers alternate from the prompter on, found {message['role']!r}"
+            )
         said = [*before, Message(role=SPEAKERS[role], content=need(message, "text", str))]
         replies = [reply for reply in replies_to(message) if _usable(reply)]
         if role == "prompter":
@@ -85,7 +93,11 @@ def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[Tur
 
 
 def _usable(message: Row) -> bool:
-    return not message.get("deleted") and message.get("review_result") is not False and bool(need(message, "text", str).strip())
+    return (
+        not message.get("deleted")
+        and message.get("review_result") is not False
+        and bool(need(message, "text", str).strip())
+    )
 
 
 def _rank(reply: Row) -> int | None:
@@ -121,7 +133,11 @@ ADAPTER = Adapter(
     name="oasst",
     keys=(("message_tree_id",),),
     about="OpenAssistant Conversations, human replies ranked by humans (Apache-2.0)",
-    convert={"demonstrations": together(_demonstrations), "prompts": together(_prompts), "rankings": together(_rankings)},
+    convert={
+        "demonstrations": together(_demonstrations),
+        "prompts": together(_prompts),
+        "rankings": together(_rankings),
+    },
     hub="OpenAssistant/oasst1",
     group=lambda row: str(row.get("message_tree_id")),
 )

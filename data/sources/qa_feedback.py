@@ -1,11 +1,13 @@
 """QA-Feedback (Wu et al. 2023): four sampled answers to each question and all six human comparisons of them.
 
-The files are JSON arrays in github.com/allenai/FineGrainedRLHF, tasks/qa_feedback/data: `train_feedback.json` and `dev_feedback.json` with the
-comparisons, `train_1k.json` with `question`, `passages` and an `answer` list for supervised training.
+The files are JSON arrays in github.com/allenai/FineGrainedRLHF, tasks/qa_feedback/data: `train_feedback.json` and
+`dev_feedback.json` with the comparisons, `train_1k.json` with `question`, `passages` and an `answer` list for
+supervised training.
 
-The answers were sampled, and judged, with the question's passages in sight, so the passages are part of the prompt: a line each, title first,
-white space collapsed and a heading that repeats it left out, then the question. The six comparisons stay as they were made, pairs and ties: about one
-question in twenty has a cycle or a tie that does not carry over, which no order of the four could say. Each question is a user of its own.
+The answers were sampled, and judged, with the question's passages in sight, so the passages are part of the prompt: a
+line each, title first, white space collapsed and a heading that repeats it left out, then the question. The six
+comparisons stay as they were made, pairs and ties: about one question in twenty has a cycle or a tie that does not
+carry over, which no order of the four could say. Each question is a user of its own.
 """
 
 import re
@@ -24,7 +26,10 @@ def _prompt(row: Row) -> dict[str, Any]:
     lines = [line for line in map(_line, passages) if line]
     if not lines:
         return {"prompt": question, "use_case": "open_qa"}
-    return {"prompt": "\n".join(["Answer the question from the passages.", "", *lines, "", f"Question: {question}"]), "use_case": "closed_qa"}
+    return {
+        "prompt": "\n".join(["Answer the question from the passages.", "", *lines, "", f"Question: {question}"]),
+        "use_case": "closed_qa",
+    }
 
 
 def _line(passage: object) -> str:
@@ -33,7 +38,8 @@ def _line(passage: object) -> str:
         raise ValueError("each of 'passages' must be a list of strings: a title, then sentences")
     title, *sentences = passage or [""]
     text = "\n".join(sentences)
-    # Most passages begin with their title as a heading, sometimes cut in two as if it were sentences; "Bloom is an album" is not one.
+    # Most passages begin with their title as a heading, sometimes cut in two as if it were sentences; "Bloom is an
+    # album" is not one.
     heading = re.match(r"\s+".join(map(re.escape, title.split())) + r"\s*\n", text)
     words = " ".join((text[heading.end() :] if heading else text).split())
     return ": ".join(part for part in (title.strip(), words) if part)
@@ -56,11 +62,23 @@ def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
 def _rankings(row: Row) -> Iterable[dict[str, Any]]:
     completions = [need(row, f"prediction {number}", str) for number in range(1, 5)]
     verdicts = need(row, "preference", list)
-    if len(verdicts) != len(PAIRS) or not all(type(verdict) is int and verdict in (FIRST, SECOND, TIE) for verdict in verdicts):
-        raise ValueError(f"'preference' must hold {len(PAIRS)} verdicts, each 1 (the first is better), 2 (the second) or 0 (neither)")
+    if len(verdicts) != len(PAIRS) or not all(
+        type(verdict) is int and verdict in (FIRST, SECOND, TIE) for verdict in verdicts
+    ):
+        raise ValueError(
+            f"'preference' must hold {len(PAIRS)} verdicts, each 1 (the first is better), 2 (the second) or 0 (neither)"
+        )
     judged = list(zip(PAIRS, verdicts, strict=True))
-    better = [[first, second] if verdict == FIRST else [second, first] for (first, second), verdict in judged if verdict != TIE]
-    yield _prompt(row) | {"completions": completions, "preferences": better, "ties": [list(pair) for pair, verdict in judged if verdict == TIE]}
+    better = [
+        [first, second] if verdict == FIRST else [second, first]
+        for (first, second), verdict in judged
+        if verdict != TIE
+    ]
+    yield _prompt(row) | {
+        "completions": completions,
+        "preferences": better,
+        "ties": [list(pair) for pair, verdict in judged if verdict == TIE],
+    }
 
 
 ADAPTER = Adapter(

@@ -1,6 +1,7 @@
 """Reads a source: opens what its place names, hands the rows to its format's adapter, and checks what comes back.
 
-Everything streams. A mistake is told with the place of the row, and either stops the run or is counted (`data.bad_rows`).
+Everything streams. A mistake is told with the place of the row, and either stops the run or is counted
+(`data.bad_rows`).
 """
 
 import difflib
@@ -46,7 +47,9 @@ class Source:
         if self.name in BUILT_IN:
             return "embedded"
         if self.hub is None:
-            place = self.files[0].name if len(self.files) == 1 else f"{self.files[0].parent.name} ({len(self.files)} files)"
+            place = (
+                self.files[0].name if len(self.files) == 1 else f"{self.files[0].parent.name} ({len(self.files)} files)"
+            )
             return place + (f", split {self.local_split}" if self.local_split else "")
         subset = self.settings.subset or self.adapter.subset
         return f"{self.hub}{f' ({subset})' if subset else ''}, split {self.split}, at {self.settings.revision}"
@@ -85,7 +88,8 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
     if adapter is None:
         near = difflib.get_close_matches(settings.format, ADAPTERS, n=1)
         raise ValueError(
-            f"{where}.format={settings.format!r} is unknown" + (f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(ADAPTERS)}")
+            f"{where}.format={settings.format!r} is unknown"
+            + (f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(ADAPTERS)}")
         )
     if role not in adapter.convert:
         raise ValueError(f"{where}: format {adapter.name!r} has no {role}, only {' and '.join(adapter.convert)}")
@@ -98,7 +102,9 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
             files, split = files_at(path, adapter, role, settings)
             return Source(name, role, settings, adapter, files, None, split)
         if path.exists():
-            raise ValueError(f"{where}: {path} is neither a file nor a folder; data are read more than once, so write them to a file")
+            raise ValueError(
+                f"{where}: {path} is neither a file nor a folder; data are read more than once, so write them to a file"
+            )
     except OSError as error:
         raise ValueError(f"{where}: {place_name[:100]} cannot be read ({error.strerror or error})") from None
     published = adapter.hub is not None or adapter.anywhere
@@ -106,7 +112,8 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
         raise ValueError(f"{where}: {path}: no such file or folder")
     if not settings.revision:
         raise ValueError(
-            f"{where}: {place_name} is no file or folder here, and a data set on the Hub needs a revision: the commit to read, as its page there "
+            f"{where}: {place_name} is no file or folder here, and a data set on the Hub needs a revision: the "
+            "commit to read, as its page there "
             "shows it, or `main` for what is there today"
         )
     return Source(name, role, settings, adapter, (), place_name)
@@ -175,11 +182,16 @@ def explained(error: ValueError, row: object, source: Source) -> str:
 def present(rows: Iterable[Placed]) -> Iterator[Placed]:
     """Rows without null values: tables have every column in every row."""
     for place, row in rows:
-        yield place, {key: value for key, value in row.items() if not is_missing(value)} if isinstance(row, dict) else row
+        yield (
+            place,
+            {key: value for key, value in row.items() if not is_missing(value)} if isinstance(row, dict) else row,
+        )
 
 
 def record(row: dict[str, Any], source: Source) -> Any:
-    """A converter's row as a record of the source's role. Raises ValueError when it is none, in one sentence without the place."""
+    """A converter's row as a record of the source's role. Raises ValueError when it is none, in one sentence without
+    the place.
+    """
     # Rows that an earlier run exported name a source of that run; weights and counts are by this one's.
     row["dataset"] = source.name
     if source.role == "pretraining":
@@ -218,7 +230,8 @@ def hub_rows(source: Source) -> Iterator[Placed]:
 def renamed(rows: Iterable[Placed], columns: dict[str, str | None], bad: BadRows, where: str) -> Iterator[Placed]:
     """Rows with the columns called as the configuration says; one that it gives no name is left out.
 
-    A row in which two columns would have one name goes to `bad`. Raises ValueError, at the end, when no row had a column that is renamed.
+    A row in which two columns would have one name goes to `bad`. Raises ValueError, at the end, when no row had a
+    column that is renamed.
     """
     if not columns:
         yield from rows
@@ -233,7 +246,10 @@ def renamed(rows: Iterable[Placed], columns: dict[str, str | None], bad: BadRows
         ours = {name: value for name, value in named if name is not None}
         if len(ours) < sum(name is not None for name, _ in named):
             twice = next(name for name, _ in named if name is not None and sum(name == other for other, _ in named) > 1)
-            bad(place, f"two columns would be called {twice!r}: {where} must give the other one a name of its own, or null")
+            bad(
+                place,
+                f"two columns would be called {twice!r}: {where} must give the other one a name of its own, or null",
+            )
         else:
             yield place, ours
     if missing:
@@ -264,5 +280,7 @@ def grouped(rows: Iterable[Placed], adapter: Adapter) -> Iterator[tuple[str, lis
 
 
 def read_texts(path: Path) -> list[str]:
-    """The documents of a file that this project wrote: rows with `text`. Raises ValueError when it is missing or damaged."""
+    """The documents of a file that this project wrote: rows with `text`. Raises ValueError when it is missing or
+    damaged.
+    """
     return [row["text"] for _, row in read_rows(path)]

@@ -20,7 +20,8 @@ from data.sources import (
 from data.sources.adapter import Adapter
 
 MODULES = (
-    rows, oasst, qa_feedback, truthfulqa, hh_rlhf, ultrafeedback, ultrafeedback_binarized, nectar, shp, summarize_feedback, dolly, alpaca,
+    rows, oasst, qa_feedback, truthfulqa, hh_rlhf, ultrafeedback, ultrafeedback_binarized, nectar, shp,
+    summarize_feedback, dolly, alpaca,
     no_robots, self_instruct, sharegpt,
 )  # fmt: skip
 ADAPTERS: dict[str, Adapter] = {module.ADAPTER.name: module.ADAPTER for module in MODULES}

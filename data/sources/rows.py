@@ -1,6 +1,8 @@
-"""This project's own records, and the forms that trl's trainers take: prompt-completion, chosen-rejected and conversational.
+"""This project's own records, and the forms that trl's trainers take: prompt-completion, chosen-rejected and
+conversational.
 
-Which of them a row is shows in its keys. Anything else is what a source's `columns` setting is for: it gives columns our names, or none.
+Which of them a row is shows in its keys. Anything else is what a source's `columns` setting is for: it gives columns
+our names, or none.
 """
 
 from collections.abc import Iterator
@@ -43,9 +45,23 @@ def prompts(row: Row) -> Iterator[dict[str, Any]]:
     elif "chosen" in ours:
         yield _without(ours, "chosen", "rejected") | {"prompt": _pair(ours)[0]}
     elif "examples" in ours:
-        raise ValueError("a row with 'examples' is a demonstration: name its source under data.demonstrations; RM and RL get its prompts too")
+        raise ValueError(
+            "a row with 'examples' is a demonstration: name its source under data.demonstrations; RM and RL get its "
+            "prompts too"
+        )
     else:
-        yield _without(ours, "completion", "completions", "ranks", "preferences", "ties", "labeler", "labeler_id", "complete", "ratings")
+        yield _without(
+            ours,
+            "completion",
+            "completions",
+            "ranks",
+            "preferences",
+            "ties",
+            "labeler",
+            "labeler_id",
+            "complete",
+            "ratings",
+        )
 
 
 def rankings(row: Row) -> Iterator[dict[str, Any]]:
@@ -53,7 +69,11 @@ def rankings(row: Row) -> Iterator[dict[str, Any]]:
     ours = _ours(row)
     if "chosen" in ours or "rejected" in ours:
         prompt, chosen, rejected = _pair(ours)
-        yield _without(ours, "chosen", "rejected") | {"prompt": prompt, "completions": [chosen, rejected], "ranks": [1, 2]}
+        yield _without(ours, "chosen", "rejected") | {
+            "prompt": prompt,
+            "completions": [chosen, rejected],
+            "ranks": [1, 2],
+        }
     else:
         if isinstance(ranks := ours.get("ranks"), list):  # tables hold integers beside null as floats
             ours["ranks"] = [int(rank) if isinstance(rank, float) and rank.is_integer() else rank for rank in ranks]
@@ -94,7 +114,9 @@ def _answer(row: Row, key: str) -> str:
 
 
 def _pair(row: Row) -> tuple[str | Turns, str, str]:
-    """(prompt, chosen answer, rejected answer) of trl's preference form, whose prompt may be what both answers start with."""
+    """(prompt, chosen answer, rejected answer) of trl's preference form, whose prompt may be what both answers start
+    with.
+    """
     for key in ("chosen", "rejected"):
         if key not in row:
             raise ValueError(f"missing key {key!r}: a row with one of 'chosen' and 'rejected' needs both")
@@ -104,7 +126,10 @@ def _pair(row: Row) -> tuple[str | Turns, str, str]:
         return _split_texts(row["chosen"], row["rejected"])
     chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
     if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise ValueError("without a 'prompt', 'chosen' and 'rejected' must be one conversation that differs in the assistant's last message alone")
+        raise ValueError(
+            "without a 'prompt', 'chosen' and 'rejected' must be one conversation that differs in the assistant's "
+            "last message alone"
+        )
     return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
 
 
@@ -120,7 +145,13 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
 ADAPTER = Adapter(
     name="rows",
     anywhere=True,
-    keys=(("messages",), ("prompt", "completion"), ("chosen", "rejected"), ("prompt", "completions"), ("prompt", "examples")),
+    keys=(
+        ("messages",),
+        ("prompt", "completion"),
+        ("chosen", "rejected"),
+        ("prompt", "completions"),
+        ("prompt", "examples"),
+    ),
     about="this project's records and trl's forms, from anyone's files or the Hub",
     convert={
         "demonstrations": single(demonstrations),

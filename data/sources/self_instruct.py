@@ -1,10 +1,12 @@
-"""Self-Instruct (Wang et al. 2022): tasks that people wrote, each an instruction with instances of an input and an output.
+"""Self-Instruct (Wang et al. 2022): tasks that people wrote, each an instruction with instances of an input and an
+output.
 
-The files are in github.com/yizhongw/self-instruct: `data/seed_tasks.jsonl` and `human_eval/user_oriented_instructions.jsonl`. The second names the
-application that a task was written for (`motivation_app`): these are InstructGPT's user-based prompts, and the application is the user.
+The files are in github.com/yizhongw/self-instruct: `data/seed_tasks.jsonl` and
+`human_eval/user_oriented_instructions.jsonl`. The second names the application that a task was written for
+(`motivation_app`): these are InstructGPT's user-based prompts, and the application is the user.
 
-A task with one instance is a prompt with its answer. One with several is a few-shot prompt where every instance has an input, as the paper's
-few-shot prompts do; else each instance stands alone. Instances without an output are left out.
+A task with one instance is a prompt with its answer. One with several is a few-shot prompt where every instance has an
+input, as the paper's few-shot prompts do; else each instance stands alone. Instances without an output are left out.
 """
 
 from collections.abc import Iterable
@@ -45,7 +47,12 @@ def _demonstrations(row: Row) -> Iterable[dict[str, Any]]:
     instances = _instances(row)
     if len(instances) > 1 and all(given for given, _ in instances):
         examples = [{"prompt": given, "completion": output} for given, output in instances]
-        task = {"prompt": need(row, "instruction", str), "prompt_id": identifier(row, "id"), "kind": "few_shot", "examples": examples}
+        task = {
+            "prompt": need(row, "instruction", str),
+            "prompt_id": identifier(row, "id"),
+            "kind": "few_shot",
+            "examples": examples,
+        }
         yield _task(row) | task
     else:
         yield from _separate(row)

@@ -57,6 +57,7 @@ ADAPTER = Adapter(
     name="sharegpt",
     anywhere=True,
     keys=(("conversations",),),
-    about="ShareGPT, conversations of turns with `from` and `value`, from anyone's files or the Hub (licence: the data set's own)",
+    about="ShareGPT, conversations of turns with `from` and `value`, from anyone's files or the Hub (licence: the "
+    "data set's own)",
     convert={"demonstrations": single(_demonstrations), "prompts": single(_prompts), "rankings": single(_rankings)},
 )

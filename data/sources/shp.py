@@ -1,11 +1,12 @@
-"""Stanford Human Preferences (Ethayarajh et al. 2022): Reddit comments on a post, one preferred where it came later and still scored higher.
+"""Stanford Human Preferences (Ethayarajh et al. 2022): Reddit comments on a post, one preferred where it came later and
+still scored higher.
 
 A row compares two comments. The rows of a post are consecutive and become one ranking with these comparisons as raw
 preferences; pairs in which the higher score belongs to the earlier comment are not compared. The post is the prompt
 and the user.
 
-Prompts and rankings: its authors made the labels for reward models, and a preferred comment is not a reference answer. A post has up to 50
-comments; those over `data.max_answer_tokens` leave their ranking.
+Prompts and rankings: its authors made the labels for reward models, and a preferred comment is not a reference answer.
+A post has up to 50 comments; those over `data.max_answer_tokens` leave their ranking.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,9 @@
-"""Summarize from feedback (Stiennon et al. 2020): two summaries of a Reddit post or a news article, compared by a labeler.
+"""Summarize from feedback (Stiennon et al. 2020): two summaries of a Reddit post or a news article, compared by a
+labeler.
 
-A row is one labeler's comparison and stays one: merged over a post they would lose `labeler_id`, by which labelers can be told apart. The post is
-the user, so its comparisons share a split. The prompt follows the paper's query: subreddit, title and text, ending in "TL;DR:".
+A row is one labeler's comparison and stays one: merged over a post they would lose `labeler_id`, by which labelers can
+be told apart. The post is the user, so its comparisons share a split. The prompt follows the paper's query: subreddit,
+title and text, ending in "TL;DR:".
 """
 
 from collections.abc import Iterable

@@ -1,12 +1,14 @@
 """UltraFeedback (Cui et al. 2023): four models' answers to an instruction, rated by GPT-4.
 
-Ranked by the mean of the four ratings from 1 to 5 (instruction following, truthfulness, honesty, helpfulness), equal means tie. Not by
-`overall_score`, which is parsed from a critique and gives some of the worst answers a 10 where the critic wrote 1. An answer that lacks a
-rating (published as "N/A") has no rank: a mean over fewer aspects is not comparable.
+Ranked by the mean of the four ratings from 1 to 5 (instruction following, truthfulness, honesty, helpfulness), equal
+means tie. Not by `overall_score`, which is parsed from a critique and gives some of the worst answers a 10 where the
+critic wrote 1. An answer that lacks a rating (published as "N/A") has no rank: a mean over fewer aspects is not
+comparable.
 
-Left out: rows with fewer than two ranked answers. Each answer was written under a system prompt of its own that the judge did not see, so it
-is not part of the prompt. The best answer is the demonstration: a model's, not a person's. Each instruction is a user of its own. A run that
-reports TruthfulQA should know that its questions are among the prompts.
+Left out: rows with fewer than two ranked answers. Each answer was written under a system prompt of its own that the
+judge did not see, so it is not part of the prompt. The best answer is the demonstration: a model's, not a person's.
+Each instruction is a user of its own. A run that reports TruthfulQA should know that its questions are among the
+prompts.
 """
 
 from collections.abc import Iterable
@@ -31,7 +33,11 @@ def _answers(row: Row) -> list[tuple[str, int | None]]:
 
 def _score(answer: Row) -> float | None:
     """The sum of the ratings, which orders as their mean does; None where one is missing."""
-    annotations = {} if answer.get("annotations") is None else need(answer, "annotations", dict, "an object with a rating for each aspect")
+    annotations = (
+        {}
+        if answer.get("annotations") is None
+        else need(answer, "annotations", dict, "an object with a rating for each aspect")
+    )
     ratings = [_rating(annotations.get(aspect), aspect) for aspect in ASPECTS]
     return None if None in ratings else sum(rating for rating in ratings if rating is not None)
 

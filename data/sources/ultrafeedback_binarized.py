@@ -1,8 +1,9 @@
 """UltraFeedback as Zephyr was trained on it: one chosen and one rejected answer of the four, as message lists.
 
-Chosen has the highest `overall_score`, rejected is one of the other three at random. Two that have the same score tie, and so count for
-nothing in the loss. `ultrafeedback` is the better source of rankings: all four answers, by ratings without that score's known fault. The
-chosen answer is the demonstration. Each prompt is a user of its own. Pairs whose conversations differ before the last reply are left out.
+Chosen has the highest `overall_score`, rejected is one of the other three at random. Two that have the same score tie,
+and so count for nothing in the loss. `ultrafeedback` is the better source of rankings: all four answers, by ratings
+without that score's known fault. The chosen answer is the demonstration. Each prompt is a user of its own. Pairs whose
+conversations differ before the last reply are left out.
 """
 
 from collections.abc import Iterable, Iterator

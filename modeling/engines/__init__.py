@@ -1,1 +1,3 @@
-"""What samples responses: our own decoder, transformers' `generate`, or vLLM, behind one interface (docs/engines.md)."""
+"""What samples responses: our own decoder, transformers' `generate`, or vLLM, behind one interface
+(docs/engines.md).
+"""

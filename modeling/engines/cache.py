@@ -1,9 +1,10 @@
 """Keys and values of rows that are decoded side by side, in memory laid out beforehand and written in place.
 
-Alive rows are always the first ones: a row that has ended is overwritten by the last, a newcomer is put behind them. Each row starts at column 0
-and grows by itself, so nothing is shifted and a row's columns are its positions; what lies beyond a row's length is masked, whoever left it there.
-Attention looks at all columns that are laid out, which are few more than the longest row has tokens: a part of them would not be contiguous.
-Shapes: B alive rows, U distinct prompts of newcomers, P tokens of the longest of them, C columns, H heads, G key/value heads, D size of a head.
+Alive rows are always the first ones: a row that has ended is overwritten by the last, a newcomer is put behind them.
+Each row starts at column 0 and grows by itself, so nothing is shifted and a row's columns are its positions; what lies
+beyond a row's length is masked, whoever left it there. Attention looks at all columns that are laid out, which are few
+more than the longest row has tokens: a part of them would not be contiguous. Shapes: B alive rows, U distinct prompts
+of newcomers, P tokens of the longest of them, C columns, H heads, G key/value heads, D size of a head.
 """
 
 import contextlib
@@ -22,16 +23,20 @@ from modeling.sequences import pad_rows
 
 NAME = "rlhf_ptx_one_token"
 GROWTH = 32
-"""Columns are laid out for at least so many tokens more at a time, until the longest row that can come has room: most responses end early."""
+"""Columns are laid out for at least so many tokens more at a time, until the longest row that can come has room: most
+responses end early.
+"""
 
 
 def attention(
-    module: Any, query_BH1D: Tensor, key_BGCD: Tensor, value_BGCD: Tensor, mask_B11C: Tensor, scaling: float | None = None,
+    module: Any, query_BH1D: Tensor, key_BGCD: Tensor, value_BGCD: Tensor, mask_B11C: Tensor,
+    scaling: float | None = None,
     dropout: float = 0.0, **more: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The attention of one token a row, in transformers' form: (out_B1HD, no weights).
 
-    Heads that share keys are one matrix product, and keys are read where they lie; PyTorch's own on a processor takes two to four times as long.
+    Heads that share keys are one matrix product, and keys are read where they lie; PyTorch's own on a processor takes
+    two to four times as long.
     """
     refuse_unknown_terms(more)
     rows, heads, _, size = query_BH1D.shape
@@ -51,7 +56,9 @@ class Lanes:
     """Whether newcomers may come while others are decoded."""
 
     def __init__(self, model: Any, count: int, columns: int, pad_id: int, own_attention: bool = True) -> None:
-        """Room for `count` rows of at most `columns` tokens. The model attends as it always does unless `own_attention` and in float32 on a CPU."""
+        """Room for `count` rows of at most `columns` tokens. The model attends as it always does unless `own_attention`
+        and in float32 on a CPU.
+        """
         self.model, self.count, self.most_columns, self.pad_id = model, count, columns, pad_id
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.columns = 0
@@ -86,7 +93,9 @@ class Lanes:
         self.column_B = torch.tensor(self.lengths, device=self.device)
         hidden_B1C = torch.arange(self.columns, device=self.device) > self.column_B[:, None, None]
         # Made once for all layers, in the form in which attention adds it.
-        mask_B11C = torch.zeros(hidden_B1C.shape, dtype=self.additive, device=self.device).masked_fill_(hidden_B1C, -torch.inf)[:, None]
+        mask_B11C = torch.zeros(hidden_B1C.shape, dtype=self.additive, device=self.device).masked_fill_(
+            hidden_B1C, -torch.inf
+        )[:, None]
         with attending(self.model.config, NAME) if self.attends else contextlib.nullcontext():
             logits_BV: Tensor = self.model(
                 input_ids=torch.tensor(tokens, device=self.device)[:, None],
@@ -129,7 +138,10 @@ class LaneLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Zeros, since what is masked is still multiplied by 0."""
         count, columns = self.lanes.count, self.lanes.columns
-        self.keys, self.values = (states.new_zeros((count, states.shape[1], columns, states.shape[3])) for states in (key_states, value_states))
+        self.keys, self.values = (
+            states.new_zeros((count, states.shape[1], columns, states.shape[3]))
+            for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -164,7 +176,8 @@ class LaneLayer(CacheLayerMixin):
 
 
 class GrowingCache:
-    """The same for models whose attention takes no mask of ours: transformers' DynamicCache, a copy at every step, and no newcomers on the way.
+    """The same for models whose attention takes no mask of ours: transformers' DynamicCache, a copy at every step, and
+    no newcomers on the way.
 
     Prompts are right-padded to the longest, and padding stays in the cache as a masked gap.
     """

@@ -1,6 +1,8 @@
-"""transformers' own `generate` as an engine: for architectures that the native one cannot decode, and as a second opinion.
+"""transformers' own `generate` as an engine: for architectures that the native one cannot decode, and as a second
+opinion.
 
-Sampling is exact at the temperature, but a batch shares one stream of random numbers, so a text depends on its neighbours.
+Sampling is exact at the temperature, but a batch shares one stream of random numbers, so a text depends on its
+neighbours.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,10 +26,13 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(
-        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, stop_ids: Collection[int], pad_id: int,
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling,
+        stop_ids: Collection[int], pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:  # fmt: skip
-        """See `Engine`. The same call gives the same texts; another batch size, order or number of processes gives others."""
+        """See `Engine`. The same call gives the same texts; another batch size, order or number of processes gives
+        others.
+        """
         check_room(model, prompts, sampling)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         device = base.get_input_embeddings().weight.device
@@ -53,13 +58,21 @@ class TransformersEngine:
 
 def settings(sampling: Sampling, stop_ids: Collection[int], pad_id: int) -> GenerationConfig:
     """Exact sampling at the temperature, with nothing cut off; the likeliest token at temperature 0."""
-    drawn = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=pad_id, **drawn)
+    drawn = (
+        {"do_sample": False}
+        if sampling.temperature == 0
+        else {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    )
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=pad_id, **drawn
+    )
 
 
 @contextmanager
 def only_settings(model: Any, chosen: GenerationConfig) -> Iterator[None]:
-    """Within, these are the model's own settings: whatever is not set would else come from the file that it was loaded with, a top_p say."""
+    """Within, these are the model's own settings: whatever is not set would else come from the file that it was loaded
+    with, a top_p say.
+    """
     saved = model.generation_config
     model.generation_config = chosen
     try:

@@ -17,7 +17,8 @@ _told: set[str] = set()
 
 
 def make_engine(name: str, merge_adapters: bool = True) -> Engine:
-    """`native`, `transformers` or `vllm`. `merge_adapters`: see `modeling.engines.native.generate`; the others always merge.
+    """`native`, `transformers` or `vllm`. `merge_adapters`: see `modeling.engines.native.generate`; the others always
+    merge.
 
     Raises ValueError on another name, and where the engine's library is missing.
     """

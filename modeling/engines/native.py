@@ -32,8 +32,8 @@ from modeling.finite import require_finite
 from modeling.logprobs import head_outside_autocast, logits_only_at
 
 REFILL = 0.2
-"""Waiting prompts come in when this part of the lanes is free: a pass for a few has a cost of its own, a batch with gaps too. Where rows end with
-probability p a step, the cost is least at about sqrt(2 p)."""
+"""Waiting prompts come in when this part of the lanes is free: a pass for a few has a cost of its own, a batch with
+gaps too. Where rows end with probability p a step, the cost is least at about sqrt(2 p)."""
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,8 @@ class NativeEngine:
         self.merge_adapters = merge_adapters
 
     def generate(
-        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, stop_ids: Collection[int], pad_id: int,
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling,
+        stop_ids: Collection[int], pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:  # fmt: skip
         """See `Engine`."""
@@ -76,11 +77,13 @@ def generate(
     on_batch: Callable[[int], object] | None = None,
     merge_adapters: bool = True,
 ) -> list[Generation]:
-    """A response to each prompt, in order. `on_batch` is told how many prompts have been answered since it was last called.
+    """A response to each prompt, in order. `on_batch` is told how many prompts have been answered since it was last
+    called.
 
-    In float32 the response to a prompt depends on its tokens and its seed alone. `merge_adapters` decodes from LoRA's merged weights, which is
-    quicker and takes memory for a second copy of the adapted maps. Raises ValueError when a prompt is empty or leaves no room for an
-    answer in the model's context, and when the model keeps something else than keys and values of past tokens.
+    In float32 the response to a prompt depends on its tokens and its seed alone. `merge_adapters` decodes from LoRA's
+    merged weights, which is quicker and takes memory for a second copy of the adapted maps. Raises ValueError when a
+    prompt is empty or leaves no room for an answer in the model's context, and when the model keeps something else than
+    keys and values of past tokens.
     """
     check_room(model, prompts, sampling)
     if not prompts:
@@ -98,14 +101,22 @@ def generate(
             free = lanes - len(rows)
             if waiting and (not rows or (rows_of.joins and free >= min(REFILL * lanes, len(waiting)))):
                 newcomers = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                coming = [Row(index, tuple(prompts[index]), uniforms(seeds[index], sampling.max_new_tokens)) for index in newcomers]
-                # Those who come draw their first tokens from their prompts' pass, while the others have drawn theirs already.
+                coming = [
+                    Row(index, tuple(prompts[index]), uniforms(seeds[index], sampling.max_new_tokens))
+                    for index in newcomers
+                ]
+                # Those who come draw their first tokens from their prompts' pass, while the others have drawn theirs
+                # already.
                 fresh_BV = rows_of.join([row.prompt for row in coming])
                 rows += coming
                 logits_BV = fresh_BV if logits_BV is None else torch.cat([logits_BV, fresh_BV])
             assert logits_BV is not None
             tokens = choose(model, rows, logits_BV, sampling.temperature, settles)
-            alive = [place for place, row in enumerate(rows) if tokens[place] not in stop_ids and len(row.ids) < sampling.max_new_tokens]
+            alive = [
+                place
+                for place, row in enumerate(rows)
+                if tokens[place] not in stop_ids and len(row.ids) < sampling.max_new_tokens
+            ]
             if len(alive) < len(rows):
                 for place in set(range(len(rows))) - set(alive):
                     row = rows[place]
@@ -121,7 +132,9 @@ def generate(
 
 def choose(model: Any, rows: Sequence[Row], logits_BV: Tensor, temperature: float, settles: bool) -> list[int]:
     """The next token of each row, which is added to it with its log-probability."""
-    uniform_BL = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=logits_BV.device)
+    uniform_BL = torch.tensor(
+        [row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=logits_BV.device
+    )
     drawn = draw(logits_BV, uniform_BL, temperature)
     tokens, logprobs, close = drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.close_B.tolist()
     for place, row in enumerate(rows):
@@ -204,7 +217,11 @@ def way_to_decode(model: Any) -> Memory | str:
                 continue
             if far <= tolerance:
                 if not rows.joins:
-                    log.warning("%s is decoded with a growing cache and without refilling lanes (%s)", type(model).__name__, reason)
+                    log.warning(
+                        "%s is decoded with a growing cache and without refilling lanes (%s)",
+                        type(model).__name__,
+                        reason,
+                    )
                 return way
             reason = reason or f"its logits are off by {far:.2g} when its cache is written in place"
     kept = "which has other state than the keys and values of past tokens"

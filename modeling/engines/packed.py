@@ -1,7 +1,8 @@
 """Linear maps from weights that oneDNN has laid out for its own kernels, for as long as nobody changes them.
 
-In float32 on a processor PyTorch multiplies by MKL, which lays the weights out again in every product: a fifth of the work where few tokens are
-decoded at a time. The operators are those that torch.compile emits; where a torch has none of them, or they fail, nothing is packed.
+In float32 on a processor PyTorch multiplies by MKL, which lays the weights out again in every product: a fifth of the
+work where few tokens are decoded at a time. The operators are those that torch.compile emits; where a torch has none of
+them, or they fail, nothing is packed.
 """
 
 import contextlib
@@ -13,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 TOKENS = 64
-"""That the layout is made for. The same for every batch, so that what a pass over one row gives does not hang on how many stand beside it."""
+"""That the layout is made for. The same for every batch, so that what a pass over one row gives does not hang on how
+many stand beside it.
+"""
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
-    """Within, the model's plain linear maps compute from packed copies of their weights, without gradients. Takes memory for these copies."""
+    """Within, the model's plain linear maps compute from packed copies of their weights, without gradients. Takes
+    memory for these copies.
+    """
     maps = [module for module in model.modules() if type(module) is nn.Linear and packable(module)]
     forwards: list[Callable[[Tensor], Tensor]] = []
     try:

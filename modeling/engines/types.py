@@ -62,12 +62,16 @@ def check_room(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling)
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("a prompt has no tokens: there is nothing to answer")
     if longest + sampling.max_new_tokens > room:
-        raise ValueError(f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones do not fit the model's context of {room}")
+        raise ValueError(
+            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones do not fit the model's context of "
+            f"{room}"
+        )
 
 
 def by_length(prompts: Sequence[Sequence[int]]) -> list[int]:
     """Numbers of the prompts, the longest first, equal ones beside each other.
 
-    Neighbours need little padding, answers to one prompt can share its pass, and a batch too large for the memory shows at once.
+    Neighbours need little padding, answers to one prompt can share its pass, and a batch too large for the memory shows
+    at once.
     """
     return sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))

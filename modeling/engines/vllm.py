@@ -1,7 +1,9 @@
-"""vLLM as an engine, through its public API. It needs a GPU and `pip install -e '.[vllm]'`; we have not run it on one (docs/engines.md).
+"""vLLM as an engine, through its public API. It needs a GPU and `pip install -e '.[vllm]'`; we have not run it on one
+(docs/engines.md).
 
-vLLM keeps a copy of the model of its own. Before each generation the policy, with its adapter merged, is written as safetensors to a scratch
-folder, which is the one vLLM was started from; its workers' `reload_weights` reads it again, and cached prefixes of the old weights are dropped.
+vLLM keeps a copy of the model of its own. Before each generation the policy, with its adapter merged, is written as
+safetensors to a scratch folder, which is the one vLLM was started from; its workers' `reload_weights` reads it again,
+and cached prefixes of the old weights are dropped.
 """
 
 import shutil
@@ -27,11 +29,15 @@ class VLLMEngine:
     records_logprobs = False
 
     def __init__(self, gpu_memory_utilization: float = 0.3, tensor_parallel_size: int = 1) -> None:
-        """`gpu_memory_utilization` is the part of a GPU's memory that vLLM may take; the rest is the training's. Raises ValueError without vLLM."""
+        """`gpu_memory_utilization` is the part of a GPU's memory that vLLM may take; the rest is the training's. Raises
+        ValueError without vLLM.
+        """
         try:
             import vllm
         except ImportError:
-            raise ValueError("the vllm engine needs vLLM and a GPU: pip install -e '.[vllm]', or take the native engine") from None
+            raise ValueError(
+                "the vllm engine needs vLLM and a GPU: pip install -e '.[vllm]', or take the native engine"
+            ) from None
         self.vllm = vllm
         self.options = {"gpu_memory_utilization": gpu_memory_utilization, "tensor_parallel_size": tensor_parallel_size}
         self.scratch = tempfile.TemporaryDirectory(prefix="rlhf-ptx-vllm-")
@@ -39,7 +45,8 @@ class VLLMEngine:
 
     @torch.no_grad()
     def generate(
-        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, stop_ids: Collection[int], pad_id: int,
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling,
+        stop_ids: Collection[int], pad_id: int,
         on_batch: Callable[[int], object] | None = None,
     ) -> list[Generation]:  # fmt: skip
         """See `Engine`. Each prompt has its seed; vLLM does not promise the same text in another batch."""
@@ -71,7 +78,10 @@ class VLLMEngine:
         write_policy(model, folder)
         if self.llm is None:
             self.llm = self.vllm.LLM(
-                model=str(folder), skip_tokenizer_init=True, max_model_len=min(context_length(model.config), MOST_TOKENS), **self.options
+                model=str(folder),
+                skip_tokenizer_init=True,
+                max_model_len=min(context_length(model.config), MOST_TOKENS),
+                **self.options,
             )
         else:
             self.llm.collective_rpc("reload_weights")
@@ -83,7 +93,9 @@ MOST_TOKENS = 32_768
 
 
 def write_policy(model: Any, folder: Path) -> None:
-    """The policy as a plain model in Hugging Face form: what vLLM reads. A whole folder takes the place of the one before."""
+    """The policy as a plain model in Hugging Face form: what vLLM reads. A whole folder takes the place of the one
+    before.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     beside = folder.with_name(f"{folder.name}.next")
     with merged_weights(model):

@@ -15,7 +15,10 @@ from benchmarks.compare import MeasurementError, Round, aligned, ask, memory, pe
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("raise ValueError('no such thing')", "the peer could not be measured (exit status 1): ValueError: no such thing"),
+        (
+            "raise ValueError('no such thing')",
+            "the peer could not be measured (exit status 1): ValueError: no such thing",
+        ),
         ("print('hello')", "the peer printed no numbers: hello"),
         ("", "the peer printed no numbers: nothing at all"),
     ],
@@ -28,20 +31,35 @@ def test_a_measurement_that_fails_says_so_in_a_sentence(program: str, message: s
 
 @pytest.mark.parametrize("name", ["reward", "ppo"])
 def test_a_missing_environment_is_said_in_a_sentence(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--peer_python", str(tmp_path / "python"), "--out", str(tmp_path / "out.json")]
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{name}",
+        "--peer_python",
+        str(tmp_path / "python"),
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path / 'python'} is not there: `make bench-{name}` makes the peer's environment\n"
+    assert (
+        done.stderr == f"error: {tmp_path / 'python'} is not there: `make bench-{name}` makes the peer's environment\n"
+    )
     assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize("name", ["reward", "ppo"])
-def test_a_peer_starts_with_nothing_but_the_standard_library(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peer_starts_with_nothing_but_the_standard_library(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Its environment has none of the project's packages, and nobody's PYTHONPATH may lend it any."""
     (tmp_path / "json.py").write_text("raise ImportError('from PYTHONPATH')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "FIXTURE" in run("the peer", [*peer_command(Path(sys.executable), f"{name}_peer"), "--help"]).upper()
-    program = f"import sys, benchmarks.{name}_peer; print(sorted({{'torch', 'transformers', 'modeling', 'data'}} & set(sys.modules)))"
+    program = (
+        f"import sys, benchmarks.{name}_peer; print(sorted({{'torch', 'transformers', 'modeling', 'data'}} & "
+        "set(sys.modules)))"
+    )
     assert run("the peer", [sys.executable, "-E", "-c", program]).strip() == "[]"
 
 

@@ -53,7 +53,9 @@ def test_loaded_weights_count_as_held_before_the_work(tmp_path: object) -> None:
 
 
 def test_every_kind_of_product_is_counted_as_often_as_it_is_computed() -> None:
-    """A linear layer's forward pass and its two backward products, in place too, and attention with its 2 products forward and 5 backward."""
+    """A linear layer's forward pass and its two backward products, in place too, and attention with its 2 products
+    forward and 5 backward.
+    """
     a, b = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7, requires_grad=True)
     query, key, value = (torch.randn(2, 4, 6, 8, requires_grad=True) for _ in range(3))
     into = torch.zeros(3, 7)

@@ -1,4 +1,5 @@
-"""The measurement of PPO: that both sides are given the same work, what is made of the measurements, and that ours runs. No peer runs here.
+"""The measurement of PPO: that both sides are given the same work, what is made of the measurements, and that ours
+runs. No peer runs here.
 
 pytest tests/benchmarks/test_ppo.py
 """
@@ -19,7 +20,13 @@ from benchmarks.ppo import SETTINGS, Bench, Setting, profile_table, summary, tab
 from benchmarks.ppo_fixture import LORA_VARIANTS, prompts, write
 from benchmarks.ppo_peer import Watch
 
-NUMBERS = {"peak_gib": 2.0, "loaded_gib": 1.0, "mean_response_tokens": 64.0, "ended": 0.0, "cpu_seconds_an_episode": 0.5}
+NUMBERS = {
+    "peak_gib": 2.0,
+    "loaded_gib": 1.0,
+    "mean_response_tokens": 64.0,
+    "ended": 0.0,
+    "cpu_seconds_an_episode": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +122,9 @@ def test_the_peers_phases_and_responses_are_taken_from_its_own_calls() -> None:
     assert (watch.lengths, watch.ended) == ([2, 3, 1], [True, False, True])
 
 
-def test_each_round_measures_a_peer_once_and_ours_under_every_setting_on_the_same_models_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_round_measures_a_peer_once_and_ours_under_every_setting_on_the_same_models_and_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[list[str]] = []
 
     def answer(who: str, command: list[str]) -> dict[str, Any]:
@@ -131,11 +140,22 @@ def test_each_round_measures_a_peer_once_and_ours_under_every_setting_on_the_sam
         for fixture, adapters in {"long": ["none", *LORA_VARIANTS], "ends_every_24": ["none"]}.items():
             expected.append(("/peer/python", "benchmarks.ppo_peer", [f"/models/{fixture}", *sizes, f"--seed={seed}"]))
             for adapter in adapters:
-                expected.append((None, "benchmarks.ppo_ours", [f"/models/{fixture}", f"--adapter={adapter}", *sizes, f"--seed={seed}"]))
+                expected.append(
+                    (
+                        None,
+                        "benchmarks.ppo_ours",
+                        [f"/models/{fixture}", f"--adapter={adapter}", *sizes, f"--seed={seed}"],
+                    )
+                )
     assert [(c[0] if "peer" in c[0] else None, c[c.index("-m") + 1], c[c.index("-m") + 2 :]) for c in asked] == expected
     assert list(measured) == ["full", "early", "lora_all", "lora_top3", "lora_top2"]
-    assert [(one.ours["cpu_seconds_an_episode"], one.peer["cpu_seconds_an_episode"]) for one in measured["lora_top2"]] == [(5, 1), (12, 8)]
-    assert [(one.ours["cpu_seconds_an_episode"], one.peer["cpu_seconds_an_episode"]) for one in measured["early"]] == [(7, 6), (14, 13)]
+    assert [
+        (one.ours["cpu_seconds_an_episode"], one.peer["cpu_seconds_an_episode"]) for one in measured["lora_top2"]
+    ] == [(5, 1), (12, 8)]
+    assert [(one.ours["cpu_seconds_an_episode"], one.peer["cpu_seconds_an_episode"]) for one in measured["early"]] == [
+        (7, 6),
+        (14, 13),
+    ]
 
 
 def test_the_headline_is_full_fine_tuning_in_episodes_a_second_and_memory_above_the_loaded_models() -> None:
@@ -160,7 +180,13 @@ def test_the_headline_is_full_fine_tuning_in_episodes_a_second_and_memory_above_
 
 
 def test_a_profile_gives_each_phases_share_and_the_rate_beside_the_machines() -> None:
-    looked_into = {"product_share": 0.75, "counted_gflop_an_episode": 10.0, "achieved_gflops": 60.0, "product_gflops": 80.0, "machine_gflops": 90.0}
+    looked_into = {
+        "product_share": 0.75,
+        "counted_gflop_an_episode": 10.0,
+        "achieved_gflops": 60.0,
+        "product_gflops": 80.0,
+        "machine_gflops": 90.0,
+    }
     side = {"phases": {"rollout": 1.0, "score": 1.0, "update": 2.0}} | looked_into
     lines = profile_table({"full": {"ours": side, "peer": side}}).splitlines()
     assert lines[1].split() == ["full", "ours", "25%", "25%", "50%", "75%", "10.0", "60.0", "80.0", "90.0"]

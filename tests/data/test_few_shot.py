@@ -10,16 +10,33 @@ WORD = st.text("abcdefgh", min_size=3, max_size=8)
 
 
 def few_shot(*pairs: tuple[str, str], **extra: str) -> FewShot:
-    return FewShot(prompt="Say it in French.", examples=[{"prompt": query, "completion": answer} for query, answer in pairs], **extra)
+    return FewShot(
+        prompt="Say it in French.",
+        examples=[{"prompt": query, "completion": answer} for query, answer in pairs],
+        **extra,
+    )
 
 
 def test_k_pairs_give_k_examples_each_with_the_others_in_order() -> None:
-    record = few_shot(("one", "un"), ("two", "deux"), ("three", "trois"), prompt_id="p", user_id="u", source="labeler", use_case="rewrite")
+    record = few_shot(
+        ("one", "un"),
+        ("two", "deux"),
+        ("three", "trois"),
+        prompt_id="p",
+        user_id="u",
+        source="labeler",
+        use_case="rewrite",
+    )
     first, second, third = expand(record)
-    assert second.prompt == "Say it in French.\n\nInput: one\nOutput: un\n\nInput: three\nOutput: trois\n\nInput: two\nOutput:"
+    assert (
+        second.prompt
+        == "Say it in French.\n\nInput: one\nOutput: un\n\nInput: three\nOutput: trois\n\nInput: two\nOutput:"
+    )
     assert [example.completion for example in (first, second, third)] == ["un", "deux", "trois"]
     assert [example.prompt_id for example in (first, second, third)] == ["p#1", "p#2", "p#3"]
-    assert {(e.user_id, e.source, e.kind, e.use_case) for e in (first, second, third)} == {("u", "labeler", "few_shot", "rewrite")}
+    assert {(e.user_id, e.source, e.kind, e.use_case) for e in (first, second, third)} == {
+        ("u", "labeler", "few_shot", "rewrite")
+    }
 
 
 @settings(max_examples=300, deadline=None)
@@ -28,7 +45,9 @@ def test_an_example_never_shows_the_pair_that_it_asks_for(pairs: list[tuple[str,
     record = few_shot(*pairs)
     examples, unique = list(expand(record)), list(dict.fromkeys(pairs))
     assert [example.completion for example in examples] == [answer for _, answer in unique]
-    assert [example.prompt_id for example in examples] == [f"{record.prompt_id}#{place}" for place in range(1, len(unique) + 1)]
+    assert [example.prompt_id for example in examples] == [
+        f"{record.prompt_id}#{place}" for place in range(1, len(unique) + 1)
+    ]
     for (query, answer), example in zip(unique, examples, strict=True):
         assert isinstance(example.prompt, str)
         context = example.prompt.rsplit("Input: ", 1)[0]
@@ -47,7 +66,10 @@ def test_a_pair_that_asks_the_same_in_other_marks_does_not_give_the_answer_away(
 
 
 def test_a_pair_that_is_there_twice_counts_once() -> None:
-    assert [example.completion for example in expand(few_shot(("one", "un"), (" one\n", "un"), ("two", "deux")))] == ["un", "deux"]
+    assert [example.completion for example in expand(few_shot(("one", "un"), (" one\n", "un"), ("two", "deux")))] == [
+        "un",
+        "deux",
+    ]
 
 
 def test_without_ids_the_examples_still_are_one_users() -> None:

@@ -35,11 +35,17 @@ def rows(path: Path) -> list[Any]:
         (b'{"prompt": 3}\n', "'prompt' must be a non-empty string"),
         (b"[1]\n", "expected a JSON object, found list"),
         (b'{"promt": "Why?"}', "unknown key 'promt', did you mean 'prompt'?"),
-        (b'{"prompt": "Wh', "not valid JSON: Unterminated string starting at column 12; the file ends in the middle of this row, was it cut off?"),
+        (
+            b'{"prompt": "Wh',
+            "not valid JSON: Unterminated string starting at column 12; the file ends in the middle of this row, was "
+            "it cut off?",
+        ),
     ],
 )
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_mistake_is_told_with_file_and_line_or_skipped_and_counted(tmp_path: Path, line: bytes, problem: str, before: int) -> None:
+def test_a_mistake_is_told_with_file_and_line_or_skipped_and_counted(
+    tmp_path: Path, line: bytes, problem: str, before: int
+) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(GOOD * before + b"\n" + line + (GOOD if line.endswith(b"\n") else b""))
     with pytest.raises(ValueError, match=r".") as caught:
@@ -87,7 +93,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("x.csv", b'prompt\n"unclosed', "not a table"),
         ("x.csv", b"prompt\nWh\xff\n", "not UTF-8 text"),
         ("x.parquet", b"PAR1", "damaged, cut off, or not a .parquet file"),
-        ("x.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "the compressed file ends too early or is damaged: was its download cut off?"),
+        (
+            "x.jsonl.gz",
+            gzip.compress(GOOD * 1000)[:-20],
+            "the compressed file ends too early or is damaged: was its download cut off?",
+        ),
         ("x.jsonl.gz", GOOD, "damaged, cut off, or not a .gz file"),
         ("x.txt", b"caf\xe9", "not UTF-8 text (byte 3)"),
         ("x.xlsx", b"PK", "unknown kind of file '.xlsx'; known are .jsonl"),
@@ -164,7 +174,9 @@ def as_json(path: Path) -> Path:
 
 
 def as_pretty_json(path: Path) -> Path:
-    path.with_suffix(".json").write_bytes(b"\xef\xbb\xbf" + json.dumps(json.loads(as_json(path).read_text()), indent=2).encode())
+    path.with_suffix(".json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(json.loads(as_json(path).read_text()), indent=2).encode()
+    )
     return path.with_suffix(".json")
 
 
@@ -214,7 +226,8 @@ def as_arrow_file(path: Path) -> Path:
 
 
 FORMS = [
-    as_jsonl, as_gzip, as_gzip_in_capitals, as_json, as_pretty_json, as_lines_called_json, as_windows_lines, as_array_called_jsonl,
+    as_jsonl, as_gzip, as_gzip_in_capitals, as_json, as_pretty_json, as_lines_called_json, as_windows_lines,
+    as_array_called_jsonl,
         as_parquet, as_pandas_parquet,
     as_pandas_csv, as_arrow_stream, as_arrow_file,
 ]  # fmt: skip
@@ -230,7 +243,9 @@ def test_every_form_gives_the_same_records(tmp_path: Path, write: Callable[[Path
 @pytest.mark.parametrize(("name", "comma"), [("x.csv", ","), ("x.tsv", "\t")])
 def test_a_table_has_a_header_quotes_and_line_breaks_within_them(tmp_path: Path, name: str, comma: str) -> None:
     file = tmp_path / name
-    file.write_bytes(f'\ufeffprompt{comma}completion\n"Why,\n""now""?"{comma}So.\n\nHow?{comma}{"x" * 200_000}\n'.encode())
+    file.write_bytes(
+        f'\ufeffprompt{comma}completion\n"Why,\n""now""?"{comma}So.\n\nHow?{comma}{"x" * 200_000}\n'.encode()
+    )
     assert [(place.rsplit(":", 1)[1], row["prompt"], len(row["completion"])) for place, row in read_rows(file)] == [
         ("3", 'Why,\n"now"?', 3),
         ("5", "How?", 200_000),
@@ -264,15 +279,25 @@ def test_what_is_said_of_a_bad_row_is_short_whatever_the_row_is() -> None:
     [
         ("x.jsonl", b'{"n": ' + b"1" * 5000 + b"}\n", "x.jsonl:1: not valid JSON: "),
         ("x.json", b'["\\ud83d"]', "x.json: row 1: not text: half of a surrogate pair"),
-        ("x.jsonl", b'{"a": NaN}', "x.jsonl:1: not valid JSON: NaN is not a JSON number; write null for a missing value"),
+        (
+            "x.jsonl",
+            b'{"a": NaN}',
+            "x.jsonl:1: not valid JSON: NaN is not a JSON number; write null for a missing value",
+        ),
         ("x.json", b'[{}, {"a": [-Infinity]}]', "x.json: row 2: not valid JSON: -Infinity is not a JSON number"),
-        ("x.jsonl", b'{"a": 1, "b": {"a": 2, "c": 3, "c": 4}}', "x.jsonl:1: not valid JSON: duplicate key 'c' in one object"),
+        (
+            "x.jsonl",
+            b'{"a": 1, "b": {"a": 2, "c": 3, "c": 4}}',
+            "x.jsonl:1: not valid JSON: duplicate key 'c' in one object",
+        ),
         ("x.json", b'[{"a": 1, "a": 2}]', "x.json: row 1: not valid JSON: duplicate key 'a'"),
         ("x.jsonl", b'{"a": 1,}', "x.jsonl:1: not valid JSON: "),
         ("x.jsonl", b'{"a": 1} {"a": 2}', "x.jsonl:1: not valid JSON: Extra data at column 10"),
     ],
 )
-def test_what_json_can_say_and_nobody_can_hold_is_a_bad_row(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+def test_what_json_can_say_and_nobody_can_hold_is_a_bad_row(
+    tmp_path: Path, name: str, content: bytes, problem: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r".") as caught:
         rows(tmp_path / name)
@@ -288,7 +313,10 @@ def test_a_gzip_body_that_was_damaged_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_parquet_date_beyond_pythons_calendar_is_one_sentence(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"prompt": ["Why?"], "day": pa.array([10_000_000], pa.int32()).cast(pa.date32())}), tmp_path / "x.parquet")
+    pq.write_table(
+        pa.table({"prompt": ["Why?"], "day": pa.array([10_000_000], pa.int32()).cast(pa.date32())}),
+        tmp_path / "x.parquet",
+    )
     with pytest.raises(ValueError, match=r"x\.parquet: a column holds what Python cannot read"):
         rows(tmp_path / "x.parquet")
 
@@ -315,7 +343,10 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    records = [Demonstration(prompt="Où est-il ?\n日本", completion='"so" \\ \u2028 on'), Demonstration(prompt="b", completion="c", kind="plain")]
+    records = [
+        Demonstration(prompt="Où est-il ?\n日本", completion='"so" \\ \u2028 on'),
+        Demonstration(prompt="b", completion="c", kind="plain"),
+    ]
     write_records(tmp_path / "set.jsonl", records)
     assert read_records(tmp_path / "set.jsonl", Demonstration) == records
     assert [file.name for file in tmp_path.iterdir()] == ["set.jsonl"]

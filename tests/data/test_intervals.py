@@ -7,8 +7,9 @@ import data.intervals
 from data.intervals import interval, ratio_interval
 
 RESAMPLES = 10_000
-# A resampled 2.5% quantile has a standard error of sqrt(p (1 - p) / R) over the density there, 0.027 of the mean's own standard error for
-# R = 10,000; two independent ones differ by 0.038 of it. Four times that is 0.15: the 95% and the 90% quantile lie 0.31 apart.
+# A resampled 2.5% quantile has a standard error of sqrt(p (1 - p) / R) over the density there, 0.027 of the mean's own
+# standard error for R = 10,000; two independent ones differ by 0.038 of it. Four times that is 0.15: the 95% and the
+# 90% quantile lie 0.31 apart.
 TOLERANCE = 0.15
 
 
@@ -37,7 +38,9 @@ def test_the_interval_is_the_percentile_bootstrap_of_the_mean(kind: str) -> None
 
 
 def test_a_ratio_resamples_prompts_with_all_their_pairs() -> None:
-    """Ten pairs of a prompt stand and fall together here, so taking pairs for independent would give a third of the width."""
+    """Ten pairs of a prompt stand and fall together here, so taking pairs for independent would give a third of the
+    width.
+    """
     generator = np.random.default_rng(2)
     counts = generator.integers(1, 20, size=60).astype(float)
     sums = counts * generator.integers(0, 2, size=60)
@@ -63,10 +66,17 @@ def test_with_one_pair_a_prompt_both_intervals_are_the_same() -> None:
 @pytest.mark.parametrize("values", [[0.7], [0.5] * 30, [0.0, 0.0], [1]])
 def test_where_nothing_varies_the_interval_is_the_point(values: list[float]) -> None:
     assert interval(values) == {"mean": values[0], "low": values[0], "high": values[0], "n": len(values)}
-    assert ratio_interval(values, [1] * len(values)) == {"mean": values[0], "low": values[0], "high": values[0], "n": len(values)}
+    assert ratio_interval(values, [1] * len(values)) == {
+        "mean": values[0],
+        "low": values[0],
+        "high": values[0],
+        "n": len(values),
+    }
 
 
-@pytest.mark.parametrize("make", [lambda: interval([]), lambda: ratio_interval([], []), lambda: ratio_interval([0.0, 0.0], [0, 0])])
+@pytest.mark.parametrize(
+    "make", [lambda: interval([]), lambda: ratio_interval([], []), lambda: ratio_interval([0.0, 0.0], [0, 0])]
+)
 def test_a_mean_of_nothing_is_refused(make: object) -> None:
     with pytest.raises(ValueError, match="nothing to take a mean of"):
         make()  # type: ignore[operator]

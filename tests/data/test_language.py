@@ -1,4 +1,6 @@
-"""The language check: English prompts are English, other languages are not, and what cannot be told is said to be undetermined."""
+"""The language check: English prompts are English, other languages are not, and what cannot be told is said to be
+undetermined.
+"""
 
 import json
 import re
@@ -12,7 +14,11 @@ from hypothesis import strategies as st
 from data.language import UNDETERMINED, identify
 
 ROOT = Path(__file__).parents[2]
-SEED = [json.loads(line) for path in sorted((ROOT / "data" / "seed").glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
+SEED = [
+    json.loads(line)
+    for path in sorted((ROOT / "data" / "seed").glob("*.jsonl"))
+    for line in path.read_text(encoding="utf-8").splitlines()
+]
 ELSEWHERE = {
     "de": "Schreibe eine höfliche Antwort an meine Vermieterin, die Heizung ist kaputt.",
     "fr": "Écris un poème sur la pluie et les toits de Paris.",
@@ -49,7 +55,9 @@ def test_a_sentence_in_another_language_is_not_english(code: str, text: str) -> 
     assert identify([text]) == [code]
 
 
-@pytest.mark.parametrize("text", ["", " \n", "12", "3.14 + 2", "???", "😀😀", "[1, 2, 3]", "Hi", "ok", "x", "print(i)", "def f(x): return x"])
+@pytest.mark.parametrize(
+    "text", ["", " \n", "12", "3.14 + 2", "???", "😀😀", "[1, 2, 3]", "Hi", "ok", "x", "print(i)", "def f(x): return x"]
+)
 def test_what_is_too_short_or_not_language_is_undetermined(text: str) -> None:
     assert identify([text]) == [UNDETERMINED]
 

@@ -10,7 +10,11 @@ from data.sources.adapter import Adapter, Role
 from tests.data.sources.converting import convert
 
 USER, GOOD = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c0", "function": {"name": "weather", "arguments": "{}"}}]}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "c0", "function": {"name": "weather", "arguments": "{}"}}],
+}
 
 
 def test_keys_that_the_model_does_not_see_are_left_out_and_counted() -> None:
@@ -21,7 +25,9 @@ def test_keys_that_the_model_does_not_see_are_left_out_and_counted() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("parts", [[{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}], ["Wh", "y?"], [{"text": "Why?"}]])
+@pytest.mark.parametrize(
+    "parts", [[{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}], ["Wh", "y?"], [{"text": "Why?"}]]
+)
 def test_text_parts_are_joined(parts: list[Any]) -> None:
     assert conversation([{"role": "user", "content": parts}], "messages") == [USER]
 
@@ -30,13 +36,22 @@ def test_text_parts_are_joined(parts: list[Any]) -> None:
     ("message", "sentence"),
     [
         (CALL, "message 2 of 'messages' has 'tool_calls', which is not supported"),
-        (GOOD | {"reasoning_content": "Hm."}, "message 2 of 'messages' has 'reasoning_content', which is not supported"),
+        (
+            GOOD | {"reasoning_content": "Hm."},
+            "message 2 of 'messages' has 'reasoning_content', which is not supported",
+        ),
         ({"role": "assistant", "content": None}, "message 2 of 'messages' has no 'content'; found 'role'"),
         ({"role": "assistant", "text": "So."}, "message 2 of 'messages' has no 'content'; found 'role', 'text'"),
         ({"content": "So."}, "message 2 of 'messages' has no 'role'; found 'content'"),
-        ({"role": "bing", "content": "So."}, "'role' of message 2 of 'messages' is 'bing'; allowed are system, developer, user, assistant, tool"),
+        (
+            {"role": "bing", "content": "So."},
+            "'role' of message 2 of 'messages' is 'bing'; allowed are system, developer, user, assistant, tool",
+        ),
         ({"role": ["user"], "content": "So."}, "'role' of message 2 of 'messages' is ['user']; allowed are"),
-        ({"role": "user", "content": 3}, "'content' of message 2 of 'messages' must be a string or a list of text parts, found int"),
+        (
+            {"role": "user", "content": 3},
+            "'content' of message 2 of 'messages' must be a string or a list of text parts, found int",
+        ),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
             "'content' of message 2 of 'messages' has a part of type 'image_url'; only text is supported",
@@ -55,7 +70,11 @@ def turns(*messages: dict[str, Any]) -> list[dict[str, Any]]:
     """The messages in ShareGPT's format."""
     names = {"role": "from", "content": "value", "user": "human", "assistant": "gpt"}
     return [
-        {names.get(key, key): names.get(value, value) if isinstance(value, str) else value for key, value in message.items()} for message in messages
+        {
+            names.get(key, key): names.get(value, value) if isinstance(value, str) else value
+            for key, value in message.items()
+        }
+        for message in messages
     ]
 
 
@@ -89,7 +108,9 @@ def test_sharegpt_speakers_map_to_roles() -> None:
     assert (record.prompt, record.completion) == ([{"role": "system", "content": "Be brief."}, USER], "So.")
     (other,) = convert(sharegpt.ADAPTER, "prompts", {"conversations": said[1:], "system": "Be brief."})
     assert (other.prompt, other.user_id) == (record.prompt, record.user_id), "the same conversation in its other form"
-    with pytest.raises(ValueError, match="'from' of message 1 of 'conversations' is 'bing'; allowed are system, human, user, gpt"):
+    with pytest.raises(
+        ValueError, match="'from' of message 1 of 'conversations' is 'bing'; allowed are system, human, user, gpt"
+    ):
         conversation([{"from": "bing", "value": "Hi."}], "conversations", SHAREGPT)
 
 

@@ -8,11 +8,32 @@ import pytest
 from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
-from data.pages import Table, between, counted, duration, environment, fenced, markdown_cell, measured, number, percent, share, write_pages
+from data.pages import (
+    Table,
+    between,
+    counted,
+    duration,
+    environment,
+    fenced,
+    markdown_cell,
+    measured,
+    number,
+    percent,
+    share,
+    write_pages,
+)
 
 
 def test_forms():
-    assert [number(v) for v in (0.1234, 1.234, 12.34, 1234.5, 7, None, math.nan)] == ["0.123", "1.23", "12.3", "1,234", "7", "–", "–"]
+    assert [number(v) for v in (0.1234, 1.234, 12.34, 1234.5, 7, None, math.nan)] == [
+        "0.123",
+        "1.23",
+        "12.3",
+        "1,234",
+        "7",
+        "–",
+        "–",
+    ]
     assert [percent(v) for v in (0.1234, None)] == ["12.3%", "–"]
     assert [share(1, 8), share(0, 0)] == ["12.5%", "–"]
     assert [counted(1, "user"), counted(2000, "user")] == ["1 user", "2,000 users"]
@@ -28,7 +49,8 @@ def test_forms():
 def templates(tmp_path: Path) -> Path:
     (tmp_path / "page.html.j2").write_text(
         '{% extends "base.html.j2" %}{% from "macros.html.j2" import show, picture with context %}'
-        '{% block body %}{{ show(table) }}{{ show(empty, "Nothing.") }}{{ picture("one", "One") }}{{ picture("two", "Two") }}{% endblock %}'
+        '{% block body %}{{ show(table) }}{{ show(empty, "Nothing.") }}{{ picture("one", "One") }}{{ picture("two", '
+        '"Two") }}{% endblock %}'
     )
     (tmp_path / "page.md.j2").write_text(
         '{% from "macros.md.j2" import show, picture with context %}{{ show(table) }}\n{{ show(empty) }}\n'
@@ -40,7 +62,12 @@ def templates(tmp_path: Path) -> Path:
 def test_both_pages(templates, tmp_path):
     table = Table(["Name", "Words", "Count", "Paper"], [["<b>", "a|b", ("1", "one"), "2"]], quiet=(3,), words=(1,))
     write_pages(
-        tmp_path, templates, "page.html", {"run_name": "r<u>n", "table": table, "empty": Table([], [])}, {"one": Figure(figsize=(1, 1))}, "pictures"
+        tmp_path,
+        templates,
+        "page.html",
+        {"run_name": "r<u>n", "table": table, "empty": Table([], [])},
+        {"one": Figure(figsize=(1, 1))},
+        "pictures",
     )
     html, markdown = (tmp_path / "page.html").read_text(), (tmp_path / "report.md").read_text()
     row = '<td>&lt;b&gt;</td><td class="words">a|b</td><td>1<small>one</small></td><td class="quiet">2</td>'
@@ -48,7 +75,9 @@ def test_both_pages(templates, tmp_path):
     assert "<title>r&lt;u&gt;n: rlhf-ptx report</title>" in html
     assert re.findall(r'<img src="data:image/png;base64,[\w+/=]+" alt="(\w+)">', html) == ["One"]
     assert '<p class="quiet">Nothing.</p>' in html
-    assert "| Name | Words | Count | Paper |\n| --- | --- | ---: | ---: |\n| &lt;b> | a\\|b | 1 (one) | 2 |\n" in markdown
+    assert (
+        "| Name | Words | Count | Paper |\n| --- | --- | ---: | ---: |\n| &lt;b> | a\\|b | 1 (one) | 2 |\n" in markdown
+    )
     assert "Not measured in this run." in markdown
     assert re.findall(r"!\[(\w+)\]\((.*)\)", markdown) == [("One", "pictures/one.png")]
     assert (tmp_path / "pictures" / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,8 @@
-"""Personal data: each entity alone and inside a text, what must be left alone, and how good the rules are on a labelled set.
+"""Personal data: each entity alone and inside a text, what must be left alone, and how good the rules are on a labelled
+set.
 
-docs/personal-data.md has the same numbers; a third of the labelled set (rows 3, 6, 9, ...) was held out while the rules were tuned.
+docs/personal-data.md has the same numbers; a third of the labelled set (rows 3, 6, 9, ...) was held out while the rules
+were tuned.
 """
 
 import json
@@ -20,70 +22,108 @@ from data.personal_data import ENGINES, Finding, detector, find
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "personal-data.md").read_text(encoding="utf-8")
-LABELLED = [json.loads(line) for line in (Path(__file__).parent / "personal_data.jsonl").read_text(encoding="utf-8").splitlines()]
+LABELLED = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "personal_data.jsonl").read_text(encoding="utf-8").splitlines()
+]
 PARTS = {"tuned": [row for number, row in enumerate(LABELLED) if number % 3 != 2], "held out": LABELLED[2::3]}
 FLOORS = {"tuned": (0.95, 0.90), "held out": (0.93, 1.0)}
 """Precision and recall over texts, flagged or not, people's names aside."""
 ENTITY_FLOORS = {
     "tuned": {
-        "EMAIL": (1, 0.94), "PHONE": (1, 0.87), "CARD": (1, 1), "IBAN": (1, 1), "NATIONAL_ID": (1, 1), "IP_ADDRESS": (1, 1),
+        "EMAIL": (1, 0.94), "PHONE": (1, 0.87), "CARD": (1, 1), "IBAN": (1, 1), "NATIONAL_ID": (1, 1),
+        "IP_ADDRESS": (1, 1),
         "STREET_ADDRESS": (0.8, 0.8), "SECRET": (1, 1),
     },
     "held out": {
-        "EMAIL": (1, 1), "PHONE": (1, 1), "CARD": (0.75, 1), "IBAN": (1, 1), "IP_ADDRESS": (1, 1), "STREET_ADDRESS": (0.87, 1), "SECRET": (1, 1),
+        "EMAIL": (1, 1), "PHONE": (1, 1), "CARD": (0.75, 1), "IBAN": (1, 1), "IP_ADDRESS": (1, 1),
+        "STREET_ADDRESS": (0.87, 1), "SECRET": (1, 1),
     },
 }  # fmt: skip
 
 FORTY = "4kT9xQ2mLw8RzVb6NcY1sHj7DfGp3uAe5oXiBq0Z"
 PERSONAL = {
-    "EMAIL": ["anna.lund@mailbox.org", "o'neil+news@mail.co.uk", "a_b-c@sub.domain.museum", "x@host.io", "mailto@host.io"],
+    "EMAIL": ["anna.lund@mailbox.org", "o'neil+news@mail.co.uk", "a_b-c@sub.domain.museum", "x@host.io",
+        "mailto@host.io"],
     "PHONE": [
-        "(415) 234-5678", "415-234-5678", "415.234.5678", "1-415-234-5678", "+1 415 234 5678", "+44 20 7946 0321", "020 7946 0321",
+        "(415) 234-5678", "415-234-5678", "415.234.5678", "1-415-234-5678", "+1 415 234 5678", "+44 20 7946 "
+                                                                                               "0321", "020 7946 0321",
         "01 99 00 12 34", "0491 570 156", "+81 3-1234-5678", "+34 612 34 56 78", "+2348031234567", "0171 3920012",
     ],
-    "CARD": ["4539526018159083", "4539 5260 1815 9083", "5425-9139-0996-0304", "371199351819090", "3711 993518 19090", "2223147104974650"],
-    "IBAN": ["DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "FR14 2004 1010 0505 0001 3M02 606", "NL91 ABNA 0417 1643 00"],
+    "CARD": ["4539526018159083", "4539 5260 1815 9083", "5425-9139-0996-0304", "371199351819090", "3711 993518 "
+                                                                                                  "19090",
+                                                                                                  "2223147104974650"],
+    "IBAN": ["DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "FR14 2004 1010 0505 0001 3M02 606", "NL91 "
+                                                                                                           "ABNA "
+                                                                                                           "0417 "
+                                                                                                           "1643 00"],
     "NATIONAL_ID": ["183-57-3770"],
     "IP_ADDRESS": ["91.134.77.20", "2a01:4f8:c17:b0f::2"],
     "STREET_ADDRESS": [
-        "48 Larkspur Lane, Boise, ID 83702", "2209 W Sycamore St, Apt 4B, Denton, TX 76201", "Flat 2, 17 Ashgrove Road, Bristol BS6 6LX",
-        "221 5th Avenue", "29 maple street, springfield, il 62704", "1987 Elm Street, Macon, GA 31201", "PO Box 1187", "3 St. James's Square",
+        "48 Larkspur Lane, Boise, ID 83702", "2209 W Sycamore St, Apt 4B, Denton, TX 76201", "Flat 2, 17 Ashgrove "
+                                                                                             "Road, Bristol BS6 6LX",
+        "221 5th Avenue", "29 maple street, springfield, il 62704", "1987 Elm Street, Macon, GA 31201", "PO Box "
+                                                                                                        "1187", "3 "
+                                                                                                                "St. "
+                                                                                                                "James's Square",
     ],
     "SECRET": [
-        "sk-" + FORTY, "sk-proj-" + FORTY, "sk_live_" + FORTY[:24], "gh" + "p_" + FORTY[:36], "github_" + "pat_" + FORTY, "gl" + "pat-" + FORTY[:20],
-        "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", "xo" + "xb-1234567890-" + FORTY[:24], "AI" + "za" + FORTY[:35], "AKIA4QZ7XNWT5RJLMV2K",
-        "-----BEGIN OPENSSH PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJyb3dhbiJ9." + FORTY,
+        "sk-" + FORTY, "sk-proj-" + FORTY, "sk_live_" + FORTY[:24], "gh" + "p_" + FORTY[:36],
+        "github_" + "pat_" + FORTY, "gl" + "pat-" + FORTY[:20],
+        "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", "xo" + "xb-1234567890-" + FORTY[:24], "AI" + "za" + FORTY[:35],
+        "AKIA4QZ7XNWT5RJLMV2K",
+        "-----BEGIN OPENSSH PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJyb3dhbiJ9." + FORTY,
     ],
 }  # fmt: skip
 LEFT_ALONE = [
     # mail
     "ftp://name:word@host.io",
-    "user@example.com", "admin@mail.example.org", "a@b.test", "a@b.invalid", "root@localhost", "git@github.com:team/site.git", "logo@2x.png",
+    "user@example.com", "admin@mail.example.org", "a@b.test", "a@b.invalid", "root@localhost",
+    "git@github.com:team/site.git", "logo@2x.png",
     "react@17.0.2", "@nasa", "@app.route('/')", "Jo at mail dot com",
     # calls
-    "555-0142", "(212) 555-0187", "Call me at (212) 555-0187", "+1 212-555-0100", "1-800-234-5678", "0800 111 2233", "+44, +49 and +1", "911 or 112",
-    "6502531189", "is called 2147483647 times", "1672531200", "phone: 1234567", "12345-678-90", "415-2290-118", "036000291452",
+    "555-0142", "(212) 555-0187", "Call me at (212) 555-0187", "+1 212-555-0100", "1-800-234-5678", "0800 111 "
+                                                                                                    "2233", "+44, "
+                                                                                                            "+49 and "
+                                                                                                            "+1",
+                                                                                                            "911 or 112",
+    "6502531189", "is called 2147483647 times", "1672531200", "phone: 1234567", "12345-678-90", "415-2290-118",
+    "036000291452",
     # years, dates, money, measures, places
-    "1990 3519876\n2000 3694820", "2023-10-15 14:30", "01/01, 29/03, 01/04, 06/05", "$24,599.00", "1.284,50 EUR", "48.858370, 2.294481",
+    "1990 3519876\n2000 3694820", "2023-10-15 14:30", "01/01, 29/03, 01/04, 06/05", "$24,599.00", "1.284,50 "
+                                                                                                  "EUR", "48.858370, "
+                                                                                                         "2.294481",
     "between 1914-1918 and 1939-1945", "12/11/2024 at 06:45", "05.03.2023 - 06.04.2024",
     # numbers with a name of their own
-    "ISBN 978-0-306-40615-7", "ISBN 0-306-40615-2", "order #4482-9917-0033", "1Z999AA10123456784", "US 9,876,543 B2", "doi:10.1000/182",
+    "ISBN 978-0-306-40615-7", "ISBN 0-306-40615-2", "order #4482-9917-0033", "1Z999AA10123456784", "US 9,876,543 "
+                                                                                                   "B2",
+                                                                                                   "doi:10.1000/182",
     "CAS 7732-18-5", "SN-20391-77-1204", "chr7:117120016-117308718", "00:1B:44:11:3A:B7",
     # mathematics and code
-    "3.14159265358979323846", "2 4 8 16 32 64 128 256 512 1024 2048 4096", "[[1 2 3][4 5 6]]", "01001000 01100101 01101100", "std::vector<int>",
-    "530 070 000, 600 195 000, 098 000 060", "@@ -12,7 +12,9 @@", "48 65 6c 6c 6f 20 57 6f 72 6c 64 21", "0x7fffffff", "a::b", "12:30:45",
+    "3.14159265358979323846", "2 4 8 16 32 64 128 256 512 1024 2048 4096", "[[1 2 3][4 5 6]]", "01001000 01100101 "
+                                                                                               "01101100",
+                                                                                               "std::vector<int>",
+    "530 070 000, 600 195 000, 098 000 060", "@@ -12,7 +12,9 @@", "48 65 6c 6c 6f 20 57 6f 72 6c 64 21", "0x7fffffff",
+    "a::b", "12:30:45",
     # machines
-    "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.3.4", "169.254.1.1", "192.0.2.44", "198.51.100.7", "203.0.113.9", "0.0.0.0", "255.255.255.240",
+    "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.3.4", "169.254.1.1", "192.0.2.44", "198.51.100.7", "203.0.113.9",
+    "0.0.0.0", "255.255.255.240",
     "8.8.8.8", "8.8.4.4", "208.67.222.222", "1.2.3.4", "::1", "2001:db8::1", "fe80::1", "version 12.4.17.7",
     "v2.10.30.45", "Kernel 5.15.0.91 or 6.2.0.39",
     "numpy==12.26.4.11", "Windows 10.0.19045.3803", "52.95.0.0/16", "300.91.24.17", "1.3.6.1.4.1.311",
     # cards, accounts and identities that cannot be
-    "1234 5678 9012 3456", "1234567812345670", "42345678901237", "9539526018159089", "DE88 3704 0044 0532 0130 00", "123-45-6789",
+    "1234 5678 9012 3456", "1234567812345670", "42345678901237", "9539526018159089", "DE88 3704 0044 0532 0130 "
+                                                                                     "00", "123-45-6789",
     "666-12-3456", "000-12-3456", "287 500 474",
     # streets
-    "the 1969 Abbey Road album", "in 2008 Wall Street fell", "5 miles down the road", "10 cars in the left lane", "5th Avenue", "$12 Oxford Street",
+    "the 1969 Abbey Road album", "in 2008 Wall Street fell", "5 miles down the road", "10 cars in the left "
+                                                                                      "lane", "5th Avenue", "$12 "
+                                                                                                            "Oxford "
+                                                                                                            "Street",
     # keys
-    "sk-xxxxxxxxxxxxxxxxxxxxxxxx", "sk-your-api-key-here", "sk-learn-is-a-very-nice-library-2", "AKIAIOSFODNN7EXAMPLE", "hf_your_token_here",
+    "sk-xxxxxxxxxxxxxxxxxxxxxxxx", "sk-your-api-key-here", "sk-learn-is-a-very-nice-library-2", "AKIAIOSFODNN7EXAMPLE",
+    "hf_your_token_here",
     "postgres://user:password@db.io/mydb", "postgres://user:pa55word@localhost/mydb",
     "postgres://user:pa55word@db.example.com/mydb", "-----BEGIN PUBLIC KEY-----",
 ]  # fmt: skip
@@ -133,7 +173,9 @@ def test_a_plain_row_of_digits_is_a_phone_number_only_after_a_word_that_says_so(
     assert entities("Text me: 6502531189") == [("PHONE", "6502531189")]
     assert entities("tel 03023125123") == [("PHONE", "03023125123")]
     assert entities("Item 6502531189, then 03023125123") == []
-    assert entities("(415) 234-5678 is where to ask for items 6502531189 and 03023125123") == [("PHONE", "(415) 234-5678")]
+    assert entities("(415) 234-5678 is where to ask for items 6502531189 and 03023125123") == [
+        ("PHONE", "(415) 234-5678")
+    ]
     assert entities("020 7946 0321 is where to ask for items 6502531189 and 3023125123") == [("PHONE", "020 7946 0321")]
 
 
@@ -152,11 +194,16 @@ def test_a_word_in_capitals_after_an_account_number_is_not_part_of_it() -> None:
 
 
 def test_an_email_in_the_query_of_an_address_is_found() -> None:
-    assert entities("open https://shop.io?mail=anna@mailbox.org or mailto:anna@mailbox.org") == [("EMAIL", "anna@mailbox.org")] * 2
+    assert (
+        entities("open https://shop.io?mail=anna@mailbox.org or mailto:anna@mailbox.org")
+        == [("EMAIL", "anna@mailbox.org")] * 2
+    )
 
 
 def test_a_password_in_an_address_is_found_and_what_follows_is_no_email() -> None:
-    assert entities("connect to postgresql://svc:Vt7qLm29xR@db3.orchardretail.com:5432/orders") == [("SECRET", "postgresql://svc:Vt7qLm29xR@")]
+    assert entities("connect to postgresql://svc:Vt7qLm29xR@db3.orchardretail.com:5432/orders") == [
+        ("SECRET", "postgresql://svc:Vt7qLm29xR@")
+    ]
 
 
 def test_findings_come_in_reading_order_and_never_overlap() -> None:
@@ -186,7 +233,9 @@ def test_without_a_digit_and_without_an_at_sign_nothing_but_a_secret_is_found(te
 @example(text="1 Elm " * 5_000)
 @example(text="01-" * 5_000)
 def test_no_text_breaks_the_rules_or_holds_them_up(text: str) -> None:
-    """The long ones would take minutes if a pattern looked back over what it has read; the test's timeout would end them."""
+    """The long ones would take minutes if a pattern looked back over what it has read; the test's timeout would end
+    them.
+    """
     found = find(text)
     assert found == find(text)
     assert all(text[finding.start : finding.end].strip() for finding in found)
@@ -220,8 +269,12 @@ def labels(row: dict) -> list[Finding]:
     return placed
 
 
-def counts(rows: list[dict], engine: Callable[[str], list[Finding]], ignored: tuple[str, ...] = ()) -> dict[str, tuple[int, int, int]]:
-    """Found, wrongly found and missed by entity, and under "texts" by text. A finding is right when it overlaps a label of its entity."""
+def counts(
+    rows: list[dict], engine: Callable[[str], list[Finding]], ignored: tuple[str, ...] = ()
+) -> dict[str, tuple[int, int, int]]:
+    """Found, wrongly found and missed by entity, and under "texts" by text. A finding is right when it overlaps a label
+    of its entity.
+    """
     right, wrong, missed = Counter[str](), Counter[str](), Counter[str]()
 
     def meets(one: Finding, others: list[Finding]) -> bool:
@@ -237,12 +290,19 @@ def counts(rows: list[dict], engine: Callable[[str], list[Finding]], ignored: tu
         right["texts"] += bool(wanted and found)
         wrong["texts"] += bool(found and not wanted)
         missed["texts"] += bool(wanted and not found)
-    return {entity: (right[entity], wrong[entity], missed[entity]) for entity in sorted(right.keys() | wrong.keys() | missed.keys())}
+    return {
+        entity: (right[entity], wrong[entity], missed[entity])
+        for entity in sorted(right.keys() | wrong.keys() | missed.keys())
+    }
 
 
 def quality(found: int, wrong: int, missed: int) -> tuple[float, float, float]:
     """Precision, recall, F1."""
-    return found / ((found + wrong) or 1), found / ((found + missed) or 1), 2 * found / ((2 * found + wrong + missed) or 1)
+    return (
+        found / ((found + wrong) or 1),
+        found / ((found + missed) or 1),
+        2 * found / ((2 * found + wrong + missed) or 1),
+    )
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -283,7 +343,9 @@ def test_an_unknown_engine_is_refused_with_those_that_there_are() -> None:
     assert all(f"`{engine}`" in DOCUMENT for engine in ENGINES)
 
 
-def test_presidio_that_is_not_installed_is_refused_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presidio_that_is_not_installed_is_refused_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[presidio\]'"):
         detector("presidio")
@@ -298,7 +360,9 @@ def presidio() -> Callable[[str], list[Finding]]:
     return detector("presidio")
 
 
-def test_presidio_without_an_english_model_is_refused_with_the_line_that_fetches_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presidio_without_an_english_model_is_refused_with_the_line_that_fetches_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("presidio_analyzer", reason="presidio is an optional extra: pip install -e '.[presidio]'")
     monkeypatch.setattr("spacy.util.get_installed_models", lambda: ["de_core_news_sm"])
     with pytest.raises(ValueError, match="python -m spacy download en_core_web_lg"):
@@ -316,7 +380,9 @@ def test_presidio_finds_full_names_and_all_that_the_rules_find(presidio: Callabl
         }
 
 
-def test_presidio_takes_no_place_no_date_no_group_and_no_first_name_for_a_person(presidio: Callable[[str], list[Finding]]) -> None:
+def test_presidio_takes_no_place_no_date_no_group_and_no_first_name_for_a_person(
+    presidio: Callable[[str], list[Finding]],
+) -> None:
     for text in (
         "Paris is lovely in May 2019.",
         "The French and the Buddhists met on Monday.",
@@ -326,6 +392,8 @@ def test_presidio_takes_no_place_no_date_no_group_and_no_first_name_for_a_person
         assert presidio(text) == []
 
 
-def test_presidio_finds_nothing_in_an_empty_text_and_stays_up_under_a_very_long_one(presidio: Callable[[str], list[Finding]]) -> None:
+def test_presidio_finds_nothing_in_an_empty_text_and_stays_up_under_a_very_long_one(
+    presidio: Callable[[str], list[Finding]],
+) -> None:
     assert presidio("") == []
     assert [found.entity for found in presidio("rain. " * 200_000 + "x@host.io")] == ["EMAIL"]

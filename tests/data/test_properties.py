@@ -1,4 +1,6 @@
-"""Whatever comes, the sets keep the rules: users, caps, duplicates, personal data, few-shot answers, evaluation prompts, reruns."""
+"""Whatever comes, the sets keep the rules: users, caps, duplicates, personal data, few-shot answers, evaluation
+prompts, reruns.
+"""
 
 import tempfile
 from collections import Counter
@@ -36,7 +38,9 @@ PAIR = st.fixed_dictionaries({"prompt": TEXT, "completion": TEXT})
 DEMONSTRATION = ENTRY.flatmap(lambda row: TEXT.map(lambda answer: row | {"completion": answer}))
 
 
-FEW_SHOT = ENTRY.flatmap(lambda row: st.lists(PAIR, min_size=2, max_size=4).map(lambda pairs: row | {"examples": pairs}))
+FEW_SHOT = ENTRY.flatmap(
+    lambda row: st.lists(PAIR, min_size=2, max_size=4).map(lambda pairs: row | {"examples": pairs})
+)
 
 
 RANKED = ENTRY.flatmap(lambda row: st.just(row | {"completions": ["x", "y"], "ranks": [1, 2]}))
@@ -53,7 +57,9 @@ ANCHORS = [{"prompt": f"anchor {word}", "user_id": f"anchor {n}", "completion": 
     cap=st.integers(1, 4),
     drawn=st.data(),
 )
-def test_whatever_comes_the_sets_keep_the_rules(answered: list[Any], bare: list[Any], ranked: list[Any], cap: int, drawn: st.DataObject) -> None:
+def test_whatever_comes_the_sets_keep_the_rules(
+    answered: list[Any], bare: list[Any], ranked: list[Any], cap: int, drawn: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "text.md").write_text("one two three " * 50)
@@ -74,7 +80,9 @@ def test_whatever_comes_the_sets_keep_the_rules(answered: list[Any], bare: list[
         again = folder / "rerun"
         again.mkdir()
         Sets(made_in(folder, "rerun-scratch", config), again)
-        assert {f.name: f.read_bytes() for f in again.glob("*.parquet")} == {f.name: f.read_bytes() for f in folder.glob("*.parquet")}
+        assert {f.name: f.read_bytes() for f in again.glob("*.parquet")} == {
+            f.name: f.read_bytes() for f in folder.glob("*.parquet")
+        }
         config.demonstrations = [written(folder / "d2.jsonl", drawn.draw(st.permutations(ANCHORS + answered)))]
         shuffled = folder / "shuffled"
         shuffled.mkdir()
@@ -106,11 +114,17 @@ def assert_rules(found: Sets, cap: int) -> None:
     plain = [record for record in found.everything("rm") if record.kind != "few_shot"]
     assert max(Counter(record.user_id for record in plain).values()) <= cap
     keys = [comparable(asked(record)) for record in plain]
-    assert not any(near(keys[i], keys[j], 0.9) for i in range(len(keys)) for j in range(i)), "duplicates leave before the split"
+    assert not any(near(keys[i], keys[j], 0.9) for i in range(len(keys)) for j in range(i)), (
+        "duplicates leave before the split"
+    )
 
-    by_split = {split: [comparable(asked(record)) for name in SETS for record in found[name][split]] for split in SPLITS}
+    by_split = {
+        split: [comparable(asked(record)) for name in SETS for record in found[name][split]] for split in SPLITS
+    }
     for earlier, later in (("train", "valid"), ("train", "test"), ("valid", "test")):
-        assert not any(near(one, other, 0.9) for one in by_split[earlier] for other in by_split[later]), "nobody is asked what somebody else learned"
+        assert not any(near(one, other, 0.9) for one in by_split[earlier] for other in by_split[later]), (
+            "nobody is asked what somebody else learned"
+        )
 
     groups: dict[str, set[str]] = {}
     for split in SPLITS:
@@ -119,4 +133,6 @@ def assert_rules(found: Sets, cap: int) -> None:
                 query = record.text.rsplit("Input: ", 1)[1].removesuffix("\nOutput:")
                 assert f"Input: {query}\nOutput: {record.completion}" not in record.text, "never its own answer"
                 groups.setdefault(record.prompt_id.split("#")[0], set()).add(split)
-    assert all(len(splits) == 1 for splits in groups.values()), "the examples of one instruction know each other's answers"
+    assert all(len(splits) == 1 for splits in groups.values()), (
+        "the examples of one instruction know each other's answers"
+    )

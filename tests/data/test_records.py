@@ -1,4 +1,6 @@
-"""Records: what a row must be, what is said of one that is not, and what a record that gives only the least is filled up with."""
+"""Records: what a row must be, what is said of one that is not, and what a record that gives only the least is filled
+up with.
+"""
 
 from typing import Any
 
@@ -23,10 +25,18 @@ MALFORMED: list[tuple[type[Prompt], object, str]] = [
     (Prompt, {"prompt": []}, "'prompt' has no messages"),
     (Prompt, {"prompt": ["Why?"]}, "message 1 of 'prompt' must be an object with 'role' and 'content', found str"),
     (Prompt, {"prompt": [{"role": "user"}]}, "message 1 of 'prompt' has no 'content'; found 'role'"),
-    (Prompt, {"prompt": [{"role": "user", "content": 3}]}, "'content' of message 1 of 'prompt' must be a string or a list of text parts"),
+    (
+        Prompt,
+        {"prompt": [{"role": "user", "content": 3}]},
+        "'content' of message 1 of 'prompt' must be a string or a list of text parts",
+    ),
     (Prompt, {"prompt": "Why?", "id": "x0"}, "unknown key 'id'; known are prompt, prompt_id"),
     (Prompt, {"prompt": "Why?", "user": "ann"}, "unknown key 'user', did you mean 'user_id'?"),
-    (Prompt, {"prompt": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}, "must not be the assistant's"),
+    (
+        Prompt,
+        {"prompt": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
+        "must not be the assistant's",
+    ),
     (Prompt, {"prompt": "Why?", "promt_id": "a"}, "unknown key 'promt_id', did you mean 'prompt_id'?"),
     (Prompt, {"prompt": "Why?", "xyzzy": 1}, "unknown key 'xyzzy'; known are prompt, prompt_id"),
     (Prompt, {"prompt": "Why?", "completion": "So."}, "unknown key 'completion'"),
@@ -39,7 +49,11 @@ MALFORMED: list[tuple[type[Prompt], object, str]] = [
     (Demonstration, {"prompt": "Why?"}, "missing key 'completion'"),
     (Demonstration, {"prompt": "Why?", "completion": ""}, "'completion' must be a non-empty string"),
     (Demonstration, {"prompt": "Why?", "completion": ["So."]}, "'completion' must be a non-empty string"),
-    (Demonstration, {"prompt": "Why?", "completions": ["So."]}, "unknown key 'completions', did you mean 'completion'?"),
+    (
+        Demonstration,
+        {"prompt": "Why?", "completions": ["So."]},
+        "unknown key 'completions', did you mean 'completion'?",
+    ),
     (Ranking, {"prompt": "Why?"}, "missing key 'completions'"),
     (Ranking, ranking(completions="abc", ranks=[1, 2, 3]), "'completions' must be a list of strings"),
     (Ranking, ranking(completions=["a", 2, "c"], ranks=[1, 2, 3]), "'completions' must be a list of strings"),
@@ -76,7 +90,10 @@ def test_a_malformed_row_is_refused_in_one_sentence(record_type: type[Prompt], r
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("extra", [{"ranks": [2, 1, 2]}, {"ranks": [1, None, 5]}, {"preferences": [[0, 1], [1, 2], [2, 0]]}, {"preferences": []}])
+@pytest.mark.parametrize(
+    "extra",
+    [{"ranks": [2, 1, 2]}, {"ranks": [1, None, 5]}, {"preferences": [[0, 1], [1, 2], [2, 0]]}, {"preferences": []}],
+)
 def test_ties_gaps_unranked_answers_and_cycles_are_taken_as_they_are(extra: dict[str, Any]) -> None:
     record = parse(RANKING | extra, Ranking)
     assert to_row(record).items() >= extra.items()
@@ -87,10 +104,18 @@ def test_what_a_row_does_not_say_has_the_documented_default() -> None:
     assert (record.source, record.kind, record.use_case) == ("api", None, None)
     assert record.prompt_id
     assert record.user_id == record.prompt_id, "each prompt is a user of its own"
-    assert parse({"prompt": "Why?", "user_id": "ann"}, Prompt).prompt_id == record.prompt_id, "the id hangs on the prompt alone"
+    assert parse({"prompt": "Why?", "user_id": "ann"}, Prompt).prompt_id == record.prompt_id, (
+        "the id hangs on the prompt alone"
+    )
     assert parse({"prompt": "Why not?"}, Prompt).prompt_id != record.prompt_id
     ranked = parse(ranking(ranks=[1, 2, 3]), Ranking)
-    assert (ranked.labeler, ranked.labeler_id, ranked.complete, ranked.ratings, ranked.preferences) == ("human", "", None, None, None)
+    assert (ranked.labeler, ranked.labeler_id, ranked.complete, ranked.ratings, ranked.preferences) == (
+        "human",
+        "",
+        None,
+        None,
+        None,
+    )
 
 
 def test_ids_that_are_given_stay() -> None:
@@ -107,8 +132,12 @@ def test_a_string_is_one_user_turn_and_a_conversation_stays_one() -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "few_shot", "user_based", None])
 @pytest.mark.parametrize("use_case", [*USE_CASES, None])
-def test_every_kind_and_use_case_of_the_paper_survives_writing_and_reading(kind: str | None, use_case: str | None) -> None:
-    record = parse({"prompt": "Why?", "completion": "So.", "source": "labeler", "kind": kind, "use_case": use_case}, Demonstration)
+def test_every_kind_and_use_case_of_the_paper_survives_writing_and_reading(
+    kind: str | None, use_case: str | None
+) -> None:
+    record = parse(
+        {"prompt": "Why?", "completion": "So.", "source": "labeler", "kind": kind, "use_case": use_case}, Demonstration
+    )
     assert parse(to_row(record), Demonstration) == record
 
 

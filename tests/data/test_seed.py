@@ -1,4 +1,6 @@
-"""The embedded seed set keeps what its page promises: written for this project, short, plain, and wide enough to learn from."""
+"""The embedded seed set keeps what its page promises: written for this project, short, plain, and wide enough to learn
+from.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -56,7 +58,10 @@ def test_nothing_is_there_twice(seed: list[Demonstration]) -> None:
 
 
 def test_prompts_and_answers_are_short(seed: list[Demonstration]) -> None:
-    prompts, answers = [len(record.text.split()) for record in seed], [len(record.completion.split()) for record in seed]
+    prompts, answers = (
+        [len(record.text.split()) for record in seed],
+        [len(record.completion.split()) for record in seed],
+    )
     assert sum(length <= 25 for length in prompts) > 0.8 * len(seed)
     assert sum(length <= 25 for length in answers) > 0.9 * len(seed)
     assert max(prompts) <= 60

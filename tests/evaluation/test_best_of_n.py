@@ -1,4 +1,6 @@
-"""Best-of-n against every subset written out, in fractions; and the reward model that chooses against plain transformers, text by text."""
+"""Best-of-n against every subset written out, in fractions; and the reward model that chooses against plain
+transformers, text by text.
+"""
 
 import itertools
 import math
@@ -50,9 +52,14 @@ def estimate(scores: Sequence[float], values: Sequence[float], n: int) -> float:
 def test_the_estimate_is_the_mean_over_all_subsets_ties_chosen_equally_often(count: int, levels: int) -> None:
     chance = random.Random(10 * count + levels)
     for _ in range(4):
-        scores, values = [chance.randrange(levels) for _ in range(count)], [chance.randrange(-50, 50) for _ in range(count)]
+        scores, values = (
+            [chance.randrange(levels) for _ in range(count)],
+            [chance.randrange(-50, 50) for _ in range(count)],
+        )
         for n in range(1, count + 1):
-            assert estimate(scores, values, n) == pytest.approx(float(mean_of_the_best(scores, values, n)), abs=100 * ROUNDING)
+            assert estimate(scores, values, n) == pytest.approx(
+                float(mean_of_the_best(scores, values, n)), abs=100 * ROUNDING
+            )
 
 
 def test_without_ties_the_chance_to_be_chosen_is_that_of_the_order_statistic() -> None:
@@ -60,7 +67,9 @@ def test_without_ties_the_chance_to_be_chosen_is_that_of_the_order_statistic() -
     assert choice_weights([0.3, -1.0, 7.0, 2.0], 4).tolist() == [0, 0, 1, 0], "of all of them the best"
     assert choice_weights([0.3, -1.0, 7.0, 2.0], 1).tolist() == [0.25] * 4, "of one, any"
     assert choice_weights([5.0], 1).tolist() == [1]
-    assert choice_weights([1.0, 1.0, 1.0], 2).tolist() == pytest.approx([1 / 3] * 3, abs=ROUNDING), "a reward model without an opinion chooses evenly"
+    assert choice_weights([1.0, 1.0, 1.0], 2).tolist() == pytest.approx([1 / 3] * 3, abs=ROUNDING), (
+        "a reward model without an opinion chooses evenly"
+    )
 
 
 def test_the_order_in_which_answers_come_changes_nothing() -> None:
@@ -75,17 +84,22 @@ def test_the_order_in_which_answers_come_changes_nothing() -> None:
 def test_many_answers_do_not_overflow() -> None:
     weights = choice_weights(list(range(600)), 300)
     assert weights.sum() == pytest.approx(1, abs=1e-12)
-    # The best is in half of all subsets of half the size, and the second best, where that one is missing, in half of the rest, nearly.
+    # The best is in half of all subsets of half the size, and the second best, where that one is missing, in half of
+    # the rest, nearly.
     assert weights[-2:].tolist() == pytest.approx([300 / 600 * 300 / 599, 0.5], abs=1e-12)
 
 
 def test_the_estimate_is_unbiased_for_what_n_fresh_answers_would_give() -> None:
-    # Answers a to d: probability, score, value. b and c tie; every way to draw N of them is written out, each with its probability.
+    # Answers a to d: probability, score, value. b and c tie; every way to draw N of them is written out, each with its
+    # probability.
     atoms = [(Fraction(1, 2), 0, 5), (Fraction(1, 4), 1, -3), (Fraction(1, 8), 1, 9), (Fraction(1, 8), 2, 1)]
 
     def drawn(size: int, of: Callable[[list[int], list[int]], Fraction | float]) -> Fraction | float:
         return sum(
-            (math.prod(p for p, _, _ in row) * of([s for _, s, _ in row], [v for _, _, v in row]) for row in itertools.product(atoms, repeat=size)),
+            (
+                math.prod(p for p, _, _ in row) * of([s for _, s, _ in row], [v for _, _, v in row])
+                for row in itertools.product(atoms, repeat=size)
+            ),
             start=Fraction(0),
         )
 
@@ -110,17 +124,30 @@ def test_kl_of_best_of_n_is_that_of_a_distribution_cut_finely(n: int) -> None:
 
 
 def test_sizes_double_up_to_the_largest() -> None:
-    assert [sizes(largest) for largest in (1, 2, 3, 4, 16, 20)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 8, 16], [1, 2, 4, 8, 16, 20]]
+    assert [sizes(largest) for largest in (1, 2, 3, 4, 16, 20)] == [
+        [1],
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 4],
+        [1, 2, 4, 8, 16],
+        [1, 2, 4, 8, 16, 20],
+    ]
 
 
 def rows_of(table: Sequence[Sequence[tuple[int, int, int]]]) -> list[list[Answer]]:
     """(proxy, rubric, chrF) of each answer to each prompt."""
-    return [[Answer("", True, 1, {"proxy": float(p), "score": float(s), "chrf": float(c)}) for p, s, c in row] for row in table]
+    return [
+        [Answer("", True, 1, {"proxy": float(p), "score": float(s), "chrf": float(c)}) for p, s, c in row]
+        for row in table
+    ]
 
 
 def some_tables(seed: int) -> list[list[list[tuple[int, int, int]]]]:
     chance = random.Random(seed)
-    return [[[(chance.randrange(6), chance.randrange(5), chance.randrange(30)) for _ in range(size)] for _ in range(4)] for size in (6, 2, 3)]
+    return [
+        [[(chance.randrange(6), chance.randrange(5), chance.randrange(30)) for _ in range(size)] for _ in range(4)]
+        for size in (6, 2, 3)
+    ]
 
 
 def test_every_number_is_the_one_that_all_subsets_written_out_give() -> None:
@@ -135,23 +162,36 @@ def test_every_number_is_the_one_that_all_subsets_written_out_give() -> None:
         return float(sum(values, Fraction(0)) / len(values))
 
     def chosen(n: int, value: Callable[[int, tuple[int, int, int]], Fraction]) -> float:
-        return mean([mean_of_the_best([p for p, _, _ in row], [value(at, answer) for answer in row], n) for at, row in enumerate(tables[0])])
+        return mean(
+            [
+                mean_of_the_best([p for p, _, _ in row], [value(at, answer) for answer in row], n)
+                for at, row in enumerate(tables[0])
+            ]
+        )
 
     def against(opponents: list[list[tuple[int, int, int]]]) -> Callable[[int, tuple[int, int, int]], Fraction]:
-        return lambda at, answer: sum((better(answer[1], other[1]) for other in opponents[at]), Fraction(0)) / len(opponents[at])
+        return lambda at, answer: (
+            sum((better(answer[1], other[1]) for other in opponents[at]), Fraction(0)) / len(opponents[at])
+        )
 
     assert (found["prompts"], found["samples"], [row["n"] for row in found["rows"]]) == (4, 6, [1, 2, 4, 6])
     for row in found["rows"]:
         for index, name in enumerate(("proxy", "score", "chrf")):
-            assert row[name]["mean"] == pytest.approx(chosen(row["n"], lambda at, answer, index=index: Fraction(answer[index])), abs=1e-12)  # type: ignore[misc]
+            assert row[name]["mean"] == pytest.approx(
+                chosen(row["n"], lambda at, answer, index=index: Fraction(answer[index])), abs=1e-12
+            )  # type: ignore[misc]
             assert row[name]["low"] <= row[name]["mean"] <= row[name]["high"]
         assert row["win_rate"]["mean"] == pytest.approx(chosen(row["n"], against(tables[2])), abs=1e-12)
         assert row["kl"] == pytest.approx(math.log(row["n"]) - 1 + 1 / row["n"])
         assert row["proxy"]["n"] == 4, "the unit that is resampled is a prompt"
     assert len({row["win_rate"]["mean"] for row in found["rows"]}) > 2
     for index, name in enumerate(("proxy", "score", "chrf")):
-        assert found["ppo"][name]["mean"] == pytest.approx(mean([Fraction(sum(answer[index] for answer in row), 2) for row in tables[1]]))
-    pairs = [[better(a[1], b[1]) for a in row for b in others] for row, others in zip(tables[1], tables[2], strict=True)]
+        assert found["ppo"][name]["mean"] == pytest.approx(
+            mean([Fraction(sum(answer[index] for answer in row), 2) for row in tables[1]])
+        )
+    pairs = [
+        [better(a[1], b[1]) for a in row for b in others] for row, others in zip(tables[1], tables[2], strict=True)
+    ]
     assert found["ppo"]["win_rate"]["mean"] == pytest.approx(mean([sum(row, Fraction(0)) / len(row) for row in pairs]))
     # KL 0.7: log 4 - 3/4 = 0.64 is nearer than log 5 - 4/5 = 0.81.
     assert found["ppo"]["kl"]["mean"] == pytest.approx(0.7)
@@ -192,7 +232,10 @@ def endings(chain: Chain) -> list[list[Generation]]:
 def plain_reader(chain: Chain) -> Callable[[Prompt, list[int]], float]:
     """The oracle: plain transformers on the answer's text, one unpadded row."""
     model = AutoModelForSequenceClassification.from_pretrained(chain.reward / "model").eval()
-    policy, reward = AutoTokenizer.from_pretrained(chain.sft / "model"), AutoTokenizer.from_pretrained(chain.reward / "model")
+    policy, reward = (
+        AutoTokenizer.from_pretrained(chain.sft / "model"),
+        AutoTokenizer.from_pretrained(chain.reward / "model"),
+    )
 
     def read(prompt: Prompt, response: list[int]) -> float:
         ended = response[-1] == policy.eos_token_id
@@ -201,7 +244,10 @@ def plain_reader(chain: Chain) -> Callable[[Prompt, list[int]], float]:
         ids = [token for text in (before, after) for token in reward(text, add_special_tokens=False)["input_ids"]]
         ids += [reward.eos_token_id] * ended
         with torch.no_grad():
-            return float(model.score(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1])) - model.config.score_bias
+            return (
+                float(model.score(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]))
+                - model.config.score_bias
+            )
 
     return read
 
@@ -210,7 +256,9 @@ def plain_reader(chain: Chain) -> Callable[[Prompt, list[int]], float]:
 def test_the_reward_model_reads_answers_as_ppo_does(kind: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     if kind == "another family":
         corpus = ["zebra quartz vexing jumps over lazy dogs; what a cat is, and why rivers are cold. " * 3]
-        made = make_tiny_model(tmp_path / "made", "gpt2", vocab_size=330, hidden_size=48, layers=3, seed=4, corpus=corpus)
+        made = make_tiny_model(
+            tmp_path / "made", "gpt2", vocab_size=330, hidden_size=48, layers=3, seed=4, corpus=corpus
+        )
         chain = chain_of(tmp_path, tiny("llama"), save_reward(tmp_path / "reward", made, LOUD, eos="</s>"), "lora")
         # The policy's template, which is not forced on a reward model that has its own.
         (tmp_path / "template.jinja").write_text(PLAIN)
@@ -222,7 +270,10 @@ def test_the_reward_model_reads_answers_as_ppo_does(kind: str, tiny: Callable[[s
     proxy.check(PROMPTS)
     assert proxy.reading.same_prompts == (kind != "another family")
     read = plain_reader(chain)
-    expected = [[[read(prompt, answer.ids) for answer in row] for prompt, row in zip(PROMPTS, rows, strict=True)] for rows in sets]
+    expected = [
+        [[read(prompt, answer.ids) for answer in row] for prompt, row in zip(PROMPTS, rows, strict=True)]
+        for rows in sets
+    ]
     for max_tokens in (1, 60, 10_000):  # each answer by itself, some together, all in one pass
         found = proxy.scores(PROMPTS, sets, max_tokens, TEAM)
         for rows, wanted in zip(found, expected, strict=True):
@@ -231,7 +282,9 @@ def test_the_reward_model_reads_answers_as_ppo_does(kind: str, tiny: Callable[[s
     assert np.std([score for row in expected[0] for score in row]) > 0.01
 
 
-def test_a_prompt_without_room_in_the_reward_model_is_refused_before_anything_is_sampled(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_prompt_without_room_in_the_reward_model_is_refused_before_anything_is_sampled(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     chain = chain_of(tmp_path, tiny("llama"), save_reward(tmp_path / "reward", tiny("gpt2"), LOUD, context=12), "lora")
     with pytest.raises(ValueError, match="no room for an answer in its context of 12"):
         Proxy.of(chain.sft / "model", chain.reward / "model", chain.config, False).check(PROMPTS)

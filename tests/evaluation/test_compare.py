@@ -37,7 +37,10 @@ from modeling.processes import Processes
 from tests.conftest import enliven
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
-PROMPTS = [Demonstration(prompt=text, completion="So it is.") for text in ("Why?", "What is the capital of France?", "Write a poem.")]
+PROMPTS = [
+    Demonstration(prompt=text, completion="So it is.")
+    for text in ("Why?", "What is the capital of France?", "Write a poem.")
+]
 ROWS = st.lists(st.lists(st.integers(-32, 32).map(lambda n: n / 16), min_size=1, max_size=3), min_size=1, max_size=8)
 
 
@@ -51,7 +54,14 @@ def answers(scores: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]] |
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "width", "expected"),
-    [(1.0, 0.0, 0.5, 1.0), (0.0, 1.0, 0.5, 0.0), (0.3, 0.4, 0.5, 0.5), (0.4, 0.6, 0.5, 0.0), (0.3, 0.3, 0.0, 0.5), (0.30001, 0.3, 0.0, 1.0)],
+    [
+        (1.0, 0.0, 0.5, 1.0),
+        (0.0, 1.0, 0.5, 0.0),
+        (0.3, 0.4, 0.5, 0.5),
+        (0.4, 0.6, 0.5, 0.0),
+        (0.3, 0.3, 0.0, 0.5),
+        (0.30001, 0.3, 0.0, 1.0),
+    ],
 )
 def test_a_preference_is_one_half_or_none(ours: float, theirs: float, width: float, expected: float) -> None:
     assert preference(ours, theirs, width) == expected
@@ -59,7 +69,9 @@ def test_a_preference_is_one_half_or_none(ours: float, theirs: float, width: flo
 
 @settings(max_examples=50, deadline=None)
 @given(data=st.data(), ours=ROWS, width=st.sampled_from([0.0, 0.25]))
-def test_swapping_the_two_models_gives_one_minus_the_rate(data: st.DataObject, ours: list[list[float]], width: float) -> None:
+def test_swapping_the_two_models_gives_one_minus_the_rate(
+    data: st.DataObject, ours: list[list[float]], width: float
+) -> None:
     theirs = [data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1.0]), min_size=1, max_size=3)) for _ in ours]
     rate = win_rate(answers(ours), answers(theirs), width, 20)["mean"]
     assert rate + win_rate(answers(theirs), answers(ours), width, 20)["mean"] == pytest.approx(1, abs=1e-12)
@@ -72,7 +84,9 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(data: st.DataObject, o
     for left, right in zip(ours, theirs, strict=True):
         pairs = [better(a, b) for a in left for b in right]
         means.append(sum(pairs) / len(pairs))
-    assert rate == pytest.approx(sum(means) / len(means), abs=1e-12), "a mean over prompts, whatever the number of answers"
+    assert rate == pytest.approx(sum(means) / len(means), abs=1e-12), (
+        "a mean over prompts, whatever the number of answers"
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,8 +102,11 @@ def test_a_model_against_itself_wins_exactly_half(rows: list[list[float]], width
 def test_only_pairs_of_like_length_count_when_length_is_matched() -> None:
     ours = answers([[1.0, 0.0], [1.0], [0.0]], [[10, 20], [100], [8]])
     theirs = answers([[0.5, 0.5], [0.0], [1.0]], [[8, 30], [10], [10]])
-    # 10 and 8 match (2 <= 0.25 * 10), a win; 20 and 30 do not (10 > 7.5); 20 and 8, 10 and 30 do not. Nothing in the second. A loss in the third.
-    assert win_rate_among(ours, theirs, 0.0, 20, like_length) == pytest.approx({"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2})
+    # 10 and 8 match (2 <= 0.25 * 10), a win; 20 and 30 do not (10 > 7.5); 20 and 8, 10 and 30 do not. Nothing in the
+    # second. A loss in the third.
+    assert win_rate_among(ours, theirs, 0.0, 20, like_length) == pytest.approx(
+        {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+    )
     # 20 and 30 match too at a third: a loss, which makes the first prompt a half.
     found = win_rate_among(ours, theirs, 0.0, 20, partial(like_length, slack=1 / 3))
     assert found is not None
@@ -111,7 +128,10 @@ def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
     ours = [[rated(0.4, True)], [rated(0.5, True)], [rated(0.6, True, profanity=0.2)], [rated(0.72, True)]]
     theirs = [[rated(0.4, False)], [rated(0.6, False)], [rated(0.7, True)], [rated(0.72, True, repetition=0.5)]]
     found = rubric_win_rates(ours, theirs, LabelsConfig(), 50)
-    means = {name: {part: rate["mean"] for part, rate in found[name].items()} for name in ("win_rate_without", "win_rate_by_part")}
+    means = {
+        name: {part: rate["mean"] for part, rate in found[name].items()}
+        for name in ("win_rate_without", "win_rate_by_part")
+    }
     # Whole: win, win (0.8 against 0.6), loss (0.8 against 1.0), win (1.02 against 0.87).
     assert win_rate(ours, theirs, 0.05, 50)["mean"] == 3 / 4
     # Without ending: tie, loss, loss, win. Without closeness: 0.3, 0, then 0.2 and 0.3, then 0.3 and 0.15.
@@ -153,7 +173,9 @@ def test_judged_answers_are_the_text_without_eos_and_its_parts(tiny_tokenizer: A
     assert (same.text, same.complete, same.tokens) == ("So it is.", True, len(given[0][0].ids))
     assert (cut.text, cut.complete) == ("So it", False)
     assert (same.parts["chrf"], same.parts["closeness"]) == pytest.approx((1, 1))
-    assert same.parts["score"] == pytest.approx(1.3 - 0.5 * same.parts["profanity"]), "closeness 1.0 + complete 0.3, nothing repeated"
+    assert same.parts["score"] == pytest.approx(1.3 - 0.5 * same.parts["profanity"]), (
+        "closeness 1.0 + complete 0.3, nothing repeated"
+    )
     assert 0 < cut.parts["chrf"] < 1
     assert (nothing.parts["chrf"], nothing.parts["closeness"]) == (0, 0)
     assert again == same, "a labeler without misjudgements"
@@ -177,7 +199,9 @@ def other(tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> Any:
 
 def sampled(model: Any, tokenizer: Any, temperature: float) -> list[list[Generation]]:
     prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS for _ in range(2)]
-    flat = generate(model, prompts, list(range(6)), Sampling(7, temperature), [tokenizer.eos_token_id], tokenizer.pad_token_id)
+    flat = generate(
+        model, prompts, list(range(6)), Sampling(7, temperature), [tokenizer.eos_token_id], tokenizer.pad_token_id
+    )
     return [flat[0:2], flat[2:4], flat[4:6]]
 
 
@@ -187,7 +211,9 @@ def test_kl_is_the_mean_log_ratio_worked_out_with_plain_transformers(
     model: Any, other: Any, tiny_tokenizer: Any, model_config: ModelConfig, temperature: float, batch_size: int
 ) -> None:
     given = sampled(model, tiny_tokenizer, temperature)
-    given[0][1] = Generation(given[0][1].ids[:3], given[0][1].logprobs[:3], False)  # ragged, so that padding could do harm
+    given[0][1] = Generation(
+        given[0][1].ids[:3], given[0][1].logprobs[:3], False
+    )  # ragged, so that padding could do harm
     how = Scoring(temperature, batch_size, model_config, ALONE)
     ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in (model, other))
     found = kl_between(ours, theirs)
@@ -223,8 +249,13 @@ def test_under_bfloat16_the_kl_to_an_equal_model_is_exactly_zero(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_perplexity_is_over_tokens_and_padding_never_enters(model: Any, tiny_tokenizer: Any, model_config: ModelConfig, batch_size: int) -> None:
-    chunks = [tiny_tokenizer(text)["input_ids"] for text in ("A language model reads a text and guesses.", "The sky is blue.", "Paris, France")]
+def test_perplexity_is_over_tokens_and_padding_never_enters(
+    model: Any, tiny_tokenizer: Any, model_config: ModelConfig, batch_size: int
+) -> None:
+    chunks = [
+        tiny_tokenizer(text)["input_ids"]
+        for text in ("A language model reads a text and guesses.", "The sky is blue.", "Paris, France")
+    ]
     total, count = 0.0, 0
     with torch.no_grad():
         for chunk in chunks:

@@ -40,7 +40,9 @@ def run(tmp_path_factory: Any, tiny: Any, model_config: ModelConfig, tiny_tokeni
     return RunFolder(root)
 
 
-def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(run: RunFolder, tiny_llama: Path, tmp_path: Path) -> None:
+def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(
+    run: RunFolder, tiny_llama: Path, tmp_path: Path
+) -> None:
     config = RunConfig(
         model=ModelConfig(base=str(tiny_llama), device="cpu", precision="bfloat16"),
         labels=LabelsConfig(closeness="words"),

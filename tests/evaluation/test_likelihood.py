@@ -42,11 +42,19 @@ def test_they_are_the_sum_and_mean_of_the_answers_own_log_probabilities(
     for item, total, mean in zip(items, totals, means, strict=True):
         expected = [by_hand(model, item.prompt, answer) for answer in item.answers]
         assert total == pytest.approx(expected, abs=2e-3)
-        assert mean == pytest.approx([e / len(answer) for e, answer in zip(expected, item.answers, strict=True)], abs=2e-3)
+        assert mean == pytest.approx(
+            [e / len(answer) for e, answer in zip(expected, item.answers, strict=True)], abs=2e-3
+        )
 
 
-def test_the_sft_model_reads_rankings_with_its_own_tokenizer(tiny: Callable[[str], Path], tiny_tokenizer: Any, model_config: ModelConfig) -> None:
-    rankings = [Ranking(prompt="What is the capital of France?", completions=["Paris", "I do not know", "Paris"], ranks=[1, 2, 3])]
+def test_the_sft_model_reads_rankings_with_its_own_tokenizer(
+    tiny: Callable[[str], Path], tiny_tokenizer: Any, model_config: ModelConfig
+) -> None:
+    rankings = [
+        Ranking(
+            prompt="What is the capital of France?", completions=["Paris", "I do not know", "Paris"], ranks=[1, 2, 3]
+        )
+    ]
     items = [element(tiny_tokenizer, ranking) for ranking in rankings]
     # A reward model of another tokenizer sees other ids of the same record.
     foreign = [type(item)([1, 2, 3], [[4]] * 3, item.better_KK, ranking=item.ranking) for item in items]

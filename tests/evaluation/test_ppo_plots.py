@@ -38,7 +38,11 @@ def curves(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
 
 def green(axes: Axes) -> list[tuple[float, float]]:
     """From where to where a panel calls it healthy."""
-    return [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in axes.patches if same_color(patch.get_facecolor(), HEALTHY)]
+    return [
+        (patch.get_y(), patch.get_y() + patch.get_height())
+        for patch in axes.patches
+        if same_color(patch.get_facecolor(), HEALTHY)
+    ]
 
 
 def test_everything_that_is_logged_is_drawn_at_its_iteration_with_its_unit():
@@ -55,7 +59,10 @@ def test_everything_that_is_logged_is_drawn_at_its_iteration_with_its_unit():
 
 
 def test_what_was_not_logged_leaves_its_panel_out():
-    bare = [{key: value for key, value in row.items() if not key.startswith(("ptx", "seconds", "repetition"))} for row in rows(3)]
+    bare = [
+        {key: value for key, value in row.items() if not key.startswith(("ptx", "seconds", "repetition"))}
+        for row in rows(3)
+    ]
     found = panels(bare)
     missing = {
         "Pretraining loss",

@@ -32,11 +32,29 @@ def fake_best_of_n() -> dict[str, object]:
     rows = []
     for n in (1, 2, 4, 8, 16):
         root = math.sqrt(math.log(n) - (n - 1) / n)
-        means = {"proxy": 1.3 * root - 0.1, "score": 0.55 + 0.2 * root - 0.05 * root**2, "chrf": 0.19 + 0.02 * root - 0.012 * root**2}
-        rows.append({"n": n, "kl": root**2, "win_rate": around(0.5 + 0.15 * root)} | {key: around(mean, 0.06 * mean) for key, mean in means.items()})
-    ppo = {"kl": around(8.765, 0.6), "proxy": around(1.612, 0.1), "score": around(0.82, 0.04), "chrf": around(0.181, 0.01)}
+        means = {
+            "proxy": 1.3 * root - 0.1,
+            "score": 0.55 + 0.2 * root - 0.05 * root**2,
+            "chrf": 0.19 + 0.02 * root - 0.012 * root**2,
+        }
+        rows.append(
+            {"n": n, "kl": root**2, "win_rate": around(0.5 + 0.15 * root)}
+            | {key: around(mean, 0.06 * mean) for key, mean in means.items()}
+        )
+    ppo = {
+        "kl": around(8.765, 0.6),
+        "proxy": around(1.612, 0.1),
+        "score": around(0.82, 0.04),
+        "chrf": around(0.181, 0.01),
+    }
     against = {"n": 16, "kl": rows[-1]["kl"], "win_rate": around(0.5321, 0.06, 40)}
-    return {"prompts": 40, "samples": 16, "rows": rows, "ppo": ppo | {"win_rate": around(0.6412)}, "ppo_against": against}
+    return {
+        "prompts": 40,
+        "samples": 16,
+        "rows": rows,
+        "ppo": ppo | {"win_rate": around(0.6412)},
+        "ppo_against": against,
+    }
 
 
 def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 40) -> Path:
@@ -54,31 +72,54 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         "evaluate": {"answers_per_prompt": 1, "temperature": 1.0, "weights": "ema"},
     }
     for index, stage in enumerate(("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")):
-        headline = {"samples": {"prompts": 900, "complete": 0.81}, "labels": {"rankings": 900, "all_tied": 14, "tied_pairs": 0.19}}.get(stage, {})
+        headline = {
+            "samples": {"prompts": 900, "complete": 0.81},
+            "labels": {"rankings": 900, "all_tied": 14, "tied_pairs": 0.19},
+        }.get(stage, {})
         put(
             run / stage / "manifest.json",
             {
-                "stage": stage, "seconds": 100.0 + index, "device": "cuda:0", "world_size": 1, "python": "3.11.9", "headline": headline,
-                "git_commit": "0123456789abcdef0123456789abcdef01234567+dirty", "packages": {"torch": "2.9.1", "trl": "1.16.0"}, "config": config,
+                "stage": stage, "seconds": 100.0 + index, "device": "cuda:0", "world_size": 1, "python": "3.11.9",
+                "headline": headline,
+                "git_commit": "0123456789abcdef0123456789abcdef01234567+dirty",
+                "packages": {"torch": "2.9.1", "trl": "1.16.0"}, "config": config,
             },
         )  # fmt: skip
-    sizes = {"sft_train": 1234, "sft_valid": 130, "sft_test": prompts, "rl_train": 987, "texts_train": 450, "texts_heldout": 50}
+    sizes = {
+        "sft_train": 1234,
+        "sft_valid": 130,
+        "sft_test": prompts,
+        "rl_train": 987,
+        "texts_train": 450,
+        "texts_heldout": 50,
+    }
     put(
         run / "data" / "counts.json",
         {"rows": sizes, "removed": {"prompts": {"near_duplicate": 31, "over_cap": 7}, "rankings": {"repeated": 5}}}
         | {"skipped": 23, "skipped_rows": ["a.jsonl:3: not JSON"]},
     )
     sft: list[dict[str, float]] = [
-        {"step": step, "loss": 1.9 + math.exp(-step / 15) + noise.gauss(0, 0.05), "token_accuracy": 0.55 + 0.001 * step} for step in range(1, 81)
+        {"step": step, "loss": 1.9 + math.exp(-step / 15) + noise.gauss(0, 0.05), "token_accuracy": 0.55 + 0.001 * step}
+        for step in range(1, 81)
     ]
     put(run / "sft" / "metrics.jsonl", sft + [{"step": 40, "valid_loss": 2.05}, {"step": 80, "valid_loss": 2.0}])
     reward = [
-        {"step": k, "loss": 0.5 + 0.25 * math.exp(-k / 9) + noise.gauss(0, 0.03), "accuracy": min(1, 0.55 + k / 150 + noise.gauss(0, 0.05))}
+        {
+            "step": k,
+            "loss": 0.5 + 0.25 * math.exp(-k / 9) + noise.gauss(0, 0.03),
+            "accuracy": min(1, 0.55 + k / 150 + noise.gauss(0, 0.05)),
+        }
         for k in range(1, 31)
     ]
     put(run / "reward" / "metrics.jsonl", reward)
     judges = {"longest": 0.5432, "shortest": 0.4568, "random": 0.5011, "sft_likelihood": 0.6021}
-    test = {"accuracy": around(0.7123, 0.02, 700), "best_vs_worst": around(0.8457), "score_std": 1.234, "prompts": 120, "pairs": 700}
+    test = {
+        "accuracy": around(0.7123, 0.02, 700),
+        "best_vs_worst": around(0.8457),
+        "score_std": 1.234,
+        "prompts": 120,
+        "pairs": 700,
+    }
     test["baselines"] = {
         name: {
             "accuracy": around(mean, 0.03, 700),
@@ -88,12 +129,22 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         for name, mean in judges.items()
     }
     test["calibration"] = {"bins": [], "expected_calibration_error": 0.0345, "loss": 0.5678, "temperature": 1.2}
-    left_out = {"train": {"all_tied": 11, "too_long": 2}, "valid": {"all_tied": 1, "too_long": 0}, "test": {"all_tied": 2, "too_long": 0}}
+    left_out = {
+        "train": {"all_tied": 11, "too_long": 2},
+        "valid": {"all_tied": 1, "too_long": 0},
+        "test": {"all_tied": 2, "too_long": 0},
+    }
     put(run / "reward" / "accuracy.json", {"bias": 0.31, "left_out": left_out, "valid": test, "test": test})
     ppo, timings = [], []
     for k in range(1, iterations + 1):
         kl = 9 * (1 - math.exp(-k / 8)) + noise.gauss(0, 0.3)
-        row = {"step": k, "episodes": 512.0 * k, "score": 0.45 * math.sqrt(max(kl, 0)) - 0.2 + noise.gauss(0, 0.04), "kl": kl, "kl_k3": kl + 0.4}
+        row = {
+            "step": k,
+            "episodes": 512.0 * k,
+            "score": 0.45 * math.sqrt(max(kl, 0)) - 0.2 + noise.gauss(0, 0.04),
+            "kl": kl,
+            "kl_k3": kl + 0.4,
+        }
         row |= {
             "entropy": 1.9 - 0.02 * k,
             "ended": 0.78 + 0.006 * k,
@@ -103,12 +154,24 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         }
         row |= {"value_loss": 0.05 + 0.3 * math.exp(-k / 4), "explained_variance": math.nan if k == 1 else 0.7 - 1 / k}
         row |= {"ptx_loss": 2.9 - 0.004 * k, "ptx_to_ppo_grad_ratio": 4 + noise.random()} if ptx else {}
-        timings.append({"step": k, "seconds_rollout": 21.0 + noise.random(), "seconds_score": 6.0, "seconds_update": 33.0 + noise.random()})
+        timings.append(
+            {
+                "step": k,
+                "seconds_rollout": 21.0 + noise.random(),
+                "seconds_score": 6.0,
+                "seconds_update": 33.0 + noise.random(),
+            }
+        )
         ppo.append(row)
     put(run / "ppo" / "metrics.jsonl", ppo)
     put(run / "ppo" / "timings.jsonl", timings)
 
-    means = {"closeness": (0.412, 0.533, 0.561), "complete": (0.6, 0.81, 0.92), "repetition": (0.12, 0.041, 0.033), "profanity": (0.02, 0.021, 0.019)}
+    means = {
+        "closeness": (0.412, 0.533, 0.561),
+        "complete": (0.6, 0.81, 0.92),
+        "repetition": (0.12, 0.041, 0.033),
+        "profanity": (0.02, 0.021, 0.019),
+    }
     means |= {"score": (0.55, 0.76, 0.82), "chrf": (0.19, 0.255, 0.262), "tokens": (120.0, 93.0, 104.0)}
     table = {
         model: {key: around(row[index], 0.03 * max(row[index], 0.1)) for key, row in means.items()}
@@ -133,12 +196,24 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
     put(run / "evaluate" / "headline.json", {"win_rate": 0.6346})
     rows = []
     for index in range(prompts):
-        row = {"prompt_id": f"p{index:03d}", "use_case": "open_qa", "prompt": f"Question {index}: why is the sky blue?", "kl": 8.7}
+        row = {
+            "prompt_id": f"p{index:03d}",
+            "use_case": "open_qa",
+            "prompt": f"Question {index}: why is the sky blue?",
+            "kl": 8.7,
+        }
         for column, model in enumerate(("base", "sft", "ppo")):
             parts = {key: value[column] + noise.gauss(0, 0.02) for key, value in means.items() if key != "tokens"}
-            text = HOSTILE if index == 0 else f"Answer of {model} to {index}. " + "Light scatters off the molecules of the air. " * (2 + column)
+            text = (
+                HOSTILE
+                if index == 0
+                else f"Answer of {model} to {index}. " + "Light scatters off the molecules of the air. " * (2 + column)
+            )
             row[model] = [{"text": text, "complete": model != "base", "tokens": 90 + index, "parts": parts}]
-        rows.append(row | {"reference": "Because shorter waves scatter more.", "ppo_against_sft": (1.0, 0.5, 0.0, 1.0)[index % 4]})
+        rows.append(
+            row
+            | {"reference": "Because shorter waves scatter more.", "ppo_against_sft": (1.0, 0.5, 0.0, 1.0)[index % 4]}
+        )
     put(run / "evaluate" / "generations.jsonl", rows)
     return run
 
@@ -173,7 +248,9 @@ def test_numbers_stand_in_their_places(reports):
     )
     assert sentence in seen
     assert f"**{sentence}**" in markdown
-    assert "open PPO wins among pairs where both answers end by themselves 49.5% (43.3% to 55.7%) over 88 prompts" in seen
+    assert (
+        "open PPO wins among pairs where both answers end by themselves 49.5% (43.3% to 55.7%) over 88 prompts" in seen
+    )
     assert "holds PPO wins without closeness to the reference 59.1% (54.1% to 64.1%)" in seen
     assert "open PPO wins without the bonus for ending 52.6% (47.1% to 58.1%)" in seen
     assert "PPO vs SFT, both answers end 49.5% 43.3% to 55.7% 88 no difference shown" in seen
@@ -187,8 +264,13 @@ def test_numbers_stand_in_their_places(reports):
     assert "Choosing what SFT finds likelier baseline, all pairs 60.2%" in seen
     assert "likelier a token" not in seen
     assert "Expected calibration error gap between certainty and accuracy 3.5% 3.5%" in seen
-    best = "71.2% against 60.2% (choosing what SFT finds likelier), a paired difference of +11.0 points (+7.0 to +15.1)."
-    assert f"holds The reward model beats the best simple baseline {best} The best baseline is chosen on these same pairs" in seen
+    best = (
+        "71.2% against 60.2% (choosing what SFT finds likelier), a paired difference of +11.0 points (+7.0 to +15.1)."
+    )
+    assert (
+        f"holds The reward model beats the best simple baseline {best} The best baseline is chosen on these same pairs"
+        in seen
+    )
     assert "71.2% 69.2% to 73.2%, best baseline 60.2%" in seen
     assert "train 11 2" in seen
     assert "18.1 → 19.0 +5.0%, SFT → PPO" in seen
@@ -211,22 +293,34 @@ def test_best_of_n_stands_beside_ppo(reports):
     seen = text_of(html)
     assert "SFT n = 1: none chosen 0.000 -0.100" in seen
     assert "Best of 4 0.636 0.937" in seen
-    assert "PPO 8.77 8.17 to 9.37 1.61 1.51 to 1.71 0.820 0.780 to 0.860 0.181 0.171 to 0.191 64.1% 59.1% to 69.1%" in seen
-    sentence = "No difference shown to best-of-n at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with best of 16 (1.84 nats)"
-    assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO went farther from SFT than any choice among 16 answers does" in seen
+    assert (
+        "PPO 8.77 8.17 to 9.37 1.61 1.51 to 1.71 0.820 0.780 to 0.860 0.181 0.171 to 0.191 64.1% 59.1% to 69.1%" in seen
+    )
+    sentence = (
+        "No difference shown to best-of-n at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with "
+        "best of 16 (1.84 nats)"
+    )
+    assert (
+        f"{sentence}, 95% interval 47.2% to 59.2%. PPO went farther from SFT than any choice among 16 answers does"
+        in seen
+    )
     assert sentence in markdown
     assert "| Best of 4 | 0.636 | 0.937 (" in markdown
 
 
 def test_a_run_without_best_of_n_has_the_curve_of_training_alone(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.pages.png", lambda figure: str(sum(bool(axes.collections) for axes in figure.axes)).encode())
+    monkeypatch.setattr(
+        "data.pages.png", lambda figure: str(sum(bool(axes.collections) for axes in figure.axes)).encode()
+    )
     shutil.copytree(run, tmp_path / "run")
     place = tmp_path / "run" / "evaluate" / "evaluation.json"
     html, _ = rendered(tmp_path / "run", tmp_path / "out")
     assert (tmp_path / "out" / "pictures" / "over_optimisation.png").read_text() == "3", "proxy, rubric and chrF"
     put(place, {key: value for key, value in json.loads(place.read_text()).items() if key != "best_of_n"})
     html, markdown = rendered(tmp_path / "run", tmp_path / "out")
-    assert (tmp_path / "out" / "pictures" / "over_optimisation.png").read_text() == "2", "the score, and the scale of iterations"
+    assert (tmp_path / "out" / "pictures" / "over_optimisation.png").read_text() == "2", (
+        "the score, and the scale of iterations"
+    )
     assert "Best-of-n" not in html + markdown
 
 
@@ -243,7 +337,8 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
     # What was measured counts, whatever the configuration says by now.
     put(
         manifest,
-        json.loads(manifest.read_text()) | {"config": {"evaluate": {"weights": {"ema": "last"}.get(weights, "unknown"), "temperature": 0.7}}},
+        json.loads(manifest.read_text())
+        | {"config": {"evaluate": {"weights": {"ema": "last"}.get(weights, "unknown"), "temperature": 0.7}}},
     )
     html, markdown = rendered(tmp_path / "run", tmp_path / "out")
     assert said in html.replace("&#39;", "'")
@@ -251,7 +346,9 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
     assert "1 answer a prompt from PPO and from SFT, one from base, at temperature 0.7." in markdown
 
 
-@pytest.mark.parametrize(("max_kl", "said"), [(8.0, "above ppo.guards.max_kl=8 (ppo.guards.kl)"), (100.0, "The guards raised no warning.")])
+@pytest.mark.parametrize(
+    ("max_kl", "said"), [(8.0, "above ppo.guards.max_kl=8 (ppo.guards.kl)"), (100.0, "The guards raised no warning.")]
+)
 def test_the_report_says_what_the_guards_warned_of(run, tmp_path, monkeypatch, max_kl, said):
     monkeypatch.setattr("evaluation.report.figures", lambda results: {})
     results = Results.read(run)
@@ -327,7 +424,10 @@ def test_no_pairs_of_like_length_and_numbers_that_are_none(run, tmp_path, monkey
     monkeypatch.setattr("data.pages.png", lambda figure: b"")
     shutil.copytree(run, tmp_path / "run")
     place = tmp_path / "run" / "evaluate" / "evaluation.json"
-    evaluation = json.loads(place.read_text()) | {"win_rate_length_matched": None, "perplexity": {"base": math.inf, "sft": math.nan, "ppo": 19.0}}
+    evaluation = json.loads(place.read_text()) | {
+        "win_rate_length_matched": None,
+        "perplexity": {"base": math.inf, "sft": math.nan, "ppo": 19.0},
+    }
     put(place, evaluation)
     put(tmp_path / "run" / "ppo" / "metrics.jsonl", [{"step": 1, "episodes": 8.0, "score": math.nan, "kl": None}])
     (tmp_path / "run" / "ppo" / "timings.jsonl").unlink()

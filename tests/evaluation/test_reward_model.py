@@ -1,4 +1,5 @@
-"""The reward model's report: small cases counted by hand, and any case counted again by loops, by scipy, by scikit-learn and by the training loss.
+"""The reward model's report: small cases counted by hand, and any case counted again by loops, by scipy, by
+scikit-learn and by the training loss.
 
 pytest tests/evaluation/test_reward_model.py
 """
@@ -55,7 +56,9 @@ def mean(values: Any) -> float | None:
 
 
 def is_about(found: dict[str, float] | None, expected: float | None) -> bool:
-    return found is None if expected is None else found is not None and found["mean"] == pytest.approx(expected, abs=1e-12)
+    return (
+        found is None if expected is None else found is not None and found["mean"] == pytest.approx(expected, abs=1e-12)
+    )
 
 
 @st.composite
@@ -80,7 +83,10 @@ def simulated(seed: int, prompts: int, sureness: float, choices: tuple[int, ...]
     for _ in range(prompts):
         k = chance.choice(choices)
         row = [chance.gauss(0, 1.5) for _ in range(k)]
-        better = [(i, j) if chance.random() < 1 / (1 + math.exp(-sureness * (row[i] - row[j]))) else (j, i) for i, j in combinations(range(k), 2)]
+        better = [
+            (i, j) if chance.random() < 1 / (1 + math.exp(-sureness * (row[i] - row[j]))) else (j, i)
+            for i, j in combinations(range(k), 2)
+        ]
         scores.append(row)
         items.append(element([chance.randint(1, 9) for _ in range(k)], better))
     return scores, items
@@ -119,7 +125,10 @@ def test_every_accuracy_by_hand() -> None:
         (4, 1, 2, 0.5),
     ]
     # Only the first prompt has ranks: 0 against 1 and 1 against 2, then 0 against 2.
-    assert [(row["distance"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_distance"]] == [(1, 2, 0.5), (2, 1, 1.0)]
+    assert [(row["distance"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_distance"]] == [
+        (1, 2, 0.5),
+        (2, 1, 1.0),
+    ]
 
 
 def test_the_difference_to_a_baseline_is_paired_and_resamples_prompts() -> None:
@@ -141,7 +150,10 @@ def test_the_difference_to_a_baseline_is_paired_and_resamples_prompts() -> None:
 def test_distances_are_steps_of_the_order_not_differences_of_ranks() -> None:
     found = report([[4.0, 3.0, 2.0, 9.0, 1.0]], [ranked([1] * 5, [1, 1, 40, None, 7])])
     # Steps: 1, 1 | 7 | 40. Judged: two of 1 over 7 right, 7 over 40 wrong, two of 1 over 40 right.
-    assert [(row["distance"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_distance"]] == [(1, 3, pytest.approx(2 / 3)), (2, 2, 1.0)]
+    assert [(row["distance"], row["pairs"], row["accuracy"]["mean"]) for row in found["by_distance"]] == [
+        (1, 3, pytest.approx(2 / 3)),
+        (2, 2, 1.0),
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,8 +177,12 @@ def test_every_mean_is_that_of_a_loop(case: Case) -> None:
     assert is_about(found["accuracy"], judged(score))
     assert is_about(found["baselines"]["longest"]["accuracy"], judged(tokens))
     assert is_about(found["baselines"]["shortest"]["accuracy"], judged(lambda n, i: -tokens(n, i)))
-    assert is_about(found["length"]["accuracy_longer_is_better"], judged(score, lambda n, i, j: tokens(n, i) > tokens(n, j)))
-    assert is_about(found["length"]["accuracy_shorter_is_better"], judged(score, lambda n, i, j: tokens(n, i) < tokens(n, j)))
+    assert is_about(
+        found["length"]["accuracy_longer_is_better"], judged(score, lambda n, i, j: tokens(n, i) > tokens(n, j))
+    )
+    assert is_about(
+        found["length"]["accuracy_shorter_is_better"], judged(score, lambda n, i, j: tokens(n, i) < tokens(n, j))
+    )
 
     sizes = sorted({len(items[n].answers) for n, _, _ in pairs})
     assert [row["k"] for row in found["by_k"]] == sizes
@@ -209,7 +225,11 @@ def test_correlations_with_length_are_scipys(case: Case) -> None:
     of_scores, of_labeler = [], []
     for row, item in zip(scores, items, strict=True):
         lengths = [len(answer) for answer in item.answers]
-        known = [(-rank, length) for rank, length in zip(item.ranks or [], lengths, strict=item.ranks is not None) if rank is not None]
+        known = [
+            (-rank, length)
+            for rank, length in zip(item.ranks or [], lengths, strict=item.ranks is not None)
+            if rank is not None
+        ]
         for pairs, into in ((list(zip(row, lengths, strict=True)), of_scores), (known, of_labeler)):
             if all(len(set(column)) > 1 for column in zip(*pairs, strict=True)) and pairs:
                 into.append(spearmanr(*zip(*pairs, strict=True)).statistic)
@@ -240,7 +260,13 @@ def test_the_order_of_prompts_and_answers_changes_no_mean(case: Case, seed: int)
 
     assert [row["pairs"] for row in before["by_k"]] == [row["pairs"] for row in after["by_k"]]
     assert [row["pairs"] for row in before["by_distance"]] == [row["pairs"] for row in after["by_distance"]]
-    for path in ("accuracy mean", "baselines longest accuracy mean", "calibration loss", "ties auc", "length spearman mean"):
+    for path in (
+        "accuracy mean",
+        "baselines longest accuracy mean",
+        "calibration loss",
+        "ties auc",
+        "length spearman mean",
+    ):
         one, other = before, after
         for key in path.split():
             one, other = (one or {}).get(key), (other or {}).get(key)
@@ -253,9 +279,24 @@ def test_the_order_of_prompts_and_answers_changes_no_mean(case: Case, seed: int)
 def test_a_constant_reward_model_is_right_half_the_time() -> None:
     items = [element([1, 2, 3], [(0, 1), (2, 1)], ((0, 2),)), element([1, 2], [(1, 0)])]
     found = report([[2.0] * 3, [2.0] * 2], items)
-    assert (found["accuracy"]["mean"], found["best_vs_worst"]["mean"], found["score_std"], found["score_mean"]) == (0.5, 0.5, 0, 2)
+    assert (found["accuracy"]["mean"], found["best_vs_worst"]["mean"], found["score_std"], found["score_mean"]) == (
+        0.5,
+        0.5,
+        0,
+        2,
+    )
     assert found["calibration"] == {
-        "bins": [{"low": 0.5, "high": 0.5, "predicted": 0.5, "observed": 0.5, "observed_low": 0.5, "observed_high": 0.5, "pairs": 3}],
+        "bins": [
+            {
+                "low": 0.5,
+                "high": 0.5,
+                "predicted": 0.5,
+                "observed": 0.5,
+                "observed_low": 0.5,
+                "observed_high": 0.5,
+                "pairs": 3,
+            }
+        ],
         "expected_calibration_error": 0,
         "loss": pytest.approx(math.log(2)),
         "temperature": None,
@@ -287,9 +328,13 @@ def test_chance_is_judged_on_the_same_pairs_and_a_seed_tells_how() -> None:
     chance = report(scores, items, resamples=200)["baselines"]["random"]["accuracy"]
     assert chance["n"] == sum(item.pairs for item in items)
     assert chance["low"] < 0.5 < chance["high"]
-    # Half the width of a coin's interval over as many pairs is 1.96 * sqrt(1/4 / pairs); pairs of a prompt hang together, so this one is wider.
+    # Half the width of a coin's interval over as many pairs is 1.96 * sqrt(1/4 / pairs); pairs of a prompt hang
+    # together, so this one is wider.
     assert chance["high"] - chance["low"] > 2 * 1.96 * math.sqrt(0.25 / chance["n"])
-    again, other = (report([[0.0] * len(row) for row in scores], items, resamples=200, seed=seed)["baselines"]["random"] for seed in (0, 1))
+    again, other = (
+        report([[0.0] * len(row) for row in scores], items, resamples=200, seed=seed)["baselines"]["random"]
+        for seed in (0, 1)
+    )
     assert again["accuracy"] == chance
     assert other["accuracy"]["mean"] != chance["mean"]
 
@@ -335,7 +380,9 @@ def test_calibration_by_hand() -> None:
 def test_bins_are_slices_of_the_pairs_in_order_of_certainty(prompts: int, bins: int) -> None:
     scores, items = simulated(prompts, prompts, 1.0, choices=(2,))
     said = sorted(
-        (1 / (1 + math.exp(-abs(row[i] - row[j]))), right(row[i], row[j])) for row, item in zip(scores, items, strict=True) for i, j in pairs_of(item)
+        (1 / (1 + math.exp(-abs(row[i] - row[j]))), right(row[i], row[j]))
+        for row, item in zip(scores, items, strict=True)
+        for i, j in pairs_of(item)
     )
     slices = [said[k * prompts // bins : (k + 1) * prompts // bins] for k in range(bins)]
     found = report(scores, items, resamples=200)["calibration"]
@@ -366,7 +413,9 @@ def test_the_loss_is_that_of_training(case: Case) -> None:
     for n, (row, item) in enumerate(zip(scores, items, strict=True)):
         better_BKK[n, : len(row), : len(row)] = item.better_KK
         scores_BK[n, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    assert report(scores, items, resamples=20)["calibration"]["loss"] == pytest.approx(float(pairwise_loss(scores_BK, better_BKK)))
+    assert report(scores, items, resamples=20)["calibration"]["loss"] == pytest.approx(
+        float(pairwise_loss(scores_BK, better_BKK))
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -383,11 +432,14 @@ def test_the_temperature_has_the_least_loss(seed: int) -> None:
     assert found == pytest.approx(expected, rel=1e-6)
     for factor in (1e-3, 40.0):
         times = [[factor * score for score in row] for row in scores]
-        assert report(times, items, resamples=20)["calibration"]["temperature"] == pytest.approx(factor * expected, rel=1e-6)
+        assert report(times, items, resamples=20)["calibration"]["temperature"] == pytest.approx(
+            factor * expected, rel=1e-6
+        )
 
 
 def test_the_temperature_weighs_prompts_as_the_loss_does() -> None:
-    # A prompt of 36 pairs and two of one: on pairs alone the first would decide. Weighed by prompts, (s + s + f) / 3 with s = 2/3 right.
+    # A prompt of 36 pairs and two of one: on pairs alone the first would decide. Weighed by prompts, (s + s + f) / 3
+    # with s = 2/3 right.
     nine = [(i, j) for i, j in combinations(range(9), 2)]
     flat = [1.0, *[0.0] * 8]
     items = [element([1] * 9, nine), element([1, 1], [(0, 1)]), element([1, 1], [(1, 0)])]
@@ -401,7 +453,8 @@ def test_the_temperature_weighs_prompts_as_the_loss_does() -> None:
 def test_a_model_that_is_three_times_too_sure_has_temperature_three() -> None:
     scores, items = simulated(7, 3000, 1 / 3, choices=(2,))
     found = report(scores, items, resamples=50)["calibration"]
-    # The standard error of 1/T from the log likelihood's curvature, sum of m^2 p (1 - p); 1/T within four of them of 1/3.
+    # The standard error of 1/T from the log likelihood's curvature, sum of m^2 p (1 - p); 1/T within four of them of
+    # 1/3.
     curvature = sum((row[0] - row[1]) ** 2 / (2 + 2 * math.cosh((row[0] - row[1]) / 3)) for row in scores)
     assert abs(1 / found["temperature"] - 1 / 3) < 4 / math.sqrt(curvature)
     assert 4 / math.sqrt(curvature) < 0.1
@@ -410,7 +463,9 @@ def test_a_model_that_is_three_times_too_sure_has_temperature_three() -> None:
     assert report(cooled, items, resamples=50)["calibration"]["expected_calibration_error"] < 0.04
 
 
-@pytest.mark.parametrize("scores", [[[2.0, 1.0], [3.0, 0.0]], [[1.0, 2.0], [0.0, 3.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
+@pytest.mark.parametrize(
+    "scores", [[[2.0, 1.0], [3.0, 0.0]], [[1.0, 2.0], [0.0, 3.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]]
+)
 def test_no_temperature_fits_a_model_without_mistakes_or_no_better_than_a_coin(scores: list[list[float]]) -> None:
     assert report(scores, [element([1, 1], [(0, 1)])] * 2)["calibration"]["temperature"] is None
 
@@ -434,11 +489,19 @@ def test_a_model_that_merely_likes_length_is_seen_through() -> None:
 @pytest.mark.parametrize(
     ("scores", "baselines", "sentence"),
     [
-        ([[1.0, math.nan], [0.0, 1.0]], None, r"the reward model has a score that is no finite number among those of prompt 0: \[1.0, nan\]"),
+        (
+            [[1.0, math.nan], [0.0, 1.0]],
+            None,
+            r"the reward model has a score that is no finite number among those of prompt 0: \[1.0, nan\]",
+        ),
         ([[1.0, 0.0], [0.0, -math.inf]], None, "no finite number among those of prompt 1"),
         ([[1.0, 0.0]], None, "the reward model has scores of 1 prompts, and there are 2"),
         ([[1.0, 0.0], [1.0, 0.0, 2.0]], None, "3 scores of prompt 1, which has 2 answers"),
-        ([[1.0, 0.0], [1.0, 0.0]], {"sft_likelihood": [[math.nan, 0.0], [0.0, 0.0]]}, "sft_likelihood has a score that is no finite number"),
+        (
+            [[1.0, 0.0], [1.0, 0.0]],
+            {"sft_likelihood": [[math.nan, 0.0], [0.0, 0.0]]},
+            "sft_likelihood has a score that is no finite number",
+        ),
         ([[1.0, 0.0], [1.0, 0.0]], {"sft_likelihood": [[0.0, 0.0]]}, "sft_likelihood has scores of 1 prompts"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The reward model's page shows accuracy.json's numbers in their places, stands alone, and does without what the file lacks.
+"""The reward model's page shows accuracy.json's numbers in their places, stands alone, and does without what the file
+lacks.
 
 pytest tests/evaluation/test_reward_page.py
 """
@@ -33,7 +34,15 @@ def judge(all_pairs: float, easier: float | None = None) -> dict[str, Any]:
 
 def split(**changed: Any) -> dict[str, Any]:
     """What evaluation/reward_model.py says, in numbers that tell themselves apart."""
-    one = {"low": 0.52, "high": 0.7, "predicted": 0.61, "observed": 0.58, "observed_low": 0.5, "observed_high": 0.66, "pairs": 350}
+    one = {
+        "low": 0.52,
+        "high": 0.7,
+        "predicted": 0.61,
+        "observed": 0.58,
+        "observed_low": 0.5,
+        "observed_high": 0.66,
+        "pairs": 350,
+    }
     return {
         **{key: value for key, value in judge(0.7123, 0.8457).items() if key != "difference"},
         "score_mean": -0.21,
@@ -51,9 +60,23 @@ def split(**changed: Any) -> dict[str, Any]:
             {"k": 4, "prompts": 70, "pairs": 300, "accuracy": around(0.6811)},
             {"k": 9, "prompts": 50, "pairs": 400, "accuracy": around(0.7391)},
         ],
-        "by_distance": [{"distance": 1, "pairs": 444, "accuracy": around(0.6411)}, {"distance": 2, "pairs": 256, "accuracy": around(0.8311)}],
+        "by_distance": [
+            {"distance": 1, "pairs": 444, "accuracy": around(0.6411)},
+            {"distance": 2, "pairs": 256, "accuracy": around(0.8311)},
+        ],
         "calibration": {
-            "bins": [one, one | {"low": 0.73, "high": 1.0, "predicted": 0.84, "observed": 0.81, "observed_low": 0.7, "observed_high": 0.9}],
+            "bins": [
+                one,
+                one
+                | {
+                    "low": 0.73,
+                    "high": 1.0,
+                    "predicted": 0.84,
+                    "observed": 0.81,
+                    "observed_low": 0.7,
+                    "observed_high": 0.9,
+                },
+            ],
             "expected_calibration_error": 0.0347,
             "loss": 0.5678,
             "temperature": 1.357,
@@ -71,13 +94,27 @@ def split(**changed: Any) -> dict[str, Any]:
 
 def whole() -> dict[str, Any]:
     epochs = [
-        {"epoch": epoch, "train": {"accuracy": 0.7 + epoch / 50, "loss": 0.5123}, "valid": {"accuracy": 0.6789, "loss": 0.5 + epoch / 100}}
+        {
+            "epoch": epoch,
+            "train": {"accuracy": 0.7 + epoch / 50, "loss": 0.5123},
+            "valid": {"accuracy": 0.6789, "loss": 0.5 + epoch / 100},
+        }
         for epoch in (1, 2, 3)
     ]
-    curve = [{"fraction": share, "prompts": int(share * 900), "accuracy": around(0.5 + share / 5)} for share in (0.25, 0.5, 1.0)]
+    curve = [
+        {"fraction": share, "prompts": int(share * 900), "accuracy": around(0.5 + share / 5)}
+        for share in (0.25, 0.5, 1.0)
+    ]
     left_out = {"train": {"all_tied": 11, "too_long": 2}, "test": {"all_tied": 3, "too_long": 0}}
     valid = split(by_k=[{"k": 5, "prompts": 9, "pairs": 33, "accuracy": around(0.6123)}])
-    return {"bias": 0.3111, "left_out": left_out, "valid": valid, "test": split(), "epochs": epochs, "learning_curve": curve}
+    return {
+        "bias": 0.3111,
+        "left_out": left_out,
+        "valid": valid,
+        "test": split(),
+        "epochs": epochs,
+        "learning_curve": curve,
+    }
 
 
 def pages(out: Path, evaluation: dict[str, Any]) -> tuple[str, str]:
@@ -98,10 +135,15 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     html, markdown = pages(tmp_path, whole())
     seen = text_of(html)
-    assert "orders 71.2% of 700 pairs as the labeler did (95% interval 69.2% to 73.2%; 120 prompts, held-out test)" in seen
+    assert (
+        "orders 71.2% of 700 pairs as the labeler did (95% interval 69.2% to 73.2%; 120 prompts, held-out test)" in seen
+    )
     model = "71.2% (69.2% to 73.2%) | 84.6% (79.6% to 89.6%) | –"
     assert f"| Reward model | {model} | {model} |" in markdown
-    best = "It beats the best simple baseline: 71.2% against 62.2% (my own judge), a paired difference of +9.0 points (+6.0 to +12.0)."
+    best = (
+        "It beats the best simple baseline: 71.2% against 62.2% (my own judge), a paired difference of +9.0 "
+        "points (+6.0 to +12.0)."
+    )
     assert f"{best} The best baseline is chosen on these same pairs, which favours it" in seen
     assert best in markdown
     assert "54.3% 52.3% to 56.3% 57.8% 52.8% to 62.8% +16.9 points +13.9 to +19.9" in seen
@@ -109,7 +151,10 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     assert "Choosing the longest answer in tokens 54.3% 52.3% to 56.3% 57.8%" in seen
     assert "Choosing the shortest answer in tokens 45.7%" in seen
     assert "Choosing at random chance level on these pairs 50.1%" in seen
-    assert "Choosing what SFT finds likelier log-probability of the answer 60.2% 58.2% to 62.2% – +11.0 points +8.0 to +14.0 60.2%" in seen
+    assert (
+        "Choosing what SFT finds likelier log-probability of the answer 60.2% 58.2% to 62.2% – +11.0 points +8.0 to "
+        "+14.0 60.2%" in seen
+    )
     assert "my own judge 62.2%" in seen
     # Validation has prompts of five answers only, the test set of four and nine.
     assert "| 4 | 68.1% (63.1% to 73.1%) | 300 | – | – |" in markdown
@@ -128,7 +173,10 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     assert "choosing the longest: 0% 65.4%" in seen
     assert "a mean of -0.210 and a standard deviation of 1.23." in seen
     # 1.234 / 0.02
-    assert "one standard deviation of score outweighs 1.23 / kl_coef nats of KL an answer: at the paper's kl_coef of 0.02, 61.7 nats" in seen
+    assert (
+        "one standard deviation of score outweighs 1.23 / kl_coef nats of KL an answer: at the paper's kl_coef of "
+        "0.02, 61.7 nats" in seen
+    )
     assert "takes its bias of 0.311 off every score" in seen
     assert "| 2 | 74.0% | 67.9% | 0.512 | 0.520 |" in markdown
     assert "| 25.0% | 225 | 55.0% (50.0% to 60.0%) |" in markdown
@@ -158,7 +206,9 @@ def test_it_stands_alone(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["absent", "empty", "none"])
-def test_a_missing_part_leaves_its_section_out(tmp_path: Path, unpainted: None, missing: str, headings: list[str], how: str) -> None:
+def test_a_missing_part_leaves_its_section_out(
+    tmp_path: Path, unpainted: None, missing: str, headings: list[str], how: str
+) -> None:
     evaluation = whole()
     given = evaluation.pop(missing)
     if how != "absent" and missing != "bias":
@@ -180,7 +230,9 @@ def test_without_held_out_rankings_it_says_so(tmp_path: Path, unpainted: None) -
 
 
 def test_parts_of_a_report_that_say_nothing_are_left_out(tmp_path: Path, unpainted: None) -> None:
-    bare = split(by_distance=[], ties=None, best_vs_worst=None, calibration=split()["calibration"] | {"temperature": None})
+    bare = split(
+        by_distance=[], ties=None, best_vs_worst=None, calibration=split()["calibration"] | {"temperature": None}
+    )
     html, markdown = pages(tmp_path, {"test": bare})
     assert "By distance" not in markdown
     assert "Ties" not in markdown
@@ -202,7 +254,11 @@ def test_names_cannot_break_out(tmp_path: Path, unpainted: None) -> None:
 
 
 def points(figure: Figure, panel: int) -> list[tuple[list[float], list[float]]]:
-    return [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[panel].get_lines() if line.get_marker() not in ("None", "")]
+    return [
+        (list(line.get_xdata()), list(line.get_ydata()))
+        for line in figure.axes[panel].get_lines()
+        if line.get_marker() not in ("None", "")
+    ]
 
 
 def test_the_calibration_curve_is_observed_against_predicted_with_its_interval() -> None:

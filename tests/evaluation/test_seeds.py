@@ -21,7 +21,8 @@ def made_run(root: Path, seed: int, accuracy: float, likelihood: float | None) -
     if likelihood is not None:
         baselines["sft_likelihood"] = {"accuracy": found(likelihood)}
     test = {
-        "accuracy": found(accuracy), "best_vs_worst": None, "baselines": baselines, "prompts": 30, "pairs": 1234, "score_std": 0.8,
+        "accuracy": found(accuracy), "best_vs_worst": None, "baselines": baselines, "prompts": 30, "pairs": 1234,
+        "score_std": 0.8,
         "calibration": {"expected_calibration_error": 0.04},
     }  # fmt: skip
     folder = root / f"seed{seed}" / "reward"
@@ -32,7 +33,9 @@ def made_run(root: Path, seed: int, accuracy: float, likelihood: float | None) -
     return folder.parent
 
 
-def test_every_run_is_a_column_and_each_counts_once_in_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_is_a_column_and_each_counts_once_in_the_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [made_run(tmp_path, 0, 0.6, 0.55), made_run(tmp_path, 3, 0.7, None)]
     lines = table(runs).splitlines()
     assert lines[0] == "| Held-out accuracy, 95% interval | mean | seed 0 | seed 3 |"

@@ -28,7 +28,9 @@ def test_the_score_is_the_weighted_sum_worked_out_by_hand(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("part", "sign"), [("closeness", +1), ("complete", +1), ("repetition", -1), ("profanity", -1)])
 def test_each_weight_counts_with_its_sign(part: str, sign: int) -> None:
     without = dict.fromkeys(PARTS, 0.0)
-    [judged] = judge(["well well well well you idiot"], [True], ["near"], RubricWeights(**without | {part: 2.0}), closeness)
+    [judged] = judge(
+        ["well well well well you idiot"], [True], ["near"], RubricWeights(**without | {part: 2.0}), closeness
+    )
     assert vars(judged)[part] > 0
     assert judged.score == pytest.approx(sign * 2.0 * vars(judged)[part], rel=1e-12)
 

@@ -19,7 +19,10 @@ from modeling.processes import Processes
 from tests.conftest import enliven
 from tests.cuts import Cut
 
-PROMPTS = [Prompt(prompt=text, prompt_id=text) for text in ("Why?", "What is the capital of France?", "Write a poem.", "How do I boil an egg?")]
+PROMPTS = [
+    Prompt(prompt=text, prompt_id=text)
+    for text in ("Why?", "What is the capital of France?", "Write a poem.", "How do I boil an egg?")
+]
 SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, batch_size=3)
 
 
@@ -175,15 +178,28 @@ def test_twins_are_merged_in_the_order_in_which_they_came(tiny_tokenizer: Any) -
         return Generation(ids, [0.0] * len(ids), ended)
 
     prompt = Demonstration(prompt="Why?", prompt_id="p", user_id="u", use_case="chat", completion="Because.")
-    found = distinct_samples(tiny_tokenizer, prompt, [said("so", False), said("no", False), said("so", True), said(" so", False), said("no", False)])
+    found = distinct_samples(
+        tiny_tokenizer,
+        prompt,
+        [said("so", False), said("no", False), said("so", True), said(" so", False), said("no", False)],
+    )
     assert found == Samples(
-        prompt="Why?", prompt_id="p", user_id="u", use_case="chat", completions=["so", "no"], complete=[True, False], reference="Because."
+        prompt="Why?",
+        prompt_id="p",
+        user_id="u",
+        use_case="chat",
+        completions=["so", "no"],
+        complete=[True, False],
+        reference="Because.",
     )
     assert distinct_samples(tiny_tokenizer, Prompt(prompt="Why?"), [said("so", True)]).reference is None
 
 
 def test_a_prompt_with_one_answer_only_is_left_out_and_counted() -> None:
-    rows = [Samples(prompt="Why?", completions=texts, complete=[True] * len(texts)) for texts in (["a"], ["a", "b"], [], ["a", "b", "c"])]
+    rows = [
+        Samples(prompt="Why?", completions=texts, complete=[True] * len(texts))
+        for texts in (["a"], ["a", "b"], [], ["a", "b", "c"])
+    ]
     kept, dropped = rankable(rows)
     assert [len(row.completions) for row in kept] == [2, 3]
     assert dropped == 2

@@ -1,4 +1,6 @@
-"""The simulated labeler: ranks with ties, errors at the rate that the config says, and nothing that hangs on the order of the rows."""
+"""The simulated labeler: ranks with ties, errors at the rate that the config says, and nothing that hangs on the order
+of the rows.
+"""
 
 import math
 import random
@@ -43,7 +45,9 @@ def test_a_rank_is_one_more_than_the_number_of_better_bins(scores: list[float], 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), scores=SCORES, width=st.sampled_from([0.0, 0.05, 0.3]))
-def test_an_answers_rank_does_not_depend_on_where_it_stands(data: st.DataObject, scores: list[float], width: float) -> None:
+def test_an_answers_rank_does_not_depend_on_where_it_stands(
+    data: st.DataObject, scores: list[float], width: float
+) -> None:
     order = data.draw(st.permutations(range(len(scores))))
     ranks = ranks_of(scores, width)
     assert ranks_of([scores[i] for i in order], width) == [ranks[i] for i in order]
@@ -57,7 +61,12 @@ def test_a_labeler_without_errors_changes_no_score() -> None:
 def test_errors_come_at_their_rate_and_lie_evenly_between_lowest_and_highest() -> None:
     generator, rate, rounds = random.Random(0), 0.3, 5_000
     scores = [-1.0, 0.25, 0.5, 3.0]
-    wrong = [new for _ in range(rounds) for old, new in zip(scores, misjudge(scores, rate, generator), strict=True) if new != old]
+    wrong = [
+        new
+        for _ in range(rounds)
+        for old, new in zip(scores, misjudge(scores, rate, generator), strict=True)
+        if new != old
+    ]
     draws = rounds * len(scores)
     assert abs(len(wrong) - draws * rate) < 4 * math.sqrt(draws * rate * (1 - rate))
     assert -1 <= min(wrong) < -0.98
@@ -66,11 +75,17 @@ def test_errors_come_at_their_rate_and_lie_evenly_between_lowest_and_highest() -
     mean = sum(wrong) / len(wrong)
     assert abs(mean - 1) < 4 * spread / math.sqrt(len(wrong))
     variance = sum((value - mean) ** 2 for value in wrong) / len(wrong)
-    # The fourth moment of a uniform variable is 9/5 of its squared variance, so the variance's own error is sqrt(4/5 / n) of it.
+    # The fourth moment of a uniform variable is 9/5 of its squared variance, so the variance's own error is sqrt(4/5 /
+    # n) of it.
     assert abs(variance / spread**2 - 1) < 4 * math.sqrt(0.8 / len(wrong))
 
 
-def sampled(prompt_id: str, completions: Sequence[str], reference: str | None = "the red house", complete: Sequence[bool] | None = None) -> Samples:
+def sampled(
+    prompt_id: str,
+    completions: Sequence[str],
+    reference: str | None = "the red house",
+    complete: Sequence[bool] | None = None,
+) -> Samples:
     return Samples(
         prompt="Which house?", prompt_id=prompt_id, user_id="u", kind="plain", completions=list(completions),
         complete=list(complete or [True] * len(completions)), reference=reference,
@@ -82,13 +97,17 @@ def careful(**changes: float) -> LabelsConfig:
 
 
 def test_the_nearer_answer_ranks_higher_and_unfinished_ones_lower() -> None:
-    row = sampled("p", ["a boat", "the red house", "house the red", "the red house "], complete=[True, True, True, False])
+    row = sampled(
+        "p", ["a boat", "the red house", "house the red", "the red house "], complete=[True, True, True, False]
+    )
     [ranking] = rank([row], careful(), WordOverlap(), seed=0)
     assert ranking.ranks == [3, 1, 1, 2], "1.0 - 0.7, complete and near, its words in another order, near but cut off"
     assert (ranking.labeler, ranking.completions, ranking.complete) == ("simulated", row.completions, row.complete)
     assert (ranking.prompt, ranking.prompt_id, ranking.user_id, ranking.kind) == (row.prompt, "p", "u", "plain")
     assert ranking.ratings is not None
-    assert [set(parts) for parts in ranking.ratings] == [{"closeness", "complete", "repetition", "profanity", "score"}] * 4
+    assert [set(parts) for parts in ranking.ratings] == [
+        {"closeness", "complete", "repetition", "profanity", "score"}
+    ] * 4
     assert ranking.ratings[1]["closeness"] == pytest.approx(1)
 
 
@@ -99,7 +118,9 @@ def test_a_prompt_without_a_reference_is_refused_by_name() -> None:
 
 
 def test_errors_hang_on_the_prompt_and_the_seed_but_not_on_the_other_rows() -> None:
-    rows = [sampled(f"p{number}", ["the red house", "the red boat", "a blue boat", "the house"]) for number in range(40)]
+    rows = [
+        sampled(f"p{number}", ["the red house", "the red boat", "a blue boat", "the house"]) for number in range(40)
+    ]
     config, judge = careful(disagreement=0.5), WordOverlap()
     all_at_once = rank(rows, config, judge, seed=0)
     assert rank(rows[::-1], config, judge, seed=0)[::-1] == all_at_once
@@ -126,7 +147,9 @@ def test_ratings_tell_what_the_labeler_saw_not_what_it_said() -> None:
         ({"preferences": []}, False),
     ],
 )
-def test_a_strict_pair_takes_two_ranked_answers_that_do_not_tie(judgment: dict[str, list[int | None]], strict: bool) -> None:
+def test_a_strict_pair_takes_two_ranked_answers_that_do_not_tie(
+    judgment: dict[str, list[int | None]], strict: bool
+) -> None:
     assert has_strict_pair(Ranking(prompt="Why?", completions=["a", "b"], **judgment)) is strict  # type: ignore[arg-type]
 
 

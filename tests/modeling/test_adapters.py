@@ -42,7 +42,9 @@ def train_far(model: PeftModel, name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_fresh_adapter_changes_no_bit_and_freezes_the_rest(tiny_causal: Callable[[str], Any], architecture: str) -> None:
+def test_a_fresh_adapter_changes_no_bit_and_freezes_the_rest(
+    tiny_causal: Callable[[str], Any], architecture: str
+) -> None:
     model = tiny_causal(architecture)
     before = logits(model)
     adapted = add_lora(model, SETTINGS)
@@ -82,7 +84,9 @@ def test_a_model_without_adapters_is_its_own_merge(tiny_causal: Callable[[str], 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_switching_between_forward_and_backward_keeps_every_gradient(tiny_causal: Callable[[str], Any], architecture: str) -> None:
+def test_switching_between_forward_and_backward_keeps_every_gradient(
+    tiny_causal: Callable[[str], Any], architecture: str
+) -> None:
     trainable = {"policy", "value"}
 
     def build() -> PeftModel:
@@ -123,8 +127,14 @@ def test_switching_between_forward_and_backward_keeps_every_gradient(tiny_causal
         for key, parameter in adapter_parameters(model, name).items():
             assert parameter.grad is not None, key
             assert parameter.grad.abs().max() > 0, key
-            torch.testing.assert_close(parameter.grad, alone[name][key], atol=1e-4 * float(alone[name][key].abs().max()), rtol=0, msg=key)
-    others = [key for key, parameter in model.named_parameters() if parameter.grad is not None and adapter_of(key) not in trainable]
+            torch.testing.assert_close(
+                parameter.grad, alone[name][key], atol=1e-4 * float(alone[name][key].abs().max()), rtol=0, msg=key
+            )
+    others = [
+        key
+        for key, parameter in model.named_parameters()
+        if parameter.grad is not None and adapter_of(key) not in trainable
+    ]
     assert others == []
 
 

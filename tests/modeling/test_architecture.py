@@ -45,10 +45,15 @@ def test_the_check_agrees_with_the_table(family: str, tmp_path: Path, tiny_token
     [
         ("t5", r"model\.base=\S+ is an encoder-decoder \(t5\), .*: choose a causal decoder"),
         ("mamba", r"model\.base=\S+ has a recurrent state \(mamba: .*: choose a causal decoder"),
-        ("bert", r"model\.base=\S+ is not a causal decoder \(BertLMHeadModel\): later tokens change .*; choose a causal"),
+        (
+            "bert",
+            r"model\.base=\S+ is not a causal decoder \(BertLMHeadModel\): later tokens change .*; choose a causal",
+        ),
     ],
 )
-def test_models_that_are_not_causal_decoders_are_refused(family: str, said: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_models_that_are_not_causal_decoders_are_refused(
+    family: str, said: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
     config = RunConfig(model=ModelConfig(base=str(make_family(family, tmp_path, tiny_tokenizer)), device="cpu"))
     with pytest.raises(ValueError, match=said):
         check_models(config)
@@ -56,7 +61,9 @@ def test_models_that_are_not_causal_decoders_are_refused(family: str, said: str,
 
 @pytest.mark.parametrize("kind", ["jamba", "rwkv", "qwen3_next", "bart", "whisper", "vit"])
 def test_other_models_are_refused_by_their_configuration_alone(kind: str) -> None:
-    with pytest.raises(ValueError, match=r"which this recipe cannot train|has no causal language model in transformers"):
+    with pytest.raises(
+        ValueError, match=r"which this recipe cannot train|has no causal language model in transformers"
+    ):
         refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
 
 

@@ -1,4 +1,5 @@
-"""Hidden states of packed rows, of rows that share their prompt, and of padded rows, against one unpadded row at a time.
+"""Hidden states of packed rows, of rows that share their prompt, and of padded rows, against one unpadded row at a
+time.
 
 pytest tests/modeling/test_batch.py
 """
@@ -45,7 +46,10 @@ def test_hidden_states_and_gradients_are_those_of_rows_by_themselves(
         REASONS[backbone] = "the test says so"
     gradients = []
     states_RH, last_BH = states_of(backbone, prompts, RESPONSES)
-    weights = torch.linspace(-1, 2, states_RH.numel()).view_as(states_RH), torch.linspace(2, -1, last_BH.numel()).view_as(last_BH)
+    weights = (
+        torch.linspace(-1, 2, states_RH.numel()).view_as(states_RH),
+        torch.linspace(2, -1, last_BH.numel()).view_as(last_BH),
+    )
     batch = Batch(prompts, RESPONSES, 0, CPU, shared=layout == "packed")
     found = batch.hidden(backbone, "states"), batch.hidden(backbone, "last")
     for expected, given in zip((states_RH, last_BH), found, strict=True):
@@ -69,12 +73,16 @@ def test_a_prompt_is_computed_once_for_all_its_responses(tiny_causal: Callable[[
 def test_rows_put_tokens_back_into_rows() -> None:
     batch = Batch(ALONE, RESPONSES, 0, CPU)
     rows = batch.rows(batch.token_R + 1000)
-    assert [row[: len(response)].tolist() for row, response in zip(rows, RESPONSES, strict=True)] == [[t + 1000 for t in r] for r in RESPONSES]
+    assert [row[: len(response)].tolist() for row, response in zip(rows, RESPONSES, strict=True)] == [
+        [t + 1000 for t in r] for r in RESPONSES
+    ]
     assert rows.sum() == sum(t + 1000 for response in RESPONSES for t in response)
 
 
 @pytest.mark.parametrize("prompts", [ALONE, TOGETHER], ids=["alone", "together"])
-def test_what_left_the_trunk_is_recorded_once_and_gone_on_from(tiny_causal: Callable[[str], Any], prompts: list[list[int]]) -> None:
+def test_what_left_the_trunk_is_recorded_once_and_gone_on_from(
+    tiny_causal: Callable[[str], Any], prompts: list[list[int]]
+) -> None:
     model = tiny_causal("llama")
     trunk = shared_trunk(model, 1)
     assert trunk is not None

@@ -51,7 +51,9 @@ def base(request: pytest.FixtureRequest, tiny: Callable[[str], Path], tiny_token
     return folder
 
 
-def test_a_trainers_changes_of_the_configuration_are_not_exported(base: Path, tmp_path: Path, model_config: ModelConfig) -> None:
+def test_a_trainers_changes_of_the_configuration_are_not_exported(
+    base: Path, tmp_path: Path, model_config: ModelConfig
+) -> None:
     tokenizer = load_tokenizer(base, model_config)
     model = load_causal(base, model_config, tokenizer, residual_dropout=0.37)
     model.config.use_cache = False
@@ -189,7 +191,9 @@ def test_a_base_with_a_weight_that_is_nan_is_refused_by_name(
         load(base, model_config, tiny_tokenizer)
 
 
-def test_finite_weights_whose_sum_overflows_are_accepted(tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:
+def test_finite_weights_whose_sum_overflows_are_accepted(
+    tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any
+) -> None:
     model = load_scalar(tiny_llama, model_config, tiny_tokenizer)
     with torch.no_grad():
         scalar_model(model).head.weight.fill_(3e37)

@@ -1,4 +1,5 @@
-"""Loading and saving: what is missing is said in one sentence, what is loaded is ready for use, what is saved loads anywhere.
+"""Loading and saving: what is missing is said in one sentence, what is loaded is ready for use, what is saved loads
+anywhere.
 
 pytest tests/modeling/test_load.py
 """
@@ -24,7 +25,16 @@ from modeling.engines import native
 from modeling.engines.hf import TransformersEngine
 from modeling.engines.types import Sampling
 from modeling.export import export
-from modeling.load import autocast, base_model_place, context_length, load_causal, load_scalar, load_tokenizer, save, stop_ids
+from modeling.load import (
+    autocast,
+    base_model_place,
+    context_length,
+    load_causal,
+    load_scalar,
+    load_tokenizer,
+    save,
+    stop_ids,
+)
 from modeling.logprobs import accumulate_gradient, response_logprobs
 from modeling.scalar import scalar_model
 from modeling.tiny import CONTEXT_LENGTH
@@ -59,12 +69,19 @@ def one_sentence(error: pytest.ExceptionInfo[ValueError], *words: str) -> None:
         assert word in text
 
 
-def test_a_pad_that_is_also_eos_is_replaced_by_a_special_token_that_is_free(copied: Path, model_config: ModelConfig) -> None:
+def test_a_pad_that_is_also_eos_is_replaced_by_a_special_token_that_is_free(
+    copied: Path, model_config: ModelConfig
+) -> None:
     rewrite_tokenizer(copied, pad_token="<|im_end|>")
     tokenizer = load_tokenizer(copied, model_config)
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
     model = load_causal(copied, model_config, tokenizer)
-    assert model.config.pad_token_id == model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert (
+        model.config.pad_token_id
+        == model.generation_config.pad_token_id
+        == tokenizer.pad_token_id
+        != tokenizer.eos_token_id
+    )
     assert model.get_input_embeddings().weight.shape[0] == 512
 
 
@@ -107,7 +124,9 @@ def test_a_tokenizer_without_eos_is_refused(copied: Path, model_config: ModelCon
         load_tokenizer(copied, model_config)
 
 
-def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(copied: Path, tmp_path: Path, model_config: ModelConfig) -> None:
+def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(
+    copied: Path, tmp_path: Path, model_config: ModelConfig
+) -> None:
     assert load_tokenizer(copied, model_config).chat_template == CHATML
     (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
     own = ModelConfig(chat_template=str(tmp_path / "own.jinja"))
@@ -127,13 +146,19 @@ TWO_WORDS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content
     [
         ("", "does not show the user's message"),
         ("fixed words only", "does not show the user's message"),
-        ("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}", "does not show the user's message"),
+        ("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}", "does not "
+                                                                                                        "show the "
+                                                                                                        "user's "
+                                                                                                        "message"),
         ("{{ messages[0]['content'] }}", "the assistant's answer as they are"),
-        ("\n{{ messages[0]['content'] + 1 }}", r"cannot render a question and its answer \(line 2\): can only concatenate str"),
+        ("\n{{ messages[0]['content'] + 1 }}", r"cannot render a question and its answer \(line 2\): can only "
+                                               r"concatenate str"),
         ("{{ nothing.at.all }}", r"\(line 1\): 'nothing' is undefined"),
         ("{% for m in messages %}\n{{ m.content", r"\(line 2\): unexpected end of template"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ 1 / 0 }}{% endif %}", "division by zero"),
-        ("{% if add_generation_prompt %}x{% endif %}{% if not messages[1] %}y{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}",
+        ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ 1 / 0 }}{% endif "
+         "%}", "division by zero"),
+        ("{% if add_generation_prompt %}x{% endif %}{% if not messages[1] %}y{% endif %}{% for m in messages %}{{ "
+         "m.content }}{% endfor %}",
          "differently from the same question with its answer"),
     ],
 )  # fmt: skip
@@ -141,13 +166,16 @@ def test_a_template_that_cannot_be_trained_with_is_refused_before_anything_is_lo
     tiny_llama: Path, tmp_path: Path, template: str, said: str
 ) -> None:
     (tmp_path / "own.jinja").write_text(template)
-    with pytest.raises(ValueError, match=f"^model.chat_template={re.escape(str(tmp_path / 'own.jinja'))}: .*{said}") as error:
+    with pytest.raises(
+        ValueError, match=f"^model.chat_template={re.escape(str(tmp_path / 'own.jinja'))}: .*{said}"
+    ) as error:
         load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja")))
     assert "\n" not in str(error.value)
 
 
 MARKED = (
-    "{{ strftime_now('%d %b %Y') }}{%- for m in messages %}\n{%- if m.role == 'assistant' -%} A:\n{%- generation -%} {{ m.content }}!\n "
+    "{{ strftime_now('%d %b %Y') }}{%- for m in messages %}\n{%- if m.role == 'assistant' -%} A:\n{%- generation -%} "
+    "{{ m.content }}!\n "
     "{%- endgeneration -%}{%- else -%} {{ m.content }}\n{% endif %}{%- endfor %}"
 )
 
@@ -156,18 +184,26 @@ def test_exported_templates_are_read_alike_by_plain_jinja_and_by_transformers(ti
     original = AutoTokenizer.from_pretrained(tiny_llama)
     original.chat_template = MARKED.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024")
     (tmp_path / "own.jinja").write_text(MARKED)
-    load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja"))).save_pretrained(tmp_path / "saved")
+    load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja"))).save_pretrained(
+        tmp_path / "saved"
+    )
     exported = AutoTokenizer.from_pretrained(tmp_path / "saved")
     expected = original.apply_chat_template(TWO_WORDS, tokenize=False)
-    assert exported.apply_chat_template(TWO_WORDS, tokenize=False) == expected, "a template that reads the clock would change from day to day"
+    assert exported.apply_chat_template(TWO_WORDS, tokenize=False) == expected, (
+        "a template that reads the clock would change from day to day"
+    )
     plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(exported.chat_template)
     assert plain.render(messages=TWO_WORDS) == expected
     for ours in (CHATML, PLAIN):
         assert jinja2.Environment().from_string(ours).render(messages=TWO_WORDS, eos_token="").count("So.") == 1
 
 
-def test_an_answer_ends_with_the_templates_token_and_stops_at_every_end_token(copied: Path, tmp_path: Path, model_config: ModelConfig) -> None:
-    """As Gemma and Llama 3: the tokenizer's EOS is not the token that ends a turn, and the generation config lists both."""
+def test_an_answer_ends_with_the_templates_token_and_stops_at_every_end_token(
+    copied: Path, tmp_path: Path, model_config: ModelConfig
+) -> None:
+    """As Gemma and Llama 3: the tokenizer's EOS is not the token that ends a turn, and the generation config lists
+    both.
+    """
     rewrite_tokenizer(copied, eos_token="<|endoftext|>", pad_token=None)
     settings = json.loads((copied / "generation_config.json").read_text())
     (copied / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [0, 9]}))
@@ -195,7 +231,9 @@ def test_what_is_not_there_is_said_in_one_sentence(
 
 
 @pytest.mark.parametrize("load", [load_causal, load_scalar])
-def test_pickled_weights_are_refused(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, load: Callable[..., Any]) -> None:
+def test_pickled_weights_are_refused(
+    copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, load: Callable[..., Any]
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(copied)
     torch.save(model.state_dict(), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
@@ -206,7 +244,9 @@ def test_pickled_weights_are_refused(copied: Path, model_config: ModelConfig, ti
 
 
 @pytest.mark.parametrize("spoilt", ["weights", "config", "architecture", "tokenizer"])
-def test_a_folder_that_is_spoilt_is_said_in_one_sentence(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, spoilt: str) -> None:
+def test_a_folder_that_is_spoilt_is_said_in_one_sentence(
+    copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, spoilt: str
+) -> None:
     if spoilt == "weights":
         (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:2000])
     elif spoilt == "tokenizer":
@@ -221,10 +261,16 @@ def test_a_folder_that_is_spoilt_is_said_in_one_sentence(copied: Path, model_con
         one_sentence(error, str(copied))
 
 
-def test_weights_that_are_missing_are_never_made_up(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:
+def test_weights_that_are_missing_are_never_made_up(
+    copied: Path, model_config: ModelConfig, tiny_tokenizer: Any
+) -> None:
     weights = load_file(copied / "model.safetensors")
     name = next(name for name in weights if "layers.1.mlp" in name)
-    save_file({key: value for key, value in weights.items() if key != name}, copied / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {key: value for key, value in weights.items() if key != name},
+        copied / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     for load in (load_causal, load_scalar):
         with pytest.raises(ValueError, match=f"lacks 1 of its model's weights, {name} among them") as error:
             load(copied, model_config, tiny_tokenizer)
@@ -250,7 +296,9 @@ def test_a_reward_model_without_its_head_is_refused(
         load_scalar(tmp_path, model_config, tiny_tokenizer)
 
 
-def test_a_classifier_of_two_labels_is_no_reward_model(copied: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:
+def test_a_classifier_of_two_labels_is_no_reward_model(
+    copied: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any
+) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(copied, num_labels=2)
     save(model, tiny_tokenizer, tmp_path / "two")
     with pytest.raises(ValueError, match="a classifier of 2 labels; a reward model has one"):
@@ -282,10 +330,17 @@ def test_a_saved_reward_model_scores_the_same_in_anybodys_hands(
     with torch.no_grad():
         ours_B = scalar_model(model).scores(Batch(prompts, answers, 0, torch.device("cpu")))
         save(model, tiny_tokenizer, tmp_path)
-        plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
-        padded = tokenizer.pad({"input_ids": [p + a for p, a in zip(prompts, answers, strict=True)]}, return_tensors="pt")
+        plain, tokenizer = (
+            AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(),
+            AutoTokenizer.from_pretrained(tmp_path),
+        )
+        padded = tokenizer.pad(
+            {"input_ids": [p + a for p, a in zip(prompts, answers, strict=True)]}, return_tensors="pt"
+        )
         theirs_B = plain(**padded).logits[:, 0]
-        again_B = scalar_model(load_scalar(tmp_path, model_config, tokenizer)).scores(Batch(prompts, answers, 0, torch.device("cpu")))
+        again_B = scalar_model(load_scalar(tmp_path, model_config, tokenizer)).scores(
+            Batch(prompts, answers, 0, torch.device("cpu"))
+        )
     torch.testing.assert_close(theirs_B + 2.5, ours_B, atol=1e-5, rtol=0)
     torch.testing.assert_close(again_B, ours_B, atol=1e-6, rtol=0)
     assert sorted(path.name for path in tmp_path.glob("*.bin")) == []
@@ -305,14 +360,18 @@ def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> Non
     assert context_length(tiny_causal("gpt2").config) == context_length(tiny_causal("llama").config) == CONTEXT_LENGTH
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
 def test_precision_is_that_of_the_config_and_auto_is_float32_on_a_cpu(precision: Any, expected: torch.dtype) -> None:
     with autocast(ModelConfig(precision=precision), torch.device("cpu")):
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == expected
 
 
 def far_below_zero(model: Any, level: float) -> None:
-    """Moves all logits of a llama by `level`: every output row reads a hidden state's first element, nearly a constant."""
+    """Moves all logits of a llama by `level`: every output row reads a hidden state's first element, nearly a
+    constant.
+    """
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 10
         model.lm_head.weight[:, 0] = 10

@@ -22,7 +22,15 @@ from transformers import (
 
 from modeling import logprobs
 from modeling.batch import Batch
-from modeling.logprobs import accumulate_gradient, adding_in_place, chosen, logits_only_at, output_layer, response_logprobs, text_loss
+from modeling.logprobs import (
+    accumulate_gradient,
+    adding_in_place,
+    chosen,
+    logits_only_at,
+    output_layer,
+    response_logprobs,
+    text_loss,
+)
 from modeling.tiny import ARCHITECTURES
 from modeling.trunk import backbone_of
 from tests.conftest import enliven
@@ -47,7 +55,9 @@ def opt() -> Any:
     return enliven(AutoModelForCausalLM.from_config(OPT).eval())
 
 
-def rows_of(model: Any, prompts: list[list[int]], responses: list[list[int]], temperature: float = 1.0, pad_id: int = 0) -> Tensor:
+def rows_of(
+    model: Any, prompts: list[list[int]], responses: list[list[int]], temperature: float = 1.0, pad_id: int = 0
+) -> Tensor:
     """logprobs_BT."""
     batch = Batch(prompts, responses, pad_id, CPU)
     return batch.rows(response_logprobs(model, batch, temperature))
@@ -61,7 +71,9 @@ def plain_logprobs(model: Any, prompt: list[int], response: list[int], temperatu
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_logprobs_equal_plain_forwards(tiny_causal: Callable[[str], Any], architecture: str, temperature: float) -> None:
+def test_logprobs_equal_plain_forwards(
+    tiny_causal: Callable[[str], Any], architecture: str, temperature: float
+) -> None:
     model = tiny_causal(architecture)
     with torch.no_grad():
         ours_BT = rows_of(model, PROMPTS, RESPONSES, temperature)
@@ -101,10 +113,14 @@ def test_gradients_equal_those_of_the_naive_formula(tiny_causal: Callable[[str],
     model = opt() if architecture == "opt" else tiny_causal(architecture)
     batch = Batch(PROMPTS, RESPONSES, 0, CPU)
     weight_R = torch.linspace(-1, 2, len(batch.token_R))
-    loss, logprobs_R, entropy_R = accumulate_gradient(model, batch, lambda logprobs_N, part: (logprobs_N * weight_R[part]).sum(), 0.7)
+    loss, logprobs_R, entropy_R = accumulate_gradient(
+        model, batch, lambda logprobs_N, part: (logprobs_N * weight_R[part]).sum(), 0.7
+    )
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    plain_R = torch.cat([plain_logprobs(model, prompt, response, 0.7) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)])
+    plain_R = torch.cat(
+        [plain_logprobs(model, prompt, response, 0.7) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    )
     (plain_R * weight_R).sum().backward()
     assert loss.item() == pytest.approx(float((plain_R * weight_R).sum().detach()), abs=1e-4)
     torch.testing.assert_close(logprobs_R.double(), plain_R.detach(), atol=FLOAT32, rtol=0)
@@ -127,7 +143,11 @@ def test_an_output_layer_s_gradient_is_added_to_what_is_there(tiny_causal: Calla
 
 
 def test_only_an_output_layer_that_is_a_plain_trained_map_adds_in_place() -> None:
-    plain, with_bias, frozen = torch.nn.Linear(3, 5, bias=False), torch.nn.Linear(3, 5), torch.nn.Linear(3, 5, bias=False).requires_grad_(False)
+    plain, with_bias, frozen = (
+        torch.nn.Linear(3, 5, bias=False),
+        torch.nn.Linear(3, 5),
+        torch.nn.Linear(3, 5, bias=False).requires_grad_(False),
+    )
     for head, expected in ((plain, True), (with_bias, False), (frozen, False)):
         with adding_in_place(head):
             assert ("forward" in vars(head)) is expected
@@ -159,10 +179,14 @@ def test_under_autocast_logits_are_not_bfloat16(tiny_causal: Callable[[str], Any
         torch.testing.assert_close(gradient.double(), head.weight.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_logits_are_computed_only_where_wanted_and_the_model_is_left_as_it_was(tiny_causal: Callable[[str], Any]) -> None:
+def test_logits_are_computed_only_where_wanted_and_the_model_is_left_as_it_was(
+    tiny_causal: Callable[[str], Any],
+) -> None:
     model = tiny_causal("llama")
     backbone, rows_seen = model.model, []
-    handle = model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows_seen.append(output.shape[-2]))
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: rows_seen.append(output.shape[-2])
+    )
     batch = Batch(PROMPTS, RESPONSES, 0, CPU)
     response_logprobs(model, batch)
     assert sum(rows_seen) == 2 + 5 + 3
@@ -186,7 +210,9 @@ def test_chosen_logprobs_are_finite_where_softmax_would_overflow() -> None:
 
 
 def test_chosen_is_log_softmax_with_its_gradient_and_the_entropy() -> None:
-    logits_NV = (3 * torch.randn(7, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).requires_grad_()
+    logits_NV = (
+        3 * torch.randn(7, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ).requires_grad_()
     token_N = torch.tensor([3, 0, 39, 3, 11, 12, 13])
     logprob_N, entropy_N = chosen(logits_NV, token_N)
     weight_N = torch.linspace(-2, 3, 7, dtype=torch.float64)
@@ -204,7 +230,9 @@ def test_chosen_is_log_softmax_with_its_gradient_and_the_entropy() -> None:
 
 @pytest.mark.parametrize("pad_id", [0, 303])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_text_loss_equals_the_librarys_own_on_ragged_chunks(tiny_causal: Callable[[str], Any], architecture: str, pad_id: int) -> None:
+def test_text_loss_equals_the_librarys_own_on_ragged_chunks(
+    tiny_causal: Callable[[str], Any], architecture: str, pad_id: int
+) -> None:
     model = tiny_causal(architecture)
     chunks = [[5, 6, 7, 303, 0, 9, 10], [303, 300], [11, 0, 303, 12]]
     loss, tokens = text_loss(model, chunks, pad_id, torch.device("cpu"))
@@ -223,7 +251,9 @@ MOE = TINY | {"num_key_value_heads": 2, "intermediate_size": 48}
     "settings",
     [
         MixtralConfig(**MOE, num_local_experts=4, num_experts_per_tok=2),
-        Qwen3MoeConfig(**MOE, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1),
+        Qwen3MoeConfig(
+            **MOE, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1
+        ),
         OPT,
         MambaConfig(vocab_size=402, hidden_size=32, num_hidden_layers=2, state_size=4),
         Gemma2Config(**MOE, head_dim=8, final_logit_softcapping=3.0),

@@ -33,11 +33,19 @@ print(new_pages(), new_pages())
 
 @pytest.mark.parametrize(
     ("settings", "keeps"),
-    [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "100000"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=100000"}, False)],
+    [
+        ({}, True),
+        ({"MALLOC_TRIM_THRESHOLD_": "100000"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=100000"}, False),
+    ],
 )
 def test_what_was_freed_is_used_again(settings: dict[str, str], keeps: bool) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))} | settings
-    told = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True).stdout.split()
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))
+    } | settings
+    told = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
     if told[0] == "another":
         pytest.skip("the C library is not glibc, which alone is told to keep memory")
     first, second = map(int, told)

@@ -41,7 +41,9 @@ def gradients_and_kept(model: Any, recompute: bool) -> tuple[dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_are_the_same_and_activations_are_not_kept(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+def test_gradients_are_the_same_and_activations_are_not_kept(
+    tiny_scalar: Callable[[str], Any], architecture: str
+) -> None:
     model = tiny_scalar(architecture)
     expected, whole = gradients_and_kept(model, recompute=False)
     found, part = gradients_and_kept(model, recompute=True)
@@ -76,7 +78,9 @@ def test_layers_are_as_they_were_afterwards_even_after_an_error(tiny_scalar: Cal
 
 def test_an_architecture_without_such_layers_is_refused() -> None:
     with (
-        pytest.raises(ValueError, match="Linear has no layers that can be computed again: set activation_checkpointing to false"),
+        pytest.raises(
+            ValueError, match="Linear has no layers that can be computed again: set activation_checkpointing to false"
+        ),
         recomputed(nn.Linear(2, 2)),
     ):
         pass

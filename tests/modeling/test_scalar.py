@@ -33,7 +33,9 @@ def test_scores_equal_the_librarys_own_pooling(
     with torch.no_grad():
         scores_B = scalar_model(model).scores(batch)
         pooled_B = model(input_ids=batch.padded.ids_BS).logits[:, 0]
-        alone_B = torch.cat([model(input_ids=torch.tensor([p + r])).logits[:, 0] for p, r in zip(PROMPTS, responses, strict=True)])
+        alone_B = torch.cat(
+            [model(input_ids=torch.tensor([p + r])).logits[:, 0] for p, r in zip(PROMPTS, responses, strict=True)]
+        )
     torch.testing.assert_close(scores_B, pooled_B, atol=FLOAT32, rtol=0)
     torch.testing.assert_close(scores_B, alone_B, atol=FLOAT32, rtol=0)
     assert scores_B.std() > 0.1
@@ -49,7 +51,9 @@ def test_a_response_that_ends_in_the_pad_id_is_still_read_at_its_last_token(tiny
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_value_judges_the_text_before_its_token_and_nothing_after(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+def test_a_value_judges_the_text_before_its_token_and_nothing_after(
+    tiny_scalar: Callable[[str], Any], architecture: str
+) -> None:
     model = tiny_scalar(architecture)
     with torch.no_grad():
         batch = Batch(PROMPTS, ENDED, 0, CPU)
@@ -73,7 +77,9 @@ def test_the_bias_of_the_config_is_subtracted_from_scores_and_values(tiny_scalar
 
 def test_the_head_has_variance_one_over_width_plus_one() -> None:
     width, seeds = 3, 4000
-    model = SimpleNamespace(model=None, base_model_prefix="model", config=None, score=torch.nn.Linear(width, 1, bias=False))
+    model = SimpleNamespace(
+        model=None, base_model_prefix="model", config=None, score=torch.nn.Linear(width, 1, bias=False)
+    )
     drawn = []
     for seed in range(seeds):
         initialise_head(model, seed)
@@ -99,6 +105,8 @@ def test_the_head_depends_on_its_seed_and_on_no_other_random_numbers(tiny_scalar
 
 
 def test_an_architecture_without_a_score_head_is_refused_by_name() -> None:
-    config = BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, num_labels=1)
+    config = BertConfig(
+        vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, num_labels=1
+    )
     with pytest.raises(ValueError, match="BertForSequenceClassification has no module `score`"):
         scalar_model(BertForSequenceClassification(config))

@@ -19,7 +19,8 @@ from tests.conftest import enliven
 
 CPU = torch.device("cpu")
 SIZES = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64,
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64,
     "num_key_value_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
@@ -51,7 +52,9 @@ def shared(model: Any, prompts: list[list[int]], answers: list[list[list[int]]])
     row = SharedPrefix.lay_out(prompts, answers, CPU)
     with sharing(model):
         hidden_NH = model(**inputs(row)).last_hidden_state[0]
-    return [hidden_NH[index_T[:length]] for index_T, length in zip(row.answer_AT, row.answer_length_A.tolist(), strict=True)]
+    return [
+        hidden_NH[index_T[:length]] for index_T, length in zip(row.answer_AT, row.answer_length_A.tolist(), strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,9 @@ def shared(model: Any, prompts: list[list[int]], answers: list[list[list[int]]])
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}{v}" for k, v in value.items()),
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_answer_token_is_the_same_to_rounding_as_in_a_pass_of_its_own(architecture: str, settings: dict[str, Any], seed: int) -> None:
+def test_every_answer_token_is_the_same_to_rounding_as_in_a_pass_of_its_own(
+    architecture: str, settings: dict[str, Any], seed: int
+) -> None:
     model = backbone(architecture, **settings)
     assert why_not(model) is None
     prompts, answers = some_rows(seed)
@@ -92,7 +97,9 @@ def test_gradients_are_the_same_too_in_float64() -> None:
         # Each token with a weight of its own, so that none can stand in for another.
         hidden = torch.cat(passes(model, prompts, answers))
         (hidden * torch.linspace(-1, 1, hidden.numel(), dtype=torch.float64).reshape(hidden.shape)).sum().backward()
-        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None})
+        gradients.append(
+            {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        )
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, atol=1e-10, rtol=1e-8, msg=name)
 
@@ -109,7 +116,9 @@ def test_where_last_tokens_alone_are_read_theirs_and_the_gradients_from_them_are
             hidden_NH = model(**inputs(row)).last_hidden_state[0]
         last_AH = hidden_NH[row.last_A]
         (last_AH * torch.linspace(-1, 1, last_AH.numel(), dtype=torch.float64).reshape(last_AH.shape)).sum().backward()
-        found.append((last_AH.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+        found.append(
+            (last_AH.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        )
         # Elsewhere the second pass is not finished, or the test would compare a thing with itself.
         assert whole_NH is None or not torch.equal(hidden_NH, whole_NH)
         whole_NH = hidden_NH
@@ -184,14 +193,24 @@ def test_the_attention_function_is_put_back_even_after_an_error() -> None:
 @pytest.mark.parametrize(
     ("architecture", "settings", "reason"),
     [
-        ("lfm2", {"layer_types": ["conv", "full_attention"]}, r"Lfm2Model has layers that do more than attend \(conv\)"),
-        ("phimoe", {"sliding_window": 16, "num_local_experts": 2}, "PhimoeModel does not tell its attention how wide its sliding window is"),
+        (
+            "lfm2",
+            {"layer_types": ["conv", "full_attention"]},
+            r"Lfm2Model has layers that do more than attend \(conv\)",
+        ),
+        (
+            "phimoe",
+            {"sliding_window": 16, "num_local_experts": 2},
+            "PhimoeModel does not tell its attention how wide its sliding window is",
+        ),
         ("mamba", {"hidden_size": 32, "intermediate_size": 64, "time_step_rank": 4}, "MambaModel"),
         ("bloom", {"n_layer": 2, "n_head": 4}, "BloomModel"),
         ("gemma2", {"num_key_value_heads": 2, "head_dim": 8}, r"Gemma2Model .*its attention has terms of its own"),
     ],
 )
-def test_architectures_that_cannot_are_found_out_by_trying(architecture: str, settings: dict[str, Any], reason: str) -> None:
+def test_architectures_that_cannot_are_found_out_by_trying(
+    architecture: str, settings: dict[str, Any], reason: str
+) -> None:
     found = why_not(backbone(architecture, **settings).float())
     assert found is not None
     assert re.match(reason, found)

@@ -77,7 +77,9 @@ def test_no_file_is_left_beside_the_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-@pytest.mark.parametrize("wrong", [{"architecture": "rnn"}, {"hidden_size": 33}, {"hidden_size": 6}, {"vocab_size": 200}])
+@pytest.mark.parametrize(
+    "wrong", [{"architecture": "rnn"}, {"hidden_size": 33}, {"hidden_size": 6}, {"vocab_size": 200}]
+)
 def test_sizes_that_cannot_be_are_refused_by_name(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         make_tiny_model(tmp_path, **wrong)  # type: ignore[arg-type]

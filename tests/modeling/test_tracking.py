@@ -44,7 +44,12 @@ def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path: Path) -> None
             tracker.log(step, {"loss": float(step)})
     with Tracker(tmp_path, resume_after=3) as tracker:
         tracker.log(4, {"loss": 40.0})
-    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 40.0),
+    ]
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -131,7 +136,9 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_a_tracker_is_told_every_step_and_a_resumed_run_goes_on_in_the_same_one(told: Path, tmp_path: Path, kind: str) -> None:
+def test_a_tracker_is_told_every_step_and_a_resumed_run_goes_on_in_the_same_one(
+    told: Path, tmp_path: Path, kind: str
+) -> None:
     folder, config = tmp_path / "runs" / "demo" / "ppo.partial", TrackingConfig(to=[kind], project="mine")
     tracker = Tracker(folder, config=config)
     tracker.log(1, {"loss": 0.5}, {"seconds_update": 3.0})
@@ -169,7 +176,10 @@ def test_metrics_are_written_where_no_tracker_is_wanted(tmp_path: Path) -> None:
 def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else object())
     TrackingConfig(to=["tensorboard", "trackio"]).validate()
-    with pytest.raises(ValueError, match=r"tracking\.to names wandb, which is not installed: pip install -e '\.\[wandb\]', or leave it out"):
+    with pytest.raises(
+        ValueError,
+        match=r"tracking\.to names wandb, which is not installed: pip install -e '\.\[wandb\]', or leave it out",
+    ):
         TrackingConfig(to=["tensorboard", "wandb"]).validate()
     with pytest.raises(ValueError, match=r"tracking\.to=.* names a tracker twice"):
         TrackingConfig(to=["tensorboard", "tensorboard"]).validate()

@@ -23,7 +23,10 @@ from ppo.rollout import Rollout
 from tests.conftest import enliven
 
 TEAM = Processes(rank=0, count=1, device=torch.device("cpu"))
-PROMPTS = [Prompt(prompt=text) for text in ("Hi", "What is a cat and why?", "Sing", "Name two rivers", "Why is snow white in winter?", "Go on")]
+PROMPTS = [
+    Prompt(prompt=text)
+    for text in ("Hi", "What is a cat and why?", "Sing", "Name two rivers", "Why is snow white in winter?", "Go on")
+]
 CHUNKS = [[5 + (7 * i + j) % 200 for j in range(12 + i % 3)] for i in range(9)]
 
 
@@ -37,8 +40,12 @@ class Chain:
     tokenizer: Any
 
     def models(self, **ppo: Any) -> PPOModels:
-        """`models(value_init="sft")`: freshly loaded, with changes to stage 3's settings that say how the value model starts."""
-        return load_models(self.sft, self.reward, self.config, self.tokenizer, TEAM.device, seed=0, ppo=PPOConfig(**ppo))
+        """`models(value_init="sft")`: freshly loaded, with changes to stage 3's settings that say how the value model
+        starts.
+        """
+        return load_models(
+            self.sft, self.reward, self.config, self.tokenizer, TEAM.device, seed=0, ppo=PPOConfig(**ppo)
+        )
 
 
 def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) -> Chain:
@@ -67,9 +74,16 @@ def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) ->
 
 
 def save_reward(
-    folder: Path, made: Path, template: str | None = None, eos: str | None = None, context: int | None = None, closing: list[int] | None = None
+    folder: Path,
+    made: Path,
+    template: str | None = None,
+    eos: str | None = None,
+    context: int | None = None,
+    closing: list[int] | None = None,
 ) -> Path:
-    """A reward stage whose model was not trained from the SFT model: `made` by make_tiny_model, with opinions and a bias of its own."""
+    """A reward stage whose model was not trained from the SFT model: `made` by make_tiny_model, with opinions and a
+    bias of its own.
+    """
     config = ModelConfig(base="unused", device="cpu")
     tokenizer = load_tokenizer(made, config)
     tokenizer.chat_template = template or tokenizer.chat_template
@@ -108,8 +122,10 @@ def chains(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chain]:
 def small(**changes: Any) -> PPOConfig:
     """A configuration of a few episodes."""
     settings: dict[str, Any] = {
-        "total_episodes": 16, "batch_size": 8, "minibatch_size": 4, "max_tokens_per_micro_batch": 80, "rollout_batch_size": 5, "max_new_tokens": 6,
-        "learning_rate": 1e-2, "value_learning_rate": 1e-2, "warmup_iterations": 0, "ptx_examples_per_episode": 1, "ptx_coef": 0.0,
+        "total_episodes": 16, "batch_size": 8, "minibatch_size": 4, "max_tokens_per_micro_batch": 80,
+        "rollout_batch_size": 5, "max_new_tokens": 6,
+        "learning_rate": 1e-2, "value_learning_rate": 1e-2, "warmup_iterations": 0, "ptx_examples_per_episode": 1,
+        "ptx_coef": 0.0,
         "ema_decay": 0.5, "checkpoint_every": 1, "samples_per_iteration": 1,
     }  # fmt: skip
     return PPOConfig(**settings | changes)

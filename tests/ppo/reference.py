@@ -1,8 +1,9 @@
 """PPO-ptx written down as plainly and slowly as can be, in float64: what tests of a whole run compare with.
 
-From Ouyang et al. 2022 (section 3.5, appendix C.4) and what the settings' docstrings say, sharing no code with the project: one unpadded pass an
-episode, loops over tokens, advantages as double sums, and Adam, clipping and moving average by hand. Only models come from elsewhere, as saved.
-Shapes: S tokens of a sequence, T of its response, V vocabulary, H hidden size.
+From Ouyang et al. 2022 (section 3.5, appendix C.4) and what the settings' docstrings say, sharing no code with the
+project: one unpadded pass an episode, loops over tokens, advantages as double sums, and Adam, clipping and moving
+average by hand. Only models come from elsewhere, as saved. Shapes: S tokens of a sequence, T of its response, V
+vocabulary, H hidden size.
 """
 
 import math
@@ -48,14 +49,22 @@ class Network:
 
     def logprobs(self, ids: list[int], temperature: float) -> Tensor:
         """(S, V): row s is the log-distribution of token s + 1."""
-        logits = functional_call(self.module, dict(self.compose(self.trained)), (), {"input_ids": torch.tensor([ids]), "use_cache": False}).logits[0]
+        logits = functional_call(
+            self.module, dict(self.compose(self.trained)), (), {"input_ids": torch.tensor([ids]), "use_cache": False}
+        ).logits[0]
         return (logits / temperature).log_softmax(-1)
 
     def readings(self, ids: list[int]) -> Tensor:
         """(S,): the head at every token, less the bias."""
         prefix = f"{self.module.base_model_prefix}."
-        weights = {name.removeprefix(prefix): weight for name, weight in self.compose(self.trained).items() if name.startswith(prefix)}
-        hidden = functional_call(self.module.base_model, weights, (), {"input_ids": torch.tensor([ids]), "use_cache": False}).last_hidden_state[0]
+        weights = {
+            name.removeprefix(prefix): weight
+            for name, weight in self.compose(self.trained).items()
+            if name.startswith(prefix)
+        }
+        hidden = functional_call(
+            self.module.base_model, weights, (), {"input_ids": torch.tensor([ids]), "use_cache": False}
+        ).last_hidden_state[0]
         return hidden @ self.head(self.trained)[0] - self.bias
 
 
@@ -66,7 +75,15 @@ def whole(module: Any, trains: bool) -> Network:
     return Network(module, leaves, bias=float(getattr(module.config, "score_bias", 0.0)))
 
 
-def adapted(base: Any, adapters: Weights, scale: float, transposed: bool, trains: bool, head: Tensor | None = None, bias: float = 0.0) -> Network:
+def adapted(
+    base: Any,
+    adapters: Weights,
+    scale: float,
+    transposed: bool,
+    trains: bool,
+    head: Tensor | None = None,
+    bias: float = 0.0,
+) -> Network:
     """A model whose linear maps are W + scale * B A, of which B and A are trained (and the head, if it has one).
 
     `adapters` holds `<the map>.lora_A.weight` and `.lora_B.weight`; `transposed` maps keep W as (in, out).
@@ -112,7 +129,9 @@ def load_whole(sft: Path, reward: Path) -> Four:
 
 
 def load_adapted(sft: Path, reward: Path, policy_start: Weights, scale: float) -> Four:
-    """LoRA, with a reward model that was trained as an adapter on the same base. `policy_start` is the policy's fresh adapter, which is random."""
+    """LoRA, with a reward model that was trained as an adapter on the same base. `policy_start` is the policy's fresh
+    adapter, which is random.
+    """
 
     def base() -> Any:
         return AutoModelForCausalLM.from_pretrained(sft / "model", dtype=torch.float32)
@@ -154,7 +173,10 @@ class Adam:
                 g = gradients[name]
                 self.first[name] = self.beta1 * self.first.get(name, torch.zeros_like(g)) + (1 - self.beta1) * g
                 self.second[name] = self.beta2 * self.second.get(name, torch.zeros_like(g)) + (1 - self.beta2) * g * g
-                mean, square = self.first[name] / (1 - self.beta1**self.steps), self.second[name] / (1 - self.beta2**self.steps)
+                mean, square = (
+                    self.first[name] / (1 - self.beta1**self.steps),
+                    self.second[name] / (1 - self.beta2**self.steps),
+                )
                 leaf -= learning_rate * mean / (square.sqrt() + self.epsilon)
 
 
@@ -192,7 +214,9 @@ def chosen(network: Network, episode: Episode, temperature: float) -> tuple[list
     """(log-probability of each response token, entropy of the distribution it was drawn from)."""
     logprobs = network.logprobs(episode.prompt + episode.response, temperature)
     rows = [logprobs[len(episode.prompt) + t - 1] for t in range(len(episode.response))]
-    return [row[token] for row, token in zip(rows, episode.response, strict=True)], [-(row.exp() * row).sum() for row in rows]
+    return [row[token] for row, token in zip(rows, episode.response, strict=True)], [
+        -(row.exp() * row).sum() for row in rows
+    ]
 
 
 def states(network: Network, episode: Episode) -> list[Tensor]:
@@ -220,7 +244,9 @@ def spread(numbers: Sequence[float]) -> float:
 
 
 def reward_tokens(scored: Sequence[Scored], settings: Any, kl_coef: float, all_scores: Sequence[float]) -> None:
-    """Sets rewards, advantages and returns of a roll-out. `all_scores` are those of the run so far, this roll-out's included."""
+    """Sets rewards, advantages and returns of a roll-out. `all_scores` are those of the run so far, this roll-out's
+    included.
+    """
     for s in scored:
         score = s.score
         if settings.score_scaling == "running":
@@ -231,11 +257,15 @@ def reward_tokens(scored: Sequence[Scored], settings: Any, kl_coef: float, all_s
             score -= settings.missing_eos_penalty
         price = kl_coef if settings.kl_placement == "reward" else 0.0
         count = len(s.episode.response)
-        s.rewards = [-price * (s.logprobs[t] - s.ref_logprobs[t]) + (score if t == count - 1 else 0.0) for t in range(count)]
+        s.rewards = [
+            -price * (s.logprobs[t] - s.ref_logprobs[t]) + (score if t == count - 1 else 0.0) for t in range(count)
+        ]
         after = [*s.values[1:], 0.0]
         surprises = [s.rewards[t] + settings.discount * after[t] - s.values[t] for t in range(count)]
         weight = settings.discount * settings.gae_lambda
-        s.advantages = [sum(weight ** (later - t) * surprises[later] for later in range(t, count)) for t in range(count)]
+        s.advantages = [
+            sum(weight ** (later - t) * surprises[later] for later in range(t, count)) for t in range(count)
+        ]
         s.returns = [advantage + value for advantage, value in zip(s.advantages, s.values, strict=True)]
     if settings.whiten_advantages:
         everything = [a for s in scored for a in s.advantages]
@@ -247,7 +277,9 @@ def reward_tokens(scored: Sequence[Scored], settings: Any, kl_coef: float, all_s
 def gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of a scalar; zeros where it does not depend on a leaf."""
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), found, strict=True)}
+    return {
+        name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), found, strict=True)
+    }
 
 
 def norm(of: Weights) -> float:
@@ -261,7 +293,9 @@ def clipped(of: Weights, limit: float | None) -> dict[str, Tensor]:
     return {name: g * factor for name, g in of.items()}
 
 
-def policy_part(policy: Network, part: Sequence[Scored], settings: Any, kl_coef: float) -> tuple[Tensor, dict[str, float]]:
+def policy_part(
+    policy: Network, part: Sequence[Scored], settings: Any, kl_coef: float
+) -> tuple[Tensor, dict[str, float]]:
     """(the minibatch's loss, its numbers)."""
     tokens = sum(len(s.episode.response) for s in part)
     surrogate, penalty = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -280,7 +314,8 @@ def policy_part(policy: Network, part: Sequence[Scored], settings: Any, kl_coef:
             farthest = max(farthest, r, 1 / r)
     loss = surrogate + penalty if settings.kl_placement == "loss" else surrogate
     numbers = {
-        "policy_loss": float(loss.detach()), "entropy": entropy, "clip_fraction": outside / tokens, "approximate_kl": moved, "ratio_max": farthest,
+        "policy_loss": float(loss.detach()), "entropy": entropy, "clip_fraction": outside / tokens,
+        "approximate_kl": moved, "ratio_max": farthest,
     }  # fmt: skip
     return loss, numbers
 
@@ -307,7 +342,8 @@ def value_part(value: Network, part: Sequence[Scored], settings: Any) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def update(four: Four, adams: tuple[Adam, Adam], part: Sequence[Scored], texts: Sequence[list[int]], settings: Any, kl_coef: float,
+def update(four: Four, adams: tuple[Adam, Adam], part: Sequence[Scored], texts: Sequence[list[int]], settings: Any,
+    kl_coef: float,
            factor: float) -> dict[str, float]:  # fmt: skip
     """One optimizer step of each model on a minibatch; returns its numbers."""
     loss, numbers = policy_part(four.policy, part, settings, kl_coef)
@@ -332,7 +368,9 @@ def run(
 ) -> Outcome:  # fmt: skip
     """All iterations, on these episodes. `minibatches` are the episodes of each step of each iteration, and every step
     takes all of `texts`."""
-    adams = tuple(Adam(network.trained, settings.adam_beta1, settings.adam_beta2) for network in (four.policy, four.value))
+    adams = tuple(
+        Adam(network.trained, settings.adam_beta1, settings.adam_beta2) for network in (four.policy, four.value)
+    )
     average = {name: leaf.detach().clone() for name, leaf in four.policy.trained.items()}
     kl_coef, scores, rows, advantages = settings.kl_coef, list[float](), [], []
     for iteration, episodes in enumerate(rollouts):

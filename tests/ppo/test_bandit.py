@@ -1,4 +1,6 @@
-"""Where the best policy can be written down, PPO finds it: pi*(y) in proportion to pi_ref(y) exp(r(y) / beta), for one word and for two."""
+"""Where the best policy can be written down, PPO finds it: pi*(y) in proportion to pi_ref(y) exp(r(y) / beta), for one
+word and for two.
+"""
 
 import math
 from pathlib import Path
@@ -15,9 +17,9 @@ TABLE = [-0.2, 0.7, 0.8, -0.9, 0.6, -0.6, 0.2, 0.4, 0.0, -0.4]
 PROMPT = [2, 3]
 EPISODES, DECAY = 96, 0.9
 NOISE = {1: 0.04, 2: 0.08}
-"""By words a response. The average that is judged spans the last 1 / (1 - DECAY) updates, here roll-outs of 96 episodes. Counting among 960 gives a
-frequency p an error of sqrt(2 p (1 - p) / (960 pi)) on average; half their sum is 0.039 at most for 10 words, and about 0.08 for the 91 responses
-of two, of which few are frequent."""
+"""By words a response. The average that is judged spans the last 1 / (1 - DECAY) updates, here roll-outs of 96
+episodes. Counting among 960 gives a frequency p an error of sqrt(2 p (1 - p) / (960 pi)) on average; half their sum is
+0.039 at most for 10 words, and about 0.08 for the 91 responses of two, of which few are frequent."""
 
 Text = tuple[int, ...]
 Distribution = dict[Text, float]
@@ -31,7 +33,10 @@ def responses(model: Any, words: int) -> Distribution:
         if words == 1 or first == EOS:
             found[(first,)] = logprob
         else:
-            found |= {(first, second): logprob + rest for second, rest in enumerate(next_words(model, [*PROMPT, first]).tolist())}
+            found |= {
+                (first, second): logprob + rest
+                for second, rest in enumerate(next_words(model, [*PROMPT, first]).tolist())
+            }
     return found
 
 
@@ -52,7 +57,9 @@ def kl(p: Distribution, q: Distribution) -> float:
 
 
 def shortsighted(reference: Distribution, best: Distribution) -> Distribution:
-    """What comes of a reward that does not reach back to the word before the last: that one stays, and the last is the best after it."""
+    """What comes of a reward that does not reach back to the word before the last: that one stays, and the last is the
+    best after it.
+    """
 
     def first(of: Distribution, y: Text) -> float:
         return math.log(sum(math.exp(logprob) for other, logprob in of.items() if other[0] == y[0]))
@@ -72,18 +79,27 @@ CASES = [
     ("reward", 1, 1.0, {}),
     # The first word learns from what the value model says of the second, and waits for that to be learnt.
     ("reward", 2, 0.3, {"iterations": 90, "learning_rate": 3e-3}),
-    # Whitening measures rewards in standard deviations; a price beside them in the loss would then be one a standard deviation.
+    # Whitening measures rewards in standard deviations; a price beside them in the loss would then be one a standard
+    # deviation.
     ("loss", 1, 0.3, {"whiten_advantages": False, "iterations": 50, "learning_rate": 3e-3}),
 ]
 
 
 @pytest.mark.parametrize(("placement", "words", "beta", "changes"), CASES)
-def test_ppo_finds_the_best_policy_at_this_price(tmp_path: Path, placement: str, words: int, beta: float, changes: dict[str, Any]):
+def test_ppo_finds_the_best_policy_at_this_price(
+    tmp_path: Path, placement: str, words: int, beta: float, changes: dict[str, Any]
+):
     changes = dict(changes)
     chain = toy_chain(tmp_path / "stages", TABLE, seed=7 if words == 1 else 3)
     reference = responses(load_base(chain), words)
     best = tilted(reference, beta)
-    others = [reference, best_alone(reference), tilted(reference, 2 * beta), tilted(reference, beta / 2), tilted(reference, -beta)]
+    others = [
+        reference,
+        best_alone(reference),
+        tilted(reference, 2 * beta),
+        tilted(reference, beta / 2),
+        tilted(reference, -beta),
+    ]
     if words == 2:
         others.append(shortsighted(reference, best))
     assert min(distance(best, other) for other in others) > 2 * NOISE[words], "another policy would pass for the best"
@@ -91,8 +107,10 @@ def test_ppo_finds_the_best_policy_at_this_price(tmp_path: Path, placement: str,
     iterations = changes.pop("iterations", 35)
     config = small(
         **{
-            "total_episodes": iterations * EPISODES, "batch_size": EPISODES, "minibatch_size": EPISODES, "rollout_batch_size": EPISODES,
-            "max_tokens_per_micro_batch": 10**4, "max_new_tokens": words, "kl_coef": beta, "kl_placement": placement, "learning_rate": 5e-3,
+            "total_episodes": iterations * EPISODES, "batch_size": EPISODES, "minibatch_size": EPISODES,
+            "rollout_batch_size": EPISODES,
+            "max_tokens_per_micro_batch": 10**4, "max_new_tokens": words, "kl_coef": beta, "kl_placement": placement,
+            "learning_rate": 5e-3,
             "ema_decay": DECAY, "checkpoint_every": iterations, "samples_every": iterations,
         } | changes
     )  # fmt: skip

@@ -43,7 +43,10 @@ class Number:
 def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
     """Two small matrices in training, with all that hangs on them."""
     generator = torch.Generator().manual_seed(seed)
-    policy, value = ({"w": nn.Parameter(torch.randn(width, 5, generator=generator)), "b": nn.Parameter(torch.zeros(5))} for _ in range(2))
+    policy, value = (
+        {"w": nn.Parameter(torch.randn(width, 5, generator=generator)), "b": nn.Parameter(torch.zeros(5))}
+        for _ in range(2)
+    )
     models: Any = SimpleNamespace(policy_parameters=policy, value_parameters=value)
     optimizers = Optimizers(torch.optim.Adam(policy.values(), lr=0.1), torch.optim.Adam(value.values(), lr=0.1))
     trained = Trained(models, optimizers, MovingAverage(policy, 0.9), {"number": Number(0.1 + 0.2)})
@@ -53,7 +56,9 @@ def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
 
 
 def train(trained: Trained) -> None:
-    """A step whose size hangs on everything that a checkpoint must hold: weights, moments, the average, torch's generator, the number."""
+    """A step whose size hangs on everything that a checkpoint must hold: weights, moments, the average, torch's
+    generator, the number.
+    """
     number: Any = trained.stateful["number"]
     for parameters in (trained.models.policy_parameters, trained.models.value_parameters):
         loss = sum((p * torch.rand(p.shape) * number.value + p.square()).sum() for p in parameters.values())
@@ -130,7 +135,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("why", DAMAGES)
-def test_a_damaged_newest_one_is_found_and_said_and_the_one_before_is_used(two: Path, why: str, capsys: pytest.CaptureFixture[str]):
+def test_a_damaged_newest_one_is_found_and_said_and_the_one_before_is_used(
+    two: Path, why: str, capsys: pytest.CaptureFixture[str]
+):
     DAMAGES[why](two / "checkpoint-00000002")
     assert Checkpoints(two, 2, TEAM, seed=0).begin(make()).iteration == 1
     said = capsys.readouterr().out
@@ -143,7 +150,9 @@ def test_where_all_are_damaged_the_run_refuses_and_removes_nothing(two: Path):
     truncate(two / "checkpoint-00000001")
     flip(two / "checkpoint-00000002")
     before = contents(two)
-    with pytest.raises(ValueError, match=r"is complete \(checkpoint-00000002: .*; checkpoint-00000001: .* start over with --force"):
+    with pytest.raises(
+        ValueError, match=r"is complete \(checkpoint-00000002: .*; checkpoint-00000001: .* start over with --force"
+    ):
         Checkpoints(two, 2, TEAM, seed=0).begin(make())
     assert contents(two) == before
 
@@ -169,7 +178,9 @@ def test_old_ones_go_only_when_enough_whole_ones_stand(two: Path):
     assert sorted(path.name for path in two.iterdir()) == ["checkpoint-00000004", "checkpoint-00000005"]
 
 
-def test_a_cut_between_any_two_changes_on_the_disk_leaves_a_whole_one_and_the_same_bytes(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_cut_between_any_two_changes_on_the_disk_leaves_a_whole_one_and_the_same_bytes(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def go_on(folder: Path) -> None:
         trained = make()
         checkpoints = Checkpoints(folder, 2, TEAM, seed=0)
@@ -214,14 +225,22 @@ def test_what_does_not_fit_on_the_disk_leaves_the_last_checkpoint_whole_and_give
     checkpoints.begin(trained)
     checkpoints.save(at(1, trained), trained)
     before = contents(two)
-    with no_file_above(150_000), pytest.raises(ValueError, match=r"cannot write .*checkpoint-00000002 \(File too large\): about 0\.7 MiB are needed"):
+    with (
+        no_file_above(150_000),
+        pytest.raises(
+            ValueError, match=r"cannot write .*checkpoint-00000002 \(File too large\): about 0\.7 MiB are needed"
+        ),
+    ):
         checkpoints.save(at(2, trained), trained)
     assert contents(two) == before
     checkpoints.save(at(2, trained), trained)
     assert modeling.checkpoint.what_is_wrong(two / "checkpoint-00000002") is None
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), SafetensorError("I/O error: (os error 28)")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), SafetensorError("I/O error: (os error 28)")],
+)
 def test_a_full_disk_is_told_from_other_errors(two: Path, error: Exception, monkeypatch: pytest.MonkeyPatch):
     trained = make()
     checkpoints = Checkpoints(two, 2, TEAM, seed=0)
@@ -231,7 +250,9 @@ def test_a_full_disk_is_told_from_other_errors(two: Path, error: Exception, monk
         raise error
 
     monkeypatch.setattr(modeling.checkpoint, "save_file", full)
-    with pytest.raises(ValueError, match="the last checkpoint is kept: free some space and run the command again to resume from it"):
+    with pytest.raises(
+        ValueError, match="the last checkpoint is kept: free some space and run the command again to resume from it"
+    ):
         checkpoints.save(at(3, trained), trained)
     error.args = (errno.EACCES, "not allowed") if isinstance(error, OSError) else ("another",)
     if isinstance(error, OSError):
@@ -250,7 +271,9 @@ def test_rows_that_do_not_fit_on_the_disk_stop_the_run_and_are_made_again(tmp_pa
     assert [json.loads(line)["step"] for line in rows.path.read_text().splitlines()] == [1, 2]
 
 
-def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     trained = make()
     size = trained.bytes_once_saved()
     # Two stay while a third is written.
@@ -260,7 +283,11 @@ def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(
         if enough:
             assert checkpoints.begin(trained).iteration == 0
         else:
-            with pytest.raises(ValueError, match=r"needs about 0\.2 MiB for checkpoints of 0\.1 MiB, and 0\.2 MiB are free: free some space, lower"):
+            with pytest.raises(
+                ValueError,
+                match=r"needs about 0\.2 MiB for checkpoints of 0\.1 MiB, and 0\.2 MiB are free: free some space, "
+                r"lower",
+            ):
                 checkpoints.begin(trained)
 
 
@@ -311,7 +338,9 @@ def test_every_process_gets_its_own_random_state_back(tmp_path: Path, capsys: py
     assert len({tuple(values) for values in drawn.values()}) == 4
     torch.manual_seed(77)
     Checkpoints(tmp_path / "c", 2, Rank(2, 3, TEAM.device), seed=0).begin(make())
-    assert drawn["third"] == torch.rand(3).tolist(), "a process that was not there before has a state that follows from the seed"
+    assert drawn["third"] == torch.rand(3).tolist(), (
+        "a process that was not there before has a state that follows from the seed"
+    )
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3
     assert "written by 2 process(es) and the run continues with 3" in said[0]
@@ -331,4 +360,7 @@ def test_adams_step_counter_comes_back_beside_its_parameter():
     parameter = nn.Parameter(torch.zeros(3, device="meta"))  # in the place of a GPU
     optimizer = torch.optim.Adam([parameter], lr=1e-3)
     restore_optimizer(optimizer, {"w": parameter}, {"w//step": torch.tensor(3.0), "w//exp_avg": torch.zeros(3)})
-    assert {key: value.device.type for key, value in optimizer.state[parameter].items()} == {"step": "meta", "exp_avg": "meta"}
+    assert {key: value.device.type for key, value in optimizer.state[parameter].items()} == {
+        "step": "meta",
+        "exp_avg": "meta",
+    }

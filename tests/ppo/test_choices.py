@@ -51,7 +51,9 @@ def test_scores_that_are_all_the_same_stay_finite_and_cutting_comes_last():
     assert ScoreScale(PPOConfig(score_scaling="running"))(torch.full((3,), 1.25)).tolist() == [1.25] * 3
     assert ScoreScale(PPOConfig(score_clip=1.5))(torch.tensor([-9.0, 0.5, 2.0])).tolist() == [-1.5, 0.5, 1.5]
     both = ScoreScale(PPOConfig(score_scaling="running", score_clip=1.0))
-    assert both(torch.tensor([100.0, -100.0, 50.0])).tolist() == pytest.approx([1.0, -1.0, 50 / pstdev([100, -100, 50])])
+    assert both(torch.tensor([100.0, -100.0, 50.0])).tolist() == pytest.approx(
+        [1.0, -1.0, 50 / pstdev([100, -100, 50])]
+    )
     assert ScoreScale(PPOConfig())(torch.tensor([-9.0])).item() == -9.0
 
 
@@ -84,7 +86,10 @@ def test_rows_stand_by_length_and_those_of_one_prompt_together():
     ("changes", "why"),
     [
         ({"kl_target": 6.0, "kl_coef": 0.0}, "0 stays 0"),
-        ({"kl_target": 6.0, "kl_horizon": 1000, "batch_size": 8000, "total_episodes": 8000}, "kl_horizon=1000 must be above"),
+        (
+            {"kl_target": 6.0, "kl_horizon": 1000, "batch_size": 8000, "total_episodes": 8000},
+            "kl_horizon=1000 must be above",
+        ),
         ({"engine": "vllm"}, "ppo.engine=vllm needs vLLM"),
         ({"engine": "transformers", "old_logprobs": "rollout"}, "old_logprobs=rollout needs ppo.engine=native"),
         ({"responses_per_prompt": 3}, "ppo.responses_per_prompt=3 does not divide ppo.minibatch_size=64"),

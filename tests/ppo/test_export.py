@@ -23,7 +23,9 @@ BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 
 
 @BOTH
-def test_both_models_have_the_configuration_of_the_sft_model(chains: Callable[[str], Chain], adapter: str, tmp_path: Path):
+def test_both_models_have_the_configuration_of_the_sft_model(
+    chains: Callable[[str], Chain], adapter: str, tmp_path: Path
+):
     chain = chains(adapter)
     models = chain.models()
     models.policy.model.config.use_cache = False
@@ -31,7 +33,9 @@ def test_both_models_have_the_configuration_of_the_sft_model(chains: Callable[[s
     export(models, average, chain.sft / "model", chain.config, chain.tokenizer, tmp_path)
     for name in ("model", "model_ema"):
         for file in ("config.json", "generation_config.json"):
-            assert json.loads((tmp_path / name / file).read_text()) == json.loads((chain.sft / "model" / file).read_text())
+            assert json.loads((tmp_path / name / file).read_text()) == json.loads(
+                (chain.sft / "model" / file).read_text()
+            )
         AutoModelForCausalLM.from_pretrained(tmp_path / name)
 
 
@@ -60,7 +64,9 @@ def test_training_stops_at_the_first_number_or_weight_that_is_not_finite(
     chains: Callable[[str], Chain], tmp_path: Path, changes: dict[str, Any], said: str
 ):
     chain, config = chains("lora"), small(total_episodes=8, **changes)
-    with pytest.raises(ValueError, match=rf"^ppo, iteration 1: {said}: lower ppo\.learning_rate or ppo\.value_learning_rate; the last"):
+    with pytest.raises(
+        ValueError, match=rf"^ppo, iteration 1: {said}: lower ppo\.learning_rate or ppo\.value_learning_rate; the last"
+    ):
         train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
     assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
 

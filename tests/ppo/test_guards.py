@@ -50,7 +50,8 @@ def test_a_stop_is_a_users_error_that_says_all_there_is_to_know():
         guards.check(2, {"kl": 20.5})
     said = str(stopped.value)
     assert said == (
-        "iteration 2: the KL to the SFT policy is 20.5 nats an episode, above ppo.guards.max_kl=20; nothing of this iteration is saved and the last "
+        "iteration 2: the KL to the SFT policy is 20.5 nats an episode, above ppo.guards.max_kl=20; nothing of this "
+        "iteration is saved and the last "
         "checkpoint is kept, from which ppo.guards.kl=warn continues"
     )
     assert said.count(". ") == 0
@@ -94,9 +95,17 @@ def test_a_warning_is_told_when_it_begins_and_counted_while_it_lasts():
 
 def test_what_a_run_was_warned_of_can_be_told_again_from_its_rows():
     settings = GuardSettings(kl="warn", max_kl=10, cut_off_iterations=2)
-    rows = [{"kl": kl, "entropy": 1.0, "ended": ended} for kl, ended in ((1.0, 0.5), (11.0, 0.0), (12.0, 0.0), (9.0, 0.0), (11.0, 0.5))]
+    rows = [
+        {"kl": kl, "entropy": 1.0, "ended": ended}
+        for kl, ended in ((1.0, 0.5), (11.0, 0.0), (12.0, 0.0), (9.0, 0.0), (11.0, 0.5))
+    ]
     guards = Guards(settings)
-    told = [sentence for step, row in enumerate(rows, start=1) for part in ({"kl": row["kl"]}, row) for sentence in guards.check(step, part)]
+    told = [
+        sentence
+        for step, row in enumerate(rows, start=1)
+        for part in ({"kl": row["kl"]}, row)
+        for sentence in guards.check(step, part)
+    ]
     numbered = [{"step": float(step)} | row for step, row in enumerate(rows, start=1)]
     # As two files hold them: some numbers of a step in one, some in the other.
     split = [{"step": row["step"], "kl": row["kl"]} for row in numbered] + [
@@ -124,7 +133,9 @@ def test_entropy_is_held_against_its_floor_and_against_where_it_began():
 
     fraction = GuardSettings(min_entropy=0.0, min_entropy_fraction=0.25)
     assert warned(fraction, rows(2.0, 0.51, 0.49, 0.3, 0.6, 0.4)) == [(3, "entropy"), (6, "entropy")]
-    assert warned(GuardSettings(min_entropy=0.05, min_entropy_fraction=0.0), rows(2.0, 0.051, 0.049)) == [(3, "entropy")]
+    assert warned(GuardSettings(min_entropy=0.05, min_entropy_fraction=0.0), rows(2.0, 0.051, 0.049)) == [
+        (3, "entropy")
+    ]
     assert warned(GuardSettings(min_entropy=0.0, min_entropy_fraction=0.0), rows(2.0, 0.0)) == []
 
 
@@ -140,9 +151,18 @@ def test_only_so_many_iterations_in_a_row_without_an_end_count():
 
 @pytest.mark.parametrize(
     ("score", "judge", "fires"),
-    [(0.1, -0.05, True), (0.1, 0.05, False), (-0.1, -0.05, False), (0.1, -0.001, False), (0.001, -0.05, False), (0.0, 0.0, False)],
+    [
+        (0.1, -0.05, True),
+        (0.1, 0.05, False),
+        (-0.1, -0.05, False),
+        (0.1, -0.001, False),
+        (0.001, -0.05, False),
+        (0.0, 0.0, False),
+    ],
 )
-def test_over_optimisation_is_a_score_that_rises_while_the_judge_falls_and_neither_alone(score: float, judge: float, fires: bool):
+def test_over_optimisation_is_a_score_that_rises_while_the_judge_falls_and_neither_alone(
+    score: float, judge: float, fires: bool
+):
     rows = [HEALTHY | evaluation(score * k, 0.4 + judge * k) for k in range(5)]
     assert warned(GuardSettings(), rows) == ([(5, "over_optimisation")] if fires else [])
 
@@ -153,7 +173,9 @@ def test_over_optimisation_needs_its_evaluations_and_forgets_older_ones():
     good = [evaluation(0.3 + 0.1 * k, 0.25 + 0.05 * k) for k in range(4)]
     assert warned(settings, bad[:3]) == []
     # Iterations without an evaluation lie between.
-    assert warned(settings, [row for pair in zip(bad, [HEALTHY] * 4, strict=True) for row in pair]) == [(7, "over_optimisation")]
+    assert warned(settings, [row for pair in zip(bad, [HEALTHY] * 4, strict=True) for row in pair]) == [
+        (7, "over_optimisation")
+    ]
     guards = Guards(settings)
     for iteration, row in enumerate(bad + good, start=1):
         guards.check(iteration, row)
@@ -178,7 +200,9 @@ def test_the_rise_is_that_of_a_least_squares_line_and_its_error_what_the_values_
 
 def test_chance_alone_hardly_ever_warns_of_over_optimisation():
     draw, settings = random.Random(1), GuardSettings()
-    fired = sum(bool(warned(settings, [evaluation(0.1 * k, 0.3 + draw.gauss(0, 0.01)) for k in range(5)])) for _ in range(2000))
+    fired = sum(
+        bool(warned(settings, [evaluation(0.1 * k, 0.3 + draw.gauss(0, 0.01)) for k in range(5)])) for _ in range(2000)
+    )
     # A normal number is below -2 of its errors 2.3% of the time; 2,000 draws of that vary by 0.33%.
     assert 0.01 < fired / 2000 < 0.036
 
@@ -194,8 +218,14 @@ def test_a_resumed_run_is_watched_as_one_that_was_never_cut_off(tmp_path: Path):
     told = [whole.check(step, row) for step, row in enumerate(rows, start=1)]
     assert sum(map(bool, told)) > 5
     for cut in range(len(rows)):
-        written = [{"step": step, **{k: v for k, v in row.items() if "held" not in k}} for step, row in enumerate(rows[:cut], start=1)]
-        apart = [{"step": step, **{k: v for k, v in row.items() if "held" in k}} for step, row in enumerate(rows[:cut], start=1)]
+        written = [
+            {"step": step, **{k: v for k, v in row.items() if "held" not in k}}
+            for step, row in enumerate(rows[:cut], start=1)
+        ]
+        apart = [
+            {"step": step, **{k: v for k, v in row.items() if "held" in k}}
+            for step, row in enumerate(rows[:cut], start=1)
+        ]
         again = Guards(settings, [json.loads(json.dumps(row)) for row in [*written, *apart]])
         resumed = [again.check(step, row) for step, row in enumerate(rows[cut:], start=cut + 1)]
         assert resumed == told[cut:]

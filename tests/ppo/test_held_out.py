@@ -28,7 +28,13 @@ from ppo.models import PPOModels
 from ppo.train import train
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 
-ASKED = [*(Demonstration(prompt=f"Say {word}", completion=f"{word}, {word}!") for word in ("cat", "river", "snow", "a longer thing")), *PROMPTS[:2]]
+ASKED = [
+    *(
+        Demonstration(prompt=f"Say {word}", completion=f"{word}, {word}!")
+        for word in ("cat", "river", "snow", "a longer thing")
+    ),
+    *PROMPTS[:2],
+]
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 
 
@@ -38,7 +44,15 @@ def asking(**changes: Any) -> PPOConfig:
     return small(held_out=settings)
 
 
-def held(chain: Chain, models: PPOModels, folder: Path, team: Processes = TEAM, prompts: Any = ASKED, seed: int = 0, **changes: Any) -> HeldOut:
+def held(
+    chain: Chain,
+    models: PPOModels,
+    folder: Path,
+    team: Processes = TEAM,
+    prompts: Any = ASKED,
+    seed: int = 0,
+    **changes: Any,
+) -> HeldOut:
     return HeldOut(prompts, asking(**changes), chain.config, models, chain.tokenizer, seed, team, folder)
 
 
@@ -65,7 +79,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Generation]]
 
 
 @BOTH
-def test_numbers_are_what_plain_models_say_of_the_answers(chains: Callable[[str], Chain], adapter: str, tmp_path: Path, monkeypatch: Any):
+def test_numbers_are_what_plain_models_say_of_the_answers(
+    chains: Callable[[str], Chain], adapter: str, tmp_path: Path, monkeypatch: Any
+):
     chain = chains(adapter)
     models, said = moved(chain.models()), heard(monkeypatch)
     evaluation = held(chain, models, tmp_path, responses_per_prompt=2, temperature=0.8)
@@ -85,7 +101,9 @@ def test_numbers_are_what_plain_models_say_of_the_answers(chains: Callable[[str]
                 ours = (policy(row).logits[0] / 0.8).log_softmax(-1)
         places = range(len(ids) - 1, row.shape[1] - 1)
         kl = sum(float(ours[at, token] - theirs[at, token]) for at, token in zip(places, response.ids, strict=True))
-        parts.append({"score": score, "kl": kl, "length": len(response.ids), "ended": response.ids[-1] == texts.eos_token_id})
+        parts.append(
+            {"score": score, "kl": kl, "length": len(response.ids), "ended": response.ids[-1] == texts.eos_token_id}
+        )
     for name in ("score", "kl", "length", "ended"):
         by_prompt = [(parts[2 * k][name] + parts[2 * k + 1][name]) / 2 for k in range(6)]
         # float32 sums over a few dozen tokens of logits of order 10.
@@ -131,18 +149,24 @@ def test_an_evaluation_leaves_everything_as_it_was(chains: Callable[[str], Chain
 
 
 @BOTH
-def test_weights_are_the_last_or_the_moving_average_as_is_said(chains: Callable[[str], Chain], adapter: str, tmp_path: Path):
+def test_weights_are_the_last_or_the_moving_average_as_is_said(
+    chains: Callable[[str], Chain], adapter: str, tmp_path: Path
+):
     chain = chains(adapter)
     models = chain.models()
     average = MovingAverage(models.policy_parameters, 0.9)
     start = held(chain, models, tmp_path / "start", weights="last").evaluate(average, 0)
     moved(models)
-    last, ema = (held(chain, models, tmp_path / weights, weights=weights).evaluate(average, 0) for weights in ("last", "ema"))
+    last, ema = (
+        held(chain, models, tmp_path / weights, weights=weights).evaluate(average, 0) for weights in ("last", "ema")
+    )
     assert ema == start
     assert last["held_out_score"] != start["held_out_score"]
 
 
-def test_answers_are_drawn_alike_each_time_and_by_the_seed(chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: Any):
+def test_answers_are_drawn_alike_each_time_and_by_the_seed(
+    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: Any
+):
     chain = chains("lora")
     models, said = chain.models(), heard(monkeypatch)
     average = MovingAverage(models.policy_parameters, 0.9)
@@ -177,7 +201,9 @@ class Half:
         return make()
 
 
-def test_two_processes_share_the_prompts_and_have_the_same_numbers(chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: Any):
+def test_two_processes_share_the_prompts_and_have_the_same_numbers(
+    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: Any
+):
     chain, shelf = chains("lora"), dict[int, list[Any]]()
     models = moved(chain.models())
     average = MovingAverage(models.policy_parameters, 0.9)
@@ -193,7 +219,9 @@ def test_two_processes_share_the_prompts_and_have_the_same_numbers(chains: Calla
     assert found[0] == pytest.approx(alone, abs=1e-4)
 
 
-def test_it_is_time_before_the_first_iteration_every_so_many_and_after_the_last(chains: Callable[[str], Chain], tmp_path: Path):
+def test_it_is_time_before_the_first_iteration_every_so_many_and_after_the_last(
+    chains: Callable[[str], Chain], tmp_path: Path
+):
     chain = chains("lora")
     models = chain.models()
     evaluation = held(chain, models, tmp_path, every=3)
@@ -203,7 +231,9 @@ def test_it_is_time_before_the_first_iteration_every_so_many_and_after_the_last(
     assert not (tmp_path / "off").exists()
 
 
-def test_a_resumed_run_keeps_the_rows_of_its_checkpoint_and_makes_the_later_ones_again(chains: Callable[[str], Chain], tmp_path: Path):
+def test_a_resumed_run_keeps_the_rows_of_its_checkpoint_and_makes_the_later_ones_again(
+    chains: Callable[[str], Chain], tmp_path: Path
+):
     chain = chains("lora")
     models = chain.models()
     average = MovingAverage(models.policy_parameters, 0.9)
@@ -213,7 +243,9 @@ def test_a_resumed_run_keeps_the_rows_of_its_checkpoint_and_makes_the_later_ones
     written = (tmp_path / "held_out.jsonl").read_bytes()
     (tmp_path / "held_out.jsonl").write_bytes(written + b'{"step": 3, "held')
     for checkpoint in range(3):
-        again = HeldOut(ASKED, asking(), chain.config, models, chain.tokenizer, 0, TEAM, tmp_path, resume_after=checkpoint)
+        again = HeldOut(
+            ASKED, asking(), chain.config, models, chain.tokenizer, 0, TEAM, tmp_path, resume_after=checkpoint
+        )
         assert [row["step"] for row in again.rows] == list(range(checkpoint + 1))
         assert again.evaluate(average, checkpoint) == {}
         for iteration in range(checkpoint + 1, 3):
@@ -243,7 +275,9 @@ def test_a_prompts_answers_are_averaged_before_its_error_is_taken():
     def answer(score: float, judge: float | None) -> Answer:
         return Answer(score, 0.0, 3.0, 1.0, 0.0, judge)
 
-    numbers = summary([[answer(1, None), answer(3, None)], [answer(5, 0.2), answer(7, 0.4)], [answer(0, 0.1), answer(2, 0.2)]])
+    numbers = summary(
+        [[answer(1, None), answer(3, None)], [answer(5, 0.2), answer(7, 0.4)], [answer(0, 0.1), answer(2, 0.2)]]
+    )
     assert numbers["held_out_score"] == pytest.approx(3.0)
     assert numbers["held_out_score_se"] == pytest.approx(statistics.stdev([2, 6, 1]) / math.sqrt(3))
     assert numbers["held_out_judge"] == pytest.approx((0.3 + 0.15) / 2)
@@ -266,7 +300,10 @@ def test_prompts_are_those_of_the_set_that_is_named_with_their_answers_where_the
 
 def test_an_empty_validation_split_is_refused_only_where_it_is_needed(tmp_path: Path):
     assert held_out_prompts(tmp_path, HeldOutSettings()) == []
-    with pytest.raises(ValueError, match=r"ppo\.held_out\.every=2 needs two held-out prompts.*sft set has 0: raise data\.valid_fraction"):
+    with pytest.raises(
+        ValueError,
+        match=r"ppo\.held_out\.every=2 needs two held-out prompts.*sft set has 0: raise data\.valid_fraction",
+    ):
         held_out_prompts(tmp_path, HeldOutSettings(every=2))
 
 
@@ -276,7 +313,18 @@ def test_a_run_that_is_evaluated_trains_to_the_same_bytes(chains: Callable[[str]
     for place, every in (("with", 1), ("without", 0)):
         config = small(held_out=HeldOutSettings(every=every), ptx_coef=1.0)
         asked = ASKED if every else []
-        train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path / place, held_out_prompts=asked)
+        train(
+            config,
+            chain.config,
+            chain.models(),
+            chain.tokenizer,
+            PROMPTS,
+            CHUNKS,
+            0,
+            TEAM,
+            tmp_path / place,
+            held_out_prompts=asked,
+        )
     ours, theirs = (sorted((tmp_path / place / "checkpoints").rglob("*.safetensors")) for place in ("with", "without"))
     assert len(ours) == len(theirs) > 5
     for one, other in zip(ours, theirs, strict=True):

@@ -29,7 +29,9 @@ def one_rollout(chain: Chain, models: PPOModels, config: PPOConfig, size: int = 
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(8)]
     ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
     groups = groups_of(8, size)
-    return score(models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device), groups
+    return score(
+        models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device
+    ), groups
 
 
 def in_precision(chain: Chain, precision: str) -> Chain:
@@ -60,7 +62,8 @@ def test_before_the_first_update_kl_is_zero_and_roles_are_who_they_say(chains, a
             values = scorer.score(hidden)[0, :, 0] - 0.25
             logprobs = causal(ids).logits[0].log_softmax(-1)
         count, start = len(response), len(prompt)
-        # The score is read at the last token of the response's text; the value of a state at the token before the one it is about to choose.
+        # The score is read at the last token of the response's text; the value of a state at the token before the one
+        # it is about to choose.
         ranked = as_ranked(chain.tokenizer, Generation(response, None, bool(rollout.ended_B[row])))
         with torch.no_grad():
             score = scorer.score(scorer.model(torch.tensor([prompt + ranked])).last_hidden_state)[0, -1, 0] - 0.25
@@ -70,7 +73,9 @@ def test_before_the_first_update_kl_is_zero_and_roles_are_who_they_say(chains, a
         assert torch.allclose(rollout.ref_logprobs_BT[row, :count], expected, atol=2e-5, rtol=0)
         assert not rollout.mask_BT[row, count:].any()
     reloaded = load_base(chain)
-    assert all(torch.equal(a, b) for a, b in zip(reloaded.state_dict().values(), causal.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(reloaded.state_dict().values(), causal.state_dict().values(), strict=True)
+    )
 
 
 @BOTH
@@ -129,7 +134,9 @@ def test_micro_batching_changes_nothing(chains, adapter: str):
 
 @BOTH
 @pytest.mark.parametrize("clip", [0.2, None])
-def test_the_value_gradient_that_scoring_leaves_is_the_one_that_the_update_computes(chains, adapter: str, clip: float | None):
+def test_the_value_gradient_that_scoring_leaves_is_the_one_that_the_update_computes(
+    chains, adapter: str, clip: float | None
+):
     chain, config = chains(adapter), small(value_clip_range=clip)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(8)]
     found = []
@@ -138,7 +145,9 @@ def test_the_value_gradient_that_scoring_leaves_is_the_one_that_the_update_compu
         ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
         groups = groups_of(8, 3)
         first = groups[:2] if at_once else ()
-        rollout = score(models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, first=first)
+        rollout = score(
+            models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, first=first
+        )
         tokens = float(sum(len(responses[row].ids) for rows in groups[:2] for row in rows))
         passes = []
         handle = models.value.scalar.backbone.register_forward_hook(lambda *given, passes=passes: passes.append(1))
@@ -195,7 +204,9 @@ def test_gradient_with_ptx_is_the_ppo_gradient_plus_gamma_times_the_pretraining_
         loss = torch.zeros(())
         for chunk in CHUNKS:
             logprobs = policy(torch.tensor([chunk])).logits[0].log_softmax(-1)
-            loss = loss - sum(logprobs[t, chunk[t + 1]] for t in range(len(chunk) - 1)) / sum(len(c) - 1 for c in CHUNKS)
+            loss = loss - sum(logprobs[t, chunk[t + 1]] for t in range(len(chunk) - 1)) / sum(
+                len(c) - 1 for c in CHUNKS
+            )
         loss.backward()
     ptx = gradients(models.policy_parameters)
 
@@ -216,7 +227,9 @@ def test_gradient_with_ptx_is_the_ppo_gradient_plus_gamma_times_the_pretraining_
 
 
 @BOTH
-def test_ppo_and_ptx_gradients_are_clipped_together_and_stepped_once(chains, adapter: str, monkeypatch: pytest.MonkeyPatch):
+def test_ppo_and_ptx_gradients_are_clipped_together_and_stepped_once(
+    chains, adapter: str, monkeypatch: pytest.MonkeyPatch
+):
     chain = chains(adapter)
     models, config = chain.models(), small(ptx_coef=3.0, max_grad_norm=0.01)
     optimizers = Optimizers.make(models, config)
@@ -234,7 +247,9 @@ def test_ppo_and_ptx_gradients_are_clipped_together_and_stepped_once(chains, ada
         monkeypatch.setattr(optimizer, "step", counted)
 
     watch(optimizers.policy)
-    numbers = step(models, optimizers, rollout, groups, CHUNKS, config, chain.config, chain.tokenizer.pad_token_id, TEAM)
+    numbers = step(
+        models, optimizers, rollout, groups, CHUNKS, config, chain.config, chain.tokenizer.pad_token_id, TEAM
+    )
     assert numbers["policy_grad_norm"] > 0.01
     assert norms == pytest.approx([0.01], rel=1e-3)
 
@@ -300,7 +315,16 @@ def test_missing_eos_penalty_is_taken_from_cut_off_responses_alone(chains):
     models, eos = chain.models(), chain.tokenizer.eos_token_id
     responses = [Generation([9, 10, eos], [-1.0] * 3, ended=True), Generation([9, 10, 11], [-1.0] * 3, ended=False)]
     found = [
-        score(models, [[5, 6], [5, 6]], responses, [[0, 1]], small(missing_eos_penalty=p, kl_coef=0.0), chain.config, 0, TEAM.device)
+        score(
+            models,
+            [[5, 6], [5, 6]],
+            responses,
+            [[0, 1]],
+            small(missing_eos_penalty=p, kl_coef=0.0),
+            chain.config,
+            0,
+            TEAM.device,
+        )
         for p in (0.0, 2.0)
     ]
     difference = found[0].rewards_BT - found[1].rewards_BT
@@ -331,7 +355,9 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bytes(chains, adapter: str, tmp
     assert parts is not None
     files = sorted(path.name for path in whole.iterdir())
     assert files == sorted(path.name for path in parts.iterdir())
-    assert {"policy.safetensors", "value.safetensors", "average.safetensors", "policy_optimizer.safetensors"} <= set(files)
+    assert {"policy.safetensors", "value.safetensors", "average.safetensors", "policy_optimizer.safetensors"} <= set(
+        files
+    )
     for name in files:
         if name != "random.safetensors":
             assert (whole / name).read_bytes() == (parts / name).read_bytes(), name

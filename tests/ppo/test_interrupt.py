@@ -1,4 +1,6 @@
-"""A run that is told to stop, or whose disk is full, saves what it can, and ends where it would have when it goes on."""
+"""A run that is told to stop, or whose disk is full, saves what it can, and ends where it would have when it goes
+on.
+"""
 
 import ctypes
 import json
@@ -28,7 +30,11 @@ def run(chain: Any, out: Path, **changes: Any) -> None:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    return {name: content for name, content in contents(out).items() if name.split("/")[0] not in ("timings.jsonl", "tensorboard")}
+    return {
+        name: content
+        for name, content in contents(out).items()
+        if name.split("/")[0] not in ("timings.jsonl", "tensorboard")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +49,18 @@ def undisturbed(chains: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize(("phase", "saved"), [("roll_out", 1), ("step", 2)])
 def test_a_signal_saves_at_the_next_point_where_nothing_is_half_done_and_stops(
-    chains: Any, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, phase: str, saved: int
+    chains: Any,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    phase: str,
+    saved: int,
 ):
-    """It comes in the second iteration: a roll-out is left at once, since it changes nothing, and an update is finished."""
+    """It comes in the second iteration: a roll-out is left at once, since it changes nothing, and an update is
+    finished.
+    """
     chain, real, calls = chains("lora"), getattr(ppo.train, phase), []
 
     def interrupted(*arguments: Any) -> Any:
@@ -58,7 +73,10 @@ def test_a_signal_saves_at_the_next_point_where_nothing_is_half_done_and_stops(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(ppo.train, phase, interrupted)
-        said = rf"stopped by SIG(TERM|INT) after {saved} of 3 iterations: run the command again \(without --force\) to resume"
+        said = (
+            rf"stopped by SIG(TERM|INT) after {saved} of 3 iterations: run the command again \(without --force\) "
+            rf"to resume"
+        )
         with pytest.raises(Interrupted, match=said) as stopped:
             run(chain, tmp_path)
     assert stopped.value.exit_code == code
@@ -70,7 +88,9 @@ def test_a_signal_saves_at_the_next_point_where_nothing_is_half_done_and_stops(
     assert results(tmp_path) == undisturbed
 
 
-def test_a_second_signal_stops_at_once_and_one_right_after_the_first_is_the_same(chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_signal_stops_at_once_and_one_right_after_the_first_is_the_same(
+    chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     chain, real, calls = chains("lora"), ppo.train.step, []
 
     def interrupted(*arguments: Any) -> Any:
@@ -84,14 +104,18 @@ def test_a_second_signal_stops_at_once_and_one_right_after_the_first_is_the_same
         run(chain, tmp_path)
     assert len(calls) == 2
     monkeypatch.setattr(ppo.interrupt, "SAME_SECONDS", 0.0)
-    with pytest.raises(Interrupted, match=r"stopped at once: run the command again \(without --force\) to resume") as stopped:
+    with pytest.raises(
+        Interrupted, match=r"stopped at once: run the command again \(without --force\) to resume"
+    ) as stopped:
         run(chain, tmp_path)
     assert stopped.value.exit_code == 143
     assert len(calls) == 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
 
 
-def test_a_run_on_a_disk_that_is_really_full_stops_and_goes_on_when_there_is_room(chains: Any, undisturbed: dict[str, bytes], tmp_path: Path):
+def test_a_run_on_a_disk_that_is_really_full_stops_and_goes_on_when_there_is_room(
+    chains: Any, undisturbed: dict[str, bytes], tmp_path: Path
+):
     """A file system of its own, as small as can be, in a process that alone sees it."""
     chain, told = chains("lora"), tmp_path / "told"
     pid = os.fork()
@@ -147,7 +171,9 @@ def mount_small(folder: Path, size: int) -> bool:
     return libc.mount(b"none", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()) == 0
 
 
-def test_two_equal_runs_write_the_same_bytes_and_what_hangs_on_the_clock_beside_them(chains: Any, undisturbed: dict[str, bytes], tmp_path: Path):
+def test_two_equal_runs_write_the_same_bytes_and_what_hangs_on_the_clock_beside_them(
+    chains: Any, undisturbed: dict[str, bytes], tmp_path: Path
+):
     torch.manual_seed(321)
     run(chains("lora"), tmp_path, keep_checkpoints=1)
     assert results(tmp_path) == undisturbed
@@ -160,7 +186,9 @@ def test_two_equal_runs_write_the_same_bytes_and_what_hangs_on_the_clock_beside_
     assert all(row["seconds_rollout"] > 0 for row in timings)
 
 
-def test_rows_are_on_the_disk_before_the_checkpoint_that_takes_them_as_written(chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_on_the_disk_before_the_checkpoint_that_takes_them_as_written(
+    chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     seen, write = [], Checkpoints._write
 
     def look(self: Checkpoints, step: int, *rest: Any) -> None:
@@ -173,7 +201,9 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_takes_them_as_written(c
     assert seen == [[1, 1, 1], [2, 2, 2]]
 
 
-def test_a_run_stopped_in_its_first_roll_out_has_nothing_to_keep(chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_stopped_in_its_first_roll_out_has_nothing_to_keep(
+    chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(ppo.train, "roll_out", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="after 0 of 3"):
         run(chains("lora"), tmp_path)

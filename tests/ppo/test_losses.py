@@ -29,9 +29,13 @@ def test_policy_loss_is_the_clipped_surrogate_of_every_token():
             ratio = math.exp(float(new[b, t] - old[b, t]))
             clipped = min(max(ratio, 0.8), 1.2)
             terms.append(-min(ratio * float(advantages[b, t]), clipped * float(advantages[b, t])))
-    assert any(abs(math.exp(float(new[b, t] - old[b, t])) - 1) > 0.2 for b, n in enumerate(LENGTHS) for t in range(n)), "nothing was clipped"
+    assert any(
+        abs(math.exp(float(new[b, t] - old[b, t])) - 1) > 0.2 for b, n in enumerate(LENGTHS) for t in range(n)
+    ), "nothing was clipped"
     assert policy_loss(new, old, advantages, MASK, 0.2).item() == pytest.approx(sum(terms) / 16, rel=1e-12)
-    assert policy_loss(new, old, advantages, MASK, 0.2, normalizer=10).item() == pytest.approx(sum(terms) / 10, rel=1e-12)
+    assert policy_loss(new, old, advantages, MASK, 0.2, normalizer=10).item() == pytest.approx(
+        sum(terms) / 10, rel=1e-12
+    )
 
 
 def test_clipping_stops_the_gradient_only_where_the_move_would_pay():
@@ -51,7 +55,9 @@ def test_value_loss_is_half_the_larger_squared_error():
             clipped = min(max(v, o - 0.2), o + 0.2)
             terms.append(0.5 * max((v - r) ** 2, (clipped - r) ** 2))
     assert value_loss(values, old, returns, MASK, 0.2).item() == pytest.approx(sum(terms) / 16, rel=1e-12)
-    assert value_loss(values, old, returns, MASK, 0.2, normalizer=4.0).item() == pytest.approx(sum(terms) / 4, rel=1e-12)
+    assert value_loss(values, old, returns, MASK, 0.2, normalizer=4.0).item() == pytest.approx(
+        sum(terms) / 4, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("poison", [1e9, -1e9, float("nan"), float("inf")])
@@ -71,7 +77,10 @@ def test_parts_of_a_minibatch_add_up_to_the_whole():
     new, old, advantages, returns = random_BT(0), random_BT(1), random_BT(2), random_BT(5)
     count = float(MASK.sum())
     for loss, others in ((policy_loss, (old, advantages)), (value_loss, (old, returns))):
-        parts = sum(loss(new[i : i + 1], *(x[i : i + 1] for x in others), MASK[i : i + 1], 0.2, normalizer=count) for i in range(4))
+        parts = sum(
+            loss(new[i : i + 1], *(x[i : i + 1] for x in others), MASK[i : i + 1], 0.2, normalizer=count)
+            for i in range(4)
+        )
         assert float(parts) == pytest.approx(float(loss(new, *others, MASK, 0.2)), rel=1e-12)
 
 
@@ -123,7 +132,9 @@ def test_gae_is_the_weighted_sum_of_all_n_step_advantages(discount: float, lam: 
             total = 0.0
             for k in range(length - t):
                 following = float(values[b, t + k + 1]) if t + k + 1 < length else 0.0
-                total += (discount * lam) ** k * (float(rewards[b, t + k]) + discount * following - float(values[b, t + k]))
+                total += (discount * lam) ** k * (
+                    float(rewards[b, t + k]) + discount * following - float(values[b, t + k])
+                )
             assert advantages[b, t].item() == pytest.approx(total, abs=1e-12)
             assert returns[b, t].item() == pytest.approx(total + float(values[b, t]), abs=1e-12)
     assert not advantages[~MASK].any()

@@ -1,4 +1,6 @@
-"""The numbers of a roll-out are of its response tokens and episodes, whoever holds them, and each of them is explained."""
+"""The numbers of a roll-out are of its response tokens and episodes, whoever holds them, and each of them is
+explained.
+"""
 
 import json
 import math
@@ -33,7 +35,10 @@ def rollout(rows: list[int]) -> Rollout:
     """Some of four episodes; what stands in padding is no number, so that nothing that touches it goes unseen."""
     generator = torch.Generator().manual_seed(0)
     width = max(LENGTHS[row] for row in rows)
-    drawn = {name: torch.randn(4, 7, generator=generator, dtype=torch.float64) for name in ("old", "ref", "values", "rewards", "advantages")}
+    drawn = {
+        name: torch.randn(4, 7, generator=generator, dtype=torch.float64)
+        for name in ("old", "ref", "values", "rewards", "advantages")
+    }
     mask_BT = torch.arange(width) < torch.tensor([LENGTHS[row] for row in rows])[:, None]
     cut = {name: found[rows, :width].masked_fill(~mask_BT, GARBAGE) for name, found in drawn.items()}
     return Rollout(
@@ -120,7 +125,9 @@ def test_equal_scores_have_no_spread_and_constant_returns_nothing_to_explain():
     assert (numbers["score_std"], numbers["explained_variance"]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", ["scores_B", "logprobs_BT", "ref_logprobs_BT", "values_BT", "rewards_BT", "returns_BT"])
+@pytest.mark.parametrize(
+    "name", ["scores_B", "logprobs_BT", "ref_logprobs_BT", "values_BT", "rewards_BT", "returns_BT"]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_one_number_that_is_none_shows(name: str, value: float):
     found = rollout([0, 1, 2, 3])
@@ -152,7 +159,11 @@ def test_chrf_is_one_for_the_reference_and_nothing_for_nothing():
 
 
 def test_minibatches_are_averaged_and_their_largest_ratio_kept():
-    rows = [{"value_loss": 1.0, "ratio_max": 1.5}, {"value_loss": 2.0, "ratio_max": 4.0}, {"value_loss": 6.0, "ratio_max": 2.0}]
+    rows = [
+        {"value_loss": 1.0, "ratio_max": 1.5},
+        {"value_loss": 2.0, "ratio_max": 4.0},
+        {"value_loss": 6.0, "ratio_max": 2.0},
+    ]
     assert mean_of(rows) == {"value_loss": 3.0, "ratio_max": 4.0}
     for place in range(3):
         spoilt = [dict(row) for row in rows]
@@ -170,7 +181,12 @@ def explained(file: str) -> set[str]:
     text = (ROOT / "docs" / "metrics.md").read_text()
     section = re.search(rf"^## [^\n]*`{re.escape(file)}`(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None, file
-    return {name for line in section[1].splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    return {
+        name
+        for line in section[1].splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
 
 
 def logged(path: Path) -> set[str]:
@@ -181,7 +197,18 @@ def test_every_number_that_a_run_logs_is_explained_and_nothing_else_is(chains: C
     chain = chains("lora")
     config = small(ptx_coef=1.0, held_out=HeldOutSettings(every=1), score_clip=5.0, total_episodes=8)
     asked = [Demonstration(prompt=f"Say {word}", completion=word) for word in ("cat", "snow")]
-    train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path, held_out_prompts=asked)
+    train(
+        config,
+        chain.config,
+        chain.models(),
+        chain.tokenizer,
+        PROMPTS,
+        CHUNKS,
+        0,
+        TEAM,
+        tmp_path,
+        held_out_prompts=asked,
+    )
     # A reward model with a context of its own may cut responses; tests/ppo/test_reading.py has one.
     rows = logged(tmp_path / "metrics.jsonl") | set(reading_numbers(torch.tensor([True, False])))
     assert rows == explained("ppo/metrics.jsonl")

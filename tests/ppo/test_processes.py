@@ -1,4 +1,6 @@
-"""A run on two processes is the run on one: the same episodes, advantages, numbers and weights, with the work divided."""
+"""A run on two processes is the run on one: the same episodes, advantages, numbers and weights, with the work
+divided.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ PROMPTS = [ask(2, 3), ask(4), ask(5, 6, 7, 8), ask(9, 2, 4)]
 TEXTS = [[2 + (3 * k + j) % 8 for j in range(length)] for k, length in enumerate((3, 3, 3, 14, 3, 14, 3, 14))]
 """Every minibatch takes all of them; dealt out by length, one process gets fewer words than the other."""
 EXACT, COUNTED = 1e-9, 1e-6
-"""Of float64 sums in another order, which Adam divides by gradients that may be 1e-4 of the largest; of numbers divided by a count in float32."""
+"""Of float64 sums in another order, which Adam divides by gradients that may be 1e-4 of the largest; of numbers divided
+by a count in float32.
+"""
 
 
 def run(chain: Chain, config: PPOConfig, team: Processes, out: Path, saved: Path) -> None:
@@ -46,7 +50,9 @@ def run(chain: Chain, config: PPOConfig, team: Processes, out: Path, saved: Path
         average = project.train(config, chain.config, models, chain.tokenizer, PROMPTS, TEXTS, 0, team, out)
     rollout = rollouts[0]
     found = {
-        "team": torch.tensor([team.rank, team.count, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1]),
+        "team": torch.tensor(
+            [team.rank, team.count, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1]
+        ),
         "words_read": torch.tensor(read).sum(),
         "lengths": rollout.mask_BT.sum(1),
         "advantages": rollout.advantages_BT[rollout.mask_BT],
@@ -71,8 +77,10 @@ def episodes(found: dict[str, torch.Tensor], name: str) -> list[list[float]]:
 def test_two_processes_do_what_one_does(tmp_path: Path):
     chain = toy_chain(tmp_path / "stages", TABLE)
     config = small(
-        total_episodes=8, batch_size=8, minibatch_size=4, max_tokens_per_micro_batch=20, ptx_coef=2.0, ptx_examples_per_episode=2, max_new_tokens=8,
-        max_grad_norm=0.5, kl_placement="loss", kl_coef=0.2, score_scaling="running", score_clip=1.5, missing_eos_penalty=0.5,
+        total_episodes=8, batch_size=8, minibatch_size=4, max_tokens_per_micro_batch=20, ptx_coef=2.0,
+        ptx_examples_per_episode=2, max_new_tokens=8,
+        max_grad_norm=0.5, kl_placement="loss", kl_coef=0.2, score_scaling="running", score_clip=1.5,
+        missing_eos_penalty=0.5,
         inner_epochs=2,
     )  # fmt: skip
     (tmp_path / "two").mkdir()
@@ -87,7 +95,9 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
     assert [len(part["lengths"]) for part in two] == [4, 4]
     # Each word once, by one of them: as often as the process alone read it.
     assert sum(int(part["words_read"]) for part in two) == int(one["words_read"])
-    assert len({int(part["words_read"]) for part in two}) == 2, "both had as much to do, and unequal shares were not tried"
+    assert len({int(part["words_read"]) for part in two}) == 2, (
+        "both had as much to do, and unequal shares were not tried"
+    )
     assert two[0]["lengths"].tolist() != two[1]["lengths"].tolist()
 
     for name in ("responses", "advantages"):

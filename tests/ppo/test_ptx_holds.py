@@ -1,4 +1,6 @@
-"""What the pretraining mix is for (Ouyang et al. 2022, sections 3.5 and 4.2): PPO alone unlearns text, PPO-ptx keeps it, for the same reward."""
+"""What the pretraining mix is for (Ouyang et al. 2022, sections 3.5 and 4.2): PPO alone unlearns text, PPO-ptx keeps
+it, for the same reward.
+"""
 
 import math
 import random
@@ -18,7 +20,9 @@ ITERATIONS, EPISODES = 25, 48
 
 
 def texts(count: int, seed: int) -> list[list[int]]:
-    """Counting in a circle through words 2 to 10, from anywhere; one word in four is any of them, so that there is something to be unsure of."""
+    """Counting in a circle through words 2 to 10, from anywhere; one word in four is any of them, so that there is
+    something to be unsure of.
+    """
     draw = random.Random(seed)
     found = []
     for _ in range(count):
@@ -57,13 +61,24 @@ def test_the_pretraining_loss_is_held_with_the_mix_and_lost_without(tmp_path: Pa
     after, rows = {}, {}
     for gamma in (0.0, 3.0):
         config = small(
-            total_episodes=EPISODES * ITERATIONS, batch_size=EPISODES, minibatch_size=EPISODES, rollout_batch_size=EPISODES,
+            total_episodes=EPISODES * ITERATIONS, batch_size=EPISODES, minibatch_size=EPISODES,
+            rollout_batch_size=EPISODES,
             max_new_tokens=2, max_tokens_per_micro_batch=10**4,
             learning_rate=5e-3, kl_coef=0.0, ptx_coef=gamma, checkpoint_every=ITERATIONS, samples_every=ITERATIONS,
         )  # fmt: skip
         models = chain.models()
         out = tmp_path / f"gamma-{gamma}"
-        train(config, chain.config, models, chain.tokenizer, [ask(SIGN, number) for number in (2, 5, 8)], texts(200, seed=2), 0, TEAM, out)
+        train(
+            config,
+            chain.config,
+            models,
+            chain.tokenizer,
+            [ask(SIGN, number) for number in (2, 5, 8)],
+            texts(200, seed=2),
+            0,
+            TEAM,
+            out,
+        )
         with models.as_policy() as policy:
             after[gamma] = loss_of(policy, held)
         rows[gamma] = read_metrics(out / "metrics.jsonl")

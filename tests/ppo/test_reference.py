@@ -1,7 +1,8 @@
 """Whole runs of `train` against the slow reference: the same episodes, every weight and every number.
 
-The models are made float64 first, and what the project computes from them is float64 then. In float32 no bound on weights would mean much: Adam's
-first step is the sign of a gradient, and where that is smaller than its rounding, the sign is anybody's guess.
+The models are made float64 first, and what the project computes from them is float64 then. In float32 no bound on
+weights would mean much: Adam's first step is the sign of a gradient, and where that is smaller than its rounding, the
+sign is anybody's guess.
 """
 
 from dataclasses import replace
@@ -21,9 +22,18 @@ from tests.ppo.toy import doubled
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "cooler, with a price on answers that were cut off": {"temperature": 0.7, "missing_eos_penalty": 1.5, "kl_coef": 0.3},
+    "cooler, with a price on answers that were cut off": {
+        "temperature": 0.7,
+        "missing_eos_penalty": 1.5,
+        "kl_coef": 0.3,
+    },
     "pretraining mix, clipped gradients": {"ptx_coef": 3.0, "max_grad_norm": 0.05, "ptx_examples_per_episode": 2},
-    "nothing clipped or whitened": {"max_grad_norm": None, "value_clip_range": None, "whiten_advantages": False, "discount": 0.9},
+    "nothing clipped or whitened": {
+        "max_grad_norm": None,
+        "value_clip_range": None,
+        "whiten_advantages": False,
+        "discount": 0.9,
+    },
     "log-probabilities from decoding": {"old_logprobs": "rollout", "temperature": 1.3},
     "several answers a prompt": {"responses_per_prompt": 2, "clip_range": 0.02, "value_clip_range": 0.01},
     "price in the loss": {"kl_placement": "loss", "kl_coef": 0.5},
@@ -32,25 +42,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 WITH_LORA = ("pretraining mix, clipped gradients", "several answers a prompt", "price in the loss")
 WATCHED = (
-    "policy_loss", "value_loss", "kl", "kl_k3", "entropy", "score", "score_std", "reward", "explained_variance", "policy_grad_norm",
-    "value_grad_norm", "clip_fraction", "approximate_kl", "ratio_max", "length", "ended", "value_mean", "kl_coef", "learning_rate",
+    "policy_loss", "value_loss", "kl", "kl_k3", "entropy", "score", "score_std", "reward", "explained_variance",
+    "policy_grad_norm",
+    "value_grad_norm", "clip_fraction", "approximate_kl", "ratio_max", "length", "ended", "value_mean", "kl_coef",
+    "learning_rate",
 )  # fmt: skip
 WATCHED_WITH_TEXT = ("ptx_loss", "ppo_grad_norm", "ptx_grad_norm")
 EXACT, COUNTED, DECODED = 1e-9, 1e-6, 2e-5
-"""Of the largest weight's move: two orders of adding up a few thousand float64 terms differ by 1e-13 of the largest, and Adam divides a gradient
-by its own size, which may be 1e-4 of that. Of a logged number: some are divided by a count in float32, 6e-8 each. Of a log-probability that was
-recorded while decoding, in float32: 6e-8 of logits of size 10, some tens of times."""
+"""Of the largest weight's move: two orders of adding up a few thousand float64 terms differ by 1e-13 of the largest,
+and Adam divides a gradient by its own size, which may be 1e-4 of that. Of a logged number: some are divided by a count
+in float32, 6e-8 each. Of a log-probability that was recorded while decoding, in float32: 6e-8 of logits of size 10,
+some tens of times."""
 
 
 @pytest.fixture
 def norms_keep_their_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers goes to float32 within RMSNorm whatever comes; on the way back that rounds the sum over answers that share a prompt's pass, or
-    each of them, which is not the same."""
-    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon))
+    """transformers goes to float32 within RMSNorm whatever comes; on the way back that rounds the sum over answers that
+    share a prompt's pass, or each of them, which is not the same."""
+    monkeypatch.setattr(
+        LlamaRMSNorm, "forward", lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    )
 
 
 def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> list[list[Episode]]:
-    """Fills with the episodes of each roll-out of `train`, with their log-probabilities if `decoded`; else most are ended early."""
+    """Fills with the episodes of each roll-out of `train`, with their log-probabilities if `decoded`; else most are
+    ended early.
+    """
     seen: list[list[Episode]] = []
     plain, eos = project.roll_out, tokenizer.eos_token_id
 
@@ -58,10 +75,19 @@ def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> li
         ids, responses, *rest = plain(*given, **named)
         if not decoded:
             responses = [
-                r if k % 4 == 3 else replace(r, ids=[*r.ids[: k % 4 + k // 4], eos], logprobs=r.logprobs[: k % 4 + k // 4 + 1], ended=True)
+                r
+                if k % 4 == 3
+                else replace(
+                    r, ids=[*r.ids[: k % 4 + k // 4], eos], logprobs=r.logprobs[: k % 4 + k // 4 + 1], ended=True
+                )
                 for k, r in enumerate(responses)
             ]
-        seen.append([Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(tokenizer, r)) for p, r in zip(ids, responses, strict=True)])
+        seen.append(
+            [
+                Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(tokenizer, r))
+                for p, r in zip(ids, responses, strict=True)
+            ]
+        )
         return ids, responses, *rest
 
     monkeypatch.setattr(project, "roll_out", kept)
@@ -116,8 +142,12 @@ def assert_same_numbers(rows: list[dict[str, float]], outcome: Outcome, names: t
 
 
 @pytest.mark.usefixtures("norms_keep_their_precision")
-@pytest.mark.parametrize(("adapter", "variant"), [("none", variant) for variant in VARIANTS] + [("lora", variant) for variant in WITH_LORA])
-def test_a_run_is_the_papers_step_by_step(chains, adapter: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("adapter", "variant"), [("none", variant) for variant in VARIANTS] + [("lora", variant) for variant in WITH_LORA]
+)
+def test_a_run_is_the_papers_step_by_step(
+    chains, adapter: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     chain: Chain = chains(adapter)
     models = doubled(chain.models())
     config = small(**{"inner_epochs": 2, "warmup_iterations": 3} | VARIANTS[variant])

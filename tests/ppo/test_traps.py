@@ -1,7 +1,7 @@
 """Mistakes that PPO trainers for language models have made, each tried on whole roll-outs of `train`.
 
-Elsewhere: advantages whitened by each process for itself (test_processes.py), gradients lost between adapters (test_value_start.py), left padding
-(tests/modeling/test_logprobs.py).
+Elsewhere: advantages whitened by each process for itself (test_processes.py), gradients lost between adapters
+    (test_value_start.py), left padding (tests/modeling/test_logprobs.py).
 """
 
 import json
@@ -48,11 +48,22 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
     return seen
 
 
-def one_iteration(chain: Chain, out: Path, models: PPOModels | None = None, prompts: Any = ASKED, **changes: Any) -> dict[str, float]:
+def one_iteration(
+    chain: Chain, out: Path, models: PPOModels | None = None, prompts: Any = ASKED, **changes: Any
+) -> dict[str, float]:
     """Its numbers. Nothing is learnt unless `changes` say so."""
-    settings = {"total_episodes": 16, "batch_size": 16, "minibatch_size": 8, "max_new_tokens": 8, "learning_rate": 0.0, "value_learning_rate": 0.0}
+    settings = {
+        "total_episodes": 16,
+        "batch_size": 16,
+        "minibatch_size": 8,
+        "max_new_tokens": 8,
+        "learning_rate": 0.0,
+        "value_learning_rate": 0.0,
+    }
     config = small(**settings | changes)
-    project.train(config, chain.config, models or chain.models(), chain.tokenizer, prompts, [[3, 4, 5, 6]], 0, TEAM, out)
+    project.train(
+        config, chain.config, models or chain.models(), chain.tokenizer, prompts, [[3, 4, 5, 6]], 0, TEAM, out
+    )
     return read_metrics(out / "metrics.jsonl")[-1]
 
 
@@ -72,7 +83,11 @@ def test_max_grad_norm_is_obeyed_by_both_models(toy: Chain, tmp_path: Path, monk
 
     def watched(optimizer: torch.optim.Adam, *given: Any, **named: Any) -> Any:
         norms.append(
-            float(torch.nn.utils.get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]))
+            float(
+                torch.nn.utils.get_total_norm(
+                    [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                )
+            )
         )
         return plain(optimizer, *given, **named)
 
@@ -85,9 +100,13 @@ def test_max_grad_norm_is_obeyed_by_both_models(toy: Chain, tmp_path: Path, monk
     assert sum(norms) / 2 == pytest.approx(numbers["policy_grad_norm"] + numbers["value_grad_norm"], rel=1e-4)
 
 
-def test_the_score_stands_at_eos_itself_or_at_the_last_word_of_what_was_cut_off(toy: Chain, tmp_path: Path, rollouts: list[Rollout]):
+def test_the_score_stands_at_eos_itself_or_at_the_last_word_of_what_was_cut_off(
+    toy: Chain, tmp_path: Path, rollouts: list[Rollout]
+):
     one_iteration(toy, tmp_path)
-    for response, ended, rewards in zip(rollouts[0].responses, rollouts[0].ended_B.tolist(), rollouts[0].rewards_BT.tolist(), strict=True):
+    for response, ended, rewards in zip(
+        rollouts[0].responses, rollouts[0].ended_B.tolist(), rollouts[0].rewards_BT.tolist(), strict=True
+    ):
         assert ended is (response[-1] == EOS)
         assert EOS not in response[:-1]
         # Before the first update KL is 0, so that the score is all there is.
@@ -126,7 +145,9 @@ def test_what_models_say_of_an_episode_does_not_depend_on_its_neighbours(
 ):
     chain = chains(adapter)
     for tokens in (1, 150, 10**4):
-        one_iteration(chain, tmp_path / str(tokens), doubled(chain.models()), PROMPTS, max_tokens_per_micro_batch=tokens)
+        one_iteration(
+            chain, tmp_path / str(tokens), doubled(chain.models()), PROMPTS, max_tokens_per_micro_batch=tokens
+        )
     alone = rollouts[0]
     assert len({len(prompt) for prompt in alone.prompts}) > 2
     for together in rollouts[1:]:
@@ -135,9 +156,15 @@ def test_what_models_say_of_an_episode_does_not_depend_on_its_neighbours(
             torch.testing.assert_close(getattr(together, name), getattr(alone, name), atol=1e-9, rtol=0, msg=name)
 
 
-def test_dropout_is_off_in_rollout_and_update_whatever_the_models_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_dropout_is_off_in_rollout_and_update_whatever_the_models_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     made = make_tiny_model(tmp_path / "sft" / "model", "gpt2")
-    settings = json.loads((made / "config.json").read_text()) | {"resid_pdrop": 0.5, "attn_pdrop": 0.5, "embd_pdrop": 0.5}
+    settings = json.loads((made / "config.json").read_text()) | {
+        "resid_pdrop": 0.5,
+        "attn_pdrop": 0.5,
+        "embd_pdrop": 0.5,
+    }
     (made / "config.json").write_text(json.dumps(settings))
     config = ModelConfig(base="unused", adapter="none", device="cpu", precision="float32")
     chain = Chain(tmp_path / "sft", save_reward(tmp_path / "reward", made), config, load_tokenizer(made, config))
@@ -159,10 +186,14 @@ def test_dropout_is_off_in_rollout_and_update_whatever_the_models_config_says(tm
 
 
 @pytest.mark.parametrize("engine", ["native", "transformers"])
-def test_generation_settings_saved_with_the_model_do_not_reach_the_rollout(tmp_path: Path, rollouts: list[Rollout], engine: str):
+def test_generation_settings_saved_with_the_model_do_not_reach_the_rollout(
+    tmp_path: Path, rollouts: list[Rollout], engine: str
+):
     habits = {
-        "do_sample": True, "temperature": 0.2, "top_k": 2, "top_p": 0.3, "min_p": 0.2, "repetition_penalty": 4.0, "no_repeat_ngram_size": 1,
-        "suppress_tokens": [3], "bad_words_ids": [[6]], "min_new_tokens": 3, "max_new_tokens": 4, "eos_token_id": [EOS, 7], "pad_token_id": PAD,
+        "do_sample": True, "temperature": 0.2, "top_k": 2, "top_p": 0.3, "min_p": 0.2, "repetition_penalty": 4.0,
+        "no_repeat_ngram_size": 1,
+        "suppress_tokens": [3], "bad_words_ids": [[6]], "min_new_tokens": 3, "max_new_tokens": 4,
+        "eos_token_id": [EOS, 7], "pad_token_id": PAD,
     }  # fmt: skip
     for name in ("plain", "spoilt"):
         chain = toy_chain(tmp_path / name, TABLE)

@@ -46,7 +46,8 @@ def test_training_from_the_trunk_ends_in_the_same_bytes(chain: Chain, tmp_path: 
         weights.append(({**models.policy_parameters, **models.value_parameters}, len(calls)))
     (shared, shared_calls), (plain, plain_calls) = weights
     assert all(torch.equal(shared[name], plain[name]) for name in plain)
-    # Old log-probabilities, values, scores and both updates skip the trunk. The first minibatch's values are not computed again anyway.
+    # Old log-probabilities, values, scores and both updates skip the trunk. The first minibatch's values are not
+    # computed again anyway.
     first, second = sum(counts[0::2]), sum(counts[1::2])
     assert plain_calls - shared_calls == (4 * first + 5 * second) / 2
 

@@ -1,4 +1,6 @@
-"""The value model starts from a reward model of another size, or from the SFT model; whichever, it alone is trained by its optimizer."""
+"""The value model starts from a reward model of another size, or from the SFT model; whichever, it alone is trained by
+its optimizer.
+"""
 
 import json
 from collections.abc import Callable
@@ -19,7 +21,18 @@ from ppo.models import PPOModels
 from ppo.rollout import Rollout, roll_out, score
 from ppo.train import train
 from ppo.update import Optimizers, policy_gradient, step, value_gradient
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, all_rows, as_ranked, chain_of, groups_of, save_reward, small
+from tests.ppo.conftest import (
+    CHUNKS,
+    PROMPTS,
+    TEAM,
+    Chain,
+    all_rows,
+    as_ranked,
+    chain_of,
+    groups_of,
+    save_reward,
+    small,
+)
 
 Start = tuple[Chain, dict[str, Any]]
 CASES = [
@@ -35,8 +48,12 @@ EVERY = pytest.mark.parametrize(("adapter", "reward", "value_init"), CASES)
 
 
 @pytest.fixture(scope="module")
-def chain_with(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path], chains: Callable[[str], Chain]) -> Callable[..., Chain]:
-    """`chain_with("lora", "bigger")`: a llama policy; the reward model shares its base, or is a bigger GPT-NeoX, or has other tokens too."""
+def chain_with(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path], chains: Callable[[str], Chain]
+) -> Callable[..., Chain]:
+    """`chain_with("lora", "bigger")`: a llama policy; the reward model shares its base, or is a bigger GPT-NeoX, or has
+    other tokens too.
+    """
     folder = tmp_path_factory.mktemp("rewards")
     bigger = make_tiny_model(folder / "made", "gpt_neox", hidden_size=48, layers=3, seed=4)
     other = make_tiny_model(folder / "made-foreign", "gpt2", vocab_size=330, hidden_size=48, layers=3, seed=4)
@@ -58,11 +75,15 @@ def one_rollout(chain: Chain, models: PPOModels, config: PPOConfig) -> tuple[Rol
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(8)]
     ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
     groups = groups_of(8, 3)
-    return score(models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, prompts), groups
+    return score(
+        models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, prompts
+    ), groups
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_first_values_are_the_readings_of_a_reward_model_of_another_size(chain_with: Callable[..., Chain], adapter: str):
+def test_first_values_are_the_readings_of_a_reward_model_of_another_size(
+    chain_with: Callable[..., Chain], adapter: str
+):
     chain = chain_with(adapter, "bigger")
     models = chain.models()
     rollout, _ = one_rollout(chain, models, small())
@@ -73,7 +94,9 @@ def test_first_values_are_the_readings_of_a_reward_model_of_another_size(chain_w
             readings = model.score(model.gpt_neox(torch.tensor([prompt + response])).last_hidden_state)[0, :, 0] - 0.5
             ranked = as_ranked(chain.tokenizer, Generation(response, None, bool(rollout.ended_B[row])))
             scored = model.score(model.gpt_neox(torch.tensor([prompt + ranked])).last_hidden_state)[0, -1, 0] - 0.5
-        assert torch.allclose(rollout.values_BT[row, : len(response)], readings[len(prompt) - 1 : -1], atol=5e-5, rtol=0)
+        assert torch.allclose(
+            rollout.values_BT[row, : len(response)], readings[len(prompt) - 1 : -1], atol=5e-5, rtol=0
+        )
         assert rollout.scores_B[row].item() == pytest.approx(scored.item(), abs=5e-5)
     assert rollout.values_BT[rollout.mask_BT].std() > 0.1
 
@@ -87,7 +110,9 @@ def test_first_values_are_zero_from_the_sft_model(chain_with: Callable[..., Chai
 
 
 @EVERY
-def test_with_lora_adapters_and_head_are_all_that_is_trained(chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str):
+def test_with_lora_adapters_and_head_are_all_that_is_trained(
+    chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str
+):
     models = chain_with(adapter, reward).models(value_init=value_init)
     with models.as_value():
         trained = {id(p) for p in models.value_parameters.values()}
@@ -100,12 +125,18 @@ def test_with_lora_adapters_and_head_are_all_that_is_trained(chain_with: Callabl
     assert models.value.scalar is not None
     assert any(module is models.value.scalar.backbone for module in models.value.model.modules())
     policy = {id(p) for p in models.policy_parameters.values()}
-    everything = [*models.policy.model.parameters(), *models.value.model.parameters(), *models.value.scalar.head.parameters()]
+    everything = [
+        *models.policy.model.parameters(),
+        *models.value.model.parameters(),
+        *models.value.scalar.head.parameters(),
+    ]
     assert {id(p) for p in everything if p.requires_grad} == trained | policy
 
 
 @EVERY
-def test_each_optimizer_trains_its_own_model_alone(chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str):
+def test_each_optimizer_trains_its_own_model_alone(
+    chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str
+):
     chain = chain_with(adapter, reward)
     models, config = chain.models(value_init=value_init), small()
     rollout, groups = one_rollout(chain, models, config)
@@ -208,7 +239,11 @@ def test_a_value_model_adapts_as_many_layers_as_it_is_told(chain_with: Callable[
     models = chain_with("lora", "bigger").models(value_top_layers=1)
     assert {name.split(".layers.")[1].split(".")[0] for name in models.value_parameters if ".lora_" in name} == {"2"}
     everywhere = chain_with("lora", "bigger").models()
-    assert {name.split(".layers.")[1].split(".")[0] for name in everywhere.value_parameters if ".lora_" in name} == {"0", "1", "2"}
+    assert {name.split(".layers.")[1].split(".")[0] for name in everywhere.value_parameters if ".lora_" in name} == {
+        "0",
+        "1",
+        "2",
+    }
 
 
 @pytest.mark.parametrize(
@@ -222,7 +257,12 @@ def test_a_value_model_adapts_as_many_layers_as_it_is_told(chain_with: Callable[
     ],
 )
 def test_a_start_that_cannot_be_is_refused_before_weights_are_loaded(
-    chain_with: Callable[..., Chain], monkeypatch: pytest.MonkeyPatch, adapter: str, reward: str, ppo: dict[str, Any], sentence: str
+    chain_with: Callable[..., Chain],
+    monkeypatch: pytest.MonkeyPatch,
+    adapter: str,
+    reward: str,
+    ppo: dict[str, Any],
+    sentence: str,
 ):
     monkeypatch.setattr(loading, "load_causal", lambda *given: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match=sentence):
@@ -231,7 +271,10 @@ def test_a_start_that_cannot_be_is_refused_before_weights_are_loaded(
 
 def test_prompts_must_fit_a_value_model_of_shorter_context_with_their_answers(chain_with: Callable[..., Chain]):
     chain = chain_with("lora", "short")
-    counts = [len(chain.tokenizer.apply_chat_template(p.messages, add_generation_prompt=True, return_dict=False)) for p in PROMPTS]
+    counts = [
+        len(chain.tokenizer.apply_chat_template(p.messages, add_generation_prompt=True, return_dict=False))
+        for p in PROMPTS
+    ]
     models = chain.models()
     models.check_prompts(PROMPTS, chain.tokenizer, 64 - max(counts))
     with pytest.raises(ValueError, match=r"do not fit the value model's context of 64: .* or set ppo\.value_init=sft"):
@@ -244,7 +287,10 @@ def test_prompts_must_fit_a_value_model_of_shorter_context_with_their_answers(ch
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"value_top_layers": 0}, "at least 1"), ({"value_top_layers": 1, "value_init": "sft"}, "ppo.value_init=sft does not")],
+    [
+        ({"value_top_layers": 0}, "at least 1"),
+        ({"value_top_layers": 1, "value_init": "sft"}, "ppo.value_init=sft does not"),
+    ],
 )
 def test_contradictions_about_the_value_model_are_refused(changes: dict[str, Any], sentence: str):
     small(value_top_layers=1).validate()

@@ -1,4 +1,5 @@
-"""A world of a few words in which everything is known: the reward is a table by the response's last word, and distributions can be written down.
+"""A world of a few words in which everything is known: the reward is a table by the response's last word, and
+distributions can be written down.
 
 Its models are ordinary ones in Hugging Face form and go through the same lines as large ones. Shapes: V words.
 """
@@ -43,7 +44,9 @@ class ToyChain(Chain):
 
 
 def toy_chain(folder: Path, table: Sequence[float], seed: int = 0) -> Chain:
-    """An SFT model with a distribution of its own over the words, and a reward model that gives `table[v]` to what ends in token v."""
+    """An SFT model with a distribution of its own over the words, and a reward model that gives `table[v]` to what ends
+    in token v.
+    """
     (folder / "sft").mkdir(parents=True)
     tokenizer = _tokenizer(len(table))
     policy = enliven(AutoModelForCausalLM.from_config(_settings(len(table)), dtype=torch.float32), seed)
@@ -58,12 +61,16 @@ def toy_chain(folder: Path, table: Sequence[float], seed: int = 0) -> Chain:
 def next_words(model: Any, ids: Sequence[int]) -> Tensor:
     """log pi_V of the word after these, in float64, by a plain call."""
     with torch.no_grad():
-        found_V: Tensor = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1].double().log_softmax(-1)
+        found_V: Tensor = (
+            model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1].double().log_softmax(-1)
+        )
     return found_V
 
 
 def doubled(models: PPOModels) -> PPOModels:
-    """All four in float64, where what is compared differs by the order of sums alone: by 1e-13 of the largest number."""
+    """All four in float64, where what is compared differs by the order of sums alone: by 1e-13 of the largest
+    number.
+    """
     for role in (models.policy, models.reference, models.value, models.reward):
         role.model.double()
         if role.scalar is not None:
@@ -73,7 +80,8 @@ def doubled(models: PPOModels) -> PPOModels:
 
 def _settings(words: int) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=words, hidden_size=HIDDEN, intermediate_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=words, hidden_size=HIDDEN, intermediate_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
         max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,
     )  # fmt: skip
 
@@ -82,7 +90,9 @@ def _tokenizer(words: int) -> PreTrainedTokenizerFast:
     known = {"<pad>": PAD, "<eos>": EOS} | {word(number): number for number in range(2, words)}
     plain = Tokenizer(models.WordLevel(known, unk_token="<pad>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", pad_token="<pad>", padding_side="right")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, eos_token="<eos>", pad_token="<pad>", padding_side="right"
+    )
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     return tokenizer
 

@@ -23,7 +23,8 @@ def judged(pairs: list[tuple[int, int]], answers: int) -> Element:
 
 def from_ranks(ranks: list[int | None]) -> Element:
     pairs = [
-        (i, j) for i, high in enumerate(ranks) for j, low in enumerate(ranks) if high is not None and low is not None and high < low
+        (i, j) for i, high in enumerate(ranks) for j,
+        low in enumerate(ranks) if high is not None and low is not None and high < low
     ]  # fmt: skip
     return judged(pairs, len(ranks))
 
@@ -96,4 +97,8 @@ def test_there_is_no_best_or_worst_in_a_cycle_or_a_tie() -> None:
 
 
 def test_lengths_are_in_tokens() -> None:
-    assert lengths_as_scores(Element([1, 2, 3], [[4], [5, 6, 7], [8, 9]], torch.zeros(3, 3, dtype=torch.bool))) == [1.0, 3.0, 2.0]
+    assert lengths_as_scores(Element([1, 2, 3], [[4], [5, 6, 7], [8, 9]], torch.zeros(3, 3, dtype=torch.bool))) == [
+        1.0,
+        3.0,
+        2.0,
+    ]

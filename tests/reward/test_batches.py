@@ -31,12 +31,16 @@ def test_ranks_become_their_strict_pairs(tiny_tokenizer: Any) -> None:
 def test_preferences_are_taken_as_given_even_in_a_cycle(tiny_tokenizer: Any) -> None:
     cycle = [[0, 1], [1, 2], [2, 0], [3, 1]]
     item = element(tiny_tokenizer, Ranking(prompt="?", completions=["a", "b", "c", "d"], preferences=cycle))
-    assert pairs(item) == {(0, 1), (1, 2), (2, 0), (3, 1)}, "no more and no fewer: 0 over 2 and 3 over 2 were never judged"
+    assert pairs(item) == {(0, 1), (1, 2), (2, 0), (3, 1)}, (
+        "no more and no fewer: 0 over 2 and 3 over 2 were never judged"
+    )
 
 
 def test_prompt_and_answers_are_the_text_of_a_conversation(tiny_tokenizer: Any) -> None:
     item = element(tiny_tokenizer, Ranking(prompt="Capital of France?", completions=COMPLETIONS, ranks=[1, 4, 2, 3]))
-    assert tiny_tokenizer.decode(item.prompt) == "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tiny_tokenizer.decode(item.prompt) == "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert [tiny_tokenizer.decode(ids) for ids in item.answers] == [text + "<|im_end|>" for text in COMPLETIONS]
 
 
@@ -65,9 +69,13 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tiny_tokenizer: Any)
         ({"ranks": [1, 2, 2, None], "complete": [True, False, True, True]}, {(0, 1), (0, 2)}, ((1, 2),)),
     ],
 )
-def test_an_answer_is_not_compared_with_an_identical_one(tiny_tokenizer: Any, judged: dict[str, Any], strict: Any, ties: Any) -> None:
+def test_an_answer_is_not_compared_with_an_identical_one(
+    tiny_tokenizer: Any, judged: dict[str, Any], strict: Any, ties: Any
+) -> None:
     """The first two are identical, since decoding strips white space; an ended and a cut-off answer are different."""
-    item = element(tiny_tokenizer, Ranking(prompt="Capital?", completions=["Paris.", " Paris.\n", "Rome.", ""], **judged))
+    item = element(
+        tiny_tokenizer, Ranking(prompt="Capital?", completions=["Paris.", " Paris.\n", "Rome.", ""], **judged)
+    )
     assert (pairs(item), item.ties) == (strict, ties)
 
 
@@ -84,7 +92,9 @@ def test_rankings_of_identical_answers_are_left_out_and_counted(tiny_tokenizer: 
 
 def test_an_answer_that_is_too_long_leaves_its_ranking_and_the_others_stay(tiny_tokenizer: Any) -> None:
     long = "word " * 90
-    ranked = Ranking(prompt="A", completions=["x", long, "y", "z"], ranks=[3, 1, 2, 2], complete=[True, True, False, True])
+    ranked = Ranking(
+        prompt="A", completions=["x", long, "y", "z"], ranks=[3, 1, 2, 2], complete=[True, True, False, True]
+    )
     judged = Ranking(prompt="B", completions=[long, "x", "y"], preferences=[[2, 0], [2, 1]], ties=[[0, 1]])
     nothing_left = Ranking(prompt="C", completions=[long, "x", "y"], ranks=[1, 2, 2])
     kept, left_out = elements(tiny_tokenizer, [ranked, judged, nothing_left], context=100)
@@ -94,7 +104,12 @@ def test_an_answer_that_is_too_long_leaves_its_ranking_and_the_others_stay(tiny_
     for found, expected in zip(kept, (shorter, others), strict=True):
         oracle = element(tiny_tokenizer, expected)
         assert found.ranking == expected
-        assert (found.prompt, found.answers, found.ties, found.ranks) == (oracle.prompt, oracle.answers, oracle.ties, oracle.ranks)
+        assert (found.prompt, found.answers, found.ties, found.ranks) == (
+            oracle.prompt,
+            oracle.answers,
+            oracle.ties,
+            oracle.ranks,
+        )
         assert pairs(found) == pairs(oracle)
 
 
@@ -124,7 +139,11 @@ def random_elements(seed: int, count: int) -> list[Element]:
     for _ in range(count):
         answers = chance.randint(2, 9)
         lengths = [chance.randint(1, 30) for _ in range(answers)]
-        made.append(Element([7] * chance.randint(1, 40), [[8] * n for n in lengths], torch.zeros(answers, answers, dtype=torch.bool)))
+        made.append(
+            Element(
+                [7] * chance.randint(1, 40), [[8] * n for n in lengths], torch.zeros(answers, answers, dtype=torch.bool)
+            )
+        )
     return made
 
 
@@ -158,14 +177,20 @@ def test_pairs_are_each_strict_comparison_once_with_the_better_answer_first() ->
     cycle = torch.tensor([[False, True, False], [False, False, True], [True, False, False]])
     items = [Element([1], [[10], [11], [12]], cycle), Element([2], [[20], [21]], torch.zeros(2, 2, dtype=torch.bool))]
     pairs = as_pairs(items)
-    assert [(pair.prompt, pair.answers) for pair in pairs] == [([1], [[10], [11]]), ([1], [[11], [12]]), ([1], [[12], [10]])]
+    assert [(pair.prompt, pair.answers) for pair in pairs] == [
+        ([1], [[10], [11]]),
+        ([1], [[11], [12]]),
+        ([1], [[12], [10]]),
+    ]
     assert all(pair.better_KK.nonzero().tolist() == [[0, 1]] for pair in pairs)
 
 
 def test_ties_and_ranks_stay_known(tiny_tokenizer: Any) -> None:
     ranked = element(tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c", "d"], ranks=[2, 1, None, 2]))
     assert (ranked.ties, ranked.ranks) == (((0, 3),), (2, 1, None, 2))
-    judged = element(tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c"], preferences=[[2, 0]], ties=[[1, 0]]))
+    judged = element(
+        tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c"], preferences=[[2, 0]], ties=[[1, 0]])
+    )
     assert (judged.ties, judged.ranks, judged.better_KK.nonzero().tolist()) == (((0, 1),), None, [[2, 0]])
 
 
@@ -175,7 +200,9 @@ def test_some_answers_keep_their_judgments(count: int, limit: int, seed: int) ->
     names = [f"answer {index}" for index in range(count)]
     pairs = [[i, j] for i in range(count) for j in range(count) if (3 * i + j) % 4 == 1 and i != j]
     ties = [[i, j] for i in range(count) for j in range(i) if (i + j) % 3 == 0]
-    judged = Ranking(prompt="p", completions=names, preferences=pairs, ties=ties, complete=[i % 2 == 0 for i in range(count)])
+    judged = Ranking(
+        prompt="p", completions=names, preferences=pairs, ties=ties, complete=[i % 2 == 0 for i in range(count)]
+    )
     ranked = Ranking(prompt="p", completions=names, ranks=[1 + i % 3 for i in range(count)])
     fewer, few = some_answers(judged, limit, seed), some_answers(ranked, limit, seed)
     assert fewer.completions == few.completions == sorted(set(fewer.completions), key=names.index)

@@ -29,19 +29,27 @@ def test_loss_and_gradients_are_those_of_trl(
     tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig, tmp_path: Path, architecture: str
 ) -> None:
     first_wins = torch.tensor([[False, True], [False, False]])
-    batch = [Element([token or 5 for token in item.prompt], [[*a, 2] for a in item.answers[:2]], first_wins) for item in some_elements(11, 6)]
-    rows = [{"chosen_ids": item.prompt + item.answers[0], "rejected_ids": item.prompt + item.answers[1]} for item in batch]
+    batch = [
+        Element([token or 5 for token in item.prompt], [[*a, 2] for a in item.answers[:2]], first_wins)
+        for item in some_elements(11, 6)
+    ]
+    rows = [
+        {"chosen_ids": item.prompt + item.answers[0], "rejected_ids": item.prompt + item.answers[1]} for item in batch
+    ]
     theirs = tiny_scalar(architecture)
     trainer = RewardTrainer(
         model=theirs,
         args=TRLRewardConfig(
-            output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", max_length=None,
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+            max_length=None,
             per_device_train_batch_size=len(batch),
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tiny_tokenizer,
     )  # fmt: skip
-    expected = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(len(batch))]))
+    expected = trainer.compute_loss(
+        trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(len(batch))])
+    )
     expected.backward()
 
     model = tiny_scalar(architecture)

@@ -35,7 +35,10 @@ def tensors(prompts: list[Prompt], width: int = 0, fill: float = 0.0) -> tuple[T
     """(scores_BK, ranks_BK, mask_BK) in float64; an answer without a rank is masked and keeps `fill` as its score."""
     width = max([width, *(len(scores) for scores, _ in prompts)])
     scores_BK = torch.full((len(prompts), width), fill, dtype=torch.float64)
-    ranks_BK, mask_BK = torch.zeros((len(prompts), width), dtype=torch.long), torch.zeros((len(prompts), width), dtype=torch.bool)
+    ranks_BK, mask_BK = (
+        torch.zeros((len(prompts), width), dtype=torch.long),
+        torch.zeros((len(prompts), width), dtype=torch.bool),
+    )
     for row, (scores, ranks) in enumerate(prompts):
         for column, (score, rank) in enumerate(zip(scores, ranks, strict=True)):
             if rank is not None:
@@ -49,7 +52,12 @@ def some_prompts(seed: int, count: int = 6) -> list[Prompt]:
     prompts: list[Prompt] = [([0.3, -0.9, 1.1], [2, 1, 2])]
     for _ in range(count - 1):
         answers = chance.randint(2, 9)
-        prompts.append(([chance.gauss(0, 2) for _ in range(answers)], [chance.choice([None, 1, 2, 3, 4, 5]) for _ in range(answers)]))
+        prompts.append(
+            (
+                [chance.gauss(0, 2) for _ in range(answers)],
+                [chance.choice([None, 1, 2, 3, 4, 5]) for _ in range(answers)],
+            )
+        )
     return prompts
 
 
@@ -79,7 +87,9 @@ def test_two_answers_are_the_usual_pairwise_loss() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_scores_cost_log_two(seed: int) -> None:
     scores_BK, ranks_BK, mask_BK = tensors(some_prompts(seed))
-    assert ranking_loss(torch.full_like(scores_BK, 4.2), ranks_BK, mask_BK).item() == pytest.approx(math.log(2), rel=1e-14)
+    assert ranking_loss(torch.full_like(scores_BK, 4.2), ranks_BK, mask_BK).item() == pytest.approx(
+        math.log(2), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,7 +99,10 @@ def test_a_constant_a_prompt_and_the_order_of_answers_and_prompts_change_nothing
     generator = torch.Generator().manual_seed(seed)
     shift_B1 = 10 * torch.randn(scores_BK.shape[0], 1, generator=generator, dtype=torch.float64)
     assert ranking_loss(scores_BK + shift_B1, ranks_BK, mask_BK).item() == pytest.approx(expected, rel=1e-12)
-    order_K, order_B = torch.randperm(scores_BK.shape[1], generator=generator), torch.randperm(scores_BK.shape[0], generator=generator)
+    order_K, order_B = (
+        torch.randperm(scores_BK.shape[1], generator=generator),
+        torch.randperm(scores_BK.shape[0], generator=generator),
+    )
     shuffled = [tensor[order_B][:, order_K] for tensor in (scores_BK, ranks_BK, mask_BK)]
     assert ranking_loss(*shuffled).item() == pytest.approx(expected, rel=1e-12)
     # Only the order of the ranks counts, not their distance.
@@ -98,7 +111,10 @@ def test_a_constant_a_prompt_and_the_order_of_answers_and_prompts_change_nothing
 
 def test_all_tied_costs_nothing_and_moves_nothing() -> None:
     scores_BK = torch.tensor([[1.0, -2.0, 30.0], [5.0, 5.0, 5.0]], requires_grad=True)
-    for ranks_BK, mask_BK in ((torch.full((2, 3), 2), torch.ones(2, 3)), (torch.tensor([[1, 2, 3]] * 2), torch.tensor([[1, 0, 0], [0, 0, 0]]))):
+    for ranks_BK, mask_BK in (
+        (torch.full((2, 3), 2), torch.ones(2, 3)),
+        (torch.tensor([[1, 2, 3]] * 2), torch.tensor([[1, 0, 0], [0, 0, 0]])),
+    ):
         loss = ranking_loss(scores_BK, ranks_BK, mask_BK)
         (gradient,) = torch.autograd.grad(loss, scores_BK)
         assert loss.item() == 0.0
@@ -181,7 +197,9 @@ def test_margins_far_from_zero_stay_finite_and_exact() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.one_of(st.none(), st.integers(1, 4)), st.booleans()), min_size=2, max_size=7))
-def test_pairs_are_strict_between_answers_that_are_there_and_never_both_ways(answers: list[tuple[int | None, bool]]) -> None:
+def test_pairs_are_strict_between_answers_that_are_there_and_never_both_ways(
+    answers: list[tuple[int | None, bool]],
+) -> None:
     ranks_BK = torch.tensor([[rank or 0 for rank, _ in answers]])
     mask_BK = torch.tensor([[rank is not None and there for rank, there in answers]])
     better_KK = better_pairs(ranks_BK, mask_BK)[0]

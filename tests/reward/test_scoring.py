@@ -28,7 +28,10 @@ def some_elements(seed: int, count: int = 4, longest: int = 14) -> list[Element]
     made = []
     for _ in range(count):
         prompt = [chance.randrange(512) for _ in range(chance.randint(1, longest))]
-        answers = [[chance.choice([0, 2, chance.randrange(512)]) for _ in range(chance.randint(1, longest))] for _ in range(chance.randint(2, 5))]
+        answers = [
+            [chance.choice([0, 2, chance.randrange(512)]) for _ in range(chance.randint(1, longest))]
+            for _ in range(chance.randint(2, 5))
+        ]
         better_KK = torch.zeros(len(answers), len(answers), dtype=torch.bool)
         better_KK[0, 1:] = True
         made.append(Element(prompt, answers, better_KK))
@@ -38,13 +41,17 @@ def some_elements(seed: int, count: int = 4, longest: int = 14) -> list[Element]
 def plain_scores(model: Any, item: Element) -> Tensor:
     """One plain forward an answer, unpadded, through the backbone and head by their own names."""
     backbone = getattr(model, model.base_model_prefix)
-    rows = [backbone(input_ids=torch.tensor([item.prompt + answer])).last_hidden_state[0, -1] for answer in item.answers]
+    rows = [
+        backbone(input_ids=torch.tensor([item.prompt + answer])).last_hidden_state[0, -1] for answer in item.answers
+    ]
     return model.score(torch.stack(rows))[:, 0]
 
 
 @pytest.mark.parametrize("pad_id", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_scores_and_gradients_equal_plain_forwards(tiny_scalar: Callable[[str], Any], architecture: str, pad_id: int) -> None:
+def test_scores_and_gradients_equal_plain_forwards(
+    tiny_scalar: Callable[[str], Any], architecture: str, pad_id: int
+) -> None:
     model = tiny_scalar(architecture)
     group = some_elements(seed=1)
     scores_A = answer_scores(scalar_model(model), group, pad_id, CPU)
@@ -63,7 +70,9 @@ def test_scores_and_gradients_equal_plain_forwards(tiny_scalar: Callable[[str], 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(
+    tiny_scalar: Callable[[str], Any], architecture: str
+) -> None:
     model = tiny_scalar(architecture)
     item = some_elements(seed=2, count=1)[0]
     embedding = model.get_input_embeddings().weight
@@ -73,7 +82,9 @@ def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(tiny_s
         scores_BK, better_BKK = by_prompt(scores_A, [item])
         gradients.append(torch.autograd.grad(pairwise_loss(scores_BK, better_BKK), embedding)[0][only_in_prompt])
     assert gradients[1].abs().max() > 1e-3
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5 * float(gradients[1].abs().max()) + 1e-6, rtol=1e-3)
+    torch.testing.assert_close(
+        gradients[0], gradients[1], atol=1e-5 * float(gradients[1].abs().max()) + 1e-6, rtol=1e-3
+    )
 
 
 def test_each_prompt_is_encoded_once_and_each_answer_once(tiny_scalar: Callable[[str], Any]) -> None:
@@ -81,7 +92,9 @@ def test_each_prompt_is_encoded_once_and_each_answer_once(tiny_scalar: Callable[
     scalar = scalar_model(model)
     assert scalar.plain_because is None
     shapes: list[tuple[int, ...]] = []
-    model.model.register_forward_pre_hook(lambda module, inputs, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True)
+    model.model.register_forward_pre_hook(
+        lambda module, inputs, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
     group = [
         Element([5] * 20, [[6] * n for n in (3, 4, 5, 6, 7, 8, 9, 10, 11)], torch.zeros(9, 9, dtype=torch.bool)),
         Element([5] * 18, [[6] * n for n in (12, 2)], torch.zeros(2, 2, dtype=torch.bool)),
@@ -101,7 +114,9 @@ def test_neighbours_in_a_group_change_nothing(tiny_scalar: Callable[[str], Any],
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_long_prompt_may_stand_beside_long_answers_that_each_fit_the_context(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+def test_a_long_prompt_may_stand_beside_long_answers_that_each_fit_the_context(
+    tiny_scalar: Callable[[str], Any], architecture: str
+) -> None:
     # Padding after the first one's answers lies beyond the context: no position may be asked for there.
     model = tiny_scalar(architecture)
     better_KK = torch.tensor([[False, True], [False, False]])
@@ -111,7 +126,9 @@ def test_a_long_prompt_may_stand_beside_long_answers_that_each_fit_the_context(t
     ]
     with torch.no_grad():
         scores_A = answer_scores(scalar_model(model), group, 0, CPU)
-        torch.testing.assert_close(scores_A, torch.cat([plain_scores(model, item) for item in group]), atol=FLOAT32, rtol=0)
+        torch.testing.assert_close(
+            scores_A, torch.cat([plain_scores(model, item) for item in group]), atol=FLOAT32, rtol=0
+        )
 
 
 def test_the_bias_is_subtracted(tiny_scalar: Callable[[str], Any]) -> None:
@@ -133,13 +150,17 @@ def test_scores_go_back_to_their_prompts() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_answers_that_cannot_share_their_prompt_get_a_pass_of_their_own(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
+def test_answers_that_cannot_share_their_prompt_get_a_pass_of_their_own(
+    tiny_scalar: Callable[[str], Any], architecture: str
+) -> None:
     scalar = scalar_model(tiny_scalar(architecture))
     group = some_elements(seed=5)
     shared_A = answer_scores(scalar, group, 0, CPU)
     REASONS[scalar.backbone] = "the test says so"
     calls: list[tuple[int, ...]] = []
-    scalar.backbone.register_forward_pre_hook(lambda module, inputs, named: calls.append(tuple(named["input_ids"].shape)), with_kwargs=True)
+    scalar.backbone.register_forward_pre_hook(
+        lambda module, inputs, named: calls.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
     torch.testing.assert_close(answer_scores(scalar, group, 0, CPU), shared_A, atol=FLOAT32, rtol=0)
     rows = [len(item.prompt) + len(answer) for item in group for answer in item.answers]
     assert calls == [(len(rows), max(rows))]

@@ -32,16 +32,23 @@ def trained_names(model: Any) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_with_lora_the_adapter_and_the_head_are_trained_and_nothing_else(tiny_llama: Path, model_config: ModelConfig) -> None:
+def test_with_lora_the_adapter_and_the_head_are_trained_and_nothing_else(
+    tiny_llama: Path, model_config: ModelConfig
+) -> None:
     config = replace(model_config, adapter="lora", lora=LoraSettings(rank=2, top_layers=1))
     start = Start.of(RewardConfig(), config, tiny_llama)
     names = trained_names(start.model(start.tokenizer(), 0, CPU))
     assert any("score" in name for name in names)
     assert all((".layers.1." in name and "lora_" in name) or "score" in name for name in names)
-    assert trained_names(start.model(start.tokenizer(), 0, CPU, train=False)) >= {"score.weight", "model.embed_tokens.weight"}
+    assert trained_names(start.model(start.tokenizer(), 0, CPU, train=False)) >= {
+        "score.weight",
+        "model.embed_tokens.weight",
+    }
 
 
-def test_a_base_of_its_own_is_adapted_in_its_own_top_layers(deep: Path, tiny_llama: Path, model_config: ModelConfig) -> None:
+def test_a_base_of_its_own_is_adapted_in_its_own_top_layers(
+    deep: Path, tiny_llama: Path, model_config: ModelConfig
+) -> None:
     config = replace(model_config, adapter="lora", lora=LoraSettings(rank=2, top_layers=1))
     for top, layers in ((None, {0, 1, 2, 3}), (2, {2, 3})):
         start = Start.of(RewardConfig(base=str(deep), top_layers=top), config, tiny_llama)
@@ -51,7 +58,9 @@ def test_a_base_of_its_own_is_adapted_in_its_own_top_layers(deep: Path, tiny_lla
         Start.of(RewardConfig(base=str(deep), top_layers=5), config, tiny_llama)
 
 
-def test_a_new_head_depends_on_the_seed_and_a_trained_one_is_kept(deep: Path, tiny_llama: Path, model_config: ModelConfig, tmp_path: Path) -> None:
+def test_a_new_head_depends_on_the_seed_and_a_trained_one_is_kept(
+    deep: Path, tiny_llama: Path, model_config: ModelConfig, tmp_path: Path
+) -> None:
     start = Start.of(RewardConfig(base=str(deep)), model_config, tiny_llama)
     heads = [scalar_model(start.model(start.tokenizer(), seed, CPU)).head.get_parameter("weight") for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])
@@ -60,7 +69,9 @@ def test_a_new_head_depends_on_the_seed_and_a_trained_one_is_kept(deep: Path, ti
     model.save_pretrained(tmp_path)
     start.tokenizer().save_pretrained(tmp_path)
     again = Start.of(RewardConfig(base=str(tmp_path)), model_config, tiny_llama)
-    assert torch.equal(scalar_model(again.model(again.tokenizer(), 4, CPU)).head.get_parameter("weight"), model.score.weight)
+    assert torch.equal(
+        scalar_model(again.model(again.tokenizer(), 4, CPU)).head.get_parameter("weight"), model.score.weight
+    )
 
 
 TEMPLATES = {
@@ -77,7 +88,9 @@ def test_somebody_elses_reward_model_says_by_its_template_where_it_reads(
 ) -> None:
     turn, closing = TEMPLATES[case]
     tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
-    tokenizer.chat_template = "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     AutoModelForSequenceClassification.from_pretrained(tiny("gpt2"), num_labels=1).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     start = Start.of(RewardConfig(base=str(tmp_path), epochs=0), model_config, tiny_llama)
@@ -100,7 +113,10 @@ def test_without_a_template_of_its_own_it_reads_at_eos(
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('turns must alternate') }}", "chat template cannot render a question and its answer .line 1.: turns must alternate"),
+        (
+            "{{ raise_exception('turns must alternate') }}",
+            "chat template cannot render a question and its answer .line 1.: turns must alternate",
+        ),
         (
             "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
             "chat template does not show the user's message and the assistant's answer as they are",
@@ -119,7 +135,9 @@ def test_a_template_that_shows_no_answer_is_refused_in_a_sentence(
         start.closing(start.tokenizer())
 
 
-def test_a_reward_model_of_ours_reads_at_eos_whatever_its_template(tiny: Callable[[str], Path], tiny_llama: Path, model_config: ModelConfig) -> None:
+def test_a_reward_model_of_ours_reads_at_eos_whatever_its_template(
+    tiny: Callable[[str], Path], tiny_llama: Path, model_config: ModelConfig
+) -> None:
     start = Start.of(RewardConfig(base=str(tiny("gpt2"))), model_config, tiny_llama)
     assert start.closing(start.tokenizer()) is None
     assert Start.of(RewardConfig(), model_config, tiny_llama).closing(start.tokenizer()) is None

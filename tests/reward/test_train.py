@@ -1,4 +1,5 @@
-"""Training of the reward model: the same gradient whatever the split, a lower loss, and a saved model that others can use.
+"""Training of the reward model: the same gradient whatever the split, a lower loss, and a saved model that others can
+use.
 
 pytest tests/reward/test_train.py
 """
@@ -33,11 +34,15 @@ GOOD, BAD = 200, 300
 
 
 def some_elements(seed: int, count: int) -> list[Element]:
-    """Ragged prompts with 2 to 5 answers; one with more of token GOOD is better than one with fewer, and equal numbers tie."""
+    """Ragged prompts with 2 to 5 answers; one with more of token GOOD is better than one with fewer, and equal numbers
+    tie.
+    """
     chance = random.Random(seed)
     made = []
     for _ in range(count):
-        answers = [[chance.choice([GOOD, BAD]) for _ in range(chance.randint(1, 7))] + [2] for _ in range(chance.randint(2, 5))]
+        answers = [
+            [chance.choice([GOOD, BAD]) for _ in range(chance.randint(1, 7))] + [2] for _ in range(chance.randint(2, 5))
+        ]
         marks = [answer.count(GOOD) for answer in answers]
         better_KK = torch.tensor([[high > low for low in marks] for high in marks])
         made.append(Element([chance.randrange(3, 512) for _ in range(chance.randint(1, 12))], answers, better_KK))
@@ -67,7 +72,9 @@ def test_any_micro_batch_gives_the_loss_and_gradient_of_the_whole_batch(
     model = tiny_scalar(architecture)
     tied = Element([5, 6], [[7, 2], [8, 2]], torch.zeros(2, 2, dtype=torch.bool))
     batch = [*some_elements(0, 6), tied]
-    numbers = accumulate(scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=max_tokens), model_config, 0, ALONE)
+    numbers = accumulate(
+        scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=max_tokens), model_config, 0, ALONE
+    )
     ours = gradients(model)
     model.zero_grad()
     expected = plain_loss(model, batch)
@@ -92,7 +99,9 @@ def test_accuracy_counts_pairs(tiny_scalar: Callable[[str], Any], model_config: 
 
 
 @pytest.mark.parametrize("max_tokens", [1, 80, 10**6])
-def test_scores_come_in_the_order_of_their_elements(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, max_tokens: int) -> None:
+def test_scores_come_in_the_order_of_their_elements(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, max_tokens: int
+) -> None:
     model, items = tiny_scalar("llama"), some_elements(2, 9)
     items.append(items[0])
     found = score_all(scalar_model(model), items, max_tokens, model_config, 0, ALONE)
@@ -106,7 +115,9 @@ def in_a_team(model: Any, model_config: ModelConfig, batch: list[Element], folde
     torch.set_num_threads(1)
     team = processes("cpu")
     assert team.count == 2
-    numbers = accumulate(scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=100), model_config, 0, team)
+    numbers = accumulate(
+        scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=100), model_config, 0, team
+    )
     sum_gradients(model.parameters())
     summed = gradients(model)
     scores = score_all(scalar_model(model), batch, 100, model_config, 0, team)
@@ -126,7 +137,9 @@ def in_a_team(model: Any, model_config: ModelConfig, batch: list[Element], folde
     torch.save(found, folder / f"{team.rank}.pt")
 
 
-def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path) -> None:
+def test_two_processes_give_what_one_gives(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path
+) -> None:
     batch = some_elements(3, 7)
     model = tiny_scalar("llama")
     one = accumulate(scalar_model(model), batch, RewardConfig(), model_config, 0, ALONE)
@@ -146,7 +159,9 @@ def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], mo
             torch.testing.assert_close(gradient, one_gradients[name], atol=2e-5 * largest, rtol=1e-3, msg=name)
         assert part["numbers"] == pytest.approx(one, rel=1e-5)
         assert part["lone"] == pytest.approx(lone, rel=1e-5)
-        assert [row == pytest.approx(expected, abs=3e-5) for row, expected in zip(part["scores"], scores, strict=True)] == [True] * len(batch)
+        assert [
+            row == pytest.approx(expected, abs=3e-5) for row, expected in zip(part["scores"], scores, strict=True)
+        ] == [True] * len(batch)
         assert (part["total"], part["told"], part["refused"]) == (3.0, "from 0", True)
         assert part["gathered"] == [0, 10, 1, 11]
         assert part["shared"] == [[0, 2, 4], [1, 3]][rank]
@@ -170,7 +185,9 @@ def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
         torch.manual_seed(0)
         model = add_lora(model, LoraSettings(rank=4, alpha=8))
         scalar_model(model).head.requires_grad_(True)
-    frozen = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad
+    }
     items = [item for item in some_elements(4, 30) if item.pairs]
     config = RewardConfig(epochs=5, learning_rate=1e-2, batch_size=8)
     train(config, model_config, model, items, 0, 0, ALONE, tmp_path)
@@ -205,7 +222,9 @@ def test_a_run_depends_on_its_seed_and_on_no_other_random_numbers(
     assert losses[0] != losses[2]
 
 
-def test_every_element_is_seen_once_an_epoch(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_element_is_seen_once_an_epoch(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     items = [item for item in some_elements(6, 14) if item.pairs]
     seen: list[list[int]] = []
 
@@ -221,13 +240,19 @@ def test_every_element_is_seen_once_an_epoch(tiny_scalar: Callable[[str], Any], 
     assert epochs[0] != epochs[1]
 
 
-def test_gradients_are_clipped_to_their_norm(tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_clipped_to_their_norm(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     items = [item for item in some_elements(7, 8) if item.pairs]
     norms: list[float] = []
     original = torch.optim.Adam.step
 
     def spy(optimizer: Any, *arguments: Any) -> Any:
-        norms.append(math.sqrt(sum(float(p.grad.double().pow(2).sum()) for group in optimizer.param_groups for p in group["params"])))
+        norms.append(
+            math.sqrt(
+                sum(float(p.grad.double().pow(2).sum()) for group in optimizer.param_groups for p in group["params"])
+            )
+        )
         return original(optimizer, *arguments)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
@@ -235,7 +260,9 @@ def test_gradients_are_clipped_to_their_norm(tiny_scalar: Callable[[str], Any], 
     assert norms == [pytest.approx(0.01, rel=1e-3)]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tiny_scalar: Callable[[str], Any], model_config: ModelConfig) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig
+) -> None:
     model = tiny_scalar("llama")
     with torch.no_grad():
         model.score.weight.fill_(float("nan"))
@@ -266,8 +293,13 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
     assert sum(centred) / len(centred) == pytest.approx(0.0, abs=1e-5)
     save(merged(model), tiny_tokenizer, tmp_path)
 
-    plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
-    padded = tokenizer.pad({"input_ids": [d.prompt + d.answers[0] for d in demonstrations]}, return_tensors="pt", padding_side="right")
+    plain, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
+    padded = tokenizer.pad(
+        {"input_ids": [d.prompt + d.answers[0] for d in demonstrations]}, return_tensors="pt", padding_side="right"
+    )
     with torch.no_grad():
         theirs = plain(**padded).logits[:, 0]
     assert plain.config.score_bias == pytest.approx(bias)
@@ -296,7 +328,9 @@ def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
             margins = [scores[i] - scores[j] for i, j in item.better_KK.nonzero().tolist()]
             right += [margin > 0 for margin in margins]
             losses.append(sum(math.log(1 + math.exp(-margin)) for margin in margins) / len(margins))
-        assert epochs[-1][name] == pytest.approx({"accuracy": sum(right) / len(right), "loss": sum(losses) / len(losses)}, rel=1e-5)
+        assert epochs[-1][name] == pytest.approx(
+            {"accuracy": sum(right) / len(right), "loss": sum(losses) / len(losses)}, rel=1e-5
+        )
     ends = [row for row in watched_rows if "valid_loss" in row]
     assert [row["epoch"] for row in ends] == [1, 2, 3]
     assert [row["valid_loss"] for row in ends] == [found["valid"]["loss"] for found in epochs]
@@ -360,7 +394,9 @@ def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
     comparisons = sum(item.pairs for item in items)
     assert sum(len(batch) for batch in seen) == comparisons
     assert len(seen[0]) == round(4 * comparisons / len(items))
-    wanted = sorted((item.prompt, item.answers[i], item.answers[j]) for item in items for i, j in item.better_KK.nonzero().tolist())
+    wanted = sorted(
+        (item.prompt, item.answers[i], item.answers[j]) for item in items for i, j in item.better_KK.nonzero().tolist()
+    )
     assert sorted((pair.prompt, *pair.answers) for batch in seen for pair in batch) == wanted
     # Prompts are mixed: pairs of one prompt do not stand together.
     assert len({tuple(pair.prompt) for pair in seen[0]}) > 2
@@ -370,20 +406,35 @@ def test_how_answers_are_passed_is_told_to_those_who_pass_them(
     tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
-    monkeypatch.setattr("reward.train.answer_scores", lambda *arguments: told.append(arguments[4]) or answer_scores(*arguments))
-    monkeypatch.setattr("reward.train.micro_batches", lambda *a, shared: told.append(shared) or micro_batches(*a, shared=shared))
+    monkeypatch.setattr(
+        "reward.train.answer_scores", lambda *arguments: told.append(arguments[4]) or answer_scores(*arguments)
+    )
+    monkeypatch.setattr(
+        "reward.train.micro_batches", lambda *a, shared: told.append(shared) or micro_batches(*a, shared=shared)
+    )
     for recompute, plain in ((True, None), (False, "the test says so")):
         scalar = scalar_model(tiny_scalar("llama"))
         REASONS[scalar.backbone] = plain
-        accumulate(scalar, some_elements(15, 2), RewardConfig(activation_checkpointing=recompute), model_config, 0, ALONE)
+        accumulate(
+            scalar, some_elements(15, 2), RewardConfig(activation_checkpointing=recompute), model_config, 0, ALONE
+        )
     assert told == [True, True, False, False]
 
 
-def test_recomputing_activations_changes_no_gradient(tiny_scalar: Callable[[str], Any], model_config: ModelConfig) -> None:
+def test_recomputing_activations_changes_no_gradient(
+    tiny_scalar: Callable[[str], Any], model_config: ModelConfig
+) -> None:
     found = []
     for recompute in (False, True):
         model = tiny_scalar("gpt_neox")
-        numbers = accumulate(scalar_model(model), some_elements(14, 5), RewardConfig(activation_checkpointing=recompute), model_config, 0, ALONE)
+        numbers = accumulate(
+            scalar_model(model),
+            some_elements(14, 5),
+            RewardConfig(activation_checkpointing=recompute),
+            model_config,
+            0,
+            ALONE,
+        )
         found.append((numbers, gradients(model)))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())

@@ -1,4 +1,6 @@
-"""Stage 1 on a tiny model: its losses against plain transformers, its schedule against the formula, and its going on after a cut."""
+"""Stage 1 on a tiny model: its losses against plain transformers, its schedule against the formula, and its going on
+after a cut.
+"""
 
 import json
 import math
@@ -26,18 +28,29 @@ from tests.cuts import Cut
 IDS = torch.tensor([[3, 40, 50, 60, 70]])
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
-TRAIN = [Demonstration(prompt=f"Name {'one more ' * (n % 3)}colour {n}.", completion=f"It is {colour}.") for n, colour in enumerate(COLOURS)]
-VALID = [Demonstration(prompt=f"Name colour {n}, please.", completion=f"It is {colour}, I think.") for n, colour in enumerate(COLOURS[:4])]
+TRAIN = [
+    Demonstration(prompt=f"Name {'one more ' * (n % 3)}colour {n}.", completion=f"It is {colour}.")
+    for n, colour in enumerate(COLOURS)
+]
+VALID = [
+    Demonstration(prompt=f"Name colour {n}, please.", completion=f"It is {colour}, I think.")
+    for n, colour in enumerate(COLOURS[:4])
+]
 CHUNKS = [[40 + n, 50, 60, 70 + n, 80] for n in range(6)]
 SETTINGS = SFTConfig(epochs=2, learning_rate=5e-3, batch_size=4, micro_batch_size=4, pretraining_fraction=0.0)
 
 
-def loss_by_hand(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration], prompt_too: bool = False) -> float:
+def loss_by_hand(
+    model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration], prompt_too: bool = False
+) -> float:
     """Mean loss over answer tokens and EOS, one unpadded sequence at a time, in float64."""
     total, count = 0.0, 0
     with torch.no_grad():
         for demonstration in demonstrations:
-            prompt, answer = encode_prompt(tokenizer, demonstration), encode_completion(tokenizer, demonstration.completion)
+            prompt, answer = (
+                encode_prompt(tokenizer, demonstration),
+                encode_completion(tokenizer, demonstration.completion),
+            )
             ids = prompt + answer
             logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
             for place in range(1 if prompt_too else len(prompt), len(ids)):
@@ -47,8 +60,12 @@ def loss_by_hand(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstrat
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny_causal: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig) -> Callable[..., dict[str, float]]:
-    def run(name: str = "out", settings: SFTConfig = SETTINGS, config: ModelConfig = model_config, **changes: Any) -> dict[str, float]:
+def run(
+    tmp_path: Path, tiny_causal: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig
+) -> Callable[..., dict[str, float]]:
+    def run(
+        name: str = "out", settings: SFTConfig = SETTINGS, config: ModelConfig = model_config, **changes: Any
+    ) -> dict[str, float]:
         arguments = {"train_set": TRAIN, "valid_set": VALID, "chunks": CHUNKS, "seed": 0, "team": ALONE} | changes
         model = tiny_causal(arguments.pop("family", "llama"))
         return train(settings, config, model, tiny_tokenizer, **arguments, out=tmp_path / name)
@@ -69,17 +86,24 @@ def difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) ->
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-def test_losses_are_those_of_plain_transformers_over_answers_alone(run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any) -> None:
+def test_losses_are_those_of_plain_transformers_over_answers_alone(
+    run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any
+) -> None:
     found = run(settings=replace(SETTINGS, epochs=6, batch_size=8, micro_batch_size=8))
     out = tmp_path / "out"
     before = tiny_causal("llama")
     losses, valid = metrics(out, "loss"), metrics(out, "valid_loss")
-    assert losses[0] == pytest.approx(loss_by_hand(before, tiny_tokenizer, TRAIN), rel=1e-4), "the first batch is the whole set"
+    assert losses[0] == pytest.approx(loss_by_hand(before, tiny_tokenizer, TRAIN), rel=1e-4), (
+        "the first batch is the whole set"
+    )
     assert losses[0] != pytest.approx(loss_by_hand(before, tiny_tokenizer, TRAIN, prompt_too=True), rel=1e-3)
     assert losses[-1] < losses[0] - 1
     assert valid[-1] < loss_by_hand(before, tiny_tokenizer, VALID) - 0.5
 
-    after, tokenizer = AutoModelForCausalLM.from_pretrained(out / "model").eval(), AutoTokenizer.from_pretrained(out / "model")
+    after, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(out / "model").eval(),
+        AutoTokenizer.from_pretrained(out / "model"),
+    )
     assert found["valid_loss"] == valid[-1] == pytest.approx(loss_by_hand(after, tokenizer, VALID), rel=1e-4)
     assert found["valid_loss"] != pytest.approx(loss_by_hand(after, tokenizer, VALID, prompt_too=True), rel=1e-2)
     assert found["examples"] == 8
@@ -93,14 +117,18 @@ def test_the_rate_falls_by_a_cosine_to_a_tenth_without_warm_up(run: Any, tmp_pat
 
 
 def test_micro_batches_do_not_change_the_result(run: Any, tmp_path: Path) -> None:
-    """Adam divides by the gradient's size, so a rounding error of 1e-7 in a gradient near zero can move a weight by a part of the rate, 5e-3."""
+    """Adam divides by the gradient's size, so a rounding error of 1e-7 in a gradient near zero can move a weight by a
+    part of the rate, 5e-3.
+    """
     run("whole")
     run("parts", settings=replace(SETTINGS, micro_batch_size=1))
     assert metrics(tmp_path / "whole", "loss") == pytest.approx(metrics(tmp_path / "parts", "loss"), rel=1e-4)
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) < 1e-3
 
 
-def test_one_process_trains_on_one_device_of_a_machine_with_several(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_trains_on_one_device_of_a_machine_with_several(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The trainer uses all devices that torch counts; a batch that grows with them would give fewer steps."""
     run("one")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
@@ -111,12 +139,16 @@ def test_one_process_trains_on_one_device_of_a_machine_with_several(run: Any, tm
 
 def test_a_trainer_that_would_take_another_batch_is_stopped_before_training(run: Any, tmp_path: Path) -> None:
     """The world size is 2 but there is one process, as with a launcher that starts too few."""
-    with pytest.raises(ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences per step: 1 processes"):
+    with pytest.raises(
+        ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences per step: 1 processes"
+    ):
         run(settings=replace(SETTINGS, micro_batch_size=2), team=replace(ALONE, count=2))
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_plain_text_is_trained_on_with_every_token(run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any) -> None:
+def test_plain_text_is_trained_on_with_every_token(
+    run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any
+) -> None:
     found = run(settings=replace(SETTINGS, epochs=1, batch_size=10, micro_batch_size=10, pretraining_fraction=0.2))
     assert found["examples"] == 10
     before = tiny_causal("llama")
@@ -129,7 +161,9 @@ def test_plain_text_is_trained_on_with_every_token(run: Any, tmp_path: Path, tin
     assert min(abs(first - value) for value in possible) < 1e-4 * first, "two of the six texts, four predictions each"
 
 
-def test_lora_is_folded_into_a_model_that_plain_transformers_loads(run: Any, tmp_path: Path, tiny_causal: Any, model_config: ModelConfig) -> None:
+def test_lora_is_folded_into_a_model_that_plain_transformers_loads(
+    run: Any, tmp_path: Path, tiny_causal: Any, model_config: ModelConfig
+) -> None:
     lora = replace(model_config, adapter="lora")
     found = run(settings=replace(SETTINGS, epochs=3, learning_rate=2e-2), config=lora)
     folder = tmp_path / "out" / "model"
@@ -137,7 +171,9 @@ def test_lora_is_folded_into_a_model_that_plain_transformers_loads(run: Any, tmp
     base, after = tiny_causal("llama"), AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     changed = {name for name, weight in after.state_dict().items() if not torch.equal(weight, base.state_dict()[name])}
-    assert changed == {name for name in base.state_dict() if name.endswith("_proj.weight")}, "all linear maps and nothing else"
+    assert changed == {name for name in base.state_dict() if name.endswith("_proj.weight")}, (
+        "all linear maps and nothing else"
+    )
     assert found["valid_loss"] == pytest.approx(loss_by_hand(after, tokenizer, VALID), rel=1e-4)
     assert found["valid_loss"] < loss_by_hand(base, tokenizer, VALID) - 0.1
 
@@ -211,7 +247,9 @@ def test_the_exported_configuration_is_the_bases(
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_a_loss_that_is_not_finite_stops_training_and_exports_nothing(run: Any, tmp_path: Path, model_config: ModelConfig, adapter: str) -> None:
+def test_a_loss_that_is_not_finite_stops_training_and_exports_nothing(
+    run: Any, tmp_path: Path, model_config: ModelConfig, adapter: str
+) -> None:
     said = r"^sft, step [12]: (loss|valid_loss|grad_norm) is (nan|inf): lower sft\.learning_rate; nothing is exported$"
     with pytest.raises(ValueError, match=said):
         run(settings=replace(SETTINGS, learning_rate=1e30), config=replace(model_config, adapter=adapter))
@@ -233,7 +271,13 @@ def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": 0}, {"batch_size": 4, "micro_batch_size": 3}, {"pretraining_fraction": 1.0}, {"pretraining_fraction": -0.1}, {"learning_rate": 0}],
+    [
+        {"epochs": 0},
+        {"batch_size": 4, "micro_batch_size": 3},
+        {"pretraining_fraction": 1.0},
+        {"pretraining_fraction": -0.1},
+        {"learning_rate": 0},
+    ],
 )
 def test_contradictions_are_refused_by_name(change: dict[str, Any]) -> None:
     SFTConfig().validate()

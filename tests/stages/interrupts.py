@@ -74,7 +74,8 @@ def main() -> None:
             number = signal.SIGTERM if luck.random() < 0.2 else signal.SIGINT
             wait = luck.uniform(0.05, seconds[module] * (0.6 if module == "stages.pipeline" else 1.0))
             process = subprocess.Popen(
-                command(module, folder / module / "stopped"), cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                command(module, folder / module / "stopped"), cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )  # fmt: skip
             time.sleep(wait)
@@ -95,7 +96,8 @@ def main() -> None:
             told[f"{module} {signal.Signals(number).name}"] += 1
             stage = next((line.split(":")[0] for line in reversed(stdout.splitlines()) if ": r" in line), "start")
             print(
-                f"{module:>16}  {number.name:>8}  {wait:>6.2f} s  {stage:>9}  {took:>5.1f} s  {'; '.join(problems) or 'well'}",
+                f"{module:>16}  {number.name:>8}  {wait:>6.2f} s  {stage:>9}  {took:>5.1f} s  "
+                f"{'; '.join(problems) or 'well'}",
                 flush=True,
             )
     print(f"\n{dict(told)}; {bad} with problems, {lost} lost")

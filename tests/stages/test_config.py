@@ -1,4 +1,6 @@
-"""The configuration: every field has one dotted name and a description, and whoever mistypes one is told what was meant."""
+"""The configuration: every field has one dotted name and a description, and whoever mistypes one is told what was
+meant.
+"""
 
 import ast
 import dataclasses
@@ -31,7 +33,11 @@ def classes(config_type: type = RunConfig) -> list[type]:
 
 def documented(config_type: type) -> dict[str, str]:
     """Field name to the string below it in the source."""
-    [body] = [node.body for node in ast.parse(textwrap.dedent(inspect.getsource(config_type))).body if isinstance(node, ast.ClassDef)]
+    [body] = [
+        node.body
+        for node in ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
+        if isinstance(node, ast.ClassDef)
+    ]
     return {
         node.target.id: inspect.cleandoc(after.value.value)
         for node, after in itertools.pairwise(body)
@@ -54,12 +60,16 @@ def leaves(config_type: type = RunConfig, prefix: str = "") -> dict[str, str]:
 @pytest.mark.parametrize("config_type", classes(), ids=lambda found: found.__name__)
 def test_every_field_has_a_description(config_type: type) -> None:
     assert config_type.__doc__
-    assert not (config_type.__doc__ or "").startswith(f"{config_type.__name__}("), "a docstring of its own, not the generated one"
+    assert not (config_type.__doc__ or "").startswith(f"{config_type.__name__}("), (
+        "a docstring of its own, not the generated one"
+    )
     assert set(documented(config_type)) == {item.name for item in dataclasses.fields(config_type)}
     assert all(len(text) >= 3 for text in documented(config_type).values())
 
 
-def test_help_lists_every_field_with_its_description(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lists_every_field_with_its_description(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stopped:
         parse("--help")
@@ -72,7 +82,15 @@ def test_help_lists_every_field_with_its_description(capsys: pytest.CaptureFixtu
 
 def test_a_field_is_set_by_its_dotted_name() -> None:
     config = parse(
-        "--ppo.kl_coef", "0.05", "--model.lora.rank=4", "--seed", "3", "--data.prompts", "[a.jsonl, b.jsonl]", "--ppo.whiten_advantages", "false"
+        "--ppo.kl_coef",
+        "0.05",
+        "--model.lora.rank=4",
+        "--seed",
+        "3",
+        "--data.prompts",
+        "[a.jsonl, b.jsonl]",
+        "--ppo.whiten_advantages",
+        "false",
     )
     assert (config.ppo.kl_coef, config.model.lora.rank, config.seed) == (0.05, 4, 3)
     assert config.data.prompts == ["a.jsonl", "b.jsonl"]
@@ -128,7 +146,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--labels.weights.closenes", "1"], "labels.weights.closenes", "labels.weights.closeness"),
     ],
 )
-def test_an_unknown_option_suggests_the_nearest(capsys: pytest.CaptureFixture[str], arguments: list[str], key: str, meant: str) -> None:
+def test_an_unknown_option_suggests_the_nearest(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], key: str, meant: str
+) -> None:
     """Unambiguous beginnings are refused too: a run's command must mean the same when fields are added."""
     assert refused(capsys, *arguments) == f"unknown key '{key}', did you mean '{meant}'?"
 
@@ -143,7 +163,9 @@ def test_an_unknown_option_suggests_the_nearest(capsys: pytest.CaptureFixture[st
         ("kl_coef: 0.1\n", "kl_coef", "ppo.kl_coef"),
     ],
 )
-def test_an_unknown_key_in_yaml_suggests_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str, key: str, meant: str) -> None:
+def test_an_unknown_key_in_yaml_suggests_the_nearest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str, key: str, meant: str
+) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml)
     assert refused(capsys, "--config", str(file)) == f"unknown key '{key}', did you mean '{meant}'?"
@@ -157,30 +179,50 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(capsys: pytest.CaptureFixtu
         (["--sft.epochs", "true"], "sft.epochs: expected int, found 'True'"),
         (["--seed", ""], "seed: expected int, found ''"),
         (["--data.sources", "{mine: {weight: much}}"], "weight: expected float or null, found 'much'"),
-        (["--data.sources", "{mine: rows.jsonl}"], "data.sources: expected a name and a section of fields under it, found 'rows.jsonl'"),
+        (
+            ["--data.sources", "{mine: rows.jsonl}"],
+            "data.sources: expected a name and a section of fields under it, found 'rows.jsonl'",
+        ),
         (["--data.sources", "{mine: {formt: oasst}}"], "unknown key 'formt', did you mean 'format'?"),
     ],
 )
-def test_a_value_of_another_type_is_told_in_a_few_words(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+def test_a_value_of_another_type_is_told_in_a_few_words(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
     assert refused(capsys, *arguments) == sentence
 
 
 def test_a_sources_settings_are_in_the_file_and_on_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("data:\n  sources:\n    mine: {format: oasst, place: here.jsonl, columns: {a: b, c: null}}\n  rankings: [mine]\n")
-    config = parse_config("stages.x", "A stage.", ["--config", str(file), "--data.sources.mine.place", "there.jsonl"])[0]
-    assert config.data.sources["mine"] == SourceConfig(format="oasst", place="there.jsonl", columns={"a": "b", "c": None})
+    file.write_text(
+        "data:\n  sources:\n    mine: {format: oasst, place: here.jsonl, columns: {a: b, c: null}}\n  rankings: "
+        "[mine]\n"
+    )
+    config = parse_config("stages.x", "A stage.", ["--config", str(file), "--data.sources.mine.place", "there.jsonl"])[
+        0
+    ]
+    assert config.data.sources["mine"] == SourceConfig(
+        format="oasst", place="there.jsonl", columns={"a": "b", "c": None}
+    )
 
 
 @pytest.mark.parametrize(
     ("yaml", "sentence"),
     [
-        ("ppo: {iterations: 8}\n", "unknown key 'ppo.iterations': take ppo.total_episodes, which is iterations times ppo.batch_size"),
-        ("ppo: {guards: {kl: off}}\n", "ppo.guards.kl: expected stop or warn or ignore, found False; YAML reads off, no, on and yes as"),
+        (
+            "ppo: {iterations: 8}\n",
+            "unknown key 'ppo.iterations': take ppo.total_episodes, which is iterations times ppo.batch_size",
+        ),
+        (
+            "ppo: {guards: {kl: off}}\n",
+            "ppo.guards.kl: expected stop or warn or ignore, found False; YAML reads off, no, on and yes as",
+        ),
         ("ppo: {engine: hf}\n", "ppo.engine: expected native or transformers or vllm, found hf"),
     ],
 )
-def test_words_that_mean_something_else_here_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str, sentence: str) -> None:
+def test_words_that_mean_something_else_here_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str, sentence: str
+) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml)
     assert refused(capsys, "--config", str(file)).startswith(sentence)
@@ -202,7 +244,9 @@ def test_a_key_like_no_other_points_to_the_list(capsys: pytest.CaptureFixture[st
         (["stray"], "stray"),
     ],
 )
-def test_an_ill_typed_value_is_refused_with_its_key(capsys: pytest.CaptureFixture[str], arguments: list[str], named: str) -> None:
+def test_an_ill_typed_value_is_refused_with_its_key(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
     assert named in refused(capsys, *arguments)
 
 
@@ -303,7 +347,8 @@ ZERO_IS_ALLOWED = {
     "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
     "ppo.warmup_iterations", "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
-    "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes", "ppo.guards.min_entropy",
+    "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes",
+    "ppo.guards.min_entropy",
     "ppo.guards.min_entropy_fraction", *(f"labels.weights.{part}" for part in ("closeness", "complete",
     "repetition", "profanity")),
 }  # fmt: skip

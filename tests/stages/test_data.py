@@ -1,4 +1,6 @@
-"""The data stage as a user runs it: plans that write nothing, the configurations for public data, and what a finished folder holds."""
+"""The data stage as a user runs it: plans that write nothing, the configurations for public data, and what a finished
+folder holds.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,16 +20,26 @@ from stages.runner import run_stage
 ROOT = Path(__file__).parents[2]
 CONTEXT = 20_000
 """The tiny tokenizer knows few words, so that a long conversation is many thousand tokens."""
-ANSWERS = ("It is so because of the weather.", "Nobody knows, not even the birds.", "Because.", "That depends on the day of the week, mostly.")
+ANSWERS = (
+    "It is so because of the weather.",
+    "Nobody knows, not even the birds.",
+    "Because.",
+    "That depends on the day of the week, mostly.",
+)
 TOPICS = (
-    "rain", "snow", "wind", "sand", "stone", "glass", "paper", "wood", "iron", "gold", "salt", "tea", "bread", "milk", "wool", "silk", "clay",
+    "rain", "snow", "wind", "sand", "stone", "glass", "paper", "wood", "iron", "gold", "salt", "tea", "bread", "milk",
+    "wool", "silk", "clay",
     "coal", "ice", "fire",
 )  # fmt: skip
 
 
 def questions(count: int = 60) -> Iterator[tuple[int, str]]:
     for number in range(count):
-        yield number, f"{TOPICS[number % 20].capitalize()} question {number}: why does {TOPICS[(number * 7 + number // 20) % 20]} change?"
+        yield (
+            number,
+            f"{TOPICS[number % 20].capitalize()} question {number}: why does "
+            f"{TOPICS[(number * 7 + number // 20) % 20]} change?",
+        )
 
 
 def oasst_rows() -> Iterator[dict[str, Any]]:
@@ -35,8 +47,16 @@ def oasst_rows() -> Iterator[dict[str, Any]]:
     for number, text in questions():
         tree = f"tree-{number}"
 
-        def message(name: str, parent: str | None, role: str, text: str, rank: int | None, tree: str = tree) -> dict[str, Any]:
-            row = {"message_id": f"{tree}-{name}", "parent_id": parent and f"{tree}-{parent}", "message_tree_id": tree, "text": text, "role": role}
+        def message(
+            name: str, parent: str | None, role: str, text: str, rank: int | None, tree: str = tree
+        ) -> dict[str, Any]:
+            row = {
+                "message_id": f"{tree}-{name}",
+                "parent_id": parent and f"{tree}-{parent}",
+                "message_tree_id": tree,
+                "text": text,
+                "role": role,
+            }
             return row | {"lang": "en", "deleted": False, "review_result": True, "synthetic": False, "rank": rank}
 
         yield message("q", None, "prompter", text, None)
@@ -59,7 +79,12 @@ def ultrafeedback_rows() -> Iterator[dict[str, Any]]:
         def answer(place: int, number: int = number) -> dict[str, Any]:
             aspects = ("instruction_following", "truthfulness", "honesty", "helpfulness")
             ratings = {aspect: {"Rating": str(1 + (place + number) % 5), "Rationale": "."} for aspect in aspects}
-            return {"model": f"m{place}", "response": f"{ANSWERS[place]} ({number})", "annotations": ratings, "overall_score": 7.0}
+            return {
+                "model": f"m{place}",
+                "response": f"{ANSWERS[place]} ({number})",
+                "annotations": ratings,
+                "overall_score": 7.0,
+            }
 
         yield {"source": "x", "instruction": text, "models": [], "completions": [answer(place) for place in range(4)]}
 
@@ -68,7 +93,13 @@ def qa_feedback_rows() -> Iterator[dict[str, Any]]:
     for number, text in questions():
         predictions = {f"prediction {place + 1}": f"{answer} ({number})" for place, answer in enumerate(ANSWERS)}
         passages = [["Weather", "Weather\n\nIt changes.", "Often."]]
-        yield {"question": text, "passages": passages, "gold": "Because it must.", "preference": [1, 2, 0, 2, 1, 1], "feedback": {}} | predictions
+        yield {
+            "question": text,
+            "passages": passages,
+            "gold": "Because it must.",
+            "preference": [1, 2, 0, 2, 1, 1],
+            "feedback": {},
+        } | predictions
 
 
 def truthfulqa_rows(word: str) -> Iterator[dict[str, Any]]:
@@ -94,7 +125,9 @@ def places(tmp_path: Path) -> dict[str, list[str]]:
     truthfulqa.mkdir()
     jsonl(truthfulqa / "finetune_truth.jsonl", truthfulqa_rows("True"))
     jsonl(truthfulqa / "finetune_info.jsonl", truthfulqa_rows("Helpful"))
-    (truthfulqa / "TruthfulQA.csv").write_text("Type,Question,Best Answer\n" + "".join(f'x,"{text}",So it is\n' for _, text in questions()))
+    (truthfulqa / "TruthfulQA.csv").write_text(
+        "Type,Question,Best Answer\n" + "".join(f'x,"{text}",So it is\n' for _, text in questions())
+    )
     return {
         "oasst": ["--data.sources.oasst.place", oasst],
         "hh_rlhf": ["--data.sources.oasst.place", oasst, "--data.sources.hh.place", hh],
@@ -112,7 +145,9 @@ def configured(name: str, arguments: list[str], tmp_path: Path) -> RunConfig:
     lengths = ["--data.max_prompt_tokens", str(CONTEXT // 2), "--data.max_answer_tokens", str(CONTEXT // 2)]
     local = ["--model.base", str(model), "--data.pretraining", f"[{ROOT / 'LICENSE'}]", *lengths]
     place = ["--runs_folder", str(tmp_path / "runs"), "--data.valid_fraction", "0.2", "--data.test_fraction", "0.3"]
-    config, _ = parse_config("test", "", ["--config", str(ROOT / "configs" / f"{name}.yaml"), *local, *place, *arguments])
+    config, _ = parse_config(
+        "test", "", ["--config", str(ROOT / "configs" / f"{name}.yaml"), *local, *place, *arguments]
+    )
     return config
 
 
@@ -148,13 +183,17 @@ def test_a_finished_folder_holds_what_the_plan_promised(
         assert [len(read_set(folder, name, split)) for split in SPLITS] == planned[name]
     assert headline["sft_train"] == len(read_set(folder, "sft", "train"))
     assert not (folder / "scratch").exists()
-    assert {"report.html", "report.md", "README.md", "counts.json", "manifest.json"} <= {file.name for file in folder.iterdir()}
+    assert {"report.html", "report.md", "README.md", "counts.json", "manifest.json"} <= {
+        file.name for file in folder.iterdir()
+    }
     loaded = load_dataset(str(folder), "rankings", cache_dir=str(tmp_path / "cache"))
     assert {split: rows.num_rows for split, rows in loaded.items()} == {
         {"valid": "validation"}.get(split, split): len(read_set(folder, "rankings", split)) for split in SPLITS
     }
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert not [name for name in manifest["outputs"] if name.startswith(("report", "README"))], "a picture that changed runs nothing again"
+    assert not [name for name in manifest["outputs"] if name.startswith(("report", "README"))], (
+        "a picture that changed runs nothing again"
+    )
     assert run_stage(STAGE, config) == headline
     assert "data: unchanged" in capsys.readouterr().out
 
@@ -190,11 +229,17 @@ def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--data.sources.oasst.format", "oast"], r"data\.sources\.oasst\.format='oast' is unknown, did you mean 'oasst'\?"),
+        (
+            ["--data.sources.oasst.format", "oast"],
+            r"data\.sources\.oasst\.format='oast' is unknown, did you mean 'oasst'\?",
+        ),
         (["--data.sources.oasst.place", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
         (["--data.rankings", "[oasstt]"], r"data\.rankings: 'oasstt': no such file or source, did you mean 'oasst'\?"),
         (["--data.sources.oasst.place", "configs/demo.yaml"], r"configs/demo\.yaml: unknown kind of file '\.yaml'"),
-        (["--data.languages", "[english]"], r"data\.languages: 'english' is no language that can be told; known are the ISO 639-1 codes"),
+        (
+            ["--data.languages", "[english]"],
+            r"data\.languages: 'english' is no language that can be told; known are the ISO 639-1 codes",
+        ),
         (["--ppo.max_new_tokens", "50000"], r"more than the model's context of"),
     ],
 )
@@ -209,18 +254,28 @@ def test_a_mistake_is_one_sentence_before_anything_is_written(
 
 def test_a_row_that_only_the_chat_template_refuses_is_told_at_its_place_or_skipped(tmp_path: Path) -> None:
     (tmp_path / "strict.jinja").write_text(
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% "
+        "endif %}"
         "{{ m['role'] + m['content'] }}{% endfor %}"
     )
     system = {"role": "system", "content": "Be brief."}
-    rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "So."}]} for _, text in questions()]
+    rows = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "So."}]}
+        for _, text in questions()
+    ]
     for row in rows[10], rows[30]:
         row["messages"].insert(0, system)
     place = tmp_path / "rows.jsonl"
     place.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "scratch").mkdir()
-    config = configured("smoke", ["--model.chat_template", str(tmp_path / "strict.jinja"), "--data.demonstrations", f"[{place}]"], tmp_path)
-    with pytest.raises(ValueError, match=rf"^{place}:11: the chat template refuses the role 'system' \(System role not supported\)$"):
+    config = configured(
+        "smoke",
+        ["--model.chat_template", str(tmp_path / "strict.jinja"), "--data.demonstrations", f"[{place}]"],
+        tmp_path,
+    )
+    with pytest.raises(
+        ValueError, match=rf"^{place}:11: the chat template refuses the role 'system' \(System role not supported\)$"
+    ):
         curated(config, tmp_path / "scratch")
     config.data.bad_rows = "skip"
     built = curated(config, tmp_path / "scratch")

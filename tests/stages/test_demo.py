@@ -13,9 +13,15 @@ import pytest
 @pytest.mark.timeout(3600)
 def test_the_demo_shows_what_the_readme_says(tmp_path: Path):
     # The suite's own settings keep tests away from the network and from the user's cache; the demo needs both.
-    environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "RLHF_PTX_CACHE", "ACCELERATE_USE_CPU")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("HF_HUB_OFFLINE", "RLHF_PTX_CACHE", "ACCELERATE_USE_CPU")
+    }
     subprocess.run(
-        [sys.executable, "-m", "stages.pipeline", "--config", "configs/demo.yaml", "--runs_folder", str(tmp_path)], env=environment, check=True
+        [sys.executable, "-m", "stages.pipeline", "--config", "configs/demo.yaml", "--runs_folder", str(tmp_path)],
+        env=environment,
+        check=True,
     )
     headline = json.loads((tmp_path / "demo" / "evaluate" / "headline.json").read_text())
     assert headline["reward_accuracy"] > 0.60

@@ -35,8 +35,13 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         for case, (module, *arguments) in cases.items():
             place = ["--runs_folder", str(folder), "--run_name", case.replace(" ", "_")]
             command = [sys.executable, "-m", module, "--config", "configs/smoke.yaml", *place, *arguments]
-            started[case] = subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        yield {case: (process.wait(timeout=120), process.stderr.read() if process.stderr else "", folder) for case, process in started.items()}
+            started[case] = subprocess.Popen(
+                command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+        yield {
+            case: (process.wait(timeout=120), process.stderr.read() if process.stderr else "", folder)
+            for case, process in started.items()
+        }
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         ("in use", "in use by another process"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence_and_exit_code_2(answers: dict[str, tuple[int, str, Path]], case: str, said: str) -> None:
+def test_a_mistake_ends_in_one_sentence_and_exit_code_2(
+    answers: dict[str, tuple[int, str, Path]], case: str, said: str
+) -> None:
     code, error, _ = answers[case]
     assert code == 2, error
     assert error.startswith("error: "), error
@@ -59,7 +66,9 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_2(answers: dict[str, tuple
     assert said in error
 
 
-def test_a_mistake_leaves_no_result_and_keeps_its_traceback_for_whoever_wants_it(answers: dict[str, tuple[int, str, Path]]) -> None:
+def test_a_mistake_leaves_no_result_and_keeps_its_traceback_for_whoever_wants_it(
+    answers: dict[str, tuple[int, str, Path]],
+) -> None:
     runs = answers["bad row"][2] / "bad_row"
     assert not (runs / "data").exists()
     assert "Traceback" in (runs / "last_error.txt").read_text()

@@ -69,7 +69,10 @@ def test_an_interrupt_that_is_swallowed_still_ends_the_run_and_its_stage_counts_
     with pytest.raises(SystemExit) as stopped:
         main(command, "stages.x", "", ["--runs_folder", str(tmp_path), "--run_name", "run", "--model.device", "cpu"])
     assert stopped.value.code == 130
-    assert capsys.readouterr().err == "interrupted (SIGINT): run the command again (without --force) to resume from the last checkpoint\n"
+    assert (
+        capsys.readouterr().err
+        == "interrupted (SIGINT): run the command again (without --force) to resume from the last checkpoint\n"
+    )
     assert not (tmp_path / "run" / "data").exists()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
 
@@ -78,7 +81,10 @@ def test_sigterm_ends_with_143(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(lambda config, force: signalled(signal.SIGTERM), "stages.x", "", [])
     assert stopped.value.code == 143
-    assert capsys.readouterr().err == "interrupted (SIGTERM): run the command again (without --force) to resume from the last checkpoint\n"
+    assert (
+        capsys.readouterr().err
+        == "interrupted (SIGTERM): run the command again (without --force) to resume from the last checkpoint\n"
+    )
 
 
 def test_a_swallowed_interrupt_is_raised_again_in_the_middle_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,4 +133,8 @@ def test_an_interrupt_during_imports_is_one_sentence(number: int) -> None:
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert stderr == f"interrupted ({signal.Signals(number).name}): run the command again (without --force) to resume from the last checkpoint\n"
+    assert (
+        stderr
+        == f"interrupted ({signal.Signals(number).name}): run the command again (without --force) to resume from the "
+        "last checkpoint\n"
+    )

@@ -42,7 +42,9 @@ def two(folder: Path, work: Work, *arguments: str) -> tuple[list[int | None], li
     (folder / "run").mkdir()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent hosts it
     context = multiprocessing.get_context("fork")
-    pair = [context.Process(target=one_of_two, args=(rank, store.port, folder, work, list(arguments))) for rank in range(2)]
+    pair = [
+        context.Process(target=one_of_two, args=(rank, store.port, folder, work, list(arguments))) for rank in range(2)
+    ]
     for process in pair:
         process.start()
     for process in pair:
@@ -50,7 +52,9 @@ def two(folder: Path, work: Work, *arguments: str) -> tuple[list[int | None], li
         if process.is_alive():
             process.kill()
     lines = [(folder / f"{rank}.stderr").read_text().splitlines(keepends=True) for rank in range(2)]
-    return [process.exitcode for process in pair], ["".join(line for line in some if line.startswith("error")) for some in lines]
+    return [process.exitcode for process in pair], [
+        "".join(line for line in some if line.startswith("error")) for some in lines
+    ]
 
 
 def fails_on(rank: int) -> Work:
@@ -111,7 +115,9 @@ SECOND = 1 / 60
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "codes"), [(0.5 * SECOND, [2, 2]), (30 * SECOND, [0, 0])])
-def test_work_of_the_first_process_alone_may_take_as_long_as_the_configuration_says(tmp_path: Path, minutes: float, codes: list[int]) -> None:
+def test_work_of_the_first_process_alone_may_take_as_long_as_the_configuration_says(
+    tmp_path: Path, minutes: float, codes: list[int]
+) -> None:
     def alone(team: Processes) -> None:
         team.from_main(lambda: time.sleep(2.0))
 

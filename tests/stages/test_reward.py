@@ -1,4 +1,5 @@
-"""The reward stage as a user runs it: from the SFT model, from a base of its own, from a finished reward model; judged, cut off, refused.
+"""The reward stage as a user runs it: from the SFT model, from a base of its own, from a finished reward model; judged,
+cut off, refused.
 
 pytest tests/stages/test_reward.py
 """
@@ -26,14 +27,17 @@ from stages.config import RunConfig, parse_config
 from stages.runner import RunFolder, run_stage
 
 SETTINGS = (
-    "--sft.max_train_examples", "8", "--samples.max_train_prompts", "14", "--samples.max_heldout_prompts", "14", "--reward.bias_demonstrations", "4",
+    "--sft.max_train_examples", "8", "--samples.max_train_prompts", "14", "--samples.max_heldout_prompts", "14",
+    "--reward.bias_demonstrations", "4",
     "--evaluate_reward.bootstrap_resamples", "50", "--data.personal_data", "off",
 )  # fmt: skip
 ASCII = [bytes(range(32, 127)).decode() + " one two three four five six seven eight nine ten"]
 
 
 def config_of(root: Path, *arguments: str) -> RunConfig:
-    return parse_config("test", "", ["--config", "configs/smoke.yaml", "--runs_folder", str(root), *SETTINGS, *arguments])[0]
+    return parse_config(
+        "test", "", ["--config", "configs/smoke.yaml", "--runs_folder", str(root), *SETTINGS, *arguments]
+    )[0]
 
 
 def chain(config: RunConfig) -> None:
@@ -61,8 +65,12 @@ def runs(ranked: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2-shaped language model of another size, vocabulary and chat template than the policy, which is Llama-shaped."""
-    folder = make_tiny_model(tmp_path_factory.mktemp("base") / "gpt2", "gpt2", vocab_size=300, hidden_size=48, layers=3, corpus=ASCII)
+    """A GPT-2-shaped language model of another size, vocabulary and chat template than the policy, which is
+    Llama-shaped.
+    """
+    folder = make_tiny_model(
+        tmp_path_factory.mktemp("base") / "gpt2", "gpt2", vocab_size=300, hidden_size=48, layers=3, corpus=ASCII
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # A turn starts at a special token, which no text merges with.
     tokenizer.chat_template = (
@@ -75,12 +83,16 @@ def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_reward_model(other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Somebody else's reward model: no bias in its config, read where its chat template ends, behind EOS and a line break, and its pad is EOS."""
+    """Somebody else's reward model: no bias in its config, read where its chat template ends, behind EOS and a line
+    break, and its pad is EOS.
+    """
     folder = tmp_path_factory.mktemp("theirs") / "model"
     torch.manual_seed(3)
     model = AutoModelForSequenceClassification.from_pretrained(other_base, num_labels=1)
     tokenizer = AutoTokenizer.from_pretrained(other_base)
-    tokenizer.chat_template = tokenizer.chat_template.replace("m['content'] + eos_token", "m['content'] + eos_token + '\n'")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m['content'] + eos_token", "m['content'] + eos_token + '\n'"
+    )
     tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
@@ -103,12 +115,20 @@ def plain_scores(place: Path, rankings: list[Ranking], closing: str = "") -> lis
     """Each answer as text through nothing but transformers, in a process of its own, less the bias in the config."""
     tokenizer = AutoTokenizer.from_pretrained(place)
     rows = [
-        tokenizer.apply_chat_template(ranking.messages, add_generation_prompt=True, tokenize=False) + text + tokenizer.eos_token * ended + closing
+        tokenizer.apply_chat_template(ranking.messages, add_generation_prompt=True, tokenize=False)
+        + text
+        + tokenizer.eos_token * ended
+        + closing
         for ranking in rankings
         for text, ended in zip(ranking.completions, ranking.complete or [True] * len(ranking.completions), strict=True)
     ]
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(place)], input=json.dumps(rows), capture_output=True, text=True, env=os.environ, check=False
+        [sys.executable, "-c", FRESH, str(place)],
+        input=json.dumps(rows),
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     bias, logits = json.loads(done.stdout)
@@ -133,7 +153,10 @@ def demonstration_mean(run: RunFolder, closing: str = "") -> float:
 
 def compare(run: RunFolder, fresh: Callable[[Path, list[Ranking]], list[list[float]]] = plain_scores) -> None:
     """What the stage wrote down, against another reader of the saved model."""
-    rankings, found = strict(run, "test"), json.loads((run.stage("reward") / "scores.json").read_text())["scores"]["test"]
+    rankings, found = (
+        strict(run, "test"),
+        json.loads((run.stage("reward") / "scores.json").read_text())["scores"]["test"],
+    )
     assert len(rankings) == len(found) > 5
     for theirs, ours in zip(fresh(run.stage("reward") / "model", rankings), found, strict=True):
         assert ours == pytest.approx(theirs, abs=2e-4)
@@ -148,8 +171,17 @@ def test_from_the_sft_model_and_read_by_plain_transformers(runs: Path) -> None:
     assert demonstration_mean(run) == pytest.approx(0, abs=1e-4)
     found = json.loads((run.stage("reward") / "accuracy.json").read_text())
     assert [row["epoch"] for row in found["epochs"]] == [1, 2]
-    assert [part["prompts"] for part in found["learning_curve"]] == [round(headline["train_prompts"] / 2), headline["train_prompts"]]
-    assert set(found["test"]["baselines"]) == {"longest", "shortest", "random", "sft_likelihood", "sft_likelihood_per_token"}
+    assert [part["prompts"] for part in found["learning_curve"]] == [
+        round(headline["train_prompts"] / 2),
+        headline["train_prompts"],
+    ]
+    assert set(found["test"]["baselines"]) == {
+        "longest",
+        "shortest",
+        "random",
+        "sft_likelihood",
+        "sft_likelihood_per_token",
+    }
     assert headline["reward_accuracy"] == found["test"]["accuracy"]["mean"]
     # The adapter on the SFT model, by peft and transformers alone, is the merged model.
     base = AutoModelForSequenceClassification.from_pretrained(run.stage("sft") / "model", num_labels=1)
@@ -187,7 +219,10 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     run = RunFolder(runs / "smoke")
 
     def theirs(place: Path, rankings: list[Ranking]) -> list[list[float]]:
-        tokenizer, model = AutoTokenizer.from_pretrained(other_reward_model), AutoModelForSequenceClassification.from_pretrained(other_reward_model)
+        tokenizer, model = (
+            AutoTokenizer.from_pretrained(other_reward_model),
+            AutoModelForSequenceClassification.from_pretrained(other_reward_model),
+        )
         bias = AutoModelForSequenceClassification.from_pretrained(place).config.score_bias
         scores = []
         for ranking in rankings:
@@ -219,17 +254,30 @@ def test_training_goes_on_from_a_reward_model_of_ours(runs: Path, tmp_path: Path
     assert demonstration_mean(run) == pytest.approx(0, abs=1e-4)
 
 
-def test_the_bias_comes_from_demonstrations_of_every_source(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bias_comes_from_demonstrations_of_every_source(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     for file, count in ((first, 80), (second, 40)):
-        rows = [{"prompt": f"{n} {file.stem}?", "completion": file.stem, "user_id": f"{file.stem}{n}"} for n in range(count)]
+        rows = [
+            {"prompt": f"{n} {file.stem}?", "completion": file.stem, "user_id": f"{file.stem}{n}"} for n in range(count)
+        ]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sources = ["--data.demonstrations", f"[{first}, {second}]", "--data.valid_fraction", "0.05", "--data.test_fraction", "0.05"]
+    sources = [
+        "--data.demonstrations",
+        f"[{first}, {second}]",
+        "--data.valid_fraction",
+        "0.05",
+        "--data.test_fraction",
+        "0.05",
+    ]
     run_stage(data.STAGE, config_of(tmp_path / "other", *sources))
     shutil.copy(tmp_path / "other" / "smoke" / "data" / "sft_train.parquet", runs / "smoke" / "data")
     taken: list[str] = []
 
-    def make(config: RunConfig, start: Any, tokenizer: Any, sets: Any, demonstrations: list[Element], *rest: Any) -> None:
+    def make(
+        config: RunConfig, start: Any, tokenizer: Any, sets: Any, demonstrations: list[Element], *rest: Any
+    ) -> None:
         taken.extend(tokenizer.decode(item.answers[0], skip_special_tokens=True) for item in demonstrations)
         raise ValueError("seen enough")
 
@@ -242,7 +290,10 @@ def test_the_bias_comes_from_demonstrations_of_every_source(runs: Path, tmp_path
 
 def test_its_own_result_is_no_base(runs: Path) -> None:
     run_stage(reward.STAGE, config_of(runs))
-    with pytest.raises(ValueError, match="is this run's own reward model, which the stage would train again and again: copy it elsewhere"):
+    with pytest.raises(
+        ValueError,
+        match="is this run's own reward model, which the stage would train again and again: copy it elsewhere",
+    ):
         run_stage(reward.STAGE, config_of(runs, "--reward.base", str(runs / "smoke" / "reward" / "model")))
 
 
@@ -276,11 +327,18 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--reward.base", "{base}", "--reward.epochs", "0"], r"takes reward\.base=.* as it is, but it is a language model, not a reward model"),
-        (["--reward.base", "{base}/nothing"], r"cannot load a model from .*nothing: it is neither a folder here nor a model that could be fetched"),
+        (
+            ["--reward.base", "{base}", "--reward.epochs", "0"],
+            r"takes reward\.base=.* as it is, but it is a language model, not a reward model",
+        ),
+        (
+            ["--reward.base", "{base}/nothing"],
+            r"cannot load a model from .*nothing: it is neither a folder here nor a model that could be fetched",
+        ),
         (
             ["--reward.base", "{short}"],
-            r"no ranking is left to train on: of \d+, \d+ tie all .*, \d+ compare identical .* and \d+ are longer than .* of 8 tokens",
+            r"no ranking is left to train on: of \d+, \d+ tie all .*, \d+ compare identical .* and \d+ are longer "
+            r"than .* of 8 tokens",
         ),
         (
             ["--reward.learning_rate", "1e30", "--reward.epochs", "4"],
@@ -289,7 +347,9 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         (["--model.lora.top_layers", "9"], r"top_layers=9, but the model has 2 layers"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_no_result(runs: Path, other_base: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_mistakes_are_one_sentence_and_leave_no_result(
+    runs: Path, other_base: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
     short = tmp_path / "short"
     shutil.copytree(other_base, short)
     settings = json.loads((short / "config.json").read_text())
@@ -305,7 +365,11 @@ def test_a_language_model_is_not_judged_as_a_reward_model(runs: Path, other_base
         run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_base)))
 
 
-def test_the_pipeline_says_before_it_starts_that_the_value_model_will_have_no_start(other_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot start from a reward model with another tokenizer: set ppo\.value_init=sft"):
+def test_the_pipeline_says_before_it_starts_that_the_value_model_will_have_no_start(
+    other_base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"cannot start from a reward model with another tokenizer: set ppo\.value_init=sft"
+    ):
         pipeline.work(config_of(tmp_path, "--reward.base", str(other_base)), force=False)
     assert not (tmp_path / "smoke").exists()

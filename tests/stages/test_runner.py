@@ -1,4 +1,6 @@
-"""Run folders: what is done once is not done twice, what is cut off goes on, and half a result is never taken for a whole one."""
+"""Run folders: what is done once is not done twice, what is cut off goes on, and half a result is never taken for a
+whole one.
+"""
 
 import ast
 import importlib
@@ -37,7 +39,9 @@ def root(config: RunConfig) -> Path:
 class Work:
     """A stage's work that writes one file and remembers what it found in its folder."""
 
-    def __init__(self, content: Callable[[RunConfig, RunFolder], str] = lambda config, run: "made", fails: bool = False) -> None:
+    def __init__(
+        self, content: Callable[[RunConfig, RunFolder], str] = lambda config, run: "made", fails: bool = False
+    ) -> None:
         self.content, self.fails = content, fails
         self.found: list[list[str]] = []
 
@@ -85,7 +89,9 @@ def test_an_unchanged_stage_is_not_run_again(config: RunConfig, root: Path, caps
         (lambda config: setattr(config.tracking, "project", "other"), False),
     ],
 )
-def test_only_the_configuration_that_matters_to_a_stage_makes_it_run_again(config: RunConfig, change: Any, runs_again: bool) -> None:
+def test_only_the_configuration_that_matters_to_a_stage_makes_it_run_again(
+    config: RunConfig, change: Any, runs_again: bool
+) -> None:
     work = Work()
     run_stage(first(work), config)
     change(config)
@@ -118,7 +124,9 @@ def test_a_users_file_that_changed_makes_the_stage_run_again(config: RunConfig, 
     assert work.times == 2
 
 
-def test_an_earlier_stages_result_that_was_edited_by_hand_makes_the_later_one_run_again(config: RunConfig, root: Path) -> None:
+def test_an_earlier_stages_result_that_was_edited_by_hand_makes_the_later_one_run_again(
+    config: RunConfig, root: Path
+) -> None:
     work = Work()
     run_stage(first(Work()), config)
     run_stage(second(work), config)
@@ -191,7 +199,9 @@ def test_a_failed_stage_keeps_the_earlier_result(config: RunConfig, root: Path) 
     assert (root / "data" / "made.txt").read_text() == "new"
 
 
-def test_a_stage_that_was_cut_off_gets_its_half_folder_back(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_was_cut_off_gets_its_half_folder_back(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match="it broke"):
         run_stage(first(Work(fails=True)), config)
     capsys.readouterr()
@@ -216,7 +226,9 @@ def test_a_half_folder_made_from_something_else_is_wiped(config: RunConfig, root
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(config: RunConfig, root: Path, force: bool) -> None:
+def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(
+    config: RunConfig, root: Path, force: bool
+) -> None:
     stage = replace(first(Work()), scratch=("checkpoints",))
     kept = root / "data.partial" / "checkpoints" / "checkpoint-00000002"
     kept.mkdir(parents=True)
@@ -286,7 +298,10 @@ def test_a_cut_after_both_renames_leaves_only_rubbish_to_clear(config: RunConfig
     assert not (root / "data.old").exists()
 
 
-@pytest.mark.parametrize("start", ["nothing", "an older result", "a half folder of another configuration", "a half folder that --force wipes"])
+@pytest.mark.parametrize(
+    "start",
+    ["nothing", "an older result", "a half folder of another configuration", "a half folder that --force wipes"],
+)
 def test_a_cut_between_any_two_changes_on_the_disk_ends_in_the_same_files(
     config: RunConfig, tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,7 +438,9 @@ def test_the_manifest_says_what_a_result_was_made_from(config: RunConfig, root: 
     run_stage(first(checkpoints, external=lambda config: {"mine": manifest.file_digest(file)}), config)  # type: ignore[arg-type]
     found = json.loads((root / "data" / "manifest.json").read_text())
     assert found["config"]["data"]["max_prompt_tokens"] == config.data.max_prompt_tokens
-    assert found["inputs"] == {"mine": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"}, "sha256 of 'one'"
+    assert found["inputs"] == {"mine": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"}, (
+        "sha256 of 'one'"
+    )
     assert {name: record["sha256"] for name, record in found["outputs"].items()} == {
         "model/weights.bin": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     }, "sha256 of 'abc'; TensorBoard's files are no result"
@@ -445,7 +462,9 @@ def chains(source: str) -> set[str]:
             inner = inner.value
         if parts and isinstance(inner, ast.Name) and inner.id == "config":
             found.add(".".join(reversed(parts)))
-    return {name for name in found if not any(other.startswith(f"{name}.") for other in found) or "." not in name} - {""}
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found) or "." not in name} - {
+        ""
+    }
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -475,6 +494,9 @@ def test_no_stage_reads_a_result_that_its_fingerprint_leaves_out(name: str) -> N
     assert all(STAGES.index(earlier) < STAGES.index(name) for earlier in stage.after)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(None, "abcdefghij"), (10, "abcdefghij"), (99, "abcdefghij"), (5, "acegi"), (3, "adg"), (1, "a")])
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(None, "abcdefghij"), (10, "abcdefghij"), (99, "abcdefghij"), (5, "acegi"), (3, "adg"), (1, "a")],
+)
 def test_some_of_many_are_spread_over_the_whole(count: int | None, expected: str) -> None:
     assert "".join(evenly("abcdefghij", count)) == expected

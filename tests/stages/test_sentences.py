@@ -127,11 +127,16 @@ def test_an_error_that_a_user_can_fix_is_one_sentence_and_exit_code_2(
     "error",
     [AssertionError("an invariant"), KeyError("x"), TypeError("no"), RuntimeError("shapes differ"), RecursionError()],
 )
-def test_a_bug_is_reported_as_one_with_the_path_of_its_traceback(told: Callable[..., tuple[int, str]], tmp_path: Path, error: Exception) -> None:
+def test_a_bug_is_reported_as_one_with_the_path_of_its_traceback(
+    told: Callable[..., tuple[int, str]], tmp_path: Path, error: Exception
+) -> None:
     code, stderr = told(failing(error))
     file = tmp_path / "runs" / "run" / "last_error.txt"
     assert code == 1
-    assert stderr == f"error: internal error: {type(error).__name__}: {error}; the traceback is in {file}; please report it\n"
+    assert (
+        stderr
+        == f"error: internal error: {type(error).__name__}: {error}; the traceback is in {file}; please report it\n"
+    )
     assert "in work\n" in file.read_text()
 
 
@@ -139,7 +144,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "text": lambda out: (out / "counts.json").write_text("x" * 2**20),
     "rows": lambda out: write_rows(out / "samples.jsonl", [{"text": "x" * 2**20}]),
     "weights": lambda out: save_file({"weight": torch.zeros(2**20)}, out / "model.safetensors"),
-    "table": lambda out: pyarrow.parquet.write_table(pyarrow.table({"x": [os.urandom(2**20)]}), out / "sft_train.parquet"),
+    "table": lambda out: pyarrow.parquet.write_table(
+        pyarrow.table({"x": [os.urandom(2**20)]}), out / "sft_train.parquet"
+    ),
 }
 
 
@@ -154,7 +161,9 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.usefixtures("small_files")
-def test_a_full_disk_is_one_sentence_for_every_kind_of_write(told: Callable[..., tuple[int, str]], tmp_path: Path, kind: str) -> None:
+def test_a_full_disk_is_one_sentence_for_every_kind_of_write(
+    told: Callable[..., tuple[int, str]], tmp_path: Path, kind: str
+) -> None:
     code, stderr = told(WRITERS[kind])
     assert code == 2, stderr
     assert "File too large" in stderr
@@ -198,7 +207,8 @@ def test_a_read_only_run_folder_keeps_the_traceback_elsewhere(
 
 def test_a_closed_pipe_is_one_sentence_and_leaves_no_noise(tmp_path: Path) -> None:
     script = "import os; from stages.errors import report\n" + (
-        "import sys\ntry:\n    os.read(0, 1); print('x', flush=True)\nexcept OSError as error:\n    sys.exit(report(error, None))\n"
+        "import sys\ntry:\n    os.read(0, 1); print('x', flush=True)\nexcept OSError as error:\n    "
+        "sys.exit(report(error, None))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],

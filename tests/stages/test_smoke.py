@@ -1,4 +1,6 @@
-"""The whole chain as a user runs it, on a random model: every stage, nothing twice, killed and resumed, on two processes."""
+"""The whole chain as a user runs it, on a random model: every stage, nothing twice, killed and resumed, on two
+processes.
+"""
 
 import json
 import os
@@ -23,13 +25,19 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def command(module: str, folder: Path, *arguments: str, processes: int = 1) -> list[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
     return [sys.executable, *launch, "-m", module, "--config", CONFIG, "--runs_folder", str(folder), *arguments]
 
 
 def run(cache: Path, *parts: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command(parts[0], Path(parts[1]), *parts[2:], processes=processes), env=environment(cache), capture_output=True, text=True, timeout=250
+        command(parts[0], Path(parts[1]), *parts[2:], processes=processes),
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -58,7 +66,16 @@ def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tup
         assert f"{stage}: done" in printed
     assert not list(root.glob("*.partial"))
     headline = json.loads((root / "evaluate" / "headline.json").read_text())
-    expected = {"reward_accuracy", "win_rate", "win_rate_low", "win_rate_high", "kl", "perplexity_sft", "perplexity_ppo", "seconds"}
+    expected = {
+        "reward_accuracy",
+        "win_rate",
+        "win_rate_low",
+        "win_rate_high",
+        "kl",
+        "perplexity_sft",
+        "perplexity_ppo",
+        "seconds",
+    }
     assert set(headline) == expected
     assert headline["win_rate_low"] <= headline["win_rate"] <= headline["win_rate_high"]
     assert f"{headline['win_rate']:.1%}" in printed
@@ -96,7 +113,11 @@ def test_the_models_load_with_plain_transformers(finished: tuple[Path, str]):
     scores = []
     for row in rows:
         messages = [{"role": "user", "content": row["prompt"]}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + row["completion"] + tokenizer.eos_token
+        text = (
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            + row["completion"]
+            + tokenizer.eos_token
+        )
         with torch.no_grad():
             scores.append(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item())
     # The bias in the config is what makes the mean score of these demonstrations zero.
@@ -125,7 +146,9 @@ def test_ppo_runs_killed_at_any_moment_end_in_the_same_bytes(finished: tuple[Pat
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(finished: tuple[Path, str], cache: Path, tmp_path: Path):
     root, _ = finished
-    shutil.copytree(root, tmp_path / "smoke", ignore=shutil.ignore_patterns("reward", "ppo", "evaluate", "report", "tensorboard"))
+    shutil.copytree(
+        root, tmp_path / "smoke", ignore=shutil.ignore_patterns("reward", "ppo", "evaluate", "report", "tensorboard")
+    )
     for stage in ("reward", "ppo"):
         run(cache, f"stages.{stage}", str(tmp_path), processes=2)
         manifest = json.loads((tmp_path / "smoke" / stage / "manifest.json").read_text())
@@ -137,7 +160,10 @@ def test_two_processes_do_what_one_does(finished: tuple[Path, str], cache: Path,
         assert moved > 1e-3, "training moved nothing"
         assert worst < 0.02 * moved, (place, worst, moved)
     names = ("score", "kl", "policy_loss", "value_loss", "ptx_loss", "entropy", "length", "policy_grad_norm")
-    rows = [[json.loads(line) for line in (place / "ppo" / "metrics.jsonl").read_text().splitlines()] for place in (root, tmp_path / "smoke")]
+    rows = [
+        [json.loads(line) for line in (place / "ppo" / "metrics.jsonl").read_text().splitlines()]
+        for place in (root, tmp_path / "smoke")
+    ]
     for one_row, two_row in zip(*rows, strict=True):
         for name in names:
             assert one_row[name] == pytest.approx(two_row[name], rel=2e-3, abs=2e-4), name

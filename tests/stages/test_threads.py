@@ -62,11 +62,15 @@ def test_nothing_is_set_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @linux
 def test_a_stage_chooses_before_it_imports_anything_and_a_library_import_does_not() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_", "LOCAL_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_", "LOCAL_"))
+    }
     environment["CUDA_VISIBLE_DEVICES"] = ""
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
-        as_command = subprocess.run([sys.executable, "-m", "stages.ranks"], cwd=HERE, env=environment, capture_output=True, text=True)
+        as_command = subprocess.run(
+            [sys.executable, "-m", "stages.ranks"], cwd=HERE, env=environment, capture_output=True, text=True
+        )
         as_library = subprocess.run(
             [sys.executable, "-c", "import stages, sys; print('torch' in sys.modules)"],
             cwd=HERE,
@@ -78,5 +82,7 @@ def test_a_stage_chooses_before_it_imports_anything_and_a_library_import_does_no
         for burner in burners:
             burner.kill()
             burner.wait()
-    assert as_command.stdout.startswith("threads: OMP_WAIT_POLICY=PASSIVE, because other processes keep"), as_command.stderr
+    assert as_command.stdout.startswith("threads: OMP_WAIT_POLICY=PASSIVE, because other processes keep"), (
+        as_command.stderr
+    )
     assert as_library.stdout == "False\n"

@@ -15,7 +15,8 @@ from data.sets import set_file
 
 ANSWERED = 60
 WORDS = (
-    "amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "ledge", "marsh", "north", "oasis", "petal",
+    "amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "ledge", "marsh",
+    "north", "oasis", "petal",
     "quartz", "ridge", "slope", "tundra",
 )  # fmt: skip
 MEASURER = Measurer(
@@ -39,7 +40,8 @@ def demonstrations(count: int = ANSWERED, users: int = 30) -> list[dict[str, Any
 def prompts(count: int, start: int = 1000, **extra: Any) -> list[dict[str, Any]]:
     """Prompts of one user each."""
     return [
-        {"prompt": f"{WORDS[number % 20]} {number} and nothing else", "user_id": f"other {number}"} | extra for number in range(start, start + count)
+        {"prompt": f"{WORDS[number % 20]} {number} and nothing else", "user_id": f"other {number}"} | extra
+        for number in range(start, start + count)
     ]
 
 
@@ -51,7 +53,10 @@ def twins(count: int) -> list[dict[str, Any]]:
 def rankings(count: int, **extra: Any) -> list[dict[str, Any]]:
     """Rankings of one user each."""
     row = {"completions": ["short", "a bit longer"], "ranks": [1, 2], "labeler_id": "anna"}
-    return [{"prompt": f"{number} {WORDS[number % 20]} ranked", "user_id": f"ranker {number}"} | row | extra for number in range(count)]
+    return [
+        {"prompt": f"{number} {WORDS[number % 20]} ranked", "user_id": f"ranker {number}"} | row | extra
+        for number in range(count)
+    ]
 
 
 def file_of(path: Path, rows: Sequence[Any]) -> str:
@@ -66,7 +71,9 @@ def made(folder: Path, rows: dict[str, Sequence[Any]] | None = None, **settings:
     given = {"demonstrations": demonstrations()} | (rows or {})
     (folder / "text.md").write_text("one two three " * 50)
     files: dict[str, list[str]] = {role: [file_of(folder / f"{role}.jsonl", found)] for role, found in given.items()}
-    config = DataConfig(**({"pretraining": [str(folder / "text.md")], "valid_fraction": 0.2, "test_fraction": 0.2} | files | settings))
+    config = DataConfig(
+        **({"pretraining": [str(folder / "text.md")], "valid_fraction": 0.2, "test_fraction": 0.2} | files | settings)
+    )
     return build(config, MEASURER, folder), config
 
 

@@ -30,7 +30,8 @@ def test_what_was_not_ranked_or_put_both_ways_was_not_judged():
 
 
 def test_agreement_counted_by_hand():
-    # One prompt: anna a > b > c; ben a > b, a > c, b = c; cleo judged other answers. Of anna's and ben's pairs two are the same, bc is not strict.
+    # One prompt: anna a > b > c; ben a > b, a > c, b = c; cleo judged other answers. Of anna's and ben's pairs two are
+    # the same, bc is not strict.
     anna, ben = {("a", "b"): 1, ("a", "c"): 1, ("b", "c"): 1}, {("a", "b"): 1, ("a", "c"): 1, ("b", "c"): 0}
     first = [("anna", anna), ("ben", ben), ("cleo", {("d", "e"): 1})]
     # Another: anna and cleo contradict each other on the one pair.
@@ -75,7 +76,11 @@ def test_tau_is_kendalls():
 
 
 def test_labelers_are_found_in_the_data(tmp_path):
-    several = [rankings(6)[number] | {"labeler_id": who, "ranks": ranks} for number in range(6) for who, ranks in (("anna", [1, 2]), ("ben", [1, 2]))]
+    several = [
+        rankings(6)[number] | {"labeler_id": who, "ranks": ranks}
+        for number in range(6)
+        for who, ranks in (("anna", [1, 2]), ("ben", [1, 2]))
+    ]
     several[1]["ranks"] = [2, 1]
     nameless = [{key: value for key, value in row.items() if key != "labeler_id"} for row in rankings(3, ranks=[2, 1])]
     alone = [row | {"prompt": f"alone {row['prompt']}"} for row in rankings(4)]

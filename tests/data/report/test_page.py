@@ -42,7 +42,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[str
 def test_numbers_stand_in_their_places(report):
     html, markdown, doubts, _ = report
     seen = text_of(html)
-    assert "5 sources read; kept 82 of 83 prompts, 60 of 60 rankings, 2 of 2 documents. 1 malformed row left out." in seen
+    assert (
+        "5 sources read; kept 82 of 83 prompts, 60 of 60 rankings, 2 of 2 documents. 1 malformed row left out." in seen
+    )
     assert "near duplicate 1 1.2%" in seen
     assert "Rankings 60" in seen
     assert "Strict pairs 60" in seen
@@ -52,14 +54,19 @@ def test_numbers_stand_in_their_places(report):
     assert "Strict pairs won by the longer answer a coin: 50% 33.3%" in seen
     assert "Longest answer ranked best a random answer: 50.0% 33.3%" in seen
     assert "| Strict pairs | 60 |  |" in markdown
-    assert "96% of the paper&#39;s instructions were in English" in html or "96% of the paper's instructions were in English" in html
+    assert (
+        "96% of the paper&#39;s instructions were in English" in html
+        or "96% of the paper's instructions were in English" in html
+    )
     assert all(doubt in seen for doubt in (text.replace("'", "&#39;") for text in doubts))
 
 
 def test_html_stands_alone_and_markdown_has_its_pictures_beside_it(report):
     html, markdown, _, folder = report
     assert html.count("<img ") == html.count('<img src="data:image/png;base64,') == len(PICTURES)
-    assert all(place.startswith(("data:image/png;base64,", "#")) for place in re.findall(r'\b(?:src|href)="(.*?)"', html))
+    assert all(
+        place.startswith(("data:image/png;base64,", "#")) for place in re.findall(r'\b(?:src|href)="(.*?)"', html)
+    )
     assert sorted(re.findall(r"\]\(report_pictures/(\w+)\.png\)", markdown)) == PICTURES
     assert sorted(path.stem for path in (folder / "report_pictures").iterdir()) == PICTURES
 
@@ -105,7 +112,9 @@ def test_by_organisation(tmp_path):
 
 def test_nobodys_personal_data_are_shown(tmp_path):
     secret = "bob.miller@miller-tools.com"
-    rows = [{"prompt": f"{number} times write to {secret} now", "user_id": f"{secret} {number}"} for number in range(20)]
+    rows = [
+        {"prompt": f"{number} times write to {secret} now", "user_id": f"{secret} {number}"} for number in range(20)
+    ]
     rows += [row | {"user_id": "again", "prompt": row["prompt"] + "!"} for row in rows]
     rows.append({"prompt": "who is it", "source": secret})
     ranked = rankings(20, labeler_id=secret, user_id=secret)

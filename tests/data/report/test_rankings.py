@@ -14,7 +14,9 @@ from tests.data.report.making import made, rankings
 
 
 def batch_of(rows: list[dict[str, Any]]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([packed(parse({"prompt": "why"} | row, Ranking), "why") for row in rows], schema=RANKING_SCHEMA)
+    return pa.RecordBatch.from_pylist(
+        [packed(parse({"prompt": "why"} | row, Ranking), "why") for row in rows], schema=RANKING_SCHEMA
+    )
 
 
 def some_rankings(count: int) -> list[dict[str, Any]]:
@@ -22,7 +24,10 @@ def some_rankings(count: int) -> list[dict[str, Any]]:
     noise, found = random.Random(0), []
     for number in range(count):
         size = noise.choice([2, 3, 4, 9])
-        row: dict[str, Any] = {"completions": ["x" * noise.randint(0, 6) for _ in range(size)], "labeler_id": f"l{number % 3}"}
+        row: dict[str, Any] = {
+            "completions": ["x" * noise.randint(0, 6) for _ in range(size)],
+            "labeler_id": f"l{number % 3}",
+        }
         pairs = noise.sample(list(itertools.permutations(range(size), 2)), 2)
         if number % 4 == 3:
             row |= {"preferences": [list(pairs[0])], "ties": [list(pairs[1])] if number % 8 == 3 else None}
@@ -48,7 +53,9 @@ def test_pairs_and_counts_are_those_of_a_loop():
     assert found.strict == sum(not tied for row in pairs for *_, tied in row)
     assert found.tied == sum(tied for row in pairs for *_, tied in row)
     compared = [{place for better, worse, _ in said for place in (better, worse)} for said in pairs]
-    assert found.unranked == sum(len(row["completions"]) - len(places) for row, places in zip(rows, compared, strict=True))
+    assert found.unranked == sum(
+        len(row["completions"]) - len(places) for row, places in zip(rows, compared, strict=True)
+    )
     assert found.forms == {"ranks": 150, "preferences": 50}
     assert found.count == 200
     assert found.by_labeler == {"l0": 67, "l1": 67, "l2": 66}
@@ -64,7 +71,11 @@ def test_the_longest_answer_is_compared_with_a_random_one():
     of = 0
     rows = some_rankings(200)
     for row in rows:
-        ranked = [(len(text), rank) for text, rank in zip(row["completions"], row.get("ranks", []), strict=False) if rank is not None]
+        ranked = [
+            (len(text), rank)
+            for text, rank in zip(row["completions"], row.get("ranks", []), strict=False)
+            if rank is not None
+        ]
         if len({length for length, _ in ranked}) > 1 and len({rank for _, rank in ranked}) > 1:
             longest = [rank for length, rank in ranked if length == max(ranked)[0]]
             top = min(rank for _, rank in ranked)
@@ -74,11 +85,18 @@ def test_the_longest_answer_is_compared_with_a_random_one():
     found = RankingFacts()
     add(found, batch_of(rows))
     assert of > 50
-    assert (found.longest_of, found.longest_best, found.longest_chance) == (of, pytest.approx(best), pytest.approx(chance))
+    assert (found.longest_of, found.longest_best, found.longest_chance) == (
+        of,
+        pytest.approx(best),
+        pytest.approx(chance),
+    )
 
 
 def test_answers_are_told_apart_within_and_between_rankings():
-    rows = [{"completions": ["a", "b"], "preferences": [[1, 0]]}, {"completions": ["c", "d", "e"], "ranks": [2, None, 1]}]
+    rows = [
+        {"completions": ["a", "b"], "preferences": [[1, 0]]},
+        {"completions": ["c", "d", "e"], "ranks": [2, None, 1]},
+    ]
     found = judged_pairs(batch_of(rows))
     pairs = set(zip(found.ranking.tolist(), found.better.tolist(), found.worse.tolist(), strict=True))
     assert pairs == {(0, 1, 0), (1, 4, 2)}

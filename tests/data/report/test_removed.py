@@ -31,8 +31,14 @@ def test_the_twin_is_found_and_it_is_an_earlier_row_that_stayed(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0.5, 0.72, 0.9, 1.0])
 def test_a_twin_is_one_by_the_rule_to_the_byte(tmp_path, fraction):
-    texts = [text[:length] for text in ("ééééééééééé", "eeeeeeeeeee", "éeeéeeéeeée", "日本語日本語日本語") for length in range(1, len(text) + 1)]
-    built, _ = made(tmp_path, {"prompts": [{"prompt": text, "user_id": f"u{place}"} for place, text in enumerate(texts)]})
+    texts = [
+        text[:length]
+        for text in ("ééééééééééé", "eeeeeeeeeee", "éeeéeeéeeée", "日本語日本語日本語")
+        for length in range(1, len(text) + 1)
+    ]
+    built, _ = made(
+        tmp_path, {"prompts": [{"prompt": text, "user_id": f"u{place}"} for place, text in enumerate(texts)]}
+    )
     keys = [row["key"] for row in built.pool.spool.rows(np.arange(built.pool.count))]
     everyone = np.ones(built.pool.count, dtype=bool)
     for row in range(60, built.pool.count):
@@ -40,7 +46,10 @@ def test_a_twin_is_one_by_the_rule_to_the_byte(tmp_path, fraction):
         # What the rule says, letter by letter: the common prefix is at least that fraction of the longer one.
         alike = []
         for number, other in enumerate(keys):
-            common = next((k for k, (a, b) in enumerate(zip(key, other.encode(), strict=False)) if a != b), min(len(key), len(other.encode())))
+            common = next(
+                (k for k, (a, b) in enumerate(zip(key, other.encode(), strict=False)) if a != b),
+                min(len(key), len(other.encode())),
+            )
             if number != row and common >= math.ceil(fraction * max(len(key), len(other.encode()))):
                 alike.append(number)
         allowed = everyone.copy()
@@ -62,7 +71,9 @@ def test_a_training_row_that_is_an_evaluation_prompt_shows_it(tmp_path):
 
 
 def test_personal_data_are_named_and_never_shown(tmp_path):
-    letters = [LETTER | {"user_id": f"secretive {number}", "prompt": f"{number}. {LETTER['prompt']}"} for number in range(20)]
+    letters = [
+        LETTER | {"user_id": f"secretive {number}", "prompt": f"{number}. {LETTER['prompt']}"} for number in range(20)
+    ]
     built, config = made(tmp_path, {"prompts": prompts(30) + letters})
     kinds = {example.text for example in examples(built, config)["prompts", "personal_data"]}
     assert kinds == {"EMAIL, PHONE"}

@@ -28,7 +28,10 @@ FEW_SHOT = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, DataConfig, dict]:
     folder = tmp_path_factory.mktemp("data")
     foreign = [{"prompt": "Wie heißt die Hauptstadt von Deutschland und warum ist sie so berühmt?", "user_id": "eu"}]
-    rows = {"demonstrations": [*demonstrations(), FEW_SHOT], "prompts": prompts(40) + prompts(9, start=2000, user_id="busy") + foreign}
+    rows = {
+        "demonstrations": [*demonstrations(), FEW_SHOT],
+        "prompts": prompts(40) + prompts(9, start=2000, user_id="busy") + foreign,
+    }
     built, config = made(folder, rows | {"rankings": rankings(30)})
     return built, config, written(built, folder)
 
@@ -44,10 +47,16 @@ def test_sizes_are_those_of_the_files(data):
     for title, name in SETS.items():
         for split_title, split in SPLITS.items():
             sources = Counter(row["source"] for row in files[f"{name}_{split}"])
-            assert found[f"{title} {split_title}"][:3] == [str(sources["labeler"]), str(sources["api"]), str(sources.total())]
+            assert found[f"{title} {split_title}"][:3] == [
+                str(sources["labeler"]),
+                str(sources["api"]),
+                str(sources.total()),
+            ]
     assert found["SFT training"][3:] == ["11,295", "1,430"]
     assert found["RL training"][3:] == ["–", "31,144"]
-    assert sum(len(files[f"sft_{split}"]) for split in SPLITS.values()) == 60 + 5, "the few-shot prompt counts as its five examples"
+    assert sum(len(files[f"sft_{split}"]) for split in SPLITS.values()) == 60 + 5, (
+        "the few-shot prompt counts as its five examples"
+    )
 
 
 def test_users_are_counted_by_who_wrote_the_prompts(data):
@@ -57,7 +66,11 @@ def test_users_are_counted_by_who_wrote_the_prompts(data):
     for title, name in SETS.items():
         for split_title, split in SPLITS.items():
             for whose, source in (("API", "api"), ("labeler", "labeler")):
-                ids = {row["prompt_id"].split("#")[0]: row["user_id"] for row in files[f"{name}_{split}"] if row["source"] == source}
+                ids = {
+                    row["prompt_id"].split("#")[0]: row["user_id"]
+                    for row in files[f"{name}_{split}"]
+                    if row["source"] == source
+                }
                 counts = list(Counter(ids.values()).values())
                 if counts:
                     seen += 1
@@ -97,9 +110,16 @@ def test_lengths_are_those_of_the_files(data):
             assert cells[0] == str(len(words))
             assert float(cells[1]) == pytest.approx(statistics.mean(words), abs=0.06)
             assert float(cells[2]) == pytest.approx(statistics.pstdev(words), abs=0.06)
-            assert [float(cell) for cell in cells[3:]] == pytest.approx(np.percentile(words, [0, 25, 50, 75, 100]), abs=0.06)
+            assert [float(cell) for cell in cells[3:]] == pytest.approx(
+                np.percentile(words, [0, 25, 50, 75, 100]), abs=0.06
+            )
     sources = by_name(tables.lengths_by_source_table(built))
-    answers = [len(row["completion"].split()) for split in SPLITS.values() for row in files[f"sft_{split}"] if row["source"] == "api"]
+    answers = [
+        len(row["completion"].split())
+        for split in SPLITS.values()
+        for row in files[f"sft_{split}"]
+        if row["source"] == "api"
+    ]
     assert sources["API prompts: demonstrations"][0] == str(len(answers))
     assert float(sources["API prompts: demonstrations"][1]) == pytest.approx(statistics.mean(answers), abs=0.06)
     cases = by_name(tables.lengths_by_use_case_table(built))
@@ -118,7 +138,9 @@ def test_languages_are_counted_over_what_was_kept(data):
 
 
 def test_sources_are_read_and_kept_rows(tmp_path):
-    built, config = made(tmp_path, {"prompts": prompts(20, dataset="an earlier run's") + twins(1), "rankings": rankings(5)})
+    built, config = made(
+        tmp_path, {"prompts": prompts(20, dataset="an earlier run's") + twins(1), "rankings": rankings(5)}
+    )
     found = by_name(tables.sources_table(built))
     assert found[config.prompts[0]][1] == "21"
     assert found[config.prompts[0]][-1] == "95.2%"
@@ -143,7 +165,15 @@ def test_what_was_removed_stands_by_kind_and_in_order(tmp_path):
     found = by_name(table)
     assert found["near duplicate"] == ["1", "1.6%", "–", "–", "–", "–"]
     assert found["repeated"] == ["1", "1.6%", "1", "16.7%", "0", "0.0%"]
-    order = ["other language", "prompt too long", "answer too long", "personal data", "repeated", "near duplicate", "over cap"]
+    order = [
+        "other language",
+        "prompt too long",
+        "answer too long",
+        "personal data",
+        "repeated",
+        "near duplicate",
+        "over cap",
+    ]
     assert [row[0] for row in table.rows[:7]] == order
 
 

@@ -19,8 +19,18 @@ def said(folder, rows: dict[str, list[Any]] | None = None, **settings: Any) -> s
 
 def facts(**more: Any) -> RankingFacts:
     """Rankings that nothing is wrong with."""
-    good = {"answers": Counter({4: 90, 9: 10}), "forms": Counter({"ranks": 100}), "by_labeler": Counter({"anna": 60, "ben": 40})}
-    return RankingFacts(**(good | {"strict": 900, "tied": 100, "longer_better": {"mean": 0.52, "low": 0.5, "high": 0.54, "n": 900}} | more))
+    good = {
+        "answers": Counter({4: 90, 9: 10}),
+        "forms": Counter({"ranks": 100}),
+        "by_labeler": Counter({"anna": 60, "ben": 40}),
+    }
+    return RankingFacts(
+        **(
+            good
+            | {"strict": 900, "tied": 100, "longer_better": {"mean": 0.52, "low": 0.5, "high": 0.54, "n": 900}}
+            | more
+        )
+    )
 
 
 def test_large_and_even_data_are_not_warned_of(tmp_path):
@@ -54,7 +64,9 @@ def test_a_user_who_is_half_of_a_split_is_named_and_masked(tmp_path):
 def test_half_is_half(tmp_path):
     others = int(made(tmp_path)[0].pool.kept(TRAIN).sum())
     name = next(f"busy {number}" for number in range(100) if split_of(f"busy {number}", 0.2, 0.2) == "train")
-    assert f"One user, {name!r}, sent 50.0% of the RM training prompts" in said(tmp_path / "half", {"prompts": prompts(others, user_id=name)})
+    assert f"One user, {name!r}, sent 50.0% of the RM training prompts" in said(
+        tmp_path / "half", {"prompts": prompts(others, user_id=name)}
+    )
     assert "of the RM" not in said(tmp_path / "less", {"prompts": prompts(others - 1, user_id=name)})
 
 
@@ -74,15 +86,36 @@ def test_a_rule_that_removes_a_fifth(tmp_path):
     assert "raise data.near_duplicate_fraction" in heavy
     assert "removed by one rule" not in said(tmp_path / "light", {"prompts": prompts(30) + twins(20)})
     again = [row | {"user_id": "again"} for row in prompts(30)]
-    assert "removed by one rule" not in said(tmp_path / "again", {"prompts": prompts(30) + again}), "nothing is lost with a copy"
+    assert "removed by one rule" not in said(tmp_path / "again", {"prompts": prompts(30) + again}), (
+        "nothing is lost with a copy"
+    )
 
 
 def test_one_use_case_and_several_languages(tmp_path):
     chatty = [row | {"use_case": "chat"} for row in demonstrations()]
     assert "100.0% of the prompts that name a use case are chat" in said(tmp_path, {"demonstrations": chatty})
-    towns = ["Berlin", "Hamburg", "München", "Köln", "Frankfurt", "Stuttgart", "Bremen", "Dresden", "Hannover", "Nürnberg"]
-    german = [{"prompt": f"{town} ist berühmt, aber warum eigentlich, und was sollte man dort gesehen haben?", "user_id": town} for town in towns]
-    assert "are in the main language (en): if the others are not meant, set data.languages to [en]" in said(tmp_path / "mixed", {"prompts": german})
+    towns = [
+        "Berlin",
+        "Hamburg",
+        "München",
+        "Köln",
+        "Frankfurt",
+        "Stuttgart",
+        "Bremen",
+        "Dresden",
+        "Hannover",
+        "Nürnberg",
+    ]
+    german = [
+        {
+            "prompt": f"{town} ist berühmt, aber warum eigentlich, und was sollte man dort gesehen haben?",
+            "user_id": town,
+        }
+        for town in towns
+    ]
+    assert "are in the main language (en): if the others are not meant, set data.languages to [en]" in said(
+        tmp_path / "mixed", {"prompts": german}
+    )
     assert "main language" not in said(tmp_path / "chosen", {"prompts": german}, languages=["en"])
 
 
@@ -96,8 +129,14 @@ def test_personal_data_that_nobody_looked_for(tmp_path):
     [
         ({"tied": 901}, "50.0% of the judged pairs are ties"),
         ({"answers": Counter({2: 100})}, "Every ranking has two answers"),
-        ({"longer_better": {"mean": 0.62, "low": 0.58, "high": 0.66, "n": 900}}, "the longer answer is the better one in 62.0% of pairs"),
-        ({"longer_better": {"mean": 0.35, "low": 0.3, "high": 0.4, "n": 900}}, "the shorter answer is the better one in 65.0% of pairs"),
+        (
+            {"longer_better": {"mean": 0.62, "low": 0.58, "high": 0.66, "n": 900}},
+            "the longer answer is the better one in 62.0% of pairs",
+        ),
+        (
+            {"longer_better": {"mean": 0.35, "low": 0.3, "high": 0.4, "n": 900}},
+            "the shorter answer is the better one in 65.0% of pairs",
+        ),
         ({"by_labeler": Counter({"": 25, "anna": 75})}, "25.0% of the rankings name no labeler"),
     ],
 )

@@ -14,19 +14,68 @@ from tests.data.sources.converting import convert
 
 PUBLISHED = {name: adapter for name, adapter in ADAPTERS.items() if name != "rows"}
 KEYS = {
-    "oasst": ["message_tree_id", "message_id", "parent_id", "text", "role", "rank", "deleted", "review_result", "prompt", "replies"],
-    "qa_feedback": ["question", "passages", "gold", "answer", "preference", *(f"prediction {number}" for number in range(1, 5))],
+    "oasst": [
+        "message_tree_id",
+        "message_id",
+        "parent_id",
+        "text",
+        "role",
+        "rank",
+        "deleted",
+        "review_result",
+        "prompt",
+        "replies",
+    ],
+    "qa_feedback": [
+        "question",
+        "passages",
+        "gold",
+        "answer",
+        "preference",
+        *(f"prediction {number}" for number in range(1, 5)),
+    ],
     "truthfulqa": ["prompt", "completion", "Question", "Best Answer"],
     "hh_rlhf": ["chosen", "rejected"],
-    "ultrafeedback": ["instruction", "completions", "response", "annotations", "instruction_following", "truthfulness", "Rating"],
+    "ultrafeedback": [
+        "instruction",
+        "completions",
+        "response",
+        "annotations",
+        "instruction_following",
+        "truthfulness",
+        "Rating",
+    ],
     "ultrafeedback_binarized": ["chosen", "rejected", "prompt_id", "score_chosen", "score_rejected", "role", "content"],
     "nectar": ["prompt", "answers", "answer", "rank"],
     "shp": ["post_id", "history", "human_ref_A", "human_ref_B", "labels"],
-    "summarize_feedback": ["info", "summaries", "choice", "worker", "post", "title", "subreddit", "article", "id", "text"],
+    "summarize_feedback": [
+        "info",
+        "summaries",
+        "choice",
+        "worker",
+        "post",
+        "title",
+        "subreddit",
+        "article",
+        "id",
+        "text",
+    ],
     "dolly": ["instruction", "context", "response", "category"],
     "alpaca": ["instruction", "input", "output"],
     "no_robots": ["messages", "prompt_id", "category", "role", "content"],
-    "sharegpt": ["conversations", "from", "value", "system", "chosen", "rejected", "role", "content", "human", "gpt", "tools"],
+    "sharegpt": [
+        "conversations",
+        "from",
+        "value",
+        "system",
+        "chosen",
+        "rejected",
+        "role",
+        "content",
+        "human",
+        "gpt",
+        "tools",
+    ],
     "self_instruct": ["id", "instruction", "instances", "input", "output", "motivation_app", "is_classification"],
 }
 WORDS = [
@@ -49,14 +98,19 @@ SCALARS = st.none() | st.booleans() | st.integers(-2, 4) | st.floats() | st.samp
 def values(keys: list[str]) -> st.SearchStrategy[Any]:
     """JSON values whose objects have the format's own keys, which is where a converter looks."""
     return st.recursive(
-        SCALARS, lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(keys), inner, max_size=len(keys)), max_leaves=12
+        SCALARS,
+        lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(keys), inner, max_size=len(keys)),
+        max_leaves=12,
     )
 
 
 def rows_of(keys: list[str]) -> st.SearchStrategy[list[Any]]:
     """One to three rows: objects with some of the keys or all of them, or no objects at all."""
     value = values(keys)
-    some, full = st.fixed_dictionaries({}, optional=dict.fromkeys(keys, value)), st.fixed_dictionaries(dict.fromkeys(keys, value))
+    some, full = (
+        st.fixed_dictionaries({}, optional=dict.fromkeys(keys, value)),
+        st.fixed_dictionaries(dict.fromkeys(keys, value)),
+    )
     return st.lists(some | full | SCALARS, min_size=1, max_size=3)
 
 
@@ -79,7 +133,9 @@ def test_an_adapter_names_a_place_or_its_files_and_only_roles_that_there_are(ada
     assert "(" in adapter.about, "the licence, in brackets"
 
 
-@pytest.mark.parametrize(("name", "role"), [(name, role) for name, adapter in PUBLISHED.items() for role in adapter.convert])
+@pytest.mark.parametrize(
+    ("name", "role"), [(name, role) for name, adapter in PUBLISHED.items() for role in adapter.convert]
+)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_json_becomes_records_or_one_sentence(name: str, role: Role, data: st.DataObject) -> None:

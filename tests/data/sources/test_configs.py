@@ -23,6 +23,8 @@ def test_a_public_configuration_parses_and_its_sources_can_play_their_roles(name
                 assert role in ADAPTERS[config.data.sources[source].format].convert
     for source in config.data.sources.values():
         adapter = ADAPTERS[source.format]
-        assert source.place == adapter.hub if source.revision else adapter.hub is None, "what is read from the Hub is pinned"
+        assert source.place == adapter.hub if source.revision else adapter.hub is None, (
+            "what is read from the Hub is pinned"
+        )
     longest = config.data.max_prompt_tokens + max(config.data.max_answer_tokens, config.ppo.max_new_tokens)
     assert longest <= config.reward.max_tokens_per_micro_batch

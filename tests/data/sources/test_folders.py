@@ -40,7 +40,11 @@ def saved_dict(place: Path) -> Path:
 
 def snapshot(place: Path) -> Path:
     (place / "data").mkdir(parents=True)
-    for name, rows in {"train-00000-of-00002": ROWS[:4], "train-00001-of-00002": ROWS[4:], "test-00000-of-00001": OTHER}.items():
+    for name, rows in {
+        "train-00000-of-00002": ROWS[:4],
+        "train-00001-of-00002": ROWS[4:],
+        "test-00000-of-00001": OTHER,
+    }.items():
         datasets.Dataset.from_list(rows).to_parquet(place / "data" / f"{name}.parquet")
     (place / "README.md").write_text("About these data.")
     (place / "dataset_infos.json").write_text('{"default": {}}')
@@ -68,7 +72,9 @@ def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
     assert prompts(folder, split="test") == asked(OTHER)
     assert source(folder, split="test").place.endswith(", split test"), "the report and the dry run say which"
     assert all(file.suffix != ".json" for split in ("train", "test") for file in source(folder, split=split).files)
-    with pytest.raises(ValueError, match=r"has several splits: set `split` of its entry under data\.sources to one of test, train$"):
+    with pytest.raises(
+        ValueError, match=r"has several splits: set `split` of its entry under data\.sources to one of test, train$"
+    ):
         source(folder)
     with pytest.raises(ValueError, match=r"has no split 'valid'; its splits: test, train$"):
         source(folder, split="valid")
@@ -89,13 +95,17 @@ def test_a_published_format_reads_the_split_that_it_reads_from_the_hub(tmp_path:
     (tmp_path / "data").mkdir()
     for name in ("train_prefs", "train_sft"):
         turns = [{"role": "user", "content": name}, {"role": "assistant", "content": "So."}]
-        datasets.Dataset.from_list([{"chosen": turns, "rejected": turns}]).to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+        datasets.Dataset.from_list([{"chosen": turns, "rejected": turns}]).to_parquet(
+            tmp_path / "data" / f"{name}-00000-of-00001.parquet"
+        )
     assert prompts(tmp_path, format="ultrafeedback_binarized") == [[{"role": "user", "content": "train_prefs"}]]
 
 
 def test_a_bad_row_of_a_saved_dataset_has_a_place(tmp_path: Path) -> None:
     datasets.Dataset.from_list([*ROWS, {"prompt": " ", "user_id": "u"}]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"saved/data-00000-of-00001\.arrow: row 8: 'prompt' must be a non-empty string"):
+    with pytest.raises(
+        ValueError, match=r"saved/data-00000-of-00001\.arrow: row 8: 'prompt' must be a non-empty string"
+    ):
         prompts(tmp_path / "saved")
 
 

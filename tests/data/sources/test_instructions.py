@@ -1,4 +1,6 @@
-"""Published instructions: written for training, so labeler prompts, in the paper's categories where their own say which."""
+"""Published instructions: written for training, so labeler prompts, in the paper's categories where their own say
+which.
+"""
 
 import json
 from collections.abc import Callable
@@ -12,9 +14,24 @@ from data.sources import alpaca, dolly, no_robots, self_instruct
 from data.sources.adapter import Adapter
 from tests.data.sources.converting import convert, read_place, user
 
-DOLLY: dict[str, Any] = {"instruction": "What opened?", "context": "The mill opened. ", "response": "The mill.", "category": "closed_qa"}
-ALPACA: dict[str, Any] = {"instruction": "Add them.", "input": "1 and 2", "output": "3", "text": "Below is an instruction ..."}
-ROBOTS: dict[str, Any] = {"prompt": "Hi!", "prompt_id": "abc", "messages": user("Hi!", "Hello.", "Why?", "Because."), "category": "Coding"}
+DOLLY: dict[str, Any] = {
+    "instruction": "What opened?",
+    "context": "The mill opened. ",
+    "response": "The mill.",
+    "category": "closed_qa",
+}
+ALPACA: dict[str, Any] = {
+    "instruction": "Add them.",
+    "input": "1 and 2",
+    "output": "3",
+    "text": "Below is an instruction ...",
+}
+ROBOTS: dict[str, Any] = {
+    "prompt": "Hi!",
+    "prompt_id": "abc",
+    "messages": user("Hi!", "Hello.", "Why?", "Because."),
+    "category": "Coding",
+}
 TASK: dict[str, Any] = {
     "id": "task_1",
     "name": "n",
@@ -35,7 +52,8 @@ def test_the_context_follows_the_instruction_and_an_empty_one_leaves_no_trace() 
 
 
 @pytest.mark.parametrize(
-    ("adapter", "row"), [(dolly.ADAPTER, DOLLY), (alpaca.ADAPTER, ALPACA), (no_robots.ADAPTER, ROBOTS), (self_instruct.ADAPTER, TASK)]
+    ("adapter", "row"),
+    [(dolly.ADAPTER, DOLLY), (alpaca.ADAPTER, ALPACA), (no_robots.ADAPTER, ROBOTS), (self_instruct.ADAPTER, TASK)],
 )
 def test_prompts_written_for_training_never_pass_for_a_users(adapter: Adapter, row: dict[str, Any]) -> None:
     for role in ("prompts", "demonstrations"):
@@ -82,7 +100,9 @@ def test_several_instances_are_a_few_shot_prompt() -> None:
 
 
 def test_instances_without_an_input_stand_alone() -> None:
-    row = TASK | {"instances": [{"input": "", "output": "3"}, {"input": "2, 2", "output": "4"}, {"input": "x", "output": " "}]}
+    row = TASK | {
+        "instances": [{"input": "", "output": "3"}, {"input": "2, 2", "output": "4"}, {"input": "x", "output": " "}]
+    }
     assert [(record.prompt, record.completion) for record in convert(self_instruct.ADAPTER, "demonstrations", row)] == [
         ("Add.", "3"),
         ("Add.\n\n2, 2", "4"),
@@ -96,8 +116,16 @@ def test_instances_without_an_input_stand_alone() -> None:
         (dolly.ADAPTER, {"context": "", "response": "a"}, "missing key 'instruction'"),
         (dolly.ADAPTER, DOLLY | {"response": None}, "'response' must be str"),
         (alpaca.ADAPTER, ALPACA | {"input": 3}, "'input' must be str"),
-        (no_robots.ADAPTER, ROBOTS | {"messages": user("Hi!")}, "'messages' must be a prompt followed by the assistant's answer"),
-        (no_robots.ADAPTER, ROBOTS | {"messages": [None]}, "message 1 of 'messages' must be an object with 'role' and 'content', found NoneType"),
+        (
+            no_robots.ADAPTER,
+            ROBOTS | {"messages": user("Hi!")},
+            "'messages' must be a prompt followed by the assistant's answer",
+        ),
+        (
+            no_robots.ADAPTER,
+            ROBOTS | {"messages": [None]},
+            "message 1 of 'messages' must be an object with 'role' and 'content', found NoneType",
+        ),
         (self_instruct.ADAPTER, TASK | {"instances": []}, "'instances' must be a list of objects"),
         (self_instruct.ADAPTER, TASK | {"instances": [{"input": "a"}]}, "missing key 'output'"),
     ],
@@ -109,9 +137,12 @@ def test_a_malformed_row_is_refused_in_one_sentence(adapter: Adapter, row: Any, 
 
 
 @pytest.mark.parametrize(
-    ("name", "tasks", "users", "kind"), [("seed_tasks", 175, 175, "plain"), ("user_oriented_instructions", 252, 71, "user_based")]
+    ("name", "tasks", "users", "kind"),
+    [("seed_tasks", 175, 175, "plain"), ("user_oriented_instructions", 252, 71, "user_based")],
 )
-def test_the_published_tasks_all_arrive(shared_data: Callable[[str], Path], name: str, tasks: int, users: int, kind: str) -> None:
+def test_the_published_tasks_all_arrive(
+    shared_data: Callable[[str], Path], name: str, tasks: int, users: int, kind: str
+) -> None:
     file = shared_data(f"self_instruct/{name}.jsonl")
     published = {row["id"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
     records = read_place(self_instruct.ADAPTER, "demonstrations", file)

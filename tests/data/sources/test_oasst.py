@@ -1,4 +1,6 @@
-"""OpenAssistant trees: who answered what, which answer was best, and what hangs below a removed message goes with it."""
+"""OpenAssistant trees: who answered what, which answer was best, and what hangs below a removed message goes with
+it.
+"""
 
 import json
 from collections.abc import Callable
@@ -16,7 +18,14 @@ Node = dict[str, Any]
 def message(name: str, *replies: Node, **more: Any) -> Node:
     """A message in the export's form; prompters are named q..., assistants a..."""
     role = "prompter" if name.startswith("q") else "assistant"
-    return {"message_id": name, "text": f"text {name}", "role": role, "deleted": False, "review_result": True, "replies": list(replies)} | more
+    return {
+        "message_id": name,
+        "text": f"text {name}",
+        "role": role,
+        "deleted": False,
+        "review_result": True,
+        "replies": list(replies),
+    } | more
 
 
 def tree(root: Node) -> Node:
@@ -25,7 +34,10 @@ def tree(root: Node) -> Node:
 
 def flat(node: Node, parent: str | None = None) -> list[Node]:
     """The same tree as the Hub's rows."""
-    row = {key: value for key, value in node.items() if key != "replies"} | {"parent_id": parent, "message_tree_id": "t"}
+    row = {key: value for key, value in node.items() if key != "replies"} | {
+        "parent_id": parent,
+        "message_tree_id": "t",
+    }
     return [row, *(below for reply in node["replies"] for below in flat(reply, node["message_id"]))]
 
 
@@ -83,7 +95,9 @@ def test_turns_come_in_the_published_order(rows: Rows) -> None:
 
 
 def test_a_reply_without_a_rank_stays_beside_ranked_ones(rows: Rows) -> None:
-    (ranking,) = convert(ADAPTER, "rankings", *rows(message("q", message("a1", rank=0), message("a2"), message("a3", rank=1))))
+    (ranking,) = convert(
+        ADAPTER, "rankings", *rows(message("q", message("a1", rank=0), message("a2"), message("a3", rank=1)))
+    )
     assert ranking.ranks == [1, None, 2]
 
 
@@ -158,13 +172,18 @@ def test_the_published_trees_give_what_counting_their_ranks_gives(shared_data: C
     for ranking in rankings:
         replies = ranked[ranking.prompt_id]["replies"]
         assert ranking.prompt[-1]["content"] == ranked[ranking.prompt_id]["text"]
-        assert dict(zip(ranking.completions, ranking.ranks, strict=True)) == {r["text"]: r["rank"] + 1 if "rank" in r else None for r in replies}
+        assert dict(zip(ranking.completions, ranking.ranks, strict=True)) == {
+            r["text"]: r["rank"] + 1 if "rank" in r else None for r in replies
+        }
     assert len({ranking.user_id for ranking in rankings}) == 100
 
     assert len(read_place(ADAPTER, "prompts", file)) == len(prompters) == 480
     demonstrations = read_place(ADAPTER, "demonstrations", file)
     assert len(demonstrations) == len(ranked) + sum(len(node["replies"]) == 1 for node in prompters) == 252
-    assert all(d.completion in [r["text"] for r in by_id[d.prompt_id]["replies"] if r.get("rank", 0) == 0] for d in demonstrations)
+    assert all(
+        d.completion in [r["text"] for r in by_id[d.prompt_id]["replies"] if r.get("rank", 0) == 0]
+        for d in demonstrations
+    )
 
 
 def test_the_published_trees_are_the_same_as_flat_rows(shared_data: Callable[[str], Path]) -> None:

@@ -8,7 +8,8 @@ from data.sources import hh_rlhf, nectar, shp, summarize_feedback, ultrafeedback
 from data.sources.adapter import Adapter
 from tests.data.sources.converting import convert, user
 
-# ---------------------------------------------------------------------------------------------------------------------------- hh_rlhf
+# ----------------------------------------------------------------------------------------------------------------------
+# hh_rlhf
 START = "\n\nHuman: Hi!\n\nAssistant: Hello.\n\nHuman: Why?"
 
 
@@ -59,7 +60,8 @@ def test_the_chosen_reply_is_not_offered_for_imitation() -> None:
     assert "demonstrations" not in hh_rlhf.ADAPTER.convert
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ nectar
+# ----------------------------------------------------------------------------------------------------------------------
+# nectar
 NECTAR: dict[str, Any] = {
     "prompt": "\n\nHuman: Hi!\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant: ",
     "answers": [
@@ -87,7 +89,10 @@ def test_nectars_ranks_are_kept_and_its_prompt_is_a_conversation() -> None:
 
 
 def test_nectar_and_the_preferences_it_draws_on_share_their_users() -> None:
-    assert convert(nectar.ADAPTER, "prompts", NECTAR)[0].user_id == convert(hh_rlhf.ADAPTER, "prompts", pair(" a", " b"))[0].user_id
+    assert (
+        convert(nectar.ADAPTER, "prompts", NECTAR)[0].user_id
+        == convert(hh_rlhf.ADAPTER, "prompts", pair(" a", " b"))[0].user_id
+    )
 
 
 def test_a_copy_at_another_rank_contradicts_itself_and_is_left_out() -> None:
@@ -101,11 +106,19 @@ def test_a_prompt_that_already_holds_the_answer_is_left_out() -> None:
     assert convert(nectar.ADAPTER, "rankings", row) == convert(nectar.ADAPTER, "prompts", row) == []
 
 
-# ----------------------------------------------------------------------------------------------------------------------- ultrafeedback
+# ----------------------------------------------------------------------------------------------------------------------
+# ultrafeedback
 def answer(text: str, *ratings: str, overall: float = 10.0) -> dict[str, Any]:
     aspects = ("instruction_following", "truthfulness", "honesty", "helpfulness")
     notes = {aspect: {"Rating": rating, "Rationale": "So."} for aspect, rating in zip(aspects, ratings, strict=False)}
-    return {"model": "m", "response": text, "overall_score": overall, "fine-grained_score": 0.0, "annotations": notes, "critique": "Hm."}
+    return {
+        "model": "m",
+        "response": text,
+        "overall_score": overall,
+        "fine-grained_score": 0.0,
+        "annotations": notes,
+        "critique": "Hm.",
+    }
 
 
 ULTRA: dict[str, Any] = {
@@ -124,7 +137,12 @@ ULTRA: dict[str, Any] = {
 
 def test_ultrafeedback_is_ranked_by_the_four_ratings_and_not_by_the_overall_score() -> None:
     (ranking,) = convert(ultrafeedback.ADAPTER, "rankings", ULTRA)
-    assert dict(zip(ranking.completions, ranking.ranks, strict=True)) == {"Best.": 1, "Good.": 2, "Good too.": 2, "Worst.": 3}
+    assert dict(zip(ranking.completions, ranking.ranks, strict=True)) == {
+        "Best.": 1,
+        "Good.": 2,
+        "Good too.": 2,
+        "Worst.": 3,
+    }
     assert (ranking.labeler, ranking.labeler_id) == ("llm", "gpt-4")
     (demonstration,) = convert(ultrafeedback.ADAPTER, "demonstrations", ULTRA)
     assert demonstration.completion == "Best."
@@ -163,13 +181,23 @@ def test_chosen_beats_rejected_unless_their_scores_are_equal() -> None:
     assert convert(adapter, "rankings", BINARIZED | {"rejected": user("Who?", "No.")}) == []
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- shp
+# ----------------------------------------------------------------------------------------------------------------------
+# shp
 def comparison(first: str, second: str, label: int, post: str = "p", history: str = "How?") -> dict[str, Any]:
-    return {"post_id": post, "domain": "askbaking_train", "history": history, "human_ref_A": first, "human_ref_B": second, "labels": label}
+    return {
+        "post_id": post,
+        "domain": "askbaking_train",
+        "history": history,
+        "human_ref_A": first,
+        "human_ref_B": second,
+        "labels": label,
+    }
 
 
 def test_the_comparisons_of_a_post_are_one_ranking_of_its_comments() -> None:
-    (ranking,) = convert(shp.ADAPTER, "rankings", comparison("a", "b", 1), comparison("c", "a", 0), comparison("c", "d", 1))
+    (ranking,) = convert(
+        shp.ADAPTER, "rankings", comparison("a", "b", 1), comparison("c", "a", 0), comparison("c", "d", 1)
+    )
     assert ranking.completions == ["a", "b", "c", "d"]
     assert ranking.preferences == [[0, 1], [0, 2], [2, 3]], "label 1 is A; what nobody compared stays uncompared"
     assert (ranking.prompt, ranking.prompt_id, ranking.user_id) == ("How?", "p", "p")
@@ -181,10 +209,21 @@ def test_a_comment_compared_with_an_equal_one_is_left_to_the_rule_for_identical_
     assert (ranking.completions, ranking.preferences) == (["a", "a"], [[0, 1]])
 
 
-# ------------------------------------------------------------------------------------------------------------------ summarize_feedback
+# ------------------------------------------------------------------------------------------------------------------
+# summarize_feedback
 SUMMARY: dict[str, Any] = {
-    "info": {"id": "t3_x", "post": "Long story.\n", "title": "A story", "subreddit": "stories", "site": None, "article": None},
-    "summaries": [{"text": " Short.", "policy": "sup1", "note": None}, {"text": " Shorter.", "policy": "ppo", "note": None}],
+    "info": {
+        "id": "t3_x",
+        "post": "Long story.\n",
+        "title": "A story",
+        "subreddit": "stories",
+        "site": None,
+        "article": None,
+    },
+    "summaries": [
+        {"text": " Short.", "policy": "sup1", "note": None},
+        {"text": " Shorter.", "policy": "ppo", "note": None},
+    ],
     "choice": 1,
     "worker": "w1",
     "batch": "batch3",
@@ -203,10 +242,13 @@ def test_a_comparison_of_summaries_keeps_its_labeler_and_its_post() -> None:
 
 def test_a_news_article_is_summarized_without_a_subreddit() -> None:
     row = SUMMARY | {"info": {"id": "x", "title": "News", "article": "It rained.", "site": "cnn"}}
-    assert convert(summarize_feedback.ADAPTER, "prompts", row)[0].prompt == "TITLE: News\n\nARTICLE: It rained.\n\nTL;DR:"
+    assert (
+        convert(summarize_feedback.ADAPTER, "prompts", row)[0].prompt == "TITLE: News\n\nARTICLE: It rained.\n\nTL;DR:"
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------------- malformed
+# ----------------------------------------------------------------------------------------------------------------------
+# malformed
 @pytest.mark.parametrize(
     ("adapter", "row", "sentence"),
     [
@@ -214,7 +256,11 @@ def test_a_news_article_is_summarized_without_a_subreddit() -> None:
         (hh_rlhf.ADAPTER, {"chosen": "\n\nHuman: Hi!\n\nAssistant: a"}, "missing key 'rejected'"),
         (hh_rlhf.ADAPTER, pair(" a", " b") | {"chosen": "Because."}, "'chosen' must be a transcript"),
         (hh_rlhf.ADAPTER, pair(" a", " b") | {"chosen": ["Because."]}, "'chosen' must be a string"),
-        (hh_rlhf.ADAPTER, pair(" a", " b") | {"chosen": "Once upon a time\n\nHuman: Hi!"}, "'chosen' must be a transcript"),
+        (
+            hh_rlhf.ADAPTER,
+            pair(" a", " b") | {"chosen": "Once upon a time\n\nHuman: Hi!"},
+            "'chosen' must be a transcript",
+        ),
         (nectar.ADAPTER, NECTAR | {"answers": ["First."]}, "each of 'answers' must be an object"),
         (nectar.ADAPTER, answers(("A", 1.5), ("B", 2)), "'rank' must be a whole number from 1 up, found 1.5"),
         (nectar.ADAPTER, answers(("A", 0), ("B", 2)), "'rank' must be a whole number"),
@@ -222,21 +268,45 @@ def test_a_news_article_is_summarized_without_a_subreddit() -> None:
         (nectar.ADAPTER, answers(("A", True), ("B", 2)), "'rank' must be a whole number"),
         (ultrafeedback.ADAPTER, ULTRA | {"completions": ["Best."]}, "each of 'completions' must be an object"),
         (ultrafeedback.ADAPTER, ULTRA | {"completions": [{"annotations": {}}]}, "missing key 'response'"),
-        (ultrafeedback.ADAPTER, ULTRA | {"completions": [{"response": "Best.", "annotations": "5"}]}, "'annotations' must be an object"),
-        (ultrafeedback.ADAPTER, ULTRA | {"completions": [answer("Best.", 5)]}, "'Rating' of 'instruction_following' must be a string"),  # type: ignore[arg-type]
+        (
+            ultrafeedback.ADAPTER,
+            ULTRA | {"completions": [{"response": "Best.", "annotations": "5"}]},
+            "'annotations' must be an object",
+        ),
+        (
+            ultrafeedback.ADAPTER,
+            ULTRA | {"completions": [answer("Best.", 5)]},
+            "'Rating' of 'instruction_following' must be a string",
+        ),  # type: ignore[arg-type]
         (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": "Because."}, "'chosen' must be a list of messages"),
         (
             ultrafeedback_binarized.ADAPTER,
             BINARIZED | {"chosen": [{"role": "bot", "content": "a"}]},
             "'role' of message 1 of 'chosen' is 'bot'; allowed are system",
         ),
-        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"chosen": user("Why?")}, "'chosen' must be a prompt followed by the assistant's answer"),
-        (ultrafeedback_binarized.ADAPTER, BINARIZED | {"score_chosen": "8"}, "'score_chosen' must be a number, found '8'"),
+        (
+            ultrafeedback_binarized.ADAPTER,
+            BINARIZED | {"chosen": user("Why?")},
+            "'chosen' must be a prompt followed by the assistant's answer",
+        ),
+        (
+            ultrafeedback_binarized.ADAPTER,
+            BINARIZED | {"score_chosen": "8"},
+            "'score_chosen' must be a number, found '8'",
+        ),
         (shp.ADAPTER, comparison("a", "b", 2), "'labels' must be 1 (A is preferred) or 0 (B is), found 2"),
         (shp.ADAPTER, comparison("a", "b", True), "'labels' must be int"),
         (summarize_feedback.ADAPTER, SUMMARY | {"choice": 2}, "'choice' must be 0"),
-        (summarize_feedback.ADAPTER, SUMMARY | {"summaries": [{"text": "a"}]}, "'summaries' must be a list of two objects"),
-        (summarize_feedback.ADAPTER, SUMMARY | {"info": {"title": "A story"}}, "'info' must hold the text to summarize"),
+        (
+            summarize_feedback.ADAPTER,
+            SUMMARY | {"summaries": [{"text": "a"}]},
+            "'summaries' must be a list of two objects",
+        ),
+        (
+            summarize_feedback.ADAPTER,
+            SUMMARY | {"info": {"title": "A story"}},
+            "'info' must hold the text to summarize",
+        ),
         (summarize_feedback.ADAPTER, SUMMARY | {"info": {"post": 3}}, "'post' must be str"),
     ],
 )

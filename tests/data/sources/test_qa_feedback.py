@@ -43,7 +43,8 @@ def test_a_cycle_is_kept_as_a_cycle() -> None:
 def test_the_prompt_holds_each_passage_once_on_a_line_then_the_question() -> None:
     (prompt,) = convert(ADAPTER, "prompts", ROW)
     assert prompt.prompt == (
-        "Answer the question from the passages.\n\nOld Mill: Old Mill is a mill. It opened in 1850.\nRivers: Some are long.\n\n"
+        "Answer the question from the passages.\n\nOld Mill: Old Mill is a mill. It opened in 1850.\nRivers: Some "
+        "are long.\n\n"
         "Question: When did the mill open?"
     )
     assert (prompt.use_case, prompt.source) == ("closed_qa", "api")
@@ -54,7 +55,10 @@ def test_the_prompt_holds_each_passage_once_on_a_line_then_the_question() -> Non
     [
         (["Bloom", "Bloom is an album.", "It sold."], "Bloom: Bloom is an album. It sold."),
         (["Bloom", "Bloom\n\nBloom is an album.", "It sold."], "Bloom: Bloom is an album. It sold."),
-        (["Bloom: The Film", "Bloom:", "The Film\n\nBloom: The Film is a film."], "Bloom: The Film: Bloom: The Film is a film."),
+        (
+            ["Bloom: The Film", "Bloom:", "The Film\n\nBloom: The Film is a film."],
+            "Bloom: The Film: Bloom: The Film is a film.",
+        ),
         (["Who?", "Who?", "It is a song."], "Who?: It is a song."),
         (["Pi", "Pies are round."], "Pi: Pies are round."),
         (["", "No title."], "No title."),
@@ -71,13 +75,20 @@ def test_a_question_without_passages_stands_alone() -> None:
 
 
 def test_all_roles_ask_in_the_same_words() -> None:
-    (prompt,), (demonstration,), (ranking,) = (convert(ADAPTER, role, ROW) for role in ("prompts", "demonstrations", "rankings"))
+    (prompt,), (demonstration,), (ranking,) = (
+        convert(ADAPTER, role, ROW) for role in ("prompts", "demonstrations", "rankings")
+    )
     assert prompt.prompt == demonstration.prompt == ranking.prompt
     assert demonstration.completion == "The mill opened in 1850."
 
 
 def test_rows_of_the_supervised_file_have_a_list_of_answers() -> None:
-    supervised = {"question": "Why?", "passages": [["T", "S."]], "text": "question: Why? context: T S.", "answer": [" Because. ", "So."]}
+    supervised = {
+        "question": "Why?",
+        "passages": [["T", "S."]],
+        "text": "question: Why? context: T S.",
+        "answer": [" Because. ", "So."],
+    }
     (demonstration,) = convert(ADAPTER, "demonstrations", supervised)
     assert demonstration.completion == "Because."
     assert demonstration.prompt.endswith("T: S.\n\nQuestion: Why?")
@@ -127,6 +138,8 @@ def test_the_published_comparisons_all_arrive_and_none_is_added(shared_data: Cal
                 assert ([first, second] in ranking.ties) == (verdict == 0)
         for title, *sentences in source["passages"]:
             assert f"\n{title}: " in ranking.prompt
-            assert set(" ".join(sentences).split()) <= set(ranking.prompt.split()) | set(title.split()), "no word of a passage is lost"
+            assert set(" ".join(sentences).split()) <= set(ranking.prompt.split()) | set(title.split()), (
+                "no word of a passage is lost"
+            )
     assert len({ranking.prompt_id for ranking in rankings}) == 500
     assert len(read_place(ADAPTER, "demonstrations", file)) == 500

@@ -1,4 +1,6 @@
-"""Sources: found by name before anything is read, streamed, renamed, grouped, limited, and every mistake told with its place."""
+"""Sources: found by name before anything is read, streamed, renamed, grouped, limited, and every mistake told with its
+place.
+"""
 
 import json
 from collections.abc import Callable, Iterable
@@ -27,7 +29,10 @@ def records(config: DataConfig, role: Any, bad: BadRows = STOP) -> list[Any]:
 
 def test_a_file_needs_no_entry_and_gives_its_name_to_its_rows(tmp_path: Path) -> None:
     place = written(tmp_path / "mine.jsonl", [{"prompt": "Why?"}, {"prompt": "How?", "dataset": "elsewhere"}])
-    assert [(r.prompt, r.dataset) for r in records(DataConfig(prompts=[place]), "prompts")] == [("Why?", place), ("How?", place)]
+    assert [(r.prompt, r.dataset) for r in records(DataConfig(prompts=[place]), "prompts")] == [
+        ("Why?", place),
+        ("How?", place),
+    ]
 
 
 def test_a_folder_is_all_of_its_data_files_in_order(tmp_path: Path) -> None:
@@ -59,8 +64,18 @@ def test_two_columns_with_one_name_are_a_bad_row(tmp_path: Path, columns: dict[s
 
 def test_a_renamed_column_that_no_row_has_is_told(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "user": "ann"}, {"prompt": "How?"}])
-    assert len(records(DataConfig(sources={"x": SourceConfig(place=place, columns={"user": "user_id"})}, prompts=["x"]), "prompts")) == 2
-    config = DataConfig(sources={"x": SourceConfig(place=place, columns={"usr": "user_id", "user": None})}, prompts=["x"])
+    assert (
+        len(
+            records(
+                DataConfig(sources={"x": SourceConfig(place=place, columns={"user": "user_id"})}, prompts=["x"]),
+                "prompts",
+            )
+        )
+        == 2
+    )
+    config = DataConfig(
+        sources={"x": SourceConfig(place=place, columns={"usr": "user_id", "user": None})}, prompts=["x"]
+    )
     with pytest.raises(ValueError, match=r"data\.sources\.x\.columns: no row has 'usr'"):
         records(config, "prompts")
 
@@ -81,7 +96,9 @@ def test_what_is_no_file_is_one_sentence(name: str) -> None:
 
 def test_few_shot_rows_stand_among_demonstrations(tmp_path: Path) -> None:
     pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
-    place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "completion": "So."}, {"prompt": "In French.", "examples": pairs}])
+    place = written(
+        tmp_path / "x.jsonl", [{"prompt": "Why?", "completion": "So."}, {"prompt": "In French.", "examples": pairs}]
+    )
     assert [type(record) for record in records(DataConfig(demonstrations=[place]), "demonstrations")][1] is FewShot
 
 
@@ -99,7 +116,10 @@ def test_documents_come_from_text_files_and_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (SourceConfig(format="oast", place="x.jsonl"), r"data\.sources\.x\.format='oast' is unknown, did you mean 'oasst'\?"),
+        (
+            SourceConfig(format="oast", place="x.jsonl"),
+            r"data\.sources\.x\.format='oast' is unknown, did you mean 'oasst'\?",
+        ),
         (SourceConfig(format="truthfulqa"), r"data\.sources\.x\.place is missing"),
         (SourceConfig(place="nowhere/rows.jsonl"), r"data\.sources\.x: nowhere/rows\.jsonl: no such file or folder"),
         (SourceConfig(format="truthfulqa", place="nowhere/truthfulqa"), "nowhere/truthfulqa: no such file or folder"),
@@ -110,7 +130,8 @@ def test_documents_come_from_text_files_and_rows(tmp_path: Path) -> None:
         ),
         (
             SourceConfig(format="hh_rlhf"),
-            r"data\.sources\.x: Anthropic/hh-rlhf is no file or folder here, and a data set on the Hub needs a revision",
+            r"data\.sources\.x: Anthropic/hh-rlhf is no file or folder here, and a data set on the Hub needs a "
+            r"revision",
         ),
         (SourceConfig(format="dolly", place="README.md"), "format 'dolly' has no rankings, only"),
     ],
@@ -123,7 +144,9 @@ def test_a_source_that_is_not_there_is_told_before_anything_is_read(settings: So
 def test_a_name_that_nothing_has_is_told_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"data\.prompts: 'oastt': no such file or source, did you mean 'oasst'\?"):
         find("oastt", DataConfig(sources={"oasst": SourceConfig()}), "prompts")
-    with pytest.raises(ValueError, match=r"'some/name': no such file or source; a Hub data set needs an entry under data\.sources"):
+    with pytest.raises(
+        ValueError, match=r"'some/name': no such file or source; a Hub data set needs an entry under data\.sources"
+    ):
         find("some/name", DataConfig(), "prompts")
 
 
@@ -136,7 +159,9 @@ def test_a_folder_without_the_files_of_the_format_is_told(tmp_path: Path) -> Non
 
 def test_rankings_of_another_format_are_named_although_our_keys_are_among_theirs(tmp_path: Path) -> None:
     answer = {"from": "gpt", "value": "So."}
-    place = written(tmp_path / "x.jsonl", [{"conversations": TURNS[:1], "chosen": answer, "rejected": answer | {"value": "No."}}])
+    place = written(
+        tmp_path / "x.jsonl", [{"conversations": TURNS[:1], "chosen": answer, "rejected": answer | {"value": "No."}}]
+    )
     with pytest.raises(ValueError, match=r"x\.jsonl:1: this looks like ShareGPT: set format: sharegpt"):
         records(DataConfig(rankings=[place]), "rankings")
 
@@ -157,18 +182,33 @@ TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"id": "x0", "conversations": TURNS}, "this looks like ShareGPT: set format: sharegpt (unknown key 'id'; known are prompt"),
-        ({"instruction": "Why?", "input": None, "output": "So."}, "this looks like Stanford Alpaca: set format: alpaca (unknown key 'instruction'"),
-        ({"instruction": "Why?", "response": "So.", "context": ""}, "this looks like Databricks Dolly 15k: set format: dolly"),
+        (
+            {"id": "x0", "conversations": TURNS},
+            "this looks like ShareGPT: set format: sharegpt (unknown key 'id'; known are prompt",
+        ),
+        (
+            {"instruction": "Why?", "input": None, "output": "So."},
+            "this looks like Stanford Alpaca: set format: alpaca (unknown key 'instruction'",
+        ),
+        (
+            {"instruction": "Why?", "response": "So.", "context": ""},
+            "this looks like Databricks Dolly 15k: set format: dolly",
+        ),
         (
             {"prompt": "Why?", "id": 3},
-            "unknown key 'id': rename it with `columns` under data.sources, or set it to null there to leave it out; known are prompt",
+            "unknown key 'id': rename it with `columns` under data.sources, or set it to null there to leave it out; "
+            "known are prompt",
         ),
         ({"promt": "Why?"}, "unknown key 'promt', did you mean 'prompt'?"),
-        ({"messages": [{"role": "bing", "content": "Hi."}] * 2}, "'role' of message 1 of 'messages' is 'bing'; allowed are system"),
+        (
+            {"messages": [{"role": "bing", "content": "Hi."}] * 2},
+            "'role' of message 1 of 'messages' is 'bing'; allowed are system",
+        ),
     ],
 )
-def test_the_error_names_the_format_of_a_row_in_another_format(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
+def test_the_error_names_the_format_of_a_row_in_another_format(
+    tmp_path: Path, row: dict[str, Any], sentence: str
+) -> None:
     place = written(tmp_path / "x.jsonl", [row])
     with pytest.raises(ValueError, match=r".") as caught:
         records(DataConfig(demonstrations=[place]), "demonstrations")
@@ -178,7 +218,9 @@ def test_the_error_names_the_format_of_a_row_in_another_format(tmp_path: Path, r
 def test_the_error_names_our_format_for_a_row_in_it(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", [{"messages": [USER, USER], "category": "Chat"}])
     config = DataConfig(sources={"x": SourceConfig(format="sharegpt", place=place)}, prompts=["x"])
-    with pytest.raises(ValueError, match=r"x\.jsonl:1: this looks like this project's records and trl's forms: set format: rows"):
+    with pytest.raises(
+        ValueError, match=r"x\.jsonl:1: this looks like this project's records and trl's forms: set format: rows"
+    ):
         records(config, "prompts")
 
 
@@ -196,7 +238,9 @@ def test_a_prompt_that_cannot_be_used_is_a_bad_row_at_its_place(tmp_path: Path) 
     good = {"prompt": "Why?", "completion": "So."}
     place = written(tmp_path / "x.jsonl", [good, system, {"prompt": "In French.", "examples": pairs}, good])
     (source,) = sources(DataConfig(demonstrations=[place]), "demonstrations")
-    with pytest.raises(ValueError, match=r"x\.jsonl:2: the chat template refuses this conversation: System role not supported"):
+    with pytest.raises(
+        ValueError, match=r"x\.jsonl:2: the chat template refuses this conversation: System role not supported"
+    ):
         list(read(source, STOP, no_system))
     bad = BadRows(skip=True)
     assert [record.prompt for record in read(source, bad, no_system)] == ["Why?", "Why?"]
@@ -216,7 +260,12 @@ def test_null_values_are_left_out_and_ids_may_be_numbers_in_every_format(tmp_pat
     rows = {
         "rows": {"prompt": "Why?", "user_id": identity, "kind": None, "completion": None},
         "shp": {"post_id": identity, "history": "Why?", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
-        "self_instruct": {"id": identity, "instruction": "Why?", "instances": [{"input": "", "output": "So."}], "motivation_app": None},
+        "self_instruct": {
+            "id": identity,
+            "instruction": "Why?",
+            "instances": [{"input": "", "output": "So."}],
+            "motivation_app": None,
+        },
         "sharegpt": {"user_id": identity, "conversations": TURNS, "system": None},
     }
     for name, row in rows.items():
@@ -229,8 +278,19 @@ PAIRS = Adapter(name="pairs", about="", convert={}, group=lambda row: row.get("i
 
 
 def test_rows_of_a_group_come_together_where_they_stand_together() -> None:
-    placed = [("p1", {"id": 1, "n": 1}), ("p2", {"id": 1, "n": 2}), ("p3", {"id": 2, "n": 3}), ("p4", ["no object"]), ("p5", {"id": 1, "n": 4})]
-    assert [(place, len(rows)) for place, rows in grouped(placed, PAIRS)] == [("p1", 2), ("p3", 1), ("p4", 1), ("p5", 1)]
+    placed = [
+        ("p1", {"id": 1, "n": 1}),
+        ("p2", {"id": 1, "n": 2}),
+        ("p3", {"id": 2, "n": 3}),
+        ("p4", ["no object"]),
+        ("p5", {"id": 1, "n": 4}),
+    ]
+    assert [(place, len(rows)) for place, rows in grouped(placed, PAIRS)] == [
+        ("p1", 2),
+        ("p3", 1),
+        ("p4", 1),
+        ("p5", 1),
+    ]
 
 
 def test_rows_of_a_group_that_are_strewn_about_are_gathered() -> None:
@@ -258,8 +318,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], lis
 
 def test_a_hub_data_set_is_streamed_at_its_pinned_commit(hub: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
     asked = hub([{"prompt": "Why?", "kind": None}, {"prompt": "How?", "kind": "plain"}])
-    config = DataConfig(sources={"x": SourceConfig(place="somebody/rows", revision="abc123", subset="part", split="test")}, prompts=["x"])
-    assert records(config, "prompts") == [Prompt(prompt="Why?", dataset="x"), Prompt(prompt="How?", kind="plain", dataset="x")]
+    config = DataConfig(
+        sources={"x": SourceConfig(place="somebody/rows", revision="abc123", subset="part", split="test")},
+        prompts=["x"],
+    )
+    assert records(config, "prompts") == [
+        Prompt(prompt="Why?", dataset="x"),
+        Prompt(prompt="How?", kind="plain", dataset="x"),
+    ]
     assert asked == [(("somebody/rows", "part"), {"split": "test", "revision": "abc123", "streaming": True})]
 
 

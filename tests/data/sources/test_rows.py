@@ -76,7 +76,14 @@ def test_words_that_both_answers_happen_to_begin_with_are_not_cut_in_half() -> N
 
 
 def test_our_own_rows_stay_as_they_are() -> None:
-    ranking = {"prompt": "Why?", "completions": ["a", "b"], "preferences": [[0, 1]], "ties": [], "labeler": "llm", "ratings": [{"quality": 1}, {}]}
+    ranking = {
+        "prompt": "Why?",
+        "completions": ["a", "b"],
+        "preferences": [[0, 1]],
+        "ties": [],
+        "labeler": "llm",
+        "ratings": [{"quality": 1}, {}],
+    }
     assert made("rankings", ranking) == Ranking(**ranking)  # type: ignore[arg-type]
     assert made("prompts", ranking) == Prompt(prompt="Why?")
     pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
@@ -84,7 +91,10 @@ def test_our_own_rows_stay_as_they_are() -> None:
 
 
 def test_ids_may_be_numbers_as_tables_have_them() -> None:
-    record = made("rankings", {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2], "user_id": 7, "prompt_id": 8, "labeler_id": 9})
+    record = made(
+        "rankings",
+        {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2], "user_id": 7, "prompt_id": 8, "labeler_id": 9},
+    )
     assert (record.user_id, record.prompt_id, record.labeler_id) == ("7", "8", "9")
 
 
@@ -104,21 +114,41 @@ def test_ranks_and_ratings_as_tables_hold_them_are_integers_and_objects_again() 
     ("role", "row", "sentence"),
     [
         ("demonstrations", {"prompt": "Why?"}, "missing key 'completion'"),
-        ("demonstrations", {"prompt": "Why?", "completion": [POOR, GOOD]}, "'completion' must be a string, or a list of one message"),
+        (
+            "demonstrations",
+            {"prompt": "Why?", "completion": [POOR, GOOD]},
+            "'completion' must be a string, or a list of one message",
+        ),
         ("demonstrations", {"messages": "Why?"}, "'messages' must be a list of messages, found str"),
         ("demonstrations", {"messages": [GOOD]}, "'messages' needs a prompt and an answer, found 1 messages"),
-        ("demonstrations", {"messages": [USER, "So."]}, "message 2 of 'messages' must be an object with 'role' and 'content', found str"),
+        (
+            "demonstrations",
+            {"messages": [USER, "So."]},
+            "message 2 of 'messages' must be an object with 'role' and 'content', found str",
+        ),
         ("rankings", {"prompt": "Why?", "chosen": "So."}, "missing key 'rejected'"),
         ("rankings", {"chosen": "So.", "rejected": "Dunno."}, "must start with the same words: the prompt"),
-        ("rankings", {"chosen": [USER, GOOD], "rejected": [GOOD, GOOD]}, "must be one conversation that differs in the assistant's last message"),
+        (
+            "rankings",
+            {"chosen": [USER, GOOD], "rejected": [GOOD, GOOD]},
+            "must be one conversation that differs in the assistant's last message",
+        ),
         ("rankings", {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "score": 1}, "unknown key 'score'"),
         ("prompts", {"prompt": "Why?", "user": "ann"}, "unknown key 'user', did you mean 'user_id'?"),
         ("prompts", ["Why?"], "expected a JSON object, found list"),
-        ("prompts", {"prompt": [{"role": "human", "content": "Why?"}]}, "'role' of message 1 of 'prompt' is 'human'; allowed are system"),
+        (
+            "prompts",
+            {"prompt": [{"role": "human", "content": "Why?"}]},
+            "'role' of message 1 of 'prompt' is 'human'; allowed are system",
+        ),
         ("prompts", {"prompt": [USER, {"role": "user", "content": " "}]}, "the last message of 'prompt' is empty"),
         ("prompts", {"prompt": "In French.", "examples": []}, "a row with 'examples' is a demonstration"),
         ("demonstrations", {"prompt": [USER], "examples": []}, "'prompt' of a row with 'examples' is the instruction"),
-        ("rankings", {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 3_000_000_000]}, "'ranks' must hold integers from 1 up"),
+        (
+            "rankings",
+            {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 3_000_000_000]},
+            "'ranks' must hold integers from 1 up",
+        ),
         ("pretraining", {"txt": "x"}, "missing key 'text'; found 'txt'"),
     ],
 )
@@ -128,7 +158,21 @@ def test_a_row_of_no_known_form_is_refused_in_one_sentence(role: str, row: Any, 
     assert sentence in str(caught.value)
 
 
-KEYS = st.sampled_from(["prompt", "completion", "messages", "chosen", "rejected", "role", "content", "examples", "completions", "ranks", "text"])
+KEYS = st.sampled_from(
+    [
+        "prompt",
+        "completion",
+        "messages",
+        "chosen",
+        "rejected",
+        "role",
+        "content",
+        "examples",
+        "completions",
+        "ranks",
+        "text",
+    ]
+)
 
 
 def objects(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -136,7 +180,9 @@ def objects(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda values: st.lists(values, max_size=3) | objects(values), max_leaves=8
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda values: st.lists(values, max_size=3) | objects(values),
+    max_leaves=8,
 )
 
 

@@ -13,7 +13,9 @@ from data.sources.truthfulqa import ADAPTER
 from tests.data.sources.converting import convert, read_place
 
 
-def judged(answer: str, true: bool | None = None, helpful: bool | None = None, question: str = "Is it?") -> list[dict[str, str]]:
+def judged(
+    answer: str, true: bool | None = None, helpful: bool | None = None, question: str = "Is it?"
+) -> list[dict[str, str]]:
     """The answer's rows in both files."""
     verdicts = (("True", true), ("Helpful", helpful))
     return [
@@ -38,12 +40,23 @@ def test_truth_comes_before_help_and_equal_scores_tie() -> None:
 
 
 def test_an_answer_that_only_one_file_knows_is_left_out() -> None:
-    rows = [*judged("A.", True, True), *judged("B.", False, True), *judged("C.", true=True), *judged("D.", helpful=True)]
+    rows = [
+        *judged("A.", True, True),
+        *judged("B.", False, True),
+        *judged("C.", true=True),
+        *judged("D.", helpful=True),
+    ]
     assert convert(ADAPTER, "rankings", *rows)[0].completions == ["A.", "B."]
 
 
 def test_an_answer_judged_both_ways_is_left_out_and_one_judged_alike_twice_is_one() -> None:
-    rows = [*judged("A.", True, True), *judged("A.", True, True), *judged("B.", False, True), *judged("C.", True, True), *judged("C.", True, False)]
+    rows = [
+        *judged("A.", True, True),
+        *judged("A.", True, True),
+        *judged("B.", False, True),
+        *judged("C.", True, True),
+        *judged("C.", True, False),
+    ]
     assert convert(ADAPTER, "rankings", *rows)[0].completions == ["A.", "B."]
 
 
@@ -65,7 +78,9 @@ def test_a_question_with_one_usable_answer_is_no_ranking() -> None:
 
 
 def test_one_file_alone_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"judgments of one kind only: read finetune_truth\.jsonl and finetune_info\.jsonl together"):
+    with pytest.raises(
+        ValueError, match=r"judgments of one kind only: read finetune_truth\.jsonl and finetune_info\.jsonl together"
+    ):
         convert(ADAPTER, "rankings", *judged("A.", true=True), *judged("B.", true=False))
 
 
@@ -75,7 +90,10 @@ def test_one_file_alone_is_refused_with_what_to_do() -> None:
         ("Q: Is it?", "expected a JSON object, found str"),
         ({"completion": " yes"}, "missing key 'prompt'"),
         ({"prompt": "Is it?", "completion": " yes"}, "'prompt' must read 'Q: (question)'"),
-        ({"prompt": "Q: Is it?\nA: No.\nTrue:", "completion": " perhaps"}, "'completion' must be ' yes' or ' no', found ' perhaps'"),
+        (
+            {"prompt": "Q: Is it?\nA: No.\nTrue:", "completion": " perhaps"},
+            "'completion' must be ' yes' or ' no', found ' perhaps'",
+        ),
         ({"prompt": "Q: Is it?\nA: No.\nTrue:"}, "missing key 'completion'"),
     ],
 )
@@ -111,7 +129,9 @@ def test_the_published_files_give_a_ranking_a_question(shared_data: Callable[[st
     for ranking in rankings:
         expected = scores[ranking.prompt]
         assert set(ranking.completions) == set(expected)
-        better = {score: 1 + len({other for other in expected.values() if other > score}) for score in expected.values()}
+        better = {
+            score: 1 + len({other for other in expected.values() if other > score}) for score in expected.values()
+        }
         assert ranking.ranks == [better[expected[answer]] for answer in ranking.completions]
     assert sum(len(ranking.completions) for ranking in rankings) == 18_244
 
@@ -124,4 +144,6 @@ def test_the_published_table_asks_the_same_questions_as_the_judgments(shared_dat
     assert {demonstration.prompt: demonstration.completion for demonstration in demonstrations} == best
     assert len(best) == 817
     prompts = read_place(ADAPTER, "prompts", folder)
-    assert {prompt.prompt for prompt in prompts} == {ranking.prompt for ranking in read_place(ADAPTER, "rankings", folder)}
+    assert {prompt.prompt for prompt in prompts} == {
+        ranking.prompt for ranking in read_place(ADAPTER, "rankings", folder)
+    }

@@ -30,17 +30,24 @@ def test_it_takes_the_likeliest_tokens_that_the_native_engine_takes(tiny_causal:
     assert told == [4, 4, 2]
 
 
-def test_it_samples_at_the_temperature_and_takes_nothing_from_the_models_own_settings(tiny_causal: Callable[[str], Any]) -> None:
+def test_it_samples_at_the_temperature_and_takes_nothing_from_the_models_own_settings(
+    tiny_causal: Callable[[str], Any],
+) -> None:
     model = few_words(tiny_causal("llama"), words=5)
     model.get_output_embeddings().weight.data *= 0.3
     model.generation_config.top_p = model.generation_config.repetition_penalty = 0.5
     episodes = 3000
     engine, state = make_engine("transformers"), torch.get_rng_state()
-    made = engine.generate(model, [PROMPTS[0]] * episodes, list(range(episodes)), Sampling(1, 0.7, batch_size=1000), (), 0)
+    made = engine.generate(
+        model, [PROMPTS[0]] * episodes, list(range(episodes)), Sampling(1, 0.7, batch_size=1000), (), 0
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert model.generation_config.top_p == 0.5
     with torch.no_grad():
-        expected = episodes * (model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].double() / 0.7).softmax(-1)[:5].numpy()
+        expected = (
+            episodes
+            * (model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].double() / 0.7).softmax(-1)[:5].numpy()
+        )
     counts = np.bincount([ids[0] for ids in texts(made)], minlength=5)
     assert expected.min() > 5
     assert chisquare(counts, expected * (episodes / expected.sum())).pvalue > 1e-4
@@ -58,7 +65,11 @@ def test_it_decodes_a_policy_with_its_adapter(tiny_causal: Callable[[str], Any])
 
 
 def test_a_response_ends_with_its_first_end_token() -> None:
-    for ids, ends, kept, ended in (([4, 2, 0, 0], [2], [4, 2], True), ([4, 3, 2], [2, 3], [4, 3], True), ([4, 5], [2], [4, 5], False)):
+    for ids, ends, kept, ended in (
+        ([4, 2, 0, 0], [2], [4, 2], True),
+        ([4, 3, 2], [2, 3], [4, 3], True),
+        ([4, 5], [2], [4, 5], False),
+    ):
         assert (until_end(ids, ends).ids, until_end(ids, ends).ended) == (kept, ended)
 
 

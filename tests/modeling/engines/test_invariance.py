@@ -1,4 +1,5 @@
-"""Same seed, same text, whatever the batch size, the order of the prompts or the number of processes: also where rounding could choose.
+"""Same seed, same text, whatever the batch size, the order of the prompts or the number of processes: also where
+rounding could choose.
 
 pytest tests/modeling/engines/test_invariance.py
 """
@@ -22,16 +23,22 @@ SEEDS = [derive_seed("invariance", row) for row in range(len(PROMPTS))]
 SIZES = (1, 3, 8, 64)
 
 
-def texts(model: Any, batch_size: int, temperature: float = 1.0, steps: int = 9, order: list[int] | None = None) -> list[list[int]]:
+def texts(
+    model: Any, batch_size: int, temperature: float = 1.0, steps: int = 9, order: list[int] | None = None
+) -> list[list[int]]:
     """The responses in the prompts' own order, asked for in another one."""
     order = order or list(range(len(PROMPTS)))
-    made = generate(model, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], Sampling(steps, temperature, batch_size), (), 0)
+    made = generate(
+        model, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], Sampling(steps, temperature, batch_size), (), 0
+    )
     found = dict(zip(order, made, strict=True))
     return [found[i].ids for i in sorted(order)]
 
 
 def rounding(model: Any, size: float) -> Any:
-    """The model, whose logits are off by about `size` in a way that hangs on the shape of the batch, and exact for a row alone."""
+    """The model, whose logits are off by about `size` in a way that hangs on the shape of the batch, and exact for a
+    row alone.
+    """
 
     def shaken(module: Any, inputs: Any, output: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(output.shape[0])
@@ -43,14 +50,18 @@ def rounding(model: Any, size: float) -> Any:
 
 @torch.no_grad()
 def border(model: Any, prompt: list[int], digit: int) -> float:
-    """Where, after this prompt, the first choice of a draw changes from one group to the next. Groups are tokens of the same last digit."""
+    """Where, after this prompt, the first choice of a draw changes from one group to the next. Groups are tokens of the
+    same last digit.
+    """
     probability_V = logits_alone(model, prompt)[0].double().softmax(-1)
     fan = next(base for base in range(2, 99) if base**LEVELS >= len(probability_V))
     return float(sum(probability_V[last::fan].sum() for last in range(digit + 1)))
 
 
 @pytest.mark.parametrize(("architecture", "temperature"), [*((name, 1.0) for name in ARCHITECTURES), ("llama", 0.0)])
-def test_the_text_is_the_same_for_every_batch_size_order_and_share(tiny_causal: Callable[[str], Any], architecture: str, temperature: float) -> None:
+def test_the_text_is_the_same_for_every_batch_size_order_and_share(
+    tiny_causal: Callable[[str], Any], architecture: str, temperature: float
+) -> None:
     model = tiny_causal(architecture)
     expected = texts(model, 1, temperature)
     assert all(texts(model, size, temperature) == expected for size in SIZES[1:])
@@ -61,11 +72,17 @@ def test_the_text_is_the_same_for_every_batch_size_order_and_share(tiny_causal: 
         assert texts(model, 8, temperature, order=share) == [expected[i] for i in share]
 
 
-def test_a_uniform_number_on_a_border_draws_the_same_token_in_every_batch(tiny_causal: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uniform_number_on_a_border_draws_the_same_token_in_every_batch(
+    tiny_causal: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_causal("llama")
-    on_border = {seed: border(model, prompt, row % 3) for row, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True))}
+    on_border = {
+        seed: border(model, prompt, row % 3) for row, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True))
+    }
     original = native.uniforms
-    monkeypatch.setattr(native, "uniforms", lambda seed, steps: [[on_border[seed], 0.3, 0.6, 0.2], *original(seed, steps)[1:]])
+    monkeypatch.setattr(
+        native, "uniforms", lambda seed, steps: [[on_border[seed], 0.3, 0.6, 0.2], *original(seed, steps)[1:]]
+    )
     # Spread of logits here is about 12: 1e-6 is half of what rounding was measured to do.
     rounding(model, 1e-6)
     found = [texts(model, size, steps=2) for size in SIZES]
@@ -75,7 +92,9 @@ def test_a_uniform_number_on_a_border_draws_the_same_token_in_every_batch(tiny_c
     assert any(other != found[0] for other in unsettled[1:]), "nothing had to be settled, so this test shows nothing"
 
 
-def test_two_likeliest_tokens_that_tie_are_the_same_one_in_every_batch(tiny_causal: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_likeliest_tokens_that_tie_are_the_same_one_in_every_batch(
+    tiny_causal: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_causal("gpt2")
     weight = model.get_output_embeddings().weight.data
     weight[256:] = weight[:256].clone()
@@ -88,7 +107,9 @@ def test_two_likeliest_tokens_that_tie_are_the_same_one_in_every_batch(tiny_caus
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_border_moves_further_than_the_margin(tiny_causal: Callable[[str], Any], architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_border_moves_further_than_the_margin(
+    tiny_causal: Callable[[str], Any], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_causal(architecture)
     seen: list[tuple[list[int], Tensor]] = []
 
@@ -105,14 +126,21 @@ def test_no_border_moves_further_than_the_margin(tiny_causal: Callable[[str], An
             alone_V, batched_V = logits_alone(model, ids)[0].double(), logits_V.double()
         spread = 1 + float(alone_V.max() - alone_V.min())
         fan = next(base for base in range(2, 99) if base**LEVELS >= len(alone_V))
-        level = [torch.nn.functional.pad(x_V.softmax(-1), (0, fan**LEVELS - len(x_V))).view([fan] * LEVELS) for x_V in (alone_V, batched_V)]
+        level = [
+            torch.nn.functional.pad(x_V.softmax(-1), (0, fan**LEVELS - len(x_V))).view([fan] * LEVELS)
+            for x_V in (alone_V, batched_V)
+        ]
         for axis in range(LEVELS):
             # The choice along the last axis that is left, given those after it: sum out the axes before it.
             mass = [x.flatten(0, LEVELS - 2 - axis).sum(0) if axis < LEVELS - 1 else x for x in level]
-            share = [(x / x.sum(0, keepdim=True).clamp(min=1e-300)).flatten(1) if x.dim() > 1 else x[:, None] for x in mass]
+            share = [
+                (x / x.sum(0, keepdim=True).clamp(min=1e-300)).flatten(1) if x.dim() > 1 else x[:, None] for x in mass
+            ]
             before = [x.cumsum(0)[:-1] for x in share]
             square = share[0].square().cumsum(0)
-            deviation = (square[:-1] * (1 - before[0]) ** 2 + (square[-1] - square[:-1]) * before[0] ** 2).clamp(min=0).sqrt()
+            deviation = (
+                (square[:-1] * (1 - before[0]) ** 2 + (square[-1] - square[:-1]) * before[0] ** 2).clamp(min=0).sqrt()
+            )
             moved = (before[0] - before[1]).abs()
             counts = deviation > 1e-6
             if counts.any():

@@ -41,7 +41,9 @@ def convolving(place: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> A
     return enliven(load_causal(place, model_config, tiny_tokenizer))
 
 
-def test_transformers_decodes_what_our_engine_cannot_and_the_log_gives_the_reason_once(convolving: Any, caplog: Any) -> None:
+def test_transformers_decodes_what_our_engine_cannot_and_the_log_gives_the_reason_once(
+    convolving: Any, caplog: Any
+) -> None:
     make._told.clear()
     with caplog.at_level(logging.WARNING):
         assert isinstance(engine_for(convolving), TransformersEngine)
@@ -76,7 +78,9 @@ def test_an_engine_that_gives_other_tokens_than_the_model_is_refused(tiny_causal
 
     model = tiny_causal("llama")
     refuse_wrong_decoding(TransformersEngine(), model)
-    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be decoded: generate gives different tokens in batches"):
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM cannot be decoded: generate gives different tokens in batches"
+    ):
         refuse_wrong_decoding(Wrong(), model)
 
 

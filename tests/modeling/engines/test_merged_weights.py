@@ -31,9 +31,14 @@ def logits(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_within_it_computes_the_same_without_adapters_and_after_it_is_what_it_was(tiny_causal: Callable[[str], Any], architecture: str) -> None:
+def test_within_it_computes_the_same_without_adapters_and_after_it_is_what_it_was(
+    tiny_causal: Callable[[str], Any], architecture: str
+) -> None:
     model = adapted(tiny_causal(architecture))
-    before, outputs = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}, logits(model)
+    before, outputs = (
+        {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()},
+        logits(model),
+    )
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with merged_weights(model):
         torch.testing.assert_close(logits(model), outputs, atol=1e-4, rtol=0)
@@ -45,7 +50,9 @@ def test_within_it_computes_the_same_without_adapters_and_after_it_is_what_it_wa
             assert logits(model).isfinite().all(), "an adapter was looked at"
             parameter.data = kept
     after = model.state_dict()
-    assert all(after[name].data_ptr() == place and torch.equal(after[name], value) for name, (place, value) in before.items())
+    assert all(
+        after[name].data_ptr() == place and torch.equal(after[name], value) for name, (place, value) in before.items()
+    )
     assert torch.equal(logits(model), outputs)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trainable
 

@@ -42,7 +42,9 @@ def test_packed_weights_give_the_same_logits(tiny_causal: Callable[[str], Any], 
     spread = float(expected_BSV.max() - expected_BSV.min())
     torch.testing.assert_close(found_BSV, expected_BSV, atol=3e-6 * spread, rtol=0)
     assert (changed_BSV - expected_BSV).abs().max() > 0.01 * spread
-    torch.testing.assert_close(repacked_BSV, changed_BSV, atol=3e-6 * float(changed_BSV.max() - changed_BSV.min()), rtol=0)
+    torch.testing.assert_close(
+        repacked_BSV, changed_BSV, atol=3e-6 * float(changed_BSV.max() - changed_BSV.min()), rtol=0
+    )
 
 
 def test_a_map_with_a_bias_and_any_number_of_tokens() -> None:
@@ -81,7 +83,10 @@ def test_a_torch_without_the_operators_decodes_from_the_weights_as_they_are(
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     with caplog.at_level(logging.WARNING), packed_weights(model):
         assert forwards(model) == 0
-    assert "weights are not packed for decoding (AttributeError: '_OpNamespace' 'mkldnn' object has no attribute" in caplog.text
+    assert (
+        "weights are not packed for decoding (AttributeError: '_OpNamespace' 'mkldnn' object has no attribute"
+        in caplog.text
+    )
 
 
 def test_an_error_within_leaves_the_model_as_it_was() -> None:

@@ -34,7 +34,9 @@ def test_tokens_come_as_often_as_softmax_says(temperature: float, vocabulary: in
     possible = expected > 0
     assert counts[~possible].sum() == 0
     assert chisquare(counts[possible], draws * expected[possible]).pvalue > 1e-4
-    torch.testing.assert_close(drawn.logprob_B.double(), torch.from_numpy(np.log(expected[drawn.token_B.numpy()])), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        drawn.logprob_B.double(), torch.from_numpy(np.log(expected[drawn.token_B.numpy()])), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1e-300, 0.5, 1 - 2.0**-24, LAST])
@@ -45,7 +47,9 @@ def test_no_uniform_number_draws_a_word_of_probability_zero(uniform: float) -> N
     for first in (0.0, 0.5, LAST):
         drawn = draw(logits_V[None], at(uniform, first, uniform, first), 1.0)
         assert drawn.token_B.item() in (2, 5)
-        assert drawn.logprob_B.item() == pytest.approx(logits_V.double().log_softmax(-1)[drawn.token_B].item(), abs=1e-6)
+        assert drawn.logprob_B.item() == pytest.approx(
+            logits_V.double().log_softmax(-1)[drawn.token_B].item(), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("vocabulary", [2, 3, 17, 512, 50_000])
@@ -60,7 +64,8 @@ def test_the_highest_and_lowest_uniform_numbers_stay_inside_the_vocabulary(vocab
 
 
 def test_the_inverse_distribution_is_taken_at_its_steps() -> None:
-    # In base 2, last digit first: 0.25 to even tokens; then 0.5 to token 0 among those, and a third to token 1 among the odd ones.
+    # In base 2, last digit first: 0.25 to even tokens; then 0.5 to token 0 among those, and a third to token 1 among
+    # the odd ones.
     logits_BV = torch.tensor([0.125, 0.25, 0.125, 0.5]).log()[None]
     cases = {(0.249, 0.499): 0, (0.249, 0.501): 2, (0.251, 0.333): 1, (0.251, 0.334): 3, (0.0, 0.0): 0, (LAST, LAST): 3}
     for (first, second), token in cases.items():
@@ -69,9 +74,16 @@ def test_the_inverse_distribution_is_taken_at_its_steps() -> None:
 
 def test_a_draw_is_close_near_a_border_and_only_there() -> None:
     logits_BV = torch.tensor([0.125, 0.25, 0.125, 0.5]).log()[None]
-    # The border at 0.25, between groups of 0.25 and 0.75: spread log 4, deviation sqrt(0.75^2 * 0.25^2 + 0.25^2 * 0.75^2).
+    # The border at 0.25, between groups of 0.25 and 0.75: spread log 4, deviation sqrt(0.75^2 * 0.25^2 + 0.25^2 *
+    # 0.75^2).
     margin = sampling.NOISE * (1 + np.log(4)) * np.sqrt(2) * 0.75 * 0.25
-    for uniform, close in ((0.25, True), (0.25 - 0.9 * margin, True), (0.25 + 0.9 * margin, True), (0.25 - 1.1 * margin, False), (0.26, False)):
+    for uniform, close in (
+        (0.25, True),
+        (0.25 - 0.9 * margin, True),
+        (0.25 + 0.9 * margin, True),
+        (0.25 - 1.1 * margin, False),
+        (0.26, False),
+    ):
         assert draw(logits_BV, at(uniform, 0.9, 0.5, 0.5), 1.0).close_B.item() is close
     # The second choice has borders of its own; those of groups that were not chosen do not count.
     assert draw(logits_BV, at(0.9, 1 / 3, 0.5, 0.5), 1.0).close_B.item()

@@ -1,4 +1,5 @@
-"""The vllm engine against a stand-in for vLLM that reads the folder it is given: what is asked of it, and with which weights.
+"""The vllm engine against a stand-in for vLLM that reads the folder it is given: what is asked of it, and with which
+weights.
 
 pytest tests/modeling/engines/test_vllm.py
 """
@@ -44,7 +45,9 @@ class StandIn:
     def generate(self, prompts: list[dict[str, Any]], params: list[Any], use_tqdm: bool) -> list[Any]:
         self.asked.append(params)
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
-        made = generate(self.model, ids, [0] * len(ids), Sampling(params[0].max_tokens, temperature=0), params[0].stop_token_ids, 0)
+        made = generate(
+            self.model, ids, [0] * len(ids), Sampling(params[0].max_tokens, temperature=0), params[0].stop_token_ids, 0
+        )
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(generation.ids))]) for generation in made]
 
 
@@ -58,13 +61,17 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_every_generation_is_from_the_policys_present_weights(tiny_causal: Callable[[str], Any], stand_in: type[StandIn], architecture: str) -> None:
+def test_every_generation_is_from_the_policys_present_weights(
+    tiny_causal: Callable[[str], Any], stand_in: type[StandIn], architecture: str
+) -> None:
     model = add_lora(tiny_causal(architecture), LoraSettings(rank=4, alpha=8))
     engine = make_engine("vllm")
     found = []
     for update in range(2):
         for number, parameter in enumerate(adapter_parameters(model, "default").values()):
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * update + number))
+            parameter.data = 0.2 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(100 * update + number)
+            )
         made = engine.generate(model, PROMPTS, SEEDS, Sampling(6, temperature=0.7), [300], 0)
         assert texts(made) == texts(generate(model, PROMPTS, SEEDS, Sampling(6, temperature=0), [300], 0))
         assert all(generation.logprobs is None for generation in made)
@@ -74,7 +81,9 @@ def test_every_generation_is_from_the_policys_present_weights(tiny_causal: Calla
     assert started.told == ["reload_weights", "reset_prefix_cache"]
     for params in started.asked:
         assert [one.seed for one in params] == SEEDS
-        assert {(one.temperature, one.top_p, one.top_k, one.max_tokens, tuple(one.stop_token_ids)) for one in params} == {(0.7, 1.0, 0, 6, (300,))}
+        assert {
+            (one.temperature, one.top_p, one.top_k, one.max_tokens, tuple(one.stop_token_ids)) for one in params
+        } == {(0.7, 1.0, 0, 6, (300,))}
 
 
 def test_without_vllm_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
