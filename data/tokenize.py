@@ -6,11 +6,12 @@ control tokens.
 """
 
 import json
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 from jinja2 import TemplateError
@@ -20,6 +21,10 @@ from data.records import Demonstration, Message, Prompt, Ranking
 
 QUESTION: Message = {"role": "user", "content": "A question"}
 ANSWER: Message = {"role": "assistant", "content": "An answer"}
+ANCHORS = ("\n", "x", ".")
+"""Characters before a text that goes on: the first that keeps its own tokens there."""
+START, END = "\ufdd0", "\ufdd1"
+"""Marks of control tokens in user text: noncharacters, which Unicode reserves for use within a program."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,71 @@ def _joined(tokenizer: Any, start: str, opening: str, answer: str) -> tuple[bool
 
 
 def _text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool, **options: Any) -> list[list[int]]:
-    """Token ids of texts, no special ones added. Many tokenizers write a blank before a text, but not where a text
-    `goes_on` behind a line break.
+    """Token ids of texts, no special ones added.
+
+    Many tokenizers write a space before a text, but not where a text `goes_on` behind other characters.
     """
-    alone: list[list[int]] = tokenizer([*texts], add_special_tokens=False, **options)["input_ids"]
-    if not goes_on:
-        return alone
-    line_break, *behind = tokenizer(
-        ["\n", *(f"\n{text}" if text else "" for text in texts)], add_special_tokens=False, **options
-    )["input_ids"]
-    width = len(line_break)
-    return [ids[width:] if ids[:width] == line_break else own for ids, own in zip(behind, alone, strict=True)]
+    found: list[list[int]] = tokenizer([*texts], add_special_tokens=False, **options)["input_ids"]
+    left = [number for number, text in enumerate(texts) if text] if goes_on else []
+    for anchor in ANCHORS:
+        if not left:
+            break
+        anchored = [anchor, *(anchor + texts[number] for number in left)]
+        before, *behind = tokenizer(anchored, add_special_tokens=False, **options)["input_ids"]
+        known = tokenizer.decode(before).strip(" ") == anchor  # not a space, nor unknown text, which join with others
+        clean = [known and ids[: len(before)] == before for ids in behind]
+        for number, ids, cut in zip(left, behind, clean, strict=True):
+            found[number] = ids[len(before) :] if cut else found[number]
+        left = [number for number, cut in zip(left, clean, strict=True) if not cut]
+    return found
+
+
+def user_text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool = False) -> list[list[int]]:
+    """Token ids of user text, in which spelled control tokens are ordinary text.
+
+    Tokenizers that have control tokens among the pieces of their model, as Unigram ones do, give their ids for plain
+    text too; each of these ids is replaced by pieces of its spelling. The token for unknown text may occur.
+    """
+    control = control_tokens(tokenizer)
+
+    def spelled_out(ids: list[int]) -> list[int]:
+        if control.keys().isdisjoint(ids):
+            return ids
+        parts = (_spelling(tokenizer, control[token]) if token in control else (token,) for token in ids)
+        return [*chain.from_iterable(parts)]
+
+    encoded = _text_ids(tokenizer, texts, goes_on, split_special_tokens=True, verbose=False)
+    return [spelled_out(ids) for ids in encoded]
+
+
+@lru_cache(maxsize=16)
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """Special tokens by id, without the one for unknown text."""
+    unknown = {tokenizer.unk_token_id, *_text_ids(tokenizer, ["\U0010fffd"], False, split_special_tokens=True)[0]}
+    known = tokenizer.added_tokens_decoder.items()
+    return {number: token.content for number, token in known if token.special and number not in unknown}
+
+
+@lru_cache(maxsize=256)
+def _spelling(tokenizer: Any, word: str) -> tuple[int, ...]:
+    """Ids of the longest pieces that write a control token as text, from left to right.
+
+    A character without a piece becomes its bytes or the token for unknown text. Raises ValueError if there is neither.
+    """
+    known, control = tokenizer.get_vocab(), control_tokens(tokenizer)
+    pieces = {piece: number for piece, number in known.items() if number not in control}
+    ids, rest = list[int](), word.replace(" ", "\u2581")
+    while rest:
+        size = next((size for size in range(len(rest), 0, -1) if rest[:size] in pieces), 0)
+        as_bytes = [pieces.get(f"<0x{byte:02X}>", tokenizer.unk_token_id) for byte in rest[0].encode()]
+        if size:
+            ids.append(pieces[rest[:size]])
+        elif None in as_bytes:
+            raise ValueError(f"the text spells {word!r}, which the model's tokenizer cannot write as text: reword it")
+        else:
+            ids += as_bytes if tokenizer.unk_token_id not in as_bytes else [tokenizer.unk_token_id]
+        rest = rest[size or 1 :]
+    return tuple(ids)
 
 
 def _probe(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
@@ -118,8 +177,7 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
     """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves
     out a message.
 
-    Also when the prompt, or its answer, contains a control token that the tokenizer cannot write as text. The message
-    is one sentence without file and line.
+    Also when the prompt, or its answer, contains a control token that the tokenizer cannot write as text.
     """
     try:
         text = tokenizer.apply_chat_template(
@@ -139,20 +197,24 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
             raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
     if isinstance(prompt, Demonstration):
         _check_answer(tokenizer, prompt)
-    if words := _control_words(tokenizer):
-        texts = [message["content"] for message in prompt.messages]
-        texts += (
-            prompt.completions
-            if isinstance(prompt, Ranking)
-            else [prompt.completion]
-            if isinstance(prompt, Demonstration)
-            else []
-        )
-        if spelled := next((word for word in words if any(word in text for text in texts)), None):
-            raise ValueError(
-                f"the text spells {spelled!r}, which the model's tokenizer cannot tell from its control token: "
-                "reword it, or leave it out"
-            )
+    if _takes_text_for_control(tokenizer):
+        _check_spelling(tokenizer, prompt)
+
+
+def _check_spelling(tokenizer: Any, prompt: Prompt) -> None:
+    """Raises ValueError when user text cannot be written without control tokens.
+
+    In a prompt these are also characters that the tokenizer normalises to a control token's spelling: full-width ones.
+    """
+    control = control_tokens(tokenizer)
+    texts = [_control_pattern(tokenizer).sub(" ", message["content"]) for message in prompt.messages]
+    for ids in _text_ids(tokenizer, texts, False, split_special_tokens=True):
+        if (token := next((token for token in ids if token in control), None)) is not None:
+            taken = f"takes for {control[token]!r}, its control token"
+            raise ValueError(f"the prompt has characters that the model's tokenizer {taken}: reword it")
+    answers = prompt.completions if isinstance(prompt, Ranking) else []
+    answers = [prompt.completion] if isinstance(prompt, Demonstration) else answers
+    user_text_ids(tokenizer, [*answers, *(message["content"] for message in prompt.messages)])
 
 
 def _check_answer(tokenizer: Any, shown: Demonstration) -> None:
@@ -183,16 +245,17 @@ def _renders_as(tokenizer: Any, messages: Sequence[Message], text: str) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _control_words(tokenizer: Any) -> tuple[str, ...]:
-    """Control tokens that the tokenizer makes of plain text too: a unigram model has them among its words. Most
-    tokenizers have none.
-    """
-    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return tuple(
-        word
-        for number, word in special.items()
-        if number in _text_ids(tokenizer, [word], False, split_special_tokens=True)[0]
-    )
+def _takes_text_for_control(tokenizer: Any) -> bool:
+    """Whether the tokenizer makes control tokens of plain text too, as Unigram ones do. Most do not."""
+    control = control_tokens(tokenizer)
+    encoded = _text_ids(tokenizer, list(control.values()), False, split_special_tokens=True) if control else []
+    return any(number in ids for number, ids in zip(control, encoded, strict=True))
+
+
+def _control_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Matches any control token, of two the longer one."""
+    words = sorted(control_tokens(tokenizer).values(), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, words)) or "(?!)")
 
 
 def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
@@ -238,12 +301,36 @@ def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
         "sanitize_control_tokens": True,
     }
     try:
+        if _takes_text_for_control(tokenizer):
+            return [_marked_ids(tokenizer, conversation) for conversation in conversations]
         return [[int(token) for token in ids] for ids in tokenizer.apply_chat_template(conversations, **options)]
     except (TemplateError, TypeError, KeyError, AttributeError) as error:
         if len(prompts) > 1:
             return [_rendered_ids(tokenizer, [prompt])[0] for prompt in prompts]
         sentence = refusal(tokenizer, conversations[0], error)
         raise ValueError(f"prompt {prompts[0].prompt_id!r} of {prompts[0].dataset!r}: {sentence}") from None
+
+
+def _marked_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation for tokenizers that make control tokens of plain text too.
+
+    transformers refuses to tokenise what these mark. Control tokens in user text are marked before rendering, and
+    spelled out between the tokens of the other text.
+    """
+    pattern = _control_pattern(tokenizer)
+    marked: list[Message] = []
+    for message in messages:
+        text = message["content"].replace(START, "").replace(END, "")
+        marked.append({**message, "content": pattern.sub(rf"{START}\g<0>{END}", text)})
+    asks = layout(tokenizer).asks
+    rendered = str(tokenizer.apply_chat_template(marked, add_generation_prompt=asks, tokenize=False))
+    # Text and marked control tokens in turn; None where the template has torn the marks apart.
+    parts = re.split(f"{START}({pattern.pattern}){END}|[{START}{END}]", rendered)
+    ids = list[int](tokenizer(parts[0], add_special_tokens=False)["input_ids"])
+    for word, text in zip(parts[1::2], parts[2::2], strict=True):
+        ids += _spelling(tokenizer, word) if word else ()
+        ids += _text_ids(tokenizer, [text], goes_on=bool(ids))[0]
+    return [int(token) for token in ids]
 
 
 def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> list[int]:
@@ -258,7 +345,7 @@ def _answer_ids(tokenizer: Any, completions: Sequence[str]) -> list[list[int]]:
     """Token ids of answers; control tokens in their text become ordinary text."""
     found = layout(tokenizer)
     texts = [found.lead + text if (text := completion.strip()) else "" for completion in completions]
-    return _text_ids(tokenizer, texts, found.joined[1], split_special_tokens=True)
+    return user_text_ids(tokenizer, texts, found.joined[1])
 
 
 def template_closing(tokenizer: Any) -> list[int]:
@@ -308,8 +395,9 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     Stops after `limit` chunks. Raises ValueError when there is no chunk at all.
     """
     chunks: list[list[int]] = []
+    first, last = _around_text(tokenizer)
     for text in texts:
-        ids = tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"]
+        ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
         chunks += [
             ids[start : start + length]
             for start in range(0, len(ids), length)
@@ -320,3 +408,10 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     if not chunks:
         raise ValueError(f"the pretraining text is too short for a single example of {length} tokens")
     return chunks
+
+
+def _around_text(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids that the tokenizer puts before and after a text by itself, such as BOS."""
+    (inner,), whole = _text_ids(tokenizer, ["a"], False), tokenizer("a")["input_ids"]
+    start = next(start for start in range(len(whole)) if whole[start : start + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]

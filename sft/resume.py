@@ -103,7 +103,21 @@ class EpochOrder(Sampler[int], TrainerCallback):
 
 
 class ResumableTrainer(SFTTrainer):
-    """trl's trainer with the order of `EpochOrder`."""
+    """trl's trainer with the order of `EpochOrder`, and with a token accuracy that counts all processes."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[Any, Any]:
+        """Keeps accelerate from dropping processes from the token accuracy of an epoch's last step.
+
+        trl gathers one count per process with `gather_for_metrics`, which keeps `remainder` entries (examples left for
+        the last batch) at the end of a dataloader, so with `remainder` below the number of processes it would drop
+        counts. After skipped batches `remainder` is unset. 0 keeps all.
+        """
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if (dataloader := self.accelerator.gradient_state.active_dataloader) is not None:
+            dataloader.remainder = 0
+        return batches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset

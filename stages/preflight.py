@@ -43,9 +43,11 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     refuse_lookahead(model, name)
     refuse_headless(settings, name)
     found = examine(model, config)
+    reward_model = None
     if start.own_base:
         reward_model = load_scalar(start.place, start.model_config, start.tokenizer())
         refuse_lookahead(reward_model, f"reward.base={config.reward.base}")
+    try_steps(model, reward_model, start, config)
     return found
 
 
@@ -92,6 +94,29 @@ def refuse_undecided(config: RunConfig, data: Path) -> None:
                 "above "
                 "a different one: add rankings of more users to data.rankings, or try another data.split_salt"
             )
+
+
+def try_steps(model: Any, reward_model: Any, start: "Start", config: RunConfig) -> None:
+    """Tries a training step of SFT, the reward model and PPO on small copies of the configured models.
+
+    `reward_model` is None if it starts from the SFT model. Raises ValueError when a step fails.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    from modeling.trial import Trial
+
+    def with_head(settings: Any) -> Any:
+        trusted = config.model.trust_remote_code
+        return AutoModelForSequenceClassification.from_config(settings, trust_remote_code=trusted)
+
+    lora = config.model.adapter == "lora"
+    trial = Trial(f"model.base={config.model.base}", config.model.lora if lora else None)
+    trial.causal(model)
+    if reward_model is None or config.ppo.value_init == "sft":
+        trial.scalar(with_head, model.config)
+    if reward_model is not None and (config.reward.epochs > 0 or config.ppo.value_init == "reward"):
+        own = Trial(f"reward.base={config.reward.base}", start.model_config.lora if lora else None)
+        own.scalar(type(reward_model), reward_model.config)
 
 
 def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> None:

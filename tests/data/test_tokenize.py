@@ -5,11 +5,13 @@ import re
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data.chat_template import CHATML, PLAIN
-from data.records import Demonstration, Prompt, Ranking
+from data.records import Demonstration, Prompt
 from data.tokenize import (
     check_prompt,
     count_answer_tokens,
@@ -18,6 +20,7 @@ from data.tokenize import (
     encode_completion,
     encode_prompt,
     pretraining_chunks,
+    user_text_ids,
 )
 from sft.examples import demonstration_examples
 
@@ -190,14 +193,12 @@ def test_training_text_is_what_the_template_renders_for_a_finished_conversation(
         assert tokenizer.decode(learned) == "Because.<|im_end|>"
 
 
-def sentencepiece_like(model: Any, trainer: Any, *others: str) -> PreTrainedTokenizerFast:
+def sentencepiece_like(model: Any, trainer: Any, *others: str, prepend: str = "first") -> PreTrainedTokenizerFast:
     """A tokenizer that writes a blank before a text that stands alone, as Llama 2's does."""
     inner = Tokenizer(model)
-    inner.pre_tokenizer, inner.decoder = (
-        pre_tokenizers.Metaspace(prepend_scheme="first"),
-        decoders.Metaspace(prepend_scheme="first"),
-    )
-    inner.train_from_iterator(["the sky is blue </s>", "Because.", *"<|>/ims_startndo{}:\n"], trainer)
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    inner.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    inner.train_from_iterator(["the sky is blue </s>", "Because.", *"<|>/ims_startndo{}:\nUAprx."], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
     tokenizer.add_special_tokens({"additional_special_tokens": [*others]})
     return tokenizer
@@ -223,23 +224,122 @@ def test_an_answer_has_the_tokens_of_the_finished_conversation_though_alone_it_s
     assert encode_completion(tokenizer, "", False) == []
 
 
-def test_text_that_a_unigram_tokenizer_takes_for_its_control_token_is_refused_at_the_row() -> None:
+def unigram(prepend: str, normalizer: Any = None, **trained: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer whose model has `</s>` and `<pad>` among its pieces, so that it finds them in plain text."""
     trainer = trainers.UnigramTrainer(special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    tokenizer = sentencepiece_like(models.Unigram(), trainer)
+    tokenizer = sentencepiece_like(models.Unigram(), trainer, *MARKS, prepend=prepend)
+    if normalizer is not None:
+        tokenizer.backend_tokenizer.normalizer = normalizer
+    assert tokenizer.eos_token_id in tokenizer("a </s> b", split_special_tokens=True)["input_ids"]
+    return tokenizer
+
+
+TOKENIZERS = {
+    "byte-level BPE": None,
+    "BPE that starts with a blank": lambda: sentencepiece_like(
+        models.BPE(unk_token="<unk>"), trainers.BpeTrainer(special_tokens=SPECIAL, show_progress=False), *MARKS
+    ),
+    "unigram that starts with a blank": lambda: unigram("first"),
+    "unigram with a blank behind every control token": lambda: unigram("always"),
+    "unigram without a blank": lambda: unigram("never"),
+}
+
+
+@pytest.fixture(scope="session", params=TOKENIZERS)
+def any_tokenizer(request: Any, tiny_tokenizer: Any) -> Any:
+    made = copy.deepcopy(tiny_tokenizer) if request.param == "byte-level BPE" else TOKENIZERS[request.param]()
+    made.writes_blanks = "every" in request.param
+    return made
+
+
+SPELLING = st.sampled_from(["</s>", "<pad>", *MARKS, "<", "/s>", "s", "the sky", " ", "\n", "<<", ">", "d", "</"])
+USER_TEXT = st.lists(SPELLING, max_size=9).map("".join).map(str.strip)
+
+
+def controls(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Special tokens among ids, without the one for unknown text."""
+    return [token for token in ids if token in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=USER_TEXT)
+def test_user_text_is_text_for_every_tokenizer_and_comes_back_letter_for_letter(any_tokenizer: Any, text: str) -> None:
+    for template in (PLAIN, CHATML):
+        any_tokenizer.chat_template = template
+        ids = encode_completion(any_tokenizer, text, ends=False)
+        assert controls(any_tokenizer, ids) == []
+        assert decode_completion(any_tokenizer, ids, ended=False) == text
+        said = [("user", text), ("assistant", f"a{text}d"), ("user", f"d{text}s")]
+        turns = [{"role": role, "content": content} for role, content in said]
+        check_prompt(any_tokenizer, Prompt(prompt=turns))
+        prompt = encode_prompt(any_tokenizer, Prompt(prompt=turns))
+        harmless = Prompt(prompt=[message | {"content": "d"} for message in turns])
+        asked = any_tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        if not any_tokenizer.writes_blanks:
+            assert any_tokenizer.decode(prompt) == asked
+        written = controls(any_tokenizer, encode_prompt(any_tokenizer, harmless))
+        assert controls(any_tokenizer, prompt) == written, "only the template writes control tokens"
+    document = "d " * 100 + f"{text} sky"
+    (chunk,) = pretraining_chunks(any_tokenizer, [document], 400)
+    assert controls(any_tokenizer, chunk) == []
+    assert any_tokenizer.decode(chunk) == document
+
+
+@pytest.fixture(scope="module")
+def normalising() -> PreTrainedTokenizerFast:
+    """A tokenizer like XGLM's: line breaks are spaces, full-width characters plain, each part starts with a space."""
+    one_space = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
+    tokenizer = unigram("always", normalizers.Sequence(one_space))
     tokenizer.chat_template = PLAIN
-    assert tokenizer.eos_token_id in encode_completion(tokenizer, "a </s> b", ends=False), (
-        "the tokenizer cannot write it as text"
-    )
-    check_prompt(tokenizer, Demonstration(prompt="Why?", completion="Because."))
-    for row in (
-        Prompt(prompt="Why </s>?"),
-        Demonstration(prompt="Why?", completion="a </s> b"),
-        Ranking(prompt="Why?", completions=["a", "</s>"], ranks=[1, 2]),
-    ):
-        with pytest.raises(
-            ValueError, match=r"^the text spells '</s>', which the model's tokenizer cannot tell from its control token"
-        ):
-            check_prompt(tokenizer, row)
+    return tokenizer
+
+
+def test_text_behind_a_spelled_control_token_gets_no_blank_where_line_breaks_are_spaces(normalising: Any) -> None:
+    ids = encode_prompt(normalising, Prompt(prompt="the</s>sky</s></s>"))
+    assert normalising.decode(ids) == "User: the</s>sky</s></s> Assistant: "
+    assert controls(normalising, ids) == []
+    (chunk,) = pretraining_chunks(normalising, ["the</s>sky " * 20], 500)
+    assert normalising.decode(chunk).split() == ["the</s>sky"] * 20
+    assert controls(normalising, chunk) == []
+
+
+def test_what_is_normalised_to_a_control_token_is_text_in_answers_and_refused_in_prompts(normalising: Any) -> None:
+    wide = "a\uff1c/s\uff1eb"
+    assert normalising.eos_token_id in normalising(wide, split_special_tokens=True)["input_ids"]
+    answer = encode_completion(normalising, wide, ends=False)
+    assert (normalising.decode(answer), controls(normalising, answer)) == ("a</s>b", [])
+    check_prompt(normalising, Demonstration(prompt="the sky", completion=wide))
+    said = r"^the prompt has characters that the model's tokenizer takes for '</s>', its control token: reword it$"
+    with pytest.raises(ValueError, match=said):
+        check_prompt(normalising, Prompt(prompt=wide))
+
+
+def test_documents_keep_the_tokens_that_the_tokenizer_puts_around_a_text() -> None:
+    tokenizer = unigram("first")
+    special = [("</s>", tokenizer.eos_token_id), ("<pad>", tokenizer.pad_token_id)]
+    around = processors.TemplateProcessing(single="<pad> $A </s>", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = around
+    (chunk,) = pretraining_chunks(tokenizer, ["the </s> sky"], 40)
+    assert controls(tokenizer, chunk) == [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    assert tokenizer.decode(chunk[1:-1]) == "the </s> sky"
+
+
+@pytest.mark.parametrize("others", [{"<0x3C>": -9.0}, {}])
+def test_a_control_token_without_pieces_becomes_bytes_or_unknown_text(others: dict[str, float]) -> None:
+    words = [("<unk>", 0.0), ("</s>", 0.0), *others.items(), ("/s>", -1.0), ("\u2581", -2.0), ("a", -1.0)]
+    inner = Tokenizer(models.Unigram(words, 0, False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    (ids,) = user_text_ids(tokenizer, ["a</s>a"])
+    assert tokenizer.convert_ids_to_tokens(ids) == ["a", *(others or ["<unk>"]), "/s>", "a"]
+
+
+def test_a_control_token_that_cannot_be_written_as_text_is_refused_at_the_row() -> None:
+    inner = Tokenizer(models.BPE({"</s>": 0, "a": 1}, [], ignore_merges=True))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", chat_template=PLAIN)
+    said = r"^the text spells '</s>', which the model's tokenizer cannot write as text: reword it$"
+    with pytest.raises(ValueError, match=said):
+        check_prompt(tokenizer, Prompt(prompt="a </s> a"))
 
 
 def test_a_template_that_knows_no_such_role_may_not_drop_its_message(tiny_tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """The processes of one command, forked from this one, and what they write."""
 
 import contextlib
+import glob
 import os
 import signal
 import socket
@@ -102,8 +103,10 @@ class Place:
         """Name, time and size of the current files."""
         found = set()
         for pattern in patterns:
-            for path in self.root.glob(pattern.replace("STAGE", self.stage)):
+            # Unlike Path.glob of Python 3.11, glob.iglob passes over a folder that is removed or renamed meanwhile.
+            pattern = pattern.replace("STAGE", self.stage)
+            for name in glob.iglob(pattern, root_dir=self.root, include_hidden=True):
                 with contextlib.suppress(OSError):
-                    stat = path.stat()
-                    found.add((str(path), stat.st_mtime_ns, stat.st_size))
+                    stat = (self.root / name).stat()
+                    found.add((name, stat.st_mtime_ns, stat.st_size))
         return found
