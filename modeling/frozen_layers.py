@@ -39,7 +39,7 @@ class FrozenLayers(nn.Module):
 def shallow_copy(module: nn.Module, **replaced: nn.Module) -> Any:
     """A module with the same submodules and parameters, except for those that are replaced."""
     made = copy.copy(module)
-    made._modules = dict(module._modules) | replaced
+    made._modules = {**module._modules, **replaced}
     return made
 
 

@@ -125,7 +125,8 @@ class RewardScorer:
             return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
         given = [(episode.prompt, episode.response.ids) for episode in episodes]
         if self.tokens is None:
-            prompts, answers, truncated = *zip(*given, strict=True), [False] * len(episodes)
+            prompts, answers = [prompt for prompt, _ in given], [answer for _, answer in given]
+            truncated = [False] * len(episodes)
         else:
             prompts, answers, truncated = self.tokens.rows(episodes)
         same = {row for row, own in enumerate(given) if (prompts[row], answers[row]) == own}

@@ -28,7 +28,7 @@ from modeling.seeds import derive_seed
 from modeling.tracking import read_metrics
 from ppo.actor_critic import ActorCritic
 from ppo.advantages import gae, whiten
-from ppo.checkpoint import Checkpoints, Progress, Trained
+from ppo.checkpoint import Checkpoints, Progress, Stateful, Trained
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.evaluation import PeriodicEvaluation
@@ -95,8 +95,8 @@ class PPOTrainer:
         self.optimizers = Optimizers.make(models, config)
         self.average = MovingAverage(models.policy_parameters, config.ema_decay)
         self.kl, self.scale = KLController.make(config), ScoreScale(config)
-        stateful = {"kl": self.kl, "score_scale": self.scale}
-        self.trained = Trained(models, self.optimizers, self.average, stateful)
+        adaptive: dict[str, Stateful] = {"kl": self.kl, "score_scale": self.scale}
+        self.trained = Trained(models, self.optimizers, self.average, adaptive)
         self.checkpoints = Checkpoints(run.out / "checkpoints", config.keep_checkpoints, self.team, run.seed)
         self.progress = self.checkpoints.begin(self.trained)
         self.prompts = Sampler(data.prompts, run.seed, "prompts", self.progress.prompt_position)

@@ -29,8 +29,9 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     reward model. Raises ValueError when a stage could not use `model.base`, or the reward model's `reward.base`; before
     weights are loaded if the configurations are sufficient.
     """
-    from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
+    from modeling.architecture import backbone_of, refuse_by_config, refuse_headless, refuse_lookahead
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
+    from modeling.logprobs import refuse_unknown_logits
 
     place, name = base_model_place(config.model), f"model.base={config.model.base}"
     settings = read_settings(place, config.model)
@@ -42,6 +43,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     model = load_causal(place, config.model, tokenizer) if model is None else model
     refuse_lookahead(model, name)
     refuse_headless(settings, name)
+    refuse_unknown_logits(model, backbone_of(model), name)
     found = examine(model, config)
     reward_model = None
     if start.own_base:
@@ -91,8 +93,7 @@ def refuse_undecided(config: RunConfig, data: Path) -> None:
         if not any(map(has_strict_pair, found)):
             raise ValueError(
                 f"labels.labeler is none, and none of the {len(found)} {split} rankings in {data} puts one answer "
-                "above "
-                "a different one: add rankings of more users to data.rankings, or try another data.split_salt"
+                "above a different one: add rankings of more users to data.rankings, or try another data.split_salt"
             )
 
 
