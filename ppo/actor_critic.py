@@ -12,7 +12,7 @@ value model. A copied head starts as the reward model's, a head on the SFT model
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,12 @@ from modeling.load import (
 )
 from modeling.models import Encoder, PolicyModel, RewardModel, ValueModel, plain
 from modeling.seeds import derive_seed
+from modeling.sharding import Sharding
 from ppo.config import PPOConfig
 from ppo.reward_scorer import RewardScorer
+
+Models = tuple[PolicyModel, PolicyModel, ValueModel, RewardModel]
+"""Policy, reference, value and reward model."""
 
 
 @dataclass
@@ -92,6 +96,7 @@ class Loader:
     seed: int
     device: torch.device
     trust_reward_code: bool = False
+    sharding: Sharding = field(default_factory=Sharding)
 
     def load(self, tokenizer: Any) -> ActorCritic:
         """The models in float32.
@@ -106,11 +111,19 @@ class Loader:
         base = load_causal(self.sft / "model", self.config, tokenizer).to(self.device)
         freeze(base)
         if self.config.adapter == "none":
-            made = self._whole(base, tokenizer, reward_tokenizer)
+            policy, reference, value, reward = self._whole(base, tokenizer, reward_tokenizer)
         else:
-            made = self._adapted(base, reward_tokenizer)
-        policy, reference, value, reward, policy_parameters, value_parameters = made
+            policy, reference, value, reward = self._adapted(base, reward_tokenizer)
         scorer = RewardScorer.between(reward, tokenizer, reward_tokenizer)
+        for root in {
+            id(model.encoder.model): model.encoder.model for model in (policy, reference, value, reward)
+        }.values():
+            adapters = [weight for name, weight in root.named_parameters() if ".lora_" in name]
+            self.sharding.shard(root, adapters)
+        # After sharding, which replaces parameters.
+        policy_parameters, value_parameters = trained_parameters(policy.encoder), trained_parameters(value.encoder)
+        if value.encoder.adapter is not None:
+            value_parameters |= dict(value.head.named_parameters(prefix="score"))
         return ActorCritic(policy, reference, value, scorer, policy_parameters, value_parameters)
 
     @property
@@ -123,7 +136,7 @@ class Loader:
         """Whether the reward model is an adapter of the SFT model."""
         return self.config.adapter == "lora" and (self.reward / "adapter").is_dir()
 
-    def _whole(self, base: Any, tokenizer: Any, reward_tokenizer: Any) -> tuple[Any, ...]:
+    def _whole(self, base: Any, tokenizer: Any, reward_tokenizer: Any) -> Models:
         policy = load_causal(self.sft / "model", self.config, tokenizer).to(self.device)
         if self.ppo.value_init == "sft":
             value = load_scalar(self.sft / "model", self.config, tokenizer).to(self.device)
@@ -135,11 +148,9 @@ class Loader:
             PolicyModel(self._encoder(base)),
             ValueModel(self._encoder(value)),
             self._own_reward(reward_tokenizer),
-            dict(policy.named_parameters()),
-            dict(value.named_parameters()),
         )
 
-    def _adapted(self, base: Any, reward_tokenizer: Any) -> tuple[Any, ...]:
+    def _adapted(self, base: Any, reward_tokenizer: Any) -> Models:
         frozen = frozen_layers(backbone_of(base), self.config.lora.top_layers)
         value_lora = lora_config(base, self.config.lora)  # before adapters hide the names of the linear layers
         torch.manual_seed(self.seed)
@@ -159,18 +170,8 @@ class Loader:
             adapted = add_lora(reward.encoder.model, lora, name="value")
             reward = RewardModel(self._encoder(adapted), reward.head, reward.bias)
             value_encoder = self._encoder(adapted, "value")
-        value = ValueModel(value_encoder, head, bias)
-        value_parameters = adapter_parameters(value_encoder.model, "value") | dict(
-            head.named_parameters(prefix="score")
-        )
-        return (
-            PolicyModel(self._encoder(shared, "policy", frozen)),
-            PolicyModel(self._encoder(shared, None, frozen)),
-            value,
-            reward,
-            adapter_parameters(shared, "policy"),
-            value_parameters,
-        )
+        policy, reference = (PolicyModel(self._encoder(shared, adapter, frozen)) for adapter in ("policy", None))
+        return policy, reference, ValueModel(value_encoder, head, bias), reward
 
     def _reward_on(self, shared: Any, frozen: FrozenLayers | None) -> RewardModel:
         """The reward model as a frozen adapter on the policy's base."""
@@ -188,6 +189,13 @@ class Loader:
 
     def _encoder(self, model: Any, adapter: str | None = None, frozen: FrozenLayers | None = None) -> Encoder:
         return Encoder(model, adapter, frozen, autocast_dtype(self.config, self.device))
+
+
+def trained_parameters(encoder: Encoder) -> dict[str, nn.Parameter]:
+    """The parameters of the encoder's adapter, or of the whole model, by name."""
+    if encoder.adapter is None:
+        return dict(encoder.model.named_parameters())
+    return adapter_parameters(encoder.activate(), encoder.adapter)
 
 
 def saved_head(folder: Path, config: ModelConfig) -> tuple[torch.Tensor, float]:

@@ -1,13 +1,12 @@
 """Adam for policy and value model, with warm-up and gradient clipping (Ouyang et al. 2022, appendices C and C.4)."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from modeling.finite import require_finite
-from modeling.processes import sum_gradients
+from modeling.sharding import clip_gradients
 from ppo.actor_critic import ActorCritic
 from ppo.config import PPOConfig
 
@@ -46,16 +45,14 @@ class Optimizers:
         return factor
 
     def step(self, name: Literal["policy", "value"]) -> float:
-        """Sums the gradients over the processes, clips them, takes a step and clears them; returns the norm before
+        """Clips the gradient, which is summed over the processes, takes a step and clears it; returns the norm before
         clipping.
 
         Raises ValueError, before the weights change, if the norm is not finite.
         """
         optimizer: torch.optim.Optimizer = getattr(self, name)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        sum_gradients(parameters)
-        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = clip_gradients(parameters, self.config.max_grad_norm)
         require_finite({f"{name}_grad_norm": norm}, f"ppo, iteration {self.iteration + 1}", ADVICE)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -6,7 +6,7 @@ Shapes: B episodes of this process, R response tokens of all of them, T tokens o
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,11 @@ from modeling.engines.make import engine_for
 from modeling.engines.types import Sampling
 from modeling.finite import require_finite_weights
 from modeling.load import stop_ids
+from modeling.models import PolicyModel, ScalarModel
 from modeling.processes import sum_over_processes
 from modeling.run import Run
 from modeling.seeds import derive_seed
+from modeling.sharding import gradient_norm
 from modeling.tracking import read_metrics
 from ppo.actor_critic import ActorCritic
 from ppo.advantages import gae, whiten
@@ -151,12 +153,11 @@ class PPOTrainer:
         ids = [encoded[id(prompt)] for prompt in prompts]
         seeds = [derive_seed(self.run.seed, "rollout", iteration, number) for number in own]
         sampling = Sampling(config.max_new_tokens, config.temperature, config.rollout_batch_size)
-        with self.clock.phase("rollout"):
-            policy = self.models.policy
-            with policy.encoder.autocast():
-                responses = self.generator.generate(
-                    policy.causal, ids, seeds, sampling, stop_ids(policy.causal), self.tokenizer.pad_token_id
-                )
+        policy = self.models.policy
+        with self.clock.phase("rollout"), self.whole(policy), policy.encoder.autocast():
+            responses = self.generator.generate(
+                policy.causal, ids, seeds, sampling, stop_ids(policy.causal), self.tokenizer.pad_token_id
+            )
         rollout = Rollout(prompts, ids, responses, self.team.device)
         self.first_epoch = rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
         return rollout
@@ -167,8 +168,9 @@ class PPOTrainer:
         config, models = self.config, self.models
         with self.clock.phase("score"):
 
-            def logprobs(model: Any) -> Tensor:
-                return rollout.each_token(lambda batch: model(batch, config.temperature, False)[0], models.dtype)
+            def logprobs(model: PolicyModel) -> Tensor:
+                with self.whole(model):
+                    return rollout.each_token(lambda batch: model(batch, config.temperature, False)[0], models.dtype)
 
             ref_logprobs_R = logprobs(models.reference)
             if config.old_logprobs == "recompute":
@@ -176,10 +178,11 @@ class PPOTrainer:
             else:
                 recorded = [logprob for response in rollout.responses for logprob in response.logprobs or ()]
                 logprobs_R = torch.tensor(recorded, dtype=models.dtype, device=rollout.device)
-            rewards_B, truncated_B = models.scorer.scores(
-                rollout.batches, rollout.episodes(), config.max_tokens_per_micro_batch
-            )
-            values_R = rollout.each_token(models.value, models.dtype)
+            limit = config.max_tokens_per_micro_batch
+            with self.whole(models.scorer.model):
+                rewards_B, truncated_B = models.scorer.scores(rollout.batches, rollout.episodes(), limit)
+            with self.whole(models.value):
+                values_R = rollout.each_token(models.value, models.dtype)
         return Scores(rewards_B, truncated_B, logprobs_R, ref_logprobs_R, values_R)
 
     def advantages(self, scores: Scores, rollout: Rollout) -> Experience:
@@ -222,15 +225,21 @@ class PPOTrainer:
         """
         own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
         tokens = float(sum_over_processes(torch.tensor(float(own), dtype=torch.float64, device=self.team.device)))
-        numbers = self.value_gradient(experience, minibatch, tokens)
+        models, sharding = self.models, self.run.sharding
+        with self.whole(models.value):
+            numbers = self.value_gradient(experience, minibatch, tokens)
+            sharding.reduce_gradients(models.value.encoder.model, models.value_parameters.values())
         numbers["value_grad_norm"] = self.optimizers.step("value")
-        numbers |= self.policy_gradient(experience, minibatch, tokens)
-        if self.texts is not None:
-            ppo_gradient = self.summed_gradient() if first else None
-            texts = self.texts.take(self.config.ptx_examples_per_episode * self.config.minibatch_size)
-            numbers |= self.ptx_gradient(texts)
-            if ppo_gradient is not None:
-                numbers |= gradient_norms(ppo_gradient, self.summed_gradient())
+        with self.whole(models.policy):
+            numbers |= self.policy_gradient(experience, minibatch, tokens)
+            if self.texts is not None:
+                texts = self.texts.take(self.config.ptx_examples_per_episode * self.config.minibatch_size)
+                ppo_gradient = self.take_gradient() if first else {}
+                numbers |= self.ptx_gradient(texts)
+                if first:
+                    numbers |= self.join_gradients(ppo_gradient)
+            if not (first and self.texts is not None):
+                sharding.reduce_gradients(models.policy.encoder.model, models.policy_parameters.values())
         numbers["policy_grad_norm"] = self.optimizers.step("policy")
         self.average.update()
         return numbers
@@ -288,13 +297,28 @@ class PPOTrainer:
             total += loss.detach()
         return {"value_loss": float(sum_over_processes(total))}
 
-    def summed_gradient(self) -> list[Tensor]:
-        """A copy of the policy's gradient, summed over the processes."""
-        weights = self.models.policy_parameters.values()
-        return [
-            sum_over_processes(torch.zeros_like(weight) if weight.grad is None else weight.grad.clone())
-            for weight in weights
-        ]
+    def take_gradient(self) -> dict[str, Tensor]:
+        """The policy's gradient, summed over the processes, which is cleared."""
+        weights = self.models.policy_parameters
+        self.run.sharding.reduce_gradients(self.models.policy.encoder.model, weights.values())
+        found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+        for weight in weights.values():
+            weight.grad = None
+        return found
+
+    def join_gradients(self, ppo: dict[str, Tensor]) -> Numbers:
+        """Adds PPO's gradient to that of the pretraining mix; returns the norms of both (gamma included)."""
+        ptx = self.take_gradient()
+        for name, weight in self.models.policy_parameters.items():
+            parts = [gradient[name] for gradient in (ppo, ptx) if name in gradient]
+            weight.grad = sum(parts[1:], parts[0]) if parts else None
+        ppo_norm, ptx_norm = gradient_norm(ppo.values()), gradient_norm(ptx.values())
+        ratio = ptx_norm / max(ppo_norm, 1e-12)
+        return {"ppo_grad_norm": ppo_norm, "ptx_grad_norm": ptx_norm, "ptx_to_ppo_grad_ratio": ratio}
+
+    def whole(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
+        """Within, a sharded model's weights are gathered."""
+        return self.run.sharding.gathered(model.encoder.model)
 
     def finish_iteration(self, iteration: int, numbers: Numbers, samples: list[dict[str, Any]]) -> None:
         """Evaluates if it is due, checks and logs the metrics, and saves a checkpoint if it is due.
@@ -384,11 +408,3 @@ class PPOTrainer:
                 "ppo.old_logprobs=rollout needs float32, but model.precision means bfloat16 here: set "
                 "ppo.old_logprobs=recompute, or set model.precision=float32"
             )
-
-
-def gradient_norms(ppo: Sequence[Tensor], total: Sequence[Tensor]) -> Numbers:
-    """The norms of PPO's gradient and of the pretraining mix's (gamma included), and their ratio."""
-    ppo_norm = float(torch.nn.utils.get_total_norm(ppo))
-    ptx_norm = float(torch.nn.utils.get_total_norm([whole - part for whole, part in zip(total, ppo, strict=True)]))
-    ratio = ptx_norm / max(ppo_norm, 1e-12)
-    return {"ppo_grad_norm": ppo_norm, "ptx_grad_norm": ptx_norm, "ptx_to_ppo_grad_ratio": ratio}
