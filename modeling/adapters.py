@@ -212,6 +212,11 @@ def use_adapter(model: PeftModel, name: str | None) -> None:
         parameter.requires_grad_(True)
 
 
+def lora_weights(model: Any) -> list[nn.Parameter]:
+    """The weights of all adapters."""
+    return [weight for name, weight in model.named_parameters() if ".lora_" in name]
+
+
 def adapter_of(parameter_name: str) -> str:
     """The adapter that a parameter belongs to: `....lora_A.<adapter>.weight`."""
     return parameter_name.rsplit(".", 2)[-2]

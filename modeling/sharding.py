@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling.architecture import backbone_of
@@ -170,3 +170,22 @@ def local(tensor: Tensor) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor of a shard, on every process; all of them must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a sharded model, whole and on the CPU. All processes must call this; the first one gets it, the
+    others an empty dict.
+    """
+    found = {}
+    for name, weight in model.state_dict().items():
+        gathered = full(weight)
+        if dist.get_rank() == 0:
+            found[name] = gathered.cpu()
+    return found
+
+
+def placed_like(tensor: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, which every process has, sharded as the target is."""
+    if isinstance(target, DTensor):
+        return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
+    return tensor

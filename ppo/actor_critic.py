@@ -22,7 +22,7 @@ from torch import nn
 
 from data.records import Prompt
 from data.tokenize import count_prompt_tokens
-from modeling.adapters import adapter_parameters, add_lora, load_adapter, lora_config
+from modeling.adapters import adapter_parameters, add_lora, load_adapter, lora_config, lora_weights
 from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
 from modeling.frozen_layers import FrozenLayers, frozen_layers
@@ -118,8 +118,7 @@ class Loader:
         for root in {
             id(model.encoder.model): model.encoder.model for model in (policy, reference, value, reward)
         }.values():
-            adapters = [weight for name, weight in root.named_parameters() if ".lora_" in name]
-            self.sharding.shard(root, adapters)
+            self.sharding.shard(root, lora_weights(root))
         # After sharding, which replaces parameters.
         policy_parameters, value_parameters = trained_parameters(policy.encoder), trained_parameters(value.encoder)
         if value.encoder.adapter is not None:

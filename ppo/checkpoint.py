@@ -17,6 +17,7 @@ from modeling.checkpoint import (
     restore_optimizer,
     restore_parameters,
 )
+from modeling.sharding import placed_like
 from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
 from ppo.optimizers import Optimizers
@@ -75,7 +76,8 @@ class Trained:
         restore_parameters(place, "policy", policy, device)
         restore_parameters(place, "value", value, device)
         # Copies, because a loaded tensor may be memory-mapped from its file.
-        self.average.average = {key: tensor.clone() for key, tensor in read_tensors(place, "average", device).items()}
+        saved = read_tensors(place, "average", device)
+        self.average.average = {key: placed_like(tensor.clone(), policy[key]) for key, tensor in saved.items()}
         restore_optimizer(self.optimizers.policy, policy, read_tensors(place, "policy_optimizer", device))
         restore_optimizer(self.optimizers.value, value, read_tensors(place, "value_optimizer", device))
 

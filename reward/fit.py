@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modeling.adapters import merged, save_adapter, what_lora_adapts
+from modeling.adapters import lora_weights, merged, save_adapter, what_lora_adapts
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import autocast_dtype
 from modeling.models import RewardModel, plain, reward_model
 from modeling.run import Run
+from modeling.sharding import gathered_weights
 from reward.batches import Element
 from reward.config import RewardConfig
 from reward.scoring import score_all
@@ -46,6 +47,8 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
         return kept
     trained = start.model(tokenizer, run.seed, team.device, train=config.epochs > 0)
     model = reward_model(trained, autocast_dtype(start.model_config, team.device))
+    head = plain(trained).score.parameters() if trained is not plain(trained) else ()
+    run.sharding.shard(trained, [*lora_weights(trained), *head])
     if (reason := model.encoder.plain_reason) is not None:
         team.say(f"reward: each answer gets a pass of its own over its prompt: {reason}")
     if hasattr(trained, "peft_config"):
@@ -55,19 +58,27 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
         epochs = RewardTrainer(config, model, data.train, run, data.watched).train()
     trained.eval()
     limit = config.max_tokens_per_micro_batch
-    shown = score_all(model, data.demonstrations, limit, team)
-    set_bias(model, model.bias + sum(row[0] for row in shown) / len(shown))
-    if (closing := start.closing(tokenizer)) is not None:
-        plain(trained).config.score_closing = closing
-    scores = {name: score_all(model, items, limit, team) for name, items in data.held_out.items()}
+    with run.sharding.gathered(trained):
+        shown = score_all(model, data.demonstrations, limit, team)
+        set_bias(model, model.bias + sum(row[0] for row in shown) / len(shown))
+        scores = {name: score_all(model, items, limit, team) for name, items in data.held_out.items()}
     require_finite({"score_bias": model.bias}, "reward", ADVICE)
     for name, rows in scores.items():
         require_finite({f"a score of the {name} split": sum(map(sum, rows))}, "reward", ADVICE)
 
+    weights = gathered_weights(trained) if run.sharding.active else None
+
     def write() -> None:
-        if trained is not plain(trained) and not start.own_base:
-            save_adapter(trained, out / "adapter", head=plain(trained).score.weight)
-        export(merged(trained), tokenizer, out / "model", start.model_config)
+        saved = trained
+        if weights is not None:
+            saved = start.model(tokenizer, run.seed, team.device, train=config.epochs > 0)
+            saved.load_state_dict(weights)
+            set_bias(reward_model(saved), model.bias)
+        if saved is not plain(saved) and not start.own_base:
+            save_adapter(saved, out / "adapter", head=plain(saved).score.weight)
+        if (closing := start.closing(tokenizer)) is not None:
+            plain(saved).config.score_closing = closing
+        export(merged(saved), tokenizer, out / "model", start.model_config)
 
     team.from_main(write)
     made = {"epochs": epochs, "bias": model.bias, "scores": scores}

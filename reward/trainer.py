@@ -14,9 +14,10 @@ from transformers import get_scheduler
 from modeling.checkpoint import SaveTimer
 from modeling.finite import require_finite
 from modeling.models import RewardModel
-from modeling.processes import sum_gradients, sum_over_processes
+from modeling.processes import sum_over_processes
 from modeling.run import Run
 from modeling.seeds import derive_seed
+from modeling.sharding import clip_gradients
 from modeling.tracking import Tracker
 from reward.accuracy import pair_margins, pair_outcomes
 from reward.batches import Element, as_pairs, micro_batches
@@ -114,8 +115,7 @@ class RewardTrainer:
         """One optimizer step; returns the batch's loss and accuracy before it, gradient norm and learning rate."""
         numbers = self.gradient(batch)
         require_finite({"loss": numbers["loss"]}, f"reward, step {step}", ADVICE)
-        sum_gradients(self.weights)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm))
+        norm = clip_gradients(self.weights, self.config.max_grad_norm)
         require_finite({"grad_norm": norm}, f"reward, step {step}", ADVICE)
         numbers |= {"grad_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]}
         self.optimizer.step()
@@ -124,16 +124,20 @@ class RewardTrainer:
         return numbers
 
     def gradient(self, batch: Sequence[Element]) -> dict[str, float]:
-        """Adds this process's share of the batch's gradient; returns the whole batch's loss, accuracy and pairs."""
+        """Computes the batch's gradient, summed over the processes; returns the batch's loss, accuracy and pairs."""
         prompts = sum(item.pairs > 0 for item in batch)
         totals = torch.zeros(3, dtype=torch.float64, device=self.team.device)
         shared = self.model.encoder.plain_reason is None
-        for group in micro_batches(self.team.share(list(batch)), self.config.max_tokens_per_micro_batch, shared):
-            scores_BK, better_BKK = by_prompt(self.model(answers_of(group, self.team.device)), group)
-            loss = pairwise_loss(scores_BK, better_BKK, normalizer=prompts)
-            loss.backward()
-            right = ((scores_BK[:, :, None] > scores_BK[:, None, :]) & better_BKK).sum()
-            totals += torch.stack([loss.detach().double(), right.double(), better_BKK.sum().double()])
+        groups = micro_batches(self.team.share(list(batch)), self.config.max_tokens_per_micro_batch, shared)
+        root, sharding = self.model.encoder.model, self.run.sharding
+        with sharding.gathered(root):
+            for group in groups:
+                scores_BK, better_BKK = by_prompt(self.model(answers_of(group, self.team.device)), group)
+                loss = pairwise_loss(scores_BK, better_BKK, normalizer=prompts)
+                loss.backward()
+                right = ((scores_BK[:, :, None] > scores_BK[:, None, :]) & better_BKK).sum()
+                totals += torch.stack([loss.detach().double(), right.double(), better_BKK.sum().double()])
+            sharding.reduce_gradients(root, self.weights)
         loss_sum, right_sum, pairs = sum_over_processes(totals).tolist()
         return {"loss": loss_sum, "accuracy": right_sum / max(pairs, 1.0), "pairs": pairs}
 
@@ -147,9 +151,10 @@ class RewardTrainer:
     def evaluate(self) -> Evaluated:
         """{accuracy over all pairs, loss} of each watched set."""
         limit = self.config.max_tokens_per_micro_batch
-        return {
-            name: fit(score_all(self.model, items, limit, self.team), items) for name, items in self.watched.items()
-        }
+        with self.run.sharding.gathered(self.model.encoder.model):
+            return {
+                name: fit(score_all(self.model, items, limit, self.team), items) for name, items in self.watched.items()
+            }
 
 
 def batching(config: RewardConfig, train_set: Sequence[Element]) -> tuple[Sequence[Element], int]:

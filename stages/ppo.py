@@ -17,37 +17,34 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.adapters import what_lora_adapts
-    from modeling.disk import room_for
     from modeling.load import load_tokenizer
     from modeling.processes import processes
     from modeling.run import Run
+    from modeling.sharding import Sharding
     from modeling.tracking import read_metrics
     from ppo.actor_critic import Loader
     from ppo.evaluation import held_out_prompts
-    from ppo.export import export
+    from ppo.export import PolicyExport
     from ppo.trainer import PPOData, PPOTrainer
 
     team = processes(config.model.device)
+    sharding = Sharding.from_environment()
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
     tokenizer = load_tokenizer(sft / "model", config.model)
     # A reward model of its own brings its own code, if any; another is of the SFT model's architecture.
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
-    loader = Loader(sft, reward, config.model, config.ppo, config.seed, team.device, trust)
+    loader = Loader(sft, reward, config.model, config.ppo, config.seed, team.device, trust, sharding)
     models = loader.load(tokenizer)
     if config.model.adapter == "lora":
         team.say(f"ppo: {what_lora_adapts(models.policy.causal)}")
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
-    settings = Run(team, config.seed, out, config.tracking)
+    settings = Run(team, config.seed, out, config.tracking, sharding)
     trainer = PPOTrainer(config.ppo, models, tokenizer, PPOData(prompts, chunks, held_out), settings)
     average = trainer.train()
 
-    def write() -> None:
-        with room_for(out / "model"):
-            export(models, average, sft / "model", config.model, tokenizer, out)
-
-    team.from_main(write)
+    PolicyExport(sft / "model", config.model, tokenizer, out).write(models, average, team)
     rows = read_metrics(out / "metrics.jsonl")
     first, last = rows[0], rows[-1]
     return {

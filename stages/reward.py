@@ -28,6 +28,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.reward_model import report
     from modeling.processes import processes
     from modeling.run import Run
+    from modeling.sharding import Sharding
     from reward.batches import demonstration
     from reward.fit import RewardData, fit
     from stages.inputs import evenly, ranked_elements, told
@@ -51,7 +52,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         if config.reward.epoch_evaluation_prompts
     }
     held_out = {split: sets[split] for split in ("valid", "test")}
-    settings = Run(team, config.seed, out, config.tracking)
+    settings = Run(team, config.seed, out, config.tracking, Sharding.from_environment())
     made = fit(config.reward, start, tokenizer, RewardData(sets["train"], held_out, shown, watched), settings)
     numbers = {}
     for split, scores in made["scores"].items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.scalar import initialise_head
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,7 +18,6 @@ from transformers import AutoModelForSequenceClassification
 from modeling.adapters import adapter_of, adapter_parameters, add_lora, load_adapter, merged, save_adapter, use_adapter
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar
-from modeling.scalar import initialise_head
 from modeling.tiny import ARCHITECTURES
 from tests.families import make_family
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.scalar import initialise_head, scalar_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -17,7 +18,6 @@ from modeling.architecture import refuse_by_config, refuse_headless, refuse_look
 from modeling.batch import Batch
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar, save
-from modeling.scalar import initialise_head, scalar_model
 from stages.config import RunConfig
 from stages.preflight import check_models
 from tests.conftest import enliven

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.scalar import scalar_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -19,7 +20,6 @@ from modeling import export as exporting
 from modeling.config import ModelConfig
 from modeling.export import export
 from modeling.load import load_causal, load_scalar, load_tokenizer
-from modeling.scalar import scalar_model
 
 CHAT = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 4], "bos_token_id": 1}
 

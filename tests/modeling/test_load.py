@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import pytest
 import torch
+from modeling.scalar import scalar_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -36,7 +37,6 @@ from modeling.load import (
     stop_ids,
 )
 from modeling.logprobs import accumulate_gradient, response_logprobs
-from modeling.scalar import scalar_model
 from modeling.tiny import CONTEXT_LENGTH
 
 IDS = torch.tensor([[3, 40, 50, 60, 70, 2]])

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.scalar import initialise_head, scalar_model
 from transformers import BertConfig, BertForSequenceClassification
 
 from modeling.batch import Batch
-from modeling.scalar import initialise_head, scalar_model
 from modeling.tiny import ARCHITECTURES
 
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 42, 52, 62, 72, 82]]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.scalar import scalar_model
 from torch import Tensor
 
-from modeling.scalar import scalar_model
 from modeling.shared_prefix import REASONS
 from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH
 from reward.batches import Element

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from modeling.scalar import scalar_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import PLAIN
 from modeling.config import LoraSettings, ModelConfig
-from modeling.scalar import scalar_model
 from modeling.tiny import make_tiny_model
 from reward.config import RewardConfig
 from reward.start import Start
