@@ -41,7 +41,7 @@ from ppo.metrics import mean_of, rollout_metrics, speeds
 from ppo.monitors import Monitors
 from ppo.optimizers import ADVICE, Optimizers
 from ppo.rewards import token_rewards
-from ppo.samplers import Sampler, shuffled_minibatches
+from ppo.samplers import Sampler, own_minibatches, shuffled_minibatches
 from ppo.scaling import ScoreScale
 
 Numbers = dict[str, float]
@@ -353,16 +353,8 @@ class PPOTrainer:
         ]
 
     def own_minibatches(self) -> list[list[int]]:
-        """For each minibatch, the numbers of the episodes of this process. Whole prompts if they divide, since
-        responses to one prompt share its pass.
-        """
-        config, rank, count = self.config, self.team.rank, self.team.count
-        whole = config.minibatch_size // config.responses_per_prompt % count == 0
-        run = config.responses_per_prompt if whole else 1
-        return [
-            [start + k for k in range(config.minibatch_size) if k // run % count == rank]
-            for start in range(0, config.batch_size, config.minibatch_size)
-        ]
+        """For each minibatch, the numbers of the episodes of this process."""
+        return own_minibatches(self.config, self.team.rank, self.team.count)
 
     def own_rows(self) -> list[list[int]]:
         """The same as indices of this process's episodes."""
