@@ -104,7 +104,9 @@ class PPOTrainer:
         if config.ptx_coef > 0:
             self.texts = Sampler(data.texts, run.seed, "pretraining examples", self.progress.text_position)
         self.evaluation = PeriodicEvaluation(self, data.held_out)
-        past = self.team.from_main(lambda: read_metrics(self.out / "metrics.jsonl"))
+        logged = self.team.from_main(lambda: read_metrics(self.out / "metrics.jsonl"))
+        # Rows after the checkpoint are made again.
+        past = [row for row in logged if row["step"] <= self.progress.iteration]
         self.monitors = Monitors(config.monitors, [*past, *self.evaluation.rows])
         self.interrupt, self.clock = Interrupt(self.team), Clock()
 
