@@ -123,7 +123,7 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
         "best_of_n": best_of_n_table(evaluation.get("best_of_n", {})),
         "at_like_kl": at_like_kl(evaluation.get("best_of_n", {})),
         "kl_coef": dig(config, "ppo", "kl_coef"),
-        "warnings": guard_warnings(results),
+        "warnings": monitor_warnings(results),
         "samples": [rows[index * len(rows) // count] for index in range(count)],
         "prompts": len(rows),
         "outcomes": {"won": outcomes.count(1.0), "tied": outcomes.count(0.5), "lost": outcomes.count(0.0)},
@@ -193,8 +193,8 @@ def labeler_note(config: Mapping[str, Any]) -> str:
     )
 
 
-def guard_warnings(results: Results) -> list[str] | None:
-    """What PPO's guards had to say; None where no guard watched."""
+def monitor_warnings(results: Results) -> list[str] | None:
+    """The warnings of PPO's monitors; None for a run without them."""
     settings, rows = dig(results.config(), "ppo", "monitors"), results.metrics["ppo"]
     if settings is None or not rows:
         return None

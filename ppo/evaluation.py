@@ -174,8 +174,8 @@ def logprobs(model: PolicyModel, temperature: float, batch: Batch) -> Tensor:
 
 
 def summary(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """Means over prompts of what is said of their answers, and standard errors (`_se`) of those that a guard or a
-    reader must tell from chance.
+    """Means over prompts of the numbers of their answers, and standard errors (`_se`) where a monitor or a reader must
+    tell a change from chance.
     """
     numbers: dict[str, float] = {}
     for name in Answer.__annotations__:

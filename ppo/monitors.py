@@ -81,10 +81,10 @@ class Monitors:
         self._iteration: int | None = None
 
     def check(self, iteration: int, numbers: Numbers) -> list[str]:
-        """Adds numbers to the iteration's row, and returns a sentence for each warning that begins with it.
+        """Adds numbers to the iteration's row, and returns a warning for each monitor that starts to fire.
 
-        May be called several times an iteration, as its numbers come: with those of the roll-out, a bad one stops the
-        run before any weight moves. Raises StoppedRunError for a monitor that stops.
+        May be called several times an iteration, as its numbers come: those of the roll-out can stop the run before
+        any weight changes. Raises StoppedRunError for a monitor that stops.
         """
         if iteration != self._iteration:
             self._iteration, self._told = iteration, set(self.standing)
@@ -94,8 +94,7 @@ class Monitors:
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
                     f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint "
-                    "is kept, "
-                    f"from which ppo.monitors.{name}=warn continues"
+                    f"is kept, from which ppo.monitors.{name}=warn continues"
                 )
         new = [name for name in self.standing if name not in self._told]
         self._told.update(new)
@@ -107,7 +106,7 @@ class Monitors:
         return {"warnings": float(len(self.standing))}
 
     def _found(self) -> dict[str, str]:
-        """What each monitor that fires has to say."""
+        """The finding of each monitor that fires."""
         rows = [self.rows[step] for step in sorted(self.rows)]
         steps = sorted(self.rows)
         found = {
@@ -119,8 +118,8 @@ class Monitors:
 
 
 def warnings_of(settings: MonitorSettings, rows: Iterable[Numbers]) -> list[str]:
-    """What the monitors had to say of a whole run, a sentence where each begins to fire. `rows` are those of
-    metrics.jsonl and held_out.jsonl.
+    """The warnings of a whole run, one for each time a monitor starts to fire. `rows` are those of metrics.jsonl and
+    held_out.jsonl.
     """
     by_step = Monitors(settings, rows).rows
     only_warning = {name: "warn" for name in MONITORS if getattr(settings, name) == "stop"}
@@ -129,13 +128,13 @@ def warnings_of(settings: MonitorSettings, rows: Iterable[Numbers]) -> list[str]
 
 
 def not_finite(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Whether the last row has a number that is none."""
+    """Finds metrics of the last row that are NaN or infinite."""
     bad = [f"{name} is {value}" for name, value in (rows[-1].items() if rows else ()) if not math.isfinite(value)]
     return ", ".join(bad) or None
 
 
 def kl(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Whether the last roll-out has left the SFT policy."""
+    """Compares the KL of the last roll-out with its limit."""
     found = _values(rows, "kl")
     if found and found[-1] > settings.max_kl:
         return (
@@ -146,7 +145,7 @@ def kl(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers])
 
 
 def entropy(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Whether the policy has one thing left to say."""
+    """Compares the last entropy with its limits."""
     found = _values(rows, "entropy")
     if not found:
         return None
@@ -162,20 +161,19 @@ def entropy(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numb
 
 
 def cut_off(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Whether responses have stopped ending by themselves."""
+    """Whether no response of the last iterations ended with EOS."""
     found = _values(rows, "ended")[-settings.cut_off_iterations :]
     if len(found) == settings.cut_off_iterations and not any(found):
         return (
             f"ended is 0, as it has been for ppo.monitors.cut_off_iterations={settings.cut_off_iterations} iterations: "
-            "every response is cut off at "
-            "ppo.max_new_tokens"
+            "every response is cut off at ppo.max_new_tokens"
         )
     return None
 
 
 def over_optimised(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Whether the reward model is being gamed (Gao et al. 2022): its scores on held-out prompts go up, a judge's of the
-    same answers go down.
+    """Whether the policy exploits the reward model (Gao et al. 2022): on held-out prompts, the reward model's score
+    rises and a judge's of the same answers falls.
 
     Straight lines are fitted to both over the last evaluations; each must have moved by more than
     `over_optimisation_errors` of its standard errors.
@@ -195,9 +193,9 @@ def over_optimised(settings: MonitorSettings, steps: Sequence[int], rows: Sequen
     if up > settings.over_optimisation_errors * up_error and down < -settings.over_optimisation_errors * down_error:
         return (
             f"since iteration {places[0]} the reward model's score of held-out prompts rose by {up:.3g} (standard "
-            f"error {up_error:.2g}) while the "
-            f"judge's fell by {-down:.3g} ({down_error:.2g}), each by more than ppo.monitors.over_optimisation_errors="
-            f"{settings.over_optimisation_errors:g} of them over {count} evaluations: the policy games the reward model"
+            f"error {up_error:.2g}) while the judge's fell by {-down:.3g} ({down_error:.2g}), each by more than "
+            f"ppo.monitors.over_optimisation_errors={settings.over_optimisation_errors:g} of them over {count} "
+            "evaluations: the policy exploits the reward model"
         )
     return None
 
@@ -206,8 +204,8 @@ def rise(places: Sequence[float], values: Sequence[float], errors: Sequence[floa
     """(how far the least-squares line through the values rises from the first place to the last, its standard error).
 
     The errors of the values are taken as independent. Evaluations answer the same prompts with the same random numbers,
-    so what their errors have in common falls out of the rise, and its true error is smaller: the monitor errs on the
-    side of silence.
+    so the part that their errors share cancels in the rise, and its true error is smaller: the monitor fires too rarely
+    rather than too often.
     """
     middle = sum(places) / len(places)
     spread = sum((place - middle) ** 2 for place in places)

@@ -38,6 +38,18 @@ class Sampler(Generic[T]):
         return taken
 
 
+def own_minibatches(config: PPOConfig, rank: int, count: int) -> list[list[int]]:
+    """Episode numbers of each minibatch that one of `count` processes has. Whole prompts if they divide, since
+    responses to one prompt share its pass.
+    """
+    whole = config.minibatch_size // config.responses_per_prompt % count == 0
+    run = config.responses_per_prompt if whole else 1
+    return [
+        [start + k for k in range(config.minibatch_size) if k // run % count == rank]
+        for start in range(0, config.batch_size, config.minibatch_size)
+    ]
+
+
 def shuffled_minibatches(config: PPOConfig, seed: int, iteration: int, epoch: int) -> list[list[int]]:
     """Episode numbers of each minibatch in an inner epoch after the first. Responses to one prompt stay together.
 

@@ -43,7 +43,7 @@ from ppo.metrics import mean_of, rollout_metrics, speeds
 from ppo.monitors import Monitors
 from ppo.optimizers import ADVICE, Optimizers
 from ppo.rewards import token_rewards
-from ppo.samplers import Sampler, shuffled_minibatches
+from ppo.samplers import Sampler, own_minibatches, shuffled_minibatches
 from ppo.scaling import ScoreScale
 
 Numbers = dict[str, float]
@@ -106,7 +106,9 @@ class PPOTrainer:
         if config.ptx_coef > 0:
             self.texts = Sampler(data.texts, run.seed, "pretraining examples", self.progress.text_position)
         self.evaluation = PeriodicEvaluation(self, data.held_out)
-        past = self.team.from_main(lambda: read_metrics(self.out / "metrics.jsonl"))
+        logged = self.team.from_main(lambda: read_metrics(self.out / "metrics.jsonl"))
+        # Rows after the checkpoint are made again.
+        past = [row for row in logged if row["step"] <= self.progress.iteration]
         self.monitors = Monitors(config.monitors, [*past, *self.evaluation.rows])
         self.interrupt, self.clock = Interrupt(self.team), Clock()
 
@@ -377,16 +379,8 @@ class PPOTrainer:
         ]
 
     def own_minibatches(self) -> list[list[int]]:
-        """For each minibatch, the numbers of the episodes of this process. Whole prompts if they divide, since
-        responses to one prompt share its pass.
-        """
-        config, rank, count = self.config, self.team.rank, self.team.count
-        whole = config.minibatch_size // config.responses_per_prompt % count == 0
-        run = config.responses_per_prompt if whole else 1
-        return [
-            [start + k for k in range(config.minibatch_size) if k // run % count == rank]
-            for start in range(0, config.batch_size, config.minibatch_size)
-        ]
+        """For each minibatch, the numbers of the episodes of this process."""
+        return own_minibatches(self.config, self.team.rank, self.team.count)
 
     def own_rows(self) -> list[list[int]]:
         """The same as indices of this process's episodes."""

@@ -1,10 +1,10 @@
-"""Evaluations on held-out prompts say what is so, the same whoever makes them, and change nothing."""
+"""Evaluations on held-out prompts: their numbers against plain models, and that they change nothing in training."""
 
 import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ppo.guards import GuardSettings, StoppedRunError
-from ppo.held_out import Answer, HeldOut, HeldOutSettings, held_out_prompts, summary
-from ppo.models import PPOModels
-from ppo.train import train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data.records import Demonstration, Prompt
 from data.sets import set_file, set_schema
-from modeling.engines.native import NativeEngine
 from modeling.engines.types import Generation
 from modeling.processes import Processes
-from ppo.config import PPOConfig
+from modeling.run import Run
+from modeling.tiny import CONTEXT_LENGTH
+from ppo.actor_critic import ActorCritic
+from ppo.config import HeldOutSettings, PPOConfig
 from ppo.ema import MovingAverage
+from ppo.evaluation import Answer, PeriodicEvaluation, held_out_prompts, summary
+from ppo.monitors import MonitorSettings, StoppedRunError
+from ppo.trainer import PPOData, PPOTrainer
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 
 ASKED = [
@@ -39,53 +40,70 @@ BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 
 
 def asking(**changes: Any) -> PPOConfig:
-    """Six prompts, four of them with an answer, after every iteration."""
-    settings = HeldOutSettings(**{"every": 1, "weights": "last"} | changes)
-    return small(held_out=settings)
+    """An evaluation of the last weights after every iteration."""
+    return small(held_out=HeldOutSettings(**{"every": 1, "weights": "last"} | changes))
 
 
-def held(
-    chain: Chain,
-    models: PPOModels,
-    folder: Path,
-    team: Processes = TEAM,
-    prompts: Any = ASKED,
-    seed: int = 0,
-    **changes: Any,
-) -> HeldOut:
-    return HeldOut(prompts, asking(**changes), chain.config, models, chain.tokenizer, seed, team, folder)
+@dataclass
+class Held:
+    """A chain's models and how to evaluate them."""
+
+    chain: Chain
+    models: ActorCritic
+    average: MovingAverage
+
+    @staticmethod
+    def of(chain: Chain) -> "Held":
+        """With fresh models, and an average that holds the SFT model's weights."""
+        models = chain.models()
+        return Held(chain, models, MovingAverage(models.policy_parameters, 0.9))
+
+    def move(self) -> None:
+        """Changes the policy, but not the average."""
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in self.models.policy_parameters.values():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+    def evaluation(
+        self, folder: Path, run: Run | None = None, prompts: Any = ASKED, **settings: Any
+    ) -> PeriodicEvaluation:
+        """The evaluation of a new trainer; `settings` are those of ppo.held_out."""
+        data, run = PPOData(PROMPTS, CHUNKS, prompts), replace(run or Run(TEAM, 0), out=folder)
+        return PPOTrainer(asking(**settings), self.models, self.chain.tokenizer, data, run).evaluation
+
+    def numbers(self, folder: Path, iteration: int = 0, **changes: Any) -> dict[str, float]:
+        """The metrics of a new trainer's evaluation."""
+        return self.evaluation(folder, **changes).evaluate(self.average, iteration)
 
 
-def moved(models: PPOModels) -> PPOModels:
-    """With a policy that has left the SFT model."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in models.policy_parameters.values():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return models
+Heard = list[tuple[list[int], Generation]]
 
 
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Generation]]:
-    """Fills with (prompt ids, response) as they are sampled."""
-    plain, found = NativeEngine.generate, list[tuple[list[int], Generation]]()
+def heard(monkeypatch: pytest.MonkeyPatch, evaluation: PeriodicEvaluation) -> Heard:
+    """Fills with (prompt ids, response) as they are sampled, by this evaluation or any other."""
+    kind, found = type(evaluation.trainer.generator), Heard()
+    generate = kind.generate
 
-    def listening(engine: NativeEngine, model: Any, ids: Any, *rest: Any) -> list[Generation]:
-        responses = plain(engine, model, ids, *rest)
+    def listening(engine: Any, model: Any, ids: Any, *rest: Any, **named: Any) -> list[Generation]:
+        responses: list[Generation] = generate(engine, model, ids, *rest, **named)
         found.extend(zip(ids, responses, strict=True))
         return responses
 
-    monkeypatch.setattr(NativeEngine, "generate", listening)
+    monkeypatch.setattr(kind, "generate", listening)
     return found
 
 
 @BOTH
-def test_numbers_are_what_plain_models_say_of_the_answers(
-    chains: Callable[[str], Chain], adapter: str, tmp_path: Path, monkeypatch: Any
+def test_numbers_are_those_of_plain_models(
+    chains: Callable[[str], Chain], adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     chain = chains(adapter)
-    models, said = moved(chain.models()), heard(monkeypatch)
-    evaluation = held(chain, models, tmp_path, responses_per_prompt=2, temperature=0.8)
-    numbers = evaluation.evaluate(MovingAverage(models.policy_parameters, 0.9), 0)
+    held = Held.of(chain)
+    held.move()
+    evaluation = held.evaluation(tmp_path, responses_per_prompt=2, temperature=0.8)
+    said = heard(monkeypatch, evaluation)
+    numbers = evaluation.evaluate(held.average, 0)
 
     scorer = AutoModelForSequenceClassification.from_pretrained(chain.reward / "model").eval()
     reference = AutoModelForCausalLM.from_pretrained(chain.sft / "model").eval()
@@ -97,8 +115,7 @@ def test_numbers_are_what_plain_models_say_of_the_answers(
             ranked = torch.tensor([ids + as_ranked(texts, response)])
             score = float(scorer.score(scorer.model(ranked).last_hidden_state[0, -1])) - 0.25
             theirs = (reference(row).logits[0] / 0.8).log_softmax(-1)
-            with models.as_policy() as policy:
-                ours = (policy(row).logits[0] / 0.8).log_softmax(-1)
+            ours = (held.models.policy.causal(row).logits[0] / 0.8).log_softmax(-1)
         places = range(len(ids) - 1, row.shape[1] - 1)
         kl = sum(float(ours[at, token] - theirs[at, token]) for at, token in zip(places, response.ids, strict=True))
         parts.append(
@@ -117,81 +134,65 @@ def test_numbers_are_what_plain_models_say_of_the_answers(
 @BOTH
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_before_the_first_update_the_kl_is_exactly_zero(
-    chains: Callable[[str], Chain],
-    adapter: str,
-    precision: Any,
-    tmp_path: Path,
+    chains: Callable[[str], Chain], adapter: str, precision: Any, tmp_path: Path
 ):
-    chain = replace(chains(adapter), config=replace(chains(adapter).config, precision=precision))
-    models = chain.models()
-    average = MovingAverage(models.policy_parameters, 0.9)
-    numbers = held(chain, models, tmp_path).evaluate(average, 0)
+    held = Held.of(replace(chains(adapter), config=replace(chains(adapter).config, precision=precision)))
+    numbers = held.numbers(tmp_path)
     assert numbers["held_out_kl"] == numbers["held_out_kl_se"] == 0.0
-    moved(models)
-    assert held(chain, models, tmp_path / "moved").evaluate(average, 0)["held_out_kl"] != 0
+    held.move()
+    assert held.numbers(tmp_path / "moved")["held_out_kl"] != 0
 
 
 @BOTH
-def test_an_evaluation_leaves_everything_as_it_was(chains: Callable[[str], Chain], adapter: str, tmp_path: Path):
-    models = moved(chains(adapter).models())
-    average = MovingAverage(models.policy_parameters, 0.9)
-    moved(models)
-    parameters = models.policy_parameters | models.value_parameters
+def test_an_evaluation_changes_no_weights_and_no_random_state(
+    chains: Callable[[str], Chain], adapter: str, tmp_path: Path
+):
+    held = Held.of(chains(adapter))
+    held.move()
+    parameters = held.models.policy_parameters | held.models.value_parameters
+    evaluation = held.evaluation(tmp_path, weights="ema")
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    averages = {name: value.clone() for name, value in average.average.items()}
+    averages = {name: value.clone() for name, value in held.average.average.items()}
     trained, state = [p.requires_grad for p in parameters.values()], torch.get_rng_state()
-    held(chains(adapter), models, tmp_path, weights="ema").evaluate(average, 0)
+    evaluation.evaluate(held.average, 0)
     assert all(torch.equal(p, before[name]) for name, p in parameters.items())
-    assert all(torch.equal(value, averages[name]) for name, value in average.average.items())
+    assert all(torch.equal(value, averages[name]) for name, value in held.average.average.items())
     assert [p.requires_grad for p in parameters.values()] == trained
     assert all(p.grad is None for p in parameters.values())
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @BOTH
-def test_weights_are_the_last_or_the_moving_average_as_is_said(
+def test_either_the_last_weights_or_the_moving_average_are_evaluated(
     chains: Callable[[str], Chain], adapter: str, tmp_path: Path
 ):
-    chain = chains(adapter)
-    models = chain.models()
-    average = MovingAverage(models.policy_parameters, 0.9)
-    start = held(chain, models, tmp_path / "start", weights="last").evaluate(average, 0)
-    moved(models)
-    last, ema = (
-        held(chain, models, tmp_path / weights, weights=weights).evaluate(average, 0) for weights in ("last", "ema")
-    )
-    assert ema == start
-    assert last["held_out_score"] != start["held_out_score"]
+    held = Held.of(chains(adapter))
+    start = held.numbers(tmp_path / "start")
+    held.move()
+    assert held.numbers(tmp_path / "ema", weights="ema") == start
+    assert held.numbers(tmp_path / "last", weights="last")["held_out_score"] != start["held_out_score"]
 
 
-def test_answers_are_drawn_alike_each_time_and_by_the_seed(
-    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: Any
+def test_answers_depend_on_seed_and_prompt_alone(
+    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    chain = chains("lora")
-    models, said = chain.models(), heard(monkeypatch)
-    average = MovingAverage(models.policy_parameters, 0.9)
-    evaluation = held(chain, models, tmp_path / "a", responses_per_prompt=2)
-    first, again = evaluation.evaluate(average, 1), evaluation.evaluate(average, 2)
-    assert first == again
-    held(chain, models, tmp_path / "b", seed=1).evaluate(average, 1)
-    held(chain, models, tmp_path / "c", prompts=ASKED[::-1]).evaluate(average, 1)
+    held = Held.of(chains("lora"))
+    evaluation = held.evaluation(tmp_path / "a", responses_per_prompt=2)
+    said = heard(monkeypatch, evaluation)
+    assert evaluation.evaluate(held.average, 1) == evaluation.evaluate(held.average, 2)
+    held.numbers(tmp_path / "b", run=Run(TEAM, 1))
+    held.numbers(tmp_path / "c", prompts=ASKED[::-1])
     responses = [response.ids for _, response in said]
     assert responses[0] != responses[1]
     assert responses[:12:2] != responses[24:30]
-    # A prompt's answers are its own, wherever it stands.
     assert responses[:12:2] == responses[30:36][::-1]
 
 
-@dataclass
-class Half:
-    """One of two processes, which run one after the other: what each hands over lies on a shelf."""
+@dataclass(frozen=True)
+class Half(Processes):
+    """One of two processes, which run one after the other: `shelf` keeps what each has gathered."""
 
-    rank: int
-    shelf: dict[int, list[Any]]
-    device: torch.device = TEAM.device
-
-    def share(self, items: list[Any]) -> list[Any]:
-        return items[self.rank :: 2]
+    shelf: dict[int, list[Any]] = field(default_factory=dict)
 
     def gather(self, items: list[Any]) -> list[Any]:
         self.shelf[self.rank] = items
@@ -202,73 +203,72 @@ class Half:
 
 
 def test_two_processes_share_the_prompts_and_have_the_same_numbers(
-    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: Any
+    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    chain, shelf = chains("lora"), dict[int, list[Any]]()
-    models = moved(chain.models())
-    average = MovingAverage(models.policy_parameters, 0.9)
-    alone = held(chain, models, tmp_path / "alone").evaluate(average, 0)
-    said = heard(monkeypatch)
-    first, second = (held(chain, models, tmp_path / f"{rank}", Half(rank, shelf)) for rank in range(2))  # type: ignore[arg-type]
+    held, shelf = Held.of(chains("lora")), dict[int, list[Any]]()
+    held.move()
+    alone = held.numbers(tmp_path / "alone")
+    first, second = (
+        held.evaluation(tmp_path / f"{rank}", run=Run(Half(rank, 2, TEAM.device, shelf), 0)) for rank in range(2)
+    )
+    said = heard(monkeypatch, first)
     with pytest.raises(KeyError):  # the second one's answers are not there yet
-        first.evaluate(average, 0)
-    found = [half.evaluate(average, 0) for half in (second, first)]
+        first.evaluate(held.average, 0)
+    found = [half.evaluate(held.average, 0) for half in (second, first)]
     assert len(said) == 3 * 3
     assert found[0] == found[1]
-    # Rows stand beside others than they do alone, which rounds them otherwise.
+    # Other batches round differently.
     assert found[0] == pytest.approx(alone, abs=1e-4)
 
 
-def test_it_is_time_before_the_first_iteration_every_so_many_and_after_the_last(
+def test_evaluations_are_due_before_the_first_iteration_every_so_many_and_after_the_last(
     chains: Callable[[str], Chain], tmp_path: Path
 ):
-    chain = chains("lora")
-    models = chain.models()
-    evaluation = held(chain, models, tmp_path, every=3)
-    evaluation.config.total_episodes = 8 * 8
+    held = Held.of(chains("lora"))
+    evaluation = held.evaluation(tmp_path, every=3)
+    evaluation.trainer.config.total_episodes = 8 * 8
     assert [iteration for iteration in range(9) if evaluation.due(iteration)] == [0, 3, 6, 8]
-    assert not any(held(chain, models, tmp_path / "off", every=0, prompts=[]).due(iteration) for iteration in range(9))
+    off = held.evaluation(tmp_path / "off", every=0, prompts=[])
+    assert not any(off.due(iteration) for iteration in range(9))
     assert not (tmp_path / "off").exists()
 
 
-def test_a_resumed_run_keeps_the_rows_of_its_checkpoint_and_makes_the_later_ones_again(
+def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint_and_makes_the_later_ones_again(
     chains: Callable[[str], Chain], tmp_path: Path
 ):
-    chain = chains("lora")
-    models = chain.models()
-    average = MovingAverage(models.policy_parameters, 0.9)
-    evaluation = held(chain, models, tmp_path)
+    held = Held.of(chains("lora"))
+    evaluation = held.evaluation(tmp_path)
     for iteration in range(3):
-        evaluation.evaluate(average, iteration)
+        evaluation.evaluate(held.average, iteration)
     written = (tmp_path / "held_out.jsonl").read_bytes()
     (tmp_path / "held_out.jsonl").write_bytes(written + b'{"step": 3, "held')
     for checkpoint in range(3):
-        again = HeldOut(
-            ASKED, asking(), chain.config, models, chain.tokenizer, 0, TEAM, tmp_path, resume_after=checkpoint
-        )
+        evaluation.trainer.progress.iteration = checkpoint
+        again = PeriodicEvaluation(evaluation.trainer, ASKED)
         assert [row["step"] for row in again.rows] == list(range(checkpoint + 1))
-        assert again.evaluate(average, checkpoint) == {}
+        assert again.evaluate(held.average, checkpoint) == {}
         for iteration in range(checkpoint + 1, 3):
-            again.evaluate(average, iteration)
+            again.evaluate(held.average, iteration)
         assert (tmp_path / "held_out.jsonl").read_bytes() == written
         assert [json.loads(line) for line in written.splitlines()] == again.rows
 
 
-def test_without_answers_to_judge_by_there_is_no_judge(chains: Callable[[str], Chain], tmp_path: Path):
-    models = chains("lora").models()
-    average = MovingAverage(models.policy_parameters, 0.9)
+def test_without_demonstrations_there_is_no_judge(chains: Callable[[str], Chain], tmp_path: Path):
+    held = Held.of(chains("lora"))
     for place, changes in {"plain": {"prompts": PROMPTS}, "off": {"judge": "none"}}.items():
-        numbers = held(chains("lora"), models, tmp_path / place, **changes).evaluate(average, 0)
+        numbers = held.numbers(tmp_path / place, **changes)
         assert "held_out_score" in numbers
         assert not [name for name in numbers if "judge" in name]
 
 
-def test_a_prompt_without_room_is_refused_before_anything_is_sampled(chains: Callable[[str], Chain], tmp_path: Path):
-    chain = chains("none")
-    models = chain.models()
-    models.value.model.config.max_position_embeddings = 12
-    with pytest.raises(ValueError, match="do not fit the value model's context of 12"):
-        held(chain, models, tmp_path)
+def test_a_held_out_prompt_without_room_is_refused_before_anything_is_sampled(
+    chains: Callable[[str], Chain], tmp_path: Path
+):
+    held = Held.of(chains("none"))
+    long = Prompt(prompt="7" * CONTEXT_LENGTH, prompt_id="too-long")
+    with pytest.raises(ValueError, match=r"prompt 'too-long' .* leaves no room for an answer"):
+        held.evaluation(tmp_path, prompts=[*ASKED, long])
+    assert not (tmp_path / "held_out.jsonl").exists()
 
 
 def test_a_prompts_answers_are_averaged_before_its_error_is_taken():
@@ -290,7 +290,7 @@ def put(data: Path, name: Any, prompts: list[Prompt]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), set_file(data, name, "valid"))
 
 
-def test_prompts_are_those_of_the_set_that_is_named_with_their_answers_where_they_have_one(tmp_path: Path):
+def test_prompts_are_those_of_the_named_set_with_their_demonstrations(tmp_path: Path):
     with_answers = [prompt for prompt in ASKED if isinstance(prompt, Demonstration)]
     put(tmp_path, "sft", with_answers)
     put(tmp_path, "rl", [Prompt.of(with_answers[2]), PROMPTS[0]])
@@ -312,19 +312,7 @@ def test_a_run_that_is_evaluated_trains_to_the_same_bytes(chains: Callable[[str]
     chain = chains(adapter)
     for place, every in (("with", 1), ("without", 0)):
         config = small(held_out=HeldOutSettings(every=every), ptx_coef=1.0)
-        asked = ASKED if every else []
-        train(
-            config,
-            chain.config,
-            chain.models(),
-            chain.tokenizer,
-            PROMPTS,
-            CHUNKS,
-            0,
-            TEAM,
-            tmp_path / place,
-            held_out_prompts=asked,
-        )
+        chain.trainer(tmp_path / place, config, data=PPOData(PROMPTS, CHUNKS, ASKED if every else [])).train()
     ours, theirs = (sorted((tmp_path / place / "checkpoints").rglob("*.safetensors")) for place in ("with", "without"))
     assert len(ours) == len(theirs) > 5
     for one, other in zip(ours, theirs, strict=True):
@@ -337,18 +325,28 @@ def test_a_run_that_is_evaluated_trains_to_the_same_bytes(chains: Callable[[str]
     assert not (tmp_path / "without" / "held_out.jsonl").exists()
 
 
-def test_a_guard_stops_a_run_before_anything_of_the_iteration_is_saved(chains: Callable[[str], Chain], tmp_path: Path):
+def test_a_monitor_stops_a_run_before_anything_of_the_iteration_is_saved(
+    chains: Callable[[str], Chain], tmp_path: Path
+):
     chain = chains("lora")
-    config = small(total_episodes=32, learning_rate=0.1, guards=GuardSettings(max_kl=0.05))
-    with pytest.raises(StoppedRunError, match=r"ppo\.guards\.max_kl=0\.05"):
-        train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
+    config = small(total_episodes=32, learning_rate=0.1, monitors=MonitorSettings(max_kl=0.05))
+    with pytest.raises(StoppedRunError, match=r"ppo\.monitors\.max_kl=0\.05"):
+        chain.trainer(tmp_path, config).train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     saved = sorted(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("checkpoint-????????"))
     assert rows[-1]["step"] == saved[-1] < 4
     assert rows[-1]["warnings"] == 0
-    # It goes on from there once the guard only warns.
-    config.guards.kl = "warn"
-    train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
+    # It continues once the monitor only warns.
+    config.monitors.kl = "warn"
+    chain.trainer(tmp_path, config).train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[saved[-1]]["warnings"] == 1
+
+
+def test_the_monitors_of_a_resumed_run_see_no_rows_after_its_checkpoint(chains: Callable[[str], Chain], tmp_path: Path):
+    """A run that is killed between an iteration's row and its checkpoint makes that row again."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kl": 1e6}\n')
+    trainer = chains("lora").trainer(tmp_path, small(total_episodes=8))
+    assert trainer.monitors.standing == {}
+    trainer.train()

@@ -1,20 +1,14 @@
-"""Layers that all roles share are run once: fewer forward passes through them, and the same numbers to the bit."""
+"""A whole run with shared frozen lower layers: they run once a micro-batch for all models, with the same numbers."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from modeling.trunk import backbone_of, shared_trunk
-from ppo.models import load_models
-from ppo.train import train
 
-from modeling.batch import micro_batches
-from modeling.config import LoraSettings, ModelConfig
-from modeling.load import load_causal, load_tokenizer
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, build_chain, small
+from modeling.architecture import backbone_of
+from modeling.config import LoraSettings
+from tests.ppo.conftest import Chain, build_chain, small
 
 
 @pytest.fixture(scope="module")
@@ -23,41 +17,25 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return build_chain(tmp_path_factory.mktemp("top"), "lora", LoraSettings(rank=4, alpha=8, top_layers=1))
 
 
-def test_training_from_the_trunk_ends_in_the_same_bytes(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    weights, counts = [], []
-
-    def counted(*arguments: Any) -> list[list[int]]:
-        groups = micro_batches(*arguments)
-        counts.append(len(groups))
-        return groups
-
-    monkeypatch.setattr("ppo.train.micro_batches", counted)
-    for name in ("shared", "plain"):
-        models = load_models(chain.sft, chain.reward, chain.config, chain.tokenizer, TEAM.device, seed=0)
-        # Responses are scored as they are: those whose text has other tokens get a pass of their own.
-        models.reading = None
-        assert models.trunk is not None
-        assert models.trunk.depth == 1
-        calls = []
-        backbone_of(models.policy.model).layers[0].register_forward_hook(lambda *given, calls=calls: calls.append(1))
-        if name == "plain":
-            models = replace(models, trunk=None)
-        train(small(ptx_coef=1.0), chain.config, models, chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path / name)
-        weights.append(({**models.policy_parameters, **models.value_parameters}, len(calls)))
-    (shared, shared_calls), (plain, plain_calls) = weights
-    assert all(torch.equal(shared[name], plain[name]) for name in plain)
-    # Old log-probabilities, values, scores and both updates skip the trunk. The first minibatch's values are not
-    # computed again anyway.
-    first, second = sum(counts[0::2]), sum(counts[1::2])
-    assert plain_calls - shared_calls == (4 * first + 5 * second) / 2
-
-
-@pytest.mark.parametrize(("architecture", "shares"), [("llama", True), ("qwen2", True), ("gpt2", False)])
-def test_only_architectures_that_run_the_same_from_their_middle_share(
-    tiny: Callable[[str], Path], architecture: str, shares: bool, model_config: ModelConfig
-):
-    place = tiny(architecture)
-    model = load_causal(place, model_config, load_tokenizer(place, model_config))
-    assert (shared_trunk(model, 1) is not None) == shares
-    assert shared_trunk(model, None) is None
-    assert shared_trunk(model, 2) is None
+def test_training_with_shared_frozen_layers_ends_in_the_same_bytes(chain: Chain, tmp_path: Path):
+    weights, calls, batches = [], [], 0
+    for name in ("shared", "separate"):
+        models = chain.models()
+        models.scorer.tokens = None  # a response whose text has other tokens would get a pass of its own
+        encoders = [models.policy.encoder, models.reference.encoder, models.value.encoder, models.scorer.model.encoder]
+        for encoder in encoders:
+            assert encoder.frozen is not None
+            assert len(encoder.frozen.lower.layers) == 1
+            if name == "separate":
+                encoder.frozen = None
+        lowest, seen = backbone_of(models.policy.encoder.model).layers[0], list[Any]()
+        trainer = chain.trainer(tmp_path / name, small(ptx_coef=1.0, total_episodes=8), models)
+        lowest.register_forward_hook(lambda *given, seen=seen: seen.append(given))
+        trainer.train()
+        weights.append(models.policy_parameters | models.value_parameters)
+        calls.append(len(seen))
+        batches = sum(map(len, trainer.first_epoch))
+    shared, separate = weights
+    assert all(torch.equal(shared[name], separate[name]) for name in separate)
+    # Of six passes over a micro-batch (reference, policy, reward and value model, and two updates), five start above.
+    assert calls[1] - calls[0] == 5 * batches

@@ -1,7 +1,7 @@
 """Training of the reward model: the same gradient whatever the split, a lower loss, and a saved model that others can
 use.
 
-pytest tests/reward/test_train.py
+pytest tests/reward/test_trainer.py
 """
 
 import math
@@ -14,19 +14,20 @@ from typing import Any, Literal
 import pytest
 import torch
 from accelerate import debug_launcher
-from modeling.scalar import initialise_head, scalar_model
-from reward.train import accumulate, train
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling.adapters import add_lora, merged
-from modeling.config import LoraSettings, ModelConfig
+from modeling.config import LoraSettings
 from modeling.load import save
+from modeling.models import initialise_head, plain, reward_model
 from modeling.processes import Processes, processes, sum_gradients, sum_over_processes
-from modeling.shared_prefix import REASONS
+from modeling.run import Run
 from modeling.tracking import read_metrics
-from reward.batches import Element, micro_batches
+from reward.batches import Element
 from reward.config import RewardConfig
-from reward.scoring import answer_scores, score_all
+from reward.fit import set_bias
+from reward.scoring import score_all
+from reward.trainer import RewardTrainer
 from tests.cuts import Cut
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -53,6 +54,19 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+def trainer_of(
+    model: Any,
+    items: list[Element],
+    config: RewardConfig | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    watched: dict[str, list[Element]] | None = None,
+    team: Processes = ALONE,
+) -> RewardTrainer:
+    """A trainer of a fresh model without autocast."""
+    return RewardTrainer(config or RewardConfig(), reward_model(model), items, Run(team, seed, out), watched)
+
+
 def plain_loss(model: Any, batch: list[Element]) -> torch.Tensor:
     """The paper's formula over plain forwards: the mean over prompts that have a pair of the mean over their pairs."""
     means = []
@@ -67,14 +81,12 @@ def plain_loss(model: Any, batch: list[Element]) -> torch.Tensor:
 @pytest.mark.parametrize("max_tokens", [1, 100, 10**6])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_any_micro_batch_gives_the_loss_and_gradient_of_the_whole_batch(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, architecture: str, max_tokens: int
+    tiny_scalar: Callable[[str], Any], architecture: str, max_tokens: int
 ) -> None:
     model = tiny_scalar(architecture)
     tied = Element([5, 6], [[7, 2], [8, 2]], torch.zeros(2, 2, dtype=torch.bool))
     batch = [*some_elements(0, 6), tied]
-    numbers = accumulate(
-        scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=max_tokens), model_config, 0, ALONE
-    )
+    numbers = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=max_tokens)).gradient(batch)
     ours = gradients(model)
     model.zero_grad()
     expected = plain_loss(model, batch)
@@ -86,11 +98,11 @@ def test_any_micro_batch_gives_the_loss_and_gradient_of_the_whole_batch(
         torch.testing.assert_close(ours[name], gradient, atol=5e-5 * largest, rtol=1e-3, msg=name)
 
 
-def test_accuracy_counts_pairs(tiny_scalar: Callable[[str], Any], model_config: ModelConfig) -> None:
+def test_accuracy_counts_pairs(tiny_scalar: Callable[[str], Any]) -> None:
     model, batch = tiny_scalar("llama"), some_elements(1, 8)
-    numbers = accumulate(scalar_model(model), batch, RewardConfig(), model_config, 0, ALONE)
+    numbers = trainer_of(model, batch).gradient(batch)
     right = pairs = 0
-    for item, scores in zip(batch, score_all(scalar_model(model), batch, 10**6, model_config, 0, ALONE), strict=True):
+    for item, scores in zip(batch, score_all(reward_model(model), batch, 10**6, ALONE), strict=True):
         for i, j in item.better_KK.nonzero().tolist():
             pairs += 1
             right += scores[i] > scores[j]
@@ -99,30 +111,27 @@ def test_accuracy_counts_pairs(tiny_scalar: Callable[[str], Any], model_config: 
 
 
 @pytest.mark.parametrize("max_tokens", [1, 80, 10**6])
-def test_scores_come_in_the_order_of_their_elements(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, max_tokens: int
-) -> None:
+def test_scores_come_in_the_order_of_their_elements(tiny_scalar: Callable[[str], Any], max_tokens: int) -> None:
     model, items = tiny_scalar("llama"), some_elements(2, 9)
     items.append(items[0])
-    found = score_all(scalar_model(model), items, max_tokens, model_config, 0, ALONE)
+    found = score_all(reward_model(model), items, max_tokens, ALONE)
     with torch.no_grad():
         for item, scores in zip(items, found, strict=True):
-            plain = [model(input_ids=torch.tensor([item.prompt + answer])).logits.item() for answer in item.answers]
-            assert scores == pytest.approx(plain, abs=3e-5)
+            alone = [model(input_ids=torch.tensor([item.prompt + answer])).logits.item() for answer in item.answers]
+            assert scores == pytest.approx(alone, abs=3e-5)
 
 
-def in_a_team(model: Any, model_config: ModelConfig, batch: list[Element], folder: Path) -> None:
+def in_a_team(model: Any, batch: list[Element], folder: Path) -> None:
     torch.set_num_threads(1)
     team = processes("cpu")
     assert team.count == 2
-    numbers = accumulate(
-        scalar_model(model), batch, RewardConfig(max_tokens_per_micro_batch=100), model_config, 0, team
-    )
+    trainer = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=100), team=team)
+    numbers = trainer.gradient(batch)
     sum_gradients(model.parameters())
     summed = gradients(model)
-    scores = score_all(scalar_model(model), batch, 100, model_config, 0, team)
+    scores = score_all(reward_model(model), batch, 100, team)
     # With one element, the second process has nothing to do and must take part all the same.
-    lone = accumulate(scalar_model(model), batch[:1], RewardConfig(), model_config, 0, team)
+    lone = trainer.gradient(batch[:1])
     total = sum_over_processes(torch.tensor([1.0 + team.rank]))
     told = team.from_main(lambda: f"from {team.rank}")
     try:
@@ -137,18 +146,16 @@ def in_a_team(model: Any, model_config: ModelConfig, batch: list[Element], folde
     torch.save(found, folder / f"{team.rank}.pt")
 
 
-def test_two_processes_give_what_one_gives(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path
-) -> None:
+def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], tmp_path: Path) -> None:
     batch = some_elements(3, 7)
     model = tiny_scalar("llama")
-    one = accumulate(scalar_model(model), batch, RewardConfig(), model_config, 0, ALONE)
+    one = trainer_of(model, batch).gradient(batch)
     one_gradients = gradients(model)
     model.zero_grad()
-    lone = accumulate(scalar_model(model), batch[:1], RewardConfig(), model_config, 0, ALONE)
+    lone = trainer_of(model, batch).gradient(batch[:1])
     model.zero_grad()
-    scores = score_all(scalar_model(model), batch, 10**6, model_config, 0, ALONE)
-    debug_launcher(in_a_team, (model, model_config, batch, tmp_path), num_processes=2)
+    scores = score_all(reward_model(model), batch, 10**6, ALONE)
+    debug_launcher(in_a_team, (model, batch, tmp_path), num_processes=2)
 
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     largest = max(float(gradient.abs().max()) for gradient in one_gradients.values())
@@ -177,20 +184,20 @@ def test_a_process_alone_shares_with_nobody() -> None:
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path, adapter: str
+    tiny_scalar: Callable[[str], Any], tmp_path: Path, adapter: str
 ) -> None:
     model = tiny_scalar("llama")
     initialise_head(model, seed=0)
     if adapter == "lora":
         torch.manual_seed(0)
         model = add_lora(model, LoraSettings(rank=4, alpha=8))
-        scalar_model(model).head.requires_grad_(True)
+        plain(model).score.requires_grad_(True)
     frozen = {
         name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad
     }
     items = [item for item in some_elements(4, 30) if item.pairs]
     config = RewardConfig(epochs=5, learning_rate=1e-2, batch_size=8)
-    train(config, model_config, model, items, 0, 0, ALONE, tmp_path)
+    trainer_of(model, items, config, tmp_path).train()
     rows = read_metrics(tmp_path / "metrics.jsonl")
     steps = 5 * math.ceil(len(items) / 8)
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
@@ -208,7 +215,7 @@ def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
 
 
 def test_a_run_depends_on_its_seed_and_on_no_other_random_numbers(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path
+    tiny_scalar: Callable[[str], Any], tmp_path: Path
 ) -> None:
     items = [item for item in some_elements(5, 12) if item.pairs]
     losses = []
@@ -216,24 +223,24 @@ def test_a_run_depends_on_its_seed_and_on_no_other_random_numbers(
         torch.manual_seed(noise)
         random.seed(noise)
         config = RewardConfig(epochs=2, learning_rate=1e-3, batch_size=4)
-        train(config, model_config, tiny_scalar("llama"), items, 0, seed, ALONE, tmp_path / name)
+        trainer_of(tiny_scalar("llama"), items, config, tmp_path / name, seed).train()
         losses.append([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")])
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
 
 
 def test_every_element_is_seen_once_an_epoch(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_scalar: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [item for item in some_elements(6, 14) if item.pairs]
     seen: list[list[int]] = []
 
-    def spy(scalar: Any, batch: list[Element], *rest: Any) -> dict[str, float]:
-        seen.append([items.index(item) for item in batch])
-        return accumulate(scalar, batch, *rest)
-
-    monkeypatch.setattr("reward.train.accumulate", spy)
-    train(RewardConfig(epochs=2, batch_size=5), model_config, tiny_scalar("llama"), items, 0, 0, ALONE)
+    trainer = trainer_of(tiny_scalar("llama"), items, RewardConfig(epochs=2, batch_size=5))
+    compute = trainer.gradient
+    monkeypatch.setattr(
+        trainer, "gradient", lambda batch: seen.append([items.index(item) for item in batch]) or compute(batch)
+    )
+    trainer.train()
     half = len(seen) // 2
     epochs = [list(chain(*seen[:half])), list(chain(*seen[half:]))]
     assert [sorted(epoch) for epoch in epochs] == [list(range(len(items)))] * 2
@@ -241,7 +248,7 @@ def test_every_element_is_seen_once_an_epoch(
 
 
 def test_gradients_are_clipped_to_their_norm(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_scalar: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [item for item in some_elements(7, 8) if item.pairs]
     norms: list[float] = []
@@ -256,12 +263,12 @@ def test_gradients_are_clipped_to_their_norm(
         return original(optimizer, *arguments)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    train(RewardConfig(max_grad_norm=0.01), model_config, tiny_scalar("llama"), items, 0, 0, ALONE)
+    trainer_of(tiny_scalar("llama"), items, RewardConfig(max_grad_norm=0.01)).train()
     assert norms == [pytest.approx(0.01, rel=1e-3)]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig
+    tiny_scalar: Callable[[str], Any],
 ) -> None:
     model = tiny_scalar("llama")
     with torch.no_grad():
@@ -269,31 +276,32 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
     before = model.model.embed_tokens.weight.detach().clone()
     items = [item for item in some_elements(8, 6) if item.pairs]
     with pytest.raises(ValueError, match=r"reward, step 1: loss is nan: lower reward\.learning_rate"):
-        train(RewardConfig(learning_rate=1.0), model_config, model, items, 0, 0, ALONE)
+        trainer_of(model, items, RewardConfig(learning_rate=1.0)).train()
     assert torch.equal(model.model.embed_tokens.weight, before)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads_it(
-    tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig, tmp_path: Path, architecture: str
+    tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, tmp_path: Path, architecture: str
 ) -> None:
     # What stages/reward.py does: train, take the mean score of demonstrations as bias, fold the adapter in, save.
     model = tiny_scalar(architecture)
     initialise_head(model, seed=0)
     model = add_lora(model, LoraSettings(rank=4, alpha=8))
-    scalar_model(model).head.requires_grad_(True)
+    plain(model).score.requires_grad_(True)
     items = [item for item in some_elements(9, 12) if item.pairs]
-    train(RewardConfig(epochs=2, learning_rate=1e-2, batch_size=4), model_config, model, items, 0, 0, ALONE)
+    trainer = trainer_of(model, items, RewardConfig(epochs=2, learning_rate=1e-2, batch_size=4))
+    trainer.train()
     demonstrations = [Element(item.prompt, item.answers[:1], torch.zeros(1, 1, dtype=torch.bool)) for item in items]
-    raw = [row[0] for row in score_all(scalar_model(model), demonstrations, 1000, model_config, 0, ALONE)]
+    raw = [row[0] for row in score_all(trainer.model, demonstrations, 1000, ALONE)]
     bias = sum(raw) / len(raw)
     assert abs(bias) > 0.01
-    model.get_base_model().config.score_bias = bias
-    centred = [row[0] for row in score_all(scalar_model(model), demonstrations, 1000, model_config, 0, ALONE)]
+    set_bias(trainer.model, bias)
+    centred = [row[0] for row in score_all(trainer.model, demonstrations, 1000, ALONE)]
     assert sum(centred) / len(centred) == pytest.approx(0.0, abs=1e-5)
     save(merged(model), tiny_tokenizer, tmp_path)
 
-    plain, tokenizer = (
+    theirs, tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(),
         AutoTokenizer.from_pretrained(tmp_path),
     )
@@ -301,13 +309,13 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
         {"input_ids": [d.prompt + d.answers[0] for d in demonstrations]}, return_tensors="pt", padding_side="right"
     )
     with torch.no_grad():
-        theirs = plain(**padded).logits[:, 0]
-    assert plain.config.score_bias == pytest.approx(bias)
-    torch.testing.assert_close(theirs - bias, torch.tensor(centred), atol=5e-5, rtol=0)
+        scores = theirs(**padded).logits[:, 0]
+    assert theirs.config.score_bias == pytest.approx(bias)
+    torch.testing.assert_close(scores - bias, torch.tensor(centred), atol=5e-5, rtol=0)
 
 
 def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, tmp_path: Path
+    tiny_scalar: Callable[[str], Any], tmp_path: Path
 ) -> None:
     items = [item for item in some_elements(12, 14) if item.pairs]
     watched = {"train": items[:4], "valid": items[10:]}
@@ -315,16 +323,16 @@ def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
     runs = []
     for name, sets in (("a", None), ("b", watched)):
         model = tiny_scalar("llama")
-        found = train(config, model_config, model, items[:10], 0, 0, ALONE, tmp_path / name, watched=sets)
+        found = trainer_of(model, items[:10], config, tmp_path / name, watched=sets).train()
         runs.append((model, found, read_metrics(tmp_path / name / "metrics.jsonl")))
-    (plain, nothing, rows), (model, epochs, watched_rows) = runs
+    (unwatched, nothing, rows), (model, epochs, watched_rows) = runs
     assert nothing == []
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(unwatched.parameters(), model.parameters(), strict=True))
     assert [found["epoch"] for found in epochs] == [1, 2, 3]
     # The last look is at the weights as they are returned: each pair by hand.
     for name, sets in watched.items():
         right, losses = [], []
-        for item, scores in zip(sets, score_all(scalar_model(model), sets, 1000, model_config, 0, ALONE), strict=True):
+        for item, scores in zip(sets, score_all(reward_model(model), sets, 1000, ALONE), strict=True):
             margins = [scores[i] - scores[j] for i, j in item.better_KK.nonzero().tolist()]
             right += [margin > 0 for margin in margins]
             losses.append(sum(math.log(1 + math.exp(-margin)) for margin in margins) / len(margins))
@@ -342,7 +350,6 @@ def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_a_killed_training_goes_on_from_its_last_step_and_ends_in_the_same_bytes(
     tiny_scalar: Callable[[str], Any],
-    model_config: ModelConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     batching: Literal["prompts", "pairs"],
@@ -354,19 +361,21 @@ def test_a_killed_training_goes_on_from_its_last_step_and_ends_in_the_same_bytes
     watched = {"valid": items[:3]}
     steps: list[int] = []
 
-    def killed(*arguments: Any) -> dict[str, float]:
+    compute = RewardTrainer.gradient
+
+    def killed(trainer: RewardTrainer, batch: list[Element]) -> dict[str, float]:
         steps.append(1)
         if len(steps) == step:
             raise Cut
-        return accumulate(*arguments)
+        return compute(trainer, batch)
 
     def go_on(name: str) -> tuple[Any, list[dict[str, Any]]]:
         model = tiny_scalar("llama")
-        return model, train(config, model_config, model, items, 0, 0, ALONE, tmp_path / name, watched=watched)
+        return model, trainer_of(model, items, config, tmp_path / name, watched=watched).train()
 
     whole, epochs = go_on("whole")
     with monkeypatch.context() as patch:
-        patch.setattr("reward.train.accumulate", killed)
+        patch.setattr(RewardTrainer, "gradient", killed)
         with pytest.raises(Cut):
             go_on("killed")
         steps[:] = [0] * step  # no further kill
@@ -380,17 +389,15 @@ def test_a_killed_training_goes_on_from_its_last_step_and_ends_in_the_same_bytes
 
 
 def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_scalar: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [item for item in some_elements(13, 12) if item.pairs]
     seen: list[list[Element]] = []
 
-    def spy(scalar: Any, batch: list[Element], *rest: Any) -> dict[str, float]:
-        seen.append(batch)
-        return accumulate(scalar, batch, *rest)
-
-    monkeypatch.setattr("reward.train.accumulate", spy)
-    train(RewardConfig(batching="pairs", batch_size=4), model_config, tiny_scalar("llama"), items, 0, 0, ALONE)
+    trainer = trainer_of(tiny_scalar("llama"), items, RewardConfig(batching="pairs", batch_size=4))
+    compute = trainer.gradient
+    monkeypatch.setattr(trainer, "gradient", lambda batch: seen.append(batch) or compute(batch))
+    trainer.train()
     comparisons = sum(item.pairs for item in items)
     assert sum(len(batch) for batch in seen) == comparisons
     assert len(seen[0]) == round(4 * comparisons / len(items))
@@ -402,39 +409,34 @@ def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
     assert len({tuple(pair.prompt) for pair in seen[0]}) > 2
 
 
-def test_how_answers_are_passed_is_told_to_those_who_pass_them(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(
-        "reward.train.answer_scores", lambda *arguments: told.append(arguments[4]) or answer_scores(*arguments)
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_limit_of_a_micro_batch_counts_what_is_computed(tiny_scalar: Callable[[str], Any], shared: bool) -> None:
+    model, batch = tiny_scalar("llama"), some_elements(15, 10)
+    if not shared:
+        model.model.shared_prefix_reason = "the test says so"
+    trainer = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=100))
+    passes: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, inputs, named: passes.append(int((named["input_ids"] != 0).sum())), with_kwargs=True
     )
-    monkeypatch.setattr(
-        "reward.train.micro_batches", lambda *a, shared: told.append(shared) or micro_batches(*a, shared=shared)
-    )
-    for recompute, plain in ((True, None), (False, "the test says so")):
-        scalar = scalar_model(tiny_scalar("llama"))
-        REASONS[scalar.backbone] = plain
-        accumulate(
-            scalar, some_elements(15, 2), RewardConfig(activation_checkpointing=recompute), model_config, 0, ALONE
-        )
-    assert told == [True, True, False, False]
+    trainer.gradient(batch)
+    answers = sum(len(answer) for item in batch for answer in item.answers)
+    prompts = sum(len(item.prompt) * (1 if shared else len(item.answers)) for item in batch)
+    assert sum(passes) == answers + prompts
+    assert len(passes) > 2
+    assert max(passes) <= 100
 
 
-def test_recomputing_activations_changes_no_gradient(
-    tiny_scalar: Callable[[str], Any], model_config: ModelConfig
+def test_activation_checkpointing_changes_no_bit_of_a_training(
+    tiny_scalar: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    found = []
-    for recompute in (False, True):
-        model = tiny_scalar("gpt_neox")
-        numbers = accumulate(
-            scalar_model(model),
-            some_elements(14, 5),
-            RewardConfig(activation_checkpointing=recompute),
-            model_config,
-            0,
-            ALONE,
-        )
-        found.append((numbers, gradients(model)))
-    assert found[0][0] == found[1][0]
-    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
+    weights, layer_calls = [], []
+    for checkpointing in (False, True):
+        model, calls = tiny_scalar("gpt_neox"), []
+        model.gpt_neox.layers[0].attention.register_forward_hook(lambda *given, calls=calls: calls.append(1))
+        config = RewardConfig(activation_checkpointing=checkpointing, batch_size=4)
+        trainer_of(model, some_elements(14, 8), config, tmp_path / str(checkpointing)).train()
+        weights.append(list(model.parameters()))
+        layer_calls.append(len(calls))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert layer_calls[1] > layer_calls[0]

@@ -320,7 +320,7 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         with pytest.raises(KeyboardInterrupt):
             run_stage(reward.STAGE, config_of(runs))
     weights = (runs / "smoke" / "reward.partial" / "model" / "model.safetensors").read_bytes()
-    monkeypatch.setattr("reward.train.train", never)
+    monkeypatch.setattr("reward.trainer.RewardTrainer.train", never)
     run_stage(reward.STAGE, config_of(runs))
     assert (runs / "smoke" / "reward" / "model" / "model.safetensors").read_bytes() == weights
     compare(RunFolder(runs / "smoke"))
