@@ -24,7 +24,8 @@ def flag_control_tokens(tokenizer: Any, ends: Collection[str] = ()) -> None:
     write them in answers. Other added tokens are ordinary vocabulary.
     """
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    named, words = {*tokenizer.all_special_tokens, *ends}, {token.content for token in added}
+    named = {*tokenizer.all_special_tokens, *ends}
+    words = {token.content for token in added} - named  # a tag whose other half is a control token is one too
     template = _template_text(tokenizer) if added else ""
 
     def is_control(word: str) -> bool:

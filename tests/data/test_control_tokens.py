@@ -23,7 +23,7 @@ from data.tokenize import (
     pretraining_chunks,
 )
 from modeling.config import ModelConfig
-from modeling.load import load_tokenizer
+from modeling.load import load_tokenizer, same_tokenizer
 
 COHERE = (
     "{{ bos_token }}{% for m in messages %}<|TURN|>{{ '<|USER|>' if m.role == 'user' else '<|CHATBOT|>' }}"
@@ -94,13 +94,18 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("case", ENDINGS)
-def test_an_answer_ends_with_a_control_token_and_never_with_added_text(loaded: Loader, case: str) -> None:
+def test_an_answer_ends_with_a_control_token_and_never_with_added_text(
+    loaded: Loader, tiny_llama: Path, model_config: ModelConfig, tmp_path: Path, case: str
+) -> None:
     template, tokens, ends, end = ENDINGS[case]
     tokenizer = loaded(template, *tokens, ends=ends)
     assert tokenizer.eos_token == end
     answer = encode_completion(tokenizer, "One.\n\nTwo.")
     assert (answer.count(tokenizer.eos_token_id), answer[-1]) == (1, tokenizer.eos_token_id)
     assert decode_completion(tokenizer, answer, True) == "One.\n\nTwo."
+    shutil.copy(tiny_llama / "config.json", tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert same_tokenizer(load_tokenizer(tmp_path, model_config), tokenizer), "an exported tokenizer stays as it is"
 
 
 def full_width(tokenizer: Any) -> None:
