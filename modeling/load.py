@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from data.chat_template import PLAIN, portable
+from data.control_tokens import flag_control_tokens
 from data.embedded import base_model, cache_folder
 from data.tokenize import end_of_turn, layout
 from modeling.architecture import scalar_class
@@ -100,12 +101,24 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
             raise ValueError(f"model.chat_template: {file}: not UTF-8 text (byte {error.start})") from None
     own = tokenizer.get_chat_template() if tokenizer.chat_template is not None else PLAIN
     tokenizer.chat_template = portable(own)
+    flag_control_tokens(tokenizer, _end_tokens(tokenizer, place, config))
     try:
         layout(tokenizer)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
     if (end := end_of_turn(tokenizer)) is not None:
         tokenizer.eos_token = end
+        flag_control_tokens(tokenizer)
+
+
+def _end_tokens(tokenizer: Any, place: str | Path, config: ModelConfig) -> list[str]:
+    """End tokens that the model's generation config names; [] where there is no such file that can be read."""
+    try:
+        named = GenerationConfig.from_pretrained(str(place), revision=config.revision).eos_token_id
+    except (OSError, ValueError):
+        return []
+    known = tokenizer.added_tokens_decoder
+    return [known[token].content for token in ([named] if isinstance(named, int) else named or []) if token in known]
 
 
 def stop_ids(model: Any) -> frozenset[int]:
