@@ -126,7 +126,7 @@ def test_micro_batches_do_not_change_the_result(run: Any, tmp_path: Path) -> Non
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) < 1e-3
 
 
-@pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
+@pytest.mark.parametrize("micro_batch_size", [4, 1])
 def test_the_validation_loss_is_the_mean_over_tokens_for_any_micro_batch(
     run: Any, tmp_path: Path, tiny_tokenizer: Any, micro_batch_size: int
 ) -> None:
