@@ -27,7 +27,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.likelihood import sft_baselines
     from evaluation.reward_model import report
     from modeling.processes import processes
-    from reward.batches import demonstration
+    from reward.batches import demonstrations
     from stages.inputs import evenly, ranked_elements, told
     from stages.preflight import check_reward_base
 
@@ -41,16 +41,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     for line in told(left_out):
         team.say(f"reward: {line}")
     # The set is ordered by source, so evenly spread rows represent each source in proportion.
-    demonstrations = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
-    made = make(
-        config,
-        start,
-        tokenizer,
-        sets,
-        [demonstration(tokenizer, shown, closing) for shown in demonstrations],
-        team,
-        out,
-    )
+    shown = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
+    fitting = demonstrations(tokenizer, shown, start.context, closing)
+    if too_long := len(shown) - len(fitting):
+        team.say(f"reward: demonstrations of the bias left out: {too_long} too long")
+    made = make(config, start, tokenizer, sets, fitting, team, out)
     numbers = {}
     for split, scores in made["scores"].items():
         others = (
