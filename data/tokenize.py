@@ -11,18 +11,27 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 from jinja2 import TemplateError
 
 from data.chat_template import PLAIN
+from data.control_tokens import (
+    TAG,
+    control_pattern,
+    control_tokens,
+    normalizes_to_control,
+    spelling,
+    takes_text_for_control,
+    text_ids,
+    user_text_ids,
+)
 from data.records import Demonstration, Message, Prompt, Ranking
 
 QUESTION: Message = {"role": "user", "content": "A question"}
 ANSWER: Message = {"role": "assistant", "content": "An answer"}
-ANCHORS = ("\n", "x", ".")
-"""Characters before a text that goes on: the first that keeps its own tokens there."""
+OTHER_ANSWER: Message = {"role": "assistant", "content": "This one is longer.\n\nIt has two paragraphs."}
 START, END = "\ufdd0", "\ufdd1"
 """Marks of control tokens in user text: noncharacters, which Unicode reserves for use within a program."""
 
@@ -39,36 +48,49 @@ class Layout:
     """Spaces before the answer, which tokenizers join with its first word."""
     closing: str
     """Text after the answer: the end of the turn."""
+    suffix: str
+    """The part of `closing` before EOS, such as `</answer>`: training answers contain it. "" where there is no EOS."""
     joined: tuple[bool, bool] = (False, False)
-    """Whether the opening and the answer are tokenised as a continuation of the text before, see `_text_ids`."""
+    """Whether the opening and the answer are tokenised as a continuation of the text before, see `text_ids`."""
 
 
 def layout(tokenizer: Any) -> Layout:
     """The layout of the tokenizer's chat template. Raises ValueError, with the line, for a template that training
     cannot use."""
-    return _layout(tokenizer, tokenizer.chat_template)
+    return _layout(tokenizer, tokenizer.chat_template, tokenizer.eos_token)
 
 
 @lru_cache(maxsize=16)
-def _layout(tokenizer: Any, template: str) -> Layout:
-    finished = _probe(tokenizer, [QUESTION, ANSWER])
-    before, found, closing = finished.rpartition(ANSWER["content"])
-    if not found or QUESTION["content"] not in before:
+def _layout(tokenizer: Any, template: str, eos: str) -> Layout:
+    before, closing = _around(tokenizer, ANSWER)
+    if (before, closing) != _around(tokenizer, OTHER_ANSWER):
         raise ValueError(
-            "the chat template does not show the user's message and the assistant's answer as they are: give a "
-            "template that does in "
-            "model.chat_template"
+            "the text that the chat template writes around an answer depends on the answer, so the two cannot be told "
+            "apart: give another template in model.chat_template"
         )
+    suffix = closing.partition(eos)[0] if eos in closing else ""
     for asks in (True, False):
         start = _probe(tokenizer, [QUESTION], add_generation_prompt=asks)
         if QUESTION["content"] in start and before.startswith(start):
             opening = before.removeprefix(start).rstrip(" ")
             lead = before.removeprefix(start + opening)
-            return Layout(asks, opening, lead, closing, _joined(tokenizer, start, opening, lead + ANSWER["content"]))
+            joined = _joined(tokenizer, start, opening, lead + ANSWER["content"])
+            return Layout(asks, opening, lead, closing, suffix, joined)
     raise ValueError(
         "the chat template renders a question without its answer differently from the same question with its "
         "answer, so no prompt matches the training text: give another template in model.chat_template"
     )
+
+
+def _around(tokenizer: Any, answer: Message) -> tuple[str, str]:
+    """The text that the chat template writes before and after an answer to a question."""
+    before, found, closing = _probe(tokenizer, [QUESTION, answer]).rpartition(answer["content"])
+    if not found or QUESTION["content"] not in before:
+        raise ValueError(
+            "the chat template does not show the user's message and the assistant's answer as they are: give a "
+            "template that does in model.chat_template"
+        )
+    return before, closing
 
 
 def _joined(tokenizer: Any, start: str, opening: str, answer: str) -> tuple[bool, bool]:
@@ -79,77 +101,9 @@ def _joined(tokenizer: Any, start: str, opening: str, answer: str) -> tuple[bool
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start + opening + answer, start)
     )
     for first, second in product((False, True), repeat=2):
-        if [*asked, *_text_ids(tokenizer, [opening], first)[0], *_text_ids(tokenizer, [answer], second)[0]] == whole:
+        if [*asked, *text_ids(tokenizer, [opening], first)[0], *text_ids(tokenizer, [answer], second)[0]] == whole:
             return first, second
     return False, False
-
-
-def _text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool, **options: Any) -> list[list[int]]:
-    """Token ids of texts, no special ones added.
-
-    Many tokenizers write a space before a text, but not where a text `goes_on` behind other characters.
-    """
-    found: list[list[int]] = tokenizer([*texts], add_special_tokens=False, **options)["input_ids"]
-    left = [number for number, text in enumerate(texts) if text] if goes_on else []
-    for anchor in ANCHORS:
-        if not left:
-            break
-        anchored = [anchor, *(anchor + texts[number] for number in left)]
-        before, *behind = tokenizer(anchored, add_special_tokens=False, **options)["input_ids"]
-        known = tokenizer.decode(before).strip(" ") == anchor  # not a space, nor unknown text, which join with others
-        clean = [known and ids[: len(before)] == before for ids in behind]
-        for number, ids, cut in zip(left, behind, clean, strict=True):
-            found[number] = ids[len(before) :] if cut else found[number]
-        left = [number for number, cut in zip(left, clean, strict=True) if not cut]
-    return found
-
-
-def user_text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool = False) -> list[list[int]]:
-    """Token ids of user text, in which spelled control tokens are ordinary text.
-
-    Tokenizers that have control tokens among the pieces of their model, as Unigram ones do, give their ids for plain
-    text too; each of these ids is replaced by pieces of its spelling. The token for unknown text may occur.
-    """
-    control = control_tokens(tokenizer)
-
-    def spelled_out(ids: list[int]) -> list[int]:
-        if control.keys().isdisjoint(ids):
-            return ids
-        parts = (_spelling(tokenizer, control[token]) if token in control else (token,) for token in ids)
-        return [*chain.from_iterable(parts)]
-
-    encoded = _text_ids(tokenizer, texts, goes_on, split_special_tokens=True, verbose=False)
-    return [spelled_out(ids) for ids in encoded]
-
-
-@lru_cache(maxsize=16)
-def control_tokens(tokenizer: Any) -> dict[int, str]:
-    """Special tokens by id, without the one for unknown text."""
-    unknown = {tokenizer.unk_token_id, *_text_ids(tokenizer, ["\U0010fffd"], False, split_special_tokens=True)[0]}
-    known = tokenizer.added_tokens_decoder.items()
-    return {number: token.content for number, token in known if token.special and number not in unknown}
-
-
-@lru_cache(maxsize=256)
-def _spelling(tokenizer: Any, word: str) -> tuple[int, ...]:
-    """Ids of the longest pieces that write a control token as text, from left to right.
-
-    A character without a piece becomes its bytes or the token for unknown text. Raises ValueError if there is neither.
-    """
-    known, control = tokenizer.get_vocab(), control_tokens(tokenizer)
-    pieces = {piece: number for piece, number in known.items() if number not in control}
-    ids, rest = list[int](), word.replace(" ", "\u2581")
-    while rest:
-        size = next((size for size in range(len(rest), 0, -1) if rest[:size] in pieces), 0)
-        as_bytes = [pieces.get(f"<0x{byte:02X}>", tokenizer.unk_token_id) for byte in rest[0].encode()]
-        if size:
-            ids.append(pieces[rest[:size]])
-        elif None in as_bytes:
-            raise ValueError(f"the text spells {word!r}, which the model's tokenizer cannot write as text: reword it")
-        else:
-            ids += as_bytes if tokenizer.unk_token_id not in as_bytes else [tokenizer.unk_token_id]
-        rest = rest[size or 1 :]
-    return tuple(ids)
 
 
 def _probe(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
@@ -197,7 +151,7 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
             raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
     if isinstance(prompt, Demonstration):
         _check_answer(tokenizer, prompt)
-    if _takes_text_for_control(tokenizer):
+    if takes_text_for_control(tokenizer) or normalizes_to_control(tokenizer):
         _check_spelling(tokenizer, prompt)
 
 
@@ -207,8 +161,8 @@ def _check_spelling(tokenizer: Any, prompt: Prompt) -> None:
     In a prompt these are also characters that the tokenizer normalises to a control token's spelling: full-width ones.
     """
     control = control_tokens(tokenizer)
-    texts = [_control_pattern(tokenizer).sub(" ", message["content"]) for message in prompt.messages]
-    for ids in _text_ids(tokenizer, texts, False, split_special_tokens=True):
+    texts = [control_pattern(tokenizer).sub(" ", message["content"]) for message in prompt.messages]
+    for ids in text_ids(tokenizer, texts, False):
         if (token := next((token for token in ids if token in control), None)) is not None:
             taken = f"takes for {control[token]!r}, its control token"
             raise ValueError(f"the prompt has characters that the model's tokenizer {taken}: reword it")
@@ -227,10 +181,10 @@ def _check_answer(tokenizer: Any, shown: Demonstration) -> None:
     except Exception as error:  # a template may raise whatever Python raises
         raise ValueError(refusal(tokenizer, [*shown.messages, answer], error)) from None
     around = layout(tokenizer)
-    if around.opening + around.lead + answer["content"] not in text:
+    if around.opening + around.lead + answer["content"] + around.suffix not in text:
         raise ValueError(
-            "the chat template changes the answer (it may move or drop its reasoning): leave out what the template "
-            "does not show"
+            "the chat template changes the answer (it may move or drop its reasoning), or writes other text around it "
+            "than around others: leave out what the template does not show"
         )
 
 
@@ -242,20 +196,6 @@ def _renders_as(tokenizer: Any, messages: Sequence[Message], text: str) -> bool:
         )
     except Exception:  # a template may raise whatever Python raises
         return False
-
-
-@lru_cache(maxsize=16)
-def _takes_text_for_control(tokenizer: Any) -> bool:
-    """Whether the tokenizer makes control tokens of plain text too, as Unigram ones do. Most do not."""
-    control = control_tokens(tokenizer)
-    encoded = _text_ids(tokenizer, list(control.values()), False, split_special_tokens=True) if control else []
-    return any(number in ids for number, ids in zip(control, encoded, strict=True))
-
-
-def _control_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Matches any control token, of two the longer one."""
-    words = sorted(control_tokens(tokenizer).values(), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, words)) or "(?!)")
 
 
 def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
@@ -288,7 +228,7 @@ def generation_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 def _opening(tokenizer: Any) -> list[int]:
     found = layout(tokenizer)
-    return [int(token) for token in _text_ids(tokenizer, [found.opening], found.joined[0])[0]] if found.opening else []
+    return [int(token) for token in text_ids(tokenizer, [found.opening], found.joined[0])[0]] if found.opening else []
 
 
 def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -301,7 +241,7 @@ def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
         "sanitize_control_tokens": True,
     }
     try:
-        if _takes_text_for_control(tokenizer):
+        if takes_text_for_control(tokenizer):
             return [_marked_ids(tokenizer, conversation) for conversation in conversations]
         return [[int(token) for token in ids] for ids in tokenizer.apply_chat_template(conversations, **options)]
     except (TemplateError, TypeError, KeyError, AttributeError) as error:
@@ -317,7 +257,7 @@ def _marked_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     transformers refuses to tokenise what these mark. Control tokens in user text are marked before rendering, and
     spelled out between the tokens of the other text.
     """
-    pattern = _control_pattern(tokenizer)
+    pattern = control_pattern(tokenizer)
     marked: list[Message] = []
     for message in messages:
         text = message["content"].replace(START, "").replace(END, "")
@@ -328,24 +268,25 @@ def _marked_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     parts = re.split(f"{START}({pattern.pattern}){END}|[{START}{END}]", rendered)
     ids = list[int](tokenizer(parts[0], add_special_tokens=False)["input_ids"])
     for word, text in zip(parts[1::2], parts[2::2], strict=True):
-        ids += _spelling(tokenizer, word) if word else ()
-        ids += _text_ids(tokenizer, [text], goes_on=bool(ids))[0]
+        ids += spelling(tokenizer, word) if word else ()
+        ids += text_ids(tokenizer, [text], goes_on=bool(ids))[0]
     return [int(token) for token in ids]
 
 
 def encode_completion(tokenizer: Any, completion: str, ends: bool = True) -> list[int]:
-    """Token ids of an answer, with EOS at the end unless `ends` is false, as for an answer that was cut off.
+    """Token ids of an answer, with what the chat template puts between it and EOS, and EOS.
 
-    White space around an answer is stripped: many templates trim it, and decoding does.
+    Both are left out unless `ends`, as for an answer that was cut off. White space around an answer is stripped: many
+    templates trim it, and decoding does.
     """
-    return _answer_ids(tokenizer, [completion])[0] + ([tokenizer.eos_token_id] if ends else [])
+    return _answer_ids(tokenizer, [completion], ends)[0] + ([tokenizer.eos_token_id] if ends else [])
 
 
-def _answer_ids(tokenizer: Any, completions: Sequence[str]) -> list[list[int]]:
-    """Token ids of answers; control tokens in their text become ordinary text."""
+def _answer_ids(tokenizer: Any, completions: Sequence[str], ends: bool) -> list[list[int]]:
+    """Token ids of answers without EOS; control tokens in their text become ordinary text."""
     found = layout(tokenizer)
     texts = [found.lead + text if (text := completion.strip()) else "" for completion in completions]
-    return user_text_ids(tokenizer, texts, found.joined[1])
+    return user_text_ids(tokenizer, [text + found.suffix * ends for text in texts], found.joined[1])
 
 
 def template_closing(tokenizer: Any) -> list[int]:
@@ -362,11 +303,15 @@ def template_closing(tokenizer: Any) -> list[int]:
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
-    """The special token with which the chat template ends an answer; None if there is none."""
-    for token in template_closing(tokenizer):
-        if token in tokenizer.added_tokens_decoder:
-            return str(tokenizer.added_tokens_decoder[token].content)
-    return None
+    """The special token with which the chat template ends an answer; if there is none, the first added token of the
+    form of a `TAG` there, such as `</assistant>`; else None.
+
+    Added text such as a line break never ends an answer. `flag_control_tokens` decides what is special.
+    """
+    known = tokenizer.added_tokens_decoder
+    behind = [known[token] for token in template_closing(tokenizer) if token in known]
+    tags = [token for token in behind if TAG.fullmatch(token.content)]
+    return next((str(token.content) for token in [*filter(lambda token: token.special, behind), *tags]), None)
 
 
 def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
@@ -377,15 +322,17 @@ def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
 
 def count_answer_tokens(tokenizer: Any, completions: Sequence[str]) -> list[int]:
     """Tokens of each answer with its EOS, as `encode_completion` gives them."""
-    return [len(ids) + 1 for ids in _answer_ids(tokenizer, completions)]
+    return [len(ids) + 1 for ids in _answer_ids(tokenizer, completions, ends=True)]
 
 
 def decode_completion(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
-    """The text of a sampled answer. If the answer ended by itself, its last token, any of the model's end tokens, is
-    not part of the text."""
-    return str(
-        tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    ).strip()
+    """The text of a sampled answer, without what the chat template puts between an answer and EOS.
+
+    If the answer ended by itself, its last token, any of the model's end tokens, is not part of the text.
+    """
+    shown = ids[:-1] if ended else ids
+    text = str(tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+    return text.removesuffix(layout(tokenizer).suffix.strip()).strip()
 
 
 def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit: int | None = None) -> list[list[int]]:
@@ -412,6 +359,6 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
 
 def _around_text(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids that the tokenizer puts before and after a text by itself, such as BOS."""
-    (inner,), whole = _text_ids(tokenizer, ["a"], False), tokenizer("a")["input_ids"]
+    (inner,), whole = text_ids(tokenizer, ["a"], False), tokenizer("a")["input_ids"]
     start = next(start for start in range(len(whole)) if whole[start : start + len(inner)] == inner)
     return whole[:start], whole[start + len(inner) :]

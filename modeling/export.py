@@ -19,16 +19,15 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
 )
-from transformers.utils import cached_file
 
 from modeling.config import ModelConfig
 from modeling.disk import discard, room_for
 from modeling.finite import require_finite_files
-from modeling.load import is_classifier, read_settings, save, with_end
+from modeling.load import is_classifier, read_generation_settings, read_settings, save, with_end
 
 CONFIG_CHANGES = {
     "pad_token_id": "the pad token differs from EOS",
-    "vocab_size": "an added pad token has an embedding",
+    "vocab_size": "tokens that have no embedding in the base get one",
     "architectures": "a reward model is a classifier",
     "id2label": "a reward model has one label (num_labels)",
     "label2id": "a reward model has one label (num_labels)",
@@ -42,11 +41,13 @@ CONFIG_CHANGES = {
 GENERATION_CHANGES = {
     "pad_token_id": "the pad token differs from EOS",
     "eos_token_id": "the tokenizer's EOS, which ends answers in training, is added where it is missing",
-    "suppress_tokens": "an added pad token is never sampled",
+    "suppress_tokens": "a new pad token is never sampled",
     "transformers_version": "the version that wrote the file",
     "_from_model_config": "these settings are no longer derived from config.json",
 }
 """Fields of generation_config.json in which an export may differ from its base, and why."""
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
+"""Fields of generation_config.json that hold token ids."""
 NEW_TOKENS = 4
 """Tokens that the exported model must generate."""
 FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
@@ -113,14 +114,9 @@ def differences(found: dict[str, Any], base: dict[str, Any]) -> list[str]:
 
 def generation_settings(model: Any, tokenizer: Any, base: PreTrainedConfig, config: ModelConfig) -> dict[str, Any]:
     """The base's generation_config.json with GENERATION_CHANGES."""
-    file = cached_file(
-        model.name_or_path,
-        "generation_config.json",
-        revision=config.revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    settings = json.loads(Path(file).read_text()) if file else GenerationConfig.from_model_config(base).to_diff_dict()
+    settings = read_generation_settings(model.name_or_path, config)
+    if settings is None:
+        settings = GenerationConfig.from_model_config(base).to_diff_dict()
     settings.pop("_from_model_config", None)
     settings["pad_token_id"] = tokenizer.pad_token_id
     settings["eos_token_id"] = with_end(settings.get("eos_token_id"), tokenizer.eos_token_id)
@@ -170,7 +166,10 @@ def checked(folder: Path, what: str, do: Callable[[], Any]) -> Any:
 
 @torch.no_grad()
 def run(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Generates a few tokens from the exported settings, or computes a score.
+    """Generates a few tokens, or computes a score.
+
+    Decodes greedily and takes only the token ids of the exported generation config. Its other settings are the base's,
+    and some of them cannot be used with a model alone (`stop_strings` needs a tokenizer).
 
     Raises ValueError when a logit is not finite.
     """
@@ -181,16 +180,15 @@ def run(model: Any, tokenizer: Any, folder: Path) -> None:
         if not model.can_generate():
             logits = [model(input_ids=ids_BT).logits]
         else:
-            # The base's sampling settings draw random numbers, which must not change the stage's random state.
-            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-                logits = model.generate(
-                    ids_BT,
-                    attention_mask=torch.ones_like(ids_BT),
-                    generation_config=GenerationConfig.from_pretrained(folder),
-                    max_new_tokens=NEW_TOKENS,
-                    return_dict_in_generate=True,
-                    output_logits=True,
-                ).logits
+            exported = GenerationConfig.from_pretrained(folder)
+            ids = {name: getattr(exported, name) for name in TOKEN_IDS}
+            logits = model.generate(
+                ids_BT,
+                attention_mask=torch.ones_like(ids_BT),
+                generation_config=GenerationConfig(**ids, do_sample=False, max_new_tokens=NEW_TOKENS),
+                return_dict_in_generate=True,
+                output_logits=True,
+            ).logits
     finally:
         model.train(training)
     if not logits or not all(bool(piece.isfinite().all()) for piece in logits):

@@ -5,7 +5,7 @@ pickles.
 import contextlib
 import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.utils import cached_file
 
 from data.chat_template import PLAIN, portable
+from data.control_tokens import flag_control_tokens
 from data.embedded import base_model, cache_folder
 from data.tokenize import end_of_turn, layout
 from modeling.architecture import scalar_class
@@ -78,6 +80,7 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
             if token in known and known[token] not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
         ]
         tokenizer.add_special_tokens({"pad_token": free[0] if free else ADDED_PAD})
+        tokenizer.pad_is_new = not free  # read by `grow_embeddings`
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -100,12 +103,24 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
             raise ValueError(f"model.chat_template: {file}: not UTF-8 text (byte {error.start})") from None
     own = tokenizer.get_chat_template() if tokenizer.chat_template is not None else PLAIN
     tokenizer.chat_template = portable(own)
+    flag_control_tokens(tokenizer, _end_tokens(tokenizer, place, config))
     try:
         layout(tokenizer)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
     if (end := end_of_turn(tokenizer)) is not None:
         tokenizer.eos_token = end
+        flag_control_tokens(tokenizer)
+
+
+def _end_tokens(tokenizer: Any, place: str | Path, config: ModelConfig) -> list[str]:
+    """End tokens that the model's generation config names; [] where there is no such file that can be read."""
+    try:
+        named = GenerationConfig.from_pretrained(str(place), revision=config.revision).eos_token_id
+    except (OSError, ValueError):
+        return []
+    known = tokenizer.added_tokens_decoder
+    return [known[token].content for token in ([named] if isinstance(named, int) else named or []) if token in known]
 
 
 def stop_ids(model: Any) -> frozenset[int]:
@@ -147,6 +162,34 @@ def read_settings(place: str | Path, config: ModelConfig) -> Any:
         )
 
 
+def read_generation_settings(place: str | Path, config: ModelConfig) -> dict[str, Any] | None:
+    """The model's generation_config.json as it is; None if it has none.
+
+    Raises ValueError when it is damaged, since the end tokens in it would be lost.
+    """
+    file = cached_file(
+        str(place),
+        "generation_config.json",
+        revision=config.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
+        return None
+    advice = "repair the file, or remove it to use the token ids of config.json"
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        GenerationConfig.from_dict(dict(settings))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file}: transformers cannot read it ({why}): {advice}") from None
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens"):
+        named = settings.get(name)
+        if named is not None and not all(type(token) is int for token in (named if type(named) is list else [named])):
+            raise ValueError(f"{file}: {name} must be a token id or a list of token ids, found {named!r}: {advice}")
+    return dict(settings)
+
+
 def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual_dropout: float | None = None) -> Any:
     """A causal language model in float32, dropout off (eval mode), with embeddings for every token of the tokenizer.
 
@@ -154,6 +197,7 @@ def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual
     Raises ValueError when the model is missing.
     """
     settings = read_settings(place, config)
+    read_generation_settings(place, config)  # transformers ignores a file that it cannot read
     with _sentence_for(place, "model"):
         for name in RESIDUAL_DROPOUT_NAMES:
             if residual_dropout is not None and hasattr(settings, name):
@@ -212,19 +256,20 @@ def with_end(named: int | list[int] | None, end: int) -> int | list[int]:
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
-    """Adds an embedding row for an added pad token, and sets the pad and end tokens in the configs.
+    """Adds embedding rows for tokens that have none, and sets the pad and end tokens in the configs.
 
-    The added token is never sampled. Here its logit is suppressed in every forward pass, so that sampling and
+    A new pad token is never sampled. Here its logit is suppressed in every forward pass, so that sampling and
     log-probabilities use the same distribution; an exported model has the token in the generation config's
-    `suppress_tokens`.
+    `suppress_tokens`. The base's own pad token keeps its row and its logit.
     """
     generation, pad_id = getattr(model, "generation_config", None), tokenizer.pad_token_id
     rows = model.get_input_embeddings().weight.shape[0]
-    added = tokenizer.pad_token == ADDED_PAD and (model.config.pad_token_id != pad_id or pad_id >= rows)
-    if len(tokenizer) > rows:
+    new = set(range(rows, len(tokenizer)))
+    # The added token may have an unused row of a padded vocabulary.
+    added = getattr(tokenizer, "pad_is_new", False) or pad_id in new
+    if new:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if added:
-        fill_with_mean(model, pad_id)
+    fill_with_mean(model, sorted(new | {pad_id} if added else new))
     model.config.pad_token_id = pad_id
     if generation is not None and model.can_generate():
         generation.pad_token_id = pad_id
@@ -237,17 +282,19 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
 
 
 @torch.no_grad()
-def fill_with_mean(model: Any, token: int) -> None:
-    """Sets a token's embeddings to the mean of those before it.
+def fill_with_mean(model: Any, tokens: Sequence[int]) -> None:
+    """Sets the embeddings of new tokens to the mean of those before the first of them.
 
-    Its probability is then at most 1 / (token + 1) after any text, with tied embeddings or not, since exp of the mean
-    logit is at most the mean of exp of the logits. A random row would have a logit near 0, the largest of all in models
-    like GPT-2, whose logits are far below 0.
+    The probability of each is then at most 1 / (number of tokens before the first) after any text, with tied embeddings
+    or not, since exp of the mean logit is at most the mean of exp of the logits. A random row would have a logit near
+    0, the largest of all in models like GPT-2, whose logits are far below 0.
     """
+    if not tokens:
+        return
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         for values in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
             if values is not None:
-                values[token] = values[:token].mean(0)
+                values[tokens] = values[: tokens[0]].mean(0)
 
 
 def suppress_logit(model: Any, token: int) -> None:

@@ -32,12 +32,19 @@ class RowLog:
     """
 
     def __init__(self, path: Path, resume_after: int = 0) -> None:
-        """Keeps the rows up to step `resume_after` and drops what comes later, which a resumed run makes again."""
+        """Keeps the rows up to step `resume_after` and drops what comes later, which a resumed run makes again.
+
+        Raises ValueError for a damaged row that no resumed run makes again.
+        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line, row in whole_lines(path) if row["step"] <= resume_after]
+        lines = whole_lines(path)
+        steps = [step_of(line) for line in lines]
+        kept = [place for place, step in enumerate(steps) if step is not None and step <= resume_after]
+        if kept and None in steps[: kept[-1]]:
+            raise ValueError(damaged(path, steps.index(None)))
         with room_for(path):
-            write_whole(path, b"".join(kept))
+            write_whole(path, b"".join(lines[place] for place in kept))
 
     def log(self, step: int, *rows: Mapping[str, Any]) -> None:
         """Appends rows, which are on the disk when this returns. Raises ValueError when it is full."""
@@ -123,8 +130,14 @@ def run_of(kind: str, folder: Path) -> str:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file; none where there is no file. A last row that was cut off while being written is left
     out.
+
+    Raises ValueError for a damaged row.
     """
-    return [row for _, row in whole_lines(path)]
+    lines = whole_lines(path)
+    for place, line in enumerate(lines):
+        if step_of(line) is None:
+            raise ValueError(damaged(path, place))
+    return [json.loads(line) for line in lines]
 
 
 def read_numbers(folder: Path) -> list[dict[str, float]]:
@@ -133,9 +146,24 @@ def read_numbers(folder: Path) -> list[dict[str, float]]:
     return [{**row, **timings.get(row["step"], {})} for row in read_metrics(folder / "metrics.jsonl")]
 
 
-def whole_lines(path: Path) -> list[tuple[bytes, dict[str, float]]]:
-    """(line, what it says) of each whole line."""
+def whole_lines(path: Path) -> list[bytes]:
+    """Each whole line with its line break."""
     if not path.is_file():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    return [(line + b"\n", json.loads(line)) for line in lines]
+    return [line + b"\n" for line in lines]
+
+
+def step_of(line: bytes) -> int | None:
+    """The step of a row; None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def damaged(path: Path, place: int) -> str:
+    """The message for a damaged row; `place` counts from 0."""
+    return f"{path}:{place + 1}: the row is damaged: repair or remove it"

@@ -125,13 +125,25 @@ def _with_answers(item: Element, kept: Sequence[int]) -> Element:
     return Element(item.prompt, answers, item.better_KK[kept][:, kept], ties, ranks, with_answers(item.ranking, kept))
 
 
-def demonstration(tokenizer: Any, shown: Demonstration, closing: Sequence[int] | None = None) -> Element:
-    """A demonstration as a prompt with one answer, which is compared with none."""
-    return Element(
-        encode_prompt(tokenizer, shown),
-        [answer_ids(tokenizer, shown.completion, True, closing)],
-        torch.zeros(1, 1, dtype=torch.bool),
-    )
+def demonstrations(
+    tokenizer: Any, shown: Sequence[Demonstration], context: int, closing: Sequence[int] | None = None
+) -> list[Element]:
+    """The demonstrations that fit the context, each a prompt with one answer, which is compared with none.
+
+    Raises ValueError when none fits.
+    """
+    alone = torch.zeros(1, 1, dtype=torch.bool)
+    made = [
+        Element(encode_prompt(tokenizer, one), [answer_ids(tokenizer, one.completion, True, closing)], alone)
+        for one in shown
+    ]
+    fitting = [item for item in made if len(item.prompt) + len(item.answers[0]) <= context]
+    if not fitting:
+        raise ValueError(
+            f"none of the {len(made)} demonstrations for the reward model's bias fits its context of {context} tokens: "
+            "lower data.max_prompt_tokens or data.max_answer_tokens, or choose another reward.base"
+        )
+    return fitting
 
 
 def as_pairs(items: Sequence[Element]) -> list[Element]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
@@ -102,8 +102,15 @@ class EpochOrder(Sampler[int], TrainerCallback):
         self.epoch = int(state.epoch or 0.0)
 
 
+def mean_of_tokens(found: EvalPrediction) -> dict[str, float]:
+    """`loss` over all tokens, from the losses and numbers of tokens of the examples."""
+    return {"loss": float(found.predictions.sum(dtype="float64") / found.label_ids.sum())}
+
+
 class ResumableTrainer(SFTTrainer):
-    """trl's trainer with the order of `EpochOrder`, and with a token accuracy that counts all processes."""
+    """trl's trainer with the order of `EpochOrder`, a token accuracy that counts all processes, and an evaluation loss
+    that is the mean over all tokens, if `compute_metrics` is `mean_of_tokens`.
+    """
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -118,6 +125,18 @@ class ResumableTrainer(SFTTrainer):
         if (dataloader := self.accelerator.gradient_state.active_dataloader) is not None:
             dataloader.remainder = 0
         return batches
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Each example's loss and number of tokens, instead of the mean of the micro-batch.
+
+        The Trainer's mean weights examples alike, so it depends on which examples share a micro-batch.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            found = model(**inputs, use_cache=False, fused_lm_head=True)  # trl's forward pass, as in `compute_loss`
+        return None, -found.log_probs.float().sum(-1), found.label_mask.sum(-1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset

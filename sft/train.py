@@ -22,7 +22,7 @@ from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.examples import demonstration_examples, mix, text_examples
-from sft.resume import CheckpointCallback, ResumableTrainer, newest_complete
+from sft.resume import CheckpointCallback, ResumableTrainer, mean_of_tokens, newest_complete
 
 NAMES = {
     "loss": "loss",
@@ -142,6 +142,7 @@ def train(
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, valid_set, context)),
             callbacks=callbacks,
+            compute_metrics=mean_of_tokens,
             args=OneDevice(
                 output_dir=str(folder),
                 num_train_epochs=config.epochs,

@@ -22,6 +22,9 @@ from reward.config import RewardConfig
 from sft.config import SFTConfig
 from stages.config_files import check_config_files
 
+LONGEST_NAME = 255
+"""Most bytes in the name of a folder on the usual file systems."""
+
 
 @dataclass
 class RunConfig:
@@ -61,6 +64,10 @@ class RunConfig:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
             raise ValueError(
                 f"run_name={self.run_name!r} must be letters, digits, '.', '_' and '-', as it names a folder"
+            )
+        if len(self.run_name) > LONGEST_NAME:
+            raise ValueError(
+                f"run_name has {len(self.run_name)} characters, more than the {LONGEST_NAME} of a folder's name"
             )
         check_numbers(self)
         for section in dataclasses.fields(self):

@@ -76,7 +76,8 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from data.personal_data import detector
     from data.sources.reading import all_sources
     from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens
-    from modeling.load import base_model_place, load_tokenizer
+    from modeling.load import base_model_place, load_tokenizer, read_settings
+    from stages.inputs import refuse_long_texts
 
     # Mistakes in names and places are told before a model is looked for.
     all_sources(config.data)
@@ -84,6 +85,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     find = None if config.data.personal_data == "off" else detector(config.data.personal_data)
     place = base_model_place(config.model)
     tokenizer = load_tokenizer(place, config.model)
+    refuse_long_texts(config, read_settings(place, config.model))
     measurer = Measurer(
         prompt_tokens=lambda prompts: count_prompt_tokens(tokenizer, prompts),
         answer_tokens=lambda completions: count_answer_tokens(tokenizer, completions),

@@ -112,6 +112,7 @@ def advice() -> dict[int, str]:
         errno.EPERM: ": change its permissions, or choose another place",
         errno.EISDIR: ": expected a file, found a folder",
         errno.ENOTDIR: ": expected a folder",
+        errno.ENAMETOOLONG: ": choose a shorter name",
         errno.EEXIST: ": the name is taken; move what is there, or choose another place",
         errno.EMFILE: ": raise the limit of open files (`ulimit -n`)",
     }
@@ -147,7 +148,8 @@ def keep_traceback(error: Exception, root: Path | None, rank: int, known: bool) 
     A `known` error before there is a run folder needs no file.
     """
     text = "".join(traceback.format_exception(error))
-    if root is not None and root.is_dir() and not isinstance(error, InUseError):
+    # Path.is_dir raises for a folder that may not be read, or whose name is too long.
+    if root is not None and os.path.isdir(root) and not isinstance(error, InUseError):
         place = root / ("last_error.txt" if rank == 0 else f"last_error_of_process_{rank}.txt")
         with contextlib.suppress(OSError):
             place.write_text(text, encoding="utf-8", errors="backslashreplace")

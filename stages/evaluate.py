@@ -42,10 +42,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from labeling.sampling import answer
     from labeling.scratch import remembered
     from modeling.engines.types import Sampling
-    from modeling.load import autocast, autocast_dtype, base_model_place, load_causal, load_tokenizer
+    from modeling.load import autocast, autocast_dtype, base_model_place, load_causal, load_tokenizer, read_settings
     from modeling.models import policy_model
     from modeling.processes import processes
-    from stages.inputs import evenly
+    from stages.inputs import evenly, refuse_long_texts
 
     team = processes(config.model.device)
     settings, resamples = config.evaluate, config.evaluate.bootstrap_resamples
@@ -58,6 +58,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         "sft": str(run.stage("sft") / "model"),
         "base": team.from_main(lambda: base_model_place(config.model)),
     }
+    refuse_long_texts(config, read_settings(places["base"], config.model))
     chosen = evenly(range(len(prompts)), settings.best_of_n_prompts)
     some = [prompts[index] for index in chosen]
     proxy: Proxy | None = None

@@ -23,6 +23,15 @@ def evenly(items: Sequence[T], count: int | None) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
+def refuse_long_texts(config: RunConfig, settings: Any) -> None:
+    """Raises ValueError when the chunks of plain text are longer than the context of a model of this configuration."""
+    from modeling.load import context_length
+
+    length, context = config.data.pretraining_tokens, context_length(settings, generating=False)
+    if length > context:
+        raise ValueError(f"data.pretraining_tokens={length} is more than the model's context of {context}: lower it")
+
+
 def rankings(data: Path, labels: Path, split: str) -> list[Ranking]:
     """The labeler's rankings and those that came with the data, as far as there are any."""
     brought = read_set(data, "rankings", split) if set_file(data, "rankings", split).is_file() else []

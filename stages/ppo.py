@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import RunConfig
-from stages.inputs import evenly
+from stages.inputs import evenly, refuse_long_texts
 from stages.runner import RunFolder, Stage, stage_main
 
 
@@ -17,7 +17,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.adapters import what_lora_adapts
-    from modeling.load import load_tokenizer
+    from modeling.load import load_tokenizer, read_settings
     from modeling.processes import processes
     from modeling.run import Run
     from modeling.sharding import Sharding
@@ -31,6 +31,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     sharding = Sharding.from_environment()
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
     tokenizer = load_tokenizer(sft / "model", config.model)
+    refuse_long_texts(config, read_settings(sft / "model", config.model))
     # A reward model of its own brings its own code, if any; another is of the SFT model's architecture.
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)

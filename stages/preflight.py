@@ -56,7 +56,9 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
 def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> Answer:
     """`check_models` for a loaded base model, and what the finished sets in `data` must hold for later stages."""
     from modeling.load import base_model_place
+    from stages.inputs import refuse_long_texts
 
+    refuse_long_texts(config, model.config)
     if config.labels.labeler == "none":
         refuse_undecided(config, data)
     found = check_models(config, model)

@@ -29,7 +29,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.processes import processes
     from modeling.run import Run
     from modeling.sharding import Sharding
-    from reward.batches import demonstration
+    from reward.batches import demonstrations
     from reward.fit import RewardData, fit
     from stages.inputs import evenly, ranked_elements, told
     from stages.preflight import check_reward_base
@@ -44,8 +44,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     for line in told(left_out):
         team.say(f"reward: {line}")
     # The set is ordered by source, so evenly spread rows represent each source in proportion.
-    demonstrations = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
-    shown = [demonstration(tokenizer, one, closing) for one in demonstrations]
+    shown = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
+    fitting = demonstrations(tokenizer, shown, start.context, closing)
+    if too_long := len(shown) - len(fitting):
+        team.say(f"reward: demonstrations of the bias left out: {too_long} too long")
     watched = {
         split: evenly(sets[split], config.reward.epoch_evaluation_prompts)
         for split in ("train", "valid")
@@ -53,7 +55,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     }
     held_out = {split: sets[split] for split in ("valid", "test")}
     settings = Run(team, config.seed, out, config.tracking, Sharding.from_environment())
-    made = fit(config.reward, start, tokenizer, RewardData(sets["train"], held_out, shown, watched), settings)
+    made = fit(config.reward, start, tokenizer, RewardData(sets["train"], held_out, fitting, watched), settings)
     numbers = {}
     for split, scores in made["scores"].items():
         others = (

@@ -20,7 +20,6 @@ from data.tokenize import (
     encode_completion,
     encode_prompt,
     pretraining_chunks,
-    user_text_ids,
 )
 from sft.examples import demonstration_examples
 
@@ -161,6 +160,7 @@ THINKS = (
     "%}<think>\n\n</think>\n\n{% endif %}"
     "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
 )
+SAID = "('{}' + message['content'] + '{}' if message['role'] == 'assistant' else message['content']) +"
 TEMPLATES = {
     "chatml": CHATML,
     "answer behind an empty think block": THINKS + "{% endif %}",
@@ -170,6 +170,9 @@ TEMPLATES = {
         "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}<|im_end|>\n{% else %}[{{ m.content "
         "}}]{% endif %}{% endfor %}"
     ),
+    "an answer inside tags": CHATML.replace("message['content'] +", SAID.format("<answer>", "</answer>")),
+    "a space before EOS": CHATML.replace("message['content'] +", SAID.format("", " ")),
+    "a line before EOS": CHATML.replace("message['content'] +", SAID.format("", "\\n[done]")),
     "trims": CHATML.replace("message['content']", "message['content'] | trim"),
 }
 
@@ -322,24 +325,6 @@ def test_documents_keep_the_tokens_that_the_tokenizer_puts_around_a_text() -> No
     (chunk,) = pretraining_chunks(tokenizer, ["the </s> sky"], 40)
     assert controls(tokenizer, chunk) == [tokenizer.pad_token_id, tokenizer.eos_token_id]
     assert tokenizer.decode(chunk[1:-1]) == "the </s> sky"
-
-
-@pytest.mark.parametrize("others", [{"<0x3C>": -9.0}, {}])
-def test_a_control_token_without_pieces_becomes_bytes_or_unknown_text(others: dict[str, float]) -> None:
-    words = [("<unk>", 0.0), ("</s>", 0.0), *others.items(), ("/s>", -1.0), ("\u2581", -2.0), ("a", -1.0)]
-    inner = Tokenizer(models.Unigram(words, 0, False))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
-    (ids,) = user_text_ids(tokenizer, ["a</s>a"])
-    assert tokenizer.convert_ids_to_tokens(ids) == ["a", *(others or ["<unk>"]), "/s>", "a"]
-
-
-def test_a_control_token_that_cannot_be_written_as_text_is_refused_at_the_row() -> None:
-    inner = Tokenizer(models.BPE({"</s>": 0, "a": 1}, [], ignore_merges=True))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", chat_template=PLAIN)
-    said = r"^the text spells '</s>', which the model's tokenizer cannot write as text: reword it$"
-    with pytest.raises(ValueError, match=said):
-        check_prompt(tokenizer, Prompt(prompt="a </s> a"))
 
 
 def test_a_template_that_knows_no_such_role_may_not_drop_its_message(tiny_tokenizer: Any) -> None:

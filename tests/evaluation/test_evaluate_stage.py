@@ -54,3 +54,13 @@ def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(
     assert headline["kl"] == evaluation["kl"]["low"] == evaluation["kl"]["high"] == 0.0
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert [row["kl"] for row in rows] == [0.0, 0.0, 0.0]
+
+
+def test_text_longer_than_the_context_is_refused_before_anything_is_generated(
+    run: RunFolder, tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(model=ModelConfig(base=str(tiny_llama), device="cpu"))
+    config.data.pretraining_tokens = 513
+    with pytest.raises(ValueError, match=r"data\.pretraining_tokens=513 is more than the model's context of 512"):
+        work(config, run, tmp_path)
+    assert not list(tmp_path.iterdir())

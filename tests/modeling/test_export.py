@@ -101,6 +101,30 @@ def test_a_generation_config_with_the_tokenizers_end_keeps_its_list(
     assert (found["eos_token_id"], found["temperature"]) == ([4, 2], 0.6)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stop_strings": ["User:"]},
+        {"token_healing": True},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"num_beams": 3, "num_beam_groups": 3, "diversity_penalty": 0.5},
+        {"prompt_lookup_num_tokens": 3},
+        {"max_length": 1, "min_new_tokens": 8, "use_cache": False},
+        {"constraints": [1]},
+        {"assistant_early_exit": 7, "dola_layers": "high"},
+    ],
+    ids=lambda settings: min(settings),
+)
+def test_settings_that_need_more_than_a_model_to_generate_are_exported_as_they_are(
+    tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, settings: dict[str, Any]
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 2], **settings}))
+    export(load_causal(base, model_config, tiny_tokenizer), tiny_tokenizer, tmp_path / "model", model_config)
+    found = settings_of(tmp_path / "model", "generation_config.json")
+    assert {name: found[name] for name in ("eos_token_id", *settings)} == {"eos_token_id": [4, 2], **settings}
+
+
 @pytest.mark.parametrize("kind", ["language model", "reward model"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_not_exported(

@@ -365,6 +365,87 @@ def test_precision_is_that_of_the_config_and_auto_is_float32_on_a_cpu(precision:
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == expected
 
 
+@pytest.mark.parametrize("called", ["<|endoftext|>", "<|im_start|>"], ids=["id_0", "id_1"])
+def test_a_pad_token_of_the_bases_own_keeps_its_row_though_its_config_names_none(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, called: str
+) -> None:
+    """The base calls its pad token as an added one would be called, `<|pad|>`."""
+    folder = Path(shutil.copytree(tiny("gpt_neox"), tmp_path / "model"))
+    for file in folder.glob("*token*.json"):
+        file.write_text(file.read_text().replace(called, "<|pad|>"))
+    rewrite_tokenizer(folder, pad_token="<|pad|>")
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        settings = json.loads(file.read_text())
+        settings.pop("pad_token_id", None)
+        file.write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(folder, model_config)
+    assert (tokenizer.pad_token, len(tokenizer)) == ("<|pad|>", 512)
+    base, model = AutoModelForCausalLM.from_pretrained(folder).eval(), load_causal(folder, model_config, tokenizer)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, base(IDS).logits, atol=0, rtol=0)
+    assert torch.equal(model.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|own pad|>", None], ids=["known", "own", "none"])
+def test_tokens_without_a_row_in_the_base_get_the_mean_of_its_rows_and_a_new_pad_is_suppressed(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, pad: str | None
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny("gpt_neox"))
+    with torch.no_grad():
+        base.gpt_neox.final_layer_norm.bias.fill_(1.0)
+        base.get_output_embeddings().weight.sub_(36 / 32)  # all logits lie near -36
+    base.save_pretrained(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt_neox"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|own pad|>", "<|bot|>"]})
+    tokenizer.bos_token, tokenizer.pad_token = "<|im_start|>", pad
+    tokenizer.eos_token = "<|im_end|>" if pad else "<|endoftext|>"
+    tokenizer.chat_template = None if pad is None else tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "base")
+
+    tokenizer = load_tokenizer(tmp_path / "base", model_config)
+    assert tokenizer.pad_token == (pad or "<|pad|>")
+    model = load_causal(tmp_path / "base", model_config, tokenizer)
+    for found, known in (
+        (model.gpt_neox.embed_in.weight, base.gpt_neox.embed_in.weight),
+        (model.get_output_embeddings().weight, base.get_output_embeddings().weight),
+    ):
+        assert torch.equal(found[:512], known)
+        torch.testing.assert_close(found[512:], known.mean(0).expand(len(tokenizer) - 512, -1))
+    with torch.no_grad():
+        shares = model(IDS).logits[0].softmax(-1)
+    suppressed = [] if tokenizer.pad_token_id < 512 else [tokenizer.pad_token_id]
+    assert (model.generation_config.suppress_tokens or []) == suppressed
+    assert float(shares[:, suppressed].sum()) == 0
+    new = [token for token in range(512, len(tokenizer)) if token not in suppressed]
+    assert 0 < float(shares[:, new].max()) <= 1.001 / 513
+    scalar = load_scalar(tmp_path / "base", model_config, tokenizer)
+    assert torch.equal(scalar.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+DAMAGED = [
+    ('{"eos_token_id": [2,', "transformers cannot read it (Expecting value"),
+    ("[2]", "transformers cannot read it ("),
+    ('{"eos_token_id": "2"}', "eos_token_id must be a token id or a list of token ids, found '2'"),
+    ('{"eos_token_id": [2, null]}', "eos_token_id must be"),
+    ('{"suppress_tokens": "3"}', "suppress_tokens must be"),
+    ('{"num_return_sequences": 3}', "transformers cannot read it (Greedy methods"),
+    ('{"cache_implementation": "none of these"}', "transformers cannot read it ("),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), DAMAGED)
+def test_a_damaged_generation_config_is_refused_when_the_model_is_loaded(
+    copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, text: str, said: str
+) -> None:
+    file = copied / "generation_config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: {re.escape(said)}") as error:
+        load_causal(copied, model_config, tiny_tokenizer)
+    one_sentence(error, "repair the file, or remove it")
+    file.unlink()
+    assert stop_ids(load_causal(copied, model_config, tiny_tokenizer)) == {2}
+
+
 def far_below_zero(model: Any, level: float) -> None:
     """Moves all logits of a llama by `level`: every output row reads a hidden state's first element, nearly a
     constant.

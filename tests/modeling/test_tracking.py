@@ -4,6 +4,7 @@ pytest tests/modeling/test_tracking.py
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,33 @@ def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path: Path) -> None
         (4, 40.0),
     ]
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [b"", b"\0" * 40, b'{"step": 3, "lo', b"\xff\xfe", b"[3]", b'{"loss": 3.0}'],
+    ids=["empty", "zeros", "cut", "bytes", "list", "stepless"],
+)
+@pytest.mark.parametrize("resume_after", [0, 2, 3, 4])
+def test_a_damaged_row_behind_the_checkpoint_is_dropped_and_one_before_it_is_named(
+    tmp_path: Path, row: bytes, resume_after: int
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [b'{"step": 1, "loss": 3.0}', b'{"step": 2, "loss": 2.0}', row, b'{"step": 4, "loss": 0.0}']
+    path.write_bytes(b"\n".join(rows) + b"\n")
+    said = rf"^{re.escape(str(path))}:3: the row is damaged: repair or remove it$"
+    with pytest.raises(ValueError, match=said):
+        read_metrics(path)
+    if resume_after == 4:
+        with pytest.raises(ValueError, match=said):
+            RowLog(path, resume_after)
+        assert path.read_bytes() == b"\n".join(rows) + b"\n"
+        return
+    RowLog(path, resume_after).log(3, {"loss": 1.0})
+    kept = min(resume_after, 2)
+    assert read_metrics(path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}][:kept] + [
+        {"step": 3, "loss": 1.0}
+    ]
 
 
 def test_starting_anew_drops_all_rows(tmp_path: Path) -> None:

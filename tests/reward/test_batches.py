@@ -11,8 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.records import Ranking, parse
-from reward.batches import Element, as_pairs, element, elements, micro_batches, some_answers
+from data.records import Demonstration, Ranking, parse
+from reward.batches import (
+    Element,
+    as_pairs,
+    demonstrations,
+    element,
+    elements,
+    micro_batches,
+    some_answers,
+)
 
 COMPLETIONS = ["Paris.", "I do not know", "It is Paris, of course", ""]
 
@@ -120,6 +128,25 @@ def test_the_context_counts_prompt_and_longest_answer_to_the_token(tiny_tokenize
     assert elements(tiny_tokenizer, [ranking], length)[1]["too_long"] == 0
     with pytest.raises(ValueError, match=f"1 are longer than the model's context of {length - 1} tokens"):
         elements(tiny_tokenizer, [ranking], length - 1)
+
+
+def test_demonstrations_that_do_not_fit_the_context_are_left_out(tiny_tokenizer: Any) -> None:
+    """A whole conversation, and the line break behind its last turn, which is no part of an answer."""
+    shown = [Demonstration(prompt="A", completion=text) for text in ("a longer answer", "x", "another long answer")]
+    lengths = [
+        len(
+            tiny_tokenizer.apply_chat_template(
+                [*one.messages, {"role": "assistant", "content": one.completion}], return_dict=False
+            )
+        )
+        - 1
+        for one in shown
+    ]
+    assert [len(demonstrations(tiny_tokenizer, shown, context)) for context in sorted(lengths)] == [1, 2, 3]
+    (only,) = demonstrations(tiny_tokenizer, shown, min(lengths))
+    assert "x<|im_end|>" in tiny_tokenizer.decode(only.answers[0])
+    with pytest.raises(ValueError, match=f"none of the 3 demonstrations .* fits its context of {min(lengths) - 1} tok"):
+        demonstrations(tiny_tokenizer, shown, min(lengths) - 1)
 
 
 def test_nothing_left_to_learn_from_is_refused_with_the_reasons(tiny_tokenizer: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from modeling.scalar import scalar_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import PLAIN

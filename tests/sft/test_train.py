@@ -126,6 +126,18 @@ def test_micro_batches_do_not_change_the_result(run: Any, tmp_path: Path) -> Non
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) < 1e-3
 
 
+@pytest.mark.parametrize("micro_batch_size", [4, 1])
+def test_the_validation_loss_is_the_mean_over_tokens_for_any_micro_batch(
+    run: Any, tmp_path: Path, tiny_tokenizer: Any, micro_batch_size: int
+) -> None:
+    """The answers differ in length, and the last micro-batch is not full."""
+    valid = [replace(VALID[0], completion="It is " + "very " * count + "red.") for count in (30, 0, 2, 9, 1)]
+    settings = replace(SETTINGS, epochs=1, micro_batch_size=micro_batch_size)
+    found = run(settings=settings, valid_set=valid)["valid_loss"]
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
+    assert found == pytest.approx(loss_by_hand(after, tiny_tokenizer, valid), rel=1e-5)
+
+
 def test_one_process_trains_on_one_device_of_a_machine_with_several(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

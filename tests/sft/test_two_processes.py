@@ -1,4 +1,4 @@
-"""SFT on two processes (gloo): the logged token accuracy, and a run that is killed and resumed."""
+"""SFT on two processes (gloo): the logged token accuracy and validation loss, and a run that is killed and resumed."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.resume import EpochOrder
 from sft.train import train
-from tests.sft.test_train import TRAIN, VALID
+from tests.sft.test_train import TRAIN, VALID, loss_by_hand
 from tests.torture.work import Work
 
-SEVEN = TRAIN[:7]
+SEVEN, THREE = TRAIN[:7], VALID[:3]
 SETTINGS = SFTConfig(epochs=2, batch_size=4, micro_batch_size=1, pretraining_fraction=0.0)
 
 
@@ -53,7 +53,7 @@ def accuracies(counts: torch.Tensor, lengths: list[int]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_token_accuracy_counts_the_tokens_of_all_processes_in_a_killed_run_too(
+def test_accuracy_and_validation_loss_count_the_tokens_of_all_processes_in_a_killed_run_too(
     tmp_path: Path, tiny_causal: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig
 ) -> None:
     log = Tracker.log
@@ -68,7 +68,7 @@ def test_token_accuracy_counts_the_tokens_of_all_processes_in_a_killed_run_too(
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             Tracker.log = tracked  # type: ignore[method-assign]
             team = processes("cpu")
-            train(settings, model_config, model, tiny_tokenizer, SEVEN, VALID, [], 0, team, tmp_path / name)
+            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, team, tmp_path / name)
             part()
 
         work = Work(do, tmp_path / f"{name}.log", 2)
@@ -96,3 +96,5 @@ def test_token_accuracy_counts_the_tokens_of_all_processes_in_a_killed_run_too(
     assert logged == pytest.approx(expected, rel=1e-6)
     assert len(set(expected)) > 2, "steps differ, so that a wrong set of examples shows"
     assert resumed == whole
+    losses = [row["valid_loss"] for row in map(json.loads, whole.splitlines()) if "valid_loss" in row]
+    assert losses == pytest.approx([loss_by_hand(model, tiny_tokenizer, THREE)] * 2, rel=1e-5)

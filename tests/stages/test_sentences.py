@@ -6,6 +6,7 @@ import resource
 import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,48 @@ def test_a_read_only_run_folder_keeps_the_traceback_elsewhere(
     assert not kept.is_relative_to(tmp_path / "runs")
     assert "Traceback" in kept.read_text()
     kept.unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--run_name", "x" * 260], "run_name has 260 characters, more than the 255 of a folder's name"),
+        (["--runs_folder", "x" * 260], f"{'x' * 260}: File name too long: choose a shorter name"),
+    ],
+    ids=["run_name", "runs_folder"],
+)
+def test_a_folder_name_that_is_too_long_is_one_sentence(
+    told: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, stderr = told(lambda out: None, *arguments)
+    assert code == 2
+    assert stderr.startswith(f"error: {said}")
+    assert stderr.count("\n") == 1
+
+
+def test_a_run_folder_that_may_not_be_read_is_one_sentence(
+    told: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, who ignores permissions."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real = os.stat
+
+    def stat(path: Any, *given: Any, **named: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to(tmp_path / "runs"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    code, stderr = told(lambda out: None)
+    assert code == 2
+    assert stderr.startswith(f"error: {tmp_path / 'runs'}: Permission denied: change its permissions")
+    assert stderr.count("\n") == 1
 
 
 def test_a_closed_pipe_is_one_sentence_and_leaves_no_noise(tmp_path: Path) -> None:

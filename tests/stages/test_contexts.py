@@ -1,0 +1,41 @@
+"""Plain text longer than a model's context is refused by every stage that reads it, before it trains or generates.
+
+pytest tests/stages/test_contexts.py
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling.config import ModelConfig
+from modeling.load import load_causal
+from modeling.tiny import CONTEXT_LENGTH
+from stages import data, ppo
+from stages.config import RunConfig, parse_config
+from stages.preflight import check_before_training
+from stages.runner import RunFolder
+
+
+@pytest.mark.parametrize("stage", ["data", "sft", "ppo"])
+def test_chunks_of_text_longer_than_the_context_are_refused(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, stage: str
+) -> None:
+    """A GPT-2 has no embeddings for the positions behind its context."""
+    place, length = tiny("gpt2"), CONTEXT_LENGTH + 1
+    given = ["--model.base", str(place), "--model.device", "cpu", "--data.pretraining_tokens", str(length)]
+    given += ["--data.personal_data", "off"]
+    config: RunConfig = parse_config("test", "", ["--config", "configs/smoke.yaml", *given])[0]
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "model").symlink_to(place)
+    work: dict[str, Callable[[], Any]] = {
+        "data": lambda: data.curated(config, tmp_path),
+        "sft": lambda: check_before_training(
+            config, tmp_path / "data", load_causal(place, model_config, tiny_tokenizer), tiny_tokenizer
+        ),
+        "ppo": lambda: ppo.work(config, RunFolder(tmp_path), tmp_path / "ppo"),
+    }
+    said = rf"^data\.pretraining_tokens={length} is more than the model's context of {CONTEXT_LENGTH}: lower it$"
+    with pytest.raises(ValueError, match=said):
+        work[stage]()
