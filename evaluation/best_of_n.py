@@ -21,7 +21,7 @@ from data.records import Prompt
 from data.tokenize import encode_prompt
 from evaluation.compare import Answer, preference, win_rate
 from modeling.config import ModelConfig
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import load_scalar, load_tokenizer, read_settings
 from modeling.processes import Processes
 from modeling.scalar import scalar_model

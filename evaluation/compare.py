@@ -18,7 +18,7 @@ from labeling.rubric import PARTS, judge, weighted
 from labeling.simulated import ranks_of
 from modeling.batch import Batch
 from modeling.config import ModelConfig
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import autocast
 from modeling.logprobs import response_logprobs, text_loss
 from modeling.processes import Processes

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from modeling.batch import Batch
-from modeling.sequences import take_positions
 from modeling.trunk import backbone_of
 
 LOGITS_AT_ONCE = 2**22
@@ -27,22 +26,6 @@ LOWEST_LOGPROB = -1e4
 """Of a token that an architecture rules out (minus infinity), whose share of the entropy is 0 and not 0 times
 infinity.
 """
-
-
-@contextlib.contextmanager
-def logits_only_at(model: Any, index_BT: Tensor) -> Iterator[None]:
-    """Within, the model's output layer sees only hidden states at these positions, so logits are (B, T, V) instead of
-    (B, S, V).
-
-    Whatever the architecture does to logits afterwards (a scale, a soft cap) still happens.
-    """
-    handle = model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, inputs: (take_positions(inputs[0], index_BT),)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class _Found(BaseModelOutputWithPastAndCrossAttentions):
@@ -64,30 +47,6 @@ class _Passed(nn.Module):
     def forward(self, *others: Any, inputs_embeds: Tensor, **named: Any) -> _Found:
         """Hidden states as they came."""
         return _Found(last_hidden_state=inputs_embeds)
-
-
-@contextlib.contextmanager
-def head_outside_autocast(model: Any) -> Iterator[None]:
-    """Under autocast, the output layer computes in the type of its weights (float32). No change without autocast.
-
-    For calls of the whole model, as in decoding, whose logits would be bfloat16 otherwise.
-    """
-    head = model.get_output_embeddings()
-    if not torch.is_autocast_enabled(head.weight.device.type) or "forward" in vars(head):
-        yield
-        return
-    plain = head.forward
-
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits: Tensor = plain(hidden.to(head.weight.dtype))
-        return logits
-
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
 
 
 @contextlib.contextmanager

@@ -22,9 +22,8 @@ from data.sets import read_set, set_file
 from data.tokenize import decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
 from modeling.config import ModelConfig
-from modeling.engines.native import NativeEngine
-from modeling.engines.types import Engine, Generation, Sampling
-from modeling.load import autocast, stop_ids
+from modeling.generation import Generation, Generator, Sampling, generator_for
+from modeling.load import autocast
 from modeling.logprobs import response_logprobs
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
@@ -113,7 +112,7 @@ class HeldOut:
     def __init__(
         self, prompts: Sequence[Prompt], config: "PPOConfig", model_config: ModelConfig, models: "PPOModels",
         tokenizer: Any, seed: int,
-        team: Processes, folder: Path, resume_after: int = 0, engine: Engine | None = None,
+        team: Processes, folder: Path, resume_after: int = 0, generator: Generator | None = None,
     ) -> None:  # fmt: skip
         """Rows of iterations after `resume_after`, which a resumed run makes again, are dropped.
 
@@ -126,7 +125,7 @@ class HeldOut:
             models,
             tokenizer,
         )
-        self.seed, self.team, self.engine = seed, team, engine or NativeEngine()
+        self.seed, self.team, self.generator = seed, team, generator
         models.check_prompts(prompts, tokenizer, config.max_new_tokens)
         path = folder / "held_out.jsonl"
         self._log = team.from_main(lambda: RowLog(path, resume_after)) if config.held_out.every else None
@@ -160,14 +159,14 @@ class HeldOut:
         jobs = [(index, number) for index in mine for number in range(self.config.held_out.responses_per_prompt)]
         prompts = [self.prompts[index] for index, _ in jobs]
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        settings, pad_id = self.config.held_out, self.tokenizer.pad_token_id
-        sampling = Sampling(self.config.max_new_tokens, settings.temperature, self.config.rollout_batch_size)
+        settings = self.config.held_out
+        sampling = Sampling(self.config.max_new_tokens, settings.temperature, batch_size=self.config.rollout_batch_size)
         seeds = [
             derive_seed(self.seed, "held out", prompt.prompt_id, number)
             for prompt, (_, number) in zip(prompts, jobs, strict=True)
         ]
         with self.models.as_policy() as policy, autocast(self.model_config, self.team.device):
-            responses = self.engine.generate(policy, ids, seeds, sampling, stop_ids(policy), pad_id)
+            responses = (self.generator or generator_for(policy)).generate(policy, ids, seeds, sampling)
         groups = self._groups(ids, [response.ids for response in responses])
         # Both from the same kind of pass over the same batches: recorded log-probabilities are rounded differently.
         with self.models.as_reference() as reference:

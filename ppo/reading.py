@@ -17,7 +17,7 @@ from torch import Tensor
 from data.records import Prompt
 from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import context_length, same_tokenizer
 from modeling.processes import sum_over_processes
 from modeling.scalar import ScalarModel, closing_of

@@ -15,9 +15,8 @@ from data.records import Prompt
 from data.tokenize import encode_prompt
 from modeling.batch import Batch
 from modeling.config import ModelConfig
-from modeling.engines.native import NativeEngine
-from modeling.engines.types import Engine, Generation, Sampling
-from modeling.load import autocast, mixed_precision, stop_ids
+from modeling.generation import Generation, Generator, Sampling, generator_for
+from modeling.load import autocast, mixed_precision
 from modeling.logprobs import response_logprobs
 from modeling.processes import sum_over_processes
 from modeling.seeds import derive_seed
@@ -84,21 +83,19 @@ class Rollout:
 def roll_out(
     models: PPOModels, prompts: Sequence[Prompt], config: PPOConfig, tokenizer: Any, seed: int, iteration: int,
     numbers: Sequence[int],
-    engine: Engine | None = None,
+    generator: Generator | None = None,
 ) -> tuple[list[list[int]], list[Generation]]:  # fmt: skip
-    """(prompt ids, responses) at the sampling temperature, by our own engine unless another is given.
+    """(prompt ids, responses) at the sampling temperature, by `generator_for` unless a generator is given.
 
     `numbers` are the episodes' numbers in the whole roll-out: each has its own stream.
     """
     distinct = {id(prompt): prompt for prompt in prompts}
     ids_of = {key: encode_prompt(tokenizer, prompt) for key, prompt in distinct.items()}
     ids = [ids_of[id(prompt)] for prompt in prompts]
-    sampling = Sampling(config.max_new_tokens, config.temperature, config.rollout_batch_size)
+    sampling = Sampling(config.max_new_tokens, config.temperature, batch_size=config.rollout_batch_size)
     seeds = [derive_seed(seed, "rollout", iteration, number) for number in numbers]
     with models.as_policy() as policy:
-        return ids, (engine or NativeEngine()).generate(
-            policy, ids, seeds, sampling, stop_ids(policy), tokenizer.pad_token_id
-        )
+        return ids, (generator or generator_for(policy)).generate(policy, ids, seeds, sampling)
 
 
 def refuse_recorded_logprobs(config: PPOConfig, model_config: ModelConfig, device: torch.device) -> None:
@@ -161,7 +158,7 @@ def score(
                 fill(logprobs_BT, mask_BT, rows, response_logprobs(policy, batch, config.temperature))
     else:
         every = [logprob for response in responses for logprob in response.logprobs or ()]
-        assert len(every) == int(lengths_B.sum()), "the configuration refuses engines that record none"
+        assert len(every) == int(lengths_B.sum()), "the configuration refuses generators that record none"
         fill(logprobs_BT, mask_BT, range(count), torch.tensor(every, device=device, dtype=models.dtype))
     with models.as_reward() as reward, autocast(model_config, device):
         known: Sequence[Prompt | None] = records or [None] * count

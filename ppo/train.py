@@ -15,8 +15,8 @@ from data.tokenize import decode_completion
 from modeling.batch import micro_batches
 from modeling.checkpoint import random_state
 from modeling.config import ModelConfig, TrackingConfig
-from modeling.engines.make import engine_for
 from modeling.finite import require_finite_weights
+from modeling.generation import generator_for
 from modeling.load import autocast
 from modeling.processes import Processes
 from modeling.tracking import read_metrics
@@ -61,8 +61,8 @@ def train(
     refuse_recorded_logprobs(config, model_config, team.device)
     models.check_prompts(prompts, tokenizer, config.max_new_tokens)
     with models.as_policy() as policy:
-        engine = engine_for(policy, config.engine)
-    config.refuse_unrecorded(engine.records_logprobs)
+        generator = generator_for(policy, config.engine)
+    config.refuse_unrecorded(generator.records_logprobs)
     optimizers = Optimizers.make(models, config)
     average = MovingAverage(models.policy_parameters, config.ema_decay)
     kl, scale = KLController.make(config), ScoreScale(config)
@@ -89,7 +89,7 @@ def train(
         ) as bar,
     ):
         held_out = HeldOut(
-            held_out_prompts, config, model_config, models, tokenizer, seed, team, out, progress.iteration, engine
+            held_out_prompts, config, model_config, models, tokenizer, seed, team, out, progress.iteration, generator
         )
         guards = Guards(config.guards, [*team.from_main(lambda: read_metrics(out / "metrics.jsonl")), *held_out.rows])
 
@@ -106,7 +106,7 @@ def train(
             asked = [batch[number // config.responses_per_prompt] for number in own]
             with interrupt.breakable():
                 with clock.phase("rollout"), autocast(model_config, team.device):
-                    ids, responses = roll_out(models, asked, config, tokenizer, seed, iteration, own, engine)
+                    ids, responses = roll_out(models, asked, config, tokenizer, seed, iteration, own, generator)
                 lengths = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
                 groups = grouped(numbers_of_minibatch, ids, lengths)
                 with clock.phase("score"):

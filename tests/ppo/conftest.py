@@ -12,7 +12,7 @@ from data.records import Prompt
 from modeling.adapters import add_lora, merged
 from modeling.batch import Batch, micro_batches
 from modeling.config import LoraSettings, ModelConfig
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
 from modeling.processes import Processes
 from modeling.scalar import initialise_head, scalar_model

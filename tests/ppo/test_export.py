@@ -12,8 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from modeling.engines.native import generate
-from modeling.engines.types import Sampling
+from modeling.generation import Sampling, generator_for
 from ppo.ema import MovingAverage
 from ppo.export import export
 from ppo.train import train
@@ -74,14 +73,9 @@ def test_training_stops_at_the_first_number_or_weight_that_is_not_finite(
 @pytest.mark.parametrize("tried", [False, True])
 def test_decoding_stops_where_logits_are_not_finite(chains: Callable[[str], Chain], tried: bool):
     models = chains("lora").models()
-
-    def decode() -> None:
-        with models.as_policy() as policy:
-            generate(policy, [[3, 40]], [0], Sampling(2), [2], 0)
-
-    if tried:  # the engine is chosen once per model
-        decode()
-    with torch.no_grad():
-        models.policy.model.get_base_model().model.norm.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match="decoding: a logit is nan: weights or activations"):
-        decode()
+    with models.as_policy() as policy:
+        generator = generator_for(policy)
+        with torch.no_grad():
+            models.policy.model.get_base_model().model.norm.weight.fill_(float("nan"))
+        with pytest.raises(ValueError, match="decoding: a logit is nan: weights or activations"):
+            (generator if tried else generator_for(policy)).generate(policy, [[3, 40]], [0], Sampling(2))

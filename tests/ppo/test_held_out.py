@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data.records import Demonstration, Prompt
 from data.sets import set_file, set_schema
-from modeling.engines.native import NativeEngine
-from modeling.engines.types import Generation
+from modeling.generation import Generation, NativeGenerator
 from modeling.processes import Processes
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
@@ -53,7 +52,10 @@ def held(
     seed: int = 0,
     **changes: Any,
 ) -> HeldOut:
-    return HeldOut(prompts, asking(**changes), chain.config, models, chain.tokenizer, seed, team, folder)
+    generator = NativeGenerator()
+    return HeldOut(
+        prompts, asking(**changes), chain.config, models, chain.tokenizer, seed, team, folder, generator=generator
+    )
 
 
 def moved(models: PPOModels) -> PPOModels:
@@ -67,14 +69,14 @@ def moved(models: PPOModels) -> PPOModels:
 
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Generation]]:
     """Fills with (prompt ids, response) as they are sampled."""
-    plain, found = NativeEngine.generate, list[tuple[list[int], Generation]]()
+    plain, found = NativeGenerator.generate, list[tuple[list[int], Generation]]()
 
-    def listening(engine: NativeEngine, model: Any, ids: Any, *rest: Any) -> list[Generation]:
-        responses = plain(engine, model, ids, *rest)
+    def listening(generator: NativeGenerator, model: Any, ids: Any, *rest: Any) -> list[Generation]:
+        responses = plain(generator, model, ids, *rest)
         found.extend(zip(ids, responses, strict=True))
         return responses
 
-    monkeypatch.setattr(NativeEngine, "generate", listening)
+    monkeypatch.setattr(NativeGenerator, "generate", listening)
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from modeling.checkpoint import newest
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.logprobs import response_logprobs
 from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
 from ppo import models as loading
