@@ -21,7 +21,7 @@ from data.records import Prompt
 from data.tokenize import encode_prompt
 from evaluation.compare import Answer, preference, win_rate
 from modeling.config import ModelConfig
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import autocast_dtype, load_scalar, load_tokenizer, read_settings
 from modeling.models import reward_model
 from modeling.processes import Processes

@@ -17,7 +17,7 @@ from labeling.judges import Closeness
 from labeling.rubric import PARTS, judge, weighted
 from labeling.simulated import ranks_of
 from modeling.batch import Batch, text_batch
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.models import PolicyModel
 from modeling.processes import Processes
 

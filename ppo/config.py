@@ -64,7 +64,7 @@ class PPOConfig:
     not change the result. Ours.
     """
     engine: Literal["native", "transformers", "vllm"] = "native"
-    """The engine that samples responses: `native`, our decoder (modeling/engines), or transformers' `generate` if ours
+    """What generates responses: `native`, our decoder (modeling/generation.py), or transformers' `generate` if ours
     cannot decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
     rollout_batch_size: PositiveInt = 64
     """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
@@ -190,9 +190,9 @@ class PPOConfig:
             )
 
     def refuse_unrecorded(self, recorded: bool) -> None:
-        """Raises ValueError if old log-probabilities are to come from an engine that records none."""
+        """Raises ValueError if old log-probabilities are to come from a generator that records none."""
         if self.old_logprobs == "rollout" and not recorded:
             raise ValueError(
-                "ppo.old_logprobs=rollout needs the log-probabilities that the native engine records, but it cannot "
+                "ppo.old_logprobs=rollout needs the log-probabilities that our decoder records, but it cannot "
                 "decode this model: set ppo.old_logprobs=recompute"
             )

@@ -22,8 +22,7 @@ from data.records import Demonstration, Prompt
 from data.sets import read_set, set_file
 from data.tokenize import decode_completion, encode_prompt
 from modeling.batch import Batch
-from modeling.engines.types import Generation, Sampling
-from modeling.load import stop_ids
+from modeling.generation import Generation, Sampling
 from modeling.models import PolicyModel
 from modeling.seeds import derive_seed
 from modeling.tracking import RowLog, read_metrics
@@ -125,16 +124,14 @@ class PeriodicEvaluation:
         jobs = [(index, number) for index in mine for number in range(settings.responses_per_prompt)]
         prompts = [self.prompts[index] for index, _ in jobs]
         ids = [encode_prompt(trainer.tokenizer, prompt) for prompt in prompts]
-        sampling = Sampling(config.max_new_tokens, settings.temperature, config.rollout_batch_size)
+        sampling = Sampling(config.max_new_tokens, settings.temperature, batch_size=config.rollout_batch_size)
         seeds = [
             derive_seed(trainer.run.seed, "held out", prompt.prompt_id, number)
             for prompt, (_, number) in zip(prompts, jobs, strict=True)
         ]
         causal = models.policy.causal
         with models.policy.encoder.autocast():
-            responses = trainer.generator.generate(
-                causal, ids, seeds, sampling, stop_ids(causal), trainer.tokenizer.pad_token_id
-            )
+            responses = trainer.generator.generate(causal, ids, seeds, sampling)
         rollout = Rollout(prompts, ids, responses, team.device)
         rollout.make_micro_batches([list(range(len(ids)))], config.max_tokens_per_micro_batch)
         # Both from the same computation: recorded log-probabilities are rounded differently.

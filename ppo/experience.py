@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.records import Prompt
 from modeling.batch import Batch, micro_batches
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.shared_prefix import real_columns
 from ppo.reward_scorer import Episode
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.records import Prompt
 from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import context_length, same_tokenizer
 from modeling.models import RewardModel, closing_of, plain
 from reward.batches import answer_ids

@@ -18,10 +18,8 @@ from data.records import Prompt
 from data.tokenize import decode_completion, encode_prompt
 from modeling.batch import micro_batches, text_batch
 from modeling.checkpoint import random_state
-from modeling.engines.make import engine_for
-from modeling.engines.types import Sampling
 from modeling.finite import require_finite_weights
-from modeling.load import stop_ids
+from modeling.generation import Sampling, generator_for
 from modeling.models import PolicyModel, ScalarModel
 from modeling.processes import sum_over_processes
 from modeling.run import Run
@@ -91,7 +89,7 @@ class PPOTrainer:
         assert run.out is not None, "PPO writes checkpoints"
         self.config, self.models, self.tokenizer, self.run, self.team = config, models, tokenizer, run, run.team
         self.team.divide(config.minibatch_size, "ppo.minibatch_size")
-        self.generator = engine_for(models.policy.causal, config.engine)
+        self.generator = generator_for(models.policy.causal, config.engine)
         self.refuse_recorded_logprobs()
         models.check_prompts(data.prompts, tokenizer, config.max_new_tokens)
         self.optimizers = Optimizers.make(models, config)
@@ -154,12 +152,10 @@ class PPOTrainer:
         encoded = {id(prompt): encode_prompt(self.tokenizer, prompt) for prompt in batch}
         ids = [encoded[id(prompt)] for prompt in prompts]
         seeds = [derive_seed(self.run.seed, "rollout", iteration, number) for number in own]
-        sampling = Sampling(config.max_new_tokens, config.temperature, config.rollout_batch_size)
+        sampling = Sampling(config.max_new_tokens, config.temperature, batch_size=config.rollout_batch_size)
         policy = self.models.policy
         with self.clock.phase("rollout"), self.whole(policy), policy.encoder.autocast():
-            responses = self.generator.generate(
-                policy.causal, ids, seeds, sampling, stop_ids(policy.causal), self.tokenizer.pad_token_id
-            )
+            responses = self.generator.generate(policy.causal, ids, seeds, sampling)
         rollout = Rollout(prompts, ids, responses, self.team.device)
         self.first_epoch = rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
         return rollout

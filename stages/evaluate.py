@@ -41,7 +41,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
     from labeling.scratch import remembered
-    from modeling.engines.types import Sampling
+    from modeling.generation import Sampling
     from modeling.load import autocast, autocast_dtype, base_model_place, load_causal, load_tokenizer, read_settings
     from modeling.models import policy_model
     from modeling.processes import processes
@@ -51,7 +51,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     settings, resamples = config.evaluate, config.evaluate.bootstrap_resamples
     data = run.stage("data")
     prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.batch_size)
+    sampling = Sampling(
+        settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p, settings.batch_size
+    )
     policy = run.stage("ppo") / ("model_ema" if settings.weights == "ema" else "model")
     places = {
         "ppo": str(policy),

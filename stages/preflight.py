@@ -15,7 +15,7 @@ class Answer:
     """The result of the check for a model."""
 
     decoder: str
-    """`native`, `native, growing cache` or `transformers`."""
+    """`native` or `transformers`."""
     head: str
     """Where the class of its reward model is defined: `transformers` or `ours`."""
     lora: str
@@ -70,16 +70,12 @@ def examine(model: Any, config: RunConfig) -> Answer:
     """The check of a causal decoder. Raises ValueError when it cannot be decoded as configured."""
     from modeling.adapters import lora_names
     from modeling.architecture import has_own_head
-    from modeling.engines.cache import GrowingCache
-    from modeling.engines.make import engine_for
-    from modeling.engines.native import verdict
+    from modeling.generation import generator_for
 
-    engine = engine_for(model)
-    if config.ppo.engine == "native":  # the other engines are checked by PPOConfig.validate
-        config.ppo.refuse_unrecorded(engine.records_logprobs)
-    decoder = "native" if engine.records_logprobs else "transformers"
-    if verdict(model) is GrowingCache:
-        decoder += ", growing cache"
+    generator = generator_for(model)
+    if config.ppo.engine == "native":  # the other ones are checked by PPOConfig.validate
+        config.ppo.refuse_unrecorded(generator.records_logprobs)
+    decoder = "native" if generator.records_logprobs else "transformers"
     lora = lora_names(model, config.model.lora) if config.model.adapter == "lora" else ""
     return Answer(decoder, "ours" if has_own_head(model.config) else "transformers", lora)
 

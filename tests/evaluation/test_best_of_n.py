@@ -20,7 +20,7 @@ from evaluation.best_of_n import Proxy, best_of_n, best_of_n_kl, choice_weights,
 from evaluation.compare import Answer
 from evaluation.config import EvaluateConfig
 from evaluation.report import at_like_kl
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.tiny import make_tiny_model
 from tests.ppo.conftest import PROMPTS, TEAM, Chain, build_chain, chain_of, save_reward
 

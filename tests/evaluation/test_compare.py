@@ -30,8 +30,7 @@ from evaluation.compare import (
 from labeling.config import LabelsConfig, RubricWeights
 from labeling.judges import WordOverlap
 from modeling.config import ModelConfig
-from modeling.engines.native import generate
-from modeling.engines.types import Generation, Sampling
+from modeling.generation import Generation, NativeGenerator, Sampling
 from modeling.load import autocast, load_causal
 from modeling.processes import Processes
 from tests.conftest import enliven
@@ -199,9 +198,7 @@ def other(tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> Any:
 
 def sampled(model: Any, tokenizer: Any, temperature: float) -> list[list[Generation]]:
     prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS for _ in range(2)]
-    flat = generate(
-        model, prompts, list(range(6)), Sampling(7, temperature), [tokenizer.eos_token_id], tokenizer.pad_token_id
-    )
+    flat = NativeGenerator().generate(model, prompts, list(range(6)), Sampling(7, temperature))
     return [flat[0:2], flat[2:4], flat[4:6]]
 
 

@@ -21,10 +21,8 @@ from data.chat_template import CHATML, PLAIN
 from data.tokenize import encode_completion
 from modeling.batch import Batch
 from modeling.config import ModelConfig
-from modeling.engines import native
-from modeling.engines.hf import TransformersEngine
-from modeling.engines.types import Sampling
 from modeling.export import export
+from modeling.generation import NativeGenerator, Sampling, TransformersGenerator
 from modeling.load import (
     autocast,
     base_model_place,
@@ -493,8 +491,8 @@ def test_an_added_pad_token_is_never_sampled_where_all_logits_lie_near_minus_36(
         with torch.no_grad():
             assert float(ours(IDS).logits[0].softmax(-1)[:, 512].max()) == 0
         prompts, sampling = [[3, 40]] * 8, Sampling(12)
-        made = native.generate(ours, prompts, list(range(8)), sampling, [0], 512)
-        other = TransformersEngine().generate(ours, prompts, list(range(8)), sampling, [0], 512)
+        made = NativeGenerator().generate(ours, prompts, list(range(8)), sampling)
+        other = TransformersGenerator().generate(ours, prompts, list(range(8)), sampling)
         assert not any(512 in generation.ids for generation in (*made, *other))
         batch = Batch(prompts, [generation.ids for generation in made])
         sampled = torch.tensor([logprob for generation in made for logprob in generation.logprobs or ()])

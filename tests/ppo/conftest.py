@@ -13,7 +13,7 @@ from modeling.adapters import add_lora, merged
 from modeling.architecture import backbone_of
 from modeling.batch import Batch
 from modeling.config import LoraSettings, ModelConfig
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
 from modeling.models import initialise_head
 from modeling.processes import Processes

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data.records import Demonstration, Prompt
 from data.sets import set_file, set_schema
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.processes import Processes
 from modeling.run import Run
 from modeling.tiny import CONTEXT_LENGTH

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from modeling.batch import Batch
 from modeling.checkpoint import newest
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.tracking import read_metrics
 from ppo.actor_critic import ActorCritic
 from ppo.config import PPOConfig

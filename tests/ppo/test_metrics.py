@@ -14,7 +14,7 @@ from torch import distributed
 
 from data.overlap import chrf, repeated_share
 from data.records import Demonstration
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from ppo.config import HeldOutSettings
 from ppo.experience import Experience, Rollout, Scores
 from ppo.metrics import mean_of, rollout_metrics, speeds

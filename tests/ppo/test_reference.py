@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.run import Run
 from modeling.tracking import read_metrics
 from ppo.actor_critic import ActorCritic

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import PLAIN
 from data.records import Prompt
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import knows_tokens, load_tokenizer, same_tokenizer
 from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
 from ppo.actor_critic import ActorCritic

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.experience import Rollout

@@ -342,7 +342,7 @@ def numbers(config_type: type = RunConfig, prefix: str = "") -> dict[str, Any]:
 
 
 ZERO_IS_ALLOWED = {
-    "seed", "labels.tie_width", "labels.disagreement", "reward.epochs", "reward.epoch_evaluation_prompts",
+    "seed", "samples.top_k", "evaluate.top_k", "labels.tie_width", "labels.disagreement", "reward.epochs", "reward.epoch_evaluation_prompts",
     "reward.final_lr_fraction", "reward.adam_beta2", "sft.pretraining_fraction", "sft.residual_dropout",
     "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
@@ -354,7 +354,7 @@ ZERO_IS_ALLOWED = {
 }  # fmt: skip
 ONE_IS_ALLOWED = {
     "data.near_duplicate_fraction", "sft.final_lr_fraction", "reward.final_lr_fraction", "ppo.discount",
-    "ppo.gae_lambda", "ppo.ema_decay",
+    "ppo.gae_lambda", "ppo.ema_decay", "samples.top_p", "evaluate.top_p",
 }  # fmt: skip
 FRACTIONS = ONE_IS_ALLOWED | {
     "data.valid_fraction", "data.test_fraction", "labels.disagreement", "sft.pretraining_fraction",

@@ -1,6 +1,6 @@
 """Merged weights: the adapted model within, the same bits as before after.
 
-pytest tests/modeling/engines/test_merged_weights.py
+pytest tests/modeling/test_merged_weights.py
 """
 
 from collections.abc import Callable
