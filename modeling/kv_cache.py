@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from modeling.sequences import pad_rows, real_columns
+from modeling.shared_prefix import pad_rows, real_columns
 
 
 class KVCache(Cache):
@@ -40,7 +40,7 @@ class KVCache(Cache):
         slots = slice(len(self.lengths), len(self.lengths) + len(prompts))
         assert slots.stop <= self.slots
         self.lengths += map(len, prompts)
-        ids_UP, _ = pad_rows(list(distinct), 0, self.device)  # on the right, where no token attends to it
+        ids_UP, _ = pad_rows(list(distinct), self.device)  # on the right, where no token attends to it
         if ids_UP.shape[1]:
             self.prefilling = slots, torch.tensor([distinct[prompt] for prompt in prompts], device=self.device)
             self.model(input_ids=ids_UP, past_key_values=self, use_cache=True, logits_to_keep=1)
