@@ -117,7 +117,7 @@ def test_the_score_stands_at_eos_itself_or_at_the_last_word_of_what_was_cut_off(
 
 
 def test_a_pad_token_that_was_sampled_counts_as_a_word(toy: Chain, tmp_path: Path, rollouts: list[Rollout]):
-    numbers = one_iteration(toy, tmp_path)
+    numbers = one_iteration(toy, tmp_path, max_new_tokens=3)
     rollout = rollouts[0]
     assert any(PAD in response[:-1] for response in rollout.responses)
     assert any(response[-1] == PAD for response in rollout.responses)
