@@ -112,7 +112,7 @@ def test_the_score_is_the_reward_of_eos_or_of_the_last_token_of_a_truncated_resp
 
 
 def test_a_sampled_pad_token_counts_as_a_token(toy: Chain, tmp_path: Path):
-    numbers, trainer = one_iteration(toy, tmp_path)
+    numbers, trainer = one_iteration(toy, tmp_path, max_new_tokens=3)
     rollout, scores = trainer.experience.rollout, trainer.experience.scores
     assert any(PAD in response[:-1] for response in rollout.ids)
     assert any(response[-1] == PAD for response in rollout.ids)
