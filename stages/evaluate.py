@@ -105,6 +105,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     accuracy = json.loads((run.stage("reward") / "accuracy.json").read_text())
     evaluation = {
         "prompts": len(prompts),
+        "users": len({prompt.user_id for prompt in prompts}),
         "weights": settings.weights,
         "answers_per_prompt": settings.answers_per_prompt,
         "win_rate": against,

@@ -6,6 +6,7 @@ import numpy as np
 
 from data.build import Built
 from data.config import DataConfig
+from data.intervals import FEW_PROMPTS, FEW_USERS
 from data.language import UNDETERMINED
 from data.pages import between, counted, number, percent
 from data.part import TEST, TRAIN, VALID
@@ -31,8 +32,6 @@ MANY_TIES = 0.5
 """Share of judged pairs."""
 LENGTH_BIAS = 0.6
 """Accuracy of `longer is better` that is worth a warning, as is 1 less it, when the interval excludes a coin's."""
-FEW_PROMPTS, FEW_USERS = 50, 20
-"""In validation and test."""
 FEW_RL_PROMPTS = 512
 """One iteration of PPO in the paper draws as many (appendix C.4)."""
 HEAVY_RULE = 0.2
@@ -73,8 +72,8 @@ def skipped_rows(built: Built, config: DataConfig) -> Iterator[str]:
     """Malformed rows that are missing."""
     if built.bad.count:
         yield (
-            f"{counted(built.bad.count, 'malformed row')} {_was(built.bad.count)} skipped: look at the first of "
-            "them below and mend the source."
+            f"{counted(built.bad.count, 'malformed row')} {_was(built.bad.count)} skipped: correct the source; the "
+            "first are listed below."
         )
 
 
@@ -125,7 +124,7 @@ def small_splits(built: Built, config: DataConfig) -> Iterator[str]:
         yield (
             f"Too small to tell two models apart: {', '.join(small)}. Raise data.valid_fraction and "
             "data.test_fraction, or bring more users; "
-            f"{FEW_PROMPTS} rows of {FEW_USERS} users is the least."
+            f"each needs at least {FEW_PROMPTS} rows of {FEW_USERS} users."
         )
 
 

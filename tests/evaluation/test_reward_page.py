@@ -152,8 +152,8 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     assert "Choosing the shortest answer in tokens 45.7%" in seen
     assert "Choosing at random chance level on these pairs 50.1%" in seen
     assert (
-        "Choosing what SFT finds likelier log-probability of the answer 60.2% 58.2% to 62.2% – +11.0 points +8.0 to "
-        "+14.0 60.2%" in seen
+        "Choosing what is more likely under SFT log-probability of the answer 60.2% 58.2% to 62.2% – +11.0 "
+        "points +8.0 to +14.0 60.2%" in seen
     )
     assert "my own judge 62.2%" in seen
     # Validation has prompts of five answers only, the test set of four and nine.
