@@ -150,7 +150,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         "kl": evaluation["kl"]["mean"],
         "perplexity_sft": perplexities["sft"],
         "perplexity_ppo": perplexities["ppo"],
-        "seconds": seconds_so_far(run),
+        "seconds_before_evaluation": seconds_so_far(run),
     }
     (out / "headline.json").write_text(json.dumps(headline, indent=2) + "\n")
     return headline

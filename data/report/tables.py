@@ -66,7 +66,7 @@ def about(source: Source) -> str:
 
 
 def rows_of_source(built: Built, source: Source) -> tuple[int, list[int]]:
-    """(records read, malformed ones included; records kept in training, validation and test, held-out texts as test)."""
+    """(records read, with malformed ones; records kept in training, validation and test, held-out texts as test)."""
     skipped = built.bad.of_source[source.role, source.name]
     if source.role == "pretraining":
         documents = built.documents
