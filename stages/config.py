@@ -55,7 +55,7 @@ class RunConfig:
     processes: ProcessesConfig = field(default_factory=ProcessesConfig)
     """Settings for runs with several processes."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Who is told how training goes."""
+    """Where metrics are sent."""
 
     def validate(self) -> None:
         """Raises ValueError on the first contradiction, before anything is loaded."""
