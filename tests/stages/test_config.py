@@ -77,7 +77,7 @@ def test_every_number_and_choice_says_whether_its_default_is_the_papers_or_ours(
         for item in dataclasses.fields(config_type):
             optional = item.default is None and config_type is SourceConfig  # the format's own default
             if (number_type(item.type) or get_origin(item.type) is Literal) and not optional:
-                text = documented(config_type)[item.name]
+                text = " ".join(documented(config_type)[item.name].split())
                 assert ORIGIN.search(text), f"{config_type.__name__}.{item.name}: {text}"
 
 
