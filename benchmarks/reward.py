@@ -1,5 +1,5 @@
-"""Reward-model training beside trl's RewardTrainer: CPU seconds per prompt, and peak memory, on the same model and token
-ids.
+"""Reward-model training beside trl's RewardTrainer: CPU seconds per prompt and peak memory, on the same model and
+token ids.
 
 make bench-reward
 python -m benchmarks.reward --rounds 2 --prompts 4 --peer_python runs/bench/peers/trl-1.16/bin/python

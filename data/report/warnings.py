@@ -1,4 +1,4 @@
-"""What to be wary of in the data, each with what to do about it. Nothing here stops a run."""
+"""Warnings about the data, each with what to do about it. None of them stops a run."""
 
 from collections.abc import Callable, Iterator
 
@@ -133,9 +133,8 @@ def users_alone(built: Built, config: DataConfig) -> Iterator[str]:
     counts = per_group(built.pool, built.pool.kept())
     if len(counts) > 1 and counts.max() == 1:
         yield (
-            f"Every prompt has a {config.group_by} of its own, so the split keeps nobody's habits out of the test "
-            "split, and no cap applies: "
-            f"give {config.group_by}_id to rows if you know it."
+            f"Every prompt has a {config.group_by} of its own, so prompts of one {config.group_by} may be in different "
+            f"splits, and no cap applies: give {config.group_by}_id to rows if you know it."
         )
 
 
@@ -231,9 +230,8 @@ def about_rankings(facts: RankingFacts) -> Iterator[str]:
         )
     if facts.unnamed_share > UNNAMED_LABELERS:
         yield (
-            f"{percent(facts.unnamed_share)} of the rankings name no labeler, so nobody can tell how far labelers "
-            "agree: give labeler_id, and let "
-            "two of them rank some of the same prompts."
+            f"{percent(facts.unnamed_share)} of the rankings name no labeler, so agreement between labelers cannot be "
+            "measured: give labeler_id, and let two labelers rank some of the same prompts."
         )
 
 

@@ -104,7 +104,7 @@ def test_without_a_strict_pair_or_labelers(tmp_path):
     removed = rankings(1, labeler_id="")[0] | {"prompt": "word " * 5000}
     html, _, _ = reported(tmp_path, {"rankings": [*tied, removed]})
     assert "No pair is ordered strictly." in html
-    assert "No two labelers ranked the same answers, so nobody can tell." in html
+    assert "No two labelers ranked the same answers, so agreement is unknown." in html
 
 
 def test_by_organisation(tmp_path):
