@@ -35,16 +35,16 @@ class PPOConfig:
     not say, so 1.
     """
     minibatch_size: PositiveInt = 64
-    """Episodes an optimizer step over all processes; divides batch_size. C.4."""
+    """Episodes per optimizer step over all processes; divides batch_size. C.4."""
     max_tokens_per_micro_batch: PositiveInt = 8192
-    """Tokens of prompts and responses a forward pass of one process takes, one episode at least; bounds memory, does
+    """Tokens of prompts and responses per forward pass of one process, one episode at least; bounds memory, does
     not change the result. Ours.
     """
     engine: Literal["native", "transformers", "vllm"] = "native"
     """The engine that samples responses: `native`, our decoder (modeling/engines), or transformers' `generate` if ours
     cannot decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
     rollout_batch_size: PositiveInt = 64
-    """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
+    """Episodes decoded together in one process; changes speed and memory only. Ours."""
     inner_epochs: PositiveInt = 1
     """Passes over a roll-out, each with its own shuffle into minibatches. C.4: 1."""
     max_new_tokens: PositiveInt = 512
@@ -52,18 +52,18 @@ class PPOConfig:
     temperature: PositiveFloat = 1.0
     """Of roll-outs; log-probabilities are those of the distribution sampled from. C.4: 1."""
     kl_coef: NonNegativeFloat = 0.02
-    """beta, the price of a nat of KL to the SFT policy. C.4. Where `kl_target` is given, what beta starts from."""
+    """KL penalty coefficient (beta), per nat of KL to the SFT policy. C.4. With `kl_target`, its initial value."""
     kl_target: PositiveFloat | None = None
     """Target KL in nats per episode, to which beta adapts (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as
     in C.4."""
     kl_horizon: PositiveInt = 10_000
     """With `kl_target`: an iteration multiplies beta by 1 + error * batch_size / kl_horizon, the error being KL /
-    target - 1, cut to 0.2 either way (Ziegler et al. 2019)."""
+    target - 1, cut to 0.2 either way (Ziegler et al. 2019). Ours."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Where the price stands. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of each
-    token beside the policy loss, whose gradient is that of the token's own KL; earlier tokens are not charged for where
-    they lead. Whitened advantages have a spread of 1, and `kl_coef` is then the price in such spreads: set
-    `whiten_advantages` to false for the price in units of score."""
+    """Where the KL penalty is applied. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of
+    each token beside the policy loss, whose gradient is that of the token's own KL; earlier tokens are not charged for
+    where they lead. Whitened advantages have a standard deviation of 1, and `kl_coef` is then in units of it: set
+    `whiten_advantages` to false for units of score."""
     score_scaling: Literal["none", "running"] = "none"
     """`running` divides scores by the running standard deviation of all scores so far. Ours; the paper does not
     scale.
@@ -110,7 +110,7 @@ class PPOConfig:
     gradient has the same direction in every minibatch, while PPO's is mostly noise. C.4 has 27.8, but does not say
     whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that number in our units."""
     ptx_examples_per_episode: PositiveInt = 8
-    """Pretraining examples an episode. C.4."""
+    """Pretraining examples per episode. C.4."""
     ema_decay: ClosedUnitInterval = 0.992
     """Decay of the policy's EMA, per optimizer step. C.4 does not name the unit; per step is ours."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"

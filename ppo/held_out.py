@@ -48,21 +48,21 @@ class HeldOutSettings:
 
     every: NonNegativeInt = 0
     """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes
-    none.
-    """
+    none. Ours."""
     prompts: AtLeastTwo = 64
-    """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split."""
+    """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split. Ours."""
     prompts_from: Literal["sft", "rl"] = "sft"
     """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains
-    on; only those of them are judged that have a demonstration."""
+    on; only those of them are judged that have a demonstration. Ours."""
     responses_per_prompt: PositiveInt = 1
-    """Averaged before anything else, as the prompt is the unit of the standard errors."""
+    """Averaged before anything else, as the prompt is the unit of the standard errors. Ours."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature, above 0; the KL is between the distributions at this temperature."""
+    """Sampling temperature, above 0; the KL is between the distributions at this temperature. Ours."""
     weights: Literal["ema", "last"] = "ema"
-    """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use."""
+    """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use.
+    Ours."""
     judge: Literal["chrf", "none"] = "chrf"
-    """`chrf`: overlap of characters with the demonstration, which no reward model was taught."""
+    """`chrf`: overlap of characters with the demonstration, which no reward model was taught. Ours."""
 
 
 def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:

@@ -28,10 +28,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.reward_model import report
     from modeling.processes import processes
     from reward.batches import demonstrations
+    from stages.cautions import cautions
     from stages.inputs import evenly, ranked_elements, told
     from stages.preflight import check_reward_base
 
     team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
+    for line in cautions(config, "reward"):
+        team.say(f"reward: warning: {line}")
     start = team.from_main(lambda: check_reward_base(config, sft))
     tokenizer = start.tokenizer()
     closing = start.closing(tokenizer)
