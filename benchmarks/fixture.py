@@ -3,7 +3,7 @@
 python -m benchmarks.fixture runs/bench/fixture --k 9 --prompt_tokens 100 --answer_tokens 100 --prompts 4
 
 Writes rm/, a random Llama of 16.8 million parameters with a scalar head, beside a tokenizer of as many words; and
-ranked.jsonl, a line a prompt: {"prompt_ids": [...], "answer_ids": [[...], ...]}, best answer first.
+ranked.jsonl, one line per prompt: {"prompt_ids": [...], "answer_ids": [[...], ...]}, best answer first.
 """
 
 import argparse

@@ -4,9 +4,8 @@ project and its peer alike.
 python -m benchmarks.ppo_fixture runs/bench/ppo-fixture --prompts 128 --prompt_tokens 32 --ends_every 24
 
 Writes sft/model and reward/model, random Llamas of 16.8 million parameters; reward_<variant>/adapter, reward models
-that are adapters on the SFT model, with the head of reward/model; and prompts.jsonl, a line a prompt: {"prompt_ids":
-[...]}. With --ends_every N, EOS is drawn at about one token in N: the SFT model's weights make it so, and whoever loads
-it need not know.
+that are adapters on the SFT model, with the head of reward/model; and prompts.jsonl, one line per prompt:
+{"prompt_ids": [...]}. With --ends_every N the SFT model's weights make it draw EOS at about one token in N.
 """
 
 import argparse

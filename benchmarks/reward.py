@@ -1,5 +1,5 @@
-"""Reward-model training beside trl's RewardTrainer: CPU seconds a prompt, and peak memory, on the same model and token
-ids.
+"""Reward-model training beside trl's RewardTrainer: CPU seconds per prompt and peak memory, on the same model and
+token ids.
 
 make bench-reward
 python -m benchmarks.reward --rounds 2 --prompts 4 --peer_python runs/bench/peers/trl-1.16/bin/python
@@ -54,7 +54,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
     """One setting's numbers. Ratios are taken within a round, where the machine was equally busy for both, and their
     median over rounds is kept.
 
-    `ours` and `peer` are CPU seconds a prompt; `ratio` is the peer's over ours, `memory_ratio` our peak over the
+    `ours` and `peer` are CPU seconds per prompt; `ratio` is the peer's over ours, `memory_ratio` our peak over the
     peer's.
     """
     found = memory(rounds)
@@ -109,7 +109,7 @@ def compare(
 
 def described(numbers: Numbers) -> str:
     """A measurement in a few words."""
-    return f"{numbers['cpu_seconds_a_prompt']:.2f} CPU seconds a prompt, peak {numbers['peak_gib']:.2f} GiB"
+    return f"{numbers['cpu_seconds_a_prompt']:.2f} CPU seconds per prompt, peak {numbers['peak_gib']:.2f} GiB"
 
 
 def main() -> None:

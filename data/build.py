@@ -1,6 +1,6 @@
 """InstructGPT's three data sets, from one pool of prompts (Ouyang et al. 2022, section 3.2 and table 6).
 
-SFT: prompts with a demonstration. RM: prompts to sample answers for and rank, and rankings that came ready made. RL:
+SFT: prompts with a demonstration. RM: prompts to sample answers for and rank, and rankings that were made before. RL:
     api prompts only. Rules that look at one row come first, then those that compare what is left: near-duplicates, a
     user's cap, evaluation prompts, the mixture. Users are split by hash. Every rule's count and a few of its victims go
     into the report.

@@ -141,7 +141,7 @@ def sources_table(built: Built) -> Table:
     for source in built.sources:
         read, kept = rows_of_source(built, source)
         body.append([source.name, source.role, source.place, about(source), number(read), number(sum(kept))])
-    return Table(["Source", "Taken for", "Place", "About", "Read", "Kept"], body, words=(1, 2, 3))
+    return Table(["Source", "Used for", "Place", "About", "Read", "Kept"], body, words=(1, 2, 3))
 
 
 def rules_table(built: Built, config: DataConfig) -> Table:

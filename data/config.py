@@ -12,7 +12,7 @@ ROLES = ("demonstrations", "prompts", "rankings", "pretraining")
 
 @dataclass
 class SourceConfig:
-    """One body of data. Its name, the key under `data.sources`, is what the lists of the data section call it by."""
+    """A source of data. Its name, the key under `data.sources`, is used in the lists of the data section."""
 
     format: str = "rows"
     """`rows`: this project's records and trl's formats; or a published data set's: `oasst`, `hh_rlhf`, ...
@@ -31,7 +31,7 @@ class SourceConfig:
     """Split to read of a data set on the Hub, or of a folder with several. This project makes its own splits, by user.
     Default: the format's."""
     columns: dict[str, str | None] = field(default_factory=dict)
-    """Their column names to ours; null leaves a column out."""
+    """Maps the source's column names to ours; null leaves a column out."""
     source: Literal["labeler", "api"] | None = None
     """Who wrote the prompts, where rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
     weight: PositiveFloat | None = None
@@ -51,22 +51,22 @@ class DataConfig:
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Bodies of data by name, for the four lists below. A file in a known form needs no entry: the lists may name it
+    """Named sources for the four lists below. A file in a supported format needs no entry: the lists may name it
     directly.
     """
     demonstrations: list[str] = field(default_factory=lambda: ["seed"])
-    """Sources of prompts with an answer worth imitating; `seed` is the set written for this project (data/seed)."""
+    """Sources of prompts with an answer to imitate; `seed` is the set written for this project (data/seed)."""
     prompts: list[str] = field(default_factory=list)
     """Sources of further prompts, without answers."""
     rankings: list[str] = field(default_factory=list)
-    """Sources of answers that somebody already ranked; they join the labeler's rankings in the reward stage."""
+    """Sources of answers that are ranked already; they are added to the labeler's rankings in the reward stage."""
     pretraining: list[str] = field(default_factory=lambda: ["wikipedia"])
     """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or
     .md files, rows with `text`.
     """
     bad_rows: Literal["stop", "skip"] = "stop"
     """Whether a malformed row, or one that the chat template refuses, stops the run with file and line or is skipped
-    and counted."""
+    and counted. Ours."""
     group_by: Literal["user", "organisation"] = "user"
     """Whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
     max_prompts_per_group: PositiveInt = 200
@@ -99,7 +99,7 @@ class DataConfig:
     """Tokens of one pretraining example, at least 2, since the first is not predicted. Ours; the paper's context is
     2,048."""
     workers: PositiveInt = 1
-    """Processes that count tokens, tell languages and look for personal data."""
+    """Processes that count tokens, detect languages and search for personal data. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""

@@ -51,6 +51,8 @@ class BadRows:
         self.skip, self.keep = skip, keep
         self.count = 0
         self.examples: list[str] = []
+        self.of_source: Counter[tuple[str, str]] = Counter()
+        """Number of malformed rows by the role and the name of their source."""
         self.ignored: Counter[str] = Counter()
         """Number of messages for each key that was left out of the messages of well-formed rows."""
 
@@ -228,7 +230,7 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             # file.
             raise ValueError(
                 f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one "
-                "row a line?"
+                "row per line?"
             )
         yield number, line
 
@@ -236,7 +238,7 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
     too_large = (
         f"{path}: a JSON array of over {MAX_JSON_BYTES // 2**30} GiB must be held in memory whole; write it "
-        "as .jsonl, a row a line"
+        "as .jsonl, one row per line"
     )
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(too_large)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
+FEW_PROMPTS, FEW_USERS = 50, 20
+"""Below these a test set is too small for firm conclusions."""
 DRAWS_AT_A_TIME = 10_000_000
 """All resamples of many prompts at once would be gigabytes."""
 

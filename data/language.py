@@ -19,8 +19,8 @@ UNDETERMINED = "und"
 NOT_A_LANGUAGE = "zxx"
 """ISO 639's code for no linguistic content: what the model answers to code and numbers."""
 MIN_PROBABILITY = 0.5
-"""The language must be likelier than all others together. Lower turns short English prompts into rare languages, higher
-gives more of them up.
+"""The language must be more likely than all others together. A lower value takes short English prompts for rare
+languages, a higher one leaves more of them undetermined.
 """
 
 

@@ -86,7 +86,13 @@ def number(value: Any) -> str:
 
 def percent(value: Any) -> str:
     """A share in percent."""
-    return f"{100 * value:.1f}%" if isinstance(value, int | float) and math.isfinite(value) else "–"
+    return f"{100 * value:z.1f}%" if isinstance(value, int | float) and math.isfinite(value) else "–"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign; what rounds to zero has none."""
+    text = f"{value:+z.{digits}f}"
+    return text.removeprefix("+") if float(text) == 0 else text
 
 
 def share(part: float, whole: float) -> str:

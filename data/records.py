@@ -150,13 +150,17 @@ CLOSE = 0.8
 
 
 class UnknownKeyError(ValueError):
-    """A row has an unknown key."""
+    """A row has unknown keys."""
 
-    def __init__(self, key: str, near: str | None, known: Iterable[str]) -> None:
-        self.key, self.near, self.known = key, near, ", ".join(known)
-        super().__init__(
-            f"unknown key {key!r}" + (f", did you mean {near!r}?" if near else f"; known are {self.known}")
-        )
+    def __init__(self, near: Mapping[str, str | None], known: Iterable[str]) -> None:
+        self.near, self.known = near, ", ".join(known)
+        super().__init__(self.named if all(near.values()) else f"{self.named}; known are {self.known}")
+
+    @property
+    def named(self) -> str:
+        """All unknown keys, with what each may have been meant to be."""
+        hints = [f"{key!r}" + (f", did you mean {close!r}?" if close else "") for key, close in self.near.items()]
+        return f"unknown key {hints[0]}" if len(hints) == 1 else f"unknown keys {'; '.join(hints)}"
 
 
 def parse(row: object, record_type: type[RecordT]) -> RecordT:
@@ -167,12 +171,8 @@ def parse(row: object, record_type: type[RecordT]) -> RecordT:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     known = {field.name: field for field in fields(record_type)}
-    for key in row:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=CLOSE) or [
-                name for name in known if name == f"{key}_id"
-            ]
-            raise UnknownKeyError(str(key), near[0] if near else None, known)
+    if unknown := [str(key) for key in row if key not in known]:
+        raise UnknownKeyError({key: _nearest(key, known) for key in unknown}, known)
     for name, field in known.items():
         if field.default is MISSING and name not in row:
             raise ValueError(f"missing key {name!r}")
@@ -200,6 +200,12 @@ def parse_document(row: dict[str, Any]) -> Document:
 def to_row(record: Prompt) -> dict[str, Any]:
     """The record as a JSON object; fields that hold nothing are left out."""
     return {key: value for key, value in asdict(record).items() if value is not None and value != ""}
+
+
+def _nearest(key: str, known: Iterable[str]) -> str | None:
+    names = list(known)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=CLOSE)
+    return near[0] if near else next((name for name in names if name == f"{key}_id"), None)
 
 
 def _is_text(value: object) -> bool:

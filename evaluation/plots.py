@@ -93,7 +93,9 @@ def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[st
 def sft_curves(rows: Rows) -> Figure | None:
     """Training and validation loss of stage 1, and the share of tokens predicted right."""
     panels = [
-        Panel("Loss, nats a token", (Line("loss", COLOURS["sft"], "training"), Line("valid_loss", INK, "validation"))),
+        Panel(
+            "Loss, nats per token", (Line("loss", COLOURS["sft"], "training"), Line("valid_loss", INK, "validation"))
+        ),
         Panel("Tokens predicted right (training batch)", (Line("token_accuracy", COLOURS["sft"]),), percent=True),
     ]
     return _curves(rows, panels, "step", "optimizer steps", columns=2)

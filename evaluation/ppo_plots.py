@@ -59,9 +59,9 @@ INFINITE = float("inf")
 PANELS = (
     Panel("Score", "reward model's units", (Line("score", "roll-outs"), held("score")), mark=(0.0, "demonstrations")),
     Panel("Judge that no reward model saw", "chrF, 0 to 1", (held("judge"),)),
-    Panel("KL to SFT", "nats an episode", (Line("kl", "k1"), Line("kl_k3", "k3", PURPLE), held("kl"))),
+    Panel("KL to SFT", "nats per episode", (Line("kl", "k1"), Line("kl_k3", "k3", PURPLE), held("kl"))),
     Panel("KL coefficient (beta)", "score per nat", (Line("kl_coef"),)),
-    Panel("Entropy", "nats a token", (Line("entropy"),)),
+    Panel("Entropy", "nats per token", (Line("entropy"),)),
     Panel("Length", "tokens", (Line("length", "roll-outs"), held("length"))),
     Panel(
         "Responses that end by themselves",
@@ -88,7 +88,7 @@ PANELS = (
         lowest=-1.0,
     ),
     Panel("Value loss", "squared score units", (Line("value_loss", colour=PURPLE),)),
-    Panel("Pretraining loss", "nats a token", (Line("ptx_loss", colour=GREEN),)),
+    Panel("Pretraining loss", "nats per token", (Line("ptx_loss", colour=GREEN),)),
     Panel(
         "Pretraining gradient beside PPO's",
         "ratio of norms",
@@ -104,7 +104,7 @@ PANELS = (
     ),
     Panel(
         "Speed",
-        "response tokens a second",
+        "response tokens per second",
         (Line("rollout_tokens_per_second", "sampling", COLOURS["sft"]), Line("tokens_per_second", "all")),
     ),
 )

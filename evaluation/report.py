@@ -15,7 +15,18 @@ from matplotlib.figure import Figure
 from data.files import read_rows
 from data.pages import Cell, Format, Interval, Table, between, counted, duration, measured, number, percent, write_pages
 from evaluation import plots, ppo_plots
-from evaluation.verdict import BASELINES, PARTS, best_baseline, change, checks, dig, side, verdict
+from evaluation.verdict import (
+    BASELINES,
+    PARTS,
+    against_best_of_n,
+    best_baseline,
+    change,
+    checks,
+    dig,
+    side,
+    too_few,
+    verdict,
+)
 from modeling.tracking import read_metrics, read_numbers
 from ppo.monitors import MonitorSettings, warnings_of
 
@@ -112,6 +123,7 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
         "tiles": tiles(results),
         "labeler_note": labeler_note(config),
         "checks": checks(evaluation, results.accuracy, rows),
+        "too_few": too_few(evaluation, results.accuracy),
         "wins": wins_table(evaluation),
         "carrying": carrying_table(evaluation, dig(config, "labels", "weights") or {}),
         "parts": parts_table(evaluation.get("models", {}), dig(config, "labels", "weights") or {}),
@@ -121,7 +133,7 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
         "tax": tax_table(evaluation.get("perplexity", {})),
         "compared": compared(evaluation, config),
         "best_of_n": best_of_n_table(evaluation.get("best_of_n", {})),
-        "at_like_kl": at_like_kl(evaluation.get("best_of_n", {})),
+        "against_best_of_n": against_best_of_n(evaluation.get("best_of_n", {})),
         "kl_coef": dig(config, "ppo", "kl_coef"),
         "warnings": monitor_warnings(results),
         "samples": [rows[index * len(rows) // count] for index in range(count)],
@@ -166,7 +178,7 @@ def tiles(results: Results) -> list[dict[str, str]]:
     return [
         tile("Reward model accuracy", dig(results.accuracy, "test", "accuracy"), percent, beside),
         tile("Win rate, PPO vs SFT", dig(evaluation, "win_rate", "sft"), percent, "ties count half"),
-        tile("KL from SFT, nats", evaluation.get("kl"), number, "an answer"),
+        tile("KL from SFT, nats", evaluation.get("kl"), number, "per answer"),
         tax,
         {"label": "Total time", "value": duration(seconds), "detail": f"{len(results.manifests)} stages"},
     ]
@@ -237,7 +249,7 @@ def compared(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if not evaluation:
         return ""
     weights = evaluation.get("weights") or dig(config, "evaluate", "weights")
-    answers = f"{counted(evaluation['answers_per_prompt'], 'answer')} a prompt from PPO and from SFT, one from base"
+    answers = f"{counted(evaluation['answers_per_prompt'], 'answer')} per prompt from PPO and from SFT, one from base"
     temperature = dig(config, "evaluate", "temperature")
     at = f", at temperature {temperature:g}" if isinstance(temperature, int | float) else ""
     return f"{WEIGHTS.get(weights, 'Which of its weights PPO was judged by is not on record')}. {answers}{at}."
@@ -252,36 +264,11 @@ def best_of_n_table(found: Mapping[str, Any]) -> Table:
         cells = [measured(measures[key], number) for key in ("proxy", "score", "chrf")]
         return [(name, note), measured(kl, number), *cells, measured(measures["win_rate"], percent)]
 
-    names = {1: ("SFT", "n = 1: none chosen")}
+    names = {1: ("Best of 1", "plain SFT answers, other than those of the win rate: 50% but for sampling noise")}
     rows = [row(*names.get(line["n"], (f"Best of {line['n']}", "")), line["kl"], line) for line in found["rows"]]
     rows.append(row("PPO", "", found["ppo"]["kl"], found["ppo"]))
-    titles = ["Reward model's score", "Rubric", "chrF", "Preferred to SFT"]
+    titles = ["Reward model's score", "Rubric", "chrF", "Win rate against SFT"]
     return Table([f"{counted(found['prompts'], 'held-out prompt')}", "KL to SFT, nats", *titles], rows)
-
-
-def at_like_kl(found: Mapping[str, Any]) -> str:
-    """PPO against best-of-n at the n of nearest KL, in a sentence or two; nothing where that was not measured."""
-    if not found:
-        return ""
-    against, ours = found["ppo_against"], found["ppo"]["kl"]
-    rate = against["win_rate"]
-    sentence = {
-        "better": "PPO is better than best-of-n",
-        "worse": "PPO is worse than best-of-n",
-        "even": "No difference shown to best-of-n",
-    }
-    other = f"best of {against['n']} ({number(against['kl'])} nats)" if against["n"] > 1 else "SFT itself"
-    text = (
-        f"{sentence[side(rate, 0.5)]} at the nearest KL: PPO ({number(ours['mean'])} nats) won "
-        f"{percent(rate['mean'])} of comparisons with {other}, "
-        f"95% interval {between(rate, percent)}."
-    )
-    if against["n"] == found["samples"] and ours["low"] > against["kl"]:
-        text += (
-            f" PPO went farther from SFT than any choice among {found['samples']} answers does; a larger "
-            "evaluate.best_of_n would come nearer."
-        )
-    return text
 
 
 def parts_table(models: Mapping[str, Any], weights: Mapping[str, float]) -> Table:

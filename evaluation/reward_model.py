@@ -20,7 +20,7 @@ from reward.accuracy import Floats, best_vs_worst, lengths_as_scores, pair_margi
 from reward.batches import Element
 
 Scores = Sequence[Sequence[float]]
-"""One list a prompt, one number an answer."""
+"""One list per prompt, one number per answer."""
 
 BINS = 10
 PAIRS_A_BIN = 20
@@ -107,7 +107,7 @@ def report(
 
 
 def check(name: str, scores: Scores, items: Sequence[Element]) -> None:
-    """Raises ValueError unless there is one finite score an answer."""
+    """Raises ValueError unless there is one finite score per answer."""
     if len(scores) != len(items):
         raise ValueError(f"{name} has scores of {len(scores)} prompts, and there are {len(items)}")
     for index, (row, item) in enumerate(zip(scores, items, strict=True)):
@@ -278,7 +278,7 @@ def length(judged: Judged, scores: Scores, margins_P: Floats) -> dict[str, Any]:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation of two numbers an answer, those left out that lack the first (NaN); None where either is the
+    """Rank correlation of two numbers per answer, those left out that lack the first (NaN); None where either is the
     same for all.
     """
     there = ~np.isnan(first)

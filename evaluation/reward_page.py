@@ -219,14 +219,14 @@ def spread(reports: Reports, bias: float | None) -> list[str]:
             "standard deviation of "
             f"{number(deviation)}. PPO maximises score less kl_coef times KL, so one standard deviation of score "
             f"outweighs {number(deviation)} / "
-            f"kl_coef nats of KL an answer: at the paper's kl_coef of {PAPER_KL_COEF}, "
+            f"kl_coef nats of KL per answer: at the paper's kl_coef of {PAPER_KL_COEF}, "
             f"{number(deviation / PAPER_KL_COEF)} nats. If that is far "
-            "more than the KL that you are ready to pay, raise kl_coef."
+            "more than the KL that you want to allow, raise kl_coef."
         )
     if bias:
         said.append(
-            f"The saved model takes its bias of {number(bias)} off every score; that is what makes demonstrations "
-            "score 0 on average."
+            f"A score is the saved model's logit minus config.score_bias ({number(bias)}), which makes demonstrations "
+            "score 0 on average. This project's loader subtracts it; with other loaders subtract it yourself."
         )
     return said
 

@@ -7,15 +7,18 @@ interval of the win rate contains 50% or lies on the other side.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.intervals import interval
-from data.pages import Interval, between, number, percent
+from data.intervals import FEW_PROMPTS, FEW_USERS, interval
+from data.pages import Interval, between, counted, number, percent, signed
 
 BASELINES = {
     "longest": ("Choosing the longest answer", "in tokens"),
     "shortest": ("Choosing the shortest answer", "in tokens"),
     "random": ("Choosing at random", "chance level on these pairs"),
-    "sft_likelihood": ("Choosing what SFT finds likelier", "log-probability of the answer"),
-    "sft_likelihood_per_token": ("Choosing what SFT finds likelier a token", "its mean over tokens"),
+    "sft_likelihood": ("Choosing what is more likely under SFT", "log-probability of the answer"),
+    "sft_likelihood_per_token": (
+        "Choosing what is more likely per token under SFT",
+        "mean log-probability of its tokens",
+    ),
 }
 """The baselines that a reward model should beat."""
 CHOSEN_AFTERWARDS = "The best baseline is chosen on these same pairs, which favours it and makes the check strict."
@@ -43,6 +46,54 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {between(found, percent)}, "
     numbers += f"{number(found['n'])} held-out prompts)"
     return {"kind": kind, "text": f"{sentence} by the rubric: {numbers}{because(kind, evaluation)}."}
+
+
+def too_few(evaluation: Mapping[str, Any], accuracy: Mapping[str, Any]) -> str:
+    """A sentence where the verdict or the checks rest on few prompts or users; empty otherwise."""
+    prompts, users = evaluation.get("prompts"), evaluation.get("users")
+    rankings = dig(accuracy, "test", "prompts")
+    found = []
+    if prompts is not None and (prompts < FEW_PROMPTS or (users is not None and users < FEW_USERS)):
+        of_users = f" of {counted(users, 'user')}" if users is not None else ""
+        found.append(f"the comparison has {counted(prompts, 'prompt')}{of_users}")
+    if rankings is not None and rankings < FEW_PROMPTS:
+        found.append(f"the reward model was tested on {counted(rankings, 'ranking')}")
+    if not found:
+        return ""
+    return (
+        f"Small test set: {' and '.join(found)}. With fewer than {FEW_PROMPTS} prompts or {FEW_USERS} users another "
+        "split may give another verdict."
+    )
+
+
+def against_best_of_n(found: Mapping[str, Any]) -> str:
+    """PPO against best-of-n at the n of nearest KL, in a sentence or two; empty if that was not measured."""
+    if not found:
+        return ""
+    against, ours = found["ppo_against"], found["ppo"]["kl"]
+    if found["samples"] == 1:
+        return "With one answer per prompt there is nothing to choose from: raise evaluate.best_of_n to compare PPO."
+    if against["n"] == 1:
+        return (
+            f"There is nothing to compare PPO with: its KL ({number(ours['mean'])} nats) is below that of best-of-2 "
+            f"({number(found['rows'][1]['kl'])} nats) and nearer to that of SFT, which is 0."
+        )
+    rate = against["win_rate"]
+    sentence = {
+        "better": "PPO is better than best-of-n",
+        "worse": "PPO is worse than best-of-n",
+        "even": "No difference shown to best-of-n",
+    }[side(rate, 0.5)]
+    text = (
+        f"{sentence} at the nearest KL: PPO ({number(ours['mean'])} nats) won {percent(rate['mean'])} of comparisons "
+        f"with best of {against['n']} ({number(against['kl'])} nats), 95% interval {between(rate, percent)}."
+    )
+    if against["n"] == found["samples"] and ours["low"] > against["kl"]:
+        text += (
+            f" PPO has a higher KL than any choice among {found['samples']} answers; raise evaluate.best_of_n for a "
+            "nearer comparison."
+        )
+    return text
 
 
 def because(kind: str, evaluation: Mapping[str, Any]) -> str:
@@ -148,21 +199,16 @@ def dig(tree: Any, *path: str) -> Any:
     return tree
 
 
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return f"{value:+.4f}"
-
-
 def points(found: Interval) -> tuple[str, str]:
     """The difference of two shares in percentage points, and its interval."""
-    mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
+    mean, low, high = (signed(100 * found[key], 1) for key in ("mean", "low", "high"))
     return f"{mean} points", f"{low} to {high}"
 
 
 def change(before: Any, after: Any) -> str:
     """The change in percent of the first."""
     known = number(before) != "–" and number(after) != "–" and before
-    return f"{100 * (after / before - 1):+.1f}%" if known else "–"
+    return f"{signed(100 * (after / before - 1), 1)}%" if known else "–"
 
 
 def lower(title: str) -> str:

@@ -1,1 +1,1 @@
-"""Between stages 1 and 2: K answers a prompt, and labelers that rank them."""
+"""Between stages 1 and 2: K answers per prompt, and labelers that rank them."""

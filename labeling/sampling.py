@@ -1,4 +1,4 @@
-"""K answers a prompt from one model, identical ones merged (Ouyang et al. 2022, section 3.5)."""
+"""K answers per prompt from one model, identical ones merged (Ouyang et al. 2022, section 3.5)."""
 
 from collections.abc import Sequence
 from dataclasses import fields

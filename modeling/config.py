@@ -1,4 +1,4 @@
-"""Which base model, and what of it is trained; who is told how training goes."""
+"""The base model, what of it is trained, and where metrics are sent."""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -28,11 +28,12 @@ class LoraSettings:
     """Low-rank adapters (Hu et al. 2021). Ours: the paper fine-tunes all weights."""
 
     rank: PositiveInt = 16
-    """Rank of the update."""
+    """Rank of the update. Ours."""
     alpha: PositiveInt = 32
-    """The update is scaled by alpha / rank."""
+    """The update is scaled by alpha / rank. Ours."""
     top_layers: PositiveInt | None = None
-    """Adapt only this many layers nearest the output; null adapts all. The layers below then need no backward pass."""
+    """Adapt only this many layers nearest the output; null adapts all. The layers below then need no backward pass.
+    Ours."""
 
 
 @dataclass
@@ -51,16 +52,14 @@ class ModelConfig:
     """A Jinja file that renders conversations; null takes the tokenizer's own, or a plain one where it has none."""
     adapter: Literal["lora", "none"] = "lora"
     """`lora` trains adapters, and one base serves policy, reference, reward and value; `none` trains all weights of
-    separate models.
-    """
+    separate models. Ours."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Used with `adapter: lora`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward; weights stay float32. `auto` is bfloat16 on a GPU that has it, else
-    float32.
-    """
+    """Arithmetic of forward and backward; weights stay float32. `auto` is bfloat16 on a GPU that has it, else float32.
+    Ours."""
     device: Literal["auto", "cpu"] = "auto"
-    """`auto` uses a GPU where there is one."""
+    """`auto` uses a GPU where there is one. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
@@ -69,7 +68,7 @@ class ModelConfig:
 
 @dataclass
 class TrackingConfig:
-    """Who is told how training goes, besides metrics.jsonl. A change here makes no stage run again."""
+    """Where metrics are sent, besides metrics.jsonl. A change here does not make any stage run again."""
 
     to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=lambda: ["tensorboard"])
     """`tensorboard` writes into the stage's folder; `wandb` sends to Weights & Biases and `trackio` keeps a local

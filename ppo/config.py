@@ -26,21 +26,22 @@ class HeldOutSettings:
 
     every: NonNegativeInt = 0
     """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes
-    none.
-    """
+    none. Ours."""
     prompts: AtLeastTwo = 64
-    """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split."""
+    """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split. Ours."""
     prompts_from: Literal["sft", "rl"] = "sft"
     """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains
-    on; only those of them are judged that have a demonstration."""
+    on; only those of them are judged that have a demonstration. Ours."""
     responses_per_prompt: PositiveInt = 1
-    """Averaged before anything else, as the prompt is the unit of the standard errors."""
+    """Averaged before anything else, as the prompt is the unit of the standard errors. Ours."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature, above 0; the KL is between the distributions at this temperature."""
+    """Sampling temperature, above 0; the KL is between the distributions at this temperature. Ours."""
     weights: Literal["ema", "last"] = "ema"
-    """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use."""
+    """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use.
+    Ours.
+    """
     judge: Literal["chrf", "none"] = "chrf"
-    """`chrf`: overlap of characters with the demonstration, which no reward model was taught."""
+    """`chrf`: overlap of characters with the demonstration, which no reward model was taught. Ours."""
 
 
 @dataclass
@@ -58,16 +59,16 @@ class PPOConfig:
     not say, so 1.
     """
     minibatch_size: PositiveInt = 64
-    """Episodes an optimizer step over all processes; divides batch_size. C.4."""
+    """Episodes per optimizer step over all processes; divides batch_size. C.4."""
     max_tokens_per_micro_batch: PositiveInt = 8192
-    """Tokens of prompts and responses a forward pass of one process takes, one episode at least; bounds memory, does
+    """Tokens of prompts and responses per forward pass of one process, one episode at least; bounds memory, does
     not change the result. Ours.
     """
     engine: Literal["native", "transformers", "vllm"] = "native"
     """What generates responses: `native`, our decoder (modeling/generation.py), or transformers' `generate` if ours
     cannot decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
     rollout_batch_size: PositiveInt = 64
-    """Episodes decoded side by side in one process; changes speed and memory only. Ours."""
+    """Episodes decoded together in one process; changes speed and memory only. Ours."""
     inner_epochs: PositiveInt = 1
     """Passes over a roll-out, each with its own shuffle into minibatches. C.4: 1."""
     max_new_tokens: PositiveInt = 512
@@ -75,18 +76,18 @@ class PPOConfig:
     temperature: PositiveFloat = 1.0
     """Of roll-outs; log-probabilities are those of the distribution sampled from. C.4: 1."""
     kl_coef: NonNegativeFloat = 0.02
-    """beta, the price of a nat of KL to the SFT policy. C.4. Where `kl_target` is given, what beta starts from."""
+    """KL penalty coefficient (beta), per nat of KL to the SFT policy. C.4. With `kl_target`, its initial value."""
     kl_target: PositiveFloat | None = None
     """Target KL in nats per episode, to which beta adapts (Ziegler et al. 2019, section 2.2); null keeps beta fixed, as
     in C.4."""
     kl_horizon: PositiveInt = 10_000
     """With `kl_target`: an iteration multiplies beta by 1 + error * batch_size / kl_horizon, the error being KL /
-    target - 1, cut to 0.2 either way (Ziegler et al. 2019)."""
+    target - 1, cut to 0.2 either way (Ziegler et al. 2019). Ours."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Where the price stands. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of each
-    token beside the policy loss, whose gradient is that of the token's own KL; earlier tokens are not charged for where
-    they lead. Whitened advantages have a spread of 1, and `kl_coef` is then the price in such spreads: set
-    `whiten_advantages` to false for the price in units of score."""
+    """Where the KL penalty is applied. 3.5, eq. 2: in each token's reward. `loss`, ours: half the squared log ratio of
+    each token beside the policy loss, whose gradient is that of the token's own KL; earlier tokens are not charged for
+    where they lead. Whitened advantages have a standard deviation of 1, and `kl_coef` is then in units of it: set
+    `whiten_advantages` to false for units of score."""
     score_scaling: Literal["none", "running"] = "none"
     """`running` divides scores by the running standard deviation of all scores so far. Ours; the paper does not
     scale.
@@ -133,7 +134,7 @@ class PPOConfig:
     gradient has the same direction in every minibatch, while PPO's is mostly noise. C.4 has 27.8, but does not say
     whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that number in our units."""
     ptx_examples_per_episode: PositiveInt = 8
-    """Pretraining examples an episode. C.4."""
+    """Pretraining examples per episode. C.4."""
     ema_decay: ClosedUnitInterval = 0.992
     """Decay of the policy's EMA, per optimizer step. C.4 does not name the unit; per step is ours."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"

@@ -36,31 +36,30 @@ class MonitorSettings:
     """
 
     not_finite: Action = "stop"
-    """A metric is NaN or infinite."""
+    """A metric is NaN or infinite. Ours."""
     kl: Action = "stop"
-    """The roll-out's KL to the SFT policy is above `max_kl`; stops before the update."""
+    """The roll-out's KL to the SFT policy is above `max_kl`; stops before the update. Ours."""
     max_kl: PositiveFloat = 100.0
     """Nats per episode. The SFT model gives such an answer once in e^100 times: the reward model has seen nothing
-    similar."""
+    similar. Ours."""
     entropy: Action = "warn"
-    """The policy's entropy has collapsed; in tasks with one right answer this is the goal, not a failure."""
+    """The policy's entropy has collapsed; in tasks with one right answer this is the goal, not a failure. Ours."""
     min_entropy: NonNegativeFloat = 0.01
-    """Nats per token; 0 sets no limit."""
+    """Nats per token; 0 sets no limit. Ours."""
     min_entropy_fraction: FractionBelowOne = 0.1
-    """Fraction of the first iteration's entropy; 0 sets no limit."""
+    """Fraction of the first iteration's entropy; 0 sets no limit. Ours."""
     cut_off: Action = "warn"
-    """No response ends with EOS; in some tasks all responses have one length."""
+    """No response ends with EOS; in some tasks all responses have one length. Ours."""
     cut_off_iterations: PositiveInt = 5
-    """Number of iterations in a row."""
+    """Number of iterations in a row. Ours."""
     over_optimisation: Action = "warn"
     """The score of the reward model rises on held-out prompts while the judge's falls, see `over_optimised`; needs
-    ppo.held_out.every.
-    """
+    ppo.held_out.every. Ours."""
     over_optimisation_evaluations: AtLeastThree = 5
-    """Number of latest evaluations for the linear fits; at least 3, to show a trend."""
+    """Number of latest evaluations for the linear fits; at least 3, to show a trend. Ours."""
     over_optimisation_errors: PositiveFloat = 2.0
     """Standard errors by which both must have changed. At 2 and a rising score, false alarms follow fewer than 1 in 40
-    evaluations."""
+    evaluations. Ours."""
 
 
 class Monitors:

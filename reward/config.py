@@ -34,21 +34,20 @@ class RewardConfig:
     """
     top_layers: PositiveInt | None = None
     """With a `base` of its own and `model.adapter: lora`: adapt only this many of its layers nearest the output; null
-    adapts all. A reward model that starts from the SFT model is adapted as `model.lora` says."""
+    adapts all. A reward model that starts from the SFT model is adapted as `model.lora` says. Ours."""
     epochs: NonNegativeInt = 1
     """Passes over the rankings. C.2: one; more overfits. 0 takes a `base` that is a reward model already as it is."""
     learning_rate: PositiveFloat = 9e-6
     """Peak learning rate. C.2: 9e-6; with LoRA take about 2e-4."""
     batch_size: PositiveInt = 64
-    """Prompts, each with all its answers, an optimizer step over all processes. C.2: 64."""
+    """Prompts, each with all its answers, per optimizer step over all processes. C.2: 64."""
     max_train_prompts: PositiveInt | None = None
-    """Train on only so many rankings, spread evenly over the set; null takes all."""
+    """Train on only so many rankings, spread evenly over the set; null takes all. Ours."""
     max_answers_per_prompt: AtLeastTwo | None = None
     """Read only so many answers of a prompt, chosen at random; null takes all. 3.5: labelers ranked 4 to 9."""
     batching: Literal["prompts", "pairs"] = "prompts"
     """`prompts`: a prompt with all its answers is one batch element (3.5). `pairs`: comparisons shuffled over the whole
-    set, which the paper found to overfit; as many a step as `batch_size` prompts have on average. There to be compared
-    with."""
+    set, which the paper found to overfit; as many per step as `batch_size` prompts have on average. For comparison."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: a third more time for a fraction
     of the memory. Ours.

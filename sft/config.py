@@ -24,7 +24,7 @@ class SFTConfig:
     batch_size: PositiveInt = 32
     """Sequences per optimizer step over all processes. C.3 and C.1: 32 at 1.3B and 6B, 8 at 175B."""
     micro_batch_size: PositiveInt = 8
-    """Sequences a forward pass of one process. Ours; does not change the result."""
+    """Sequences per forward pass of one process. Ours; does not change the result."""
     final_lr_fraction: ClosedUnitInterval = 0.1
     """The cosine schedule ends at this fraction of the peak. C.3."""
     pretraining_fraction: FractionBelowOne = 0.1
@@ -35,7 +35,7 @@ class SFTConfig:
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""
     max_train_examples: PositiveInt | None = None
-    """Use only so many demonstrations, spread evenly over the set; null uses all."""
+    """Use only so many demonstrations, spread evenly over the set; null uses all. Ours."""
     checkpoint_minutes: NonNegativeFloat = 10.0
     """Minutes between checkpoints, which are also saved at the end of each epoch; 0 saves after every step. A killed
     run loses at most the work since the last one. Ours."""

@@ -1,5 +1,5 @@
-"""The configuration of a whole run: one dataclass a room, one YAML file a run, every field overridable with its dotted
-name.
+"""The configuration of a whole run: one dataclass per section, one YAML file per run; every field can be overridden by
+its dotted name.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import jsonargparse
@@ -31,11 +32,11 @@ class RunConfig:
     """Everything that a run is made from."""
 
     run_name: str = "demo"
-    """Results lie in <runs_folder>/<run_name>/<stage>."""
+    """Results are in <runs_folder>/<run_name>/<stage>."""
     runs_folder: str = "runs"
     """The folder of all runs."""
     seed: Seed = 0
-    """Seeds weights, sampling, shuffles and labels."""
+    """Seed of weights, sampling, shuffles and labels. Ours."""
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts, demonstrations and plain text."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -43,7 +44,7 @@ class RunConfig:
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Stage 1: supervised fine-tuning."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    """K answers a prompt from the SFT model."""
+    """K answers per prompt from the SFT model."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """Who ranks the answers."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -57,7 +58,7 @@ class RunConfig:
     processes: ProcessesConfig = field(default_factory=ProcessesConfig)
     """Settings for runs with several processes."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Who is told how training goes."""
+    """Where metrics are sent."""
 
     def validate(self) -> None:
         """Raises ValueError on the first contradiction, before anything is loaded."""
@@ -70,10 +71,27 @@ class RunConfig:
                 f"run_name has {len(self.run_name)} characters, more than the {LONGEST_NAME} of a folder's name"
             )
         check_numbers(self)
+        for name, place in (
+            ("model.base", self.model.base),
+            ("reward.base", self.reward.base),
+            ("evaluate_reward.model", self.evaluate_reward.model),
+        ):
+            refuse_missing_folder(name, place)
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
             if dataclasses.is_dataclass(value):
                 value.validate()  # type: ignore[union-attr]
+
+
+def refuse_missing_folder(name: str, place: str | None) -> None:
+    """Raises ValueError for a model that can only be meant as a local folder and is not there.
+
+    A name of the form owner/model is taken for one on the Hub unless a folder `owner` exists here.
+    """
+    if place is None or "/" not in place or Path(place).exists():
+        return
+    if place.count("/") > 1 or not Path(place).parent.name or Path(place).parent.is_dir():
+        raise ValueError(f"{name}={place}: no such folder; give a folder, or a model on the Hub as owner/name")
 
 
 class Parser(jsonargparse.ArgumentParser):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
+from stages.inputs import refuse_too_long
 from stages.manifest import file_digest, model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
@@ -27,6 +28,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.build import write
     from data.card import write_card
     from data.report.page import write_report
+    from data.report.plan import skipped_lines
     from data.report.removed import finder, masked
 
     scratch = out / "scratch"
@@ -46,12 +48,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         for rule, count in rules.items():
             if count:
                 print(f"data: {count} {kind} removed: {rule}")
-    for sentence in built.bad.examples[:5]:
-        print(f"data: skipped {sentence}")
-    if built.bad.count > 5:
-        print(f"data: skipped {built.bad.count - 5} more malformed rows; the report shows some")
     for sentence in warnings:
         print(f"data: warning: {sentence}")
+    for line in skipped_lines(built):
+        print(f"data: skipped: {line}")
     shown = ("sft_train", "rm_train", "rl_train", "rm_valid", "rm_test", "rankings_train")
     return {name: sizes[name] for name in shown} | {
         "removed": sum(sum(rules.values()) for rules in removed.values()),
@@ -76,7 +76,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from data.personal_data import detector
     from data.sources.reading import all_sources
     from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens
-    from modeling.load import base_model_place, load_tokenizer, read_settings
+    from modeling.load import base_model_place, context_length, load_tokenizer, read_settings
     from stages.inputs import refuse_long_texts
 
     # Mistakes in names and places are told before a model is looked for.
@@ -92,23 +92,29 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
         personal=None if find is None else lambda text: bool(find(text)),
     )
     built = build(config.data, measurer, scratch, check=partial(check_prompt, tokenizer))
-    refuse_if_too_long(config, int(built.pool.measures.prompt_tokens[built.pool.kept()].max()), place)
+    refuse_too_little_text(config, built, tokenizer)
+    longest = int(built.pool.measures.prompt_tokens[built.pool.kept()].max())
+    context = context_length(read_settings(place, config.model))
+    refuse_too_long(config, dict.fromkeys(("samples", "ppo", "evaluate"), longest), context)
     return built
 
 
-def refuse_if_too_long(config: RunConfig, longest_prompt: int, place: str) -> None:
-    """Raises ValueError, hours before it would matter, when some stage's answers would not fit the model's context."""
-    from modeling.load import context_length, read_settings
+def refuse_too_little_text(config: RunConfig, built: "Built", tokenizer: Any) -> None:
+    """Raises ValueError when a split of the plain text is too short for a pretraining example."""
+    from data.build import in_pieces
+    from data.tokenize import pretraining_chunks
 
-    context = context_length(read_settings(place, config.model))
-    for name in ("samples", "ppo", "evaluate"):
-        count = getattr(config, name).max_new_tokens
-        if longest_prompt + count > context:
+    documents, length = built.documents, config.data.pretraining_tokens
+    for split, rows in documents.splits.items():
+        pieces = in_pieces(rows, documents.characters[rows])
+        texts = (row["text"] for piece in pieces for row in documents.spool.rows(piece))
+        try:
+            pretraining_chunks(tokenizer, texts, length, limit=1)
+        except ValueError as error:
             raise ValueError(
-                f"the longest prompt has {longest_prompt} tokens and {name}.max_new_tokens={count}, more than the "
-                f"model's context of {context}: "
-                "lower that or data.max_prompt_tokens"
-            )
+                f"the {split} split of the pretraining text is too short for one example of "
+                f"data.pretraining_tokens={length}: lower that, or add text to data.pretraining"
+            ) from error
 
 
 def external(config: RunConfig) -> dict[str, str]:

@@ -110,6 +110,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     accuracy = json.loads((run.stage("reward") / "accuracy.json").read_text())
     evaluation = {
         "prompts": len(prompts),
+        "users": len({prompt.user_id for prompt in prompts}),
         "weights": settings.weights,
         "answers_per_prompt": settings.answers_per_prompt,
         "win_rate": against,
@@ -154,7 +155,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         "kl": evaluation["kl"]["mean"],
         "perplexity_sft": perplexities["sft"],
         "perplexity_ppo": perplexities["ppo"],
-        "seconds": seconds_so_far(run),
+        "seconds_before_evaluation": seconds_so_far(run),
     }
     (out / "headline.json").write_text(json.dumps(headline, indent=2) + "\n")
     return headline

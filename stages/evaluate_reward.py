@@ -69,7 +69,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             f"{config.run_name}: {judging.model or 'its reward model'}",
             {"bias": model.bias, "left_out": left_out, **numbers},
         )
-    return headline(numbers["test"])
+    return headline(numbers["test"]) | {"report": str(run.stage("evaluate_reward") / "reward.html")}
 
 
 def external(config: RunConfig) -> dict[str, str]:

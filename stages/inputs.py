@@ -1,6 +1,6 @@
 """What several stages read from earlier ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,25 @@ def refuse_long_texts(config: RunConfig, settings: Any) -> None:
     length, context = config.data.pretraining_tokens, context_length(settings, generating=False)
     if length > context:
         raise ValueError(f"data.pretraining_tokens={length} is more than the model's context of {context}: lower it")
+
+
+def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int) -> None:
+    """Raises ValueError when the longest prompt of a stage and an answer do not fit the model's context.
+
+    `longest` gives the tokens of the longest prompt by stage.
+    """
+    wanted = {name: getattr(config, name).max_new_tokens for name in longest}
+    over = [
+        f"{name}.max_new_tokens={count} (longest prompt: {longest[name]} tokens)"
+        for name, count in wanted.items()
+        if longest[name] + count > context
+    ]
+    if over:
+        raise ValueError(
+            f"prompt and answer are together more than the model's context of {context} tokens with "
+            f"{', '.join(over)}: lower {'that setting' if len(over) == 1 else 'those settings'} or "
+            "data.max_prompt_tokens"
+        )
 
 
 def rankings(data: Path, labels: Path, split: str) -> list[Ranking]:

@@ -19,10 +19,12 @@ from stages.runner import STAGES, main, run_stage
 def work(config: RunConfig, force: bool) -> None:
     """Runs every stage, then prints the headline."""
     from modeling.processes import processes
+    from stages.cautions import refuse_uneven_batches
     from stages.preflight import check_models
 
     start = time.perf_counter()
     team = processes(config.model.device, config.processes.timeout_minutes)
+    refuse_uneven_batches(config, team.count)
     team.from_main(lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models loaded by the check
     for name in STAGES:
@@ -37,15 +39,16 @@ def work(config: RunConfig, force: bool) -> None:
 
 def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:
     """The report's verdict, and the headline numbers."""
-    from evaluation.verdict import verdict
+    from evaluation.verdict import too_few, verdict
 
     return "\n".join(
         [
             f"{verdict(evaluation)['text']}\n",
             f"reward model, held-out pairs right   {headline['reward_accuracy']:.1%}",
-            f"KL to the SFT policy                 {headline['kl']:.2f} nats",
-            f"perplexity of held-out text          SFT {headline['perplexity_sft']:.2f}, PPO "
-            f"{headline['perplexity_ppo']:.2f}",
+            f"KL to the SFT policy                 {headline['kl']:z.2f} nats",
+            f"perplexity of held-out text          SFT {headline['perplexity_sft']:,.2f}, PPO "
+            f"{headline['perplexity_ppo']:,.2f}",
+            *filter(None, [too_few(evaluation, {"test": evaluation.get("reward_model")})]),
         ]
     )
 

@@ -26,9 +26,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from ppo.evaluation import held_out_prompts
     from ppo.export import PolicyExport
     from ppo.trainer import PPOData, PPOTrainer
+    from stages.cautions import cautions, refuse_uneven_batches
 
     team = processes(config.model.device)
     sharding = Sharding.from_environment()
+    refuse_uneven_batches(config, team.count, "ppo")
+    for line in cautions(config, "ppo"):
+        team.say(f"ppo: warning: {line}")
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
     tokenizer = load_tokenizer(sft / "model", config.model)
     refuse_long_texts(config, read_settings(sft / "model", config.model))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
+from stages.inputs import refuse_too_long
 
 if TYPE_CHECKING:
     from reward.start import Start
@@ -133,16 +134,15 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
     used = {"ppo": read_set(data, "rl", "train"), "evaluate": read_set(data, "sft", "test")}
     if config.labels.labeler != "none":
         used["samples"] = read_set(data, "rm", "train")
-    for name, prompts in used.items():
-        longest, count = max(count_prompt_tokens(tokenizer, prompts), default=0), getattr(config, name).max_new_tokens
-        sizes = f"the longest prompt has {longest} tokens and {name}.max_new_tokens={count}, more than the"
-        if longest + count > context:
-            raise ValueError(f"{sizes} model's context of {context}: lower that or data.max_prompt_tokens")
-        if name == "ppo" and config.ppo.value_init == "reward" and longest + count > start.context:
-            raise ValueError(
-                f"{sizes} context of {start.context} of reward.base, from which the value model starts: "
-                "lower that or data.max_prompt_tokens, or set ppo.value_init=sft"
-            )
+    longest = {name: max(count_prompt_tokens(tokenizer, prompts), default=0) for name, prompts in used.items()}
+    refuse_too_long(config, longest, context)
+    if config.ppo.value_init == "reward" and longest["ppo"] + config.ppo.max_new_tokens > start.context:
+        raise ValueError(
+            f"the longest prompt has {longest['ppo']} tokens, which together with "
+            f"ppo.max_new_tokens={config.ppo.max_new_tokens} is more than the context of {start.context} of "
+            "reward.base, from which the value model starts: lower ppo.max_new_tokens or data.max_prompt_tokens, or "
+            "set ppo.value_init=sft"
+        )
 
 
 def check_reward_base(config: RunConfig, sft: Path) -> "Start":

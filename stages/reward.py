@@ -31,10 +31,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.sharding import Sharding
     from reward.batches import demonstrations
     from reward.fit import RewardData, fit
+    from stages.cautions import cautions
     from stages.inputs import evenly, ranked_elements, told
     from stages.preflight import check_reward_base
 
     team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
+    for line in cautions(config, "reward"):
+        team.say(f"reward: warning: {line}")
     start = team.from_main(lambda: check_reward_base(config, sft))
     tokenizer = start.tokenizer()
     closing = start.closing(tokenizer)

@@ -101,7 +101,8 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             return plan.done
         started, clock, cpu = now(), time.perf_counter(), time.process_time()
         if team.is_main:
-            print(f"{stage.name}: {'resuming' if plan.resumed else 'running'}", flush=True)
+            left = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
+            print(f"{stage.name}: {'resuming' if left else 'running'}", flush=True)
         headline: dict[str, Any] = stage.work(config, run, plan.partial) if stage.parallel or team.is_main else {}
         STOP.check()  # The result may be incomplete if an interrupt was swallowed.
         team.wait()
@@ -125,12 +126,29 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 peak_memory_gib=manifest.peak_memory_gib(),
             ).write(plan.partial)
             put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
-            numbers = "  ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in headline.items()
-            )
-            print(f"{stage.name}: done in {seconds:.0f} s  {numbers}", flush=True)
+            print(f"{stage.name}: done in {seconds:.0f} s  {summary(headline)}", flush=True)
         return team.from_main(lambda: headline)
+
+
+SHARES = ("complete", "tied_pairs", "ended", "win_rate", "accuracy", "best_baseline")
+"""Headline numbers with these words in their names are shares."""
+UNITS = {"kl": " nats", "seconds_before_evaluation": " s"}
+
+
+def summary(headline: Mapping[str, Any]) -> str:
+    """The headline numbers of a stage in a line, with their units."""
+    return "  ".join(f"{name} {with_unit(name, value)}" for name, value in headline.items())
+
+
+def with_unit(name: str, value: Any) -> str:
+    """A headline number as text: shares in percent, and no exponents for large numbers."""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    if name == "above_best_baseline":
+        return f"{100 * value:+z.1f} points"
+    if any(share in name for share in SHARES):
+        return f"{value:z.1%}"
+    return f"{value:,.0f}{UNITS.get(name, '')}" if abs(value) >= 1000 else f"{value:z.4g}{UNITS.get(name, '')}"
 
 
 FINGERPRINT = "fingerprint"
@@ -174,9 +192,8 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     if not resumed:
         if not force and any(any((partial / name).glob("*")) for name in stage.scratch):
             raise ValueError(
-                f"{partial} holds the checkpoints of a run that was cut off and had another configuration or other "
-                "inputs: give those to go on, or "
-                "remove that folder to start over"
+                f"{partial} holds the checkpoints of an interrupted run with another configuration or other inputs: "
+                "run the command with those to resume it, or remove that folder to start over"
             )
         discard(partial)
         partial.mkdir(parents=True)

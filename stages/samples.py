@@ -1,4 +1,4 @@
-"""Samples K answers a prompt from the SFT model, for somebody to rank.
+"""Samples K answers per prompt from the SFT model, to be ranked.
 
 python -m stages.samples --config configs/demo.yaml --samples.answers_per_prompt 6
 """
@@ -76,4 +76,4 @@ STAGE = Stage(
 )
 
 if __name__ == "__main__":
-    stage_main(STAGE, "Samples K answers a prompt from the SFT model.")
+    stage_main(STAGE, "Samples K answers per prompt from the SFT model.")

@@ -19,10 +19,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.load import base_model_place, load_causal, load_tokenizer
     from modeling.processes import processes
     from sft.train import train
+    from stages.cautions import cautions, refuse_uneven_batches
     from stages.inputs import evenly
     from stages.preflight import check_before_training
 
     team = processes(config.model.device)
+    refuse_uneven_batches(config, team.count, "sft")
+    for line in cautions(config, "sft"):
+        team.say(f"sft: warning: {line}")
     place = team.from_main(lambda: base_model_place(config.model))
     tokenizer = load_tokenizer(place, config.model)
     model = load_causal(place, config.model, tokenizer, config.sft.residual_dropout)

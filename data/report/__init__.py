@@ -1,1 +1,1 @@
-"""The data report: the paper's tables for whatever data came in, what curation did to them, and what to be wary of."""
+"""The data report: the paper's tables for whatever data came in, what curation did to them, and warnings."""

@@ -42,6 +42,7 @@ def context(built: Built, config: DataConfig, run_name: str, facts: RankingFacts
         "warnings": doubts,
         "sources": tables.sources_table(built),
         "sizes": tables.sizes_table(built),
+        "without_demonstration": without_demonstration(built),
         "users": tables.users_table(built),
         "group": config.group_by,
         "use_cases": tables.use_cases_table(built),
@@ -79,6 +80,18 @@ def head(built: Built) -> str:
     parts = [f"{number(kept)} of {counted(count, what)}" for count, kept, what in read if count]
     bad = f" {counted(built.bad.count, 'malformed row')} left out." if built.bad.count else ""
     return f"{counted(len(built.sources), 'source')} read; kept {', '.join(parts)}.{bad}"
+
+
+def without_demonstration(built: Built) -> str:
+    """How many RM prompts have no demonstration; empty if all have one."""
+    pool = built.pool
+    total, lacking = int(pool.kept().sum()), int((pool.kept() & ~pool.answered).sum())
+    if not lacking:
+        return ""
+    return (
+        f"{number(lacking)} of {counted(total, 'RM prompt')} have no demonstration: the simulated labeler, which "
+        "compares answers with one, leaves them out of the rankings; RL uses them if they are api prompts."
+    )
 
 
 def rankings_table(facts: RankingFacts) -> Table:

@@ -9,7 +9,7 @@ from data.config import DataConfig
 from data.pages import number, share
 from data.records import SPLITS
 from data.report.counts import removals
-from data.report.page import head
+from data.report.page import head, without_demonstration
 from data.report.rankings import ranking_facts
 from data.report.removed import meaning
 from data.report.tables import rows_of_source
@@ -17,6 +17,7 @@ from data.report.warnings import warnings
 from data.sets import SETS, TEXT_SPLITS
 from data.sources.reading import Source
 
+SKIPPED_SHOWN = 5
 OTHER_FILES = ("counts.json", "report.html", "report.md", "report_pictures/", "README.md")
 
 
@@ -29,8 +30,9 @@ def plan(built: Built, config: DataConfig) -> str:
     sections = {
         "Sources": aligned([source_line(built, source) for source in built.sources]),
         "Rules, in order": aligned(rule_lines(built, config)),
-        "Rows": [*aligned(rows), f"texts: {texts}"],
+        "Rows": [*aligned(rows), f"texts: {texts}", *filter(None, [without_demonstration(built)])],
         "Warnings": [f"- {doubt}" for doubt in doubts] or ["none"],
+        **({"Malformed rows": skipped_lines(built)} if built.bad.count else {}),
         "Files": [*(f"{name}.parquet" for name, count in sizes.items() if count), *OTHER_FILES],
     }
     return (
@@ -39,6 +41,13 @@ def plan(built: Built, config: DataConfig) -> str:
         )
         + "\n"
     )
+
+
+def skipped_lines(built: Built) -> list[str]:
+    """The first malformed rows, for the terminal, and how many more there are."""
+    shown = built.bad.examples[:SKIPPED_SHOWN]
+    more = built.bad.count - len(shown)
+    return [*shown, *([f"and {number(more)} more"] if more else [])]
 
 
 def source_line(built: Built, source: Source) -> list[str]:

@@ -66,17 +66,18 @@ def about(source: Source) -> str:
 
 
 def rows_of_source(built: Built, source: Source) -> tuple[int, list[int]]:
-    """(records read, records kept in training, validation and test); held-out texts stand under test."""
+    """(records read, with malformed ones; records kept in training, validation and test, held-out texts as test)."""
+    skipped = built.bad.of_source[source.role, source.name]
     if source.role == "pretraining":
         documents = built.documents
         mine = documents.dataset == _code(documents.datasets, source.name)
         kept = [int(mine[documents.splits[split]].sum()) for split in ("train", "heldout")]
-        return int(mine.sum()), [kept[0], 0, kept[1]]
+        return int(mine.sum()) + skipped, [kept[0], 0, kept[1]]
     part = built.rankings if source.role == "rankings" else built.pool
     mine = part.dataset == _code(part.datasets, source.name)
     if source.role != "rankings":
         mine &= part.answered == (source.role == "demonstrations")
-    return int(mine.sum()), [int((mine & part.kept(split)).sum()) for split in range(len(SPLITS))]
+    return int(mine.sum()) + skipped, [int((mine & part.kept(split)).sum()) for split in range(len(SPLITS))]
 
 
 def sizes_table(built: Built) -> Table:

@@ -1,4 +1,4 @@
-"""What to be wary of in the data, each with what to do about it. Nothing here stops a run."""
+"""Warnings about the data, each with what to do about it. None of them stops a run."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from data.build import Built
 from data.config import DataConfig
+from data.intervals import FEW_PROMPTS, FEW_USERS
 from data.language import UNDETERMINED
 from data.pages import between, counted, number, percent
 from data.part import TEST, TRAIN, VALID
@@ -31,8 +32,6 @@ MANY_TIES = 0.5
 """Share of judged pairs."""
 LENGTH_BIAS = 0.6
 """Accuracy of `longer is better` that is worth a warning, as is 1 less it, when the interval excludes a coin's."""
-FEW_PROMPTS, FEW_USERS = 50, 20
-"""In validation and test."""
 FEW_RL_PROMPTS = 512
 """One iteration of PPO in the paper draws as many (appendix C.4)."""
 HEAVY_RULE = 0.2
@@ -73,8 +72,8 @@ def skipped_rows(built: Built, config: DataConfig) -> Iterator[str]:
     """Malformed rows that are missing."""
     if built.bad.count:
         yield (
-            f"{counted(built.bad.count, 'malformed row')} {_was(built.bad.count)} skipped: look at the first of "
-            "them below and mend the source."
+            f"{counted(built.bad.count, 'malformed row')} {_was(built.bad.count)} skipped: correct the source; the "
+            "first are listed below."
         )
 
 
@@ -125,7 +124,7 @@ def small_splits(built: Built, config: DataConfig) -> Iterator[str]:
         yield (
             f"Too small to tell two models apart: {', '.join(small)}. Raise data.valid_fraction and "
             "data.test_fraction, or bring more users; "
-            f"{FEW_PROMPTS} rows of {FEW_USERS} users is the least."
+            f"each needs at least {FEW_PROMPTS} rows of {FEW_USERS} users."
         )
 
 
@@ -134,9 +133,8 @@ def users_alone(built: Built, config: DataConfig) -> Iterator[str]:
     counts = per_group(built.pool, built.pool.kept())
     if len(counts) > 1 and counts.max() == 1:
         yield (
-            f"Every prompt has a {config.group_by} of its own, so the split keeps nobody's habits out of the test "
-            "split, and no cap applies: "
-            f"give {config.group_by}_id to rows if you know it."
+            f"Every prompt has a {config.group_by} of its own, so prompts of one {config.group_by} may be in different "
+            f"splits, and no cap applies: give {config.group_by}_id to rows if you know it."
         )
 
 
@@ -232,9 +230,8 @@ def about_rankings(facts: RankingFacts) -> Iterator[str]:
         )
     if facts.unnamed_share > UNNAMED_LABELERS:
         yield (
-            f"{percent(facts.unnamed_share)} of the rankings name no labeler, so nobody can tell how far labelers "
-            "agree: give labeler_id, and let "
-            "two of them rank some of the same prompts."
+            f"{percent(facts.unnamed_share)} of the rankings name no labeler, so agreement between labelers cannot be "
+            "measured: give labeler_id, and let two labelers rank some of the same prompts."
         )
 
 

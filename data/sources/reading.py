@@ -146,7 +146,7 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
     whose prompt `check` refuses are passed to `bad`. Raises ValueError when a file is missing, empty or damaged, or the
     Hub cannot be reached.
     """
-    settings, adapter = source.settings, source.adapter
+    settings, adapter, skipped_before = source.settings, source.adapter, bad.count
     rows = present(renamed(_rows(source, bad), settings.columns, bad, f"data.sources.{source.name}.columns"))
     convert = adapter.convert[source.role]
     for place, group in islice(grouped(rows, adapter), settings.limit):
@@ -163,6 +163,7 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
         for row in group:
             bad.ignored.update(other_keys(row))
         yield from records
+    bad.of_source[source.role, source.name] = bad.count - skipped_before
 
 
 def explained(error: ValueError, row: object, source: Source) -> str:
@@ -173,9 +174,10 @@ def explained(error: ValueError, row: object, source: Source) -> str:
         foreign = [keys for keys in other.keys if isinstance(row, dict) and row.keys() >= set(keys) and set(keys) - own]
         if foreign and source.role in other.convert:
             return f"this looks like {other.about.split(',')[0]}: set format: {other.name} ({error})"
-    if isinstance(error, UnknownKeyError) and error.near is None:
-        advice = "rename it with `columns` under data.sources, or set it to null there to leave it out"
-        return f"unknown key {error.key!r}: {advice}; known are {error.known}"
+    if isinstance(error, UnknownKeyError) and not all(error.near.values()):
+        it = "it" if len(error.near) == 1 else "them"
+        advice = f"rename {it} with `columns` under data.sources, or set {it} to null there to leave {it} out"
+        return f"{error.named}: {advice}; known are {error.known}"
     return str(error)
 
 

@@ -40,6 +40,11 @@ MALFORMED: list[tuple[type[Prompt], object, str]] = [
     (Prompt, {"prompt": "Why?", "promt_id": "a"}, "unknown key 'promt_id', did you mean 'prompt_id'?"),
     (Prompt, {"prompt": "Why?", "xyzzy": 1}, "unknown key 'xyzzy'; known are prompt, prompt_id"),
     (Prompt, {"prompt": "Why?", "completion": "So."}, "unknown key 'completion'"),
+    (
+        Prompt,
+        {"id": 1, "promt": "Why?", "region": "north"},
+        "unknown keys 'id'; 'promt', did you mean 'prompt'?; 'region'; known are prompt, prompt_id",
+    ),
     (Prompt, {"prompt": "Why?", "prompt_id": 7}, "'prompt_id' must be a string"),
     (Prompt, {"prompt": "Why?", "user_id": None}, "'user_id' must be a string"),
     (Prompt, {"prompt": "Why?", "source": "web"}, "'source' is 'web'; allowed are labeler, api"),

@@ -19,7 +19,7 @@ from data.records import Prompt
 from evaluation.best_of_n import Proxy, best_of_n, best_of_n_kl, choice_weights, sizes
 from evaluation.compare import Answer
 from evaluation.config import EvaluateConfig
-from evaluation.report import at_like_kl
+from evaluation.verdict import against_best_of_n
 from modeling.generation import Generation
 from modeling.tiny import make_tiny_model
 from tests.ppo.conftest import PROMPTS, TEAM, Chain, build_chain, chain_of, save_reward
@@ -204,9 +204,10 @@ def test_ppo_meets_the_n_of_nearest_kl_and_the_report_says_when_none_is_near(kl:
     candidates, ppo, sft = map(rows_of, some_tables(4))
     found = best_of_n(candidates, ppo, sft, [kl] * 4, 0.0, 20)
     assert found["ppo_against"]["n"] == n
-    said = at_like_kl(found)
-    assert ("with SFT itself" in said) == (n == 1)
-    assert ("went farther from SFT than any choice among 6 answers" in said) == (kl == 40.0)
+    said = against_best_of_n(found)
+    assert ("PPO is " in said or "No difference" in said) == (n > 1), "SFT is not best-of-n"
+    assert ("is below that of best-of-2 (0.193 nats)" in said) == (n == 1)
+    assert ("PPO has a higher KL than any choice among 6 answers" in said) == (kl == 40.0)
 
 
 def test_one_answer_a_prompt_is_sft_and_no_more() -> None:
@@ -214,6 +215,7 @@ def test_one_answer_a_prompt_is_sft_and_no_more() -> None:
     found = best_of_n(rows_of([row[:1] for row in ppo]), rows_of(ppo), rows_of(sft), [1.0] * 4, 0.0, 20)
     assert [row["n"] for row in found["rows"]] == [1]
     assert found["rows"][0]["proxy"]["mean"] == sum(row[0][0] for row in ppo) / 4
+    assert against_best_of_n(found).startswith("With one answer per prompt there is nothing to choose from")
 
 
 def endings(chain: Chain) -> list[list[Generation]]:

@@ -261,11 +261,12 @@ def test_numbers_stand_in_their_places(reports):
     assert "Choosing the longest answer baseline, all pairs 54.3% 51.3% to 57.3%" in seen
     assert "Choosing the shortest answer baseline, all pairs 45.7%" in seen
     assert "Choosing at random baseline, all pairs 50.1%" in seen
-    assert "Choosing what SFT finds likelier baseline, all pairs 60.2%" in seen
-    assert "likelier a token" not in seen
+    assert "Choosing what is more likely under SFT baseline, all pairs 60.2%" in seen
+    assert "more likely per token" not in seen
     assert "Expected calibration error gap between certainty and accuracy 3.5% 3.5%" in seen
     best = (
-        "71.2% against 60.2% (choosing what SFT finds likelier), a paired difference of +11.0 points (+7.0 to +15.1)."
+        "71.2% against 60.2% (choosing what is more likely under SFT), a paired difference of +11.0 points (+7.0 to "
+        "+15.1)."
     )
     assert (
         f"holds The reward model beats the best simple baseline {best} The best baseline is chosen on these same pairs"
@@ -291,7 +292,9 @@ def test_numbers_stand_in_their_places(reports):
 def test_best_of_n_stands_beside_ppo(reports):
     html, markdown, _ = reports
     seen = text_of(html)
-    assert "SFT n = 1: none chosen 0.000 -0.100" in seen
+    assert (
+        "Best of 1 plain SFT answers, other than those of the win rate: 50% but for sampling noise 0.000 -0.100" in seen
+    )
     assert "Best of 4 0.636 0.937" in seen
     assert (
         "PPO 8.77 8.17 to 9.37 1.61 1.51 to 1.71 0.820 0.780 to 0.860 0.181 0.171 to 0.191 64.1% 59.1% to 69.1%" in seen
@@ -300,10 +303,7 @@ def test_best_of_n_stands_beside_ppo(reports):
         "No difference shown to best-of-n at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with "
         "best of 16 (1.84 nats)"
     )
-    assert (
-        f"{sentence}, 95% interval 47.2% to 59.2%. PPO went farther from SFT than any choice among 16 answers does"
-        in seen
-    )
+    assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO has a higher KL than any choice among 16 answers" in seen
     assert sentence in markdown
     assert "| Best of 4 | 0.636 | 0.937 (" in markdown
 
@@ -343,7 +343,7 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
     html, markdown = rendered(tmp_path / "run", tmp_path / "out")
     assert said in html.replace("&#39;", "'")
     assert said in markdown
-    assert "1 answer a prompt from PPO and from SFT, one from base, at temperature 0.7." in markdown
+    assert "1 answer per prompt from PPO and from SFT, one from base, at temperature 0.7." in markdown
 
 
 @pytest.mark.parametrize(

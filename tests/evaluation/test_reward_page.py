@@ -152,8 +152,8 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     assert "Choosing the shortest answer in tokens 45.7%" in seen
     assert "Choosing at random chance level on these pairs 50.1%" in seen
     assert (
-        "Choosing what SFT finds likelier log-probability of the answer 60.2% 58.2% to 62.2% – +11.0 points +8.0 to "
-        "+14.0 60.2%" in seen
+        "Choosing what is more likely under SFT log-probability of the answer 60.2% 58.2% to 62.2% – +11.0 "
+        "points +8.0 to +14.0 60.2%" in seen
     )
     assert "my own judge 62.2%" in seen
     # Validation has prompts of five answers only, the test set of four and nine.
@@ -174,10 +174,10 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     assert "a mean of -0.210 and a standard deviation of 1.23." in seen
     # 1.234 / 0.02
     assert (
-        "one standard deviation of score outweighs 1.23 / kl_coef nats of KL an answer: at the paper's kl_coef of "
+        "one standard deviation of score outweighs 1.23 / kl_coef nats of KL per answer: at the paper's kl_coef of "
         "0.02, 61.7 nats" in seen
     )
-    assert "takes its bias of 0.311 off every score" in seen
+    assert "saved model's logit minus config.score_bias (0.311)" in seen.replace("&#39;", "'")
     assert "| 2 | 74.0% | 67.9% | 0.512 | 0.520 |" in markdown
     assert "| 25.0% | 225 | 55.0% (50.0% to 60.0%) |" in markdown
     assert "train 11 2" in seen
@@ -216,7 +216,7 @@ def test_a_missing_part_leaves_its_section_out(
     everything = re.findall(r"^##+ (.*)$", pages(tmp_path / "whole", whole())[1], re.MULTILINE)
     html, markdown = pages(tmp_path / "less", evaluation)
     assert re.findall(r"^##+ (.*)$", markdown, re.MULTILINE) == [title for title in everything if title not in headings]
-    assert ("takes its bias" in text_of(html)) == (missing != "bias")
+    assert ("config.score_bias" in text_of(html)) == (missing != "bias")
     assert ("Held-out test" in markdown) == (missing != "test")
     assert ("Validation" in markdown) == (missing != "valid")
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.verdict import best_baseline, checks, verdict
+from data.pages import percent, signed
+from evaluation.verdict import best_baseline, change, checks, points, too_few, verdict
 from stages.pipeline import summary
 
 
@@ -107,3 +108,23 @@ def test_the_reward_model_is_compared_with_the_best_baseline(baselines: dict[str
 def test_without_baselines_nothing_is_claimed() -> None:
     assert checks({}, {"test": judged()}, []) == checks({}, {}, []) == []
     assert best_baseline(judged(random=SHORTEST)) is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "users", "rankings", "said"),
+    [
+        (50, 20, 50, ""),
+        (18, 13, 25, "the comparison has 18 prompts of 13 users and the reward model was tested on 25 rankings."),
+        (137, 19, 50, "the comparison has 137 prompts of 19 users."),
+        (50, None, 7, "the reward model was tested on 7 rankings."),
+    ],
+)
+def test_a_small_test_set_is_named_beside_the_checks(prompts: int, users: int | None, rankings: int, said: str) -> None:
+    found = too_few({"prompts": prompts, "users": users}, {"test": {"prompts": rankings}})
+    assert (said in found) if said else (found == "")
+
+
+def test_zero_has_no_sign() -> None:
+    assert change(50_171.0, 50_170.0) == "0.0%"
+    assert points(rate(-0.0001, -0.02, 0.0)) == ("0.0 points", "-2.0 to 0.0")
+    assert [percent(-0.0001), signed(-0.00001), signed(0.0), signed(0.0005)] == ["0.0%", "0.0000", "0.0000", "+0.0005"]

@@ -12,11 +12,12 @@ import os
 import re
 import textwrap
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from data.config import SourceConfig
+from data.numbers import number_type
 from stages.config import RunConfig, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -65,6 +66,19 @@ def test_every_field_has_a_description(config_type: type) -> None:
     )
     assert set(documented(config_type)) == {item.name for item in dataclasses.fields(config_type)}
     assert all(len(text) >= 3 for text in documented(config_type).values())
+
+
+ORIGIN = re.compile(r"\b[Oo]urs\b|\b3\.\d\b|\b[CE]\.\d|\b[Ss]ection \d|\b[Aa]ppendix [A-E]")
+"""How a description says where a default comes from: the paper's section, or ours."""
+
+
+def test_every_number_and_choice_says_whether_its_default_is_the_papers_or_ours() -> None:
+    for config_type in [*classes(), SourceConfig]:
+        for item in dataclasses.fields(config_type):
+            optional = item.default is None and config_type is SourceConfig  # the format's own default
+            if (number_type(item.type) or get_origin(item.type) is Literal) and not optional:
+                text = " ".join(documented(config_type)[item.name].split())
+                assert ORIGIN.search(text), f"{config_type.__name__}.{item.name}: {text}"
 
 
 def test_help_lists_every_field_with_its_description(

@@ -240,7 +240,15 @@ def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
             ["--data.languages", "[english]"],
             r"data\.languages: 'english' is no language that can be told; known are the ISO 639-1 codes",
         ),
-        (["--ppo.max_new_tokens", "50000"], r"more than the model's context of"),
+        (
+            ["--ppo.max_new_tokens", "50000", "--samples.max_new_tokens", "60000"],
+            rf"together more than the model's context of {CONTEXT} tokens with samples\.max_new_tokens=60000 \(longest "
+            r"prompt: \d+ tokens\), ppo\.max_new_tokens=50000 \(.*: lower those settings or data\.max_prompt_tokens",
+        ),
+        (
+            ["--data.pretraining_tokens", "100000"],
+            r"the train split of the pretraining text is too short for one example of data\.pretraining_tokens=100000",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_written(

@@ -18,7 +18,7 @@ from filelock import FileLock
 from stages import manifest
 from stages.config import RunConfig
 from stages.inputs import evenly
-from stages.runner import STAGES, RunFolder, Stage, run_stage
+from stages.runner import STAGES, RunFolder, Stage, run_stage, summary
 from tests.cuts import Cut, cut_at
 
 HERE = Path(__file__).parents[2]
@@ -208,7 +208,27 @@ def test_a_stage_that_was_cut_off_gets_its_half_folder_back(
     work = Work()
     run_stage(first(work), config)
     assert work.found == [["half.txt"]]
+    assert "data: running" in capsys.readouterr().out, "the stage has nothing to resume from"
+
+
+def test_a_stage_says_that_it_resumes_where_its_scratch_is(
+    config: RunConfig, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(first(Work(fails=True), scratch=("checkpoints",)), config)
+    (root / "data.partial" / "checkpoints" / "one").mkdir(parents=True)
+    capsys.readouterr()
+    run_stage(first(Work(), scratch=("checkpoints",)), config)
     assert "data: resuming" in capsys.readouterr().out
+
+
+def test_the_last_line_of_a_stage_has_units() -> None:
+    numbers = {"rankings": 1234, "tied_pairs": 0.25, "reward_accuracy": 0.678, "above_best_baseline": -0.0678}
+    numbers |= {"kl": -0.0, "perplexity_ppo": 50171.2, "perplexity_sft": 68.412, "seconds_before_evaluation": 54.7}
+    assert summary(numbers | {"report": "a/b.html"}) == (
+        "rankings 1,234  tied_pairs 25.0%  reward_accuracy 67.8%  above_best_baseline -6.8 points  kl 0 nats  "
+        "perplexity_ppo 50,171  perplexity_sft 68.41  seconds_before_evaluation 54.7 s  report a/b.html"
+    )
 
 
 @pytest.mark.parametrize("change", ["config", "input"])
@@ -236,7 +256,7 @@ def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(
     if force:
         run_stage(stage, config, force=True)
         return
-    with pytest.raises(ValueError, match="holds the checkpoints of a run that was cut off"):
+    with pytest.raises(ValueError, match="holds the checkpoints of an interrupted run"):
         run_stage(stage, config)
     assert kept.is_dir()
 

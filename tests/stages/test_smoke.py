@@ -74,7 +74,7 @@ def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tup
         "kl",
         "perplexity_sft",
         "perplexity_ppo",
-        "seconds",
+        "seconds_before_evaluation",
     }
     assert set(headline) == expected
     assert headline["win_rate_low"] <= headline["win_rate"] <= headline["win_rate_high"]

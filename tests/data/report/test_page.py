@@ -104,7 +104,7 @@ def test_without_a_strict_pair_or_labelers(tmp_path):
     removed = rankings(1, labeler_id="")[0] | {"prompt": "word " * 5000}
     html, _, _ = reported(tmp_path, {"rankings": [*tied, removed]})
     assert "No pair is ordered strictly." in html
-    assert "No two labelers ranked the same answers, so nobody can tell." in html
+    assert "No two labelers ranked the same answers, so agreement is unknown." in html
 
 
 def test_by_organisation(tmp_path):
@@ -141,6 +141,26 @@ def test_the_plan_says_what_would_be_written(tmp_path):
     assert listed == {path.name for path in tmp_path.glob("*.parquet")}
     assert set_file(tmp_path, "texts", "heldout").name in listed
     assert "Too small to tell two models apart" in said
+
+
+def test_the_plan_lists_skipped_rows_after_the_warnings_and_counts_them_as_read(tmp_path):
+    bad = [{"promt": "x"}, *({"prompt": ""} for _ in range(6))]
+    built, config = made(tmp_path, {"prompts": prompts(20) + bad}, bad_rows="skip")
+    said = plan(built, config)
+    assert re.search(r"prompts +rows +20 of 27 rows ", said)
+    (warnings, skipped), place = said.split("\nWarnings\n")[1].split("\n\n")[:2], config.prompts[0]
+    assert "7 malformed rows were skipped: correct the source; the first are listed below" in warnings
+    assert skipped.splitlines()[1].endswith(f"{place}:21: unknown key 'promt', did you mean 'prompt'?")
+    assert len(skipped.splitlines()) == 1 + 5 + 1
+    assert skipped.endswith("and 2 more")
+
+
+def test_prompts_that_the_simulated_labeler_leaves_out_are_counted(tmp_path):
+    for rows, said in (({"prompts": prompts(15)}, "15 of 75 RM prompts have no demonstration"), ({}, "")):
+        folder = tmp_path / str(len(rows))
+        html, markdown, _ = reported(folder, rows)
+        found = plan(*made(folder, rows))
+        assert all((said or "have no demonstration") in text for text in (html, markdown, found)) == bool(said)
 
 
 def test_the_plan_promises_no_file_without_rows(tmp_path):

@@ -184,15 +184,20 @@ TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
     [
         (
             {"id": "x0", "conversations": TURNS},
-            "this looks like ShareGPT: set format: sharegpt (unknown key 'id'; known are prompt",
+            "this looks like ShareGPT: set format: sharegpt (unknown keys 'id'; 'conversations'; known are prompt",
         ),
         (
             {"instruction": "Why?", "input": None, "output": "So."},
-            "this looks like Stanford Alpaca: set format: alpaca (unknown key 'instruction'",
+            "this looks like Stanford Alpaca: set format: alpaca (unknown keys 'instruction'; ",
         ),
         (
             {"instruction": "Why?", "response": "So.", "context": ""},
             "this looks like Databricks Dolly 15k: set format: dolly",
+        ),
+        (
+            {"prompt": "Why?", "id": 3, "region": "north", "promt_id": "a"},
+            "unknown keys 'id'; 'region'; 'promt_id', did you mean 'prompt_id'?: rename them with `columns` under "
+            "data.sources, or set them to null there to leave them out; known are prompt",
         ),
         (
             {"prompt": "Why?", "id": 3},

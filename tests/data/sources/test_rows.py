@@ -134,6 +134,7 @@ def test_ranks_and_ratings_as_tables_hold_them_are_integers_and_objects_again() 
             "must be one conversation that differs in the assistant's last message",
         ),
         ("rankings", {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "score": 1}, "unknown key 'score'"),
+        ("prompts", {"prompt": "Why?", "id": 1, "region": "x"}, "unknown keys 'id'; 'region'; known are"),
         ("prompts", {"prompt": "Why?", "user": "ann"}, "unknown key 'user', did you mean 'user_id'?"),
         ("prompts", ["Why?"], "expected a JSON object, found list"),
         (

@@ -1,0 +1,53 @@
+"""Checks of settings before a stage loads its models: warnings about settings with which little is learnt, and batches
+that the processes cannot share.
+"""
+
+import operator
+from typing import Any
+
+from stages.config import RunConfig
+
+LORA_RATES = {
+    "sft.learning_rate": (5e-6, 2e-4),
+    "reward.learning_rate": (9e-6, 2e-4),
+    "ppo.learning_rate": (5e-6, 1e-4),
+    "ppo.value_learning_rate": (9e-6, 2e-4),
+}
+"""(default, which is for full fine-tuning; about what LoRA needs)."""
+SHARED_BATCHES = ("sft.batch_size", "ppo.minibatch_size")
+"""Each process takes an equal part of these."""
+
+
+def cautions(config: RunConfig, stage: str) -> list[str]:
+    """Warnings about the settings of a stage, a sentence each."""
+    found = []
+    trained = stage != "reward" or config.reward.epochs > 0
+    for name, (full, lora) in LORA_RATES.items():
+        rate = setting(config, name)
+        if trained and config.model.adapter == "lora" and name.startswith(f"{stage}.") and 0 < rate <= full:
+            found.append(
+                f"{name}={rate:g} is a rate for full fine-tuning, with which LoRA learns next to nothing: set it to "
+                f"about {lora:g}, or set model.adapter=none"
+            )
+    if stage == "ppo" and config.ppo.warmup_iterations > config.ppo.iterations:
+        found.append(
+            f"ppo.warmup_iterations={config.ppo.warmup_iterations} is more than the {config.ppo.iterations} iterations "
+            "of this run (ppo.total_episodes / ppo.batch_size), so the learning rates never reach their values: lower "
+            "it, or raise ppo.total_episodes"
+        )
+    return found
+
+
+def setting(config: RunConfig, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    return operator.attrgetter(name)(config)
+
+
+def refuse_uneven_batches(config: RunConfig, processes: int, stage: str = "") -> None:
+    """Raises ValueError when a batch of the stage, or of any stage if none is given, is not divisible by the number of
+    processes.
+    """
+    for name in SHARED_BATCHES:
+        size = setting(config, name)
+        if name.startswith(stage) and size % processes:
+            raise ValueError(f"{name}={size} is not divisible by the {processes} processes: change it or their number")
