@@ -203,7 +203,6 @@ def kl_between(logprobs: Sequence[Sequence[float]], reference: Sequence[Sequence
 
 
 @torch.no_grad()
-@torch.no_grad()
 def perplexity(policy: PolicyModel, chunks: Sequence[list[int]], batch_size: int, team: Processes) -> float:
     """exp of the mean next-token loss over plain text."""
     mine = team.share(sorted(chunks, key=len))

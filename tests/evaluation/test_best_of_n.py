@@ -270,7 +270,7 @@ def test_the_reward_model_reads_answers_as_ppo_does(kind: str, tiny: Callable[[s
     sets = [[row[:2] for row in endings(chain)], [row[2:] for row in endings(chain)]]
     proxy = Proxy.of(chain.sft / "model", chain.reward / "model", chain.config, False)
     proxy.check(PROMPTS)
-    assert proxy.reading.same_prompts == (kind != "another family")
+    assert proxy.tokens.same_prompts == (kind != "another family")
     read = plain_reader(chain)
     expected = [
         [[read(prompt, answer.ids) for answer in row] for prompt, row in zip(PROMPTS, rows, strict=True)]
