@@ -72,7 +72,7 @@ def test_with_no_adapter_on_or_none_there_nothing_happens(tiny_causal: Callable[
     with merged_weights(plain):
         assert torch.equal(logits(plain), outputs)
     model = adapted(plain)
-    use_adapter(model, None, trainable={"policy"})
+    use_adapter(model, None)
     with merged_weights(model):
         assert torch.equal(logits(model), outputs)
     assert torch.equal(logits(model), outputs)

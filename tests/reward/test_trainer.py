@@ -20,7 +20,7 @@ from modeling.adapters import add_lora, merged
 from modeling.config import LoraSettings
 from modeling.load import save
 from modeling.models import initialise_head, plain, reward_model
-from modeling.processes import Processes, processes, sum_gradients, sum_over_processes
+from modeling.processes import Processes, processes, sum_over_processes
 from modeling.run import Run
 from modeling.tracking import read_metrics
 from reward.batches import Element
@@ -127,7 +127,6 @@ def in_a_team(model: Any, batch: list[Element], folder: Path) -> None:
     assert team.count == 2
     trainer = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=100), team=team)
     numbers = trainer.gradient(batch)
-    sum_gradients(model.parameters())
     summed = gradients(model)
     scores = score_all(reward_model(model), batch, 100, team)
     # With one element, the second process has nothing to do and must take part all the same.
