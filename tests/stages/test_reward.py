@@ -22,7 +22,7 @@ from data.files import read_records, read_rows
 from data.records import Ranking
 from data.split import split_of
 from modeling.tiny import make_tiny_model
-from reward.batches import Element
+from reward.fit import RewardData
 from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
 from stages.config import RunConfig, parse_config
 from stages.runner import RunFolder, run_stage
@@ -277,13 +277,11 @@ def test_the_bias_comes_from_demonstrations_of_every_source(
     shutil.copy(tmp_path / "other" / "smoke" / "data" / "sft_train.parquet", runs / "smoke" / "data")
     taken: list[str] = []
 
-    def make(
-        config: RunConfig, start: Any, tokenizer: Any, sets: Any, demonstrations: list[Element], *rest: Any
-    ) -> None:
-        taken.extend(tokenizer.decode(item.answers[0], skip_special_tokens=True) for item in demonstrations)
+    def fit(config: Any, start: Any, tokenizer: Any, given: RewardData, run: Any) -> None:
+        taken.extend(tokenizer.decode(item.answers[0], skip_special_tokens=True) for item in given.demonstrations)
         raise ValueError("seen enough")
 
-    monkeypatch.setattr(reward, "make", make)
+    monkeypatch.setattr("reward.fit.fit", fit)
     with pytest.raises(ValueError, match="seen enough"):
         run_stage(reward.STAGE, config_of(runs, "--reward.bias_demonstrations", "30"))
     assert len(taken) == 30
