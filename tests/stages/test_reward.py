@@ -242,7 +242,9 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     assert demonstration_mean(run, closing="\n") == pytest.approx(0, abs=1e-4)
     # The saved copy says for itself how it is read.
     judged = run_stage(evaluate_reward.STAGE, config_of(runs))
+    assert Path(judged.pop("report")).is_file()
     direct = run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_reward_model)))
+    assert Path(direct.pop("report")).is_file()
     assert judged == pytest.approx(direct, rel=1e-5)
 
 
@@ -333,7 +335,7 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         ),
         (
             ["--reward.base", "{base}/nothing"],
-            r"cannot load a model from .*nothing: it is neither a folder here nor a model that could be fetched",
+            r"reward\.base=.*nothing: no such folder; give a folder, or a model on the Hub as owner/name",
         ),
         (
             ["--reward.base", "{short}"],
@@ -354,9 +356,8 @@ def test_mistakes_are_one_sentence_and_leave_no_result(
     shutil.copytree(other_base, short)
     settings = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(settings | {"n_positions": 8}))
-    config = config_of(runs, *(argument.format(base=other_base, short=short) for argument in arguments))
     with pytest.raises(ValueError, match=said):
-        chain(config)
+        chain(config_of(runs, *(argument.format(base=other_base, short=short) for argument in arguments)))
     assert not (runs / "smoke" / "reward").exists()
 
 
