@@ -49,6 +49,17 @@ class Sharding:
             return Sharding(True, os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() in ("1", "true", "yes"))
         return Sharding()
 
+    def description(self, model: Any, processes: int) -> str:
+        """What a stage got, for its log: processes, distribution and type of the weights.
+
+        Several launch commands silently give something else than they say, so it is checked on the model itself.
+        """
+        weights = list(model.parameters())
+        sharded = any(isinstance(weight, DTensor) for weight in weights)
+        assert sharded == self.active, "the models are not distributed as configured"
+        kind = "sharded (FSDP2)" if sharded else "replicated" if processes > 1 else "whole"
+        return f"{processes} process{'es' if processes > 1 else ''}, models {kind}, weights in {weights[0].dtype}"
+
     def shard(self, model: Any, replicated: Iterable[nn.Parameter] = ()) -> None:
         """Shards a Hugging Face model in place: each layer is a group, and the rest is one.
 
@@ -94,6 +105,7 @@ class Sharding:
 def whole(root: Any) -> Iterator[None]:
     """Within, the weights of a sharded model are gathered and gradients accumulate without communication."""
     for unit in units(root):
+        unit.reshard()  # a pass outside leaves the root's weights gathered, and they may have changed since
         unit.unshard()
     for switch in (root.set_reshard_after_forward, root.set_reshard_after_backward, root.set_requires_gradient_sync):
         switch(False)

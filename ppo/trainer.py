@@ -89,7 +89,8 @@ class PPOTrainer:
         assert run.out is not None, "PPO writes checkpoints"
         self.config, self.models, self.tokenizer, self.run, self.team = config, models, tokenizer, run, run.team
         self.team.divide(config.minibatch_size, "ppo.minibatch_size")
-        self.generator = generator_for(models.policy.causal, config.engine)
+        with self.whole(models.policy):
+            self.generator = generator_for(models.policy.causal, config.engine)
         self.refuse_recorded_logprobs()
         models.check_prompts(data.prompts, tokenizer, config.max_new_tokens)
         self.optimizers = Optimizers.make(models, config)

@@ -49,6 +49,7 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     model = reward_model(trained, autocast_dtype(start.model_config, team.device))
     head = plain(trained).score.parameters() if trained is not plain(trained) else ()
     run.sharding.shard(trained, [*lora_weights(trained), *head])
+    team.say(f"reward: {run.sharding.description(trained, team.count)}")
     if (reason := model.encoder.plain_reason) is not None:
         team.say(f"reward: each answer gets a pass of its own over its prompt: {reason}")
     if hasattr(trained, "peft_config"):

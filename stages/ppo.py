@@ -41,8 +41,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
     loader = Loader(sft, reward, config.model, config.ppo, config.seed, team.device, trust, sharding)
     models = loader.load(tokenizer)
+    policy = models.policy.causal
+    team.say(f"ppo: {sharding.description(policy, team.count)}")
     if config.model.adapter == "lora":
-        team.say(f"ppo: {what_lora_adapts(models.policy.causal)}")
+        team.say(f"ppo: {what_lora_adapts(policy)}")
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
     settings = Run(team, config.seed, out, config.tracking, sharding)
