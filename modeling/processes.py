@@ -102,6 +102,8 @@ def processes(device: str = "auto", timeout_minutes: float = TIMEOUT_MINUTES) ->
     if cpu:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         keep_freed_memory()
+    # With accelerate's default all processes but the first would load models without weights.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     state = PartialState(cpu=cpu, timeout=timedelta(minutes=timeout_minutes))
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
 

@@ -28,7 +28,7 @@ SMALL = (
     # Not a multiple of what each process gets, so that micro-batches are uneven.
     "--ppo.max_tokens_per_micro_batch", "300", "--reward.max_tokens_per_micro_batch", "300",
 )  # fmt: skip
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 """What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` sets."""
 
 
