@@ -2,6 +2,7 @@
 #   make demo                                   everything, on the embedded model; ends with a report
 #   make test                                   the tests
 #   make ppo CONFIG=configs/x.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
+#   make ppo CONFIG=configs/x.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
@@ -9,17 +10,19 @@ ARGS ?=
 GPUS ?= 1
 VENV := .venv
 RUN := $(VENV)/bin/python
-LAUNCH := $(if $(filter 1,$(GPUS)),$(RUN) -m,$(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m)
+ACCELERATE ?=
+TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
+LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(RUN) -m,$(TORCHRUN)))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow torture interrupts bench-data bench-reward bench-ppo results-reward check format clean help data $(STAGES)
+.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo results-reward check format clean help data $(STAGES)
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | torture | interrupts | bench-data | bench-reward | bench-ppo | results-reward | clean"
+	@echo "also: make smoke | check | test-slow | test-distributed | torture | interrupts | bench-data | bench-reward | bench-ppo | results-reward | clean"
 
 setup: $(VENV)/.installed
 
@@ -43,6 +46,10 @@ test: setup
 
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
+
+# Stages on several processes with sharded models, on a CPU.
+test-distributed: setup
+	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow tests/distributed
 
 # Kills stages at random moments; the results must be bit-identical to those of uninterrupted runs.
 # ARGS="--stages sft samples --kills 4"

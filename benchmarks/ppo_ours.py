@@ -55,10 +55,11 @@ def measure(
     from modeling.config import LoraSettings, ModelConfig
     from modeling.load import load_tokenizer
     from modeling.processes import processes
+    from modeling.run import Run
+    from ppo.actor_critic import Loader
     from ppo.checkpoint import Checkpoints
     from ppo.config import PPOConfig
-    from ppo.models import load_models
-    from ppo.train import train
+    from ppo.trainer import PPOData, PPOTrainer
 
     torch.set_num_threads(1)
     lora = adapter in LORA_VARIANTS
@@ -84,14 +85,13 @@ def measure(
         ptx_coef=0.0,
     )
     tokenizer, team = load_tokenizer(sft / "model", model_config), processes("cpu")
-    models = load_models(sft, reward, model_config, tokenizer, team.device, seed, config)
-    touch(
-        {id(role.model): role.model for role in (models.policy, models.reference, models.value, models.reward)}.values()
-    )
+    models = Loader(sft, reward, model_config, config, seed, team.device).load(tokenizer)
+    used = (models.policy, models.reference, models.value, models.scorer.model)
+    touch({id(model.encoder.model): model.encoder.model for model in used}.values())
 
     def work() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as out, patch.object(Checkpoints, "save"):
-            train(config, model_config, models, tokenizer, prompts, [], seed, team, Path(out))
+            PPOTrainer(config, models, tokenizer, PPOData(prompts), Run(team, seed, Path(out))).train()
             return read_rows(Path(out), "metrics.jsonl"), read_rows(Path(out), "timings.jsonl")
 
     with metered() as cost:

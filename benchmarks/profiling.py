@@ -3,7 +3,6 @@
 Runs in the peers' environments too: needs torch and nothing of this project but this folder.
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,6 @@ PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "_scaled_dot_
 """Of torch's operations, those that are matrix products and little else; a backward pass of attention counts with
 it.
 """
-PACKED = "mkldnn::_linear_pointwise"
-"""A product with packed weights."""
 PHASES = ("rollout", "score", "update")
 CALIBRATION = 1024
 TOP = 12
@@ -72,11 +69,7 @@ def count(work: Callable[[], object]) -> float:
     def attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
         return int(sdpa_backward_flop_count(grad, query, key, value))
 
-    def packed(x: Any, weight: Any, *rest: Any, **named: Any) -> int:
-        return 2 * math.prod(x) * weight[0]
-
     missing = {
-        torch.ops.mkldnn._linear_pointwise: packed,
         aten.addmm_: add_product,
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
@@ -96,6 +89,6 @@ def cpu_shares(work: Callable[[], object]) -> tuple[float, list[tuple[str, float
         work()
     seconds = {event.key: float(event.self_cpu_time_total) for event in recorded.key_averages()}
     total = sum(seconds.values())
-    names = {PACKED} | {f"aten::{name}{suffix}" for name in PRODUCTS for suffix in ("", "_backward")}
+    names = {f"aten::{name}{suffix}" for name in PRODUCTS for suffix in ("", "_backward")}
     top = sorted(seconds.items(), key=lambda item: -item[1])[:TOP]
     return sum(seconds.get(name, 0.0) for name in names) / total, [(name, spent / total) for name, spent in top]

@@ -40,9 +40,11 @@ def measure(fixture: Path) -> dict[str, Any]:
 
     from modeling.config import ModelConfig
     from modeling.load import load_scalar, load_tokenizer
+    from modeling.models import reward_model
     from modeling.processes import processes
+    from modeling.run import Run
     from reward.config import RewardConfig
-    from reward.train import train
+    from reward.trainer import RewardTrainer
 
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in (fixture / "ranked.jsonl").read_text().splitlines()]
@@ -54,15 +56,7 @@ def measure(fixture: Path) -> dict[str, Any]:
     )
     touch([model])
     with metered() as cost:
-        train(
-            config=config,
-            model_config=model_config,
-            model=model,
-            train_set=train_set,
-            pad_id=tokenizer.pad_token_id,
-            seed=SEED,
-            team=team,
-        )
+        RewardTrainer(config, reward_model(model), train_set, Run(team, SEED)).train()
     return {
         "cpu_seconds_a_prompt": cost.cpu_seconds / len(rows),
         "peak_gib": cost.peak_gib,

@@ -21,11 +21,11 @@ from data.records import Prompt
 from data.tokenize import encode_prompt
 from evaluation.compare import Answer, preference, win_rate
 from modeling.config import ModelConfig
-from modeling.engines.types import Generation
-from modeling.load import load_scalar, load_tokenizer, read_settings
+from modeling.generation import Generation
+from modeling.load import autocast_dtype, load_scalar, load_tokenizer, read_settings
+from modeling.models import reward_model
 from modeling.processes import Processes
-from modeling.scalar import scalar_model
-from ppo.reading import Episode, Reading, reading_between
+from ppo.reward_scorer import Episode, Tokens
 from reward.batches import Element
 from reward.scoring import score_all
 
@@ -71,20 +71,20 @@ class Proxy:
     model_config: ModelConfig
     policy_tokenizer: Any
     tokenizer: Any
-    reading: Reading
-    """As `PPOModels.reading`."""
+    tokens: Tokens
+    """As in PPO's RewardScorer."""
 
     @staticmethod
     def of(sft: Path, reward: Path, config: ModelConfig, trust_reward_code: bool) -> "Proxy":
         """From the folders of the two finished models. Weights are loaded when they are needed."""
         own = replace(config, revision=None, chat_template=None, trust_remote_code=trust_reward_code)
         policy_tokenizer, tokenizer = load_tokenizer(sft, config), load_tokenizer(reward, own)
-        reading = reading_between(policy_tokenizer, tokenizer, read_settings(reward, own))
-        return Proxy(reward, own, policy_tokenizer, tokenizer, reading)
+        tokens = Tokens.between(policy_tokenizer, tokenizer, read_settings(reward, own))
+        return Proxy(reward, own, policy_tokenizer, tokenizer, tokens)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError for a prompt that leaves an answer no room in the reward model's context."""
-        self.reading.check(prompts)
+        self.tokens.check(prompts)
 
     def scores(
         self,
@@ -107,7 +107,8 @@ class Proxy:
             ]
             owners += [index] * (len(items) - len(owners))
         model = load_scalar(self.place, self.model_config, self.tokenizer).to(team.device)
-        scored = score_all(scalar_model(model), items, max_tokens, self.model_config, self.tokenizer.pad_token_id, team)
+        dtype = autocast_dtype(self.model_config, team.device)
+        scored = score_all(reward_model(model, dtype), items, max_tokens, team)
         of_prompt: list[list[float]] = [[] for _ in prompts]
         for owner, row in zip(owners, scored, strict=True):
             of_prompt[owner] += row
@@ -116,7 +117,7 @@ class Proxy:
 
     def _read(self, prompt: Prompt, responses: list[Generation]) -> tuple[list[int], list[list[int]]]:
         ids = encode_prompt(self.policy_tokenizer, prompt)
-        befores, afters, _ = self.reading.rows([Episode(ids, response, prompt) for response in responses])
+        befores, afters, _ = self.tokens.rows([Episode(ids, response, prompt) for response in responses])
         return befores[0], afters
 
 

@@ -16,11 +16,9 @@ from labeling.config import LabelsConfig
 from labeling.judges import Closeness
 from labeling.rubric import PARTS, judge, weighted
 from labeling.simulated import ranks_of
-from modeling.batch import Batch
-from modeling.config import ModelConfig
-from modeling.engines.types import Generation
-from modeling.load import autocast
-from modeling.logprobs import response_logprobs, text_loss
+from modeling.batch import Batch, text_batch
+from modeling.generation import Generation
+from modeling.models import PolicyModel
 from modeling.processes import Processes
 
 MODELS = ("base", "sft", "ppo")
@@ -166,13 +164,12 @@ class Scoring:
     temperature: float
     """Log-probabilities are those of the distribution at this temperature."""
     batch_size: int
-    model_config: ModelConfig
     team: Processes
 
 
 @torch.no_grad()
 def logprobs_of_answers(
-    model: Any,
+    policy: PolicyModel,
     tokenizer: Any,
     prompts: Sequence[Demonstration],
     generations: Sequence[Sequence[Generation]],
@@ -188,10 +185,9 @@ def logprobs_of_answers(
     found: list[tuple[tuple[int, int], float]] = []
     for start in range(0, len(mine), how.batch_size):
         places, befores, answers = zip(*mine[start : start + how.batch_size], strict=True)
-        batch = Batch(befores, answers, tokenizer.pad_token_id, how.team.device)
-        with autocast(how.model_config, how.team.device):
-            logprobs_R = response_logprobs(model, batch, how.temperature)
-        found += zip(places, batch.rows(logprobs_R.double()).sum(1).tolist(), strict=True)
+        batch = Batch(befores, answers, how.team.device)
+        logprobs_R, _ = policy(batch, how.temperature, with_entropy=False)
+        found += zip(places, batch.padded(logprobs_R.double()).sum(1).tolist(), strict=True)
     total = dict(how.team.gather(found))
     return [[total[index, number] for number in range(len(row))] for index, row in enumerate(generations)]
 
@@ -207,15 +203,12 @@ def kl_between(logprobs: Sequence[Sequence[float]], reference: Sequence[Sequence
 
 
 @torch.no_grad()
-def perplexity(
-    model: Any, chunks: Sequence[list[int]], batch_size: int, pad_id: int, model_config: ModelConfig, team: Processes
-) -> float:
+def perplexity(policy: PolicyModel, chunks: Sequence[list[int]], batch_size: int, team: Processes) -> float:
     """exp of the mean next-token loss over plain text."""
     mine = team.share(sorted(chunks, key=len))
     total, tokens = 0.0, 0
     for start in range(0, len(mine), batch_size):
-        with autocast(model_config, team.device):
-            loss, count = text_loss(model, list(mine[start : start + batch_size]), pad_id, team.device)
-        total, tokens = total + float(loss), tokens + count
+        logprobs_R, _ = policy(text_batch(mine[start : start + batch_size], team.device), with_entropy=False)
+        total, tokens = total - float(logprobs_R.double().sum()), tokens + len(logprobs_R)
     parts = team.gather([(total, tokens)])
     return float(torch.tensor(sum(t for t, _ in parts) / sum(n for _, n in parts)).exp())

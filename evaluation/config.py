@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from data.numbers import NonNegativeFloat, NonNegativeInt, PositiveInt, check_numbers
+from data.numbers import FractionAboveZero, NonNegativeFloat, NonNegativeInt, PositiveInt, check_numbers
 
 
 @dataclass
@@ -21,6 +21,11 @@ class EvaluateConfig:
     """Maximum length of an answer in tokens. Ours."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature of all models; 0 is greedy. Ours."""
+    top_k: NonNegativeInt = 0
+    """Sample from the so many likeliest tokens; 0 is all. The KL remains one between the full distributions, and its
+    estimate is biased with `top_k` or `top_p`. Ours."""
+    top_p: FractionAboveZero = 1.0
+    """Sample from the fewest likeliest tokens that together have this probability; 1 is all. Ours."""
     batch_size: PositiveInt = 64
     """Answers decoded together in one process; changes speed and memory only. Ours."""
     perplexity_examples: PositiveInt = 32

@@ -5,17 +5,13 @@ The prompt is encoded once for all its answers where the architecture can. Shape
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from modeling.config import ModelConfig
-from modeling.load import autocast, context_length, load_causal, load_tokenizer
-from modeling.logprobs import response_logprobs
+from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer
+from modeling.models import PolicyModel, policy_model
 from modeling.processes import Processes
-from modeling.shared_prefix import plain_because
-from modeling.trunk import backbone_of
 from reward.batches import Element, element
 from reward.scoring import answers_of, each_answer
 
@@ -38,34 +34,29 @@ def sft_baselines(
             f"context of {context}"
         )
         return {}
-    totals, means = likelihoods(model, own, max_tokens, tokenizer.pad_token_id, model_config, team)
+    policy = policy_model(model, autocast_dtype(model_config, team.device))
+    totals, means = likelihoods(policy, own, max_tokens, team)
     return {"sft_likelihood": totals, "sft_likelihood_per_token": means}
 
 
 def likelihoods(
-    model: Any, items: Sequence[Element], max_tokens: int, pad_id: int, model_config: ModelConfig, team: Processes
+    policy: PolicyModel, items: Sequence[Element], max_tokens: int, team: Processes
 ) -> tuple[list[list[float]], list[list[float]]]:
     """(log-probability of each answer, its mean a token) for every element, in order, in nats; the processes share the
     work.
 
-    `max_tokens` is of one forward pass, whose logits are a number for each word of the vocabulary at every answer
-    token.
+    `max_tokens` is of one forward pass.
     """
-    shared = plain_because(backbone_of(model)) is None
 
     def compute(group: Sequence[Element]) -> Tensor:
-        with autocast(model_config, team.device):
-            return answer_logprobs(model, group, pad_id, team.device)
+        batch = answers_of(group, team.device)
+        logprobs_R, _ = policy(batch, with_entropy=False)
+        return batch.padded(logprobs_R).sum(1)
 
+    shared = policy.encoder.plain_reason is None
     totals = each_answer(compute, items, max_tokens, shared, team)
     means = [
         [total / len(ids) for total, ids in zip(row, item.answers, strict=True)]
         for row, item in zip(totals, items, strict=True)
     ]
     return totals, means
-
-
-def answer_logprobs(model: Any, group: Sequence[Element], pad_id: int, device: torch.device) -> Tensor:
-    """logprobs_A of whole answers, in order."""
-    batch = answers_of(group, pad_id, device)
-    return batch.rows(response_logprobs(model, batch)).sum(1)

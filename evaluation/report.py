@@ -28,7 +28,7 @@ from evaluation.verdict import (
     verdict,
 )
 from modeling.tracking import read_metrics, read_numbers
-from ppo.guards import GuardSettings, warnings_of
+from ppo.monitors import MonitorSettings, warnings_of
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 MEASURES = {
@@ -135,7 +135,7 @@ def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
         "best_of_n": best_of_n_table(evaluation.get("best_of_n", {})),
         "against_best_of_n": against_best_of_n(evaluation.get("best_of_n", {})),
         "kl_coef": dig(config, "ppo", "kl_coef"),
-        "warnings": guard_warnings(results),
+        "warnings": monitor_warnings(results),
         "samples": [rows[index * len(rows) // count] for index in range(count)],
         "prompts": len(rows),
         "outcomes": {"won": outcomes.count(1.0), "tied": outcomes.count(0.5), "lost": outcomes.count(0.0)},
@@ -205,14 +205,14 @@ def labeler_note(config: Mapping[str, Any]) -> str:
     )
 
 
-def guard_warnings(results: Results) -> list[str] | None:
-    """What PPO's guards had to say; None where no guard watched."""
-    settings, rows = dig(results.config(), "ppo", "guards"), results.metrics["ppo"]
+def monitor_warnings(results: Results) -> list[str] | None:
+    """The warnings of PPO's monitors; None for a run without them."""
+    settings, rows = dig(results.config(), "ppo", "monitors"), results.metrics["ppo"]
     if settings is None or not rows:
         return None
     return [
         sentence.removeprefix("warning: ")
-        for sentence in warnings_of(GuardSettings(**settings), [*rows, *results.metrics["held_out"]])
+        for sentence in warnings_of(MonitorSettings(**settings), [*rows, *results.metrics["held_out"]])
     ]
 
 

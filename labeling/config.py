@@ -3,7 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.numbers import AtLeastTwo, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, check_numbers
+from data.numbers import (
+    AtLeastTwo,
+    FractionAboveZero,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_numbers,
+)
 
 
 @dataclass
@@ -17,8 +26,12 @@ class SamplesConfig:
     """Maximum length of an answer in tokens; appendix C allows 1,000."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature, above 0, since greedy answers to a prompt are all the same. Ours."""
+    top_k: NonNegativeInt = 0
+    """Sample from the so many likeliest tokens; 0 is all. Ours."""
+    top_p: FractionAboveZero = 1.0
+    """Sample from the fewest likeliest tokens that together have this probability; 1 is all. Ours."""
     batch_size: PositiveInt = 64
-    """Answers decoded together in one process; changes speed and memory only. Ours."""
+    """Answers decoded side by side in one process. Apart from rounding it changes speed and memory only. Ours."""
     max_train_prompts: PositiveInt | None = None
     """Sample for only so many training prompts, spread evenly over the set; null takes all. Ours."""
     max_heldout_prompts: PositiveInt | None = None

@@ -10,9 +10,7 @@ from tqdm import tqdm
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
 from labeling.scratch import AnswerScratch
-from modeling.engines.make import engine_for
-from modeling.engines.types import Generation, Sampling, by_length
-from modeling.load import stop_ids
+from modeling.generation import Generation, Sampling, by_length, generator_for
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
 
@@ -45,7 +43,7 @@ def answer(
     mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
     size = BATCHES_A_BLOCK * sampling.batch_size if kept is not None else max(1, len(mine))
     made: dict[tuple[int, int], Generation] = {}
-    engine = engine_for(model)
+    generator = generator_for(model)
     with tqdm(total=len(mine), desc=stream, unit="answer", disable=not team.is_main) as bar:
         for start in range(0, len(mine), size):
             block = mine[start : start + size]
@@ -53,13 +51,11 @@ def answer(
             bar.update(len(block) - len(missing))
             if not missing:
                 continue
-            generations = engine.generate(
+            generations = generator.generate(
                 model,
                 [encoded[index] for index, _ in missing],
                 [derive_seed(seed, stream, prompts[index].prompt_id, number) for index, number in missing],
                 sampling,
-                stop_ids(model),
-                tokenizer.pad_token_id,
                 on_batch=bar.update,
             )
             made |= dict(zip(missing, generations, strict=True))

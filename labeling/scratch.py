@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from modeling.disk import room_for, write_whole
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.processes import Processes
 
 T = TypeVar("T")

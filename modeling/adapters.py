@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from modeling.architecture import backbone_of
 from modeling.config import LoraSettings
 from modeling.finite import require_finite_files
-from modeling.trunk import backbone_of
 
 HEAD = "score"
 HEAD_WEIGHT = f"base_model.model.{HEAD}.weight"
@@ -197,19 +197,24 @@ def load_adapter(model: PeftModel, folder: Path, name: str, trainable: bool) -> 
         model.eval()
 
 
-def use_adapter(model: PeftModel, name: str | None, trainable: set[str]) -> None:
-    """Makes one adapter the active one, or none at all; the `trainable` ones keep their gradients.
+def use_adapter(model: PeftModel, name: str | None) -> None:
+    """Makes one adapter the active one, or none, and leaves gradients as they are.
 
-    peft freezes every adapter but the active one, which would drop gradients that are still to be stepped.
+    peft's `set_adapter` freezes all other adapters, which would drop gradients that are still to be stepped.
     """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name is None:
         model.base_model.disable_adapter_layers()
     else:
         model.base_model.enable_adapter_layers()
-        model.set_adapter(name)
-    for parameter_name, parameter in model.named_parameters():
-        if ".lora_" in parameter_name:
-            parameter.requires_grad_(adapter_of(parameter_name) in trainable)
+        model.set_adapter(name, inference_mode=True)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def lora_weights(model: Any) -> list[nn.Parameter]:
+    """The weights of all adapters."""
+    return [weight for name, weight in model.named_parameters() if ".lora_" in name]
 
 
 def adapter_of(parameter_name: str) -> str:

@@ -15,9 +15,13 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from modeling.trunk import backbone_of
-
 NEEDED = "choose a causal decoder whose layers attend to past tokens, such as Llama, Qwen, Mistral or GPT-2"
+
+
+def backbone_of(model: Any) -> Any:
+    """The transformer inside a model with a head, wrapped by peft or not."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, inner.base_model_prefix)
 
 
 def causal_class(settings: Any) -> type[PreTrainedModel] | None:

@@ -1,162 +1,99 @@
-"""Prompts with responses for one forward pass, without padding where the architecture allows.
+"""A batch of prompts with responses, and how its tokens are laid out for one forward pass.
 
-All tokens stand in one row, and responses to the same prompt share its pass (modeling/shared_prefix.py); architectures
-that cannot do that get padded rows (modeling/sequences.py). Either way the hidden states come back for the tokens that
-matter alone: R response tokens of all rows one after the other, or the last one of each of B rows. Shapes: M tokens
-read, H hidden size, N all tokens in a row.
+There are two layouts. `SharedPrefix` (modeling/shared_prefix.py) packs all tokens into one row without padding, and
+responses to the same prompt share its pass. `Padded` has a right-padded row per response, for architectures that cannot
+run the first. Shapes: B responses, R response tokens of all responses one after the other, T tokens of the longest
+response, S tokens of the longest prompt and response.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from modeling.sequences import Sequences, real_columns
-from modeling.shared_prefix import SharedPrefix, inputs, plain_because, sharing
-from modeling.trunk import Trunk, recorded
-
-Reading = Literal["states", "last"]
-"""`states`: before each response token, where logits predict it and values judge; `last`: the last response token,
-where a score stands.
-"""
+from modeling.shared_prefix import SharedPrefix, pad_rows
 
 
 @dataclass
 class Batch:
-    """B prompts with responses. Responses have a token at least."""
+    """B prompts with responses as token ids. A response has at least one token; a prompt may occur several times."""
 
     prompts: Sequence[Sequence[int]]
     responses: Sequence[Sequence[int]]
-    pad_id: int
-    device: torch.device
-    trunk: Trunk | None = None
-    trunk_hidden: Tensor | None = None
-    """What left the trunk, once a pass has recorded it."""
-    shared: bool = True
+    device: torch.device | str = "cpu"
+    share_prompts: bool = True
     """Whether responses to the same prompt share its pass."""
-
-    @cached_property
-    def length_B(self) -> Tensor:
-        """Response tokens a row."""
-        return torch.tensor([len(response) for response in self.responses], device=self.device)
-
-    @cached_property
-    def token_R(self) -> Tensor:
-        """The response tokens, row after row."""
-        return torch.tensor([token for response in self.responses for token in response], device=self.device)
+    frozen_hidden: Tensor | None = None
+    """The hidden states after the frozen lower layers, kept from the first pass (modeling/frozen_layers.py)."""
+    _layouts: dict[bool, "SharedPrefix | Padded"] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B."""
         return len(self.responses)
 
-    def rows(self, x_R: Tensor) -> Tensor:
-        """x_BT: a row a response, zeros beyond it."""
-        return torch.nn.utils.rnn.pad_sequence(list(x_R.split(self.length_B.tolist())), batch_first=True)
-
-    def hidden(self, backbone: Any, reading: Reading) -> Tensor:
-        """hidden_MH of a backbone's last layer at the tokens that are read."""
-        with self.around(backbone, reading):
-            if plain_because(backbone) is not None:
-                with self._from_trunk(backbone, {"input_ids": self.padded.ids_BS, "use_cache": False}) as given:
-                    hidden_BSH = backbone(**given).last_hidden_state
-                return hidden_BSH.flatten(0, 1)[self._padded_index[reading]]
-            with self._from_trunk(backbone, inputs(self.packed)) as given:
-                hidden_1NH = backbone(**given).last_hidden_state
-            return hidden_1NH[0, self._packed_index[reading]]
-
-    def around(self, backbone: Any, reading: Reading) -> contextlib.AbstractContextManager[None]:
-        """What a forward pass runs in, and the second one where activations are computed again."""
-        if plain_because(backbone) is not None:
-            return contextlib.nullcontext()
-        # Responses to one prompt have their first state in common, which must not be counted twice on the way back.
-        return sharing(backbone, self._packed_index[reading].unique())
-
-    @contextlib.contextmanager
-    def _from_trunk(self, backbone: Any, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The inputs, or the recorded hidden states in the place of token ids where they are this backbone's own; else
-        they are recorded now.
-        """
-        if self.trunk is None or self.trunk.backbone is not backbone:
-            yield given
-        elif self.trunk_hidden is None:
-            with recorded(self.trunk) as found:
-                yield given
-            self.trunk_hidden = found[0]
-        else:
-            with self.trunk.skipped():
-                yield {name: value for name, value in given.items() if name != "input_ids"} | {
-                    "inputs_embeds": self.trunk_hidden
-                }
-
-    @cached_property
-    def padded(self) -> Sequences:
-        """A padded row a response."""
-        return Sequences.pad(self.prompts, self.responses, self.pad_id, self.device)
-
-    @cached_property
-    def packed(self) -> SharedPrefix:
-        """One row for all: each distinct prompt once, its responses behind it; a prompt with one response is one
-        stretch with it.
-        """
-        if not self._sharing:
-            return SharedPrefix.lay_out(
-                [[*p, *r] for p, r in zip(self.prompts, self.responses, strict=True)],
-                [[] for _ in self.prompts],
-                self.device,
-            )
-        ordered = self._by_prompt
-        return SharedPrefix.lay_out(
-            list(ordered), [[self.responses[row] for row in rows] for rows in ordered.values()], self.device
-        )
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each response."""
+        return [len(response) for response in self.responses]
 
     @property
-    def _sharing(self) -> bool:
-        return self.shared and len(self._by_prompt) < len(self)
+    def token_R(self) -> Tensor:
+        """The response tokens."""
+        return torch.tensor([token for response in self.responses for token in response], device=self.device)
 
-    @cached_property
-    def _by_prompt(self) -> dict[tuple[int, ...], list[int]]:
-        found: dict[tuple[int, ...], list[int]] = {}
-        for number, prompt in enumerate(self.prompts):
-            found.setdefault(tuple(prompt), []).append(number)
-        return found
+    def padded(self, x_R: Tensor) -> Tensor:
+        """x_BT: a row per response, zeros after its end."""
+        return torch.nn.utils.rnn.pad_sequence(list(x_R.split(self.lengths)), batch_first=True)
 
-    @cached_property
-    def _padded_index(self) -> dict[Reading, Tensor]:
-        rows = self.padded
-        start_B1 = torch.arange(len(self), device=self.device)[:, None] * rows.ids_BS.shape[1]
-        return {
-            "states": (start_B1 + rows.state_index_BT)[rows.mask_BT],
-            "last": (start_B1 + rows.last_index_B1).squeeze(1),
-        }
+    def layout(self, packed: bool) -> "SharedPrefix | Padded":
+        """The tokens as the input of a transformer; built once."""
+        if packed not in self._layouts:
+            make = SharedPrefix.of if packed else Padded.of
+            self._layouts[packed] = make(self)
+        return self._layouts[packed]
 
-    @cached_property
-    def _packed_index(self) -> dict[Reading, Tensor]:
-        row = self.packed
-        if not self._sharing:
-            starts = row.prompt_PS[:, 0].tolist()
-            spans = [(start + len(p), len(r)) for start, p, r in zip(starts, self.prompts, self.responses, strict=True)]
-            states = [torch.arange(begin - 1, begin - 1 + count) for begin, count in spans]
-            return {
-                "states": torch.cat(states).to(self.device),
-                "last": torch.tensor([begin + count - 1 for begin, count in spans], device=self.device),
-            }
-        # Answers stand prompt by prompt: back into the order of the rows.
-        order = [number for numbers in self._by_prompt.values() for number in numbers]
-        place = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=self.device)
-        state_BT = row.state_AT[place]
-        return {"states": state_BT[real_columns(state_BT.shape[1], self.length_B)], "last": row.last_A[place]}
+
+@dataclass(frozen=True)
+class Padded:
+    """A row per response. Padding is on the right, where causal attention never looks, so no mask is needed."""
+
+    ids_BS: Tensor
+    state_R: Tensor
+    """Index into the B * S tokens of the state before each response token."""
+    last_B: Tensor
+    """Index of the last token of each response."""
+
+    @staticmethod
+    def of(batch: Batch) -> "Padded":
+        """The layout of a batch."""
+        rows = [[*prompt, *response] for prompt, response in zip(batch.prompts, batch.responses, strict=True)]
+        ids_BS, _ = pad_rows(rows, batch.device)
+        starts = [number * ids_BS.shape[1] + len(prompt) for number, prompt in enumerate(batch.prompts)]
+        return Padded(ids_BS, *response_index(starts, starts, batch))
+
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of the transformer."""
+        return {"input_ids": self.ids_BS}
+
+
+def response_index(starts: Sequence[int], before: Sequence[int], batch: Batch) -> tuple[Tensor, Tensor]:
+    """(state_R, last_B) of responses whose tokens begin at `starts`, after prompts that end just before `before`."""
+    states, last = [], []
+    for start, end_of_prompt, length in zip(starts, before, batch.lengths, strict=True):
+        states += [end_of_prompt - 1, *range(start, start + length - 1)]
+        last.append(start + length - 1)
+    return torch.tensor(states, device=batch.device), torch.tensor(last, device=batch.device)
+
+
+def text_batch(chunks: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
+    """Plain text as a batch: all tokens but the first are predicted."""
+    return Batch([chunk[:1] for chunk in chunks], [chunk[1:] for chunk in chunks], device, share_prompts=False)
 
 
 def micro_batches(rows: Sequence[int], tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows in groups of at most `max_tokens` tokens (one row at least), in their order. `tokens[row]` counts prompt and
-    response.
-
-    Scoring and update must group alike for a ratio of exactly 1 at learning rate 0.
-    """
+    """Rows in groups of at most `max_tokens` tokens (at least one row), in their order; `tokens[row]` is its size."""
     groups: list[list[int]] = []
     room = 0
     for row in rows:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from modeling.disk import discard, file_digest, free_bytes, mib, room_for, sync, write_whole
 from modeling.processes import Processes
 from modeling.seeds import derive_seed
+from modeling.sharding import full, placed_like
 
 SUMS = "checksums.json"
 
@@ -88,7 +89,9 @@ class Checkpoints:
             return
         every_random = self.team.gather([random])
         numbers = {**numbers, "processes": self.team.count}
-        self.team.from_main(lambda: self._write(step, numbers, every_random, trained))
+        # Shards are gathered by all processes, one tensor at a time; only the first one keeps them.
+        tensors = {name: whole_on_main(values, self.team) for name, values in trained.tensors().items()}
+        self.team.from_main(lambda: self._write(step, numbers, every_random, tensors))
         self.saved = step
 
     def _choose(self, trained: Trained) -> tuple[Path | None, list[str]]:
@@ -121,16 +124,16 @@ class Checkpoints:
         step: int,
         numbers: Mapping[str, Any],
         every_random: Sequence[Mapping[str, Tensor]],
-        trained: Trained,
+        tensors: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         final = self.folder / f"checkpoint-{step:08d}"
         beside = self.folder / f".{final.name}.partial"
         self._clear()
         try:
-            with room_for(final, trained.bytes_once_saved()):
+            with room_for(final, bytes_of(tensors)):
                 beside.mkdir(parents=True)
                 sync(self.folder.parent)
-                for name, values in trained.tensors().items():
+                for name, values in tensors.items():
                     whole = {key: value.contiguous() for key, value in values.items()}
                     save_file(whole, beside / f"{name}.safetensors")
                 save_file(
@@ -269,12 +272,27 @@ def restore_parameters(place: Path, name: str, parameters: Mapping[str, nn.Param
         raise ValueError(f"{place} is of another {name} model than this run's: start over with --force")
     with torch.no_grad():
         for key, parameter in parameters.items():
-            parameter.copy_(saved[key])
+            parameter.copy_(placed_like(saved[key], parameter))
 
 
 def detached(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The weights as plain tensors."""
     return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def whole_on_main(tensors: Mapping[str, Tensor], team: Processes) -> dict[str, Tensor]:
+    """The tensors, those of shards gathered, in the first process; {} in the others."""
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = full(tensor)
+        if team.is_main:
+            found[name] = gathered.cpu() if gathered is not tensor else tensor
+    return found
+
+
+def bytes_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """The size of a checkpoint."""
+    return sum(x.numel() * x.element_size() for values in tensors.values() for x in values.values())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -292,4 +310,5 @@ def restore_optimizer(
     for path, value in saved.items():
         name, key = path.split("//")
         # Fused Adam keeps its step counter on the parameter's device too.
-        optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)
+        value = value.to(parameters[name].device, copy=True)
+        optimizer.state[parameters[name]][key] = placed_like(value, parameters[name]) if value.dim() else value

@@ -224,12 +224,16 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
     """
     settings = read_settings(place, config)
     classifier = is_classifier(settings)
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(settings, name, 0.0)
+    settings.num_labels = 1 if not classifier else settings.num_labels
     scalar_class(settings)  # so that transformers knows a class for every causal architecture
     if classifier and settings.num_labels != 1:
         raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
     with _sentence_for(place, "model"):
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            str(place), num_labels=1, revision=config.revision, trust_remote_code=config.trust_remote_code,
+            str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
             dtype=torch.float32, use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
     _refuse_missing(place, {name for name in found["missing_keys"] if classifier or not name.startswith("score.")})
@@ -320,19 +324,17 @@ def context_length(settings: Any, generating: bool = True) -> int:
 
 
 def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A context for forward passes with the arithmetic of `model.precision`.
-
-    Output layers stay outside it: modeling/logprobs.py runs them in float32.
+    """A context for generation with the arithmetic of `model.precision`. Models as modules have their own
+    (modeling/models.py).
     """
-    if mixed_precision(config, device):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    dtype = autocast_dtype(config, device)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def mixed_precision(config: ModelConfig, device: torch.device) -> bool:
-    """Whether `model.precision` means bfloat16 on this device."""
+def autocast_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision that `model.precision` means on this device; None computes in the weights' type."""
     automatic = config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.precision == "bfloat16" or automatic
+    return torch.bfloat16 if config.precision == "bfloat16" or automatic else None
 
 
 def freeze(module: nn.Module) -> None:

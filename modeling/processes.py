@@ -102,6 +102,8 @@ def processes(device: str = "auto", timeout_minutes: float = TIMEOUT_MINUTES) ->
     if cpu:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         keep_freed_memory()
+    # With accelerate's default all processes but the first would load models without weights.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     state = PartialState(cpu=cpu, timeout=timedelta(minutes=timeout_minutes))
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
 
@@ -128,7 +130,9 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    flat = torch._utils._flatten_dense_tensors(gradients)
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for gradient, summed in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
-        gradient.copy_(summed)
+    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))

@@ -1,285 +1,274 @@
-"""Prompts and their answers in one forward pass: each prompt is encoded once, and its keys and values are shared by all
-its answers.
+"""Packs prompts and their responses into one row: each distinct prompt is encoded once, whatever the number of its
+responses.
 
-All tokens lie side by side in a single row without padding, each at the position that it has in the plain sequence;
-only attention, which runs as a function of our own, sets answers apart. Exact and differentiable, for full fine-tuning,
-adapters and recomputed activations alike. Shapes: P prompts, A answers of all prompts together, N tokens in all, S
-tokens of the longest prompt, T of the longest answer, H heads, D head size.
+Every token has the position that it has in its plain sequence, and an attention function registered with transformers
+keeps sequences apart: a response attends to its own prompt and to itself. Exact and differentiable, with adapters and
+gradient checkpointing too. Shapes: P prompts, A responses, N tokens in the row, S tokens of the longest prompt, T of
+the longest response, C = S + T, H heads, D head size, B responses, R response tokens.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_layers import GradientCheckpointingLayer
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from modeling.attention import attending, refuse_unknown_terms
-from modeling.sequences import Sequences, pad_rows, real_columns, take_positions
+if TYPE_CHECKING:
+    from modeling.batch import Batch
 
 NAME = "rlhf_ptx_shared_prefix"
+UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
+"""Terms that some architectures add to attention and that `attention` does not compute."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def pad_rows(rows: Sequence[Sequence[int]], device: torch.device | str, pad_id: int = 0) -> tuple[Tensor, Tensor]:
+    """(rows right-padded to the longest, their lengths)."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad_id)
+    return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
+
+
+def real_columns(width: int, length_B: Tensor) -> Tensor:
+    """mask_BT of `width` columns: true in the first `length_B` of each row."""
+    return torch.arange(width, device=length_B.device) < length_B[:, None]
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Where in the row the prompts and answers lie. Padded indices point at token 0, and nobody attends to them."""
+    """The layout. Padded indices point at token 0 and are masked.
+
+    Where no prompt has several responses, a prompt and its response are one sequence: they are laid out as P "prompts"
+    without responses (A = 0), since plain causal attention is faster.
+    """
 
     ids_1N: Tensor
     position_1N: Tensor
     prompt_PS: Tensor
-    answer_AT: Tensor
+    """Index of each prompt's tokens in the row."""
+    response_AT: Tensor
     prompt_length_P: Tensor
-    answer_length_A: Tensor
     owner_A: Tensor
-    """Which prompt each answer belongs to."""
-    padded_N: Tensor
-    """Where each token lies among padded prompts and, after them, padded answers."""
+    """The prompt of each response."""
+    unpad_N: Tensor
+    """Index of each token in the padded prompts followed by the padded responses."""
+    state_R: Tensor
+    """Index of the state before each response token, in the order of the batch."""
+    last_B: Tensor
+    """Index of the last token of each response, in the order of the batch."""
     masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def lay_out(
-        prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], device: torch.device
-    ) -> "SharedPrefix":
-        """Prompt by prompt, each followed by its answers. `answers[p]` are those to `prompts[p]`: none of them empty,
-        and perhaps none at all.
-        """
-        rows = [row for prompt, own in zip(prompts, answers, strict=True) for row in (prompt, *own)]
-        starts = [0]
-        for row in rows:
-            starts.append(starts[-1] + len(row))
-        at = iter(starts)
-        prompt_starts, answer_starts, positions = [], [], []
-        for prompt, own in zip(prompts, answers, strict=True):
-            prompt_starts.append(next(at))
-            answer_starts += [next(at) for _ in own]
-            positions += [range(len(prompt)), *(range(len(prompt), len(prompt) + len(answer)) for answer in own)]
-        every_answer = [answer for own in answers for answer in own]
-        prompt_PS, prompt_length_P = pad_rows(
-            [range(start, start + len(p)) for start, p in zip(prompt_starts, prompts, strict=True)], 0, device
-        )
-        spans = [range(start, start + len(a)) for start, a in zip(answer_starts, every_answer, strict=True)] or [
-            range(0)
-        ]
-        answer_AT, answer_length_A = (x[: len(every_answer)] for x in pad_rows(spans, 0, device))
-        real = torch.cat(
-            [
-                real_columns(prompt_PS.shape[1], prompt_length_P).flatten(),
-                real_columns(answer_AT.shape[1], answer_length_A).flatten(),
-            ]
-        )
-        index = torch.cat([prompt_PS.flatten(), answer_AT.flatten()])
-        padded_N = torch.empty(starts[-1], dtype=torch.long, device=device)
-        padded_N[index[real]] = real.nonzero().squeeze(1)
-        return SharedPrefix(
-            ids_1N=torch.tensor([[token for row in rows for token in row]], device=device),
-            position_1N=torch.tensor([[position for row in positions for position in row]], device=device),
-            prompt_PS=prompt_PS,
-            answer_AT=answer_AT,
-            prompt_length_P=prompt_length_P,
-            answer_length_A=answer_length_A,
-            owner_A=torch.tensor(
-                [index for index, own in enumerate(answers) for _ in own], dtype=torch.long, device=device
-            ),
-            padded_N=padded_N,
-        )
+    def of(batch: "Batch") -> "SharedPrefix":
+        """The layout of a batch."""
+        from modeling.batch import response_index
 
-    @property
-    def last_A(self) -> Tensor:
-        """Where in the row each answer's last token is."""
-        return take_last(self.answer_AT, self.answer_length_A)
+        of_prompt: dict[tuple[int, ...], list[int]] = {}
+        for number, prompt in enumerate(batch.prompts):
+            of_prompt.setdefault(tuple(prompt), []).append(number)
+        if not batch.share_prompts or len(of_prompt) == len(batch):
+            pairs = list(zip(batch.prompts, batch.responses, strict=True))
+            row = _Row([[*prompt, *response] for prompt, response in pairs], [[] for _ in pairs])
+            starts = [start + len(prompt) for start, (prompt, _) in zip(row.prompt_starts, pairs, strict=True)]
+            return row.layout(*response_index(starts, starts, batch), batch.device)
+        row = _Row(list(of_prompt), [[batch.responses[number] for number in own] for own in of_prompt.values()])
+        order = [number for own in of_prompt.values() for number in own]
+        starts, before = [0] * len(batch), [0] * len(batch)
+        for number, start, owner in zip(order, row.response_starts, row.owners, strict=True):
+            starts[number] = start
+            before[number] = row.prompt_starts[owner] + len(row.prompts[owner])
+        return row.layout(*response_index(starts, before, batch), batch.device)
 
-    @property
-    def state_AT(self) -> Tensor:
-        """Where in the row the state before each answer token is; columns beyond an answer hold numbers without
-        meaning.
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of a transformer whose attention is `attention`.
+
+        transformers hands on a 4-dimensional mask as it is, instead of building one for N x N tokens; `attention`
+        ignores it.
         """
-        return torch.cat(
-            [take_last(self.prompt_PS, self.prompt_length_P)[self.owner_A][:, None], self.answer_AT[:, :-1]], dim=1
-        )
+        unused = torch.zeros(1, 1, 1, 1, device=self.ids_1N.device)
+        return {
+            "input_ids": self.ids_1N, "position_ids": self.position_1N, "attention_mask": unused, "shared_prefix": self,
+        }  # fmt: skip
 
     def masks_of(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """(mask_1SS of prompts or None where plain causal attention is the same, mask_A1TC of answers to their prompt's
-        and their own tokens).
+        """(mask_1SS between prompt tokens, or None for plain causal attention; mask_A1TC from responses to their prompt
+        and themselves). A is 1 if there is one prompt.
 
-        `window` is how far back a token sees, itself included; None is to the start. Where all answers have one prompt,
-        A is 1.
+        Args:
+            window: how many tokens back a token attends, itself included; None for all.
         """
         if window not in self.masks:
-            self.masks[window] = self._prompt_mask(window), self._answer_mask(window)
+            self.masks[window] = self._prompt_mask(window), self._response_mask(window)
         return self.masks[window]
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:
-        length = self.prompt_PS.shape[1]
-        if window is None or window >= length:
+        position_1S = torch.arange(self.prompt_PS.shape[1], device=self.prompt_PS.device)[None]
+        if window is None or window >= position_1S.shape[1]:
             return None
-        return seen(
-            torch.arange(length, device=self.prompt_PS.device)[None],
-            torch.arange(length, device=self.prompt_PS.device)[None],
-            window,
+        return attends(position_1S, position_1S, window)
+
+    def _response_mask(self, window: int | None) -> Tensor:
+        device, lengths_P = self.prompt_PS.device, self.prompt_length_P
+        length_A1 = (lengths_P if len(lengths_P) == 1 else lengths_P[self.owner_A])[:, None]
+        own_AT = length_A1 + torch.arange(self.response_AT.shape[1], device=device)
+        before_1S = torch.arange(self.prompt_PS.shape[1], device=device)[None]
+        prompt_ATS = attends(own_AT, before_1S.expand(len(length_A1), -1), window) & (before_1S < length_A1)[:, None]
+        return torch.cat([prompt_ATS, attends(own_AT, own_AT, window)], dim=2)[:, None]
+
+
+class _Row:
+    """Prompt after prompt, each followed by its responses."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]) -> None:
+        self.prompts = prompts
+        self.responses = [response for own in responses for response in own]
+        self.owners = [owner for owner, own in enumerate(responses) for _ in own]
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.prompt_starts: list[int] = []
+        self.response_starts: list[int] = []
+        for prompt, own in zip(prompts, responses, strict=True):
+            self.prompt_starts.append(self._append(prompt, 0))
+            self.response_starts += [self._append(response, len(prompt)) for response in own]
+
+    def _append(self, tokens: Sequence[int], position: int) -> int:
+        start = len(self.ids)
+        self.ids += tokens
+        self.positions += range(position, position + len(tokens))
+        return start
+
+    def layout(self, state_R: Tensor, last_B: Tensor, device: torch.device | str) -> SharedPrefix:
+        """The tensors."""
+
+        def spans(starts: Sequence[int], rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+            found = [range(start, start + len(row)) for start, row in zip(starts, rows, strict=True)]
+            index, lengths = pad_rows(found or [range(0)], device)
+            return index[: len(rows)], lengths[: len(rows)]
+
+        prompt_PS, length_P = spans(self.prompt_starts, self.prompts)
+        response_AT, length_A = spans(self.response_starts, self.responses)
+        parts = ((prompt_PS, length_P), (response_AT, length_A))
+        real = torch.cat([real_columns(index.shape[1], lengths).flatten() for index, lengths in parts])
+        unpad_N = torch.empty(len(self.ids), dtype=torch.long, device=device)
+        unpad_N[torch.cat([prompt_PS.flatten(), response_AT.flatten()])[real]] = real.nonzero().squeeze(1)
+        return SharedPrefix(
+            ids_1N=torch.tensor([self.ids], device=device),
+            position_1N=torch.tensor([self.positions], device=device),
+            prompt_PS=prompt_PS,
+            response_AT=response_AT,
+            prompt_length_P=length_P,
+            owner_A=torch.tensor(self.owners, dtype=torch.long, device=device),
+            unpad_N=unpad_N,
+            state_R=state_R,
+            last_B=last_B,
         )
 
-    def _answer_mask(self, window: int | None) -> Tensor:
-        device, prompts = self.prompt_PS.device, self.prompt_length_P
-        length_A1 = (prompts if len(prompts) == 1 else prompts[self.owner_A])[:, None]
-        own_AT = length_A1 + torch.arange(self.answer_AT.shape[1], device=device)
-        before_1S = torch.arange(self.prompt_PS.shape[1], device=device)[None]
-        prompt_ATS = seen(own_AT, before_1S.expand(len(length_A1), -1), window) & (before_1S < length_A1)[:, None]
-        return torch.cat([prompt_ATS, seen(own_AT, own_AT, window)], dim=2)[:, None]
 
-
-def seen(query_BQ: Tensor, key_BK: Tensor, window: int | None) -> Tensor:
-    """mask_BQK: whether a token at one position sees another: not ahead of itself, and not too far back."""
+def attends(query_BQ: Tensor, key_BK: Tensor, window: int | None) -> Tensor:
+    """mask_BQK: whether a token at one position attends to another: not to a later one, and within the window."""
     distance_BQK = query_BQ[:, :, None] - key_BK[:, None, :]
     return (distance_BQK >= 0) if window is None else (distance_BQK >= 0) & (distance_BQK < window)
 
 
-def take_last(index_BT: Tensor, length_B: Tensor) -> Tensor:
-    """index_B: the last real column of each row."""
-    return index_BT.gather(1, length_B[:, None] - 1).squeeze(1)
-
-
 def attention(
-    module: Any, query_1HND: Tensor, key_1HND: Tensor, value_1HND: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0, sliding_window: int | None = None, shared_prefix: SharedPrefix | None = None, **more: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention of every layer, in transformers' form: (out_1NHD, no weights). Keys may have fewer heads than
-    queries.
-    """
-    if shared_prefix is None or attention_mask is not None:
-        raise NotImplementedError("it does not hand on how the row is laid out")
-    refuse_unknown_terms(more)
-    row = shared_prefix
+    module: Any, query_1HND: Tensor, key_1HND: Tensor, value_1HND: Tensor, attention_mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: (out_1NHD, no weights). Without `shared_prefix`, plain sdpa attention."""
+    row: SharedPrefix | None = given.pop("shared_prefix", None)
+    if row is None:
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query_1HND, key_1HND, value_1HND, attention_mask, **given
+        )
+        return found
+    if any(given.get(name) is not None for name in UNKNOWN_TERMS):
+        raise NotImplementedError("its attention has additional terms")
     query_NHD, key_NHD, value_NHD = (x[0].transpose(0, 1) for x in (query_1HND, key_1HND, value_1HND))
-    if (copies := query_NHD.shape[1] // key_NHD.shape[1]) > 1:
+    if (copies := query_NHD.shape[1] // key_NHD.shape[1]) > 1:  # keys have fewer heads
         key_NHD, value_NHD = key_NHD.repeat_interleave(copies, dim=1), value_NHD.repeat_interleave(copies, dim=1)
-    prompt_mask, answer_mask = row.masks_of(sliding_window)
-
-    def rows(x_NHD: Tensor, index: Tensor) -> Tensor:
-        return x_NHD[index].transpose(1, 2)
+    prompt_mask, response_mask = row.masks_of(given.get("sliding_window"))
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+            query, key, value, mask, given.get("dropout", 0.0), is_causal=mask is None, scale=given.get("scaling")
         )
         return out.transpose(1, 2).flatten(0, 1)
 
-    keys_PHSD, values_PHSD = rows(key_NHD, row.prompt_PS), rows(value_NHD, row.prompt_PS)
-    of_prompts = attend(rows(query_NHD, row.prompt_PS), keys_PHSD, values_PHSD, prompt_mask)
-    if not len(row.owner_A):
-        return of_prompts[row.padded_N][None], None
-    keys_AHCD = torch.cat([keys_PHSD[row.owner_A], rows(key_NHD, row.answer_AT)], dim=2)
-    values_AHCD = torch.cat([values_PHSD[row.owner_A], rows(value_NHD, row.answer_AT)], dim=2)
-    of_answers = attend(rows(query_NHD, row.answer_AT), keys_AHCD, values_AHCD, answer_mask)
-    return torch.cat([of_prompts, of_answers])[row.padded_N][None], None
+    query_P, key_P, value_P = (x[row.prompt_PS].transpose(1, 2) for x in (query_NHD, key_NHD, value_NHD))
+    out = attend(query_P, key_P, value_P, prompt_mask)
+    if len(row.owner_A):
+        query_A, key_A, value_A = (x[row.response_AT].transpose(1, 2) for x in (query_NHD, key_NHD, value_NHD))
+        key_AHCD = torch.cat([key_P[row.owner_A], key_A], dim=2)
+        value_AHCD = torch.cat([value_P[row.owner_A], value_A], dim=2)
+        out = torch.cat([out, attend(query_A, key_AHCD, value_AHCD, response_mask)])
+    return out[row.unpad_N][None], None
 
 
 AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-@contextlib.contextmanager
-def sharing(backbone: Any, read_M: Tensor | None = None) -> Iterator[None]:
-    """Within, the backbone attends through `attention`, and wants `shared_prefix` with every call. There is no mask
-    then, which other functions would need.
+def enable(backbone: Any) -> str | None:
+    """Sets the backbone's attention to `attention` if it then computes the same hidden states.
 
-    Where `read_M` are all tokens whose last hidden states will be looked at, the others' are left unfinished.
+    Found by a trial on a few tokens, made once per backbone; if it fails, the backbone keeps its own attention and the
+    reason is returned.
     """
-    with (
-        attending(backbone.config, NAME),
-        contextlib.nullcontext() if read_M is None else finished_only_at(backbone, read_M),
-    ):
-        yield
+    if not hasattr(backbone, "shared_prefix_reason"):
+        before = backbone.config._attn_implementation
+        backbone.shared_prefix_reason = why_not(backbone)
+        if backbone.shared_prefix_reason is not None:
+            set_attention(backbone, before)
+    reason: str | None = backbone.shared_prefix_reason
+    return reason
 
 
-@contextlib.contextmanager
-def finished_only_at(backbone: Any, read_M: Tensor) -> Iterator[None]:
-    """Within, the last layer's MLP, whose work on one token is nobody else's business, runs at these tokens of the row
-    alone.
-    """
-    last = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)][-1:]
-    mlp = getattr(last[0], "mlp", None) if last else None
-    if mlp is None:
-        yield
-        return
-
-    def select(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        tokens[0] = args[0].shape[1]
-        return (args[0][:, read_M], *args[1:])
-
-    def put_back(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        found_1MH = output[0] if isinstance(output, tuple) else output
-        hidden_1NH = found_1MH.new_zeros(1, tokens[0], found_1MH.shape[-1]).index_copy(1, read_M, found_1MH)
-        return (hidden_1NH, *output[1:]) if isinstance(output, tuple) else hidden_1NH
-
-    tokens = [0]
-    handles = [mlp.register_forward_pre_hook(select), mlp.register_forward_hook(put_back)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def inputs(row: SharedPrefix) -> dict[str, Any]:
-    """What to call a model with, within `sharing`."""
-    return {"input_ids": row.ids_1N, "position_ids": row.position_1N, "shared_prefix": row, "use_cache": False}
-
-
-REASONS: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
-
-
-def plain_because(backbone: nn.Module) -> str | None:
-    """Why each answer needs a pass of its own over its prompt; None where answers share it. Tried once a backbone."""
-    if backbone not in REASONS:
-        REASONS[backbone] = why_not(backbone)
-    return REASONS[backbone]
+def set_attention(backbone: Any, name: str) -> None:
+    """transformers' `set_attn_implementation`, which needs `sdpa` as the model's own for some architectures."""
+    backbone.set_attn_implementation(name)
 
 
 @torch.no_grad()
 def why_not(backbone: Any) -> str | None:
-    """Why answers cannot share their prompt's pass in this architecture, found by trying it on a few tokens; None where
-    they can.
-    """
-    device, settings, name = (
-        next(backbone.parameters()).device,
-        backbone.config.get_text_config(),
-        type(backbone).__name__,
-    )
-    # What a few tokens would not show: layers that carry something else than attention along the row, and windows wider
-    # than these few.
-    if (others := set(getattr(settings, "layer_types", None) or ()) - KNOWN_LAYERS) or getattr(
-        settings, "attention_chunk_size", None
-    ):
+    """Why the backbone cannot run this layout; None if it can, and then its attention is `attention`."""
+    from modeling.batch import Batch
+
+    settings, name = backbone.config.get_text_config(), type(backbone).__name__
+    # A few tokens do not show layers with other state than attention, nor windows wider than these tokens.
+    others = set(getattr(settings, "layer_types", None) or ()) - KNOWN_LAYERS
+    if others or getattr(settings, "attention_chunk_size", None):
         return f"{name} has layers that do more than attend ({', '.join(sorted(others)) or 'attention in chunks'})"
-    few = torch.arange(5, 5 + 18, device="cpu").remainder(settings.vocab_size).tolist()
-    prompts, answers = [few[:3], few[3:8]], [[few[8:10], few[10:13]], [few[13:14], few[14:18]]]
-    plain = Sequences.pad([prompts[0]] * 2 + [prompts[1]] * 2, [answer for own in answers for answer in own], 0, device)
-    row = SharedPrefix.lay_out(prompts, answers, device)
-    with torch.autocast(device.type, enabled=False):
-        expected_A1H = take_positions(
-            backbone(input_ids=plain.ids_BS, use_cache=False).last_hidden_state, plain.last_index_B1
-        )
+    few = torch.arange(5, 5 + 18).remainder(settings.vocab_size).tolist()
+    batch = Batch(
+        [few[:3], few[:3], few[3:8], few[3:8]],
+        [few[8:10], few[10:13], few[13:14], few[14:18]],
+        next(backbone.parameters()).device,
+    )
+    row = batch.layout(packed=True)
+    assert isinstance(row, SharedPrefix)
+
+    def last_states(packed: bool) -> Tensor:
+        layout = batch.layout(packed)
+        hidden = backbone(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
+        found: Tensor = hidden[layout.last_B]
+        return found
+
+    with torch.autocast(row.ids_1N.device.type, enabled=False):
+        expected_BH = last_states(packed=False)
         try:
-            with sharing(backbone, row.last_A):
-                found_AH = backbone(**inputs(row)).last_hidden_state[0, row.last_A]
-        except Exception as error:  # whatever an architecture says to a call that it does not know
-            return (
-                f"{name} cannot be called on answers that share a prompt ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]})"
-            )
-    if (
-        getattr(settings, "sliding_window", None)
-        and getattr(settings, "use_sliding_window", True)
-        and not any(row.masks)
-    ):
-        return f"{name} does not tell its attention how wide its sliding window is"
-    difference, scale = float((found_AH - expected_A1H[:, 0]).abs().max()), float(expected_A1H.abs().max())
+            set_attention(backbone, NAME)
+            found_BH = last_states(packed=True)
+        except Exception as error:  # an architecture may fail in any way on a call that it does not know
+            first = str(error).splitlines()[0] if str(error) else ""
+            return f"{name} cannot share a prompt's pass ({type(error).__name__}: {first})"
+    has_window = getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True)
+    if has_window and not any(row.masks):
+        return f"{name} does not pass the width of its sliding window to its attention"
+    difference, scale = float((found_BH - expected_BH).abs().max()), float(expected_BH.abs().max())
     if difference > 1e-4 * scale:
-        return f"{name} gives answers that share a prompt other hidden states (by {difference:.2g} of {scale:.2g})"
+        return f"{name} computes other hidden states with shared prompts (by {difference:.2g} of {scale:.2g})"
     return None

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 from modeling.adapters import add_lora, merged
+from modeling.architecture import backbone_of
 from modeling.batch import Batch
 from modeling.config import LoraSettings
 from modeling.finite import is_finite
-from modeling.logprobs import accumulate_gradient
-from modeling.scalar import initialise_head, scalar_model
-from modeling.trunk import backbone_of
+from modeling.models import ValueModel, initialise_head, plain, policy_model, reward_model
 
 HEADS, WIDTH, WORDS, LAYERS = 4, 64, 256, 2
 KINDS = 4
@@ -31,7 +30,6 @@ WIDTHS = (
 """Widths of MLPs and experts in the configurations of transformers."""
 LARGEST = 32_000_000
 """Most parameters of a copy: 128 MB of weights in float32, and as much of gradients."""
-CPU = torch.device("cpu")
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +59,7 @@ class Trial:
                 check_gradients(trained)
             with self._step("a step of PPO's policy", small.config):
                 trained.eval()
-                accumulate_gradient(trained, few_tokens(small), lambda logprobs_N, part: -logprobs_N.sum())
+                policy_model(trained)(few_tokens(small))[0].sum().backward()
                 check_gradients(trained)
             with self._step("merging the LoRA adapters", small.config):
                 merged(trained)
@@ -78,11 +76,12 @@ class Trial:
                 return
             with self._step("adding the LoRA adapters", small.config):
                 initialise_head(small, 0)
-                trained, scalar = self._adapted(small), scalar_model(small)
-                scalar.head.requires_grad_(True)
-            for step, read in (("the reward model", scalar.scores), ("the value model", scalar.values)):
+                trained = self._adapted(small)
+                plain(trained).score.requires_grad_(True)
+                reward = reward_model(trained)
+            for step, model in (("the reward model", reward), ("the value model", ValueModel(reward.encoder))):
                 with self._step(f"a step of {step}", small.config):
-                    read(few_tokens(small)).sum().backward()
+                    model(few_tokens(small)).sum().backward()
                     check_gradients(trained)
 
     def _adapted(self, small: Any) -> Any:
@@ -138,7 +137,7 @@ def few_tokens(model: Any) -> Batch:
     words = model.get_input_embeddings().num_embeddings
     prompts, answers = [[5, 6, 7], [5, 6, 7], [8, 9]], [[10, 11], [12], [13, 14, 15]]
     prompts, answers = ([[token % words for token in row] for row in rows] for rows in (prompts, answers))
-    return Batch(prompts, answers, 0, CPU)
+    return Batch(prompts, answers)
 
 
 def router_loss(settings: Any) -> dict[str, bool]:

@@ -17,9 +17,10 @@ from modeling.checkpoint import (
     restore_optimizer,
     restore_parameters,
 )
+from modeling.sharding import placed_like
+from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
-from ppo.models import PPOModels
-from ppo.update import Optimizers
+from ppo.optimizers import Optimizers
 
 
 class Stateful(Protocol):
@@ -50,7 +51,7 @@ class Progress:
 class Trained:
     """What training changes. Everything in it must be the same in all processes."""
 
-    models: PPOModels
+    models: ActorCritic
     optimizers: Optimizers
     average: MovingAverage
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
@@ -75,7 +76,8 @@ class Trained:
         restore_parameters(place, "policy", policy, device)
         restore_parameters(place, "value", value, device)
         # Copies, because a loaded tensor may be memory-mapped from its file.
-        self.average.average = {key: tensor.clone() for key, tensor in read_tensors(place, "average", device).items()}
+        saved = read_tensors(place, "average", device)
+        self.average.average = {key: placed_like(tensor.clone(), policy[key]) for key, tensor in saved.items()}
         restore_optimizer(self.optimizers.policy, policy, read_tensors(place, "policy_optimizer", device))
         restore_optimizer(self.optimizers.value, value, read_tensors(place, "value_optimizer", device))
 

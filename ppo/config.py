@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from data.numbers import (
+    AtLeastTwo,
     ClosedUnitInterval,
     FractionBelowOne,
     NonNegativeFloat,
@@ -13,11 +14,34 @@ from data.numbers import (
     PositiveInt,
     check_numbers,
 )
-from ppo.guards import GuardSettings
-from ppo.held_out import HeldOutSettings
+from ppo.monitors import MonitorSettings
 
 LARGEST_KL_ERROR = 0.2
 """With `kl_target`: a KL that is far off moves kl_coef no faster than one that is 20% off (Ziegler et al. 2019)."""
+
+
+@dataclass
+class HeldOutSettings:
+    """The policy on held-out prompts while it is trained. All ours."""
+
+    every: NonNegativeInt = 0
+    """Iterations between evaluations; the policy is evaluated before the first and after the last one too. 0 makes
+    none. Ours."""
+    prompts: AtLeastTwo = 64
+    """Maximum number of prompts, at least 2 for a standard error, spread evenly over the validation split. Ours."""
+    prompts_from: Literal["sft", "rl"] = "sft"
+    """`sft`: the demonstrations' prompts, each with an answer to judge by. `rl`: those of the prompts that PPO trains
+    on; only those of them are judged that have a demonstration. Ours."""
+    responses_per_prompt: PositiveInt = 1
+    """Averaged before anything else, as the prompt is the unit of the standard errors. Ours."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature, above 0; the KL is between the distributions at this temperature. Ours."""
+    weights: Literal["ema", "last"] = "ema"
+    """The moving average, as the evaluate stage takes by default, or the weights that the next roll-out will use.
+    Ours.
+    """
+    judge: Literal["chrf", "none"] = "chrf"
+    """`chrf`: overlap of characters with the demonstration, which no reward model was taught. Ours."""
 
 
 @dataclass
@@ -41,7 +65,7 @@ class PPOConfig:
     not change the result. Ours.
     """
     engine: Literal["native", "transformers", "vllm"] = "native"
-    """The engine that samples responses: `native`, our decoder (modeling/engines), or transformers' `generate` if ours
+    """What generates responses: `native`, our decoder (modeling/generation.py), or transformers' `generate` if ours
     cannot decode the model; `transformers`, always its `generate`; `vllm`, which needs its extra and a GPU. Ours."""
     rollout_batch_size: PositiveInt = 64
     """Episodes decoded together in one process; changes speed and memory only. Ours."""
@@ -126,7 +150,7 @@ class PPOConfig:
     """Episodes written then. Ours."""
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     """The policy on held-out prompts while it is trained."""
-    guards: GuardSettings = field(default_factory=GuardSettings)
+    monitors: MonitorSettings = field(default_factory=MonitorSettings)
     """What stops a run that has gone wrong, or warns."""
 
     @property
@@ -167,9 +191,9 @@ class PPOConfig:
             )
 
     def refuse_unrecorded(self, recorded: bool) -> None:
-        """Raises ValueError if old log-probabilities are to come from an engine that records none."""
+        """Raises ValueError if old log-probabilities are to come from a generator that records none."""
         if self.old_logprobs == "rollout" and not recorded:
             raise ValueError(
-                "ppo.old_logprobs=rollout needs the log-probabilities that the native engine records, but it cannot "
+                "ppo.old_logprobs=rollout needs the log-probabilities that our decoder records, but it cannot "
                 "decode this model: set ppo.old_logprobs=recompute"
             )

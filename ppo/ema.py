@@ -20,8 +20,8 @@ class MovingAverage:
     @torch.no_grad()
     def update(self) -> None:
         """One step."""
-        averages = [self.average[name] for name in self.parameters]
-        torch._foreach_lerp_(averages, [p.detach() for p in self.parameters.values()], 1 - self.decay)
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.detach(), 1 - self.decay)
 
     @contextlib.contextmanager
     @torch.no_grad()

@@ -2,35 +2,54 @@
 adapters beside them.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 
 from modeling.adapters import merged, save_adapter
 from modeling.config import ModelConfig
+from modeling.disk import room_for
 from modeling.export import export as export_model
 from modeling.load import load_causal
+from modeling.processes import Processes
+from modeling.sharding import full
+from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
-from ppo.models import PPOModels
 
 
-def export(
-    models: PPOModels, average: MovingAverage, sft: Path, config: ModelConfig, tokenizer: Any, out: Path
-) -> None:
-    """Writes both. Adapters are merged into a fresh copy of the SFT model, so the folders load with plain
-    transformers.
-    """
-    _write(models.policy.model, "model", sft, config, tokenizer, out)
-    with average.in_place():
-        _write(models.policy.model, "model_ema", sft, config, tokenizer, out)
+@dataclass(frozen=True)
+class PolicyExport:
+    """Where the policy comes from, and where it goes."""
 
+    sft: Path
+    config: ModelConfig
+    tokenizer: Any
+    out: Path
 
-def _write(policy: Any, name: str, sft: Path, config: ModelConfig, tokenizer: Any, out: Path) -> None:
-    if not isinstance(policy, PeftModel):
-        export_model(policy, tokenizer, out / name, config)
-        return
-    adapter = out / name.replace("model", "adapter")
-    save_adapter(policy, adapter, "policy")
-    fresh = PeftModel.from_pretrained(load_causal(sft, config, tokenizer), str(adapter))
-    export_model(merged(fresh), tokenizer, out / name, config)
+    def write(self, models: ActorCritic, average: MovingAverage, team: Processes) -> None:
+        """Writes both; all processes call it. The weights go into a fresh copy of the SFT model, with adapters merged,
+        so that the folders load with plain transformers.
+        """
+        self._write("model", models, team)
+        with average.in_place():
+            self._write("model_ema", models, team)
+
+    def _write(self, name: str, models: ActorCritic, team: Processes) -> None:
+        # Shards are gathered by all processes, one weight at a time.
+        parameters = models.policy_parameters.items() if self.config.adapter == "none" else ()
+        weights = {key: full(weight.detach()).cpu() for key, weight in parameters}
+        team.from_main(lambda: self._save(name, models.policy.causal, weights))
+
+    def _save(self, name: str, policy: Any, weights: dict[str, Tensor]) -> None:
+        with room_for(self.out / name):
+            fresh = load_causal(self.sft, self.config, self.tokenizer)
+            if isinstance(policy, PeftModel):
+                adapter = self.out / name.replace("model", "adapter")
+                save_adapter(policy, adapter, "policy")
+                fresh = merged(PeftModel.from_pretrained(fresh, str(adapter)))
+            else:
+                fresh.load_state_dict(weights, strict=False)  # a tied output layer has no weight of its own
+            export_model(fresh, self.tokenizer, self.out / name, self.config)

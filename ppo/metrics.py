@@ -9,51 +9,50 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from data.overlap import TOKEN_RUN, repeated_share
 from modeling.processes import sum_over_processes
+from ppo.experience import Experience
 from ppo.rewards import kl_estimates
-from ppo.rollout import Rollout
 
 CLOCK = 1e-3
 """Seconds that phases are timed to."""
 
 
-def rollout_numbers(rollout: Rollout, scaled_scores_B: Tensor | None = None) -> dict[str, float]:
-    """Of the episodes: score and its spread, reward, both KL estimates, length, share that ended, repetition, share of
-    distinct responses. Of their tokens: how many there are, KL, the mean value and how much of the returns' variance
-    the values explain.
+def rollout_metrics(experience: Experience) -> dict[str, float]:
+    """Metrics of a roll-out over all processes.
 
-    `scaled_scores_B` are the scores as the rewards were made from them, where they were scaled or clipped: their mean
-    is logged too.
+    Of the episodes: score and its spread, reward, both KL estimates, length, share that ended, that were truncated for
+    the reward model and that are distinct, repetition. Of the tokens: their number, KL, mean value, explained variance.
     """
-    k1_B, k3_B = kl_estimates(rollout.logprobs_BT, rollout.ref_logprobs_BT, rollout.mask_BT)
-    score_B = rollout.scores_B.double()
-    repetition_B = torch.tensor(
-        [repeated_share(row, TOKEN_RUN) for row in rollout.responses], dtype=torch.float64, device=score_B.device
-    )
+    rollout, scores = experience.rollout, experience.scores
+    padded = [rollout.padded(x_R) for x_R in (scores.logprobs_R, scores.ref_logprobs_R, experience.rewards_R)]
+    logprobs_BT, ref_logprobs_BT, rewards_BT = padded
+    k1_B, k3_B = kl_estimates(logprobs_BT, ref_logprobs_BT, rollout.mask_BT)
+    score_B = scores.rewards_B.double()
+    repetition_B = torch.tensor([repeated_share(ids, TOKEN_RUN) for ids in rollout.ids], device=score_B.device)
     per_episode = {
         "episodes": torch.ones_like(score_B),
         "score": score_B,
         "score_square": score_B.square(),
-        "reward": rollout.rewards_BT.sum(1),
+        "reward": rewards_BT.sum(1),
         "kl": k1_B,
         "kl_k3": k3_B,
-        "length": rollout.mask_BT.sum(1),
+        "length": torch.tensor(rollout.lengths, device=score_B.device),
         "ended": rollout.ended_B,
         "repetition": repetition_B,
+        "reward_truncated": scores.truncated_B,
     }
-    if scaled_scores_B is not None:
-        per_episode["score_scaled"] = scaled_scores_B
-    returns_N, values_N = rollout.returns_BT[rollout.mask_BT].double(), rollout.values_BT[rollout.mask_BT].double()
-    error_N = returns_N - values_N
+    if experience.scaled_B is not None:
+        per_episode["score_scaled"] = experience.scaled_B
+    returns_R, values_R = experience.returns_R.double(), scores.values_R.double()
+    error_R = returns_R - values_R
     per_token = {
-        "returns": returns_N,
-        "returns_square": returns_N.square(),
-        "error": error_N,
-        "error_square": error_N.square(),
-        "values": values_N,
+        "returns": returns_R,
+        "returns_square": returns_R.square(),
+        "error": error_R,
+        "error_square": error_R.square(),
+        "values": values_R,
     }
     columns = per_episode | per_token
     sums = sum_over_processes(torch.stack([column.double().sum() for column in columns.values()])).tolist()
@@ -66,7 +65,7 @@ def rollout_numbers(rollout: Rollout, scaled_scores_B: Tensor | None = None) -> 
         **{name: mean[name] for name in per_episode if name not in ("episodes", "score_square")},
         "score_std": _root(mean["score_square"] - mean["score"] ** 2),
         "kl_per_token": total["kl"] / tokens,
-        "distinct": len(set(_of_all_processes([tuple(row) for row in rollout.responses]))) / episodes,
+        "distinct": len(set(_of_all_processes([tuple(ids) for ids in rollout.ids]))) / episodes,
         "tokens": tokens,
         "value_mean": mean["values"],
         "explained_variance": 0.0 if returns_variance <= 1e-12 else 1 - error_variance / returns_variance,
@@ -74,8 +73,12 @@ def rollout_numbers(rollout: Rollout, scaled_scores_B: Tensor | None = None) -> 
 
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over minibatches; of `ratio_max` the largest. What is no number in one minibatch is none here."""
-    return {name: (_largest if name == "ratio_max" else _mean)([row[name] for row in rows]) for name in rows[0]}
+    """Means over the minibatches that have a metric; of `ratio_max` the largest. NaN in one minibatch gives NaN."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: (_largest if name == "ratio_max" else _mean)(values) for name, values in columns.items()}
 
 
 def speeds(tokens: float, rollout_seconds: float, iteration_seconds: float) -> dict[str, float]:

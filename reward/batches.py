@@ -15,6 +15,7 @@ from torch import Tensor
 from data.answers import identities, judged_pairs, with_answers
 from data.records import Demonstration, Ranking
 from data.tokenize import encode_completion, encode_prompt
+from modeling import batch
 from modeling.seeds import derive_seed
 
 
@@ -40,7 +41,7 @@ class Element:
 
 def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[int] | None = None) -> list[int]:
     """What a reward model reads of an answer, its score at the last token. EOS closes an answer that ended by itself; a
-    model of other people's wants the `closing` that it knows after any answer (see `modeling.scalar.closing_of`)."""
+    model of other people's wants the `closing` that it knows after any answer (see `modeling.models.closing_of`)."""
     if closing is not None:
         return [*encode_completion(tokenizer, completion, ends=False), *closing]
     # An empty answer has no last token to read a score at; EOS alone is what the policy would have said.
@@ -157,22 +158,12 @@ def as_pairs(items: Sequence[Element]) -> list[Element]:
     ]
 
 
-def micro_batches(batch: Sequence[Element], max_tokens: int, shared: bool = True) -> list[list[Element]]:
-    """The elements in groups of like length, each of at most `max_tokens` computed tokens (one element at least)."""
-    groups: list[list[Element]] = []
-    for item in sorted(batch, key=lambda e: (len(e.prompt), max(map(len, e.answers)))):
-        if groups and computed_tokens([*groups[-1], item], shared) <= max_tokens:
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return groups
+def micro_batches(items: Sequence[Element], max_tokens: int, shared: bool = True) -> list[list[Element]]:
+    """The elements in groups of similar length, each of at most `max_tokens` tokens (at least one element).
 
-
-def computed_tokens(group: Sequence[Element], shared: bool = True) -> int:
-    """Tokens that a forward pass over the group computes, padding included: each prompt once and each answer once, as
-    attention sees them (linear maps see no padding); or, where answers do not share their prompt, prompt and answer for
-    each of them."""
-    answers = [ids for item in group for ids in item.answers]
-    if shared:
-        return len(group) * max(len(item.prompt) for item in group) + len(answers) * max(map(len, answers))
-    return len(answers) * max(len(item.prompt) + max(map(len, item.answers)) for item in group)
+    Args:
+        shared: whether a prompt's answers share its pass, so that its tokens count once.
+    """
+    ordered = sorted(items, key=lambda item: (len(item.prompt), max(map(len, item.answers))))
+    sizes = [len(item.prompt) * (1 if shared else len(item.answers)) + sum(map(len, item.answers)) for item in ordered]
+    return [[ordered[row] for row in rows] for rows in batch.micro_batches(range(len(ordered)), sizes, max_tokens)]

@@ -12,7 +12,7 @@ from modeling.adapters import add_lora
 from modeling.architecture import refuse_lookahead
 from modeling.config import ModelConfig
 from modeling.load import base_model_place, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
-from modeling.scalar import closing_of, initialise_head, scalar_model
+from modeling.models import closing_of, initialise_head, plain
 from modeling.seeds import derive_seed
 from reward.config import RewardConfig
 
@@ -67,12 +67,11 @@ class Start:
         which the head is trained.
         """
         model = load_scalar(self.place, self.model_config, tokenizer).to(device)
-        scalar = scalar_model(model)
         refuse_lookahead(model, f"reward.base={self.model_config.base}" if self.own_base else self.place)
         if not self.trained:
             initialise_head(model, derive_seed(seed, "reward head"))
         if train and self.model_config.adapter == "lora":
             torch.manual_seed(derive_seed(seed, "reward adapter"))
             model = add_lora(model, self.model_config.lora)
-            scalar.head.requires_grad_(True)
+            plain(model).score.requires_grad_(True)
         return model

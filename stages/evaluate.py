@@ -41,8 +41,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
     from labeling.scratch import remembered
-    from modeling.engines.types import Sampling
-    from modeling.load import autocast, base_model_place, load_causal, load_tokenizer, read_settings
+    from modeling.generation import Sampling
+    from modeling.load import autocast, autocast_dtype, base_model_place, load_causal, load_tokenizer, read_settings
+    from modeling.models import policy_model
     from modeling.processes import processes
     from stages.inputs import evenly, refuse_long_texts
 
@@ -50,7 +51,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     settings, resamples = config.evaluate, config.evaluate.bootstrap_resamples
     data = run.stage("data")
     prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.batch_size)
+    sampling = Sampling(
+        settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p, settings.batch_size
+    )
     policy = run.stage("ppo") / ("model_ema" if settings.weights == "ema" else "model")
     places = {
         "ppo": str(policy),
@@ -66,7 +69,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         proxy = Proxy.of(run.stage("sft") / "model", run.stage("reward") / "model", config.model, trust)
         proxy.check(some)
     generations, perplexities, logprobs, candidates, scores = {}, {}, {}, [], []
-    scoring = Scoring(settings.temperature or 1.0, SCORING_BATCH, config.model, team)
+    scoring = Scoring(settings.temperature or 1.0, SCORING_BATCH, team)
     scratch = out / "scratch"
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
@@ -80,15 +83,16 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
                 candidates = answer(model, tokenizer, some, count, sampling, "best of n", config.seed, team, scratch)
         chunks = pretraining_chunks(tokenizer, read_texts(data, "heldout"), config.data.pretraining_tokens)
         texts = evenly(chunks, settings.perplexity_examples)
-        measure = functools.partial(perplexity, model, texts, SCORING_BATCH, tokenizer.pad_token_id, config.model, team)
+        policy_of_stage = policy_model(model, autocast_dtype(config.model, team.device))
+        measure = functools.partial(perplexity, policy_of_stage, texts, SCORING_BATCH, team)
         perplexities[name] = remembered(scratch, f"perplexity {name}", team, measure)
         if name != "base":  # PPO's answers, by PPO and by SFT in the same batches
             measure_answers = functools.partial(
-                logprobs_of_answers, model, tokenizer, prompts, generations["ppo"], scoring
+                logprobs_of_answers, policy_of_stage, tokenizer, prompts, generations["ppo"], scoring
             )
             logprobs[name] = remembered(scratch, f"log-probabilities by {name}", team, measure_answers)
             del measure_answers
-        del model, measure
+        del model, policy_of_stage, measure
         gc.collect()
     kl = kl_between(logprobs["ppo"], logprobs["sft"])
     if proxy is not None:

@@ -20,9 +20,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes `accuracy.json` and a page of it."""
     from evaluation.likelihood import sft_baselines
     from evaluation.reward_model import report
-    from modeling.load import context_length, is_classifier, load_scalar, load_tokenizer, read_settings
+    from modeling.load import autocast_dtype, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
+    from modeling.models import closing_of, reward_model
     from modeling.processes import processes
-    from modeling.scalar import closing_of, scalar_model
     from reward.scoring import score_all
     from stages.inputs import evenly, ranked_elements, told
 
@@ -44,16 +44,19 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(place, reading)
     closing = closing_of(known, tokenizer)
     sets, left_out = ranked_elements(config, run, SPLITS, tokenizer, context_length(known, generating=False), closing)
-    scalar = scalar_model(load_scalar(place, reading, tokenizer).to(team.device))
+    loaded = load_scalar(place, reading, tokenizer).to(team.device)
+    model = reward_model(loaded, autocast_dtype(reading, team.device))
     lines = told(left_out) + (
-        [f"each answer gets a pass of its own over its prompt: {scalar.plain_because}"] if scalar.plain_because else []
+        [f"each answer gets a pass of its own over its prompt: {model.encoder.plain_reason}"]
+        if model.encoder.plain_reason
+        else []
     )
     for line in lines:
         team.say(f"evaluate_reward: {line}")
     numbers = {}
     for split in SPLITS:
         items = evenly(sets[split], judging.max_prompts)
-        found = score_all(scalar, items, limit, reading, tokenizer.pad_token_id, team)
+        found = score_all(model, items, limit, team)
         others = (
             sft_baselines(run.stage("sft") / "model", config.model, items, limit, team)
             if judging.sft_likelihood and split == "test"
@@ -64,7 +67,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         leave(
             out,
             f"{config.run_name}: {judging.model or 'its reward model'}",
-            {"bias": scalar.bias, "left_out": left_out, **numbers},
+            {"bias": model.bias, "left_out": left_out, **numbers},
         )
     return headline(numbers["test"]) | {"report": str(run.stage("evaluate_reward") / "reward.html")}
 

@@ -17,17 +17,19 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.adapters import what_lora_adapts
-    from modeling.disk import room_for
     from modeling.load import load_tokenizer, read_settings
     from modeling.processes import processes
+    from modeling.run import Run
+    from modeling.sharding import Sharding
     from modeling.tracking import read_metrics
-    from ppo.export import export
-    from ppo.held_out import held_out_prompts
-    from ppo.models import load_models
-    from ppo.train import train
+    from ppo.actor_critic import Loader
+    from ppo.evaluation import held_out_prompts
+    from ppo.export import PolicyExport
+    from ppo.trainer import PPOData, PPOTrainer
     from stages.cautions import cautions, refuse_uneven_batches
 
     team = processes(config.model.device)
+    sharding = Sharding.from_environment()
     refuse_uneven_batches(config, team.count, "ppo")
     for line in cautions(config, "ppo"):
         team.say(f"ppo: warning: {line}")
@@ -37,20 +39,19 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     # A reward model of its own brings its own code, if any; another is of the SFT model's architecture.
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
-    models = load_models(sft, reward, config.model, tokenizer, team.device, config.seed, config.ppo, trust)
+    loader = Loader(sft, reward, config.model, config.ppo, config.seed, team.device, trust, sharding)
+    models = loader.load(tokenizer)
+    policy = models.policy.causal
+    team.say(f"ppo: {sharding.description(policy, team.count)}")
     if config.model.adapter == "lora":
-        team.say(f"ppo: {what_lora_adapts(models.policy.model)}")
+        team.say(f"ppo: {what_lora_adapts(policy)}")
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
-    average = train(
-        config.ppo, config.model, models, tokenizer, prompts, chunks, config.seed, team, out, config.tracking, held_out
-    )
+    settings = Run(team, config.seed, out, config.tracking, sharding)
+    trainer = PPOTrainer(config.ppo, models, tokenizer, PPOData(prompts, chunks, held_out), settings)
+    average = trainer.train()
 
-    def write() -> None:
-        with room_for(out / "model"):
-            export(models, average, sft / "model", config.model, tokenizer, out)
-
-    team.from_main(write)
+    PolicyExport(sft / "model", config.model, tokenizer, out).write(models, average, team)
     rows = read_metrics(out / "metrics.jsonl")
     first, last = rows[0], rows[-1]
     return {
@@ -69,7 +70,7 @@ STAGE = Stage(
     work=work,
     parallel=True,
     scratch=("checkpoints",),
-    told=("tracking", "ppo.guards", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
+    told=("tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
 )
 
 if __name__ == "__main__":

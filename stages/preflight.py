@@ -16,7 +16,7 @@ class Answer:
     """The result of the check for a model."""
 
     decoder: str
-    """`native`, `native, growing cache` or `transformers`."""
+    """`native` or `transformers`."""
     head: str
     """Where the class of its reward model is defined: `transformers` or `ours`."""
     lora: str
@@ -30,8 +30,9 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     reward model. Raises ValueError when a stage could not use `model.base`, or the reward model's `reward.base`; before
     weights are loaded if the configurations are sufficient.
     """
-    from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
+    from modeling.architecture import backbone_of, refuse_by_config, refuse_headless, refuse_lookahead
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
+    from modeling.logprobs import refuse_unknown_logits
 
     place, name = base_model_place(config.model), f"model.base={config.model.base}"
     settings = read_settings(place, config.model)
@@ -43,6 +44,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     model = load_causal(place, config.model, tokenizer) if model is None else model
     refuse_lookahead(model, name)
     refuse_headless(settings, name)
+    refuse_unknown_logits(model, backbone_of(model), name)
     found = examine(model, config)
     reward_model = None
     if start.own_base:
@@ -69,16 +71,12 @@ def examine(model: Any, config: RunConfig) -> Answer:
     """The check of a causal decoder. Raises ValueError when it cannot be decoded as configured."""
     from modeling.adapters import lora_names
     from modeling.architecture import has_own_head
-    from modeling.engines.cache import GrowingCache
-    from modeling.engines.make import engine_for
-    from modeling.engines.native import verdict
+    from modeling.generation import generator_for
 
-    engine = engine_for(model)
-    if config.ppo.engine == "native":  # the other engines are checked by PPOConfig.validate
-        config.ppo.refuse_unrecorded(engine.records_logprobs)
-    decoder = "native" if engine.records_logprobs else "transformers"
-    if verdict(model) is GrowingCache:
-        decoder += ", growing cache"
+    generator = generator_for(model)
+    if config.ppo.engine == "native":  # the other ones are checked by PPOConfig.validate
+        config.ppo.refuse_unrecorded(generator.records_logprobs)
+    decoder = "native" if generator.records_logprobs else "transformers"
     lora = lora_names(model, config.model.lora) if config.model.adapter == "lora" else ""
     return Answer(decoder, "ours" if has_own_head(model.config) else "transformers", lora)
 
@@ -94,8 +92,7 @@ def refuse_undecided(config: RunConfig, data: Path) -> None:
         if not any(map(has_strict_pair, found)):
             raise ValueError(
                 f"labels.labeler is none, and none of the {len(found)} {split} rankings in {data} puts one answer "
-                "above "
-                "a different one: add rankings of more users to data.rankings, or try another data.split_salt"
+                "above a different one: add rankings of more users to data.rankings, or try another data.split_salt"
             )
 
 
@@ -171,7 +168,7 @@ def check_value_start(config: RunConfig, start: "Start", tokenizer: Any) -> None
     `tokenizer` is the policy's.
     """
     from modeling.load import read_settings
-    from ppo.models import refuse_value_layers, refuse_value_start
+    from ppo.actor_critic import refuse_value_layers, refuse_value_start
 
     if start.own_base:
         refuse_value_start(config.ppo, tokenizer, start.tokenizer())

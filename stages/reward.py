@@ -27,7 +27,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.likelihood import sft_baselines
     from evaluation.reward_model import report
     from modeling.processes import processes
+    from modeling.run import Run
+    from modeling.sharding import Sharding
     from reward.batches import demonstrations
+    from reward.fit import RewardData, fit
     from stages.cautions import cautions
     from stages.inputs import evenly, ranked_elements, told
     from stages.preflight import check_reward_base
@@ -48,7 +51,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     fitting = demonstrations(tokenizer, shown, start.context, closing)
     if too_long := len(shown) - len(fitting):
         team.say(f"reward: demonstrations of the bias left out: {too_long} too long")
-    made = make(config, start, tokenizer, sets, fitting, team, out)
+    watched = {
+        split: evenly(sets[split], config.reward.epoch_evaluation_prompts)
+        for split in ("train", "valid")
+        if config.reward.epoch_evaluation_prompts
+    }
+    held_out = {split: sets[split] for split in ("valid", "test")}
+    settings = Run(team, config.seed, out, config.tracking, Sharding.from_environment())
+    made = fit(config.reward, start, tokenizer, RewardData(sets["train"], held_out, fitting, watched), settings)
     numbers = {}
     for split, scores in made["scores"].items():
         others = (
@@ -73,81 +83,6 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     }
 
 
-def make(
-    config: RunConfig,
-    start: "Start",
-    tokenizer: Any,
-    sets: dict[str, list["Element"]],
-    demonstrations: list["Element"],
-    team: "Processes",
-    out: Path,
-) -> dict[str, Any]:
-    """Trains the model, sets its bias and saves it: {epochs, bias, scores of the held-out splits}, which `scores.json`
-    keeps.
-
-    A run that was killed during evaluation finds that file and does not train again; one that was killed during
-    training resumes from its last checkpoint.
-    """
-    from modeling.adapters import merged, save_adapter, what_lora_adapts
-    from modeling.export import export
-    from modeling.finite import require_finite
-    from modeling.scalar import scalar_model
-    from reward.scoring import score_all
-    from reward.train import ADVICE, train
-    from stages.inputs import evenly
-
-    kept = team.from_main(
-        lambda: json.loads((out / "scores.json").read_text()) if (out / "scores.json").is_file() else None
-    )
-    if kept is not None:
-        return kept
-    settings, pad_id = config.reward, tokenizer.pad_token_id
-    model = start.model(tokenizer, config.seed, team.device, train=settings.epochs > 0)
-    if (why := scalar_model(model).plain_because) is not None:
-        team.say(f"reward: each answer gets a pass of its own over its prompt: {why}")
-    if hasattr(model, "peft_config"):
-        team.say(f"reward: {what_lora_adapts(model)}")
-    epochs: list[dict[str, Any]] = []
-    if settings.epochs > 0:
-        watched = {
-            split: evenly(sets[split], settings.epoch_evaluation_prompts)
-            for split in ("train", "valid")
-            if settings.epoch_evaluation_prompts
-        }
-        train_set, tracking = sets["train"], config.tracking
-        epochs = train(
-            settings, start.model_config, model, train_set, pad_id, config.seed, team, out, tracking, watched
-        )
-
-    def scores(items: list["Element"]) -> list[list[float]]:
-        return score_all(
-            scalar_model(model), items, settings.max_tokens_per_micro_batch, start.model_config, pad_id, team
-        )
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.config.score_bias = scalar_model(model).bias + sum(row[0] for row in scores(demonstrations)) / len(
-        demonstrations
-    )
-    if (closing := start.closing(tokenizer)) is not None:
-        inner.config.score_closing = closing
-    held_out = {split: scores(sets[split]) for split in ("valid", "test")}
-    require_finite({"score_bias": inner.config.score_bias}, "reward", ADVICE)
-    for split, rows in held_out.items():
-        require_finite({f"a score of the {split} split": sum(map(sum, rows))}, "reward", ADVICE)
-
-    def write() -> None:
-        if model is not inner and not start.own_base:
-            save_adapter(model, out / "adapter", head=inner.score.weight)
-        export(merged(model), tokenizer, out / "model", start.model_config)
-
-    team.from_main(write)
-    made = {"epochs": epochs, "bias": inner.config.score_bias, "scores": held_out}
-    if team.is_main:
-        (out / "scores.partial").write_text(json.dumps(made) + "\n")
-        (out / "scores.partial").rename(out / "scores.json")
-    return made
-
-
 def learning_curve(
     config: RunConfig, start: "Start", tokenizer: Any, sets: dict[str, list["Element"]], team: "Processes", out: Path
 ) -> list[dict[str, Any]]:
@@ -157,22 +92,24 @@ def learning_curve(
     """
     from evaluation.reward_model import report
     from modeling.config import TrackingConfig
-    from modeling.scalar import scalar_model
+    from modeling.load import autocast_dtype
+    from modeling.models import reward_model
+    from modeling.run import Run
     from modeling.seeds import derive_seed
     from reward.scoring import score_all
-    from reward.train import train
+    from reward.trainer import RewardTrainer
 
-    settings, pad_id = config.reward, tokenizer.pad_token_id
+    limit = config.reward.max_tokens_per_micro_batch
     order = random.Random(derive_seed(config.seed, "learning curve")).sample(sets["train"], len(sets["train"]))
     curve = []
-    for fraction in sorted(settings.learning_curve):
+    for fraction in sorted(config.reward.learning_curve):
         part = order[: max(1, round(fraction * len(order)))]
-        model = start.model(tokenizer, config.seed, team.device)
-        place = out / f"fraction-{fraction}"
-        train(settings, start.model_config, model, part, pad_id, config.seed, team, place, TrackingConfig(to=[]))
-        found = score_all(
-            scalar_model(model), sets["test"], settings.max_tokens_per_micro_batch, start.model_config, pad_id, team
-        )
+        dtype = autocast_dtype(start.model_config, team.device)
+        model = reward_model(start.model(tokenizer, config.seed, team.device), dtype)
+        run = Run(team, config.seed, out / f"fraction-{fraction}", TrackingConfig(to=[]))
+        RewardTrainer(config.reward, model, part, run).train()
+        model.eval()
+        found = score_all(model, sets["test"], limit, team)
         accuracy = report(found, sets["test"], resamples=config.evaluate_reward.bootstrap_resamples)["accuracy"]
         curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})
     return curve

@@ -16,7 +16,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.records import SPLITS, Demonstration
     from data.sets import read_set
     from labeling.sampling import answer, distinct_samples, rankable
-    from modeling.engines.types import Sampling
+    from modeling.generation import Sampling
     from modeling.load import autocast, load_causal, load_tokenizer
     from modeling.processes import processes
     from stages.inputs import evenly
@@ -33,7 +33,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         return numbers
     tokenizer = load_tokenizer(run.stage("sft") / "model", config.model)
     model = load_causal(run.stage("sft") / "model", config.model, tokenizer).to(team.device)
-    sampling = Sampling(config.samples.max_new_tokens, config.samples.temperature, config.samples.batch_size)
+    how = config.samples
+    sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
     for split in SPLITS:
         prompts = read_set(run.stage("data"), "rm", split)
         if config.labels.labeler == "simulated":

@@ -18,6 +18,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.tokenize import pretraining_chunks
     from modeling.load import base_model_place, load_causal, load_tokenizer
     from modeling.processes import processes
+    from modeling.sharding import Sharding
     from sft.train import train
     from stages.cautions import cautions, refuse_uneven_batches
     from stages.inputs import evenly
@@ -25,6 +26,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
     team = processes(config.model.device)
     refuse_uneven_batches(config, team.count, "sft")
+    if Sharding.from_environment().active and team.device.type == "cuda":
+        raise ValueError("SFT cannot export a sharded model: run it with ACCELERATE=configs/accelerate/ddp.yaml")
     for line in cautions(config, "sft"):
         team.say(f"sft: warning: {line}")
     place = team.from_main(lambda: base_model_place(config.model))

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
+from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
 from modeling.load import load_scalar
-from modeling.scalar import scalar_model
-from modeling.shared_prefix import plain_because
+from modeling.shared_prefix import enable
 from stages.config import RunConfig
 from stages.preflight import check_models
 
@@ -101,7 +101,7 @@ def found_row(place: Path, tokenizer: Any) -> dict[str, str]:
     """The result of the check before training for the model in this folder, as columns of the table."""
     config = RunConfig(model=ModelConfig(base=str(place), device="cpu", precision="float32"))
     answer = check_models(config)
-    why = plain_because(scalar_model(load_scalar(place, config.model, tokenizer)).backbone)
+    why = enable(backbone_of(load_scalar(place, config.model, tokenizer)))
     return {
         "decoded by": answer.decoder, "reward head": answer.head, "LoRA adapts": answer.lora,
         "one pass": "yes" if why is None else "no",

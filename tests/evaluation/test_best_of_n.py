@@ -20,7 +20,7 @@ from evaluation.best_of_n import Proxy, best_of_n, best_of_n_kl, choice_weights,
 from evaluation.compare import Answer
 from evaluation.config import EvaluateConfig
 from evaluation.verdict import against_best_of_n
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.tiny import make_tiny_model
 from tests.ppo.conftest import PROMPTS, TEAM, Chain, build_chain, chain_of, save_reward
 
@@ -270,7 +270,7 @@ def test_the_reward_model_reads_answers_as_ppo_does(kind: str, tiny: Callable[[s
     sets = [[row[:2] for row in endings(chain)], [row[2:] for row in endings(chain)]]
     proxy = Proxy.of(chain.sft / "model", chain.reward / "model", chain.config, False)
     proxy.check(PROMPTS)
-    assert proxy.reading.same_prompts == (kind != "another family")
+    assert proxy.tokens.same_prompts == (kind != "another family")
     read = plain_reader(chain)
     expected = [
         [[read(prompt, answer.ids) for answer in row] for prompt, row in zip(PROMPTS, rows, strict=True)]

@@ -30,9 +30,9 @@ from evaluation.compare import (
 from labeling.config import LabelsConfig, RubricWeights
 from labeling.judges import WordOverlap
 from modeling.config import ModelConfig
-from modeling.engines.native import generate
-from modeling.engines.types import Generation, Sampling
+from modeling.generation import Generation, NativeGenerator, Sampling
 from modeling.load import autocast, load_causal
+from modeling.models import policy_model
 from modeling.processes import Processes
 from tests.conftest import enliven
 
@@ -199,23 +199,21 @@ def other(tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> Any:
 
 def sampled(model: Any, tokenizer: Any, temperature: float) -> list[list[Generation]]:
     prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS for _ in range(2)]
-    flat = generate(
-        model, prompts, list(range(6)), Sampling(7, temperature), [tokenizer.eos_token_id], tokenizer.pad_token_id
-    )
+    flat = NativeGenerator().generate(model, prompts, list(range(6)), Sampling(7, temperature))
     return [flat[0:2], flat[2:4], flat[4:6]]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_kl_is_the_mean_log_ratio_worked_out_with_plain_transformers(
-    model: Any, other: Any, tiny_tokenizer: Any, model_config: ModelConfig, temperature: float, batch_size: int
+    model: Any, other: Any, tiny_tokenizer: Any, temperature: float, batch_size: int
 ) -> None:
     given = sampled(model, tiny_tokenizer, temperature)
     given[0][1] = Generation(
         given[0][1].ids[:3], given[0][1].logprobs[:3], False
     )  # ragged, so that padding could do harm
-    how = Scoring(temperature, batch_size, model_config, ALONE)
-    ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in (model, other))
+    how = Scoring(temperature, batch_size, ALONE)
+    ours, theirs = (logprobs_of_answers(policy_model(of), tiny_tokenizer, PROMPTS, given, how) for of in (model, other))
     found = kl_between(ours, theirs)
 
     def logprob(of: Any, prompt: list[int], response: list[int]) -> float:
@@ -239,19 +237,18 @@ def test_under_bfloat16_the_kl_to_an_equal_model_is_exactly_zero(
 ) -> None:
     config = replace(model_config, precision="bfloat16")
     copy = enliven(load_causal(tiny("llama"), config, tiny_tokenizer))
-    how = Scoring(0.6, 4, config, ALONE)
+    how = Scoring(0.6, 4, ALONE)
+    policies = [policy_model(of, torch.bfloat16) for of in (model, copy)]
     with autocast(config, ALONE.device):
         given = sampled(model, tiny_tokenizer, 0.6)
-    ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in (model, copy))
+    ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in policies)
     assert kl_between(ours, theirs) == [0.0, 0.0, 0.0]
     # 14 tokens at about 6 nats; log-probabilities recorded while decoding come from another computation.
     assert ours[0] != [sum(answer.logprobs or ()) for answer in given[0]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_perplexity_is_over_tokens_and_padding_never_enters(
-    model: Any, tiny_tokenizer: Any, model_config: ModelConfig, batch_size: int
-) -> None:
+def test_perplexity_is_over_tokens_and_padding_never_enters(model: Any, tiny_tokenizer: Any, batch_size: int) -> None:
     chunks = [
         tiny_tokenizer(text)["input_ids"]
         for text in ("A language model reads a text and guesses.", "The sky is blue.", "Paris, France")
@@ -262,5 +259,5 @@ def test_perplexity_is_over_tokens_and_padding_never_enters(
             ids = torch.tensor([chunk])
             total += float(model(ids, labels=ids).loss) * (len(chunk) - 1)
             count += len(chunk) - 1
-    found = perplexity(model, chunks, batch_size, tiny_tokenizer.pad_token_id, model_config, ALONE)
+    found = perplexity(policy_model(model), chunks, batch_size, ALONE)
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)

@@ -12,12 +12,12 @@ import torch
 
 from data.records import Ranking
 from evaluation.likelihood import likelihoods, sft_baselines
+from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
 from modeling.load import load_causal
+from modeling.models import policy_model
 from modeling.processes import Processes
-from modeling.shared_prefix import REASONS
 from modeling.tiny import ARCHITECTURES
-from modeling.trunk import backbone_of
 from reward.batches import element
 from tests.reward.test_scoring import some_elements
 
@@ -33,12 +33,12 @@ def by_hand(model: Any, prompt: list[int], answer: list[int]) -> float:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_they_are_the_sum_and_mean_of_the_answers_own_log_probabilities(
-    tiny_causal: Callable[[str], Any], model_config: ModelConfig, architecture: str, shared: bool
+    tiny_causal: Callable[[str], Any], architecture: str, shared: bool
 ) -> None:
     model, items = tiny_causal(architecture), some_elements(1, 5)
     if not shared:
-        REASONS[backbone_of(model)] = "the test says so"
-    totals, means = likelihoods(model, items, 60, 0, model_config, ALONE)
+        backbone_of(model).shared_prefix_reason = "the test says so"
+    totals, means = likelihoods(policy_model(model), items, 60, ALONE)
     for item, total, mean in zip(items, totals, means, strict=True):
         expected = [by_hand(model, item.prompt, answer) for answer in item.answers]
         assert total == pytest.approx(expected, abs=2e-3)

@@ -347,17 +347,18 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("max_kl", "said"), [(8.0, "above ppo.guards.max_kl=8 (ppo.guards.kl)"), (100.0, "The guards raised no warning.")]
+    ("max_kl", "said"),
+    [(8.0, "above ppo.monitors.max_kl=8 (ppo.monitors.kl)"), (100.0, "The monitors raised no warning.")],
 )
-def test_the_report_says_what_the_guards_warned_of(run, tmp_path, monkeypatch, max_kl, said):
+def test_the_report_says_what_the_monitors_warned_of(run, tmp_path, monkeypatch, max_kl, said):
     monkeypatch.setattr("evaluation.report.figures", lambda results: {})
     results = Results.read(run)
-    results.manifests["ppo"]["config"]["ppo"]["guards"] = {"max_kl": max_kl, "not_finite": "ignore"}
+    results.manifests["ppo"]["config"]["ppo"]["monitors"] = {"max_kl": max_kl, "not_finite": "ignore"}
     monkeypatch.setattr(Results, "read", lambda path: results)
     html, markdown = rendered(run, tmp_path / "out")
     for page in (text_of(html), markdown):
         assert said in page
-        assert page.count("Warnings of the guards") == (max_kl == 8.0)
+        assert page.count("Warnings of the monitors") == (max_kl == 8.0)
 
 
 def test_it_says_that_no_person_ranked(reports):

@@ -12,8 +12,7 @@ from data.records import Demonstration, Prompt, Samples
 from data.tokenize import encode_completion
 from labeling.sampling import answer, distinct_samples, rankable
 from labeling.scratch import remembered
-from modeling.engines.native import NativeEngine
-from modeling.engines.types import Generation, Sampling
+from modeling.generation import Generation, NativeGenerator, Sampling
 from modeling.load import load_causal
 from modeling.processes import Processes
 from tests.conftest import enliven
@@ -104,14 +103,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
     """The seeds of each call of the decoder, which is killed in call number STOP["at"]; a block is one batch."""
     calls: list[list[int]] = []
 
-    class Counting(NativeEngine):
+    class Counting(NativeGenerator):
         def generate(self, model: Any, prompts: Any, seeds: Any, *rest: Any, **named: Any) -> list[Generation]:
             calls.append(list(seeds))
             if len(calls) == STOP.get("at"):
                 raise Cut
             return super().generate(model, prompts, seeds, *rest, **named)
 
-    monkeypatch.setattr(labeling.sampling, "engine_for", lambda model: Counting())
+    monkeypatch.setattr(labeling.sampling, "generator_for", lambda model: Counting())
     monkeypatch.setattr(labeling.sampling, "BATCHES_A_BLOCK", 1)
     yield calls
     STOP.clear()

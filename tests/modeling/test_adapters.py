@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from modeling.adapters import adapter_of, adapter_parameters, add_lora, load_adapter, merged, save_adapter, use_adapter
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar
-from modeling.scalar import initialise_head
+from modeling.models import initialise_head
 from modeling.tiny import ARCHITECTURES
 from tests.families import make_family
 
@@ -61,9 +61,9 @@ def test_with_adapters_off_it_is_the_base_to_the_bit(tiny_causal: Callable[[str]
     adapted = add_lora(model, SETTINGS, "policy")
     train_far(adapted, "policy", seed=1)
     assert (logits(adapted) - before).abs().max() > 0.1
-    use_adapter(adapted, None, trainable={"policy"})
+    use_adapter(adapted, None)
     assert torch.equal(logits(adapted), before)
-    use_adapter(adapted, "policy", trainable={"policy"})
+    use_adapter(adapted, "policy")
     assert (logits(adapted) - before).abs().max() > 0.1
 
 
@@ -95,6 +95,8 @@ def test_switching_between_forward_and_backward_keeps_every_gradient(
         model.add_adapter("reward", model.peft_config["policy"])
         for seed, name in enumerate(("policy", "value", "reward")):
             train_far(model, name, seed)
+            for parameter in adapter_parameters(model, name).values():
+                parameter.requires_grad_(name in trainable)
         return model
 
     def loss(model: PeftModel, part: int) -> Tensor:
@@ -114,7 +116,7 @@ def test_switching_between_forward_and_backward_keeps_every_gradient(
     for part in range(3):
         losses = {}
         for name in ("policy", None, "value", "reward"):
-            use_adapter(model, name, trainable)
+            use_adapter(model, name)
             if name in trainable:
                 losses[name] = loss(model, part)
             else:
@@ -206,10 +208,10 @@ def test_a_saved_adapter_comes_back_beside_another(tiny_causal: Callable[[str], 
     train_far(second, "policy", seed=2)
     other = logits(second)
     load_adapter(second, tmp_path, "reward", trainable=False)
-    use_adapter(second, "reward", trainable={"policy"})
+    use_adapter(second, "reward")
     assert torch.equal(logits(second), logits(first))
     assert not any(parameter.requires_grad for parameter in adapter_parameters(second, "reward").values())
-    use_adapter(second, "policy", trainable={"policy"})
+    use_adapter(second, "policy")
     assert torch.equal(logits(second), other)
     assert all(parameter.requires_grad for parameter in adapter_parameters(second, "policy").values())
 

@@ -17,7 +17,7 @@ from modeling.architecture import refuse_by_config, refuse_headless, refuse_look
 from modeling.batch import Batch
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar, save
-from modeling.scalar import initialise_head, scalar_model
+from modeling.models import initialise_head, reward_model
 from stages.config import RunConfig
 from stages.preflight import check_models
 from tests.conftest import enliven
@@ -84,7 +84,7 @@ def test_our_head_scores_the_last_state(family: str, tmp_path: Path, tiny_tokeni
     with torch.no_grad():
         hidden_SH = causal(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
         expected = float(hidden_SH[-1] @ model.score.weight[0])
-        score = scalar_model(model).scores(Batch([ids[:4]], [ids[4:]], 0, torch.device("cpu")))
+        score = reward_model(model)(Batch([ids[:4]], [ids[4:]]))
         assert score.item() == pytest.approx(expected, abs=2e-5)
         # Its own pooling reads the last token that is not padding.
         padded = torch.tensor([[*ids, tiny_tokenizer.pad_token_id]])
@@ -108,7 +108,7 @@ def test_the_documented_lines_load_such_a_reward_model(tmp_path: Path, tiny_toke
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     answer = [*tokenizer("Air scatters blue light.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     with torch.no_grad():
-        ours = scalar_model(model).scores(Batch([prompt], [answer], tokenizer.pad_token_id, torch.device("cpu"))).item()
+        ours = reward_model(model)(Batch([prompt], [answer])).item()
     assert namespace["score"] == pytest.approx(ours, abs=1e-4)
 
 

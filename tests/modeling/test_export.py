@@ -19,7 +19,7 @@ from modeling import export as exporting
 from modeling.config import ModelConfig
 from modeling.export import export
 from modeling.load import load_causal, load_scalar, load_tokenizer
-from modeling.scalar import scalar_model
+from modeling.models import reward_model
 
 CHAT = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 4], "bos_token_id": 1}
 
@@ -220,8 +220,8 @@ def test_finite_weights_whose_sum_overflows_are_accepted(
 ) -> None:
     model = load_scalar(tiny_llama, model_config, tiny_tokenizer)
     with torch.no_grad():
-        scalar_model(model).head.weight.fill_(3e37)
-        scalar_model(model).head.weight[0, ::2] = 3.1e37
+        reward_model(model).head.weight.fill_(3e37)
+        reward_model(model).head.weight[0, ::2] = 3.1e37
     model.config.score_bias = 0.0
     with torch.no_grad():
         model.model.norm.weight.fill_(1e-3)

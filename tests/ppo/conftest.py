@@ -10,16 +10,19 @@ import torch
 
 from data.records import Prompt
 from modeling.adapters import add_lora, merged
-from modeling.batch import Batch, micro_batches
+from modeling.architecture import backbone_of
+from modeling.batch import Batch
 from modeling.config import LoraSettings, ModelConfig
-from modeling.engines.types import Generation
+from modeling.generation import Generation
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
+from modeling.models import initialise_head
 from modeling.processes import Processes
-from modeling.scalar import initialise_head, scalar_model
+from modeling.run import Run
 from modeling.tiny import make_tiny_model
+from ppo.actor_critic import ActorCritic, Loader
 from ppo.config import PPOConfig
-from ppo.models import PPOModels, load_models
-from ppo.rollout import Rollout
+from ppo.experience import Experience, Rollout
+from ppo.trainer import PPOData, PPOTrainer
 from tests.conftest import enliven
 
 TEAM = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -39,13 +42,24 @@ class Chain:
     config: ModelConfig
     tokenizer: Any
 
-    def models(self, **ppo: Any) -> PPOModels:
+    def models(self, **ppo: Any) -> ActorCritic:
         """`models(value_init="sft")`: freshly loaded, with changes to stage 3's settings that say how the value model
         starts.
         """
-        return load_models(
-            self.sft, self.reward, self.config, self.tokenizer, TEAM.device, seed=0, ppo=PPOConfig(**ppo)
-        )
+        loader = Loader(self.sft, self.reward, self.config, PPOConfig(**ppo), seed=0, device=TEAM.device)
+        return loader.load(self.tokenizer)
+
+    def trainer(
+        self,
+        out: Path,
+        config: PPOConfig,
+        models: ActorCritic | None = None,
+        data: PPOData | None = None,
+        team: Processes = TEAM,
+    ) -> PPOTrainer:
+        """A trainer with seed 0 that writes to `out`; by default on `PROMPTS` and `CHUNKS`, with fresh models."""
+        data = data or PPOData(PROMPTS, CHUNKS)
+        return PPOTrainer(config, models or self.models(), self.tokenizer, data, Run(team, 0, out))
 
 
 def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) -> Chain:
@@ -67,7 +81,7 @@ def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) ->
         model.save_pretrained(reward / "adapter")
     else:
         with torch.no_grad():
-            for parameter in scalar_model(model).backbone.parameters():
+            for parameter in backbone_of(model).parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
     save(merged(model), tokenizer, reward / "model")
     return Chain(sft, reward, config, tokenizer)
@@ -136,14 +150,15 @@ def load_base(chain: Chain) -> Any:
     return load_causal(chain.sft / "model", chain.config, chain.tokenizer)
 
 
-def groups_of(count: int, size: int) -> list[list[int]]:
-    """So many episodes in micro-batches of `size`."""
-    return micro_batches(range(count), [1] * count, size)
+def scored(trainer: PPOTrainer) -> Experience:
+    """One roll-out of the trainer, with advantages."""
+    rollout = trainer.generate(0)
+    return trainer.advantages(trainer.score(rollout), rollout)
 
 
-def all_rows(rollout: Rollout, pad_id: int) -> Batch:
+def all_rows(rollout: Rollout) -> Batch:
     """Every episode in one batch."""
-    return Batch(rollout.prompts, rollout.responses, pad_id, TEAM.device)
+    return Batch(rollout.prompt_ids, rollout.ids, TEAM.device)
 
 
 def as_ranked(tokenizer: Any, response: Generation) -> list[int]:

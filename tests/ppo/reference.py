@@ -401,6 +401,8 @@ def summary(scored: Sequence[Scored], steps: Sequence[Mapping[str, float]], kl: 
     errors = [r - v for s in scored for r, v in zip(s.returns, s.values, strict=True)]
     ratios = [[ref - new for new, ref in zip(s.logprobs, s.ref_logprobs, strict=True)] for s in scored]
     numbers = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    # The two gradients are measured apart in the iteration's first step.
+    numbers |= {name: steps[0][name] for name in ("ppo_grad_norm", "ptx_grad_norm") if name in steps[0]}
     return numbers | {
         "ratio_max": max(step["ratio_max"] for step in steps),
         "score": sum(s.score for s in scored) / episodes,

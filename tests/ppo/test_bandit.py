@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ppo.train import train
-from tests.ppo.conftest import TEAM, load_base, small
+from ppo.trainer import PPOData
+from tests.ppo.conftest import load_base, small
 from tests.ppo.toy import EOS, ask, next_words, toy_chain
 
 TABLE = [-0.2, 0.7, 0.8, -0.9, 0.6, -0.6, 0.2, 0.4, 0.0, -0.4]
@@ -115,9 +115,9 @@ def test_ppo_finds_the_best_policy_at_this_price(
         } | changes
     )  # fmt: skip
     models = chain.models()
-    average = train(config, chain.config, models, chain.tokenizer, [ask(*PROMPT)], [], 0, TEAM, tmp_path / "ppo")
-    with average.in_place(), models.as_policy() as policy:
-        learnt = responses(policy, words)
+    average = chain.trainer(tmp_path / "ppo", config, models, PPOData([ask(*PROMPT)])).train()
+    with average.in_place():
+        learnt = responses(models.policy.causal, words)
     assert sum(math.exp(logprob) for logprob in learnt.values()) == pytest.approx(1)
     assert distance(learnt, best) < NOISE[words]
     assert kl(learnt, best) < NOISE[words]

@@ -21,8 +21,9 @@ from modeling.checkpoint import random_state, restore_optimizer
 from modeling.processes import Processes
 from modeling.tracking import RowLog
 from ppo.checkpoint import Checkpoints, Progress, Trained
+from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
-from ppo.update import Optimizers
+from ppo.optimizers import Optimizers
 from tests.cuts import Cut, contents, cut_at
 from tests.ppo.conftest import TEAM
 
@@ -41,14 +42,14 @@ class Number:
 
 
 def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
-    """Two small matrices in training, with all that hangs on them."""
+    """Two small matrices in training, with their optimizers, an average and an adaptive number."""
     generator = torch.Generator().manual_seed(seed)
     policy, value = (
         {"w": nn.Parameter(torch.randn(width, 5, generator=generator)), "b": nn.Parameter(torch.zeros(5))}
         for _ in range(2)
     )
     models: Any = SimpleNamespace(policy_parameters=policy, value_parameters=value)
-    optimizers = Optimizers(torch.optim.Adam(policy.values(), lr=0.1), torch.optim.Adam(value.values(), lr=0.1))
+    optimizers = Optimizers.make(models, PPOConfig(learning_rate=0.1, value_learning_rate=0.1))
     trained = Trained(models, optimizers, MovingAverage(policy, 0.9), {"number": Number(0.1 + 0.2)})
     for _ in range(steps):
         train(trained)
@@ -56,8 +57,8 @@ def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
 
 
 def train(trained: Trained) -> None:
-    """A step whose size hangs on everything that a checkpoint must hold: weights, moments, the average, torch's
-    generator, the number.
+    """A step whose size depends on all that a checkpoint must hold: weights, moments, the average, torch's generator,
+    the number.
     """
     number: Any = trained.stateful["number"]
     for parameters in (trained.models.policy_parameters, trained.models.value_parameters):
@@ -135,7 +136,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("why", DAMAGES)
-def test_a_damaged_newest_one_is_found_and_said_and_the_one_before_is_used(
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
     two: Path, why: str, capsys: pytest.CaptureFixture[str]
 ):
     DAMAGES[why](two / "checkpoint-00000002")
@@ -146,7 +147,7 @@ def test_a_damaged_newest_one_is_found_and_said_and_the_one_before_is_used(
     assert "resuming from checkpoint-00000001" in said
 
 
-def test_where_all_are_damaged_the_run_refuses_and_removes_nothing(two: Path):
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_removes_nothing(two: Path):
     truncate(two / "checkpoint-00000001")
     flip(two / "checkpoint-00000002")
     before = contents(two)
@@ -162,7 +163,7 @@ def test_a_checkpoint_of_another_model_is_refused(two: Path):
         Checkpoints(two, 2, TEAM, seed=0).begin(make(width=3))
 
 
-def test_old_ones_go_only_when_enough_whole_ones_stand(two: Path):
+def test_old_checkpoints_are_removed_once_enough_newer_ones_are_complete(two: Path):
     trained = make()
     checkpoints = Checkpoints(two, 2, TEAM, seed=0)
     checkpoints.begin(trained)
@@ -178,7 +179,7 @@ def test_old_ones_go_only_when_enough_whole_ones_stand(two: Path):
     assert sorted(path.name for path in two.iterdir()) == ["checkpoint-00000004", "checkpoint-00000005"]
 
 
-def test_a_cut_between_any_two_changes_on_the_disk_leaves_a_whole_one_and_the_same_bytes(
+def test_a_kill_between_any_two_changes_on_the_disk_leaves_a_complete_checkpoint_and_the_same_bytes(
     two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def go_on(folder: Path) -> None:
@@ -218,7 +219,7 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_what_does_not_fit_on_the_disk_leaves_the_last_checkpoint_whole_and_gives_its_space_back(two: Path):
+def test_a_checkpoint_that_does_not_fit_is_removed_and_the_last_one_stays_complete(two: Path):
     trained = make(width=5000)
     shutil.rmtree(two)
     checkpoints = Checkpoints(two, 2, TEAM, seed=0)
@@ -241,7 +242,9 @@ def test_what_does_not_fit_on_the_disk_leaves_the_last_checkpoint_whole_and_give
     "error",
     [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), SafetensorError("I/O error: (os error 28)")],
 )
-def test_a_full_disk_is_told_from_other_errors(two: Path, error: Exception, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_as_such_and_other_errors_as_they_are(
+    two: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+):
     trained = make()
     checkpoints = Checkpoints(two, 2, TEAM, seed=0)
     checkpoints.begin(trained)
@@ -291,7 +294,7 @@ def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(
                 checkpoints.begin(trained)
 
 
-def test_the_size_that_is_asked_for_is_that_of_a_checkpoint(two: Path):
+def test_the_estimated_size_is_that_of_a_checkpoint(two: Path):
     trained = make(width=50_000)
     checkpoints = Checkpoints(two, 1, TEAM, seed=0)
     checkpoints.save(at(3, trained), trained)

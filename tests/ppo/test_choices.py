@@ -1,4 +1,4 @@
-"""The KL coefficient, the scale of scores and the KL in the loss: numbers by hand, and by loops in float64."""
+"""The adaptive KL coefficient, the scale of scores and the KL penalty in the loss: by hand, and in float64."""
 
 import math
 from statistics import pstdev
@@ -10,9 +10,7 @@ import torch
 from ppo.config import PPOConfig
 from ppo.kl import KLController
 from ppo.losses import kl_loss
-from ppo.rollout import in_order
 from ppo.scaling import ScoreScale
-from ppo.train import shares_of
 
 
 def test_a_fixed_coefficient_stays():
@@ -21,7 +19,7 @@ def test_a_fixed_coefficient_stays():
     assert controller.coef == 0.02
 
 
-def test_a_steered_coefficient_moves_towards_its_target_and_never_by_more_than_a_fifth_of_the_error():
+def test_an_adaptive_coefficient_moves_towards_its_target_with_the_error_clipped_to_a_fifth():
     controller = KLController.make(PPOConfig(kl_coef=0.1, kl_target=6.0, kl_horizon=10_000))
     controller.update(6.6, 512)
     assert controller.coef == pytest.approx(0.1 * (1 + 0.1 * 512 / 10_000), rel=1e-12)
@@ -36,7 +34,7 @@ def test_a_steered_coefficient_moves_towards_its_target_and_never_by_more_than_a
     assert resumed.coef == controller.coef
 
 
-def test_scores_are_divided_by_the_spread_of_all_so_far():
+def test_scores_are_divided_by_the_standard_deviation_of_all_so_far():
     scale, seen = ScoreScale(PPOConfig(score_scaling="running")), list[float]()
     for part in ([1.0, 2.0, 4.0], [10.0, -3.0], [0.5] * 4):
         seen += part
@@ -47,7 +45,7 @@ def test_scores_are_divided_by_the_spread_of_all_so_far():
         scale = resumed
 
 
-def test_scores_that_are_all_the_same_stay_finite_and_cutting_comes_last():
+def test_equal_scores_stay_finite_and_clipping_comes_after_scaling():
     assert ScoreScale(PPOConfig(score_scaling="running"))(torch.full((3,), 1.25)).tolist() == [1.25] * 3
     assert ScoreScale(PPOConfig(score_clip=1.5))(torch.tensor([-9.0, 0.5, 2.0])).tolist() == [-1.5, 0.5, 1.5]
     both = ScoreScale(PPOConfig(score_scaling="running", score_clip=1.0))
@@ -57,7 +55,7 @@ def test_scores_that_are_all_the_same_stay_finite_and_cutting_comes_last():
     assert ScoreScale(PPOConfig())(torch.tensor([-9.0])).item() == -9.0
 
 
-def test_the_gradient_of_kl_in_the_loss_is_that_of_the_exact_kl():
+def test_the_expected_gradient_of_the_kl_loss_is_that_of_the_exact_kl():
     generator = torch.Generator().manual_seed(0)
     logits_V = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
     reference_V = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(-1)
@@ -71,15 +69,10 @@ def test_the_gradient_of_kl_in_the_loss_is_that_of_the_exact_kl():
     torch.testing.assert_close(found_V, expected_V, atol=1e-12, rtol=0)
 
 
-def test_kl_in_the_loss_is_half_the_squared_log_ratio_over_unmasked_tokens():
+def test_the_kl_loss_is_half_the_squared_log_ratio_over_unmasked_tokens():
     logprobs_BT, reference_BT = torch.tensor([[-1.0, -2.0, math.nan]]), torch.tensor([[-1.5, -1.0, 7.0]])
     found = kl_loss(logprobs_BT, reference_BT, torch.tensor([[1, 1, 0]]), kl_coef=0.5, normalizer=4.0)
     assert found.item() == pytest.approx(0.5 * 0.5 * (0.25 + 1.0) / 4)
-
-
-def test_rows_stand_by_length_and_those_of_one_prompt_together():
-    prompts = [[1, 1], [2], [1, 1], [3, 3, 3]]
-    assert in_order([0, 1, 2, 3], prompts, lengths=[9, 4, 3, 5]) == [1, 3, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -99,12 +92,3 @@ def test_rows_stand_by_length_and_those_of_one_prompt_together():
 def test_contradictions_are_refused(changes: dict[str, Any], why: str):
     with pytest.raises(ValueError, match=why):
         PPOConfig(**changes).validate()
-
-
-@pytest.mark.parametrize(("processes", "per_process"), [(1, 4), (2, 2), (3, 4)])
-def test_responses_to_one_prompt_stay_in_one_process_where_they_divide(processes: int, per_process: int):
-    config = PPOConfig(responses_per_prompt=4, minibatch_size=16, batch_size=32)
-    shares = [shares_of(config, rank, processes) for rank in range(processes)]
-    assert sorted(number for share in shares for numbers in share for number in numbers) == list(range(32))
-    prompts = {number // 4 for numbers in shares[0] for number in numbers}
-    assert len(prompts) == (per_process * 2 if processes < 3 else 8)

@@ -1,7 +1,4 @@
-"""PPO's exports are verified, and a run with NaN or infinite numbers stops before it saves or exports anything.
-
-pytest tests/ppo/test_export.py
-"""
+"""PPO's exports are verified, and a run with NaN or infinite numbers stops before it saves or exports anything."""
 
 import json
 from collections.abc import Callable
@@ -12,12 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from modeling.engines.native import generate
-from modeling.engines.types import Sampling
+from modeling.architecture import backbone_of
 from ppo.ema import MovingAverage
-from ppo.export import export
-from ppo.train import train
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
+from ppo.export import PolicyExport
+from tests.ppo.conftest import TEAM, Chain, small
 
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 
@@ -28,14 +23,13 @@ def test_both_models_have_the_configuration_of_the_sft_model(
 ):
     chain = chains(adapter)
     models = chain.models()
-    models.policy.model.config.use_cache = False
+    models.policy.causal.config.use_cache = False
     average = MovingAverage(models.policy_parameters, 0.5)
-    export(models, average, chain.sft / "model", chain.config, chain.tokenizer, tmp_path)
+    PolicyExport(chain.sft / "model", chain.config, chain.tokenizer, tmp_path).write(models, average, TEAM)
     for name in ("model", "model_ema"):
         for file in ("config.json", "generation_config.json"):
-            assert json.loads((tmp_path / name / file).read_text()) == json.loads(
-                (chain.sft / "model" / file).read_text()
-            )
+            expected = json.loads((chain.sft / "model" / file).read_text())
+            assert json.loads((tmp_path / name / file).read_text()) == expected
         AutoModelForCausalLM.from_pretrained(tmp_path / name)
 
 
@@ -46,7 +40,7 @@ def test_an_average_that_is_not_finite_is_not_exported(chains: Callable[[str], C
     average = MovingAverage(models.policy_parameters, 0.5)
     next(iter(average.average.values()))[0, 0] = float("nan")
     with pytest.raises(ValueError, match="has NaN or infinite values"):
-        export(models, average, chain.sft / "model", chain.config, chain.tokenizer, tmp_path)
+        PolicyExport(chain.sft / "model", chain.config, chain.tokenizer, tmp_path).write(models, average, TEAM)
     assert not (tmp_path / "model_ema").exists()
     assert not (tmp_path / "adapter_ema").exists()
 
@@ -63,25 +57,21 @@ def test_an_average_that_is_not_finite_is_not_exported(chains: Callable[[str], C
 def test_training_stops_at_the_first_number_or_weight_that_is_not_finite(
     chains: Callable[[str], Chain], tmp_path: Path, changes: dict[str, Any], said: str
 ):
-    chain, config = chains("lora"), small(total_episodes=8, **changes)
-    with pytest.raises(
-        ValueError, match=rf"^ppo, iteration 1: {said}: lower ppo\.learning_rate or ppo\.value_learning_rate; the last"
-    ):
-        train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
+    trainer = chains("lora").trainer(tmp_path, small(total_episodes=8, **changes))
+    advice = r"lower ppo\.learning_rate or ppo\.value_learning_rate; the last"
+    with pytest.raises(ValueError, match=rf"^ppo, iteration 1: {said}: {advice}"):
+        trainer.train()
     assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("tried", [False, True])
-def test_decoding_stops_where_logits_are_not_finite(chains: Callable[[str], Chain], tried: bool):
-    models = chains("lora").models()
-
-    def decode() -> None:
-        with models.as_policy() as policy:
-            generate(policy, [[3, 40]], [0], Sampling(2), [2], 0)
-
-    if tried:  # the engine is chosen once per model
-        decode()
+@pytest.mark.parametrize("decoded_before", [False, True])
+def test_decoding_stops_where_logits_are_not_finite(
+    chains: Callable[[str], Chain], decoded_before: bool, tmp_path: Path
+):
+    trainer = chains("lora").trainer(tmp_path, small())
+    if decoded_before:  # what decoding keeps of a model must not hide that its weights have changed
+        trainer.generate(0)
     with torch.no_grad():
-        models.policy.model.get_base_model().model.norm.weight.fill_(float("nan"))
+        backbone_of(trainer.models.policy.causal).norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="decoding: a logit is nan: weights or activations"):
-        decode()
+        trainer.generate(0)

@@ -1,6 +1,4 @@
-"""A run that is told to stop, or whose disk is full, saves what it can, and ends where it would have when it goes
-on.
-"""
+"""A run that is stopped by a signal or by a full disk saves its state; once resumed, it ends with the same bytes."""
 
 import ctypes
 import json
@@ -14,19 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-import ppo.checkpoint
 import ppo.interrupt
-import ppo.train
 from ppo.checkpoint import Checkpoints
 from ppo.interrupt import Interrupted
+from ppo.trainer import PPOTrainer
 from tests.cuts import contents
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, small
+from tests.ppo.conftest import small
 
 
 def run(chain: Any, out: Path, **changes: Any) -> None:
     adapting = {"kl_target": 0.01, "kl_horizon": 50, "score_scaling": "running"}
     config = small(**{"total_episodes": 3 * 8, "ptx_coef": 1.0, "checkpoint_every": 10, **adapting, **changes})
-    ppo.train.train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, out)
+    chain.trainer(out, config).train()
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -46,38 +43,54 @@ def undisturbed(chains: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return results(out)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize(("phase", "saved"), [("roll_out", 1), ("step", 2)])
-def test_a_signal_saves_at_the_next_point_where_nothing_is_half_done_and_stops(
+def send_in(monkeypatch: pytest.MonkeyPatch, phase: str, call: int, *numbers: int) -> list[int]:
+    """Sends signals in the `call`-th call of a method of the trainer, after its work; returns a list that grows with
+    the calls.
+    """
+    real, calls = getattr(PPOTrainer, phase), list[int]()
+
+    def sending(*arguments: Any, **named: Any) -> Any:
+        calls.append(len(calls))
+        made = real(*arguments, **named)
+        if len(calls) == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            assert phase == "train_minibatch", "a roll-out is left at once"
+        return made
+
+    monkeypatch.setattr(PPOTrainer, phase, sending)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("phase", "call", "number", "code", "saved"),
+    [
+        ("generate", 2, signal.SIGTERM, 143, 1),
+        ("advantages", 2, signal.SIGINT, 130, 1),
+        ("train_minibatch", 3, signal.SIGINT, 130, 2),
+    ],
+)
+def test_a_signal_stops_at_the_next_state_between_iterations_and_saves_it(
     chains: Any,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    call: int,
     number: int,
     code: int,
-    phase: str,
     saved: int,
 ):
-    """It comes in the second iteration: a roll-out is left at once, since it changes nothing, and an update is
-    finished.
+    """It comes in the second iteration: a roll-out is left at once, since it changes nothing that is saved, and an
+    update is finished.
     """
-    chain, real, calls = chains("lora"), getattr(ppo.train, phase), []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(0)
-        if len(calls) == {"roll_out": 2, "step": 3}[phase]:
-            os.kill(os.getpid(), number)
-            assert phase == "step", "a roll-out is left at once"
-        return real(*arguments)
-
-    before = signal.getsignal(number)
+    chain, before = chains("lora"), signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(ppo.train, phase, interrupted)
+        send_in(patch, phase, call, number)
         said = (
-            rf"stopped by SIG(TERM|INT) after {saved} of 3 iterations: run the command again \(without --force\) "
-            rf"to resume"
+            rf"{signal.Signals(number).name} after {saved} of 3 iterations: run the command again \(without --force\)"
         )
-        with pytest.raises(Interrupted, match=said) as stopped:
+        with pytest.raises(Interrupted, match=f"^stopped by {said} to resume$") as stopped:
             run(chain, tmp_path)
     assert stopped.value.exit_code == code
     assert signal.getsignal(number) is before
@@ -88,35 +101,29 @@ def test_a_signal_saves_at_the_next_point_where_nothing_is_half_done_and_stops(
     assert results(tmp_path) == undisturbed
 
 
-def test_a_second_signal_stops_at_once_and_one_right_after_the_first_is_the_same(
+def test_a_second_signal_stops_at_once_unless_it_follows_the_first_within_moments(
     chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    chain, real, calls = chains("lora"), ppo.train.step, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(0)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(ppo.train, "step", interrupted)
-    with pytest.raises(Interrupted, match="after 1 of 3"):
-        run(chain, tmp_path)
+    chain, twice = chains("lora"), (signal.SIGTERM, signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        calls = send_in(patch, "train_minibatch", 1, *twice)
+        with pytest.raises(Interrupted, match="after 1 of 3"):
+            run(chain, tmp_path)
     assert len(calls) == 2
     monkeypatch.setattr(ppo.interrupt, "SAME_SECONDS", 0.0)
-    with pytest.raises(
-        Interrupted, match=r"stopped at once: run the command again \(without --force\) to resume"
-    ) as stopped:
+    calls = send_in(monkeypatch, "train_minibatch", 1, *twice)
+    said = r"stopped at once: run the command again \(without --force\) to resume"
+    with pytest.raises(Interrupted, match=said) as stopped:
         run(chain, tmp_path)
     assert stopped.value.exit_code == 143
-    assert len(calls) == 3
+    assert len(calls) == 1
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
 
 
-def test_a_run_on_a_disk_that_is_really_full_stops_and_goes_on_when_there_is_room(
+def test_a_run_stops_on_a_full_disk_and_resumes_once_there_is_room(
     chains: Any, undisturbed: dict[str, bytes], tmp_path: Path
 ):
-    """A file system of its own, as small as can be, in a process that alone sees it."""
+    """A small file system of its own, in a process that alone sees it."""
     chain, told = chains("lora"), tmp_path / "told"
     pid = os.fork()
     if pid == 0:
@@ -130,7 +137,7 @@ def test_a_run_on_a_disk_that_is_really_full_stops_and_goes_on_when_there_is_roo
             size = sum(path.stat().st_size for path in (disk / "run" / "checkpoints").rglob("*") if path.is_file())
             (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - size // 2))
             # Not refused up front: the disk fills up while the run goes on.
-            ppo.checkpoint.Checkpoints._require_room = lambda *arguments: None  # type: ignore[method-assign]
+            Checkpoints._require_room = lambda *arguments: None  # type: ignore[method-assign]
             try:
                 run(chain, disk / "run")
                 told.write_text("not stopped")
@@ -171,7 +178,7 @@ def mount_small(folder: Path, size: int) -> bool:
     return libc.mount(b"none", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()) == 0
 
 
-def test_two_equal_runs_write_the_same_bytes_and_what_hangs_on_the_clock_beside_them(
+def test_two_equal_runs_write_the_same_bytes_and_timings_to_a_file_of_their_own(
     chains: Any, undisturbed: dict[str, bytes], tmp_path: Path
 ):
     torch.manual_seed(321)
@@ -204,7 +211,7 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_takes_them_as_written(
 def test_a_run_stopped_in_its_first_roll_out_has_nothing_to_keep(
     chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ppo.train, "roll_out", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    send_in(monkeypatch, "generate", 1, signal.SIGTERM)
     with pytest.raises(Interrupted, match="after 0 of 3"):
         run(chains("lora"), tmp_path)
     assert not (tmp_path / "checkpoints").exists()

@@ -1,6 +1,4 @@
-"""The numbers of a roll-out are of its response tokens and episodes, whoever holds them, and each of them is
-explained.
-"""
+"""The metrics of a roll-out against plain Python, on one process and on two; and each of them is in docs/metrics.md."""
 
 import json
 import math
@@ -16,50 +14,49 @@ from torch import distributed
 
 from data.overlap import chrf, repeated_share
 from data.records import Demonstration
-from ppo.guards import GUARDS, GuardSettings
-from ppo.held_out import HeldOutSettings
-from ppo.metrics import mean_of, rollout_numbers, speeds
-from ppo.reading import reading_numbers
-from ppo.rollout import Rollout
-from ppo.train import train
+from modeling.generation import Generation
+from ppo.config import HeldOutSettings
+from ppo.experience import Experience, Rollout, Scores
+from ppo.metrics import mean_of, rollout_metrics, speeds
+from ppo.monitors import MONITORS, MonitorSettings
+from ppo.trainer import PPOData
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
 
 ROOT = Path(__file__).resolve().parents[2]
-LENGTHS = [5, 1, 7, 3]
 RESPONSES = [[3, 4, 3, 4, 3], [9], [1, 2, 3, 4, 1, 2, 3], [9, 9, 2]]
 ENDED = [True, True, False, True]
-GARBAGE = float("nan")
+TRUNCATED = [False, False, True, False]
+SCORES = [1.0, -2.0, 0.5, 3.0]
+ALL = [0, 1, 2, 3]
 
 
-def rollout(rows: list[int]) -> Rollout:
-    """Some of four episodes; what stands in padding is no number, so that nothing that touches it goes unseen."""
-    generator = torch.Generator().manual_seed(0)
-    width = max(LENGTHS[row] for row in rows)
-    drawn = {
-        name: torch.randn(4, 7, generator=generator, dtype=torch.float64)
-        for name in ("old", "ref", "values", "rewards", "advantages")
+def tokens_of(row: int) -> dict[str, list[float]]:
+    """Random numbers for each token of an episode."""
+    generator = torch.Generator().manual_seed(row)
+    names = ("logprobs", "ref_logprobs", "values", "rewards", "returns")
+    size = (len(RESPONSES[row]),)
+    return {name: torch.randn(size, generator=generator, dtype=torch.float64).tolist() for name in names}
+
+
+def experience(rows: list[int]) -> Experience:
+    """Some of the four episodes."""
+    x_R = {
+        name: torch.tensor([value for row in rows for value in tokens_of(row)[name]], dtype=torch.float64)
+        for name in tokens_of(0)
     }
-    mask_BT = torch.arange(width) < torch.tensor([LENGTHS[row] for row in rows])[:, None]
-    cut = {name: found[rows, :width].masked_fill(~mask_BT, GARBAGE) for name, found in drawn.items()}
-    return Rollout(
-        prompts=[[1, 2]] * len(rows),
-        responses=[RESPONSES[row] for row in rows],
-        ended_B=torch.tensor([ENDED[row] for row in rows]),
-        scores_B=torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)[rows],
-        logprobs_BT=cut["old"],
-        ref_logprobs_BT=cut["ref"],
-        values_BT=cut["values"],
-        mask_BT=mask_BT,
-        rewards_BT=cut["rewards"].nan_to_num(0.0),
-        advantages_BT=cut["advantages"],
-        returns_BT=cut["rewards"] + cut["values"],
-    )
+    responses = [Generation(RESPONSES[row], None, ENDED[row]) for row in rows]
+    rewards_B = torch.tensor([SCORES[row] for row in rows], dtype=torch.float64)
+    truncated_B = torch.tensor([TRUNCATED[row] for row in rows])
+    rollout = Rollout([PROMPTS[0]] * len(rows), [[1, 2]] * len(rows), responses, TEAM.device)
+    scores = Scores(rewards_B, truncated_B, x_R["logprobs"], x_R["ref_logprobs"], x_R["values"])
+    return Experience(rollout, scores, rewards_B / 2, x_R["rewards"], torch.zeros_like(x_R["rewards"]), x_R["returns"])
 
 
 def expected() -> dict[str, float]:
     """The oracle: plain Python, episode by episode and token by token."""
-    whole = rollout([0, 1, 2, 3])
-    tokens = [(row, column) for row, length in enumerate(LENGTHS) for column in range(length)]
+    found: dict[str, list[float]] = {
+        name: [value for row in ALL for value in tokens_of(row)[name]] for name in tokens_of(0)
+    }
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
@@ -67,20 +64,20 @@ def expected() -> dict[str, float]:
     def variance(values: list[float]) -> float:
         return mean([(value - mean(values)) ** 2 for value in values])
 
-    ratios = {place: float(whole.logprobs_BT[place] - whole.ref_logprobs_BT[place]) for place in tokens}
-    scores = whole.scores_B.tolist()
-    returns, values = ([float(x_BT[place]) for place in tokens] for x_BT in (whole.returns_BT, whole.values_BT))
+    ratios = [new - old for new, old in zip(found["logprobs"], found["ref_logprobs"], strict=True)]
+    returns, values = found["returns"], found["values"]
     return {
-        "score": mean(scores),
-        "score_std": math.sqrt(variance(scores)),
-        "score_scaled": mean(scores) / 2,
-        "reward": sum(float(whole.rewards_BT[place]) for place in tokens) / 4,
-        "kl": sum(ratios.values()) / 4,
-        "kl_k3": sum(math.exp(-ratio) - 1 + ratio for ratio in ratios.values()) / 4,
-        "kl_per_token": sum(ratios.values()) / 16,
+        "score": mean(SCORES),
+        "score_std": math.sqrt(variance(SCORES)),
+        "score_scaled": mean(SCORES) / 2,
+        "reward": sum(found["rewards"]) / 4,
+        "reward_truncated": 0.25,
+        "kl": sum(ratios) / 4,
+        "kl_k3": sum(math.exp(-ratio) - 1 + ratio for ratio in ratios) / 4,
+        "kl_per_token": sum(ratios) / 16,
         "length": 4.0,
         "ended": 0.75,
-        # [3 4 3 4 3] has no 4 tokens twice; [1 2 3 4 1 2 3] has none either: every run of four is new.
+        # No response has the same four tokens twice.
         "repetition": 0.0,
         "distinct": 1.0,
         "tokens": 16.0,
@@ -89,13 +86,8 @@ def expected() -> dict[str, float]:
     }
 
 
-def numbers_of(rows: list[int]) -> dict[str, float]:
-    found = rollout(rows)
-    return rollout_numbers(found, found.scores_B / 2)
-
-
-def test_numbers_are_means_over_episodes_and_tokens_and_never_over_padding():
-    found, by_hand = numbers_of([0, 1, 2, 3]), expected()
+def test_metrics_are_means_over_episodes_and_tokens():
+    found, by_hand = rollout_metrics(experience(ALL)), expected()
     assert found.keys() == by_hand.keys()
     # Double precision throughout; variances are differences of squares of order 10, so they lose a digit.
     assert found == pytest.approx(by_hand, rel=1e-12, abs=1e-13)
@@ -103,7 +95,7 @@ def test_numbers_are_means_over_episodes_and_tokens_and_never_over_padding():
 
 def _one_of_two(rank: int, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    (folder / f"{rank}.json").write_text(json.dumps(numbers_of([[0, 2], [1, 3]][rank])))
+    (folder / f"{rank}.json").write_text(json.dumps(rollout_metrics(experience([[0, 2], [1, 3]][rank]))))
     distributed.destroy_process_group()
 
 
@@ -114,35 +106,33 @@ def test_two_processes_log_what_one_does(tmp_path: Path):
 
 
 def test_scores_that_are_not_scaled_are_logged_once():
-    assert "score_scaled" not in rollout_numbers(rollout([0, 1]))
+    found = experience([0, 1])
+    found.scaled_B = None
+    assert "score_scaled" not in rollout_metrics(found)
 
 
 def test_equal_scores_have_no_spread_and_constant_returns_nothing_to_explain():
-    found = rollout([0, 1, 2, 3])
-    found.scores_B = torch.full((4,), 0.1)
-    found.returns_BT = torch.full_like(found.returns_BT, 2.0)
-    numbers = rollout_numbers(found)
+    found = experience(ALL)
+    found.scores.rewards_B = torch.full((4,), 0.1)
+    found.returns_R = torch.full_like(found.returns_R, 2.0)
+    numbers = rollout_metrics(found)
     assert (numbers["score_std"], numbers["explained_variance"]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    "name", ["scores_B", "logprobs_BT", "ref_logprobs_BT", "values_BT", "rewards_BT", "returns_BT"]
-)
+@pytest.mark.parametrize("name", ["rewards_B", "logprobs_R", "ref_logprobs_R", "values_R", "rewards_R", "returns_R"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_one_number_that_is_none_shows(name: str, value: float):
-    found = rollout([0, 1, 2, 3])
-    spoilt = getattr(found, name).clone()
-    spoilt[(2, 3) if spoilt.dim() == 2 else 2] = value
-    setattr(found, name, spoilt)
-    assert not all(map(math.isfinite, rollout_numbers(found).values()))
+def test_one_value_that_is_not_finite_makes_a_metric_not_finite(name: str, value: float):
+    found = experience(ALL)
+    getattr(found.scores if hasattr(found.scores, name) else found, name)[2] = value
+    assert not all(map(math.isfinite, rollout_metrics(found).values()))
 
 
 def test_repetition_and_distinct_responses_are_counted():
-    found = rollout([0, 1, 2, 3])
-    found.responses = [[5, 6] * 3 + [7], [9], [9], [1, 1, 1, 1, 1, 1]]
-    numbers = rollout_numbers(found)
-    # Runs of four: 5656 6565 5656 6567 (one of four is a repeat), none, none, 1111 three times (two of three are).
-    assert numbers["repetition"] == pytest.approx((1 / 4 + 0 + 0 + 2 / 3) / 4)
+    found = experience(ALL)
+    found.rollout.responses = [Generation(ids, None, True) for ids in ([5, 6] * 3 + [7], [9], [9], [1] * 7)]
+    numbers = rollout_metrics(found)
+    # Runs of four: 5656 6565 5656 6567 (one of four is a repeat), none, none, 1111 four times (three are).
+    assert numbers["repetition"] == pytest.approx((1 / 4 + 0 + 0 + 3 / 4) / 4)
     assert numbers["distinct"] == 3 / 4
 
 
@@ -193,34 +183,20 @@ def logged(path: Path) -> set[str]:
     return {name for line in path.read_text().splitlines() for name in json.loads(line)}
 
 
-def test_every_number_that_a_run_logs_is_explained_and_nothing_else_is(chains: Callable[[str], Chain], tmp_path: Path):
-    chain = chains("lora")
+def test_docs_explain_exactly_the_metrics_that_a_run_logs(chains: Callable[[str], Chain], tmp_path: Path):
     config = small(ptx_coef=1.0, held_out=HeldOutSettings(every=1), score_clip=5.0, total_episodes=8)
-    asked = [Demonstration(prompt=f"Say {word}", completion=word) for word in ("cat", "snow")]
-    train(
-        config,
-        chain.config,
-        chain.models(),
-        chain.tokenizer,
-        PROMPTS,
-        CHUNKS,
-        0,
-        TEAM,
-        tmp_path,
-        held_out_prompts=asked,
-    )
-    # A reward model with a context of its own may cut responses; tests/ppo/test_reading.py has one.
-    rows = logged(tmp_path / "metrics.jsonl") | set(reading_numbers(torch.tensor([True, False])))
-    assert rows == explained("ppo/metrics.jsonl")
+    held_out = [Demonstration(prompt=f"Say {word}", completion=word) for word in ("cat", "snow")]
+    chains("lora").trainer(tmp_path, config, data=PPOData(PROMPTS, CHUNKS, held_out)).train()
+    assert logged(tmp_path / "metrics.jsonl") == explained("ppo/metrics.jsonl")
     assert logged(tmp_path / "timings.jsonl") | {"step"} == explained("ppo/timings.jsonl") | {"step"}
     assert logged(tmp_path / "held_out.jsonl") | {"step"} == explained("ppo/held_out.jsonl") | {"step"}
 
 
-def test_the_defaults_of_the_guards_are_those_that_are_explained():
+def test_docs_give_the_defaults_of_the_monitors():
     text = (ROOT / "docs" / "metrics.md").read_text()
-    table = text[text.index("guards (`ppo.guards`)") :]
-    for field in fields(GuardSettings):
-        if field.name in GUARDS:
+    table = text[text.index("monitors (`ppo.monitors`)") :]
+    for field in fields(MonitorSettings):
+        if field.name in MONITORS:
             assert re.search(rf"^\| `{field.name}` \|.*\| `{field.default}` \|$", table, re.MULTILINE), field.name
         else:
             assert f"`{field.name}` = {field.default:g} " in table, field.name

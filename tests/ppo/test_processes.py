@@ -1,4 +1,4 @@
-"""A run on two processes is the run on one: the same episodes, advantages, numbers and weights, with the work
+"""A run on two processes equals the run on one: the same episodes, advantages, metrics and weights, with the work
 divided.
 """
 
@@ -10,53 +10,60 @@ import torch
 from accelerate import debug_launcher
 from safetensors.torch import load_file, save_file
 
-import ppo.train as project
-from modeling.batch import Batch
 from modeling.processes import Processes, processes
+from modeling.run import Run
 from modeling.tracking import read_metrics
 from ppo.config import PPOConfig
-from ppo.rollout import Rollout
+from ppo.experience import Experience, Rollout, Scores
+from ppo.trainer import PPOData, PPOTrainer
 from tests.ppo.conftest import TEAM, Chain, small
 from tests.ppo.toy import ask, doubled, toy_chain
 
 TABLE = [0.0, 0.5, 1.0, -1.0, 0.3, -0.3, 0.8, -0.6, 0.1, 0.2]
 PROMPTS = [ask(2, 3), ask(4), ask(5, 6, 7, 8), ask(9, 2, 4)]
 TEXTS = [[2 + (3 * k + j) % 8 for j in range(length)] for k, length in enumerate((3, 3, 3, 14, 3, 14, 3, 14))]
-"""Every minibatch takes all of them; dealt out by length, one process gets fewer words than the other."""
+"""Every minibatch takes all of them; sorted by length and dealt out, one process gets fewer tokens than the other."""
 EXACT, COUNTED = 1e-9, 1e-6
 """Of float64 sums in another order, which Adam divides by gradients that may be 1e-4 of the largest; of numbers divided
 by a count in float32.
 """
 
 
+class RecordingTrainer(PPOTrainer):
+    """Keeps the first roll-out, and counts the response tokens of all passes through the four models."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.experience: Experience | None = None
+        self.passed = 0
+        models = self.models
+        for model in (models.policy, models.reference, models.value, models.scorer.model):
+            model.encoder.register_forward_pre_hook(self.count)
+
+    def count(self, encoder: Any, given: Any) -> None:
+        self.passed += sum(given[0].lengths)
+
+    def advantages(self, scores: Scores, rollout: Rollout) -> Experience:
+        experience = super().advantages(scores, rollout)
+        self.experience = self.experience or experience
+        return experience
+
+
 def run(chain: Chain, config: PPOConfig, team: Processes, out: Path, saved: Path) -> None:
-    """Leaves what this process saw and what its models became."""
-    rollouts: list[Rollout] = []
-    read: list[int] = []
-    score, hidden = project.score, Batch.hidden
-
-    def kept_score(*given: Any, **named: Any) -> Rollout:
-        rollouts.append(score(*given, **named))
-        return rollouts[-1]
-
-    def counted_hidden(batch: Batch, *given: Any) -> Any:
-        read.append(sum(map(len, batch.responses)))
-        return hidden(batch, *given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(project, "score", kept_score)
-        patch.setattr(Batch, "hidden", counted_hidden)
-        models = doubled(chain.models())
-        average = project.train(config, chain.config, models, chain.tokenizer, PROMPTS, TEXTS, 0, team, out)
-    rollout = rollouts[0]
+    """Trains, and saves this process's episodes and trained weights."""
+    models = doubled(chain.models())
+    trainer = RecordingTrainer(config, models, chain.tokenizer, PPOData(PROMPTS, TEXTS), Run(team, 0, out))
+    average = trainer.train()
+    assert trainer.experience is not None
+    rollout = trainer.experience.rollout
     found = {
         "team": torch.tensor(
             [team.rank, team.count, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1]
         ),
-        "words_read": torch.tensor(read).sum(),
-        "lengths": rollout.mask_BT.sum(1),
-        "advantages": rollout.advantages_BT[rollout.mask_BT],
-        "responses": torch.tensor([token for response in rollout.responses for token in response]),
+        "tokens_passed": torch.tensor(trainer.passed),
+        "lengths": torch.tensor(rollout.lengths),
+        "advantages": trainer.experience.advantages_R,
+        "responses": torch.tensor([token for response in rollout.ids for token in response]),
     }
     weights = {"policy": models.policy_parameters, "value": models.value_parameters, "average": average.average}
     found |= {f"{part}/{name}": weight.detach() for part, named in weights.items() for name, weight in named.items()}
@@ -84,7 +91,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
         inner_epochs=2,
     )  # fmt: skip
     (tmp_path / "two").mkdir()
-    # Before the other: processes that are forked inherit what accelerate knows, which is then that it is alone.
+    # Before the other run: forked processes inherit accelerate's state, which would say that there is one process.
     debug_launcher(in_a_team, (chain, config, tmp_path / "two"), num_processes=2)
     run(chain, config, TEAM, tmp_path / "one" / "out", tmp_path / "one.safetensors")
     one = load_file(tmp_path / "one.safetensors")
@@ -93,10 +100,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
     assert one["team"].tolist() == [0, 1, 1]
     assert [part["team"].tolist() for part in two] == [[0, 2, 2], [1, 2, 2]]
     assert [len(part["lengths"]) for part in two] == [4, 4]
-    # Each word once, by one of them: as often as the process alone read it.
-    assert sum(int(part["words_read"]) for part in two) == int(one["words_read"])
-    assert len({int(part["words_read"]) for part in two}) == 2, (
-        "both had as much to do, and unequal shares were not tried"
+    # Each token is in one process's passes, as often as in those of the process alone.
+    assert sum(int(part["tokens_passed"]) for part in two) == int(one["tokens_passed"])
+    assert len({int(part["tokens_passed"]) for part in two}) == 2, (
+        "both have the same number of tokens, so unequal shares are not tried"
     )
     assert two[0]["lengths"].tolist() != two[1]["lengths"].tolist()
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from modeling.tracking import read_metrics
-from ppo.train import train
-from tests.ppo.conftest import TEAM, Chain, load_base, small
+from ppo.trainer import PPOData
+from tests.ppo.conftest import Chain, load_base, small
 from tests.ppo.toy import ask, next_words, toy_chain
 
 WORDS, WANTED, SIGN = 12, 7, 11
@@ -68,19 +68,9 @@ def test_the_pretraining_loss_is_held_with_the_mix_and_lost_without(tmp_path: Pa
         )  # fmt: skip
         models = chain.models()
         out = tmp_path / f"gamma-{gamma}"
-        train(
-            config,
-            chain.config,
-            models,
-            chain.tokenizer,
-            [ask(SIGN, number) for number in (2, 5, 8)],
-            texts(200, seed=2),
-            0,
-            TEAM,
-            out,
-        )
-        with models.as_policy() as policy:
-            after[gamma] = loss_of(policy, held)
+        data = PPOData([ask(SIGN, number) for number in (2, 5, 8)], texts(200, seed=2))
+        chain.trainer(out, config, models, data).train()
+        after[gamma] = loss_of(models.policy.causal, held)
         rows[gamma] = read_metrics(out / "metrics.jsonl")
     for row in rows.values():
         assert row[0]["score"] < 0.4

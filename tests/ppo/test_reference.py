@@ -5,6 +5,7 @@ weights would mean much: Adam's first step is the sign of a gradient, and where 
 sign is anybody's guess.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-import ppo.train as project
+from modeling.generation import Generation
+from modeling.run import Run
 from modeling.tracking import read_metrics
+from ppo.actor_critic import ActorCritic
+from ppo.experience import Experience, Rollout, Rows
+from ppo.trainer import PPOData, PPOTrainer
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 from tests.ppo.reference import Episode, Four, Outcome, load_adapted, load_whole, look, run
 from tests.ppo.toy import doubled
@@ -64,49 +69,43 @@ def norms_keep_their_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def record(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, decoded: bool) -> list[list[Episode]]:
-    """Fills with the episodes of each roll-out of `train`, with their log-probabilities if `decoded`; else most are
-    ended early.
+class RecordingTrainer(PPOTrainer):
+    """Keeps the episodes of each roll-out and the episodes of each optimizer step; ends most episodes early unless
+    log-probabilities are those of decoding.
     """
-    seen: list[list[Episode]] = []
-    plain, eos = project.roll_out, tokenizer.eos_token_id
 
-    def kept(*given: Any, **named: Any) -> Any:
-        ids, responses, *rest = plain(*given, **named)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.seen: list[list[Episode]] = []
+        self.steps: list[list[list[int]]] = []
+
+    def generate(self, iteration: int) -> Rollout:
+        rollout = super().generate(iteration)
+        decoded, eos = self.config.old_logprobs == "rollout", self.tokenizer.eos_token_id
         if not decoded:
-            responses = [
-                r
-                if k % 4 == 3
-                else replace(
-                    r, ids=[*r.ids[: k % 4 + k // 4], eos], logprobs=r.logprobs[: k % 4 + k // 4 + 1], ended=True
-                )
-                for k, r in enumerate(responses)
+            rollout.responses = [
+                r if k % 4 == 3 else Generation([*r.ids[: k % 4 + k // 4], eos], None, ended=True)
+                for k, r in enumerate(rollout.responses)
             ]
-        seen.append(
+            limit = self.config.max_tokens_per_micro_batch
+            self.first_epoch = rollout.make_micro_batches(self.own_rows(), limit)
+        self.seen.append(
             [
-                Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(tokenizer, r))
-                for p, r in zip(ids, responses, strict=True)
+                Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(self.tokenizer, r))
+                for p, r in zip(rollout.prompt_ids, rollout.responses, strict=True)
             ]
         )
-        return ids, responses, *rest
+        self.steps.append([])
+        return rollout
 
-    monkeypatch.setattr(project, "roll_out", kept)
-    return seen
+    def train_minibatch(self, experience: Experience, minibatch: Sequence[Rows], first: bool) -> dict[str, float]:
+        self.steps[-1].append(sorted(row for rows in minibatch for row in rows))
+        return super().train_minibatch(experience, minibatch, first)
 
 
-def record_minibatches(monkeypatch: pytest.MonkeyPatch, steps_per_iteration: int) -> list[list[list[int]]]:
-    """A list that is filled with the episodes of each optimizer step of each iteration of `train`."""
-    seen: list[list[list[int]]] = []
-    plain = project.step
-
-    def kept(models: Any, optimizers: Any, rollout: Any, groups: Any, *rest: Any) -> Any:
-        if not seen or len(seen[-1]) == steps_per_iteration:
-            seen.append([])
-        seen[-1].append(sorted(row for rows in groups for row in rows))
-        return plain(models, optimizers, rollout, groups, *rest)
-
-    monkeypatch.setattr(project, "step", kept)
-    return seen
+def recorded(chain: Chain, config: Any, models: ActorCritic, texts: Any, out: Path) -> RecordingTrainer:
+    """A recording trainer with seed 0."""
+    return RecordingTrainer(config, models, chain.tokenizer, PPOData(PROMPTS, texts), Run(TEAM, 0, out))
 
 
 def plain_name(name: str) -> str:
@@ -145,9 +144,7 @@ def assert_same_numbers(rows: list[dict[str, float]], outcome: Outcome, names: t
 @pytest.mark.parametrize(
     ("adapter", "variant"), [("none", variant) for variant in VARIANTS] + [("lora", variant) for variant in WITH_LORA]
 )
-def test_a_run_is_the_papers_step_by_step(
-    chains, adapter: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_is_the_papers_step_by_step(chains, adapter: str, variant: str, tmp_path: Path):
     chain: Chain = chains(adapter)
     models = doubled(chain.models())
     config = small(**{"inner_epochs": 2, "warmup_iterations": 3} | VARIANTS[variant])
@@ -155,14 +152,13 @@ def test_a_run_is_the_papers_step_by_step(
     policy_start, value_start = copies(models.policy_parameters), copies(models.value_parameters)
     four = load_four(chain, adapter, policy_start)
 
-    seen = record(monkeypatch, chain.tokenizer, decoded=config.old_logprobs == "rollout")
-    minibatches = record_minibatches(monkeypatch, config.inner_epochs * config.batch_size // config.minibatch_size)
-    average = project.train(config, chain.config, models, chain.tokenizer, PROMPTS, texts, 0, TEAM, tmp_path)
+    trainer = recorded(chain, config, models, texts, tmp_path)
+    average, seen = trainer.train(), trainer.seen
     assert len(seen) == config.iterations == 2
     for episode in seen[0]:
         own = look(four, replace(episode, recorded=[]), config.temperature).logprobs
         assert (episode.recorded or own) == pytest.approx(own, abs=DECODED)
-    outcome = run(config, four, seen, minibatches, texts)
+    outcome = run(config, four, seen, trainer.steps, texts)
 
     names = WATCHED + (WATCHED_WITH_TEXT if config.ptx_coef else ())
     assert_same_numbers(read_metrics(tmp_path / "metrics.jsonl"), outcome, names)
@@ -176,14 +172,15 @@ def test_a_run_is_the_papers_step_by_step(
 
 @pytest.mark.parametrize("responses_per_prompt", [1, 2])
 def test_each_inner_epoch_visits_every_episode_once_in_minibatches_of_its_own(
-    chains, responses_per_prompt: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chains, responses_per_prompt: int, tmp_path: Path
 ):
     """The first pass takes episodes in order; a further one shuffles prompts, and their responses stay together."""
     chain: Chain = chains("lora")
     several = {"responses_per_prompt": responses_per_prompt, "inner_epochs": 2}
     config = small(total_episodes=32, batch_size=16, max_new_tokens=3, **several)
-    minibatches = record_minibatches(monkeypatch, steps_per_iteration=8)
-    project.train(config, chain.config, chain.models(), chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, tmp_path)
+    trainer = recorded(chain, config, chain.models(), CHUNKS, tmp_path)
+    trainer.train()
+    minibatches = trainer.steps
     assert len(minibatches) == config.iterations == 2
     in_order = [[start, start + 1, start + 2, start + 3] for start in (0, 4, 8, 12)]
     for steps in minibatches:

@@ -1,45 +1,32 @@
-"""The value model starts from a reward model of another size, or from the SFT model; whichever, it alone is trained by
-its optimizer.
+"""What the value model starts from: the reward model, of any size, or the SFT model; and that its optimizer trains it
+alone.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from modeling.architecture import backbone_of
+from modeling.batch import Batch
 from modeling.checkpoint import newest
-from modeling.engines.types import Generation
-from modeling.logprobs import response_logprobs
 from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
-from ppo import models as loading
-from ppo.config import PPOConfig
-from ppo.models import PPOModels
-from ppo.rollout import Rollout, roll_out, score
-from ppo.train import train
-from ppo.update import Optimizers, policy_gradient, step, value_gradient
-from tests.ppo.conftest import (
-    CHUNKS,
-    PROMPTS,
-    TEAM,
-    Chain,
-    all_rows,
-    as_ranked,
-    chain_of,
-    groups_of,
-    save_reward,
-    small,
-)
+from modeling.tracking import read_metrics
+from ppo import actor_critic
+from ppo.actor_critic import ActorCritic
+from tests.ppo.conftest import PROMPTS, Chain, as_ranked, chain_of, save_reward, scored, small
 
-Start = tuple[Chain, dict[str, Any]]
 CASES = [
+    ("lora", "shared", "reward"),
     ("lora", "shared", "sft"),
     ("lora", "bigger", "reward"),
     ("lora", "bigger", "sft"),
     ("lora", "foreign", "sft"),
+    ("none", "shared", "reward"),
     ("none", "bigger", "reward"),
     ("none", "bigger", "sft"),
     ("none", "foreign", "sft"),
@@ -52,7 +39,7 @@ def chain_with(
     tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path], chains: Callable[[str], Chain]
 ) -> Callable[..., Chain]:
     """`chain_with("lora", "bigger")`: a llama policy; the reward model shares its base, or is a bigger GPT-NeoX, or has
-    other tokens too.
+    another tokenizer too.
     """
     folder = tmp_path_factory.mktemp("rewards")
     bigger = make_tiny_model(folder / "made", "gpt_neox", hidden_size=48, layers=3, seed=4)
@@ -71,179 +58,159 @@ def chain_with(
     return get
 
 
-def one_rollout(chain: Chain, models: PPOModels, config: PPOConfig) -> tuple[Rollout, list[list[int]]]:
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(8)]
-    ids, responses = roll_out(models, prompts, config, chain.tokenizer, seed=0, iteration=0, numbers=range(8))
-    groups = groups_of(8, 3)
-    return score(
-        models, ids, responses, groups, config, chain.config, chain.tokenizer.pad_token_id, TEAM.device, prompts
-    ), groups
-
-
 @pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_first_values_are_the_readings_of_a_reward_model_of_another_size(
-    chain_with: Callable[..., Chain], adapter: str
+def test_first_values_are_those_of_a_reward_model_of_another_size(
+    chain_with: Callable[..., Chain], adapter: str, tmp_path: Path
 ):
     chain = chain_with(adapter, "bigger")
-    models = chain.models()
-    rollout, _ = one_rollout(chain, models, small())
+    experience = scored(chain.trainer(tmp_path, small()))
+    rollout, scores = experience.rollout, experience.scores
+    values_BT = rollout.padded(scores.values_R)
     model = AutoModelForSequenceClassification.from_pretrained(chain.reward / "model").eval()
-    for row in range(8):
-        prompt, response = rollout.prompts[row], rollout.responses[row]
+    for row, (prompt, response) in enumerate(zip(rollout.prompt_ids, rollout.responses, strict=True)):
         with torch.no_grad():
-            readings = model.score(model.gpt_neox(torch.tensor([prompt + response])).last_hidden_state)[0, :, 0] - 0.5
-            ranked = as_ranked(chain.tokenizer, Generation(response, None, bool(rollout.ended_B[row])))
-            scored = model.score(model.gpt_neox(torch.tensor([prompt + ranked])).last_hidden_state)[0, -1, 0] - 0.5
-        assert torch.allclose(
-            rollout.values_BT[row, : len(response)], readings[len(prompt) - 1 : -1], atol=5e-5, rtol=0
-        )
-        assert rollout.scores_B[row].item() == pytest.approx(scored.item(), abs=5e-5)
-    assert rollout.values_BT[rollout.mask_BT].std() > 0.1
+            values, ranked = (
+                model.score(model.gpt_neox(torch.tensor([prompt + answer])).last_hidden_state)[0, :, 0] - 0.5
+                for answer in (response.ids, as_ranked(chain.tokenizer, response))
+            )
+        found = values_BT[row, : len(response.ids)]
+        torch.testing.assert_close(found, values[len(prompt) - 1 : -1], atol=5e-5, rtol=0)
+        assert scores.rewards_B[row].item() == pytest.approx(ranked[-1].item(), abs=5e-5)
+    assert scores.values_R.std() > 0.1
 
 
 @pytest.mark.parametrize(("adapter", "reward"), [case[:2] for case in CASES if case[2] == "sft"])
-def test_first_values_are_zero_from_the_sft_model(chain_with: Callable[..., Chain], adapter: str, reward: str):
+def test_first_values_are_zero_from_the_sft_model(
+    chain_with: Callable[..., Chain], adapter: str, reward: str, tmp_path: Path
+):
     chain = chain_with(adapter, reward)
-    rollout, _ = one_rollout(chain, chain.models(value_init="sft"), small())
-    assert rollout.values_BT.abs().max() == 0.0
-    assert rollout.scores_B.std() > 0.05
+    scores = scored(chain.trainer(tmp_path, small(), chain.models(value_init="sft"))).scores
+    assert scores.values_R.abs().max() == 0.0
+    assert scores.rewards_B.std() > 0.05
 
 
 @EVERY
-def test_with_lora_adapters_and_head_are_all_that_is_trained(
+def test_with_lora_only_adapters_and_head_are_trained(
     chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str
 ):
     models = chain_with(adapter, reward).models(value_init=value_init)
-    with models.as_value():
-        trained = {id(p) for p in models.value_parameters.values()}
+    models.value.encoder.activate()
+    trained = {id(p) for p in models.value_parameters.values()}
     if adapter == "none":
-        assert len(trained) == len(list(models.value.model.parameters()))
+        assert trained == {id(p) for p in models.value.parameters()}
         return
     assert all(".lora_" in name or name == "score.weight" for name in models.value_parameters)
-    owner = models.reward if (reward, value_init) == ("bigger", "reward") else models.policy
-    assert models.value.model is owner.model
-    assert models.value.scalar is not None
-    assert any(module is models.value.scalar.backbone for module in models.value.model.modules())
+    owner = models.scorer.model if (reward, value_init) == ("bigger", "reward") else models.policy
+    assert models.value.encoder.model is owner.encoder.model
     policy = {id(p) for p in models.policy_parameters.values()}
-    everything = [
-        *models.policy.model.parameters(),
-        *models.value.model.parameters(),
-        *models.value.scalar.head.parameters(),
-    ]
+    everything = [*models.policy.parameters(), *models.value.parameters(), *models.scorer.model.parameters()]
     assert {id(p) for p in everything if p.requires_grad} == trained | policy
+
+
+def outputs(models: ActorCritic, batch: Batch) -> dict[str, Tensor]:
+    """What each of the four models says of a batch; token ids are limited to those of the smallest vocabulary."""
+    known = [[[min(token, 300) for token in ids] for ids in rows] for rows in (batch.prompts, batch.responses)]
+    with torch.no_grad():
+        return {
+            "policy": models.policy(Batch(*known))[0],
+            "reference": models.reference(Batch(*known))[0],
+            "value": models.value(Batch(*known)),
+            "reward": models.scorer.model(Batch(*known)),
+        }
 
 
 @EVERY
 def test_each_optimizer_trains_its_own_model_alone(
-    chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str
+    chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str, tmp_path: Path
 ):
     chain = chain_with(adapter, reward)
-    models, config = chain.models(value_init=value_init), small()
-    rollout, groups = one_rollout(chain, models, config)
-    pad = chain.tokenizer.pad_token_id
-
-    def outputs() -> dict[str, torch.Tensor]:
-        batch = all_rows(rollout, pad)
-        with torch.no_grad():
-            found = {}
-            with models.as_policy() as policy:
-                found["policy"] = response_logprobs(policy, batch)
-            with models.as_reference() as reference:
-                found["reference"] = response_logprobs(reference, batch)
-            with models.as_value() as value:
-                found["value"] = value.values(batch)
-            with models.as_reward() as scorer:
-                ids = batch.padded.ids_BS.clamp(max=300)
-                found["reward"] = scorer.backbone(ids).last_hidden_state, scorer.head.weight.clone()
-        found["reward"] = torch.cat([part.flatten() for part in found["reward"]])
-        return found
-
-    before = outputs()
-    for optimizer_name, trained in (("value_learning_rate", "policy"), ("learning_rate", "value")):
-        optimizers = Optimizers.make(models, config)
-        setattr(frozen := small(), optimizer_name, 0.0)
-        optimizers.set_learning_rates(frozen, 0)
-        step(models, optimizers, rollout, groups, [], config, chain.config, pad, TEAM)
-        after = outputs()
-        assert {name for name in before if not torch.equal(before[name], after[name])} == {trained}
-        before = after
+    models = chain.models(value_init=value_init)
+    trainer = chain.trainer(tmp_path, small(), models)
+    experience = scored(trainer)
+    batch = Batch(experience.rollout.prompt_ids, experience.rollout.ids)
+    for still, moving in ((trainer.optimizers.value, "policy"), (trainer.optimizers.policy, "value")):
+        before = outputs(models, batch)
+        trainer.optimizers.start_iteration(0)
+        still.param_groups[0]["lr"] = 0.0
+        trainer.train_minibatch(experience, trainer.first_epoch[0], first=True)
+        after = outputs(models, batch)
+        assert {name for name in before if not torch.equal(before[name], after[name])} == {moving}
 
 
 @EVERY
-def test_gradients_survive_the_switching_and_equal_autograd_of_the_naive_loss(
-    chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str
+def test_value_gradient_is_autograd_of_the_naive_loss_whichever_adapter_was_active(
+    chain_with: Callable[..., Chain], adapter: str, reward: str, value_init: str, tmp_path: Path
 ):
     chain = chain_with(adapter, reward)
-    models, config = chain.models(value_init=value_init), small(value_clip_range=1e9)
+    models = chain.models(value_init=value_init)
     with torch.no_grad():
         for name, p in models.value_parameters.items():
             if "lora_B" in name or name == "score.weight":
                 p.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    rollout, groups = one_rollout(chain, models, config)
-    tokens = float(rollout.mask_BT.sum())
-    policy_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
-    value_gradient(models, rollout, groups, config, chain.config, tokens, TEAM)
-    with models.as_reward(), models.as_reference():
-        pass
+    trainer = chain.trainer(tmp_path, small(value_clip_range=1e9), models)
+    experience = scored(trainer)
+    rollout, tokens = experience.rollout, float(sum(experience.rollout.lengths))
+    everything = [rows for minibatch in trainer.first_epoch for rows in minibatch]
+    trainer.value_gradient(experience, everything, tokens)
+    trainer.policy_gradient(experience, everything, tokens)
+    outputs(models, Batch(rollout.prompt_ids, rollout.ids))  # activates every adapter in turn
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in models.policy_parameters.values())
     ours = {name: p.grad.clone() for name, p in models.value_parameters.items() if p.grad is not None}
     for p in models.value_parameters.values():
         p.grad = None
-    with models.as_value() as value:
-        loss = torch.zeros(())
-        for row in range(8):
-            prompt, response = rollout.prompts[row], rollout.responses[row]
-            hidden = value.backbone(torch.tensor([prompt + response])).last_hidden_state[0]
-            for t in range(len(response)):
-                error = value.head(hidden[len(prompt) - 1 + t])[0] - value.bias - rollout.returns_BT[row, t]
-                loss = loss + 0.5 * error**2 / tokens
-        loss.backward()
+    backbone, loss = backbone_of(models.value.encoder.activate()), torch.zeros(())
+    returns_BT = rollout.padded(experience.returns_R)
+    for row, (prompt, response) in enumerate(zip(rollout.prompt_ids, rollout.ids, strict=True)):
+        hidden_SH = backbone(torch.tensor([prompt + response])).last_hidden_state[0]
+        values_T = models.value.head(hidden_SH)[len(prompt) - 1 : -1, 0] - models.value.bias
+        loss = loss + 0.5 * (values_T - returns_BT[row, : len(response)]).square().sum() / tokens
+    loss.backward()
     naive = {name: p.grad for name, p in models.value_parameters.items() if p.grad is not None}
     assert ours.keys() == naive.keys()
     assert len(naive) > 5
     largest = max(float(gradient.abs().max()) for gradient in naive.values())
     for name, gradient in naive.items():
-        assert torch.allclose(ours[name], gradient, atol=1e-5 * largest, rtol=1e-3), name
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)
 
 
-@EVERY
-def test_a_run_moves_the_value_model_and_ends_in_the_same_bytes_if_it_was_cut_off(
+@pytest.mark.parametrize(
+    ("adapter", "reward", "value_init"),
+    [("lora", "bigger", "reward"), ("lora", "foreign", "sft"), ("none", "bigger", "sft")],
+)
+def test_a_run_moves_all_of_the_value_model_and_resumes_to_the_same_bytes(
     chain_with: Callable[..., Chain], tmp_path: Path, adapter: str, reward: str, value_init: str
 ):
+    """The start of the value model is made again on resuming, by each way of making it; test_identities.py has the
+    shared base.
+    """
     chain = chain_with(adapter, reward)
 
-    def run(out: Path, iterations: int) -> PPOModels:
+    def run(out: Path, iterations: int) -> ActorCritic:
         models = chain.models(value_init=value_init)
-        config = small(total_episodes=8 * iterations, ptx_coef=1.0, value_init=value_init)
-        train(config, chain.config, models, chain.tokenizer, PROMPTS, CHUNKS, 0, TEAM, out)
+        chain.trainer(out, small(total_episodes=8 * iterations, value_init=value_init), models).train()
         return models
 
-    whole_run = run(tmp_path / "whole", 3)
+    trained = run(tmp_path / "whole", 2).value_parameters
     run(tmp_path / "parts", 1)
     torch.manual_seed(12345)
-    run(tmp_path / "parts", 3)
+    run(tmp_path / "parts", 2)
     start = chain.models(value_init=value_init).value_parameters
-    still = [name for name, p in whole_run.value_parameters.items() if torch.equal(p, start[name])]
-    assert still == []
+    assert [name for name, p in trained.items() if torch.equal(p, start[name])] == []
     whole, parts = (newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
     assert whole is not None
     assert parts is not None
     for file in whole.iterdir():
         if file.name != "random.safetensors":
             assert file.read_bytes() == (parts / file.name).read_bytes(), file.name
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["value_grad_norm"] > 0 for row in rows)
+    assert all(row["value_grad_norm"] > 0 for row in read_metrics(tmp_path / "whole" / "metrics.jsonl"))
 
 
-def test_a_value_model_adapts_as_many_layers_as_it_is_told(chain_with: Callable[..., Chain]):
-    models = chain_with("lora", "bigger").models(value_top_layers=1)
-    assert {name.split(".layers.")[1].split(".")[0] for name in models.value_parameters if ".lora_" in name} == {"2"}
-    everywhere = chain_with("lora", "bigger").models()
-    assert {name.split(".layers.")[1].split(".")[0] for name in everywhere.value_parameters if ".lora_" in name} == {
-        "0",
-        "1",
-        "2",
-    }
+@pytest.mark.parametrize(("top_layers", "adapted"), [(1, {"2"}), (None, {"0", "1", "2"})])
+def test_the_value_model_adapts_value_top_layers(
+    chain_with: Callable[..., Chain], top_layers: int | None, adapted: set[str]
+):
+    names = chain_with("lora", "bigger").models(value_top_layers=top_layers).value_parameters
+    assert {name.split(".layers.")[1].split(".")[0] for name in names if ".lora_" in name} == adapted
 
 
 @pytest.mark.parametrize(
@@ -256,7 +223,7 @@ def test_a_value_model_adapts_as_many_layers_as_it_is_told(chain_with: Callable[
         ("none", "bigger", {"value_top_layers": 1}, r"ppo\.value_top_layers is of a LoRA adapter"),
     ],
 )
-def test_a_start_that_cannot_be_is_refused_before_weights_are_loaded(
+def test_an_impossible_start_is_refused_before_weights_are_loaded(
     chain_with: Callable[..., Chain],
     monkeypatch: pytest.MonkeyPatch,
     adapter: str,
@@ -264,25 +231,26 @@ def test_a_start_that_cannot_be_is_refused_before_weights_are_loaded(
     ppo: dict[str, Any],
     sentence: str,
 ):
-    monkeypatch.setattr(loading, "load_causal", lambda *given: pytest.fail("weights were loaded"))
+    chain = chain_with(adapter, reward)
+    monkeypatch.setattr(actor_critic, "load_causal", lambda *given: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match=sentence):
-        chain_with(adapter, reward).models(**ppo)
+        chain.models(**ppo)
 
 
 def test_prompts_must_fit_a_value_model_of_shorter_context_with_their_answers(chain_with: Callable[..., Chain]):
     chain = chain_with("lora", "short")
-    counts = [
+    longest = max(
         len(chain.tokenizer.apply_chat_template(p.messages, add_generation_prompt=True, return_dict=False))
         for p in PROMPTS
-    ]
+    )
     models = chain.models()
-    models.check_prompts(PROMPTS, chain.tokenizer, 64 - max(counts))
+    models.check_prompts(PROMPTS, chain.tokenizer, 64 - longest)
     with pytest.raises(ValueError, match=r"do not fit the value model's context of 64: .* or set ppo\.value_init=sft"):
-        models.check_prompts(PROMPTS, chain.tokenizer, 65 - max(counts))
+        models.check_prompts(PROMPTS, chain.tokenizer, 65 - longest)
     models = chain.models(value_init="sft")
-    models.check_prompts(PROMPTS, chain.tokenizer, CONTEXT_LENGTH - max(counts))
+    models.check_prompts(PROMPTS, chain.tokenizer, CONTEXT_LENGTH - longest)
     with pytest.raises(ValueError, match=f"do not fit the policy's context of {CONTEXT_LENGTH}: lower"):
-        models.check_prompts(PROMPTS, chain.tokenizer, CONTEXT_LENGTH + 1 - max(counts))
+        models.check_prompts(PROMPTS, chain.tokenizer, CONTEXT_LENGTH + 1 - longest)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data.records import Prompt
 from modeling.config import ModelConfig
 from modeling.load import load_tokenizer
-from ppo.models import PPOModels
+from ppo.actor_critic import ActorCritic
 from tests.conftest import enliven
 from tests.ppo.conftest import Chain
 
@@ -37,9 +37,9 @@ def ask(*numbers: int) -> Prompt:
 class ToyChain(Chain):
     """Its tokens are not text: the reward model scores them directly."""
 
-    def models(self, **ppo: Any) -> PPOModels:
+    def models(self, **ppo: Any) -> ActorCritic:
         models = super().models(**ppo)
-        models.reading = None
+        models.scorer.tokens = None
         return models
 
 
@@ -67,14 +67,12 @@ def next_words(model: Any, ids: Sequence[int]) -> Tensor:
     return found_V
 
 
-def doubled(models: PPOModels) -> PPOModels:
+def doubled(models: ActorCritic) -> ActorCritic:
     """All four in float64, where what is compared differs by the order of sums alone: by 1e-13 of the largest
     number.
     """
-    for role in (models.policy, models.reference, models.value, models.reward):
-        role.model.double()
-        if role.scalar is not None:
-            role.scalar.head.double()
+    for model in (models.policy, models.reference, models.value, models.scorer.model):
+        model.double()
     return models
 
 

@@ -15,7 +15,6 @@ from data.records import Demonstration, Ranking, parse
 from reward.batches import (
     Element,
     as_pairs,
-    computed_tokens,
     demonstrations,
     element,
     elements,
@@ -175,30 +174,26 @@ def random_elements(seed: int, count: int) -> list[Element]:
     return made
 
 
-@pytest.mark.parametrize("max_tokens", [1, 200, 700, 10**9])
-def test_micro_batches_hold_every_element_once_within_the_limit(max_tokens: int) -> None:
+def tokens(item: Element, shared: bool) -> int:
+    return len(item.prompt) * (1 if shared else len(item.answers)) + sum(map(len, item.answers))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("max_tokens", [1, 300, 700, 10**9])
+def test_micro_batches_hold_every_element_once_within_the_limit(max_tokens: int, shared: bool) -> None:
+    """Where a prompt's answers share its pass, its tokens count once; otherwise once for each answer."""
     batch = random_elements(0, 40)
-    groups = micro_batches(batch, max_tokens)
+    groups = micro_batches(batch, max_tokens, shared)
     assert sorted(id(item) for group in groups for item in group) == sorted(id(item) for item in batch)
-    for group in groups:
-        # What attention sees, or one long answer among many short ones would cost far more than was allowed for.
-        padded = len(group) * max(len(item.prompt) for item in group)
-        padded += sum(len(item.answers) for item in group) * max(len(ids) for item in group for ids in item.answers)
-        assert computed_tokens(group) == padded
-        assert len(group) == 1 or computed_tokens(group) <= max_tokens
+    sizes = [sum(tokens(item, shared) for item in group) for group in groups]
+    assert all(len(group) == 1 or size <= max_tokens for group, size in zip(groups, sizes, strict=True))
     assert len(groups) == {1: 40, 10**9: 1}.get(max_tokens, len(groups))
-    assert max_tokens != 700 or 3 < len(groups) < 40
-
-
-@pytest.mark.parametrize("max_tokens", [1, 700, 10**9])
-def test_where_prompts_are_not_shared_padding_and_every_prompt_count(max_tokens: int) -> None:
-    batch = random_elements(1, 40)
-    groups = micro_batches(batch, max_tokens, shared=False)
-    assert sorted(id(item) for group in groups for item in group) == sorted(id(item) for item in batch)
-    for group in groups:
-        rows = [len(item.prompt) + len(answer) for item in group for answer in item.answers]
-        assert computed_tokens(group, shared=False) == len(rows) * max(rows)
-        assert len(group) == 1 or computed_tokens(group, shared=False) <= max_tokens
+    if max_tokens == 700:
+        assert 3 < len(groups) < 40
+        # A group is closed only where the next element does not fit.
+        assert all(
+            size + tokens(following[0], shared) > max_tokens for size, following in zip(sizes, groups[1:], strict=False)
+        )
 
 
 def test_pairs_are_each_strict_comparison_once_with_the_better_answer_first() -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from datasets import Dataset
 from trl import RewardConfig as TRLRewardConfig
-from trl import RewardTrainer
+from trl import RewardTrainer as TRLRewardTrainer
 
-from modeling.config import ModelConfig
+from modeling.models import reward_model
 from modeling.processes import Processes
-from modeling.scalar import scalar_model
+from modeling.run import Run
 from reward.batches import Element
 from reward.config import RewardConfig
-from reward.train import accumulate
+from reward.trainer import RewardTrainer
 from tests.reward.test_scoring import some_elements
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -26,7 +26,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_loss_and_gradients_are_those_of_trl(
-    tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig, tmp_path: Path, architecture: str
+    tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, tmp_path: Path, architecture: str
 ) -> None:
     first_wins = torch.tensor([[False, True], [False, False]])
     batch = [
@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_those_of_trl(
         {"chosen_ids": item.prompt + item.answers[0], "rejected_ids": item.prompt + item.answers[1]} for item in batch
     ]
     theirs = tiny_scalar(architecture)
-    trainer = RewardTrainer(
+    trainer = TRLRewardTrainer(
         model=theirs,
         args=TRLRewardConfig(
             output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_those_of_trl(
     expected.backward()
 
     model = tiny_scalar(architecture)
-    numbers = accumulate(scalar_model(model), batch, RewardConfig(), model_config, 0, ALONE)
+    numbers = RewardTrainer(RewardConfig(), reward_model(model), batch, Run(ALONE, 0)).gradient(batch)
     assert numbers["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert abs(numbers["loss"] - 0.693) > 0.02
     wanted = {name: parameter.grad for name, parameter in theirs.named_parameters()}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.scalar import scalar_model
-from modeling.shared_prefix import REASONS
+from modeling.architecture import backbone_of
+from modeling.models import reward_model
 from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH
 from reward.batches import Element
 from reward.loss import pairwise_loss
-from reward.scoring import answer_scores, by_prompt
+from reward.scoring import answers_of, by_prompt
 
 CPU = torch.device("cpu")
 FLOAT32 = 3e-5
@@ -47,20 +47,26 @@ def plain_scores(model: Any, item: Element) -> Tensor:
     return model.score(torch.stack(rows))[:, 0]
 
 
-@pytest.mark.parametrize("pad_id", [0, 2])
+def scores_of(model: Any, group: list[Element]) -> Tensor:
+    return reward_model(model)(answers_of(group, CPU))
+
+
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_and_gradients_equal_plain_forwards(
-    tiny_scalar: Callable[[str], Any], architecture: str, pad_id: int
+    tiny_scalar: Callable[[str], Any], architecture: str, shared: bool
 ) -> None:
     model = tiny_scalar(architecture)
     group = some_elements(seed=1)
-    scores_A = answer_scores(scalar_model(model), group, pad_id, CPU)
+    plain_A = torch.cat([plain_scores(model, item) for item in group])
+    if not shared:
+        backbone_of(model).shared_prefix_reason = "the test says so"
+    scores_A = scores_of(model, group)
     weight_A = torch.linspace(-1, 2, len(scores_A))
     (scores_A * weight_A).sum().backward()
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
 
-    plain_A = torch.cat([plain_scores(model, item) for item in group])
     torch.testing.assert_close(scores_A, plain_A, atol=FLOAT32, rtol=0)
     assert plain_A.std() > 0.3
     (plain_A * weight_A).sum().backward()
@@ -78,38 +84,20 @@ def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(
     embedding = model.get_input_embeddings().weight
     only_in_prompt = next(token for token in item.prompt if not any(token in answer for answer in item.answers))
     gradients = []
-    for scores_A in (answer_scores(scalar_model(model), [item], 0, CPU), plain_scores(model, item)):
+    for scores_A in (plain_scores(model, item), scores_of(model, [item])):
         scores_BK, better_BKK = by_prompt(scores_A, [item])
         gradients.append(torch.autograd.grad(pairwise_loss(scores_BK, better_BKK), embedding)[0][only_in_prompt])
-    assert gradients[1].abs().max() > 1e-3
-    torch.testing.assert_close(
-        gradients[0], gradients[1], atol=1e-5 * float(gradients[1].abs().max()) + 1e-6, rtol=1e-3
-    )
-
-
-def test_each_prompt_is_encoded_once_and_each_answer_once(tiny_scalar: Callable[[str], Any]) -> None:
-    model = tiny_scalar("llama")
-    scalar = scalar_model(model)
-    assert scalar.plain_because is None
-    shapes: list[tuple[int, ...]] = []
-    model.model.register_forward_pre_hook(
-        lambda module, inputs, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
-    )
-    group = [
-        Element([5] * 20, [[6] * n for n in (3, 4, 5, 6, 7, 8, 9, 10, 11)], torch.zeros(9, 9, dtype=torch.bool)),
-        Element([5] * 18, [[6] * n for n in (12, 2)], torch.zeros(2, 2, dtype=torch.bool)),
-    ]
-    answer_scores(scalar, group, 0, CPU)
-    assert shapes == [(1, 20 + 63 + 18 + 14)]
+    largest = float(gradients[0].abs().max())
+    assert largest > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5 * largest + 1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_neighbours_in_a_group_change_nothing(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
-    scalar = scalar_model(tiny_scalar(architecture))
-    group = some_elements(seed=3)
+    model, group = tiny_scalar(architecture), some_elements(seed=3)
     with torch.no_grad():
-        together_A = answer_scores(scalar, group, 0, CPU)
-        alone_A = torch.cat([answer_scores(scalar, [item], 0, CPU) for item in group])
+        together_A = scores_of(model, group)
+        alone_A = torch.cat([scores_of(model, [item]) for item in group])
     torch.testing.assert_close(together_A, alone_A, atol=FLOAT32, rtol=0)
 
 
@@ -125,19 +113,8 @@ def test_a_long_prompt_may_stand_beside_long_answers_that_each_fit_the_context(
         Element([5, 6, 7], [[100 + i % 90 for i in range(CONTEXT_LENGTH - 3)], [9, 2]], better_KK),
     ]
     with torch.no_grad():
-        scores_A = answer_scores(scalar_model(model), group, 0, CPU)
-        torch.testing.assert_close(
-            scores_A, torch.cat([plain_scores(model, item) for item in group]), atol=FLOAT32, rtol=0
-        )
-
-
-def test_the_bias_is_subtracted(tiny_scalar: Callable[[str], Any]) -> None:
-    model = tiny_scalar("llama")
-    group = some_elements(seed=4)
-    with torch.no_grad():
-        before_A = answer_scores(scalar_model(model), group, 0, CPU)
-        model.config.score_bias = 1.5
-        torch.testing.assert_close(answer_scores(scalar_model(model), group, 0, CPU), before_A - 1.5, atol=1e-6, rtol=0)
+        expected_A = torch.cat([plain_scores(model, item) for item in group])
+        torch.testing.assert_close(scores_of(model, group), expected_A, atol=FLOAT32, rtol=0)
 
 
 def test_scores_go_back_to_their_prompts() -> None:
@@ -149,18 +126,15 @@ def test_scores_go_back_to_their_prompts() -> None:
     assert better_BKK[1].nonzero().tolist() == [[0, 2], [1, 2]]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_answers_that_cannot_share_their_prompt_get_a_pass_of_their_own(
-    tiny_scalar: Callable[[str], Any], architecture: str
-) -> None:
-    scalar = scalar_model(tiny_scalar(architecture))
-    group = some_elements(seed=5)
-    shared_A = answer_scores(scalar, group, 0, CPU)
-    REASONS[scalar.backbone] = "the test says so"
-    calls: list[tuple[int, ...]] = []
-    scalar.backbone.register_forward_pre_hook(
-        lambda module, inputs, named: calls.append(tuple(named["input_ids"].shape)), with_kwargs=True
-    )
-    torch.testing.assert_close(answer_scores(scalar, group, 0, CPU), shared_A, atol=FLOAT32, rtol=0)
-    rows = [len(item.prompt) + len(answer) for item in group for answer in item.answers]
-    assert calls == [(len(rows), max(rows))]
+def test_two_equal_prompts_in_a_group_keep_their_own_answers(tiny_scalar: Callable[[str], Any]) -> None:
+    """The second group is of the same prompt, whose pass it shares with the first."""
+    model = tiny_scalar("llama")
+    nothing = torch.zeros(2, 2, dtype=torch.bool)
+    group = [
+        Element([5, 6], [[7, 2], [8]], nothing),
+        Element([9], [[7], [8]], nothing),
+        Element([5, 6], [[8, 2], [7]], nothing),
+    ]
+    with torch.no_grad():
+        expected_A = torch.cat([plain_scores(model, item) for item in group])
+        torch.testing.assert_close(scores_of(model, group), expected_A, atol=FLOAT32, rtol=0)

@@ -14,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import PLAIN
 from modeling.config import LoraSettings, ModelConfig
-from modeling.scalar import scalar_model
 from modeling.tiny import make_tiny_model
 from reward.config import RewardConfig
 from reward.start import Start
@@ -62,16 +61,14 @@ def test_a_new_head_depends_on_the_seed_and_a_trained_one_is_kept(
     deep: Path, tiny_llama: Path, model_config: ModelConfig, tmp_path: Path
 ) -> None:
     start = Start.of(RewardConfig(base=str(deep)), model_config, tiny_llama)
-    heads = [scalar_model(start.model(start.tokenizer(), seed, CPU)).head.get_parameter("weight") for seed in (1, 1, 2)]
+    heads = [start.model(start.tokenizer(), seed, CPU).score.weight for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     model = start.model(start.tokenizer(), 3, CPU)
     model.save_pretrained(tmp_path)
     start.tokenizer().save_pretrained(tmp_path)
     again = Start.of(RewardConfig(base=str(tmp_path)), model_config, tiny_llama)
-    assert torch.equal(
-        scalar_model(again.model(again.tokenizer(), 4, CPU)).head.get_parameter("weight"), model.score.weight
-    )
+    assert torch.equal(again.model(again.tokenizer(), 4, CPU).score.weight, model.score.weight)
 
 
 TEMPLATES = {

@@ -228,8 +228,8 @@ def test_a_sources_settings_are_in_the_file_and_on_the_command_line(tmp_path: Pa
             "unknown key 'ppo.iterations': take ppo.total_episodes, which is iterations times ppo.batch_size",
         ),
         (
-            "ppo: {guards: {kl: off}}\n",
-            "ppo.guards.kl: expected stop or warn or ignore, found False; YAML reads off, no, on and yes as",
+            "ppo: {monitors: {kl: off}}\n",
+            "ppo.monitors.kl: expected stop or warn or ignore, found False; YAML reads off, no, on and yes as",
         ),
         ("ppo: {engine: hf}\n", "ppo.engine: expected native or transformers or vllm, found hf"),
     ],
@@ -356,28 +356,29 @@ def numbers(config_type: type = RunConfig, prefix: str = "") -> dict[str, Any]:
 
 
 ZERO_IS_ALLOWED = {
-    "seed", "labels.tie_width", "labels.disagreement", "reward.epochs", "reward.epoch_evaluation_prompts",
+    "seed", "samples.top_k", "evaluate.top_k", "labels.tie_width", "labels.disagreement", "reward.epochs",
+    "reward.epoch_evaluation_prompts",
     "reward.final_lr_fraction", "reward.adam_beta2", "sft.pretraining_fraction", "sft.residual_dropout",
     "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
     "ppo.warmup_iterations", "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
     "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes",
-    "ppo.guards.min_entropy",
-    "ppo.guards.min_entropy_fraction", *(f"labels.weights.{part}" for part in ("closeness", "complete",
+    "ppo.monitors.min_entropy",
+    "ppo.monitors.min_entropy_fraction", *(f"labels.weights.{part}" for part in ("closeness", "complete",
     "repetition", "profanity")),
 }  # fmt: skip
 ONE_IS_ALLOWED = {
     "data.near_duplicate_fraction", "sft.final_lr_fraction", "reward.final_lr_fraction", "ppo.discount",
-    "ppo.gae_lambda", "ppo.ema_decay",
+    "ppo.gae_lambda", "ppo.ema_decay", "samples.top_p", "evaluate.top_p",
 }  # fmt: skip
 FRACTIONS = ONE_IS_ALLOWED | {
     "data.valid_fraction", "data.test_fraction", "labels.disagreement", "sft.pretraining_fraction",
     "sft.residual_dropout", "reward.learning_curve", "reward.adam_beta2", "ppo.adam_beta1", "ppo.adam_beta2",
-    "ppo.guards.min_entropy_fraction",
+    "ppo.monitors.min_entropy_fraction",
 }  # fmt: skip
 LEAST = {
     "data.pretraining_tokens": 2, "samples.answers_per_prompt": 2, "reward.max_answers_per_prompt": 2,
-    "ppo.held_out.prompts": 2, "ppo.guards.over_optimisation_evaluations": 3,
+    "ppo.held_out.prompts": 2, "ppo.monitors.over_optimisation_evaluations": 3,
 }  # fmt: skip
 
 
@@ -425,7 +426,7 @@ def test_the_numbers_of_all_sections_are_found() -> None:
         "seed",
         "data.sources.x.weight",
         "model.lora.rank",
-        "ppo.guards.max_kl",
+        "ppo.monitors.max_kl",
         "ppo.held_out.every",
         "reward.learning_curve",
     } <= numbers().keys()

@@ -246,8 +246,12 @@ def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
             r"prompt: \d+ tokens\), ppo\.max_new_tokens=50000 \(.*: lower those settings or data\.max_prompt_tokens",
         ),
         (
+            ["--data.pretraining_tokens", "19999"],
+            r"the heldout split of the pretraining text is too short for one example of data\.pretraining_tokens=19999",
+        ),
+        (
             ["--data.pretraining_tokens", "100000"],
-            r"the train split of the pretraining text is too short for one example of data\.pretraining_tokens=100000",
+            r"data\.pretraining_tokens=100000 is more than the model's context of 20000: lower it",
         ),
     ],
 )

@@ -22,7 +22,7 @@ from data.files import read_records, read_rows
 from data.records import Ranking
 from data.split import split_of
 from modeling.tiny import make_tiny_model
-from reward.batches import Element
+from reward.fit import RewardData
 from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
 from stages.config import RunConfig, parse_config
 from stages.runner import RunFolder, run_stage
@@ -242,7 +242,9 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     assert demonstration_mean(run, closing="\n") == pytest.approx(0, abs=1e-4)
     # The saved copy says for itself how it is read.
     judged = run_stage(evaluate_reward.STAGE, config_of(runs))
+    assert Path(judged.pop("report")).is_file()
     direct = run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_reward_model)))
+    assert Path(direct.pop("report")).is_file()
     assert judged == pytest.approx(direct, rel=1e-5)
 
 
@@ -277,13 +279,11 @@ def test_the_bias_comes_from_demonstrations_of_every_source(
     shutil.copy(tmp_path / "other" / "smoke" / "data" / "sft_train.parquet", runs / "smoke" / "data")
     taken: list[str] = []
 
-    def make(
-        config: RunConfig, start: Any, tokenizer: Any, sets: Any, demonstrations: list[Element], *rest: Any
-    ) -> None:
-        taken.extend(tokenizer.decode(item.answers[0], skip_special_tokens=True) for item in demonstrations)
+    def fit(config: Any, start: Any, tokenizer: Any, given: RewardData, run: Any) -> None:
+        taken.extend(tokenizer.decode(item.answers[0], skip_special_tokens=True) for item in given.demonstrations)
         raise ValueError("seen enough")
 
-    monkeypatch.setattr(reward, "make", make)
+    monkeypatch.setattr("reward.fit.fit", fit)
     with pytest.raises(ValueError, match="seen enough"):
         run_stage(reward.STAGE, config_of(runs, "--reward.bias_demonstrations", "30"))
     assert len(taken) == 30
@@ -320,7 +320,7 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         with pytest.raises(KeyboardInterrupt):
             run_stage(reward.STAGE, config_of(runs))
     weights = (runs / "smoke" / "reward.partial" / "model" / "model.safetensors").read_bytes()
-    monkeypatch.setattr("reward.train.train", never)
+    monkeypatch.setattr("reward.trainer.RewardTrainer.train", never)
     run_stage(reward.STAGE, config_of(runs))
     assert (runs / "smoke" / "reward" / "model" / "model.safetensors").read_bytes() == weights
     compare(RunFolder(runs / "smoke"))
@@ -335,7 +335,7 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         ),
         (
             ["--reward.base", "{base}/nothing"],
-            r"cannot load a model from .*nothing: it is neither a folder here nor a model that could be fetched",
+            r"reward\.base=.*nothing: no such folder; give a folder, or a model on the Hub as owner/name",
         ),
         (
             ["--reward.base", "{short}"],
@@ -356,9 +356,8 @@ def test_mistakes_are_one_sentence_and_leave_no_result(
     shutil.copytree(other_base, short)
     settings = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(settings | {"n_positions": 8}))
-    config = config_of(runs, *(argument.format(base=other_base, short=short) for argument in arguments))
     with pytest.raises(ValueError, match=said):
-        chain(config)
+        chain(config_of(runs, *(argument.format(base=other_base, short=short) for argument in arguments)))
     assert not (runs / "smoke" / "reward").exists()
 
 

@@ -491,7 +491,7 @@ def chains(source: str) -> set[str]:
 def test_no_stage_reads_configuration_that_its_fingerprint_leaves_out(name: str) -> None:
     stage = importlib.import_module(f"stages.{name}").STAGE
     assert stage.name == name
-    harmless = {"tracking", "ppo.guards", "ppo.checkpoint_every", "ppo.keep_checkpoints"}
+    harmless = {"tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"}
     harmless |= {"sft.checkpoint_minutes", "reward.checkpoint_minutes"}
     assert set(stage.told) <= harmless, "nothing else leaves a result as it is"
     known = {*stage.sections, *stage.told, "seed", "run_name", "runs_folder"}

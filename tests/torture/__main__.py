@@ -56,9 +56,9 @@ NOT_COMPARED = ("manifest.json", "timings.jsonl", "tensorboard")
 """Files with times and durations."""
 IMPORTED = (
     "torch.utils.tensorboard", "transformers.models.llama.modeling_llama", "peft", "safetensors.torch", "data.sets",
-    "data.tokenize", "modeling.tracking", "ppo.export", "ppo.train", "sft.train", "reward.train", "labeling.sampling",
-    "evaluation.reward_model", "evaluation.reward_page", "evaluation.compare", "evaluation.best_of_n",
-    *(f"stages.{name}" for name in TARGETS),
+    "data.tokenize", "modeling.tracking", "ppo.export", "ppo.trainer", "sft.train", "reward.trainer",
+    "labeling.sampling", "evaluation.reward_model", "evaluation.reward_page", "evaluation.compare",
+    "evaluation.best_of_n", *(f"stages.{name}" for name in TARGETS),
 )  # fmt: skip
 
 

@@ -1,0 +1,285 @@
+"""Generates responses: our own KV-cache decoder, transformers' `generate`, or vLLM (docs/generation.md).
+
+    responses = generator_for(model).generate(model, prompts, seeds, Sampling(max_new_tokens=64))
+
+In our decoder each response has its own random stream, so in float64 its text depends only on model, prompt and seed,
+not on batch size, order of prompts or number of processes. In float32, batches of other shapes round differently, which
+now and then moves a draw. Shapes: B sequences in progress, T new tokens, V vocabulary.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
+
+from modeling.adapters import merged_weights
+from modeling.architecture import NEEDED
+from modeling.finite import require_finite
+from modeling.kv_cache import KVCache
+from modeling.load import context_length, stop_ids
+from modeling.seeds import derive_seed
+
+REFILL = 0.2
+"""Part of the slots that must be free before waiting prompts are prefilled: both a prefill and a gap cost time. If
+responses end with probability p a step, sqrt(2 p) costs least."""
+Prompts = Sequence[Sequence[int]]
+OnBatch = Callable[[int], object] | None
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Sample from the so many likeliest tokens; 0 is all."""
+    top_p: float = 1.0
+    """Sample from the fewest likeliest tokens that together have this probability; 1 is all."""
+    batch_size: int = 64
+    """Sequences decoded side by side; apart from rounding it changes speed and memory only."""
+
+
+@dataclass
+class Generation:
+    """One response."""
+
+    ids: list[int]
+    """Up to and including the end token, if there is one."""
+    logprobs: list[float] | None
+    """Of each token, after temperature, top-k and top-p (greedy: in the model's own distribution); None if the
+    generator does not record them."""
+    ended: bool
+    """Whether the response ends with an end token."""
+
+
+class Generator(Protocol):
+    """Generates responses."""
+
+    records_logprobs: bool
+
+    def generate(
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+    ) -> list[Generation]:
+        """A response to each prompt, in order. `on_batch` gets the number of responses finished since its last call.
+
+        End tokens are `modeling.load.stop_ids(model)`. Raises ValueError for a prompt that is empty or leaves no room
+        for an answer in the model's context.
+        """
+        ...
+
+
+class NativeGenerator:
+    """Our own decoder, for models that `generator_for` accepts. Raises ValueError at a logit that is not finite."""
+
+    records_logprobs = True
+
+    @torch.no_grad()
+    def generate(
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+    ) -> list[Generation]:
+        """See `Generator`. A finished sequence leaves the batch, and a waiting prompt takes its slot."""
+        check_room(model, prompts, sampling)
+        ends, waiting, batch = stop_ids(model), by_length(prompts), list[int]()
+        slots, columns = min(sampling.batch_size, len(prompts)), max(map(len, prompts), default=0)
+        uniforms = [uniform_numbers(seed, sampling.max_new_tokens) for seed in seeds]
+        responses, logprobs = [Generation([], None, False) for _ in prompts], [list[float]() for _ in prompts]
+        with merged_weights(model), head_outside_autocast(model):
+            cache = KVCache(model, slots, columns + sampling.max_new_tokens - 1)
+            while batch or waiting:
+                free = slots - len(batch)
+                if waiting and free >= min(REFILL * slots, len(waiting)):
+                    new, waiting = waiting[:free], waiting[free:]
+                    cache.add([tuple(prompts[index][:-1]) for index in new])
+                    batch += new
+                logits_BV = cache.step([(responses[index].ids or prompts[index])[-1] for index in batch])
+                uniform_B = torch.stack([uniforms[index][len(responses[index].ids)] for index in batch])
+                drawn, finished = draw(logits_BV, uniform_B.to(cache.device), sampling), list[int]()
+                for slot, (index, token, logprob) in enumerate(zip(batch, *drawn, strict=True)):
+                    responses[index].ids.append(token)
+                    logprobs[index].append(logprob)
+                    responses[index].ended = token in ends
+                    if token in ends or len(logprobs[index]) == sampling.max_new_tokens:
+                        responses[index].logprobs = logprobs[index]
+                        finished.append(slot)
+                if finished:
+                    batch = [batch[slot] for slot in cache.remove(finished)]
+                    if on_batch is not None:
+                        on_batch(len(finished))
+        return responses
+
+
+def uniform_numbers(seed: int, count: int) -> Tensor:
+    """Uniform numbers below 1 from the seed's own stream; fewer are the first of more."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[list[int], list[float]]:
+    """(tokens, their log-probabilities), by inverting the cumulative distribution at uniform numbers in float64."""
+    logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+    top = float(logits_BV.amax(-1).sum())  # minus infinity rules a token out
+    require_finite({"a logit": top}, "decoding", "weights or activations of the model overflow")
+    if sampling.temperature == 0:
+        token_B, logprob_BV = logits_BV.argmax(-1), logits_BV.log_softmax(-1)
+    else:
+        logits_BV, no_ids = logits_BV / sampling.temperature, torch.empty(0, dtype=torch.long)
+        if sampling.top_k:
+            logits_BV = TopKLogitsWarper(sampling.top_k)(no_ids, logits_BV)
+        if sampling.top_p < 1:
+            logits_BV = TopPLogitsWarper(sampling.top_p)(no_ids, logits_BV)
+        logprob_BV = logits_BV.log_softmax(-1)
+        probability_BV = logprob_BV.exp()
+        # A token of probability 0 is never drawn, even if rounding in a parallel sum lets the sum rise at it.
+        cumulative_BV = probability_BV.cumsum(-1, dtype=torch.float64).masked_fill_(probability_BV == 0, 0.0)
+        total_B = cumulative_BV.amax(-1)
+        height_B = torch.minimum(uniform_B * total_B, total_B.nextafter(torch.zeros_like(total_B)))
+        token_B = (cumulative_BV > height_B[:, None]).to(torch.uint8).argmax(-1)  # the first of them
+    return token_B.tolist(), logprob_BV.gather(1, token_B[:, None])[:, 0].tolist()
+
+
+class TransformersGenerator:
+    """transformers' `generate`. A batch shares one random stream, so texts depend on batch size and order."""
+
+    records_logprobs = False
+
+    @torch.no_grad()
+    def generate(
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+    ) -> list[Generation]:
+        """See `Generator`. Batches are of similar length, padded on the left."""
+        check_room(model, prompts, sampling)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        device, ends, pad_id = base.get_input_embeddings().weight.device, stop_ids(base), base.config.pad_token_id
+        how: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+        if sampling.temperature > 0:
+            how |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        own = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad_id, **how
+        )
+        order, made, saved = by_length(prompts), dict[int, Generation](), base.generation_config
+        base.generation_config = own  # or what is not set would come from the model's own settings
+        devices = [device] if device.type == "cuda" else []
+        try:
+            with merged_weights(model), head_outside_autocast(base), torch.random.fork_rng(devices):
+                for start in range(0, len(order), sampling.batch_size):
+                    batch = order[start : start + sampling.batch_size]
+                    torch.manual_seed(derive_seed("transformers", *(seeds[index] for index in batch)))
+                    rows = [torch.tensor(prompts[index], device=device) for index in batch]
+                    ids_BP = pad_sequence(rows, True, pad_id, "left")
+                    seen_BP = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
+                    made_BS = base.generate(input_ids=ids_BP, attention_mask=seen_BP)
+                    for index, ids in zip(batch, made_BS[:, ids_BP.shape[1] :].tolist(), strict=True):
+                        end = next((place for place, token in enumerate(ids, start=1) if token in ends), None)
+                        made[index] = Generation(ids[:end], None, end is not None)
+                    if on_batch is not None:
+                        on_batch(len(batch))
+        finally:
+            base.generation_config = saved
+        return [made[index] for index in range(len(prompts))]
+
+
+def by_length(prompts: Prompts) -> list[int]:
+    """Numbers of the prompts, longest first, so that a batch too large for the memory comes first; equal ones together,
+    so that they share a prefill.
+    """
+    return sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
+
+
+def check_room(model: Any, prompts: Prompts, sampling: Sampling) -> None:
+    """Raises ValueError for a prompt that is empty or leaves no room for an answer in the model's context."""
+    room, lengths, new = context_length(model.config), [len(prompt) for prompt in prompts], sampling.max_new_tokens
+    if 0 in lengths:
+        raise ValueError("a prompt has no tokens: there is nothing to answer")
+    if (longest := max(lengths, default=0)) + new > room:
+        raise ValueError(f"a prompt of {longest} tokens and {new} new ones do not fit the model's context of {room}")
+
+
+@contextmanager
+def head_outside_autocast(model: Any) -> Iterator[None]:
+    """Under autocast the output layer computes in its weights' type, float32: bfloat16 rounds a logit of 10 to 0.06."""
+    head = model.get_output_embeddings()
+    off = torch.autocast(head.weight.device.type, enabled=False)
+
+    def enter(module: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        off.__enter__()
+        return (inputs[0].to(head.weight.dtype),)
+
+    def leave(*_: Any) -> None:
+        off.__exit__(None, None, None)
+
+    with head.register_forward_pre_hook(enter), head.register_forward_hook(leave, always_call=True):
+        yield
+
+
+_logged: set[str] = set()
+
+
+def generator_for(model: Any, name: str = "native") -> Generator:
+    """`native`, `transformers` or `vllm`; `transformers` for a model that `native` cannot decode, with a logged reason.
+
+    Raises ValueError for another name, without vLLM, or if transformers' `generate` decodes such a model wrongly.
+    """
+    if name == "vllm":
+        from modeling.vllm import VLLMGenerator
+
+        return VLLMGenerator()
+    if name not in ("native", "transformers"):
+        raise ValueError(f"generator={name!r} is not one of native, transformers, vllm")
+    if name == "native":
+        if (failure := decoding_failure(NativeGenerator(), model)) is None:
+            return NativeGenerator()
+        refuse_wrong_decoding(TransformersGenerator(), model)
+        if failure not in _logged:
+            _logged.add(failure)
+            log.warning("%s: using transformers' generate, whose texts depend on the batch size", failure)
+    return TransformersGenerator()
+
+
+def refuse_wrong_decoding(generator: Generator, model: Any) -> None:
+    """Raises ValueError if the generator cannot decode the model."""
+    if (failure := decoding_failure(generator, model)) is not None:
+        raise ValueError(f"{failure}; {NEEDED}")
+
+
+@torch.no_grad()
+def decoding_failure(generator: Generator, model: Any) -> str | None:
+    """Why the generator cannot decode the model; None if a few tokens agree with plain passes of the model.
+
+    It is tried, since architectures treat masks and positions in their own ways. Raises ValueError if a logit is not
+    finite.
+    """
+    words, device = model.get_input_embeddings().num_embeddings, model.get_input_embeddings().weight.device
+    failure = f"{type(generator).__name__} cannot decode {type(model).__name__}"
+    prompts = [[token % words for token in prompt] for prompt in ((1, 2, 3, 4, 5), (6, 7))]
+    temperature = 10.0 if generator.records_logprobs else 0.0  # a high one draws many different tokens
+
+    def logits(ids: Sequence[int]) -> Tensor:
+        found_SV: Tensor = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].double()
+        require_finite({"a logit": float(found_SV.amax())}, "decoding", "weights or activations of the model overflow")
+        return found_SV.clamp(min=float(found_SV.amax()) - 100)  # lower ones are masks
+
+    with torch.autocast(device.type, enabled=False):
+        tolerance = float(logits(prompts[0]).std()) * (5e-3 if torch.finfo(model.dtype).bits >= 32 else 0.5)
+        try:
+            made = generator.generate(model, prompts, [0, 1], Sampling(4, temperature))
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return f"{failure} ({type(error).__name__}: {error})"
+        for prompt, response in zip(prompts, made, strict=True):
+            logits_TV = logits([*prompt, *response.ids])[len(prompt) - 1 : -1]
+            expected_T, recorded = logits_TV.amax(-1), response.logprobs
+            if recorded is not None:
+                logits_TV = temperature * (logits_TV / temperature).log_softmax(-1)
+                expected_T = temperature * torch.tensor(recorded, device=device)
+            chosen_T = logits_TV.gather(1, torch.tensor(response.ids, device=device)[:, None])[:, 0]
+            if not (off := float((chosen_T - expected_T).abs().max())) <= tolerance:
+                return f"{failure} (a logit is off by {off:.2g})"
+    return None

@@ -1,0 +1,21 @@
+"""What every trainer needs to know of the run that it belongs to."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling.config import TrackingConfig
+from modeling.processes import Processes
+from modeling.sharding import Sharding
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of one stage."""
+
+    team: Processes
+    seed: int
+    out: Path | None = None
+    """The folder for metrics and checkpoints; None writes nothing."""
+    tracking: TrackingConfig | None = None
+    sharding: Sharding = field(default_factory=Sharding)
+    """How the models of this run are spread over the processes."""

@@ -1,0 +1,203 @@
+"""Shards weights, gradients and optimizer states over the processes (FSDP2, torch's `fully_shard`).
+
+Losses are sums divided by global counts, so gradients are summed over the processes, not averaged: one process, several
+replicas and several shards compute the same numbers. Weights are gathered once per phase (a roll-out, a scoring pass,
+the micro-batches of one optimizer step) and freed after it, so that processes may make different numbers of passes and
+tokens. Within a phase memory is that of one whole model and its gradients (as with ZeRO-2), between phases of a shard.
+
+accelerate's `prepare` takes one model per call, averages gradients and pickles its state; on CPUs its FSDP plugin is
+silently DDP, so it could not be tested. Its launcher and its settings (`ACCELERATE_USE_FSDP`) are used.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from modeling.architecture import backbone_of
+from modeling.processes import sum_gradients
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How models are spread over the processes."""
+
+    active: bool = False
+    """Else every process holds whole models."""
+    offload: bool = False
+    """Keep shards in the memory of the CPU."""
+
+    @staticmethod
+    def from_environment() -> "Sharding":
+        """The settings of `accelerate launch` with an FSDP config, see configs/accelerate/fsdp2.yaml.
+
+        Raises ValueError for FSDP1 and for settings that are not supported.
+        """
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("1", "true", "yes"):
+            return Sharding()
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise ValueError("the accelerate config uses FSDP1: set fsdp_version: 2 in its fsdp_config")
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            return Sharding(True, os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() in ("1", "true", "yes"))
+        return Sharding()
+
+    def description(self, model: Any, processes: int) -> str:
+        """What a stage got, for its log: processes, distribution and type of the weights.
+
+        Several launch commands silently give something else than they say, so it is checked on the model itself.
+        """
+        weights = list(model.parameters())
+        sharded = any(isinstance(weight, DTensor) for weight in weights)
+        assert sharded == self.active, "the models are not distributed as configured"
+        kind = "sharded (FSDP2)" if sharded else "replicated" if processes > 1 else "whole"
+        return f"{processes} process{'es' if processes > 1 else ''}, models {kind}, weights in {weights[0].dtype}"
+
+    def shard(self, model: Any, replicated: Iterable[nn.Parameter] = ()) -> None:
+        """Shards a Hugging Face model in place: each layer is a group, and the rest is one.
+
+        Args:
+            replicated: parameters that every process holds whole, such as LoRA adapters and heads.
+        """
+        if not self.active:
+            return
+        ignored = set(replicated)
+        policy: OffloadPolicy = CPUOffloadPolicy() if self.offload else OffloadPolicy()
+        for layer in blocks(backbone_of(model)):
+            fully_shard(layer, ignored_params=ignored, offload_policy=policy)
+        fully_shard(model, ignored_params=ignored, offload_policy=policy)
+        for unit in units(model):
+            unit.set_gradient_divide_factor(1.0)  # a sum; not recursive
+            unit.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
+        with torch.no_grad():
+            empty_pass(model)  # FSDP2 takes the first module that runs as the root, and leaves its weights gathered
+        for unit in units(model):
+            unit.reshard()
+
+    @contextmanager
+    def gathered(self, *models: Any) -> Iterator[None]:
+        """Within, all weights of these models are whole, and passes communicate nothing."""
+        roots = [model for model in {id(model): model for model in models}.values() if isinstance(model, FSDPModule)]
+        with ExitStack() as stack:
+            for root in roots:
+                stack.enter_context(whole(root))
+            yield
+
+    def reduce_gradients(self, model: Any, parameters: Iterable[nn.Parameter]) -> None:
+        """Sums the gradients over the processes; call it within `gathered`."""
+        trained = list(parameters)
+        if isinstance(model, FSDPModule) and any(isinstance(weight, DTensor) for weight in trained):
+            # Gradients of earlier passes are reduced with those of this one, which are zero.
+            model.set_requires_gradient_sync(True)
+            (empty_pass(model) * 0.0).backward()
+            model.set_requires_gradient_sync(False)
+        sum_gradients([weight for weight in trained if not isinstance(weight, DTensor)])
+
+
+@contextmanager
+def whole(root: Any) -> Iterator[None]:
+    """Within, the weights of a sharded model are gathered and gradients accumulate without communication."""
+    for unit in units(root):
+        unit.reshard()  # a pass outside leaves the root's weights gathered, and they may have changed since
+        unit.unshard()
+    for switch in (root.set_reshard_after_forward, root.set_reshard_after_backward, root.set_requires_gradient_sync):
+        switch(False)
+    try:
+        yield
+    finally:
+        for switch in (root.set_reshard_after_forward, root.set_reshard_after_backward):
+            switch(True)
+        root.set_requires_gradient_sync(True)
+        for unit in units(root):
+            unit.reshard()
+
+
+def units(model: Any) -> list[FSDPModule]:
+    """The groups of a sharded model."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The transformer's layers. Raises ValueError for an architecture without such modules."""
+    found = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise ValueError(f"{type(backbone).__name__} cannot be sharded: its layers are not known")
+    return found
+
+
+def empty_pass(model: Any) -> Tensor:
+    """The sum of the outputs for two tokens: a pass of the whole model."""
+    device = next(model.parameters()).device
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else device
+    found: Tensor = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False).logits
+    return found.clamp(-1, 1).sum()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
+    """Scales the gradient to the norm, if its own is larger; returns the norm before. None does not scale."""
+    gradients = [weight.grad for weight in parameters if weight.grad is not None]
+    norm = gradient_norm(gradients)
+    factor = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))  # as torch's clip_grad_norm_
+    if factor < 1.0:
+        for gradient in gradients:
+            local(gradient).mul_(factor)
+    return norm
+
+
+@torch.no_grad()
+def gradient_norm(gradients: Iterable[Tensor]) -> float:
+    """The 2-norm over all tensors, which all processes have or hold a shard of.
+
+    Squares are summed in float64, so that shards and whole tensors give the same norm to the last bit of float32.
+    """
+    found = list(gradients)
+    shards = [gradient for gradient in found if isinstance(gradient, DTensor)]
+    square = sum_of_squares([gradient for gradient in found if not isinstance(gradient, DTensor)])
+    if shards:
+        total = torch.tensor(sum_of_squares(shards), dtype=torch.float64, device=shards[0].device)
+        dist.all_reduce(total)
+        square += float(total)
+    dtype = found[0].dtype if found else torch.float32
+    return float(torch.tensor(square, dtype=torch.float64).sqrt().to(dtype))
+
+
+def sum_of_squares(tensors: Iterable[Tensor]) -> float:
+    """In float64, of this process's shards."""
+    return sum(float(local(tensor).double().square().sum()) for tensor in tensors)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor of a shard, on every process; all of them must call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a sharded model, whole and on the CPU. All processes must call this; the first one gets it, the
+    others an empty dict.
+    """
+    found = {}
+    for name, weight in model.state_dict().items():
+        gathered = full(weight)
+        if dist.get_rank() == 0:
+            found[name] = gathered.cpu()
+    return found
+
+
+def placed_like(tensor: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, which every process has, sharded as the target is."""
+    if isinstance(target, DTensor):
+        return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
+    return tensor

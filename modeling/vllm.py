@@ -1,0 +1,77 @@
+"""vLLM beside the training, through trl's `VLLMGeneration`: needs a GPU and `pip install -e '.[vllm]'`.
+
+Unproven: tested against a stand-in for vLLM only, never run on a GPU (docs/generation.md).
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from modeling.adapters import merged_weights
+from modeling.generation import Generation, OnBatch, Prompts, Sampling, check_room
+from modeling.load import context_length, stop_ids
+
+
+class VLLMGenerator:
+    """Started on first use. It records no log-probabilities: they would be those of vLLM's own arithmetic."""
+
+    records_logprobs = False
+
+    def __init__(self) -> None:
+        if find_spec("vllm") is None:
+            raise ValueError("vLLM is missing: pip install -e '.[vllm]' (needs a GPU), or choose native")
+        self.vllm: Any = None
+
+    @torch.no_grad()
+    def generate(
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+    ) -> list[Generation]:
+        """See `Generator`. vLLM does not promise the same text for a seed in another batch."""
+        from trl.generation import vllm_generation
+
+        check_room(model, prompts, sampling)
+        ends, suppressed = sorted(stop_ids(model)), model.generation_config.suppress_tokens or []
+        if self.vllm is None:
+            self.vllm = vllm_generation.VLLMGeneration(
+                _Merged(model), Accelerator(), None,  # the tokenizer, which only images need
+                gpu_memory_utilization=0.3, max_model_length=min(context_length(model.config), 32_768),
+            )  # fmt: skip
+        self.vllm.model = _Merged(model)
+        with merged_weights(model):
+            self.vllm.sync_weights()
+        how = [  # trl's own `generate` has one seed for all prompts
+            vllm_generation.SamplingParams(
+                seed=seed, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens, stop_token_ids=ends, ignore_eos=True, detokenize=False,
+                logit_bias=dict.fromkeys(suppressed, -100.0) or None,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        ids = [list(made.outputs[0].token_ids) for made in self.vllm.llm.generate(given, how, use_tqdm=False)]
+        if on_batch is not None:
+            on_batch(len(ids))
+        return [Generation(row, None, ended=row[-1] in ends) for row in ids]
+
+
+class _Merged(nn.Module):
+    """What `VLLMGeneration` reads of a model: where its files are, and its weights under their names without adapters.
+
+    Merging by peft itself, as trl does for a PeftModel, would change the base's last bits at every synchronisation.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.name_or_path = self.base.name_or_path
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Tied weights once."""
+        for name, weight in self.base.named_parameters():
+            if ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), weight

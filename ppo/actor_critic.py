@@ -1,0 +1,245 @@
+"""The four models of PPO: policy, reference, value and reward model, and what of them is trained.
+
+| model.adapter | reward model | value model, ppo.value_init=reward | ppo.value_init=sft |
+|---|---|---|---|
+| lora | trained from the SFT model | a copy of its adapter on the policy's base | a new adapter on the policy's base |
+| lora | a model of its own | a new adapter on the reward model | a new adapter on the policy's base |
+| none | any | a second copy of all of it | a copy of the SFT model |
+
+With LoRA, one frozen base serves policy (adapter `policy`), reference (no adapter), and in the first row reward and
+value model. A copied head starts as the reward model's, a head on the SFT model as zeros.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from data.records import Prompt
+from data.tokenize import count_prompt_tokens
+from modeling.adapters import adapter_parameters, add_lora, load_adapter, lora_config, lora_weights
+from modeling.architecture import backbone_of
+from modeling.config import ModelConfig
+from modeling.frozen_layers import FrozenLayers, frozen_layers
+from modeling.load import (
+    autocast_dtype,
+    context_length,
+    freeze,
+    knows_tokens,
+    load_causal,
+    load_scalar,
+    load_tokenizer,
+    read_settings,
+)
+from modeling.models import Encoder, PolicyModel, RewardModel, ValueModel, plain
+from modeling.seeds import derive_seed
+from modeling.sharding import Sharding
+from ppo.config import PPOConfig
+from ppo.reward_scorer import RewardScorer
+
+Models = tuple[PolicyModel, PolicyModel, ValueModel, RewardModel]
+"""Policy, reference, value and reward model."""
+
+
+@dataclass
+class ActorCritic:
+    """The models, and the parameters that are trained by name."""
+
+    policy: PolicyModel
+    reference: PolicyModel
+    """The SFT model; frozen."""
+    value: ValueModel
+    scorer: RewardScorer
+    """The reward model, and how it tokenises responses; frozen."""
+    policy_parameters: dict[str, nn.Parameter]
+    value_parameters: dict[str, nn.Parameter]
+
+    def __post_init__(self) -> None:
+        for parameter in (*self.policy_parameters.values(), *self.value_parameters.values()):
+            parameter.requires_grad_(True)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of log-probabilities, values and rewards: float32, or float64 if the weights are."""
+        return torch.float64 if next(iter(self.value_parameters.values())).dtype == torch.float64 else torch.float32
+
+    def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
+        """Raises ValueError for a prompt that leaves policy, value or reward model no room for a response."""
+        self.scorer.check(prompts)
+        own = context_length(plain(self.policy.encoder.model).config)
+        room = context_length(plain(self.value.encoder.model).config, generating=False)
+        for prompt, count in zip(prompts, count_prompt_tokens(tokenizer, prompts), strict=True):
+            if count + max_new_tokens > min(own, room):
+                whose, instead = ("policy's", "") if own <= room else ("value model's", ", or set ppo.value_init=sft")
+                raise ValueError(
+                    f"prompt {prompt.prompt_id!r} of {count} tokens and ppo.max_new_tokens={max_new_tokens} do not "
+                    f"fit the {whose} context of {min(own, room)}: lower data.max_prompt_tokens or "
+                    f"ppo.max_new_tokens{instead}"
+                )
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads an ActorCritic from the folders of the finished SFT and reward stages."""
+
+    sft: Path
+    """Contains `model`."""
+    reward: Path
+    """Contains `model`, and `adapter` if it was trained with LoRA from the SFT model."""
+    config: ModelConfig
+    ppo: PPOConfig
+    seed: int
+    device: torch.device
+    trust_reward_code: bool = False
+    sharding: Sharding = field(default_factory=Sharding)
+
+    def load(self, tokenizer: Any) -> ActorCritic:
+        """The models in float32.
+
+        Raises ValueError when a model is missing, or the value model cannot start as configured; before any weights are
+        loaded where possible.
+        """
+        reward_tokenizer = load_tokenizer(self.reward / "model", self.reward_config)
+        settings = read_settings(self.reward / "model", self.reward_config)
+        refuse_value_start(self.ppo, tokenizer, reward_tokenizer)
+        refuse_value_layers(self.ppo, self.config.adapter == "lora" and not self.on_policy_base, settings)
+        base = load_causal(self.sft / "model", self.config, tokenizer).to(self.device)
+        freeze(base)
+        if self.config.adapter == "none":
+            policy, reference, value, reward = self._whole(base, tokenizer, reward_tokenizer)
+        else:
+            policy, reference, value, reward = self._adapted(base, reward_tokenizer)
+        scorer = RewardScorer.between(reward, tokenizer, reward_tokenizer)
+        for root in {
+            id(model.encoder.model): model.encoder.model for model in (policy, reference, value, reward)
+        }.values():
+            self.sharding.shard(root, lora_weights(root))
+        # After sharding, which replaces parameters.
+        policy_parameters, value_parameters = trained_parameters(policy.encoder), trained_parameters(value.encoder)
+        if value.encoder.adapter is not None:
+            value_parameters |= dict(value.head.named_parameters(prefix="score"))
+        return ActorCritic(policy, reference, value, scorer, policy_parameters, value_parameters)
+
+    @property
+    def reward_config(self) -> ModelConfig:
+        """How to load the reward model, which has its own chat template and is in a folder."""
+        return replace(self.config, revision=None, chat_template=None, trust_remote_code=self.trust_reward_code)
+
+    @property
+    def on_policy_base(self) -> bool:
+        """Whether the reward model is an adapter of the SFT model."""
+        return self.config.adapter == "lora" and (self.reward / "adapter").is_dir()
+
+    def _whole(self, base: Any, tokenizer: Any, reward_tokenizer: Any) -> Models:
+        policy = load_causal(self.sft / "model", self.config, tokenizer).to(self.device)
+        if self.ppo.value_init == "sft":
+            value = load_scalar(self.sft / "model", self.config, tokenizer).to(self.device)
+            value.score = linear_head(torch.zeros(1, value.score.weight.shape[1], device=self.device))
+        else:
+            value = load_scalar(self.reward / "model", self.reward_config, reward_tokenizer).to(self.device)
+        return (
+            PolicyModel(self._encoder(policy)),
+            PolicyModel(self._encoder(base)),
+            ValueModel(self._encoder(value)),
+            self._own_reward(reward_tokenizer),
+        )
+
+    def _adapted(self, base: Any, reward_tokenizer: Any) -> Models:
+        frozen = frozen_layers(backbone_of(base), self.config.lora.top_layers)
+        value_lora = lora_config(base, self.config.lora)  # before adapters hide the names of the linear layers
+        torch.manual_seed(self.seed)
+        shared = add_lora(base, self.config.lora, name="policy")
+        reward = self._reward_on(shared, frozen) if self.on_policy_base else self._own_reward(reward_tokenizer)
+        value_encoder, head, bias = self._encoder(shared, "value", frozen), copy.deepcopy(reward.head), reward.bias
+        if self.ppo.value_init == "sft":
+            torch.manual_seed(derive_seed(self.seed, "value adapter"))
+            shared.add_adapter("value", value_lora)
+            head, bias = linear_head(torch.zeros(1, shared.config.get_text_config().hidden_size)).to(self.device), 0.0
+        elif self.on_policy_base:
+            load_adapter(shared, self.reward / "adapter", "value", trainable=True)
+        else:
+            # One model in memory for both: the reward model with no adapter active, the value model with one.
+            torch.manual_seed(derive_seed(self.seed, "value adapter"))
+            lora = replace(self.config.lora, top_layers=self.ppo.value_top_layers)
+            adapted = add_lora(reward.encoder.model, lora, name="value")
+            reward = RewardModel(self._encoder(adapted), reward.head, reward.bias)
+            value_encoder = self._encoder(adapted, "value")
+        policy, reference = (PolicyModel(self._encoder(shared, adapter, frozen)) for adapter in ("policy", None))
+        return policy, reference, ValueModel(value_encoder, head, bias), reward
+
+    def _reward_on(self, shared: Any, frozen: FrozenLayers | None) -> RewardModel:
+        """The reward model as a frozen adapter on the policy's base."""
+        load_adapter(shared, self.reward / "adapter", "reward", trainable=False)
+        weight, bias = saved_head(self.reward / "model", self.reward_config)
+        head = linear_head(weight.to(self.device))
+        freeze(head)
+        return RewardModel(self._encoder(shared, "reward", frozen), head, bias)
+
+    def _own_reward(self, tokenizer: Any) -> RewardModel:
+        """The reward model as a model of its own."""
+        model = load_scalar(self.reward / "model", self.reward_config, tokenizer).to(self.device)
+        freeze(model)
+        return RewardModel(self._encoder(model))
+
+    def _encoder(self, model: Any, adapter: str | None = None, frozen: FrozenLayers | None = None) -> Encoder:
+        return Encoder(model, adapter, frozen, autocast_dtype(self.config, self.device))
+
+
+def trained_parameters(encoder: Encoder) -> dict[str, nn.Parameter]:
+    """The parameters of the encoder's adapter, or of the whole model, by name."""
+    if encoder.adapter is None:
+        return dict(encoder.model.named_parameters())
+    return adapter_parameters(encoder.activate(), encoder.adapter)
+
+
+def saved_head(folder: Path, config: ModelConfig) -> tuple[torch.Tensor, float]:
+    """(weight (1, H), bias) of a saved reward model, without the other weights. Raises ValueError if it has none."""
+    settings = read_settings(folder, config)
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            if "score.weight" in weights.keys():  # noqa: SIM118 - safe_open is no mapping
+                return weights.get_tensor("score.weight").float(), float(getattr(settings, "score_bias", 0.0))
+    raise ValueError(f"{folder} holds no scalar head `score.weight`: it is not a reward model")
+
+
+def linear_head(weight: torch.Tensor) -> nn.Linear:
+    """A head with these weights. Zeros make every value 0, the mean score of demonstrations (3.5); a random head would
+    add noise to the advantages until it is unlearnt.
+    """
+    head = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head
+
+
+def refuse_value_start(ppo: PPOConfig, tokenizer: Any, reward_tokenizer: Any) -> None:
+    """Raises ValueError if the value model, which takes the policy's tokens, would start from a reward model to which
+    they mean something else.
+    """
+    if ppo.value_init == "reward" and not knows_tokens(reward_tokenizer, tokenizer):
+        raise ValueError(
+            "the value model reads the policy's tokens and cannot start from a reward model with another tokenizer: "
+            "set ppo.value_init=sft"
+        )
+
+
+def refuse_value_layers(ppo: PPOConfig, on_own_reward: bool, reward_settings: Any) -> None:
+    """Raises ValueError if ppo.value_top_layers has no effect, or is more than the reward model's layers."""
+    if ppo.value_top_layers is None:
+        return
+    if not on_own_reward:
+        raise ValueError(
+            "ppo.value_top_layers is of a LoRA adapter on a reward model of its own, and the value model here is "
+            "none: leave it at null"
+        )
+    layers: int = reward_settings.num_hidden_layers
+    if ppo.value_top_layers > layers:
+        raise ValueError(
+            f"ppo.value_top_layers={ppo.value_top_layers}, but the reward model that the value model starts from has "
+            f"{layers} layers"
+        )

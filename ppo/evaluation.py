@@ -1,0 +1,189 @@
+"""The policy on held-out prompts while it is trained: what the reward model and a judge that it never learned from say
+of the same answers.
+
+Each evaluation answers the same prompts with the same random numbers, so that the curve shows the policy and not the
+draw. It has random streams of its own, and leaves weights and everything else as they were: a run that is evaluated
+trains to the same bytes as one that is not.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from data.overlap import TOKEN_RUN, chrf, repeated_share
+from data.records import Demonstration, Prompt
+from data.sets import read_set, set_file
+from data.tokenize import decode_completion, encode_prompt
+from modeling.batch import Batch
+from modeling.generation import Generation, Sampling
+from modeling.models import PolicyModel
+from modeling.seeds import derive_seed
+from modeling.tracking import RowLog, read_metrics
+from ppo.config import HeldOutSettings
+from ppo.experience import Rollout
+
+if TYPE_CHECKING:
+    from ppo.ema import MovingAverage
+    from ppo.trainer import PPOTrainer
+
+WITH_ERRORS = ("score", "kl", "judge")
+"""Means that come with a standard error."""
+
+
+def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:
+    """The validation prompts in the data stage's folder, each with its demonstration where it has one; none where
+    nothing is evaluated.
+
+    Raises ValueError when evaluations are asked for and there are fewer than two prompts.
+    """
+    if not settings.every:
+        return []
+
+    def valid(name: Literal["sft", "rl"]) -> list[Any]:
+        return read_set(data, name, "valid") if set_file(data, name, "valid").is_file() else []
+
+    answered = {prompt.prompt_id: prompt for prompt in valid("sft")}
+    found = (
+        list(answered.values())
+        if settings.prompts_from == "sft"
+        else [answered.get(prompt.prompt_id, prompt) for prompt in valid("rl")]
+    )
+    if len(found) < 2:
+        raise ValueError(
+            f"ppo.held_out.every={settings.every} needs two held-out prompts at least, and the validation split of "
+            f"the {settings.prompts_from} set "
+            f"has {len(found)}: raise data.valid_fraction, take another ppo.held_out.prompts_from, or set "
+            "ppo.held_out.every=0"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one response."""
+
+    score: float
+    kl: float
+    """log pi - log pi_ref of the whole response, nats."""
+    length: float
+    ended: float
+    repetition: float
+    judge: float | None
+    """None where there is nothing to judge by."""
+
+
+class PeriodicEvaluation:
+    """Evaluates the trainer's policy when it is due, and keeps held_out.jsonl, a row per evaluation."""
+
+    def __init__(self, trainer: "PPOTrainer", prompts: Sequence[Prompt]) -> None:
+        """Rows of iterations after the trainer's, which a resumed run makes again, are dropped.
+
+        Raises ValueError for a prompt that leaves policy, value or reward model no room.
+        """
+        self.trainer, self.prompts, self.settings = trainer, prompts, trainer.config.held_out
+        trainer.models.check_prompts(prompts, trainer.tokenizer, trainer.config.max_new_tokens)
+        path, team = trainer.out / "held_out.jsonl", trainer.team
+        log = team.from_main(lambda: RowLog(path, trainer.progress.iteration)) if self.settings.every else None
+        self._log: RowLog | None = log
+        self.rows: list[dict[str, float]] = team.from_main(lambda: read_metrics(path))
+        """In every process, for the monitors."""
+
+    def due(self, iteration: int) -> bool:
+        """Whether there is an evaluation after so many iterations that has not been made yet."""
+        every = self.settings.every
+        times = every and (iteration % every == 0 or iteration == self.trainer.config.iterations)
+        return bool(times) and all(row["step"] != iteration for row in self.rows)
+
+    def evaluate(self, average: "MovingAverage", iteration: int) -> dict[str, float]:
+        """The metrics after so many iterations, the same in every process, and a row of the file; {} if it is not
+        due.
+        """
+        if not self.due(iteration):
+            return {}
+        with average.in_place() if self.settings.weights == "ema" else nullcontext():
+            numbers = summary(self.answers())
+        self.rows.append({"step": iteration, **numbers})
+        assert self._log is not None
+        log = self._log
+        self.trainer.team.from_main(lambda: log.log(iteration, numbers))
+        return numbers
+
+    @torch.no_grad()
+    def answers(self) -> list[list[Answer]]:
+        """Of each prompt; the processes share the prompts."""
+        trainer, settings = self.trainer, self.settings
+        config, models, team = trainer.config, trainer.models, trainer.team
+        mine = team.share(list(range(len(self.prompts))))
+        jobs = [(index, number) for index in mine for number in range(settings.responses_per_prompt)]
+        prompts = [self.prompts[index] for index, _ in jobs]
+        ids = [encode_prompt(trainer.tokenizer, prompt) for prompt in prompts]
+        sampling = Sampling(config.max_new_tokens, settings.temperature, batch_size=config.rollout_batch_size)
+        seeds = [
+            derive_seed(trainer.run.seed, "held out", prompt.prompt_id, number)
+            for prompt, (_, number) in zip(prompts, jobs, strict=True)
+        ]
+        causal = models.policy.causal
+        with models.policy.encoder.autocast():
+            responses = trainer.generator.generate(causal, ids, seeds, sampling)
+        rollout = Rollout(prompts, ids, responses, team.device)
+        rollout.make_micro_batches([list(range(len(ids)))], config.max_tokens_per_micro_batch)
+        # Both from the same computation: recorded log-probabilities are rounded differently.
+        logprobs_R, ref_logprobs_R = (
+            rollout.each_token(partial(logprobs, model, settings.temperature), torch.float64)
+            for model in (models.policy, models.reference)
+        )
+        kl_B = [float(log_ratio.sum()) for log_ratio in (logprobs_R - ref_logprobs_R).split(rollout.lengths)]
+        scores_B, _ = models.scorer.scores(rollout.batches, rollout.episodes(), config.max_tokens_per_micro_batch)
+        answers: dict[int, list[Answer]] = {index: [] for index in mine}
+        for (index, _), prompt, response, score, kl in zip(
+            jobs, prompts, responses, scores_B.tolist(), kl_B, strict=True
+        ):
+            answers[index].append(
+                Answer(
+                    score=score,
+                    kl=kl,
+                    length=float(len(response.ids)),
+                    ended=float(response.ended),
+                    repetition=repeated_share(response.ids, TOKEN_RUN),
+                    judge=self._judged(prompt, response),
+                )
+            )
+        gathered = dict(team.gather(list(answers.items())))
+        return [gathered[index] for index in range(len(self.prompts))]
+
+    def _judged(self, prompt: Prompt, response: Generation) -> float | None:
+        if self.settings.judge == "none" or not isinstance(prompt, Demonstration):
+            return None
+        return chrf(decode_completion(self.trainer.tokenizer, response.ids, response.ended), prompt.completion)
+
+
+def logprobs(model: PolicyModel, temperature: float, batch: Batch) -> Tensor:
+    """logprobs_R of the responses."""
+    found_R: Tensor = model(batch, temperature, False)[0]
+    return found_R
+
+
+def summary(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """Means over prompts of the numbers of their answers, and standard errors (`_se`) where a monitor or a reader must
+    tell a change from chance.
+    """
+    numbers: dict[str, float] = {}
+    for name in Answer.__annotations__:
+        values = [[getattr(answer, name) for answer in row] for row in answers]
+        means = [sum(row) / len(row) for row in values if None not in row]
+        if len(means) < 2:
+            continue
+        mean = sum(means) / len(means)
+        numbers[f"held_out_{name}"] = mean
+        if name in WITH_ERRORS:
+            numbers[f"held_out_{name}_se"] = math.sqrt(
+                sum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means)
+            )
+    return numbers

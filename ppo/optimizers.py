@@ -1,0 +1,64 @@
+"""Adam for policy and value model, with warm-up and gradient clipping (Ouyang et al. 2022, appendices C and C.4)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from modeling.finite import require_finite
+from modeling.sharding import clip_gradients
+from ppo.actor_critic import ActorCritic
+from ppo.config import PPOConfig
+
+ADVICE = "lower ppo.learning_rate or ppo.value_learning_rate; the last checkpoint is kept"
+
+
+@dataclass
+class Optimizers:
+    """Adam for the policy and for the value model, each with its learning rate."""
+
+    config: PPOConfig
+    policy: torch.optim.Optimizer
+    value: torch.optim.Optimizer
+    iteration: int = 0
+    """The iteration, for the learning rates and error messages."""
+
+    @staticmethod
+    def make(models: ActorCritic, config: PPOConfig) -> "Optimizers":
+        """New optimizers. The decays are 0.9 and 0.95 in the paper (appendix C)."""
+        betas = (config.adam_beta1, config.adam_beta2)
+
+        def adam(parameters: dict[str, torch.nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+            return torch.optim.Adam(parameters.values(), lr=learning_rate, betas=betas, fused=True)
+
+        policy = adam(models.policy_parameters, config.learning_rate)
+        return Optimizers(config, policy, adam(models.value_parameters, config.value_learning_rate))
+
+    def start_iteration(self, iteration: int) -> float:
+        """Sets both learning rates; returns the factor on their peaks."""
+        self.iteration = iteration
+        factor = warmup(iteration, self.config.warmup_iterations)
+        peaks = ((self.policy, self.config.learning_rate), (self.value, self.config.value_learning_rate))
+        for optimizer, peak in peaks:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+        return factor
+
+    def step(self, name: Literal["policy", "value"]) -> float:
+        """Clips the gradient, which is summed over the processes, takes a step and clears it; returns the norm before
+        clipping.
+
+        Raises ValueError, before the weights change, if the norm is not finite.
+        """
+        optimizer: torch.optim.Optimizer = getattr(self, name)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = clip_gradients(parameters, self.config.max_grad_norm)
+        require_finite({f"{name}_grad_norm": norm}, f"ppo, iteration {self.iteration + 1}", ADVICE)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def warmup(iteration: int, iterations: int) -> float:
+    """Linear from a tenth at iteration 0 to 1 after `iterations`, then constant (C.4)."""
+    return 1.0 if iteration >= iterations else 0.1 + 0.9 * iteration / iterations

@@ -1,0 +1,146 @@
+"""Scores responses with the reward model, tokenised in the form of the rankings that it was trained on.
+
+Rankings are text, so the reward model was trained on answers that were decoded, stripped and tokenised again. A sampled
+response may have different tokens for the same text (20 of 137 in the demo), and its score would differ. Every response
+is therefore decoded and tokenised again, with the reward model's tokenizer and chat template, which may be of another
+family. Responses whose tokens stay the same are scored in the policy's micro-batches, whose frozen lower layers are
+computed already. A response that does not fit the reward model's context is truncated at the end, and counted.
+Shapes: B episodes of this process.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.records import Prompt
+from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
+from modeling.batch import Batch, micro_batches
+from modeling.generation import Generation
+from modeling.load import context_length, same_tokenizer
+from modeling.models import RewardModel, closing_of, plain
+from reward.batches import answer_ids
+
+Batches = Mapping[tuple[int, ...], Batch]
+"""Micro-batches in the policy's tokens, by the indices of their episodes."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A prompt and its response in the policy's tokens, and the prompt's record for another tokenizer."""
+
+    prompt: list[int]
+    response: Generation
+    record: Prompt | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """From the policy's tokens to the reward model's."""
+
+    policy_tokenizer: Any
+    tokenizer: Any
+    """The reward model's."""
+    context: int
+    """The most tokens that the reward model takes."""
+    same_prompts: bool
+    """Whether the reward model uses the policy's tokens for prompts."""
+    closing: list[int] | None
+    """Tokens that end every answer, see `modeling.models.closing_of`."""
+
+    @staticmethod
+    def between(policy_tokenizer: Any, tokenizer: Any, settings: Any) -> "Tokens":
+        """For a reward model with this tokenizer and configuration."""
+        context, closing = context_length(settings, generating=False), closing_of(settings, tokenizer)
+        return Tokens(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), closing)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ValueError for a prompt that leaves no room for a token of an answer, or that the template refuses."""
+        for prompt, count in zip(prompts, count_prompt_tokens(self.tokenizer, prompts), strict=True):
+            if self.room(count) < 1:
+                raise ValueError(
+                    f"prompt {prompt.prompt_id!r} has {count} tokens for the reward model, which leaves no room for an "
+                    f"answer in its context of {self.context}: lower data.max_prompt_tokens, or choose another "
+                    "reward.base"
+                )
+
+    def room(self, prompt_tokens: int) -> int:
+        """Tokens of an answer that fit after a prompt."""
+        return self.context - prompt_tokens - len(self.closing or [])
+
+    def prompt(self, episode: Episode) -> list[int]:
+        """The prompt in the reward model's tokens."""
+        if self.same_prompts:
+            return episode.prompt
+        assert episode.record is not None, "a reward model with another tokenizer needs the prompt's text"
+        return encode_prompt(self.tokenizer, episode.record)
+
+    def answer(self, response: Generation) -> list[int]:
+        """The response in the reward model's tokens, in the form of the rankings, without the closing."""
+        text = decode_completion(self.policy_tokenizer, response.ids, response.ended)
+        return answer_ids(self.tokenizer, text, response.ended, closing=None if self.closing is None else [])
+
+    def rows(self, episodes: Sequence[Episode]) -> tuple[list[list[int]], list[list[int]], list[bool]]:
+        """(the reward model's tokens of the prompts, of the responses, whether a response was truncated)."""
+        prompts, answers, truncated = [], [], []
+        for episode in episodes:
+            before, after = self.prompt(episode), self.answer(episode.response)
+            room = self.room(len(before))
+            assert room > 0, "check() comes first"
+            prompts.append(before)
+            answers.append([*after[:room], *(self.closing or [])])
+            truncated.append(len(after) > room)
+        return prompts, answers, truncated
+
+
+@dataclass
+class RewardScorer:
+    """A reward model and its tokens. Without `tokens`, for models without text, the policy's tokens are scored."""
+
+    model: RewardModel
+    tokens: Tokens | None
+
+    @staticmethod
+    def between(model: RewardModel, policy_tokenizer: Any, tokenizer: Any) -> "RewardScorer":
+        """For a reward model with this tokenizer."""
+        settings = plain(model.encoder.model).config
+        return RewardScorer(model, Tokens.between(policy_tokenizer, tokenizer, settings))
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """See `Tokens.check`."""
+        if self.tokens is not None:
+            self.tokens.check(prompts)
+
+    @torch.no_grad()
+    def scores(self, batches: Batches, episodes: Sequence[Episode], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """(scores_B at each response's last token, truncated_B).
+
+        Args:
+            batches: the episodes in the policy's tokens.
+            max_tokens: the size of micro-batches for responses whose tokens differ.
+        """
+        if not batches:  # a process may have no share
+            return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+        given = [(episode.prompt, episode.response.ids) for episode in episodes]
+        if self.tokens is None:
+            prompts, answers = [prompt for prompt, _ in given], [answer for _, answer in given]
+            truncated = [False] * len(episodes)
+        else:
+            prompts, answers, truncated = self.tokens.rows(episodes)
+        same = {row for row, own in enumerate(given) if (prompts[row], answers[row]) == own}
+        found: dict[int, Tensor] = {}
+        for rows, batch in batches.items():
+            if same.intersection(rows):
+                found |= {row: score for row, score in zip(rows, self.model(batch), strict=True) if row in same}
+        # The others get micro-batches of their own, as their lengths differ. Responses to one prompt stay together.
+        others = sorted(
+            set(range(len(episodes))) - same, key=lambda row: (len(prompts[row]), prompts[row], len(answers[row]))
+        )
+        sizes = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        device = next(iter(batches.values())).device
+        for group in micro_batches(others, sizes, max_tokens):
+            batch = Batch([prompts[row] for row in group], [answers[row] for row in group], device)
+            found |= zip(group, self.model(batch), strict=True)
+        return torch.stack([found[row] for row in range(len(episodes))]), torch.tensor(truncated, device=device)

@@ -1,0 +1,401 @@
+"""Stage 3: PPO-ptx (Ouyang et al. 2022, section 3.5 and appendix C.4).
+
+`PPOTrainer.train` reads like the algorithm; its other methods are the steps.
+Shapes: B episodes of this process, R response tokens of all of them, T tokens of the longest response.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.records import Prompt
+from data.tokenize import decode_completion, encode_prompt
+from modeling.batch import micro_batches, text_batch
+from modeling.checkpoint import random_state
+from modeling.finite import require_finite_weights
+from modeling.generation import Sampling, generator_for
+from modeling.models import PolicyModel, ScalarModel
+from modeling.processes import sum_over_processes
+from modeling.run import Run
+from modeling.seeds import derive_seed
+from modeling.sharding import gradient_norm
+from modeling.tracking import read_metrics
+from ppo.actor_critic import ActorCritic
+from ppo.advantages import gae, whiten
+from ppo.checkpoint import Checkpoints, Progress, Stateful, Trained
+from ppo.config import PPOConfig
+from ppo.ema import MovingAverage
+from ppo.evaluation import PeriodicEvaluation
+from ppo.experience import Experience, Rollout, Rows, Scores
+from ppo.interrupt import Interrupt
+from ppo.kl import KLController
+from ppo.logger import MetricsLogger
+from ppo.losses import kl_loss, largest_ratio, policy_loss, policy_sums, value_loss
+from ppo.metrics import mean_of, rollout_metrics, speeds
+from ppo.monitors import Monitors
+from ppo.optimizers import ADVICE, Optimizers
+from ppo.rewards import token_rewards
+from ppo.samplers import Sampler, own_minibatches, shuffled_minibatches
+from ppo.scaling import ScoreScale
+
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True)
+class PPOData:
+    """What PPO trains on."""
+
+    prompts: Sequence[Prompt]
+    texts: Sequence[list[int]] = ()
+    """Pretraining examples as token ids, for the pretraining mix."""
+    held_out: Sequence[Prompt] = ()
+    """Prompts of the periodic evaluation."""
+
+
+@dataclass
+class Clock:
+    """Wall seconds of each phase of an iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times what happens within."""
+        start = time.perf_counter()
+        yield
+        self.seconds[f"seconds_{name}"] = round(time.perf_counter() - start, 3)
+
+
+class PPOTrainer:
+    """Trains policy and value model in place.
+
+        trainer = PPOTrainer(config, models, tokenizer, PPOData(prompts, texts), run)
+        average = trainer.train()   # the policy's moving average
+
+    A run resumes from the last complete checkpoint below `run.out`.
+
+    Raises ValueError when batches do not divide over the processes, recorded log-probabilities are requested in mixed
+    precision, a prompt is too long for a model, a gradient or weight is not finite, the disk is full, or every
+    checkpoint is damaged. Raises `Interrupted` after SIGTERM or Ctrl-C, once a checkpoint is saved.
+    """
+
+    def __init__(self, config: PPOConfig, models: ActorCritic, tokenizer: Any, data: PPOData, run: Run) -> None:
+        assert run.out is not None, "PPO writes checkpoints"
+        self.config, self.models, self.tokenizer, self.run, self.team = config, models, tokenizer, run, run.team
+        self.team.divide(config.minibatch_size, "ppo.minibatch_size")
+        with self.whole(models.policy):
+            self.generator = generator_for(models.policy.causal, config.engine)
+        self.refuse_recorded_logprobs()
+        models.check_prompts(data.prompts, tokenizer, config.max_new_tokens)
+        self.optimizers = Optimizers.make(models, config)
+        self.average = MovingAverage(models.policy_parameters, config.ema_decay)
+        self.kl, self.scale = KLController.make(config), ScoreScale(config)
+        adaptive: dict[str, Stateful] = {"kl": self.kl, "score_scale": self.scale}
+        self.trained = Trained(models, self.optimizers, self.average, adaptive)
+        self.checkpoints = Checkpoints(run.out / "checkpoints", config.keep_checkpoints, self.team, run.seed)
+        self.progress = self.checkpoints.begin(self.trained)
+        self.prompts = Sampler(data.prompts, run.seed, "prompts", self.progress.prompt_position)
+        self.texts: Sampler[list[int]] | None = None
+        if config.ptx_coef > 0:
+            self.texts = Sampler(data.texts, run.seed, "pretraining examples", self.progress.text_position)
+        self.evaluation = PeriodicEvaluation(self, data.held_out)
+        logged = self.team.from_main(lambda: read_metrics(self.out / "metrics.jsonl"))
+        # Rows after the checkpoint are made again.
+        past = [row for row in logged if row["step"] <= self.progress.iteration]
+        self.monitors = Monitors(config.monitors, [*past, *self.evaluation.rows])
+        self.interrupt, self.clock = Interrupt(self.team), Clock()
+
+    @property
+    def out(self) -> Any:
+        """The folder for metrics and checkpoints."""
+        return self.run.out
+
+    def train(self) -> MovingAverage:
+        """Runs all iterations that are left; returns the policy's moving average."""
+        done, iterations = self.progress.iteration, self.config.iterations
+        bar = tqdm(total=iterations, initial=done, desc="ppo", unit="iteration", disable=not self.team.is_main)
+        with self.interrupt, MetricsLogger(self.run, done) as self.logger, bar:
+            if done == 0:
+                self.monitor(0, self.evaluation.evaluate(self.average, 0))
+            for iteration in range(done, iterations):
+                self.clock = Clock()
+                factor = self.optimizers.start_iteration(iteration)
+                with self.interrupt.breakable():
+                    rollout = self.generate(iteration)
+                    experience = self.advantages(self.score(rollout), rollout)
+                self.stop_if_interrupted()  # nothing has changed since the last iteration
+                numbers = rollout_metrics(experience)
+                self.monitor(iteration + 1, numbers)
+                with self.clock.phase("update"):
+                    steps = [
+                        self.train_minibatch(experience, minibatch, first=number == 0)
+                        for number, minibatch in enumerate(self.minibatches(rollout, iteration))
+                    ]
+                numbers |= mean_of(steps) | {"learning_rate": self.config.learning_rate * factor}
+                samples = self.samples(experience) if iteration % self.config.samples_every == 0 else []
+                del rollout, experience  # frees the memory of hidden states
+                self.finish_iteration(iteration, numbers, samples)
+                bar.update()
+                bar.set_postfix({name: f"{numbers[name]:.3f}" for name in ("score", "kl", "entropy", "ended")})
+        return self.average
+
+    def generate(self, iteration: int) -> Rollout:
+        """Samples this process's episodes of a roll-out. Each has its own random stream."""
+        config, own = self.config, [number for numbers in self.own_minibatches() for number in numbers]
+        batch = self.prompts.take(config.batch_size // config.responses_per_prompt)
+        prompts = [batch[number // config.responses_per_prompt] for number in own]
+        encoded = {id(prompt): encode_prompt(self.tokenizer, prompt) for prompt in batch}
+        ids = [encoded[id(prompt)] for prompt in prompts]
+        seeds = [derive_seed(self.run.seed, "rollout", iteration, number) for number in own]
+        sampling = Sampling(config.max_new_tokens, config.temperature, batch_size=config.rollout_batch_size)
+        policy = self.models.policy
+        with self.clock.phase("rollout"), self.whole(policy), policy.encoder.autocast():
+            responses = self.generator.generate(policy.causal, ids, seeds, sampling)
+        rollout = Rollout(prompts, ids, responses, self.team.device)
+        self.first_epoch = rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
+        return rollout
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout) -> Scores:
+        """Reward of each response; log-probabilities under policy and reference, and values, of each token."""
+        config, models = self.config, self.models
+        with self.clock.phase("score"):
+
+            def logprobs(model: PolicyModel) -> Tensor:
+                with self.whole(model):
+                    return rollout.each_token(lambda batch: model(batch, config.temperature, False)[0], models.dtype)
+
+            ref_logprobs_R = logprobs(models.reference)
+            if config.old_logprobs == "recompute":
+                logprobs_R = logprobs(models.policy)
+            else:
+                recorded = [logprob for response in rollout.responses for logprob in response.logprobs or ()]
+                logprobs_R = torch.tensor(recorded, dtype=models.dtype, device=rollout.device)
+            limit = config.max_tokens_per_micro_batch
+            with self.whole(models.scorer.model):
+                rewards_B, truncated_B = models.scorer.scores(rollout.batches, rollout.episodes(), limit)
+            with self.whole(models.value):
+                values_R = rollout.each_token(models.value, models.dtype)
+        return Scores(rewards_B, truncated_B, logprobs_R, ref_logprobs_R, values_R)
+
+    def advantages(self, scores: Scores, rollout: Rollout) -> Experience:
+        """The reward of each token (3.5, eq. 2), advantages and returns."""
+        config, mask_BT = self.config, rollout.mask_BT
+        scaled_B = self.scale(scores.rewards_B)
+        charged_B = scaled_B - config.missing_eos_penalty * (~rollout.ended_B).to(scaled_B)
+        kl_coef = self.kl.coef if config.kl_placement == "reward" else 0.0
+        logprobs_BT, ref_logprobs_BT = rollout.padded(scores.logprobs_R), rollout.padded(scores.ref_logprobs_R)
+        rewards_BT = token_rewards(charged_B, logprobs_BT, ref_logprobs_BT, mask_BT, kl_coef)
+        values_BT = rollout.padded(scores.values_R)
+        advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, config.discount, config.gae_lambda)
+        if config.whiten_advantages:
+            advantages_BT = whiten(advantages_BT, mask_BT)
+        return Experience(
+            rollout,
+            scores,
+            scaled_B if self.scale.active else None,
+            rollout.flat(rewards_BT),
+            rollout.flat(advantages_BT),
+            rollout.flat(returns_BT),
+        )
+
+    def minibatches(self, rollout: Rollout, iteration: int) -> Iterator[list[Rows]]:
+        """This process's micro-batches of each minibatch; shuffled anew in every inner epoch after the first."""
+        yield from self.first_epoch
+        place = {number: row for row, number in enumerate(n for numbers in self.own_minibatches() for n in numbers)}
+        for epoch in range(1, self.config.inner_epochs):
+            shuffled = shuffled_minibatches(self.config, self.run.seed, iteration, epoch)
+            rows = [[place[number] for number in numbers if number in place] for numbers in shuffled]
+            yield from rollout.make_micro_batches(rows, self.config.max_tokens_per_micro_batch)
+
+    def train_minibatch(self, experience: Experience, minibatch: Sequence[Rows], first: bool) -> Numbers:
+        """One optimizer step of each model. Losses are sums divided by the tokens of the whole minibatch, so that
+        gradients of micro-batches and processes add up.
+
+        Args:
+            first: whether it is the iteration's first one, in which the gradients of PPO and of the pretraining mix are
+                measured apart.
+        """
+        own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
+        tokens = float(sum_over_processes(torch.tensor(float(own), dtype=torch.float64, device=self.team.device)))
+        models, sharding = self.models, self.run.sharding
+        with self.whole(models.value):
+            numbers = self.value_gradient(experience, minibatch, tokens)
+            sharding.reduce_gradients(models.value.encoder.model, models.value_parameters.values())
+        numbers["value_grad_norm"] = self.optimizers.step("value")
+        with self.whole(models.policy):
+            numbers |= self.policy_gradient(experience, minibatch, tokens)
+            if self.texts is not None:
+                texts = self.texts.take(self.config.ptx_examples_per_episode * self.config.minibatch_size)
+                ppo_gradient = self.take_gradient() if first else {}
+                numbers |= self.ptx_gradient(texts)
+                if first:
+                    numbers |= self.join_gradients(ppo_gradient)
+            if not (first and self.texts is not None):
+                sharding.reduce_gradients(models.policy.encoder.model, models.policy_parameters.values())
+        numbers["policy_grad_norm"] = self.optimizers.step("policy")
+        self.average.update()
+        return numbers
+
+    def policy_gradient(self, experience: Experience, minibatch: Sequence[Rows], tokens: float) -> Numbers:
+        """Adds the gradient of the clipped surrogate objective, and of the KL penalty if it is in the loss."""
+        config, totals = self.config, torch.zeros(4, dtype=torch.float64, device=self.team.device)
+        ratio = 1.0
+        for rows in minibatch:
+            index_R = experience.rollout.index(rows)
+            old_1R = experience.scores.logprobs_R[index_R][None]
+            mask_1R = torch.ones_like(old_1R, dtype=torch.bool)
+            logprobs_R, entropy_R = self.models.policy(experience.rollout.batches[rows], config.temperature)
+            logprobs_1R, advantages_1R = logprobs_R[None], experience.advantages_R[index_R][None]
+            loss = policy_loss(logprobs_1R, old_1R, advantages_1R, mask_1R, config.clip_range, tokens)
+            if config.kl_placement == "loss":
+                ref_1R = experience.scores.ref_logprobs_R[index_R][None]
+                loss = loss + kl_loss(logprobs_1R, ref_1R, mask_1R, self.kl.coef, tokens)
+            loss.backward()
+            sums = policy_sums(logprobs_1R.detach(), old_1R, mask_1R, config.clip_range)
+            ratio = max(ratio, largest_ratio(logprobs_1R.detach(), old_1R, mask_1R))
+            totals[0] += loss.detach()
+            for place, total in enumerate((entropy_R.sum(), sums["clipped"], sums["approximate_kl"]), start=1):
+                totals[place] += total / tokens
+        names = ("policy_loss", "entropy", "clip_fraction", "approximate_kl")
+        found = dict(zip(names, sum_over_processes(totals).tolist(), strict=True))
+        return found | {"ratio_max": max(self.team.gather([ratio]))}
+
+    def ptx_gradient(self, texts: Sequence[list[int]]) -> Numbers:
+        """Adds ptx_coef times the gradient of the pretraining loss, a mean over the predicted tokens of all texts
+        (ours: the paper does not say whether it sums or averages).
+        """
+        tokens = float(sum(len(text) - 1 for text in texts))
+        total = torch.zeros((), dtype=torch.float64, device=self.team.device)
+        own = self.team.share(sorted(texts, key=len))
+        sizes = [len(text) for text in own]
+        for rows in micro_batches(range(len(own)), sizes, self.config.max_tokens_per_micro_batch):
+            batch = text_batch([own[row] for row in rows], self.team.device)
+            logprobs_R, _ = self.models.policy(batch, 1.0, False)
+            loss = -logprobs_R.sum() / tokens
+            (self.config.ptx_coef * loss).backward()
+            total += loss.detach()
+        return {"ptx_loss": float(sum_over_processes(total))}
+
+    def value_gradient(self, experience: Experience, minibatch: Sequence[Rows], tokens: float) -> Numbers:
+        """Adds the gradient of the value loss."""
+        total = torch.zeros((), dtype=torch.float64, device=self.team.device)
+        for rows in minibatch:
+            index_R = experience.rollout.index(rows)
+            values_1R = self.models.value(experience.rollout.batches[rows])[None]
+            old_1R, returns_1R = experience.scores.values_R[index_R][None], experience.returns_R[index_R][None]
+            mask_1R = torch.ones_like(old_1R, dtype=torch.bool)
+            loss = value_loss(values_1R, old_1R, returns_1R, mask_1R, self.config.value_clip_range, tokens)
+            loss.backward()
+            total += loss.detach()
+        return {"value_loss": float(sum_over_processes(total))}
+
+    def take_gradient(self) -> dict[str, Tensor]:
+        """The policy's gradient, summed over the processes, which is cleared."""
+        weights = self.models.policy_parameters
+        self.run.sharding.reduce_gradients(self.models.policy.encoder.model, weights.values())
+        found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+        for weight in weights.values():
+            weight.grad = None
+        return found
+
+    def join_gradients(self, ppo: dict[str, Tensor]) -> Numbers:
+        """Adds PPO's gradient to that of the pretraining mix; returns the norms of both (gamma included)."""
+        ptx = self.take_gradient()
+        for name, weight in self.models.policy_parameters.items():
+            parts = [gradient[name] for gradient in (ppo, ptx) if name in gradient]
+            weight.grad = sum(parts[1:], parts[0]) if parts else None
+        ppo_norm, ptx_norm = gradient_norm(ppo.values()), gradient_norm(ptx.values())
+        ratio = ptx_norm / max(ppo_norm, 1e-12)
+        return {"ppo_grad_norm": ppo_norm, "ptx_grad_norm": ptx_norm, "ptx_to_ppo_grad_ratio": ratio}
+
+    def whole(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
+        """Within, a sharded model's weights are gathered."""
+        return self.run.sharding.gathered(model.encoder.model)
+
+    def finish_iteration(self, iteration: int, numbers: Numbers, samples: list[dict[str, Any]]) -> None:
+        """Evaluates if it is due, checks and logs the metrics, and saves a checkpoint if it is due.
+
+        Raises `Interrupted`, after a checkpoint, if a signal came.
+        """
+        config, done = self.config, iteration + 1
+        for weights in (self.models.policy_parameters, self.models.value_parameters):
+            require_finite_weights(weights.items(), f"ppo, iteration {done}", ADVICE)
+        with self.clock.phase("held_out"):
+            evaluated = self.evaluation.evaluate(self.average, done)
+        numbers |= {"episodes": float(done * config.batch_size), "kl_coef": self.kl.coef}
+        self.monitor(done, numbers | evaluated)
+        self.kl.update(numbers["kl"], config.batch_size)
+        numbers |= self.monitors.warnings
+        seconds = self.clock.seconds
+        timings = seconds | speeds(numbers["tokens"], seconds["seconds_rollout"], sum(seconds.values()))
+        self.progress = Progress(
+            iteration=done,
+            prompt_position=self.prompts.position,
+            text_position=self.texts.position if self.texts is not None else 0,
+            states=self.trained.states(),
+            random=random_state(self.team.device),
+        )
+        # Before the checkpoint, because a resumed run takes the rows up to its checkpoint as written.
+        self.logger.log(done, numbers, timings, samples)
+        if done % config.checkpoint_every == 0 or done == config.iterations:
+            self.checkpoints.save(self.progress, self.trained)
+        self.stop_if_interrupted()
+
+    def monitor(self, iteration: int, numbers: Numbers) -> None:
+        """Prints warnings of the monitors, or raises StoppedRunError."""
+        for warning in self.monitors.check(iteration, numbers):
+            self.team.say(f"ppo: {warning}")
+
+    def stop_if_interrupted(self) -> None:
+        """Saves the state after the last iteration and raises `Interrupted`, if a signal reached any process."""
+        if self.interrupt.agreed():
+            self.checkpoints.save(self.progress, self.trained)
+            raise self.interrupt.stop(self.progress.iteration, self.config.iterations)
+
+    def samples(self, experience: Experience) -> list[dict[str, Any]]:
+        """The first episodes as text."""
+        rollout, scores = experience.rollout, experience.scores
+        kl_BT = rollout.padded(scores.logprobs_R - scores.ref_logprobs_R)
+        return [
+            {
+                "prompt": prompt.text,
+                "response": decode_completion(self.tokenizer, response.ids, response.ended),
+                "ended": response.ended,
+                "score": float(scores.rewards_B[row]),
+                "kl": float(kl_BT[row].sum()),
+            }
+            for row, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True))
+            if row < self.config.samples_per_iteration
+        ]
+
+    def own_minibatches(self) -> list[list[int]]:
+        """For each minibatch, the numbers of the episodes of this process."""
+        return own_minibatches(self.config, self.team.rank, self.team.count)
+
+    def own_rows(self) -> list[list[int]]:
+        """The same as indices of this process's episodes."""
+        sizes = [len(numbers) for numbers in self.own_minibatches()]
+        starts = [sum(sizes[:place]) for place in range(len(sizes))]
+        return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+    def refuse_recorded_logprobs(self) -> None:
+        """Raises ValueError if log-probabilities recorded while decoding are requested and cannot be used.
+
+        In mixed precision, decoding rounds differently from scoring and updating, and KL and ratios would mix two
+        computations, which differ by 0.05 nats per answer and more for equal models. In float32 they agree to 1e-5.
+        """
+        if self.config.old_logprobs != "rollout":
+            return
+        self.config.refuse_unrecorded(self.generator.records_logprobs)
+        if self.models.policy.encoder.autocast_dtype is not None:
+            raise ValueError(
+                "ppo.old_logprobs=rollout needs float32, but model.precision means bfloat16 here: set "
+                "ppo.old_logprobs=recompute, or set model.precision=float32"
+            )

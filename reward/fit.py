@@ -1,0 +1,94 @@
+"""From a start to a finished reward model: trained, its bias set, saved, and scored on held-out rankings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modeling.adapters import lora_weights, merged, save_adapter, what_lora_adapts
+from modeling.export import export
+from modeling.finite import require_finite
+from modeling.load import autocast_dtype
+from modeling.models import RewardModel, plain, reward_model
+from modeling.run import Run
+from modeling.sharding import gathered_weights
+from reward.batches import Element
+from reward.config import RewardConfig
+from reward.scoring import score_all
+from reward.start import Start
+from reward.trainer import ADVICE, RewardTrainer
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Rankings in the reward model's tokens."""
+
+    train: Sequence[Element]
+    held_out: Mapping[str, Sequence[Element]]
+    """The sets that are scored in the end."""
+    demonstrations: Sequence[Element]
+    """Their mean score becomes 0 (Ouyang et al. 2022, section 3.5)."""
+    watched: Mapping[str, Sequence[Element]]
+    """The sets that are evaluated after each epoch."""
+
+
+def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, run: Run) -> dict[str, Any]:
+    """{epochs: the evaluation after each, bias, scores: of the held-out sets}; saves `model`, and `adapter` if it is
+    one of the SFT model, below `run.out`.
+
+    A run that was killed after training finds the result in `scores.json`; one that was killed in training resumes from
+    its last checkpoint.
+    """
+    assert run.out is not None
+    out, team = run.out, run.team
+    file = out / "scores.json"
+    kept: dict[str, Any] | None = team.from_main(lambda: json.loads(file.read_text()) if file.is_file() else None)
+    if kept is not None:
+        return kept
+    trained = start.model(tokenizer, run.seed, team.device, train=config.epochs > 0)
+    model = reward_model(trained, autocast_dtype(start.model_config, team.device))
+    head = plain(trained).score.parameters() if trained is not plain(trained) else ()
+    run.sharding.shard(trained, [*lora_weights(trained), *head])
+    team.say(f"reward: {run.sharding.description(trained, team.count)}")
+    if (reason := model.encoder.plain_reason) is not None:
+        team.say(f"reward: each answer gets a pass of its own over its prompt: {reason}")
+    if hasattr(trained, "peft_config"):
+        team.say(f"reward: {what_lora_adapts(trained)}")
+    epochs: list[dict[str, Any]] = []
+    if config.epochs > 0:
+        epochs = RewardTrainer(config, model, data.train, run, data.watched).train()
+    trained.eval()
+    limit = config.max_tokens_per_micro_batch
+    with run.sharding.gathered(trained):
+        shown = score_all(model, data.demonstrations, limit, team)
+        set_bias(model, model.bias + sum(row[0] for row in shown) / len(shown))
+        scores = {name: score_all(model, items, limit, team) for name, items in data.held_out.items()}
+    require_finite({"score_bias": model.bias}, "reward", ADVICE)
+    for name, rows in scores.items():
+        require_finite({f"a score of the {name} split": sum(map(sum, rows))}, "reward", ADVICE)
+
+    weights = gathered_weights(trained) if run.sharding.active else None
+
+    def write() -> None:
+        saved = trained
+        if weights is not None:
+            saved = start.model(tokenizer, run.seed, team.device, train=config.epochs > 0)
+            saved.load_state_dict(weights)
+            set_bias(reward_model(saved), model.bias)
+        if saved is not plain(saved) and not start.own_base:
+            save_adapter(saved, out / "adapter", head=plain(saved).score.weight)
+        if (closing := start.closing(tokenizer)) is not None:
+            plain(saved).config.score_closing = closing
+        export(merged(saved), tokenizer, out / "model", start.model_config)
+
+    team.from_main(write)
+    made = {"epochs": epochs, "bias": model.bias, "scores": scores}
+    if team.is_main:
+        (out / "scores.partial").write_text(json.dumps(made) + "\n")
+        (out / "scores.partial").rename(file)
+    return made
+
+
+def set_bias(model: RewardModel, bias: float) -> None:
+    """Sets the constant that is subtracted from scores, in the model's config too."""
+    model.bias = plain(model.encoder.model).config.score_bias = bias

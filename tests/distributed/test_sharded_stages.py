@@ -1,0 +1,148 @@
+"""The reward stage and PPO on two processes with sharded models (FSDP2) leave the same bytes as on two replicas.
+
+make test-distributed
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from stages import data, labels, ppo, reward, samples, sft
+from stages.config import RunConfig, parse_config
+from stages.runner import Stage, run_stage
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--data.personal_data", "off", "--sft.max_train_examples", "16", "--samples.max_train_prompts", "16",
+    "--samples.max_heldout_prompts", "12", "--reward.bias_demonstrations", "6",
+    "--evaluate_reward.bootstrap_resamples", "50", "--ppo.total_episodes", "48", "--ppo.checkpoint_every", "1",
+    # Not a multiple of what each process gets, so that micro-batches are uneven.
+    "--ppo.max_tokens_per_micro_batch", "300", "--reward.max_tokens_per_micro_batch", "300",
+)  # fmt: skip
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+"""What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` sets."""
+
+
+def arguments(root: Path, adapter: str) -> list[str]:
+    return ["--config", "configs/smoke.yaml", "--runs_folder", str(root), "--model.adapter", adapter, *SMALL]
+
+
+def config_of(root: Path, adapter: str) -> RunConfig:
+    return parse_config("test", "", arguments(root, adapter))[0]
+
+
+def launch(stage: Stage, root: Path, adapter: str, processes: int, **environment: str) -> str:
+    """Runs a stage on several gloo processes; returns its output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*command, "-m", f"stages.{stage.name}", *arguments(root, adapter)],
+        cwd=HERE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def outputs(root: Path, stage: Stage) -> dict[str, bytes]:
+    """Weights and metrics of a finished stage."""
+    folder = root / "smoke" / stage.name
+    names = [path for path in folder.rglob("*") if path.name in ("metrics.jsonl", "scores.json")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in (*names, *folder.rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module", params=["none", "lora"])
+def ranked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """(adapter, a runs folder in which all is done that comes before the reward stage)."""
+    root = tmp_path_factory.mktemp(request.param)
+    for module in (data, sft, samples, labels):
+        run_stage(module.STAGE, config_of(root, request.param))
+    return request.param, root
+
+
+def copied(ranked: tuple[str, Path], root: Path) -> Path:
+    shutil.copytree(ranked[1], root)
+    return root
+
+
+def test_sharded_training_leaves_the_bytes_of_replicated_training(ranked: tuple[str, Path], tmp_path: Path) -> None:
+    adapter = ranked[0]
+    replicated, sharded = copied(ranked, tmp_path / "replicated"), copied(ranked, tmp_path / "sharded")
+    for stage in (reward.STAGE, ppo.STAGE):
+        launch(stage, replicated, adapter, 2)
+        said = launch(stage, sharded, adapter, 2, **FSDP)
+        assert f"{stage.name}: 2 processes, models sharded (FSDP2)" in said, "the models were not sharded"
+        expected, found = outputs(replicated, stage), outputs(sharded, stage)
+        assert expected.keys() == found.keys()
+        assert any(name.endswith(".safetensors") for name in expected)
+        assert [name for name in expected if expected[name] != found[name]] == []
+
+
+def interrupt(root: Path, adapter: str) -> None:
+    """Starts PPO on two processes with sharded models, and stops it after its first checkpoint."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.Popen(
+        [*command, "-m", "stages.ppo", *arguments(root, adapter)],
+        cwd=HERE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | FSDP,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    first = root / "smoke" / "ppo.partial" / "checkpoints" / "checkpoint-00000001"
+    while not first.is_dir():
+        assert process.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) != 0
+
+
+def test_a_sharded_run_resumes_bit_for_bit_and_on_one_process(ranked: tuple[str, Path], tmp_path: Path) -> None:
+    adapter = ranked[0]
+    whole, cut, alone = (tmp_path / name for name in ("whole", "cut", "alone"))
+    copied(ranked, whole)
+    run_stage(reward.STAGE, config_of(whole, adapter))
+    shutil.copytree(whole, cut)
+    launch(ppo.STAGE, whole, adapter, 2, **FSDP)
+    interrupt(cut, adapter)
+    shutil.copytree(cut, alone)
+    launch(ppo.STAGE, cut, adapter, 2, **FSDP)
+    assert outputs(cut, ppo.STAGE) == outputs(whole, ppo.STAGE)
+    run_stage(ppo.STAGE, config_of(alone, adapter))
+    names = ("score", "kl", "policy_loss", "value_loss")
+    expected, found = (
+        [json.loads(line) for line in (root / "smoke" / "ppo" / "metrics.jsonl").read_text().splitlines()]
+        for root in (whole, alone)
+    )
+    assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3]
+    for name in names:
+        # Another order of summing; a text may differ where rounding moves a draw.
+        assert found[1][name] == pytest.approx(expected[1][name], rel=0.05, abs=0.02), name
+
+
+def test_one_process_and_two_shards_agree_within_rounding(ranked: tuple[str, Path], tmp_path: Path) -> None:
+    """Sums over processes are rounded in another order, and Adam divides by gradients that may be small."""
+    adapter = ranked[0]
+    alone, sharded = copied(ranked, tmp_path / "alone"), copied(ranked, tmp_path / "sharded")
+    run_stage(reward.STAGE, config_of(alone, adapter))
+    launch(reward.STAGE, sharded, adapter, 2, **FSDP)
+    rows = [
+        [json.loads(line) for line in (root / "smoke" / "reward" / "metrics.jsonl").read_text().splitlines()]
+        for root in (alone, sharded)
+    ]
+    for one, two in zip(*rows, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+    models = [load_file(root / "smoke" / "reward" / "model" / "model.safetensors") for root in (alone, sharded)]
+    for name, weight in models[0].items():
+        assert float((weight - models[1][name]).abs().max()) < 1e-3, name

@@ -1,0 +1,41 @@
+"""A whole run with shared frozen lower layers: they run once a micro-batch for all models, with the same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeling.architecture import backbone_of
+from modeling.config import LoraSettings
+from tests.ppo.conftest import Chain, build_chain, small
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """A chain whose adapters are on the upper one of two layers."""
+    return build_chain(tmp_path_factory.mktemp("top"), "lora", LoraSettings(rank=4, alpha=8, top_layers=1))
+
+
+def test_training_with_shared_frozen_layers_ends_in_the_same_bytes(chain: Chain, tmp_path: Path):
+    weights, calls, batches = [], [], 0
+    for name in ("shared", "separate"):
+        models = chain.models()
+        models.scorer.tokens = None  # a response whose text has other tokens would get a pass of its own
+        encoders = [models.policy.encoder, models.reference.encoder, models.value.encoder, models.scorer.model.encoder]
+        for encoder in encoders:
+            assert encoder.frozen is not None
+            assert len(encoder.frozen.lower.layers) == 1
+            if name == "separate":
+                encoder.frozen = None
+        lowest, seen = backbone_of(models.policy.encoder.model).layers[0], list[Any]()
+        trainer = chain.trainer(tmp_path / name, small(ptx_coef=1.0, total_episodes=8), models)
+        lowest.register_forward_hook(lambda *given, seen=seen: seen.append(given))
+        trainer.train()
+        weights.append(models.policy_parameters | models.value_parameters)
+        calls.append(len(seen))
+        batches = sum(map(len, trainer.first_epoch))
+    shared, separate = weights
+    assert all(torch.equal(shared[name], separate[name]) for name in separate)
+    # Of six passes over a micro-batch (reference, policy, reward and value model, and two updates), five start above.
+    assert calls[1] - calls[0] == 5 * batches
