@@ -6,6 +6,8 @@ callback therefore adds `checksums.json` (modeling/checkpoint.py) to each finish
 from checkpoints that match it.
 """
 
+import itertools
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,18 +80,20 @@ class EpochOrder(Sampler[int], TrainerCallback):
     """An order in which examples of similar length are neighbours; it depends only on the seed and the epoch.
 
     The Trainer's own sampler uses torch's global generator, so a run resumed in the middle of an epoch would see
-    different batches.
+    different batches. An epoch's last batch is filled up with its first examples, on any number of processes:
+    accelerate would do so on several processes only, and to another size.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return math.ceil(len(self.lengths) / self.batch_size) * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "sft order", self.epoch))
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return itertools.islice(itertools.cycle(order), len(self))
 
     def on_epoch_begin(
         self,

@@ -46,7 +46,7 @@ def accuracies(counts: torch.Tensor, lengths: list[int]) -> list[float]:
         order = EpochOrder(lengths, SETTINGS.batch_size, 0)
         order.epoch = epoch
         indices = list(order)
-        pairs = [counts[[*pair]].sum(0) for pair in zip(indices[::2], [*indices[1::2], indices[0]], strict=True)]
+        pairs = [counts[[*pair]].sum(0) for pair in zip(indices[::2], indices[1::2], strict=True)]
         shares = [float(correct / counted) for correct, counted in pairs]
         found += [sum(shares[:2]) / 2, sum(shares[2:]) / 2]
     return found
@@ -98,3 +98,33 @@ def test_accuracy_and_validation_loss_count_the_tokens_of_all_processes_in_a_kil
     assert resumed == whole
     losses = [row["valid_loss"] for row in map(json.loads, whole.splitlines()) if "valid_loss" in row]
     assert losses == pytest.approx([loss_by_hand(model, tiny_tokenizer, THREE)] * 2, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_batches_of_one(
+    tmp_path: Path, tiny_causal: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig
+) -> None:
+    """Seven examples in batches of four: the last batch of an epoch is filled up alike."""
+    settings = replace(SETTINGS, epochs=2, learning_rate=1e-3)
+
+    def work(name: str) -> Any:
+        def do() -> None:
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+            team = processes("cpu")
+            model = tiny_causal("llama")
+            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, team, tmp_path / name)
+            part()
+
+        return do
+
+    for name, count in (("one", 1), ("two", 2)):
+        started = Work(work(name), tmp_path / f"{name}.log", count)
+        started.wait(120)
+        assert started.codes == [0] * count, (tmp_path / f"{name}.log").read_text()
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for alone, shared in zip(one, two, strict=True):
+        for key in alone.keys() & {"loss", "valid_loss", "grad_norm"}:
+            assert shared[key] == pytest.approx(alone[key], rel=1e-4), (alone["step"], key)
