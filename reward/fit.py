@@ -12,7 +12,7 @@ from modeling.load import autocast_dtype
 from modeling.models import RewardModel, plain, reward_model
 from modeling.run import Run
 from modeling.sharding import gathered_weights
-from reward.batches import Element
+from reward.batches import RankingExample
 from reward.config import RewardConfig
 from reward.scoring import score_all
 from reward.start import Start
@@ -23,12 +23,12 @@ from reward.trainer import ADVICE, RewardTrainer
 class RewardData:
     """Rankings in the reward model's tokens."""
 
-    train: Sequence[Element]
-    held_out: Mapping[str, Sequence[Element]]
+    train: Sequence[RankingExample]
+    held_out: Mapping[str, Sequence[RankingExample]]
     """The sets that are scored in the end."""
-    demonstrations: Sequence[Element]
+    demonstrations: Sequence[RankingExample]
     """Their mean score becomes 0 (Ouyang et al. 2022, section 3.5)."""
-    watched: Mapping[str, Sequence[Element]]
+    watched: Mapping[str, Sequence[RankingExample]]
     """The sets that are evaluated after each epoch."""
 
 

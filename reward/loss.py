@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def better_pairs(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
-    """better_BKK: true at [b, i, j] where answer i was ranked strictly above answer j. Ties and masked answers make no
+def preference_mask(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """mask_BKK: true at [b, i, j] where answer i was ranked strictly above answer j. Ties and masked answers are in no
     pair.
     """
     real_BKK = mask_BK.bool()[:, :, None] & mask_BK.bool()[:, None, :]
     return (ranks_BK[:, :, None] < ranks_BK[:, None, :]) & real_BKK
 
 
-def pairwise_loss(scores_BK: Tensor, better_BKK: Tensor, normalizer: float | None = None) -> Tensor:
+def pairwise_loss(scores_BK: Tensor, preference_mask_BKK: Tensor, normalizer: float | None = None) -> Tensor:
     """-log sigmoid(r_better - r_worse): the mean over a prompt's pairs, summed over prompts and divided by
     `normalizer`.
 
@@ -26,9 +26,9 @@ def pairwise_loss(scores_BK: Tensor, better_BKK: Tensor, normalizer: float | Non
     `normalizer` is the number of prompts with a pair, by default that of this call; for a part of a batch pass the
     whole batch's, so that gradients do not depend on the split. Without any pair the loss is 0, with a gradient of 0.
     """
-    pairs_B = better_BKK.sum((1, 2))
+    pairs_B = preference_mask_BKK.sum((1, 2))
     margin_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]
-    loss_BKK = F.softplus(-margin_BKK.masked_fill(~better_BKK, 0.0)).masked_fill(~better_BKK, 0.0)
+    loss_BKK = F.softplus(-margin_BKK.masked_fill(~preference_mask_BKK, 0.0)).masked_fill(~preference_mask_BKK, 0.0)
     loss_B = loss_BKK.sum((1, 2)) / pairs_B.clamp(min=1)
     count = float((pairs_B > 0).sum()) if normalizer is None else normalizer
     return loss_B.sum() / max(count, 1.0)
@@ -41,5 +41,7 @@ def ranking_loss(scores_BK: Tensor, ranks_BK: Tensor, mask_BK: Tensor, normalize
     stands in masked scores, NaN included, never enters.
     """
     return pairwise_loss(
-        torch.where(mask_BK.bool(), scores_BK, torch.zeros_like(scores_BK)), better_pairs(ranks_BK, mask_BK), normalizer
+        torch.where(mask_BK.bool(), scores_BK, torch.zeros_like(scores_BK)),
+        preference_mask(ranks_BK, mask_BK),
+        normalizer,
     )

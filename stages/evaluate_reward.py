@@ -24,7 +24,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.models import closing_of, reward_model
     from modeling.processes import processes
     from reward.scoring import score_all
-    from stages.inputs import evenly, ranked_elements, told
+    from stages.inputs import evenly, ranked_examples, told
 
     team, judging, limit = (
         processes(config.model.device),
@@ -43,7 +43,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         )
     tokenizer = load_tokenizer(place, reading)
     closing = closing_of(known, tokenizer)
-    sets, left_out = ranked_elements(config, run, SPLITS, tokenizer, context_length(known, generating=False), closing)
+    sets, left_out = ranked_examples(config, run, SPLITS, tokenizer, context_length(known, generating=False), closing)
     loaded = load_scalar(place, reading, tokenizer).to(team.device)
     model = reward_model(loaded, autocast_dtype(reading, team.device))
     lines = told(left_out) + (

@@ -16,7 +16,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
     from modeling.processes import Processes
-    from reward.batches import Element
+    from reward.batches import RankingExample
     from reward.start import Start
 
 
@@ -32,7 +32,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from reward.batches import demonstrations
     from reward.fit import RewardData, fit
     from stages.cautions import cautions
-    from stages.inputs import evenly, ranked_elements, told
+    from stages.inputs import evenly, ranked_examples, told
     from stages.preflight import check_reward_base
 
     team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
@@ -42,7 +42,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     tokenizer = start.tokenizer()
     closing = start.closing(tokenizer)
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
-    sets, left_out = ranked_elements(config, run, splits, tokenizer, start.context, closing)
+    sets, left_out = ranked_examples(config, run, splits, tokenizer, start.context, closing)
     sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
     for line in told(left_out):
         team.say(f"reward: {line}")
@@ -84,7 +84,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 
 def learning_curve(
-    config: RunConfig, start: "Start", tokenizer: Any, sets: dict[str, list["Element"]], team: "Processes", out: Path
+    config: RunConfig,
+    start: "Start",
+    tokenizer: Any,
+    sets: dict[str, list["RankingExample"]],
+    team: "Processes",
+    out: Path,
 ) -> list[dict[str, Any]]:
     """Held-out accuracy of models trained on nested parts of the data.
 
