@@ -174,16 +174,6 @@ def merged_weights(model: Any) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-def plain_state(model: Any) -> dict[str, torch.Tensor]:
-    """The weights of the model inside, under the names that it has without adapters; as they are, so merged within
-    `merged_weights`.
-    """
-    if not isinstance(model, PeftModel):
-        return dict(model.state_dict())
-    inner = model.get_base_model().state_dict()
-    return {name.replace(".base_layer.", "."): value for name, value in inner.items() if ".lora_" not in name}
-
-
 def load_adapter(model: PeftModel, folder: Path, name: str, trainable: bool) -> None:
     """Adds a saved adapter to the model, without its scalar head: a language model has no module for it."""
     settings = LoraConfig.from_pretrained(str(folder))

@@ -174,12 +174,12 @@ def adapter_of_model(model: Any) -> str | None:
     return str(model.active_adapter) if isinstance(model, PeftModel) else None
 
 
-def closing_of(settings: Any, tokenizer: Any) -> list[int] | None:
-    """Token ids after which a reward model reads any answer's score; None for those trained here, which read at EOS or
-    where the answer was cut off.
+def answer_suffix_of(settings: Any, tokenizer: Any) -> list[int] | None:
+    """Token ids to append to every answer before it is scored; None for reward models trained here, which are scored at
+    EOS, or at the last token of a truncated answer.
 
-    One of other people's learned to read at the end of its chat template; its saved config has them as
-    `score_closing` from then on.
+    Downloaded reward models were trained to score the end of their chat template. When such a model is saved here, its
+    config has these tokens as `score_closing`.
     """
     if (known := getattr(settings, "score_closing", None)) is not None:
         return [int(token) for token in known]

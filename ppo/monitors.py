@@ -75,8 +75,8 @@ class Monitors:
             self.rows.setdefault(int(row["step"]), {}).update(
                 {name: value for name, value in row.items() if name != "step"}
             )
-        self.standing = self._found()
-        self._told: set[str] = set()
+        self.firing = self._found()
+        self._reported: set[str] = set()
         self._iteration: int | None = None
 
     def check(self, iteration: int, numbers: Numbers) -> list[str]:
@@ -86,31 +86,31 @@ class Monitors:
         any weight changes. Raises StoppedRunError for a monitor that stops.
         """
         if iteration != self._iteration:
-            self._iteration, self._told = iteration, set(self.standing)
+            self._iteration, self._reported = iteration, set(self.firing)
         self.rows.setdefault(iteration, {}).update(numbers)
-        self.standing = self._found()
-        for name, finding in self.standing.items():
+        self.firing = self._found()
+        for name, finding in self.firing.items():
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
                     f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint "
                     f"is kept, from which ppo.monitors.{name}=warn continues"
                 )
-        new = [name for name in self.standing if name not in self._told]
-        self._told.update(new)
-        return [f"warning: iteration {iteration}: {self.standing[name]} (ppo.monitors.{name})" for name in new]
+        new = [name for name in self.firing if name not in self._reported]
+        self._reported.update(new)
+        return [f"warning: iteration {iteration}: {self.firing[name]} (ppo.monitors.{name})" for name in new]
 
     @property
     def warnings(self) -> dict[str, float]:
         """`warnings`, the number of monitors that fire now: a number of the row like the others."""
-        return {"warnings": float(len(self.standing))}
+        return {"warnings": float(len(self.firing))}
 
     def _found(self) -> dict[str, str]:
         """The finding of each monitor that fires."""
         rows = [self.rows[step] for step in sorted(self.rows)]
         steps = sorted(self.rows)
         found = {
-            name: look(self.settings, steps, rows)
-            for name, look in MONITORS.items()
+            name: monitor(self.settings, steps, rows)
+            for name, monitor in MONITORS.items()
             if getattr(self.settings, name) != "ignore"
         }
         return {name: finding for name, finding in found.items() if finding is not None}

@@ -20,7 +20,7 @@ from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
 from modeling.generation import Generation
 from modeling.load import context_length, same_tokenizer
-from modeling.models import RewardModel, closing_of, plain
+from modeling.models import RewardModel, answer_suffix_of, plain
 from reward.batches import answer_ids
 
 Batches = Mapping[tuple[int, ...], Batch]
@@ -47,14 +47,14 @@ class Tokens:
     """The most tokens that the reward model takes."""
     same_prompts: bool
     """Whether the reward model uses the policy's tokens for prompts."""
-    closing: list[int] | None
-    """Tokens that end every answer, see `modeling.models.closing_of`."""
+    answer_suffix: list[int] | None
+    """Tokens appended to every answer, see `modeling.models.answer_suffix_of`."""
 
     @staticmethod
     def between(policy_tokenizer: Any, tokenizer: Any, settings: Any) -> "Tokens":
         """For a reward model with this tokenizer and configuration."""
-        context, closing = context_length(settings, generating=False), closing_of(settings, tokenizer)
-        return Tokens(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), closing)
+        context, answer_suffix = context_length(settings, generating=False), answer_suffix_of(settings, tokenizer)
+        return Tokens(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), answer_suffix)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError for a prompt that leaves no room for a token of an answer, or that the template refuses."""
@@ -68,7 +68,7 @@ class Tokens:
 
     def room(self, prompt_tokens: int) -> int:
         """Tokens of an answer that fit after a prompt."""
-        return self.context - prompt_tokens - len(self.closing or [])
+        return self.context - prompt_tokens - len(self.answer_suffix or [])
 
     def prompt(self, episode: Episode) -> list[int]:
         """The prompt in the reward model's tokens."""
@@ -78,9 +78,11 @@ class Tokens:
         return encode_prompt(self.tokenizer, episode.record)
 
     def answer(self, response: Generation) -> list[int]:
-        """The response in the reward model's tokens, in the form of the rankings, without the closing."""
+        """The response in the reward model's tokens, in the form of the rankings, without the suffix."""
         text = decode_completion(self.policy_tokenizer, response.ids, response.ended)
-        return answer_ids(self.tokenizer, text, response.ended, closing=None if self.closing is None else [])
+        return answer_ids(
+            self.tokenizer, text, response.ended, answer_suffix=None if self.answer_suffix is None else []
+        )
 
     def rows(self, episodes: Sequence[Episode]) -> tuple[list[list[int]], list[list[int]], list[bool]]:
         """(the reward model's tokens of the prompts, of the responses, whether a response was truncated)."""
@@ -90,7 +92,7 @@ class Tokens:
             room = self.room(len(before))
             assert room > 0, "check() comes first"
             prompts.append(before)
-            answers.append([*after[:room], *(self.closing or [])])
+            answers.append([*after[:room], *(self.answer_suffix or [])])
             truncated.append(len(after) > room)
         return prompts, answers, truncated
 

@@ -1,6 +1,6 @@
 """Rankings as training examples: a prompt with all its answers is one batch element (Ouyang et al. 2022, 3.5).
 
-Answers that were identical token for token, or that nobody compared, still get one forward pass each and no more.
+Each answer gets one forward pass, those that are identical token for token or were never compared included.
 Shapes: K answers of a prompt.
 """
 
@@ -21,38 +21,45 @@ from modeling.seeds import derive_seed
 
 @dataclass(frozen=True)
 class RankingExample:
-    """A prompt's token ids, its K answers' token ids, and which answer was judged better than which."""
+    """The token ids of a prompt and its K answers, and the judgments between them."""
 
     prompt: list[int]
     answers: list[list[int]]
     preference_mask_KK: Tensor
+    """True at [i, j] where answer i was judged better than answer j."""
     ties: tuple[tuple[int, int], ...] = ()
     """Pairs (i, j), i < j, that were judged equal."""
     ranks: tuple[int | None, ...] | None = None
-    """The labeler's ranks, 1 best, where the judgments are an order; null for an answer that was not ranked."""
+    """The labeler's ranks, 1 best, null for an answer that was not ranked; None if the judgments form no order."""
     ranking: Ranking | None = None
     """The record that it was made from."""
 
     @property
     def pairs(self) -> int:
-        """Strict comparisons."""
+        """Number of strict comparisons."""
         return int(self.preference_mask_KK.sum())
 
 
-def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[int] | None = None) -> list[int]:
-    """What a reward model reads of an answer, its score at the last token. EOS closes an answer that ended by itself; a
-    model of other people's wants the `closing` that it knows after any answer (see `modeling.models.closing_of`)."""
-    if closing is not None:
-        return [*encode_completion(tokenizer, completion, ends=False), *closing]
-    # An empty answer has no last token to read a score at; EOS alone is what the policy would have said.
+def answer_ids(tokenizer: Any, completion: str, ended: bool, answer_suffix: Sequence[int] | None = None) -> list[int]:
+    """The tokens of an answer for a reward model, whose score is read at the last one.
+
+    Args:
+        ended: whether the answer ended by itself; EOS is then appended.
+        answer_suffix: what a downloaded reward model expects after every answer instead (see
+            `modeling.models.answer_suffix_of`).
+    """
+    if answer_suffix is not None:
+        return [*encode_completion(tokenizer, completion, ends=False), *answer_suffix]
+    # An empty answer has no token to read a score at; a policy that answers nothing samples EOS alone.
     return encode_completion(tokenizer, completion, ended) or [tokenizer.eos_token_id]
 
 
-def ranking_example(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = None) -> RankingExample:
-    """A ranking as token ids, without judgments between identical answers; `answer_ids` documents `closing`."""
+def ranking_example(tokenizer: Any, ranking: Ranking, answer_suffix: Sequence[int] | None = None) -> RankingExample:
+    """A ranking as token ids, without judgments between identical answers; `answer_ids` documents `answer_suffix`."""
     complete = ranking.complete or [True] * len(ranking.completions)
     answers = [
-        answer_ids(tokenizer, text, ended, closing) for text, ended in zip(ranking.completions, complete, strict=True)
+        answer_ids(tokenizer, text, ended, answer_suffix)
+        for text, ended in zip(ranking.completions, complete, strict=True)
     ]
     same_text = identities(ranking)
     preference_mask_KK = torch.zeros((len(answers), len(answers)), dtype=torch.bool)
@@ -71,8 +78,8 @@ def ranking_example(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | N
 
 
 def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
-    """The ranking of `count` of its answers, chosen at random and left in their order; the whole where it has no more
-    or no count is given.
+    """The ranking of `count` of its answers, chosen at random, in their order; all of them without a
+    count, or if it has no more.
     """
     if count is None or len(ranking.completions) <= count:
         return ranking
@@ -83,17 +90,17 @@ def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
 
 
 def ranking_examples(
-    tokenizer: Any, rankings: Sequence[Ranking], context: int, closing: Sequence[int] | None = None
+    tokenizer: Any, rankings: Sequence[Ranking], context: int, answer_suffix: Sequence[int] | None = None
 ) -> tuple[list[RankingExample], dict[str, int]]:
-    """(examples, number of rankings left out by reason: answers that all tie, are identical, or do not fit the
+    """(examples, number of rankings left out by reason: all answers tie, all are identical, or they do not fit the
     context).
 
-    An answer that is too long is dropped from its ranking, and the others stay as long as one of them is better than
-    another. Raises ValueError when no ranking is left.
+    An answer that is too long is dropped from its ranking, and the others are kept if a strict comparison remains.
+    Raises ValueError when no ranking is left.
     """
     kept, left_out = [], {"all_tied": 0, "identical_answers": 0, "too_long": 0, "long_answers": 0}
     for ranking in rankings:
-        candidate = ranking_example(tokenizer, ranking, closing)
+        candidate = ranking_example(tokenizer, ranking, answer_suffix)
         if not candidate.pairs:
             left_out["all_tied" if all(tied for *_, tied in judged_pairs(ranking)) else "identical_answers"] += 1
             continue
@@ -130,15 +137,17 @@ def _with_answers(item: RankingExample, kept: Sequence[int]) -> RankingExample:
 
 
 def demonstrations(
-    tokenizer: Any, shown: Sequence[Demonstration], context: int, closing: Sequence[int] | None = None
+    tokenizer: Any, shown: Sequence[Demonstration], context: int, answer_suffix: Sequence[int] | None = None
 ) -> list[RankingExample]:
-    """The demonstrations that fit the context, each a prompt with one answer, which is compared with none.
+    """The demonstrations that fit the context, each as a prompt with one answer and no comparison.
 
     Raises ValueError when none fits.
     """
     alone = torch.zeros(1, 1, dtype=torch.bool)
     made = [
-        RankingExample(encode_prompt(tokenizer, one), [answer_ids(tokenizer, one.completion, True, closing)], alone)
+        RankingExample(
+            encode_prompt(tokenizer, one), [answer_ids(tokenizer, one.completion, True, answer_suffix)], alone
+        )
         for one in shown
     ]
     fitting = [item for item in made if len(item.prompt) + len(item.answers[0]) <= context]
@@ -166,7 +175,7 @@ def micro_batches(items: Sequence[RankingExample], max_tokens: int, shared: bool
     """The examples in groups of similar length, each of at most `max_tokens` tokens (at least one example).
 
     Args:
-        shared: whether a prompt's answers share its pass, so that its tokens count once.
+        shared: whether a prompt is encoded once for all its answers, so that its tokens count once.
     """
     ordered = sorted(items, key=lambda item: (len(item.prompt), max(map(len, item.answers))))
     sizes = [len(item.prompt) * (1 if shared else len(item.answers)) + sum(map(len, item.answers)) for item in ordered]

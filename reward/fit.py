@@ -77,8 +77,8 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
             set_bias(reward_model(saved), model.bias)
         if saved is not plain(saved) and not start.own_base:
             save_adapter(saved, out / "adapter", head=plain(saved).score.weight)
-        if (closing := start.closing(tokenizer)) is not None:
-            plain(saved).config.score_closing = closing
+        if (answer_suffix := start.answer_suffix(tokenizer)) is not None:
+            plain(saved).config.score_closing = answer_suffix
         export(merged(saved), tokenizer, out / "model", start.model_config)
 
     team.from_main(write)

@@ -12,7 +12,7 @@ from modeling.adapters import add_lora
 from modeling.architecture import refuse_lookahead
 from modeling.config import ModelConfig
 from modeling.load import base_model_place, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
-from modeling.models import closing_of, initialise_head, plain
+from modeling.models import answer_suffix_of, initialise_head, plain
 from modeling.seeds import derive_seed
 from reward.config import RewardConfig
 
@@ -58,9 +58,9 @@ class Start:
         """Its own, with its own chat template."""
         return load_tokenizer(self.place, self.model_config)
 
-    def closing(self, tokenizer: Any) -> list[int] | None:
-        """What it wants to see after each answer, see `closing_of`."""
-        return closing_of(read_settings(self.place, self.model_config), tokenizer)
+    def answer_suffix(self, tokenizer: Any) -> list[int] | None:
+        """Tokens that the reward model expects after each answer, see `answer_suffix_of`."""
+        return answer_suffix_of(read_settings(self.place, self.model_config), tokenizer)
 
     def model(self, tokenizer: Any, seed: int, device: torch.device, train: bool = True) -> Any:
         """A fresh copy, ready to be trained: a new head unless it has one, and with `adapter: lora` an adapter beside

@@ -64,7 +64,7 @@ def ranked_examples(
     splits: Sequence[str],
     tokenizer: Any,
     context: int,
-    closing: Sequence[int] | None,
+    answer_suffix: Sequence[int] | None,
 ) -> tuple[dict[str, list["RankingExample"]], dict[str, dict[str, int]]]:
     """(rankings of each split in a reward model's tokens, how many of each were left out and why).
 
@@ -78,11 +78,11 @@ def ranked_examples(
         if not found:
             raise ValueError(f"there are no {split} rankings: run the labels stage, or give some in data.rankings")
         fewer = [some_answers(ranking, config.reward.max_answers_per_prompt, config.seed) for ranking in found]
-        sets[split], left_out[split] = ranking_examples(tokenizer, fewer, context, closing)
+        sets[split], left_out[split] = ranking_examples(tokenizer, fewer, context, answer_suffix)
     return sets, left_out
 
 
-def told(left_out: dict[str, dict[str, int]]) -> list[str]:
+def left_out_lines(left_out: dict[str, dict[str, int]]) -> list[str]:
     """A sentence for each split that lost rankings."""
     return [
         f"{split} rankings left out: "

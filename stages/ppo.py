@@ -70,7 +70,7 @@ STAGE = Stage(
     work=work,
     parallel=True,
     scratch=("checkpoints",),
-    told=("tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
+    hash_exclude=("tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
 )
 
 if __name__ == "__main__":

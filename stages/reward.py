@@ -32,7 +32,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from reward.batches import demonstrations
     from reward.fit import RewardData, fit
     from stages.cautions import cautions
-    from stages.inputs import evenly, ranked_examples, told
+    from stages.inputs import evenly, left_out_lines, ranked_examples
     from stages.preflight import check_reward_base
 
     team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
@@ -40,15 +40,15 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         team.say(f"reward: warning: {line}")
     start = team.from_main(lambda: check_reward_base(config, sft))
     tokenizer = start.tokenizer()
-    closing = start.closing(tokenizer)
+    answer_suffix = start.answer_suffix(tokenizer)
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
-    sets, left_out = ranked_examples(config, run, splits, tokenizer, start.context, closing)
+    sets, left_out = ranked_examples(config, run, splits, tokenizer, start.context, answer_suffix)
     sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
-    for line in told(left_out):
+    for line in left_out_lines(left_out):
         team.say(f"reward: {line}")
     # The set is ordered by source, so evenly spread rows represent each source in proportion.
     shown = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
-    fitting = demonstrations(tokenizer, shown, start.context, closing)
+    fitting = demonstrations(tokenizer, shown, start.context, answer_suffix)
     if too_long := len(shown) - len(fitting):
         team.say(f"reward: demonstrations of the bias left out: {too_long} too long")
     watched = {
@@ -71,7 +71,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if curve:
         curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
     if team.is_main:
-        leave(
+        write_report(
             out,
             config.run_name,
             {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve},
@@ -120,7 +120,7 @@ def learning_curve(
     return curve
 
 
-def leave(out: Path, name: str, evaluation: dict[str, Any]) -> None:
+def write_report(out: Path, name: str, evaluation: dict[str, Any]) -> None:
     """Writes `accuracy.json` and a page of it."""
     from evaluation.reward_page import write_reward_page
 
@@ -165,7 +165,7 @@ STAGE = Stage(
     parallel=True,
     for_people=("reward.html", "reward.md", "reward_pictures"),
     scratch=("checkpoints",),
-    told=("tracking", "reward.checkpoint_minutes"),
+    hash_exclude=("tracking", "reward.checkpoint_minutes"),
 )  # fmt: skip
 
 if __name__ == "__main__":
