@@ -21,7 +21,6 @@ from data.overlap import TOKEN_RUN, chrf, repeated_share
 from data.records import Demonstration, Prompt
 from data.sets import read_set, set_file
 from data.tokenize import decode_completion, encode_prompt
-from modeling.batch import Batch
 from modeling.generation import Generation, Sampling
 from modeling.models import PolicyModel
 from modeling.seeds import derive_seed
@@ -129,18 +128,16 @@ class PeriodicEvaluation:
             derive_seed(trainer.run.seed, "held out", prompt.prompt_id, number)
             for prompt, (_, number) in zip(prompts, jobs, strict=True)
         ]
-        causal = models.policy.causal
-        with models.policy.encoder.autocast():
-            responses = trainer.generator.generate(causal, ids, seeds, sampling)
+        # Gathered, since processes have different numbers of passes.
+        with trainer.whole(models.policy), models.policy.encoder.autocast():
+            responses = trainer.generator.generate(models.policy.causal, ids, seeds, sampling)
         rollout = Rollout(prompts, ids, responses, team.device)
         rollout.make_micro_batches([list(range(len(ids)))], config.max_tokens_per_micro_batch)
         # Both from the same computation: recorded log-probabilities are rounded differently.
-        logprobs_R, ref_logprobs_R = (
-            rollout.each_token(partial(logprobs, model, settings.temperature), torch.float64)
-            for model in (models.policy, models.reference)
-        )
+        logprobs_R, ref_logprobs_R = map(partial(self._logprobs, rollout), (models.policy, models.reference))
         kl_B = [float(log_ratio.sum()) for log_ratio in (logprobs_R - ref_logprobs_R).split(rollout.lengths)]
-        scores_B, _ = models.scorer.scores(rollout.batches, rollout.episodes(), config.max_tokens_per_micro_batch)
+        with trainer.whole(models.scorer.model):
+            scores_B, _ = models.scorer.scores(rollout.batches, rollout.episodes(), config.max_tokens_per_micro_batch)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
         for (index, _), prompt, response, score, kl in zip(
             jobs, prompts, responses, scores_B.tolist(), kl_B, strict=True
@@ -158,16 +155,16 @@ class PeriodicEvaluation:
         gathered = dict(team.gather(list(answers.items())))
         return [gathered[index] for index in range(len(self.prompts))]
 
+    def _logprobs(self, rollout: Rollout, model: PolicyModel) -> Tensor:
+        """logprobs_R of the responses, at the evaluation's temperature."""
+        temperature = self.settings.temperature
+        with self.trainer.whole(model):
+            return rollout.each_token(lambda batch: model(batch, temperature, False)[0], torch.float64)
+
     def _judged(self, prompt: Prompt, response: Generation) -> float | None:
         if self.settings.judge == "none" or not isinstance(prompt, Demonstration):
             return None
         return chrf(decode_completion(self.trainer.tokenizer, response.ids, response.ended), prompt.completion)
-
-
-def logprobs(model: PolicyModel, temperature: float, batch: Batch) -> Tensor:
-    """logprobs_R of the responses."""
-    found_R: Tensor = model(batch, temperature, False)[0]
-    return found_R
 
 
 def summary(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
