@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 from torch import nn
 
@@ -150,7 +151,7 @@ class Loader:
         )
 
     def _adapted(self, base: Any, reward_tokenizer: Any) -> Models:
-        frozen = frozen_layers(backbone_of(base), self.config.lora.top_layers)
+        frozen = self._frozen_layers(base)
         value_lora = lora_config(base, self.config.lora)  # before adapters hide the names of the linear layers
         torch.manual_seed(self.seed)
         shared = add_lora(base, self.config.lora, name="policy")
@@ -171,6 +172,14 @@ class Loader:
             value_encoder = self._encoder(adapted, "value")
         policy, reference = (PolicyModel(self._encoder(shared, adapter, frozen)) for adapter in ("policy", None))
         return policy, reference, ValueModel(value_encoder, head, bias), reward
+
+    def _frozen_layers(self, base: Any) -> FrozenLayers | None:
+        """The layers below all adapters. The reward stage may have adapted more layers than `model.lora` names now."""
+        top, count = self.config.lora.top_layers, base.config.get_text_config().num_hidden_layers
+        if top is not None and self.on_policy_base:
+            adapted = LoraConfig.from_pretrained(str(self.reward / "adapter")).layers_to_transform
+            top = None if adapted is None else max(top, count - min(adapted))
+        return frozen_layers(backbone_of(base), top)
 
     def _reward_on(self, shared: Any, frozen: FrozenLayers | None) -> RewardModel:
         """The reward model as a frozen adapter on the policy's base."""
@@ -237,7 +246,7 @@ def refuse_value_layers(ppo: PPOConfig, on_own_reward: bool, reward_settings: An
             "ppo.value_top_layers is of a LoRA adapter on a reward model of its own, and the value model here is "
             "none: leave it at null"
         )
-    layers: int = reward_settings.num_hidden_layers
+    layers: int = reward_settings.get_text_config().num_hidden_layers
     if ppo.value_top_layers > layers:
         raise ValueError(
             f"ppo.value_top_layers={ppo.value_top_layers}, but the reward model that the value model starts from has "
