@@ -1,4 +1,4 @@
-"""How often the reward model agrees with the labeler on rankings that it has not seen.
+"""Agreement of the reward model with the labeler on held-out rankings.
 
 Shapes: P strict pairs of a prompt, in the order of `preference_mask_KK.nonzero()`.
 """
@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 def pair_margins(scores: Sequence[float], item: RankingExample) -> Floats:
-    """margins_P: by how much the better answer's score is above the worse one's."""
+    """margins_P: the better answer's score minus the worse one's."""
     scores_K = np.asarray(scores, dtype=float)
     better_P, worse_P = item.preference_mask_KK.numpy().nonzero()
     margins_P: Floats = scores_K[better_P] - scores_K[worse_P]
@@ -22,9 +22,7 @@ def pair_margins(scores: Sequence[float], item: RankingExample) -> Floats:
 
 
 def tied_margins(scores: Sequence[float], item: RankingExample) -> Floats:
-    """The same for the pairs that were judged equal, of which neither is the better: the first answer's score less the
-    second's.
-    """
+    """The same for tied pairs: the first answer's score minus the second's."""
     scores_K, pairs = np.asarray(scores, dtype=float), np.array(item.ties, dtype=int).reshape(-1, 2)
     margins: Floats = scores_K[pairs[:, 0]] - scores_K[pairs[:, 1]]
     return margins
@@ -37,8 +35,8 @@ def pair_outcomes(scores: Sequence[float], item: RankingExample) -> list[float]:
 
 
 def best_vs_worst(scores: Sequence[float], item: RankingExample) -> float | None:
-    """The easier number: answers that none beats against those that beat none and were judged worse, the mean over such
-    pairs; None without any.
+    """Accuracy over the pairs of a best answer (it wins, and never loses) and a worst one (it loses, and never wins);
+    None without such a pair. These pairs are easier than the others.
     """
     preference_mask_KK, scores_K = item.preference_mask_KK.numpy(), np.asarray(scores, dtype=float)
     wins_K, losses_K = preference_mask_KK.sum(1), preference_mask_KK.sum(0)
@@ -53,8 +51,8 @@ def lengths_as_scores(item: RankingExample) -> list[float]:
 
 
 def ranks_as_scores(item: RankingExample) -> list[float] | None:
-    """The labeler's own order with steps of one, from 0 for the best down: ranks 1, 1, 4 are 0, 0, -1. NaN for an
-    answer that was not ranked; None where judgments are no order."""
+    """The labeler's order in steps of one, 0 for the best: ranks 1, 1, 4 give 0, 0, -1. NaN for an answer that was not
+    ranked; None if the judgments form no order."""
     if item.ranks is None:
         return None
     steps = {rank: -float(step) for step, rank in enumerate(sorted({rank for rank in item.ranks if rank is not None}))}

@@ -1,4 +1,4 @@
-"""From a start to a finished reward model: trained, its bias set, saved, and scored on held-out rankings."""
+"""Trains a reward model, sets its bias, saves it and scores held-out rankings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class RewardData:
 
     train: Sequence[RankingExample]
     held_out: Mapping[str, Sequence[RankingExample]]
-    """The sets that are scored in the end."""
+    """The sets that are scored after training."""
     demonstrations: Sequence[RankingExample]
     """Their mean score becomes 0 (Ouyang et al. 2022, section 3.5)."""
     watched: Mapping[str, Sequence[RankingExample]]
@@ -33,11 +33,11 @@ class RewardData:
 
 
 def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, run: Run) -> dict[str, Any]:
-    """{epochs: the evaluation after each, bias, scores: of the held-out sets}; saves `model`, and `adapter` if it is
-    one of the SFT model, below `run.out`.
+    """Returns {epochs: the evaluation after each, bias, scores: of the held-out sets}. Saves `model` in `run.out`, and
+    `adapter` if it is a LoRA adapter of the SFT model.
 
-    A run that was killed after training finds the result in `scores.json`; one that was killed in training resumes from
-    its last checkpoint.
+    A run that was killed after training reads its result from `scores.json`; one that was killed during training
+    resumes from its last checkpoint.
     """
     assert run.out is not None
     out, team = run.out, run.team
@@ -90,5 +90,5 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
 
 
 def set_bias(model: RewardModel, bias: float) -> None:
-    """Sets the constant that is subtracted from scores, in the model's config too."""
+    """Sets the constant that is subtracted from scores, in the model and in its config."""
     model.bias = plain(model.encoder.model).config.score_bias = bias

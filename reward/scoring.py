@@ -1,7 +1,7 @@
-"""Scores of the K answers to each prompt. The prompt is encoded once and shared by its answers
-(modeling/shared_prefix.py) where the architecture can.
+"""Scores of the K answers to each prompt. Where the architecture supports it, a prompt is encoded once for all its
+answers (modeling/shared_prefix.py).
 
-Shapes: A answers of all prompts together, B prompts, K answers of the prompt that has the most.
+Shapes: A answers of all prompts, B prompts, K answers of the prompt that has the most.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def by_prompt(scores_A: Tensor, group: Sequence[RankingExample]) -> tuple[Tensor
 def score_all(
     model: RewardModel, items: Sequence[RankingExample], max_tokens: int, team: Processes
 ) -> list[list[float]]:
-    """Scores of every example's answers, in order; the processes share the work."""
+    """Scores of every example's answers, in order; the examples are divided among the processes."""
     shared = model.encoder.plain_reason is None
     return each_answer(lambda group: model(answers_of(group, team.device)), items, max_tokens, shared, team)
 
@@ -55,7 +55,7 @@ def each_answer(
     """A number for every answer of every example, in order: `compute` gives numbers_A of a micro-batch; the processes
     share the work.
     """
-    # Copies, so that an example that is in the list twice is found at both places.
+    # Copies, so that an example that is in the list twice has two ids.
     mine = team.share([(index, replace(item)) for index, item in enumerate(items)])
     place = {id(item): index for index, item in mine}
     found: list[tuple[int, list[float]]] = []

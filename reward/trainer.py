@@ -77,7 +77,7 @@ class RewardTrainer:
             self.done, self.epochs = self.checkpoints.begin(self.state)
 
     def train(self) -> list[dict[str, Any]]:
-        """Returns for each epoch {epoch, and {accuracy, loss} of each of the watched sets}."""
+        """Trains the remaining steps; returns {epoch, and {accuracy, loss} of each watched set} for each epoch."""
         run, total = self.run, self.steps_per_epoch * self.config.epochs
         tracks = run.out is not None and self.team.is_main
         timer = SaveTimer(self.config.checkpoint_minutes, self.team)
@@ -92,7 +92,7 @@ class RewardTrainer:
                     numbers |= self.finish_epoch(epoch, step)
                 if tracker is not None:
                     tracker.log(step, numbers)
-                # After the rows, because a resumed run assumes that those up to its checkpoint have been written.
+                # After the rows: a resumed run assumes that those up to its checkpoint have been written.
                 if self.checkpoints is not None and (epoch_ends or timer.due()):
                     self.checkpoints.save(step, self.epochs, self.state)
                     timer.restart()
@@ -101,7 +101,7 @@ class RewardTrainer:
         return self.epochs
 
     def batches(self) -> Iterator[tuple[int, int, list[RankingExample]]]:
-        """(step from 1, epoch from 0, examples) of the steps that are left. Each epoch has its own order."""
+        """(step from 1, epoch from 0, examples) of the remaining steps. Each epoch has its own order."""
         step = 0
         for epoch in range(self.config.epochs):
             order = random.Random(derive_seed(self.run.seed, "reward", epoch))
@@ -158,8 +158,8 @@ class RewardTrainer:
 
 
 def batching(config: RewardConfig, train_set: Sequence[RankingExample]) -> tuple[Sequence[RankingExample], int]:
-    """(what is shuffled, how many of it make a batch): prompts, or as many comparisons a step as those prompts have on
-    average.
+    """(the examples to shuffle, batch size): prompts, or single comparisons, as many per step as the prompts of a batch
+    have on average.
     """
     if config.batching == "prompts":
         return train_set, config.batch_size
