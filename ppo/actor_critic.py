@@ -232,7 +232,7 @@ def refuse_value_start(ppo: PPOConfig, tokenizer: Any, reward_tokenizer: Any) ->
     """
     if ppo.value_init == "reward" and not knows_tokens(reward_tokenizer, tokenizer):
         raise ValueError(
-            "the value model reads the policy's tokens and cannot start from a reward model with another tokenizer: "
+            "the value model takes the policy's tokens and cannot start from a reward model with another tokenizer: "
             "set ppo.value_init=sft"
         )
 
@@ -243,8 +243,8 @@ def refuse_value_layers(ppo: PPOConfig, on_own_reward: bool, reward_settings: An
         return
     if not on_own_reward:
         raise ValueError(
-            "ppo.value_top_layers is of a LoRA adapter on a reward model of its own, and the value model here is "
-            "none: leave it at null"
+            "ppo.value_top_layers applies only to a value model that is a LoRA adapter on a separate reward model: "
+            "leave it at null"
         )
     layers: int = reward_settings.get_text_config().num_hidden_layers
     if ppo.value_top_layers > layers:

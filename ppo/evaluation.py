@@ -55,9 +55,9 @@ def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:
     )
     if len(found) < 2:
         raise ValueError(
-            f"ppo.held_out.every={settings.every} needs two held-out prompts at least, and the validation split of "
+            f"ppo.held_out.every={settings.every} needs two held-out prompts or more, but the validation split of "
             f"the {settings.prompts_from} set "
-            f"has {len(found)}: raise data.valid_fraction, take another ppo.held_out.prompts_from, or set "
+            f"has {len(found)}: raise data.valid_fraction, choose another ppo.held_out.prompts_from, or set "
             "ppo.held_out.every=0"
         )
     return found

@@ -90,9 +90,8 @@ class Interrupt:
             self.number, self._since = number, time.monotonic()
             if self.team.is_main:
                 # print is not safe here: the signal may have interrupted another print.
-                os.write(
-                    2, f"\n{signal.Signals(number).name}: saving and stopping soon; once more stops at once\n".encode()
-                )
+                name = signal.Signals(number).name
+                os.write(2, f"\n{name}: saving a checkpoint and stopping; a second signal stops at once\n".encode())
             if self._breakable:
                 raise Interrupted(number)
         elif self._again():

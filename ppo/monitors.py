@@ -140,7 +140,7 @@ def kl(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers])
     found = _values(rows, "kl")
     if found and found[-1] > settings.max_kl:
         return (
-            f"the KL to the SFT policy is {found[-1]:.4g} nats an episode, above "
+            f"the KL to the SFT policy is {found[-1]:.4g} nats per episode, above "
             f"ppo.monitors.max_kl={settings.max_kl:g}"
         )
     return None
@@ -158,7 +158,7 @@ def entropy(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numb
     }
     for name, limit in limits.items():
         if found[-1] < limit:
-            return f"the policy's entropy is {found[-1]:.4g} nats a token, below {name}"
+            return f"the policy's entropy is {found[-1]:.4g} nats per token, below {name}"
     return None
 
 
@@ -167,7 +167,7 @@ def cut_off(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numb
     found = _values(rows, "ended")[-settings.cut_off_iterations :]
     if len(found) == settings.cut_off_iterations and not any(found):
         return (
-            f"ended is 0, as it has been for ppo.monitors.cut_off_iterations={settings.cut_off_iterations} iterations: "
+            f"ended has been 0 for ppo.monitors.cut_off_iterations={settings.cut_off_iterations} iterations: "
             "every response is cut off at ppo.max_new_tokens"
         )
     return None
@@ -196,7 +196,7 @@ def over_optimised(settings: MonitorSettings, steps: Sequence[int], rows: Sequen
         return (
             f"since iteration {places[0]} the reward model's score of held-out prompts rose by {up:.3g} (standard "
             f"error {up_error:.2g}) while the judge's fell by {-down:.3g} ({down_error:.2g}), each by more than "
-            f"ppo.monitors.over_optimisation_errors={settings.over_optimisation_errors:g} of them over {count} "
+            f"ppo.monitors.over_optimisation_errors={settings.over_optimisation_errors:g} standard errors over {count} "
             "evaluations: the policy exploits the reward model"
         )
     return None

@@ -17,7 +17,7 @@ class Sampler(Generic[T]):
 
     def __init__(self, items: Sequence[T], seed: int, name: str, position: int = 0) -> None:
         if not items:
-            raise ValueError(f"there are no {name} to take from")
+            raise ValueError(f"there are no {name} to sample from")
         self.items, self.seed, self.name, self.position = items, seed, name, position
         self._pass, self._order = -1, list[int]()
 

@@ -118,8 +118,7 @@ def ranking_examples(
         raise ValueError(
             f"no ranking is left to train on: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
             f"{left_out['identical_answers']} compare identical answers and {left_out['too_long']} are longer than "
-            "the model's context of "
-            f"{context} tokens"
+            f"the model's context of {context} tokens"
         )
     return kept, left_out
 

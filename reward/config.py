@@ -79,13 +79,13 @@ class RewardConfig:
         """Raises ValueError on contradictions."""
         check_numbers(self, "reward")
         if self.epochs == 0 and self.base is None:
-            raise ValueError("reward.epochs=0 takes a reward model as it is: say in reward.base which")
+            raise ValueError("reward.epochs=0 uses a reward model unchanged: name it in reward.base")
         if self.epochs == 0 and self.learning_curve:
             raise ValueError("reward.learning_curve trains further models, but reward.epochs=0 trains none")
         if self.base is None:
             for name in ("revision", "chat_template", "top_layers"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"reward.{name} is of a reward.base of its own, and there is none: model.* says how the SFT "
-                        "model is loaded"
+                        f"reward.{name} applies only to a separate reward.base, and none is set: model.* says how the "
+                        "SFT model is loaded"
                     )

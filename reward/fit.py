@@ -51,7 +51,7 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     run.sharding.shard(trained, [*lora_weights(trained), *head])
     team.say(f"reward: {run.sharding.description(trained, team.count)}")
     if (reason := model.encoder.plain_reason) is not None:
-        team.say(f"reward: each answer gets a pass of its own over its prompt: {reason}")
+        team.say(f"reward: a prompt is encoded again for each of its answers: {reason}")
     if hasattr(trained, "peft_config"):
         team.say(f"reward: {what_lora_adapts(trained)}")
     epochs: list[dict[str, Any]] = []

@@ -49,7 +49,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     loaded = load_scalar(place, reading, tokenizer).to(team.device)
     model = reward_model(loaded, autocast_dtype(reading, team.device))
     lines = left_out_lines(left_out) + (
-        [f"each answer gets a pass of its own over its prompt: {model.encoder.plain_reason}"]
+        [f"a prompt is encoded again for each of its answers: {model.encoder.plain_reason}"]
         if model.encoder.plain_reason
         else []
     )

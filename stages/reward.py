@@ -1,4 +1,4 @@
-"""Stage 2: the reward model, judged on held-out rankings when it is trained.
+"""Stage 2: trains the reward model and evaluates it on held-out rankings.
 
 python -m stages.reward --config configs/demo.yaml --reward.epochs 2
 python -m stages.reward --config configs/demo.yaml --reward.base path/to/a/reward/model --reward.epochs 0
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Trains; saves `model`, with an adapter on the SFT model `adapter` too, `accuracy.json` and a page of it."""
+    """Trains; saves `model`, with LoRA on the SFT model also `adapter`, and `accuracy.json` with a report page."""
     from data.records import SPLITS
     from data.sets import read_set
     from evaluation.likelihood import sft_baselines
@@ -50,7 +50,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     shown = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
     fitting = demonstrations(tokenizer, shown, start.context, answer_suffix)
     if too_long := len(shown) - len(fitting):
-        team.say(f"reward: demonstrations of the bias left out: {too_long} too long")
+        team.say(f"reward: {too_long} demonstrations for the bias are too long and left out")
     watched = {
         split: evenly(sets[split], config.reward.epoch_evaluation_prompts)
         for split in ("train", "valid")
@@ -91,10 +91,7 @@ def learning_curve(
     team: "Processes",
     out: Path,
 ) -> list[dict[str, Any]]:
-    """Held-out accuracy of models trained on nested parts of the data.
-
-    Their checkpoints are written below `out`.
-    """
+    """Held-out accuracy of models trained on nested subsets of the data, with checkpoints below `out`."""
     from evaluation.reward_model import report
     from modeling.config import TrackingConfig
     from modeling.load import autocast_dtype
@@ -121,7 +118,7 @@ def learning_curve(
 
 
 def write_report(out: Path, name: str, evaluation: dict[str, Any]) -> None:
-    """Writes `accuracy.json` and a page of it."""
+    """Writes `accuracy.json` and a report page."""
     from evaluation.reward_page import write_reward_page
 
     (out / "accuracy.json").write_text(json.dumps(evaluation, indent=2) + "\n")
@@ -129,7 +126,7 @@ def write_report(out: Path, name: str, evaluation: dict[str, Any]) -> None:
 
 
 def headline(test: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest and the last line say of the held-out rankings."""
+    """The results on held-out rankings for the manifest and the last log line."""
     from evaluation.verdict import best_baseline
 
     best = best_baseline(test)
@@ -143,7 +140,7 @@ def headline(test: dict[str, Any]) -> dict[str, Any]:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of a local base of its own. Raises ValueError when that is what this stage itself makes."""
+    """Digests of a local `reward.base`. Raises ValueError if it is this stage's own output."""
     own = RunFolder(Path(config.runs_folder) / config.run_name).stage("reward").resolve()
     if config.reward.base is not None and own in (
         Path(config.reward.base).resolve(),

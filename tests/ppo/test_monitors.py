@@ -52,7 +52,7 @@ def test_a_stop_is_one_sentence_with_metric_limit_and_setting():
         monitors.check(2, {"kl": 20.5})
     said = str(stopped.value)
     assert said == (
-        "iteration 2: the KL to the SFT policy is 20.5 nats an episode, above ppo.monitors.max_kl=20; nothing of this "
+        "iteration 2: the KL to the SFT policy is 20.5 nats per episode, above ppo.monitors.max_kl=20; nothing of this "
         "iteration is saved and the last "
         "checkpoint is kept, from which ppo.monitors.kl=warn continues"
     )

@@ -184,7 +184,7 @@ def test_a_process_alone_shares_with_nobody() -> None:
     assert ALONE.share([1, 2, 3]) == ALONE.gather([1, 2, 3]) == [1, 2, 3]
     assert ALONE.from_main(lambda: 7) == 7
     assert Processes(0, 4, ALONE.device).divide(12, "ppo.batch_size") == 3
-    with pytest.raises(ValueError, match=r"ppo\.batch_size=10 does not divide by the 4 processes"):
+    with pytest.raises(ValueError, match=r"ppo\.batch_size=10 is not divisible by the 4 processes"):
         Processes(0, 4, ALONE.device).divide(10, "ppo.batch_size")
 
 
