@@ -199,5 +199,6 @@ def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
 def placed_like(tensor: Tensor, target: Tensor) -> Tensor:
     """A whole tensor, which every process has, sharded as the target is."""
     if isinstance(target, DTensor):
-        return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
+        # `distribute_tensor` moves to the mesh's device, but offloaded shards are on the CPU.
+        return distribute_tensor(tensor, target.device_mesh, target.placements).to(target.device)
     return tensor
