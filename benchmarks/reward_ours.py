@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.gauge import calm_libraries, metered, touch
 
 if TYPE_CHECKING:
-    from reward.batches import Element
+    from reward.batches import RankingExample
 
 SEED = 0
 
 
-def elements(rows: list[dict[str, Any]]) -> "list[Element]":
+def ranking_examples(rows: list[dict[str, Any]]) -> "list[RankingExample]":
     """Each answer is better than all that follow it."""
     import torch
 
-    from reward.batches import Element
+    from reward.batches import RankingExample
 
     found = []
     for row in rows:
         k = len(row["answer_ids"])
-        found.append(Element(row["prompt_ids"], row["answer_ids"], torch.ones(k, k).triu(diagonal=1).bool()))
+        found.append(RankingExample(row["prompt_ids"], row["answer_ids"], torch.ones(k, k).triu(diagonal=1).bool()))
     return found
 
 
@@ -50,7 +50,11 @@ def measure(fixture: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (fixture / "ranked.jsonl").read_text().splitlines()]
     model_config = ModelConfig(base=str(fixture / "rm"), adapter="none", device="cpu", precision="float32")
     tokenizer = load_tokenizer(fixture / "rm", model_config)
-    model, train_set, team = load_scalar(fixture / "rm", model_config, tokenizer), elements(rows), processes("cpu")
+    model, train_set, team = (
+        load_scalar(fixture / "rm", model_config, tokenizer),
+        ranking_examples(rows),
+        processes("cpu"),
+    )
     config = RewardConfig(
         epochs=1, batch_size=1, max_tokens_per_micro_batch=1, learning_rate=1e-5, final_lr_fraction=1.0
     )

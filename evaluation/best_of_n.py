@@ -26,7 +26,7 @@ from modeling.load import autocast_dtype, load_scalar, load_tokenizer, read_sett
 from modeling.models import reward_model
 from modeling.processes import Processes
 from ppo.reward_scorer import Episode, Tokens
-from reward.batches import Element
+from reward.batches import RankingExample
 from reward.scoring import score_all
 
 MEASURES = ("proxy", "score", "chrf")
@@ -96,13 +96,13 @@ class Proxy:
         """Of several sets of answers to each prompt, in order; the processes share the work. `max_tokens` are of one
         forward pass.
         """
-        items: list[Element] = []
+        items: list[RankingExample] = []
         owners: list[int] = []
         for index, (prompt, *rows) in enumerate(zip(prompts, *sets, strict=True)):
             before, answers = self._read(prompt, [generation for row in rows for generation in row])
             together = max(1, (max_tokens - len(before)) // max(map(len, answers)))
             items += [
-                Element(before, answers[start : start + together], NO_PAIRS)
+                RankingExample(before, answers[start : start + together], NO_PAIRS)
                 for start in range(0, len(answers), together)
             ]
             owners += [index] * (len(items) - len(owners))

@@ -12,18 +12,18 @@ from modeling.config import ModelConfig
 from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer
 from modeling.models import PolicyModel, policy_model
 from modeling.processes import Processes
-from reward.batches import Element, element
+from reward.batches import RankingExample, ranking_example
 from reward.scoring import answers_of, each_answer
 
 
 def sft_baselines(
-    place: Path, model_config: ModelConfig, items: Sequence[Element], max_tokens: int, team: Processes
+    place: Path, model_config: ModelConfig, items: Sequence[RankingExample], max_tokens: int, team: Processes
 ) -> dict[str, list[list[float]]]:
     """The SFT model's likelihood of every answer as if it were a score, by the names of the two baselines; none where
     an answer is longer than its context, which says so."""
     tokenizer = load_tokenizer(place, model_config)
     model = load_causal(place, model_config, tokenizer).to(team.device)
-    own = [element(tokenizer, item.ranking) for item in items if item.ranking is not None]
+    own = [ranking_example(tokenizer, item.ranking) for item in items if item.ranking is not None]
     longest, context = (
         max(len(item.prompt) + max(map(len, item.answers)) for item in own),
         context_length(model.config, generating=False),
@@ -40,15 +40,15 @@ def sft_baselines(
 
 
 def likelihoods(
-    policy: PolicyModel, items: Sequence[Element], max_tokens: int, team: Processes
+    policy: PolicyModel, items: Sequence[RankingExample], max_tokens: int, team: Processes
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """(log-probability of each answer, its mean a token) for every element, in order, in nats; the processes share the
+    """(log-probability of each answer, its mean a token) for every example, in order, in nats; the processes share the
     work.
 
     `max_tokens` is of one forward pass.
     """
 
-    def compute(group: Sequence[Element]) -> Tensor:
+    def compute(group: Sequence[RankingExample]) -> Tensor:
         batch = answers_of(group, team.device)
         logprobs_R, _ = policy(batch, with_entropy=False)
         return batch.padded(logprobs_R).sum(1)

@@ -17,7 +17,7 @@ from scipy.stats import mannwhitneyu, spearmanr
 
 from data.intervals import interval, ratio_interval
 from reward.accuracy import Floats, best_vs_worst, lengths_as_scores, pair_margins, ranks_as_scores, tied_margins
-from reward.batches import Element
+from reward.batches import RankingExample
 
 Scores = Sequence[Sequence[float]]
 """One list per prompt, one number per answer."""
@@ -31,7 +31,7 @@ PAIRS_A_BIN = 20
 class Judged:
     """Rankings, the prompt of each of their strict pairs, and how intervals are drawn."""
 
-    items: Sequence[Element]
+    items: Sequence[RankingExample]
     prompt_P: NDArray[np.int64]
     resamples: int
     seed: int
@@ -73,7 +73,7 @@ class Judged:
 
 def report(
     scores: Scores,
-    items: Sequence[Element],
+    items: Sequence[RankingExample],
     baselines: Mapping[str, Scores] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
@@ -106,7 +106,7 @@ def report(
     }
 
 
-def check(name: str, scores: Scores, items: Sequence[Element]) -> None:
+def check(name: str, scores: Scores, items: Sequence[RankingExample]) -> None:
     """Raises ValueError unless there is one finite score per answer."""
     if len(scores) != len(items):
         raise ValueError(f"{name} has scores of {len(scores)} prompts, and there are {len(items)}")
@@ -120,7 +120,7 @@ def check(name: str, scores: Scores, items: Sequence[Element]) -> None:
             )
 
 
-def cheap_judges(items: Sequence[Element], seed: int) -> dict[str, Scores]:
+def cheap_judges(items: Sequence[RankingExample], seed: int) -> dict[str, Scores]:
     """Judges that read nothing: by length in tokens, either way, and by chance."""
     lengths = [lengths_as_scores(item) for item in items]
     # A stream of its own, not the one that draws resamples.
@@ -242,7 +242,7 @@ def temperature(margins_P: Floats, weights_P: Floats) -> float | None:
     return float(scale * np.exp(found.x))
 
 
-def ties(scores: Scores, items: Sequence[Element], margins_P: Floats) -> dict[str, Any] | None:
+def ties(scores: Scores, items: Sequence[RankingExample], margins_P: Floats) -> dict[str, Any] | None:
     """Whether answers that were judged equal get scores that are closer than others'; None where none were.
 
     `auc` is the probability that a strict pair's scores lie farther apart than a tied pair's (Mann-Whitney, ties half).

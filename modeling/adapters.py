@@ -174,16 +174,6 @@ def merged_weights(model: Any) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-def plain_state(model: Any) -> dict[str, torch.Tensor]:
-    """The weights of the model inside, under the names that it has without adapters; as they are, so merged within
-    `merged_weights`.
-    """
-    if not isinstance(model, PeftModel):
-        return dict(model.state_dict())
-    inner = model.get_base_model().state_dict()
-    return {name.replace(".base_layer.", "."): value for name, value in inner.items() if ".lora_" not in name}
-
-
 def load_adapter(model: PeftModel, folder: Path, name: str, trainable: bool) -> None:
     """Adds a saved adapter to the model, without its scalar head: a language model has no module for it."""
     settings = LoraConfig.from_pretrained(str(folder))
@@ -202,6 +192,10 @@ def use_adapter(model: PeftModel, name: str | None) -> None:
 
     peft's `set_adapter` freezes all other adapters, which would drop gradients that are still to be stepped.
     """
+    layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
+    active = [] if layer.disable_adapters else list(layer.active_adapters)
+    if active == ([] if name is None else [name]):
+        return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name is None:
         model.base_model.disable_adapter_layers()

@@ -1,9 +1,9 @@
 """A batch of prompts with responses, and how its tokens are laid out for one forward pass.
 
-There are two layouts. `SharedPrefix` (modeling/shared_prefix.py) packs all tokens into one row without padding, and
-responses to the same prompt share its pass. `Padded` has a right-padded row per response, for architectures that cannot
-run the first. Shapes: B responses, R response tokens of all responses one after the other, T tokens of the longest
-response, S tokens of the longest prompt and response.
+There are two layouts. `SharedPrefix` (modeling/shared_prefix.py) packs all tokens into one row without padding and
+encodes a prompt once for all its responses. `Padded` has one right-padded row per response, for architectures that
+cannot run the first. Shapes: B responses, R response tokens of all responses concatenated, T tokens of the longest
+response, S tokens of the longest prompt with its response.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from modeling.shared_prefix import SharedPrefix, pad_rows
 
 @dataclass
 class Batch:
-    """B prompts with responses as token ids. A response has at least one token; a prompt may occur several times."""
+    """B prompts with responses, as token ids. A response has at least one token; a prompt may occur several times."""
 
     prompts: Sequence[Sequence[int]]
     responses: Sequence[Sequence[int]]
     device: torch.device | str = "cpu"
     share_prompts: bool = True
-    """Whether responses to the same prompt share its pass."""
+    """Whether a prompt is encoded once for all its responses."""
     frozen_hidden: Tensor | None = None
-    """The hidden states after the frozen lower layers, kept from the first pass (modeling/frozen_layers.py)."""
+    """Output of the frozen lower layers, stored by the first pass (modeling/frozen_layers.py)."""
     _layouts: dict[bool, "SharedPrefix | Padded"] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each response."""
+        """Number of tokens of each response."""
         return [len(response) for response in self.responses]
 
     @property
@@ -44,11 +44,11 @@ class Batch:
         return torch.tensor([token for response in self.responses for token in response], device=self.device)
 
     def padded(self, x_R: Tensor) -> Tensor:
-        """x_BT: a row per response, zeros after its end."""
+        """x_BT: one row per response, zeros after its end."""
         return torch.nn.utils.rnn.pad_sequence(list(x_R.split(self.lengths)), batch_first=True)
 
     def layout(self, packed: bool) -> "SharedPrefix | Padded":
-        """The tokens as the input of a transformer; built once."""
+        """The input of a transformer; built on the first call and cached."""
         if packed not in self._layouts:
             make = SharedPrefix.of if packed else Padded.of
             self._layouts[packed] = make(self)
@@ -57,11 +57,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Padded:
-    """A row per response. Padding is on the right, where causal attention never looks, so no mask is needed."""
+    """One row per response. Padding is on the right, where causal attention never attends, so no mask is needed."""
 
     ids_BS: Tensor
     state_R: Tensor
-    """Index into the B * S tokens of the state before each response token."""
+    """Index, into the B * S tokens, of the hidden state that predicts each response token."""
     last_B: Tensor
     """Index of the last token of each response."""
 
@@ -79,7 +79,7 @@ class Padded:
 
 
 def response_index(starts: Sequence[int], before: Sequence[int], batch: Batch) -> tuple[Tensor, Tensor]:
-    """(state_R, last_B) of responses whose tokens begin at `starts`, after prompts that end just before `before`."""
+    """(state_R, last_B) of responses whose tokens begin at `starts` and whose prompts end just before `before`."""
     states, last = [], []
     for start, end_of_prompt, length in zip(starts, before, batch.lengths, strict=True):
         states += [end_of_prompt - 1, *range(start, start + length - 1)]
@@ -88,12 +88,14 @@ def response_index(starts: Sequence[int], before: Sequence[int], batch: Batch) -
 
 
 def text_batch(chunks: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
-    """Plain text as a batch: all tokens but the first are predicted."""
+    """Plain text as a batch: every token except the first is a response token."""
     return Batch([chunk[:1] for chunk in chunks], [chunk[1:] for chunk in chunks], device, share_prompts=False)
 
 
 def micro_batches(rows: Sequence[int], tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows in groups of at most `max_tokens` tokens (at least one row), in their order; `tokens[row]` is its size."""
+    """Splits rows, in order, into groups of at most `max_tokens` tokens (at least one row); `tokens[row]` is a row's
+    size.
+    """
     groups: list[list[int]] = []
     room = 0
     for row in rows:

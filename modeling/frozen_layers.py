@@ -1,7 +1,7 @@
-"""The frozen lower layers, which policy, reference, value and reward model have in common.
+"""The frozen lower layers, shared by policy, reference, value and reward model.
 
-With LoRA on the top layers only, the hidden states that enter the lowest adapted layer depend on the tokens alone. They
-are computed once for each batch, and every later pass, updates included, starts from them.
+With LoRA on the top layers only, the input of the lowest adapted layer depends only on the tokens. It is computed once
+per batch, and every later pass, updates included, starts from it.
 """
 
 import copy
@@ -15,7 +15,7 @@ NORMS = ("norm", "final_layernorm", "final_layer_norm")
 
 
 class FrozenLayers(nn.Module):
-    """A backbone split in two models that share its modules: `lower` ends after `depth` layers, `upper` continues."""
+    """A backbone split into two models that share its modules: `lower`, the first `depth` layers, and `upper`."""
 
     def __init__(self, backbone: Any, depth: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class FrozenLayers(nn.Module):
 
 
 def shallow_copy(module: nn.Module, **replaced: nn.Module) -> Any:
-    """A module with the same submodules and parameters, except for those that are replaced."""
+    """A module with the same submodules and parameters, except for the replaced ones."""
     made = copy.copy(module)
     made._modules = {**module._modules, **replaced}
     return made
@@ -45,10 +45,11 @@ def shallow_copy(module: nn.Module, **replaced: nn.Module) -> Any:
 
 @torch.no_grad()
 def frozen_layers(backbone: Any, top_layers: int | None) -> FrozenLayers | None:
-    """The layers below the `top_layers` adapted ones; None if there are none, or if the architecture does not compute
-    the same in two parts.
+    """The layers below the `top_layers` adapted ones; None if there are none, or if the two parts compute other hidden
+    states than the whole.
 
-    Some architectures scale their embeddings, or choose a layer's attention by its number: found by a trial.
+    Some architectures scale their embeddings or choose a layer's attention by its index, so this is checked on a few
+    tokens.
     """
     settings = backbone.config.get_text_config()
     depth = settings.num_hidden_layers - (top_layers or settings.num_hidden_layers)

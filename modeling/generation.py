@@ -1,10 +1,10 @@
-"""Generates responses: our own KV-cache decoder, transformers' `generate`, or vLLM (docs/generation.md).
+"""Generates responses with our KV-cache decoder, transformers' `generate` or vLLM (docs/generation.md).
 
     responses = generator_for(model).generate(model, prompts, seeds, Sampling(max_new_tokens=64))
 
 In our decoder each response has its own random stream, so in float64 its text depends only on model, prompt and seed,
 not on batch size, order of prompts or number of processes. In float32, batches of other shapes round differently, which
-now and then moves a draw. Shapes: B sequences in progress, T new tokens, V vocabulary.
+occasionally changes a sampled token. Shapes: B unfinished sequences, T new tokens, V vocabulary.
 """
 
 import logging
@@ -27,8 +27,8 @@ from modeling.load import context_length, stop_ids
 from modeling.seeds import derive_seed
 
 REFILL = 0.2
-"""Part of the slots that must be free before waiting prompts are prefilled: both a prefill and a gap cost time. If
-responses end with probability p a step, sqrt(2 p) costs least."""
+"""Fraction of slots that must be free before waiting prompts are prefilled: prefills and empty slots both cost time. If
+responses end with probability p per step, sqrt(2 p) is cheapest."""
 Prompts = Sequence[Sequence[int]]
 OnBatch = Callable[[int], object] | None
 log = logging.getLogger(__name__)
@@ -36,17 +36,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample."""
+    """Sampling parameters."""
 
     max_new_tokens: int
     temperature: float = 1.0
     """0 is greedy."""
     top_k: int = 0
-    """Sample from the so many likeliest tokens; 0 is all."""
+    """Sample from this many most likely tokens; 0 means all."""
     top_p: float = 1.0
-    """Sample from the fewest likeliest tokens that together have this probability; 1 is all."""
+    """Sample from the smallest set of most likely tokens with at least this total probability; 1 means all."""
     batch_size: int = 64
-    """Sequences decoded side by side; apart from rounding it changes speed and memory only."""
+    """Sequences decoded together; affects only speed and memory, apart from rounding."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Generation:
     ids: list[int]
     """Up to and including the end token, if there is one."""
     logprobs: list[float] | None
-    """Of each token, after temperature, top-k and top-p (greedy: in the model's own distribution); None if the
+    """Of each token, after temperature, top-k and top-p (greedy decoding: in the unmodified distribution); None if the
     generator does not record them."""
     ended: bool
     """Whether the response ends with an end token."""
@@ -70,16 +70,18 @@ class Generator(Protocol):
     def generate(
         self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
     ) -> list[Generation]:
-        """A response to each prompt, in order. `on_batch` gets the number of responses finished since its last call.
+        """A response to each prompt, in order. End tokens are `modeling.load.stop_ids(model)`.
 
-        End tokens are `modeling.load.stop_ids(model)`. Raises ValueError for a prompt that is empty or leaves no room
-        for an answer in the model's context.
+        Args:
+            on_batch: called with the number of responses finished since its last call.
+
+        Raises ValueError for a prompt that is empty or leaves no room for an answer in the model's context.
         """
         ...
 
 
 class NativeGenerator:
-    """Our own decoder, for models that `generator_for` accepts. Raises ValueError at a logit that is not finite."""
+    """Our KV-cache decoder, for models that `generator_for` accepts. Raises ValueError for a non-finite logit."""
 
     records_logprobs = True
 
@@ -119,14 +121,14 @@ class NativeGenerator:
 
 
 def uniform_numbers(seed: int, count: int) -> Tensor:
-    """Uniform numbers below 1 from the seed's own stream; fewer are the first of more."""
+    """Uniform numbers in [0, 1) from the stream of this seed; a smaller count gives a prefix of a larger one."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[list[int], list[float]]:
-    """(tokens, their log-probabilities), by inverting the cumulative distribution at uniform numbers in float64."""
+    """(sampled tokens, their log-probabilities), by inverting the cumulative distribution, in float64."""
     logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
-    top = float(logits_BV.amax(-1).sum())  # minus infinity rules a token out
+    top = float(logits_BV.amax(-1).sum())  # minus infinity excludes a token
     require_finite({"a logit": top}, "decoding", "weights or activations of the model overflow")
     if sampling.temperature == 0:
         token_B, logprob_BV = logits_BV.argmax(-1), logits_BV.log_softmax(-1)
@@ -138,7 +140,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[list
             logits_BV = TopPLogitsWarper(sampling.top_p)(no_ids, logits_BV)
         logprob_BV = logits_BV.log_softmax(-1)
         probability_BV = logprob_BV.exp()
-        # A token of probability 0 is never drawn, even if rounding in a parallel sum lets the sum rise at it.
+        # A token of probability 0 is never drawn, even if the rounding of a parallel sum increases at it.
         cumulative_BV = probability_BV.cumsum(-1, dtype=torch.float64).masked_fill_(probability_BV == 0, 0.0)
         total_B = cumulative_BV.amax(-1)
         height_B = torch.minimum(uniform_B * total_B, total_B.nextafter(torch.zeros_like(total_B)))
@@ -166,7 +168,7 @@ class TransformersGenerator:
             max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad_id, **how
         )
         order, made, saved = by_length(prompts), dict[int, Generation](), base.generation_config
-        base.generation_config = own  # or what is not set would come from the model's own settings
+        base.generation_config = own  # otherwise the model's settings fill what is unset
         devices = [device] if device.type == "cuda" else []
         try:
             with merged_weights(model), head_outside_autocast(base), torch.random.fork_rng(devices):
@@ -188,8 +190,8 @@ class TransformersGenerator:
 
 
 def by_length(prompts: Prompts) -> list[int]:
-    """Numbers of the prompts, longest first, so that a batch too large for the memory comes first; equal ones together,
-    so that they share a prefill.
+    """Indices of the prompts, longest first, so that running out of memory happens early; equal prompts are adjacent
+    and share a prefill.
     """
     return sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
 
@@ -205,7 +207,7 @@ def check_room(model: Any, prompts: Prompts, sampling: Sampling) -> None:
 
 @contextmanager
 def head_outside_autocast(model: Any) -> Iterator[None]:
-    """Under autocast the output layer computes in its weights' type, float32: bfloat16 rounds a logit of 10 to 0.06."""
+    """Runs the output layer in its weights' dtype, float32, under autocast: bfloat16 rounds logits near 10 to 0.06."""
     head = model.get_output_embeddings()
     off = torch.autocast(head.weight.device.type, enabled=False)
 
@@ -224,9 +226,10 @@ _logged: set[str] = set()
 
 
 def generator_for(model: Any, name: str = "native") -> Generator:
-    """`native`, `transformers` or `vllm`; `transformers` for a model that `native` cannot decode, with a logged reason.
+    """The generator `native`, `transformers` or `vllm`. `native` falls back to `transformers` for a model that it
+    cannot decode, and logs the reason.
 
-    Raises ValueError for another name, without vLLM, or if transformers' `generate` decodes such a model wrongly.
+    Raises ValueError for another name, if vLLM is not installed, or if the fallback decodes the model wrongly.
     """
     if name == "vllm":
         from modeling.vllm import VLLMGenerator
@@ -252,10 +255,9 @@ def refuse_wrong_decoding(generator: Generator, model: Any) -> None:
 
 @torch.no_grad()
 def decoding_failure(generator: Generator, model: Any) -> str | None:
-    """Why the generator cannot decode the model; None if a few tokens agree with plain passes of the model.
+    """Why the generator cannot decode the model; None if a few decoded tokens agree with plain forward passes.
 
-    It is tried, since architectures treat masks and positions in their own ways. Raises ValueError if a logit is not
-    finite.
+    This is tested because architectures differ in masks and positions. Raises ValueError for a non-finite logit.
     """
     words, device = model.get_input_embeddings().num_embeddings, model.get_input_embeddings().weight.device
     failure = f"{type(generator).__name__} cannot decode {type(model).__name__}"

@@ -1,8 +1,8 @@
-"""Key/value cache with a slot for each sequence that is decoded, written in place.
+"""Key/value cache with one slot per sequence, written in place.
 
-A sequence starts at column 0 of its slot, so its columns are its positions; columns beyond its length are masked. The
-sequences in progress occupy the first slots. Shapes: B sequences in progress, U distinct prompts, P tokens of the
-longest of them, C columns, G key/value heads, D size of a head, V vocabulary.
+A sequence starts at column 0 of its slot, so columns are positions; columns beyond its length are masked. Unfinished
+sequences occupy the first slots. Shapes: B unfinished sequences, U distinct prompts, P tokens of the longest of
+them, C columns, G key/value heads, D head size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ class KVCache(Cache):
         self.states: list[tuple[Tensor, Tensor]] = []
         """(keys, values) of each layer, (slots, G, C, D)."""
         self.lengths: list[int] = []
-        """Tokens in the cache, of each sequence."""
+        """Number of cached tokens of each sequence."""
         self.width = 0
         """Columns in use, during a step and after it."""
         self.prefilling: tuple[slice, Tensor] | None = None
-        """During a prefill: the slots that are filled, and which of the distinct prompts goes into each."""
+        """During a prefill: the slots to fill, and the index of the distinct prompt for each."""
         self.slot_B = self.length_B = torch.empty(0, dtype=torch.long, device=self.device)
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class KVCache(Cache):
         return logits_BV
 
     def remove(self, finished: Sequence[int]) -> list[int]:
-        """Frees slots and moves the last sequences into the gaps. Returns the slots that the remaining ones had."""
+        """Frees slots and moves the last sequences into the gaps. Returns the old slots of the remaining sequences."""
         count = len(self.lengths) - len(finished)
         order, gaps = list(range(count)), [slot for slot in finished if slot < count]
         if gaps:
@@ -95,9 +95,9 @@ class KVCache(Cache):
         return tuple(kept[: len(self.slot_B), :, : self.width] for kept in self.states[layer_idx])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before the new tokens."""
+        """Number of columns before the new tokens."""
         return 0 if self.prefilling is not None else self.width - 1
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """(columns that the new tokens attend to, the first of them)."""
+        """(number of columns that the new tokens attend to, the first one)."""
         return self.get_seq_length() + query_length, 0

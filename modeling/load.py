@@ -219,7 +219,7 @@ def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual
 def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
     """`AutoModelForSequenceClassification` with one label, in float32 and eval mode.
 
-    Loads a saved reward model, or puts a new head on a language model (see `modeling.scalar.initialise_head`).
+    Loads a saved reward model, or puts a new head on a language model (see `modeling.models.initialise_head`).
     Raises ValueError when the model is missing or its head has more than one output.
     """
     settings = read_settings(place, config)

@@ -1,10 +1,10 @@
 """Log-probabilities of tokens from hidden states, without the logits of all tokens in memory.
 
 The output layer runs on chunks of tokens. Each chunk's logits are discarded after the forward pass and computed again
-in the backward pass (gradient checkpointing), so that at most one chunk of logits exists. Output layer and log-softmax
-run in float32 under mixed precision: bfloat16 rounds logits of size 10 to 0.06.
+in the backward pass (gradient checkpointing), so that at most one chunk of logits exists. Under mixed precision the
+output layer and log-softmax run in float32: bfloat16 rounds logits near 10 to multiples of 0.06.
 
-trl's `add_fused_lm_head` does the same but replaces the model's `forward`, needs Triton to score only part of the
+trl's `add_fused_lm_head` does the same, but it replaces the model's `forward`, needs Triton to score a subset of the
 positions, and is not public API. Shapes: N tokens, H hidden size, V vocabulary.
 """
 
@@ -27,11 +27,12 @@ def token_logprobs(
 
     Args:
         temperature: the distributions are softmax(logits / temperature).
-        with_entropy: else the entropy is zeros.
+        with_entropy: if false, the entropy is zeros.
     """
 
     def of_chunk(hidden_NH: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
-        logprob_NV = (layer(hidden_NH) / temperature).log_softmax(-1)
+        logits_NV = layer(hidden_NH)
+        logprob_NV = (logits_NV if temperature == 1.0 else logits_NV / temperature).log_softmax(-1)
         logprob_N = logprob_NV.gather(1, token_N[:, None]).squeeze(1)
         with torch.no_grad():
             entropy_N = torch.zeros_like(logprob_N)
@@ -50,10 +51,10 @@ def token_logprobs(
 
 
 class OutputLayer:
-    """From hidden states (N, H) to the logits (N, V) of a causal model, in float32 (float64 for a model in float64).
+    """Maps hidden states (N, H) to the logits (N, V) of a causal model, in float32 (float64 for a float64 model).
 
-    Calls the model's output layer outside autocast, then applies what some architectures do to logits: a scale, or a
-    soft cap. No module, since it owns no weights.
+    Calls the model's output layer outside autocast, then applies the scale or soft cap of some architectures. It is not
+    a module, since it owns no weights.
     """
 
     def __init__(self, model: Any) -> None:

@@ -1,8 +1,8 @@
 """Policy, value and reward model as modules: `policy(batch)`, `value(batch)`, `reward(batch)`.
 
-Backbone, head, chunked projection, shared prompts and frozen lower layers are inside `forward`; nobody outside calls a
-backbone or a head. With LoRA several of them share one base, each with its own adapter.
-Shapes: B responses, R response tokens of all responses one after the other, M tokens of either kind, H hidden size.
+Backbone, head, chunked projection, shared prompts and frozen lower layers are inside `forward`; no other code calls a
+backbone or a head. With LoRA, several models share one base, each with its own adapter.
+Shapes: B responses, R response tokens of all responses concatenated, M either of the two, H hidden size.
 """
 
 from typing import Any, Literal
@@ -21,11 +21,11 @@ from modeling.logprobs import OutputLayer, token_logprobs
 from modeling.shared_prefix import enable
 
 Position = Literal["state", "last"]
-"""`state`: before each response token, where the logits predict it; `last`: at the last response token."""
+"""`state`: the position before each response token, whose logits predict it; `last`: the last response token."""
 
 
 class Encoder(nn.Module):
-    """A transformer that returns the hidden states which a head reads."""
+    """A transformer that returns the hidden states at the positions that a head needs."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class Encoder(nn.Module):
         """
         Args:
             model: a Hugging Face model with a head, wrapped by peft or not.
-            adapter: the adapter that is active in this model's passes; None for none.
-            frozen: the frozen lower layers of the backbone, if they are computed apart.
-            autocast_dtype: the type of mixed precision; None computes in the type of the weights.
+            adapter: the adapter that is active in this model's forward passes; None for none.
+            frozen: the frozen lower layers of the backbone, if their output is cached.
+            autocast_dtype: the dtype of mixed precision; None computes in the dtype of the weights.
         """
         super().__init__()
         self.model, self.adapter, self.frozen, self.autocast_dtype = model, adapter, frozen, autocast_dtype
         self.plain_reason = enable(backbone_of(model))
-        """Why each response needs a pass of its own over its prompt; None if responses share it."""
+        """Why a prompt is encoded again for each response; None if its responses share the pass."""
 
     def activate(self) -> Any:
         """Makes this model's adapter the active one; returns the Hugging Face model."""
@@ -55,8 +55,8 @@ class Encoder(nn.Module):
     def enable_checkpointing(self) -> None:
         """Recomputes the activations of each layer in the backward pass (Chen et al. 2016).
 
-        transformers does so in train mode only, so dropout must be 0 (`load_scalar` sets it). Raises ValueError for an
-        architecture that cannot.
+        transformers does so in train mode only, so dropout must be 0 (`load_scalar` sets it). Raises ValueError if the
+        architecture does not support it.
         """
         model = plain(self.model)
         if not model.supports_gradient_checkpointing:
@@ -66,12 +66,12 @@ class Encoder(nn.Module):
         self.model.train()
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision, or a context without effect."""
+        """Mixed precision, or a context manager without effect."""
         device = next(self.model.parameters()).device.type
         return torch.autocast(device, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def forward(self, batch: Batch, position: Position) -> Tensor:
-        """hidden_MH at the position, in the order of the batch."""
+        """hidden_MH at these positions, in the order of the batch."""
         backbone = backbone_of(self.activate())
         layout = batch.layout(packed=self.plain_reason is None)
         inputs = layout.inputs()
@@ -96,13 +96,13 @@ class PolicyModel(nn.Module):
 
     @property
     def causal(self) -> Any:
-        """The Hugging Face model with this model's adapter on, for generation."""
+        """The Hugging Face model with this model's adapter active, for generation."""
         return self.encoder.activate()
 
     def forward(self, batch: Batch, temperature: float = 1.0, with_entropy: bool = True) -> tuple[Tensor, Tensor]:
         """(logprobs_R of the response tokens at the temperature, entropy_R of their distributions in nats).
 
-        The entropy has no gradient; it is all zeros unless `with_entropy`, which costs a pass over the vocabulary.
+        The entropy has no gradient; it is zeros unless `with_entropy`, which costs a pass over the vocabulary.
         """
         return token_logprobs(self.output_layer, self.encoder(batch, "state"), batch.token_R, temperature, with_entropy)
 
@@ -118,7 +118,7 @@ class ScalarModel(nn.Module):
         """
         Args:
             head: None takes the head `score` of the encoder's sequence classifier.
-            bias: None takes the one in its config, or 0.
+            bias: None takes `score_bias` of its config, or 0.
         """
         super().__init__()
         inner = plain(encoder.model)
@@ -127,22 +127,22 @@ class ScalarModel(nn.Module):
         self.bias = float(getattr(inner.config, "score_bias", 0.0)) if bias is None else bias
 
     def read(self, batch: Batch, position: Position) -> Tensor:
-        """The head's output at the position, in float32 (float64 for a model in float64)."""
+        """The head's output at these positions, in float32 (float64 for a float64 model)."""
         hidden_MH = self.encoder(batch, position)
-        with torch.autocast(hidden_MH.device.type, enabled=False):  # bfloat16 has three digits; the bias may be large
+        with torch.autocast(hidden_MH.device.type, enabled=False):  # bfloat16 has few digits; the bias may be large
             found_M: Tensor = self.head(hidden_MH.to(self.head.get_parameter("weight").dtype)).squeeze(-1)
         return (found_M if found_M.dtype == torch.float64 else found_M.float()) - self.bias
 
 
 class RewardModel(ScalarModel):
-    """`reward(batch) -> scores_B`: what the state at the last response token says of the whole response."""
+    """`reward(batch) -> scores_B`: the score of each response, read at its last token."""
 
     def forward(self, batch: Batch) -> Tensor:
         return self.read(batch, "last")
 
 
 class ValueModel(ScalarModel):
-    """`value(batch) -> values_R`: the expected return at the state before each response token."""
+    """`value(batch) -> values_R`: the expected return before each response token."""
 
     def forward(self, batch: Batch) -> Tensor:
         return self.read(batch, "state")
@@ -174,12 +174,12 @@ def adapter_of_model(model: Any) -> str | None:
     return str(model.active_adapter) if isinstance(model, PeftModel) else None
 
 
-def closing_of(settings: Any, tokenizer: Any) -> list[int] | None:
-    """Token ids after which a reward model reads any answer's score; None for those trained here, which read at EOS or
-    where the answer was cut off.
+def answer_suffix_of(settings: Any, tokenizer: Any) -> list[int] | None:
+    """Token ids to append to every answer before it is scored; None for reward models trained here, which are scored at
+    EOS, or at the last token of a truncated answer.
 
-    One of other people's learned to read at the end of its chat template; its saved config has them as
-    `score_closing` from then on.
+    Downloaded reward models were trained to score the end of their chat template. When such a model is saved here, its
+    config has these tokens as `score_closing`.
     """
     if (known := getattr(settings, "score_closing", None)) is not None:
         return [int(token) for token in known]

@@ -77,7 +77,7 @@ class Processes:
     def divide(self, size: int, name: str) -> int:
         """`size` over the processes. Raises ValueError when it does not divide."""
         if size % self.count:
-            raise ValueError(f"{name}={size} does not divide by the {self.count} processes")
+            raise ValueError(f"{name}={size} is not divisible by the {self.count} processes")
         return size // self.count
 
 

@@ -1,4 +1,4 @@
-"""What every trainer needs to know of the run that it belongs to."""
+"""The context of a run that every trainer needs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,4 +18,4 @@ class Run:
     """The folder for metrics and checkpoints; None writes nothing."""
     tracking: TrackingConfig | None = None
     sharding: Sharding = field(default_factory=Sharding)
-    """How the models of this run are spread over the processes."""
+    """How the models of this run are distributed over the processes."""

@@ -2,8 +2,8 @@
 
 Losses are sums divided by global counts, so gradients are summed over the processes, not averaged: one process, several
 replicas and several shards compute the same numbers. Weights are gathered once per phase (a roll-out, a scoring pass,
-the micro-batches of one optimizer step) and freed after it, so that processes may make different numbers of passes and
-tokens. Within a phase memory is that of one whole model and its gradients (as with ZeRO-2), between phases of a shard.
+the micro-batches of one optimizer step) and freed after it, so processes may have different numbers of forward passes
+and tokens. Within a phase a process holds one whole model and its gradients (as with ZeRO-2), between phases a shard.
 
 accelerate's `prepare` takes one model per call, averages gradients and pickles its state; on CPUs its FSDP plugin is
 silently DDP, so it could not be tested. Its launcher and its settings (`ACCELERATE_USE_FSDP`) are used.
@@ -28,12 +28,12 @@ from modeling.processes import sum_gradients
 
 @dataclass(frozen=True)
 class Sharding:
-    """How models are spread over the processes."""
+    """How models are distributed over the processes."""
 
     active: bool = False
-    """Else every process holds whole models."""
+    """If false, every process holds whole models."""
     offload: bool = False
-    """Keep shards in the memory of the CPU."""
+    """Keep shards in CPU memory."""
 
     @staticmethod
     def from_environment() -> "Sharding":
@@ -50,9 +50,9 @@ class Sharding:
         return Sharding()
 
     def description(self, model: Any, processes: int) -> str:
-        """What a stage got, for its log: processes, distribution and type of the weights.
+        """A log message: number of processes, distribution and dtype of the weights.
 
-        Several launch commands silently give something else than they say, so it is checked on the model itself.
+        Some launch commands silently start something else than they say, so this inspects the model itself.
         """
         weights = list(model.parameters())
         sharded = any(isinstance(weight, DTensor) for weight in weights)
@@ -77,13 +77,13 @@ class Sharding:
             unit.set_gradient_divide_factor(1.0)  # a sum; not recursive
             unit.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
         with torch.no_grad():
-            empty_pass(model)  # FSDP2 takes the first module that runs as the root, and leaves its weights gathered
+            empty_pass(model)  # the first module that runs becomes FSDP2's root, whose weights stay gathered
         for unit in units(model):
             unit.reshard()
 
     @contextmanager
     def gathered(self, *models: Any) -> Iterator[None]:
-        """Within, all weights of these models are whole, and passes communicate nothing."""
+        """Context manager: the weights of these models are gathered, and forward passes do not communicate."""
         roots = [model for model in {id(model): model for model in models}.values() if isinstance(model, FSDPModule)]
         with ExitStack() as stack:
             for root in roots:
@@ -103,9 +103,9 @@ class Sharding:
 
 @contextmanager
 def whole(root: Any) -> Iterator[None]:
-    """Within, the weights of a sharded model are gathered and gradients accumulate without communication."""
+    """Context manager: the weights of a sharded model are gathered; gradients accumulate without communication."""
     for unit in units(root):
-        unit.reshard()  # a pass outside leaves the root's weights gathered, and they may have changed since
+        unit.reshard()  # a pass outside of it leaves the root's weights gathered, and they may be stale
         unit.unshard()
     for switch in (root.set_reshard_after_forward, root.set_reshard_after_backward, root.set_requires_gradient_sync):
         switch(False)
@@ -142,7 +142,7 @@ def empty_pass(model: Any) -> Tensor:
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
-    """Scales the gradient to the norm, if its own is larger; returns the norm before. None does not scale."""
+    """Clips the gradient norm to `max_norm` (None: no clipping); returns the norm before."""
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     norm = gradient_norm(gradients)
     factor = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))  # as torch's clip_grad_norm_
@@ -154,7 +154,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
 @torch.no_grad()
 def gradient_norm(gradients: Iterable[Tensor]) -> float:
-    """The 2-norm over all tensors, which all processes have or hold a shard of.
+    """The 2-norm over all tensors, which are replicated or sharded.
 
     Squares are summed in float64, so that shards and whole tensors give the same norm to the last bit of float32.
     """
@@ -170,7 +170,7 @@ def gradient_norm(gradients: Iterable[Tensor]) -> float:
 
 
 def sum_of_squares(tensors: Iterable[Tensor]) -> float:
-    """In float64, of this process's shards."""
+    """Sum of squares of this process's tensors or shards, in float64."""
     return sum(float(local(tensor).double().square().sum()) for tensor in tensors)
 
 
@@ -199,5 +199,6 @@ def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
 def placed_like(tensor: Tensor, target: Tensor) -> Tensor:
     """A whole tensor, which every process has, sharded as the target is."""
     if isinstance(target, DTensor):
-        return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
+        # `distribute_tensor` moves to the mesh's device, but offloaded shards are on the CPU.
+        return distribute_tensor(tensor, target.device_mesh, target.placements).to(target.device)
     return tensor

@@ -1,10 +1,9 @@
-"""Packs prompts and their responses into one row: each distinct prompt is encoded once, whatever the number of its
-responses.
+"""Packs prompts and their responses into one row: each distinct prompt is encoded once for all its responses.
 
-Every token has the position that it has in its plain sequence, and an attention function registered with transformers
-keeps sequences apart: a response attends to its own prompt and to itself. Exact and differentiable, with adapters and
-gradient checkpointing too. Shapes: P prompts, A responses, N tokens in the row, S tokens of the longest prompt, T of
-the longest response, C = S + T, H heads, D head size, B responses, R response tokens.
+Every token has the position id of its unpacked sequence, and an attention function registered with transformers
+separates the sequences: a response attends to its own prompt and to itself. The result is exact and differentiable,
+also with adapters and gradient checkpointing. Shapes: P prompts, A responses, N tokens in the row, S tokens of the
+longest prompt, T of the longest response, C = S + T, H heads, D head size, B responses, R response tokens.
 """
 
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ def real_columns(width: int, length_B: Tensor) -> Tensor:
 class SharedPrefix:
     """The layout. Padded indices point at token 0 and are masked.
 
-    Where no prompt has several responses, a prompt and its response are one sequence: they are laid out as P "prompts"
+    If no prompt has several responses, a prompt and its response are one sequence: they are laid out as P "prompts"
     without responses (A = 0), since plain causal attention is faster.
     """
 
@@ -56,9 +55,9 @@ class SharedPrefix:
     owner_A: Tensor
     """The prompt of each response."""
     unpad_N: Tensor
-    """Index of each token in the padded prompts followed by the padded responses."""
+    """Index of each token in the padded prompts and padded responses, concatenated."""
     state_R: Tensor
-    """Index of the state before each response token, in the order of the batch."""
+    """Index of the hidden state that predicts each response token, in the order of the batch."""
     last_B: Tensor
     """Index of the last token of each response, in the order of the batch."""
     masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
@@ -87,7 +86,7 @@ class SharedPrefix:
     def inputs(self) -> dict[str, Any]:
         """The arguments of a transformer whose attention is `attention`.
 
-        transformers hands on a 4-dimensional mask as it is, instead of building one for N x N tokens; `attention`
+        transformers passes a 4-dimensional mask through unchanged instead of building an N x N one; `attention`
         ignores it.
         """
         unused = torch.zeros(1, 1, 1, 1, device=self.ids_1N.device)
@@ -96,11 +95,11 @@ class SharedPrefix:
         }  # fmt: skip
 
     def masks_of(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """(mask_1SS between prompt tokens, or None for plain causal attention; mask_A1TC from responses to their prompt
-        and themselves). A is 1 if there is one prompt.
+        """(mask_1SS between prompt tokens, or None for plain causal attention; mask_A1TC of responses over their prompt
+        and themselves). A is 1 if there is only one prompt.
 
         Args:
-            window: how many tokens back a token attends, itself included; None for all.
+            window: size of the sliding window, the token itself included; None for full attention.
         """
         if window not in self.masks:
             self.masks[window] = self._prompt_mask(window), self._response_mask(window)
@@ -122,7 +121,7 @@ class SharedPrefix:
 
 
 class _Row:
-    """Prompt after prompt, each followed by its responses."""
+    """The tokens of the row: each prompt followed by its responses."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]) -> None:
         self.prompts = prompts
@@ -170,7 +169,7 @@ class _Row:
 
 
 def attends(query_BQ: Tensor, key_BK: Tensor, window: int | None) -> Tensor:
-    """mask_BQK: whether a token at one position attends to another: not to a later one, and within the window."""
+    """mask_BQK: whether a query position attends to a key position: causal, and within the window."""
     distance_BQK = query_BQ[:, :, None] - key_BK[:, None, :]
     return (distance_BQK >= 0) if window is None else (distance_BQK >= 0) & (distance_BQK < window)
 
@@ -178,7 +177,7 @@ def attends(query_BQ: Tensor, key_BK: Tensor, window: int | None) -> Tensor:
 def attention(
     module: Any, query_1HND: Tensor, key_1HND: Tensor, value_1HND: Tensor, attention_mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (out_1NHD, no weights). Without `shared_prefix`, plain sdpa attention."""
+    """transformers' attention interface: (out_1NHD, None). Plain sdpa attention without `shared_prefix`."""
     row: SharedPrefix | None = given.pop("shared_prefix", None)
     if row is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(
@@ -188,7 +187,7 @@ def attention(
     if any(given.get(name) is not None for name in UNKNOWN_TERMS):
         raise NotImplementedError("its attention has additional terms")
     query_NHD, key_NHD, value_NHD = (x[0].transpose(0, 1) for x in (query_1HND, key_1HND, value_1HND))
-    if (copies := query_NHD.shape[1] // key_NHD.shape[1]) > 1:  # keys have fewer heads
+    if (copies := query_NHD.shape[1] // key_NHD.shape[1]) > 1:  # grouped-query attention
         key_NHD, value_NHD = key_NHD.repeat_interleave(copies, dim=1), value_NHD.repeat_interleave(copies, dim=1)
     prompt_mask, response_mask = row.masks_of(given.get("sliding_window"))
 
@@ -215,7 +214,7 @@ AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 def enable(backbone: Any) -> str | None:
     """Sets the backbone's attention to `attention` if it then computes the same hidden states.
 
-    Found by a trial on a few tokens, made once per backbone; if it fails, the backbone keeps its own attention and the
+    This is checked on a few tokens, once per backbone. If the check fails, the backbone keeps its own attention and the
     reason is returned.
     """
     if not hasattr(backbone, "shared_prefix_reason"):
@@ -238,7 +237,7 @@ def why_not(backbone: Any) -> str | None:
     from modeling.batch import Batch
 
     settings, name = backbone.config.get_text_config(), type(backbone).__name__
-    # A few tokens do not show layers with other state than attention, nor windows wider than these tokens.
+    # The check on a few tokens detects neither layers with other state than attention nor windows wider than that.
     others = set(getattr(settings, "layer_types", None) or ()) - KNOWN_LAYERS
     if others or getattr(settings, "attention_chunk_size", None):
         return f"{name} has layers that do more than attend ({', '.join(sorted(others)) or 'attention in chunks'})"
@@ -262,7 +261,7 @@ def why_not(backbone: Any) -> str | None:
         try:
             set_attention(backbone, NAME)
             found_BH = last_states(packed=True)
-        except Exception as error:  # an architecture may fail in any way on a call that it does not know
+        except Exception as error:  # model code may raise anything
             first = str(error).splitlines()[0] if str(error) else ""
             return f"{name} cannot share a prompt's pass ({type(error).__name__}: {first})"
     has_window = getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True)

@@ -1,7 +1,7 @@
 """One training step per kind of training on a small copy of a model, before any stage trains.
 
 The copy has random weights and the model's own architecture with few layers and heads and a small vocabulary. It shows
-where adapters, a forward pass with labels or a backward pass fail, in about a second for a configuration of any size.
+whether adapters, a forward pass with labels and a backward pass work, in about a second for a model of any size.
 """
 
 import copy
@@ -22,30 +22,30 @@ from modeling.models import ValueModel, initialise_head, plain, policy_model, re
 
 HEADS, WIDTH, WORDS, LAYERS = 4, 64, 256, 2
 KINDS = 4
-"""A list in a configuration with more different values than this does not tell kinds of layers apart."""
+"""A list in a configuration with more distinct values than this does not describe kinds of layers."""
 WIDTHS = (
     "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "block_ff_dim", "moe_intermediate_size",
     "shared_expert_intermediate_size", "shared_intermediate_size",
 )  # fmt: skip
-"""Widths of MLPs and experts in the configurations of transformers."""
+"""Names of the widths of MLPs and experts in transformers configurations."""
 LARGEST = 32_000_000
-"""Most parameters of a copy: 128 MB of weights in float32, and as much of gradients."""
+"""Maximum number of parameters of a copy: 128 MB of weights in float32, and the same for gradients."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Which model is tried, and how it is to be trained."""
+    """The model to try, and how it will be trained."""
 
     name: str
-    """The setting that names it."""
+    """The setting that names the model, for messages."""
     lora: LoraSettings | None
     """None trains all weights."""
 
     def causal(self, model: Any) -> None:
-        """Tries a step of SFT and one of PPO's policy on a small copy of a causal model.
+        """Tries a training step of SFT and one of PPO's policy on a small copy of a causal model.
 
-        Raises ValueError when one fails, or a parameter that is trained gets no finite gradient.
+        Raises ValueError when one fails, or a trained parameter gets no finite gradient.
         """
         with self._small_copy(type(model), model.config) as small:
             if small is None:
@@ -65,7 +65,7 @@ class Trial:
                 merged(trained)
 
     def scalar(self, make: Callable[[Any], Any], settings: Any) -> None:
-        """Tries a step of the reward model and one of the value model; `make` makes one from a configuration.
+        """Tries a training step of the reward model and one of the value model; `make` builds one from a configuration.
 
         Raises ValueError like `causal`.
         """
@@ -92,7 +92,7 @@ class Trial:
 
     @contextmanager
     def _small_copy(self, make: Callable[[Any], Any], settings: Any) -> Iterator[Any]:
-        """A copy that runs forward; None, with a warning, if none can be made. Draws no random numbers of others."""
+        """A copy that runs forward; None, with a warning, if none can be made. Global random states are unchanged."""
         with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
             torch.default_generator.manual_seed(0)
             small = small_copy(make, settings)
@@ -106,8 +106,8 @@ class Trial:
         try:
             yield
         except Exception as error:  # peft and the model's own code may raise anything
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            why = said if isinstance(error, GradientError) else f"{type(error).__name__}: {said}"
+            message = " ".join(str(error).split())[:200] or type(error).__name__
+            why = message if isinstance(error, GradientError) else f"{type(error).__name__}: {message}"
             instead = "choose another model" if self.lora is None else "choose another model, or try model.adapter=none"
             failed = f"{step} fails on a small copy of it ({why})"
             raise ValueError(f"{self.name} cannot be trained ({settings.model_type}): {failed}; {instead}") from None
@@ -118,9 +118,9 @@ class GradientError(Exception):
 
 
 def check_gradients(model: Any) -> None:
-    """Removes the gradients. Raises GradientError unless each trained parameter has one, and all are finite.
+    """Clears the gradients. Raises GradientError unless each trained parameter has a finite one.
 
-    Experts that no token chose may have none.
+    Experts without routed tokens may have none.
     """
     for name, parameter in model.named_parameters():
         gradient, parameter.grad = parameter.grad, None
@@ -141,7 +141,7 @@ def few_tokens(model: Any) -> Batch:
 
 
 def router_loss(settings: Any) -> dict[str, bool]:
-    """The argument that adds the router's loss, where SFT adds it."""
+    """The argument that adds the router's auxiliary loss, for models for which SFT adds it."""
     text = settings.get_text_config()
     known = hasattr(text, "output_router_logits") and hasattr(text, "num_experts")
     return {"output_router_logits": True} if known and getattr(text, "router_aux_loss_coef", None) else {}
@@ -149,10 +149,10 @@ def router_loss(settings: Any) -> dict[str, bool]:
 
 @torch.no_grad()
 def small_copy(make: Callable[[Any], Any], settings: Any) -> Any | None:
-    """A small model with random weights, in eval mode; None if none of the ways to make the configuration small works.
+    """A small model with random weights, in eval mode; None if the configuration cannot be made small.
 
-    Not every configuration can be made narrow by its usual names, and the failure of a copy that is not a faithful one
-    says nothing about the model. Hence a copy must first run forward, as the model itself does.
+    Not every configuration can be made narrow through the usual names, and the failure of an inconsistent copy says
+    nothing about the model. A copy must therefore run a plain forward pass first.
     """
     for narrow in (True, False):
         try:
@@ -171,9 +171,9 @@ def small_copy(make: Callable[[Any], Any], settings: Any) -> Any | None:
 
 
 def small_settings(settings: Any, narrow: bool) -> Any:
-    """The configuration with few layers and a small vocabulary, and if `narrow` with few heads and narrow MLPs.
+    """The configuration with few layers and a small vocabulary, and if `narrow` also with few heads and narrow MLPs.
 
-    Each kind of layer is kept, and the size of the heads, on which rotary embeddings depend.
+    Each kind of layer is kept, and so is the head size, on which rotary embeddings depend.
     """
     small = copy.deepcopy(settings)
     text = small.get_text_config()
@@ -201,7 +201,7 @@ def small_settings(settings: Any, narrow: bool) -> Any:
 
 
 def keep_layers(text: Any) -> None:
-    """Keeps the first layers and the first of each kind, where lists in the configuration tell kinds apart."""
+    """Keeps the first layers, and the first of each kind if lists in the configuration describe kinds of layers."""
     count = text.num_hidden_layers
     lists = {name: value for name, value in vars(text).items() if isinstance(value, list | tuple)}
     lists = {name: value for name, value in lists.items() if len(value) == count}

@@ -1,4 +1,4 @@
-"""vLLM beside the training, through trl's `VLLMGeneration`: needs a GPU and `pip install -e '.[vllm]'`.
+"""vLLM on the training GPU, through trl's `VLLMGeneration`: needs a GPU and `pip install -e '.[vllm]'`.
 
 Unproven: tested against a stand-in for vLLM only, never run on a GPU (docs/generation.md).
 """
@@ -18,7 +18,7 @@ from modeling.load import context_length, stop_ids
 
 
 class VLLMGenerator:
-    """Started on first use. It records no log-probabilities: they would be those of vLLM's own arithmetic."""
+    """Starts vLLM on first use. Records no log-probabilities, since vLLM's arithmetic differs from the trainer's."""
 
     records_logprobs = False
 
@@ -31,20 +31,20 @@ class VLLMGenerator:
     def generate(
         self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
     ) -> list[Generation]:
-        """See `Generator`. vLLM does not promise the same text for a seed in another batch."""
+        """See `Generator`. vLLM does not guarantee the same text for a seed in a different batch."""
         from trl.generation import vllm_generation
 
         check_room(model, prompts, sampling)
         ends, suppressed = sorted(stop_ids(model)), model.generation_config.suppress_tokens or []
         if self.vllm is None:
             self.vllm = vllm_generation.VLLMGeneration(
-                _Merged(model), Accelerator(), None,  # the tokenizer, which only images need
+                _Merged(model), Accelerator(), None,  # no tokenizer: only images need it
                 gpu_memory_utilization=0.3, max_model_length=min(context_length(model.config), 32_768),
             )  # fmt: skip
         self.vllm.model = _Merged(model)
         with merged_weights(model):
             self.vllm.sync_weights()
-        how = [  # trl's own `generate` has one seed for all prompts
+        how = [  # trl's `generate` has one seed for all prompts
             vllm_generation.SamplingParams(
                 seed=seed, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens, stop_token_ids=ends, ignore_eos=True, detokenize=False,
@@ -60,9 +60,10 @@ class VLLMGenerator:
 
 
 class _Merged(nn.Module):
-    """What `VLLMGeneration` reads of a model: where its files are, and its weights under their names without adapters.
+    """What `VLLMGeneration` reads from a model: its path, and its weights under the names of a model without adapters.
 
-    Merging by peft itself, as trl does for a PeftModel, would change the base's last bits at every synchronisation.
+    trl merges and unmerges a PeftModel with peft, which would change the last bits of the base at every
+    synchronisation.
     """
 
     def __init__(self, model: Any) -> None:
@@ -71,7 +72,7 @@ class _Merged(nn.Module):
         self.name_or_path = self.base.name_or_path
 
     def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Tied weights once."""
+        """The weights, tied ones once."""
         for name, weight in self.base.named_parameters():
             if ".lora_" not in name:
                 yield name.replace(".base_layer.", "."), weight

@@ -1,13 +1,13 @@
-"""The four models of PPO: policy, reference, value and reward model, and what of them is trained.
+"""The four models of PPO (policy, reference, value and reward model) and their trained parameters.
 
 | model.adapter | reward model | value model, ppo.value_init=reward | ppo.value_init=sft |
 |---|---|---|---|
 | lora | trained from the SFT model | a copy of its adapter on the policy's base | a new adapter on the policy's base |
-| lora | a model of its own | a new adapter on the reward model | a new adapter on the policy's base |
+| lora | a separate model | a new adapter on the reward model | a new adapter on the policy's base |
 | none | any | a second copy of all of it | a copy of the SFT model |
 
-With LoRA, one frozen base serves policy (adapter `policy`), reference (no adapter), and in the first row reward and
-value model. A copied head starts as the reward model's, a head on the SFT model as zeros.
+With LoRA, policy (adapter `policy`), reference (no adapter) and, in the first row, reward and value model share one
+frozen base. The value head starts as a copy of the reward head, or as zeros on the SFT model.
 """
 
 import copy
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 from torch import nn
 
@@ -48,14 +49,14 @@ Models = tuple[PolicyModel, PolicyModel, ValueModel, RewardModel]
 
 @dataclass
 class ActorCritic:
-    """The models, and the parameters that are trained by name."""
+    """The models, and the trained parameters by name."""
 
     policy: PolicyModel
     reference: PolicyModel
     """The SFT model; frozen."""
     value: ValueModel
     scorer: RewardScorer
-    """The reward model, and how it tokenises responses; frozen."""
+    """The reward model and its tokenisation; frozen."""
     policy_parameters: dict[str, nn.Parameter]
     value_parameters: dict[str, nn.Parameter]
 
@@ -65,7 +66,7 @@ class ActorCritic:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of log-probabilities, values and rewards: float32, or float64 if the weights are."""
+        """The dtype of log-probabilities, values and rewards: float32, or float64 for float64 weights."""
         return torch.float64 if next(iter(self.value_parameters.values())).dtype == torch.float64 else torch.float32
 
     def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
@@ -101,8 +102,8 @@ class Loader:
     def load(self, tokenizer: Any) -> ActorCritic:
         """The models in float32.
 
-        Raises ValueError when a model is missing, or the value model cannot start as configured; before any weights are
-        loaded where possible.
+        Raises ValueError when a model is missing or the value model cannot be initialised as configured, if possible
+        before any weights are loaded.
         """
         reward_tokenizer = load_tokenizer(self.reward / "model", self.reward_config)
         settings = read_settings(self.reward / "model", self.reward_config)
@@ -127,7 +128,7 @@ class Loader:
 
     @property
     def reward_config(self) -> ModelConfig:
-        """How to load the reward model, which has its own chat template and is in a folder."""
+        """How to load the reward model, which is a local folder with its own chat template."""
         return replace(self.config, revision=None, chat_template=None, trust_remote_code=self.trust_reward_code)
 
     @property
@@ -150,8 +151,8 @@ class Loader:
         )
 
     def _adapted(self, base: Any, reward_tokenizer: Any) -> Models:
-        frozen = frozen_layers(backbone_of(base), self.config.lora.top_layers)
-        value_lora = lora_config(base, self.config.lora)  # before adapters hide the names of the linear layers
+        frozen = self._frozen_layers(base)
+        value_lora = lora_config(base, self.config.lora)  # before peft renames the linear layers
         torch.manual_seed(self.seed)
         shared = add_lora(base, self.config.lora, name="policy")
         reward = self._reward_on(shared, frozen) if self.on_policy_base else self._own_reward(reward_tokenizer)
@@ -163,7 +164,7 @@ class Loader:
         elif self.on_policy_base:
             load_adapter(shared, self.reward / "adapter", "value", trainable=True)
         else:
-            # One model in memory for both: the reward model with no adapter active, the value model with one.
+            # Both share one model: the reward model without an adapter, the value model with one.
             torch.manual_seed(derive_seed(self.seed, "value adapter"))
             lora = replace(self.config.lora, top_layers=self.ppo.value_top_layers)
             adapted = add_lora(reward.encoder.model, lora, name="value")
@@ -171,6 +172,14 @@ class Loader:
             value_encoder = self._encoder(adapted, "value")
         policy, reference = (PolicyModel(self._encoder(shared, adapter, frozen)) for adapter in ("policy", None))
         return policy, reference, ValueModel(value_encoder, head, bias), reward
+
+    def _frozen_layers(self, base: Any) -> FrozenLayers | None:
+        """The layers below all adapters. The reward stage may have adapted more layers than `model.lora` names now."""
+        top, count = self.config.lora.top_layers, base.config.get_text_config().num_hidden_layers
+        if top is not None and self.on_policy_base:
+            adapted = LoraConfig.from_pretrained(str(self.reward / "adapter")).layers_to_transform
+            top = None if adapted is None else max(top, count - min(adapted))
+        return frozen_layers(backbone_of(base), top)
 
     def _reward_on(self, shared: Any, frozen: FrozenLayers | None) -> RewardModel:
         """The reward model as a frozen adapter on the policy's base."""
@@ -181,7 +190,7 @@ class Loader:
         return RewardModel(self._encoder(shared, "reward", frozen), head, bias)
 
     def _own_reward(self, tokenizer: Any) -> RewardModel:
-        """The reward model as a model of its own."""
+        """The reward model as a separate model."""
         model = load_scalar(self.reward / "model", self.reward_config, tokenizer).to(self.device)
         freeze(model)
         return RewardModel(self._encoder(model))
@@ -208,8 +217,8 @@ def saved_head(folder: Path, config: ModelConfig) -> tuple[torch.Tensor, float]:
 
 
 def linear_head(weight: torch.Tensor) -> nn.Linear:
-    """A head with these weights. Zeros make every value 0, the mean score of demonstrations (3.5); a random head would
-    add noise to the advantages until it is unlearnt.
+    """A head with these weights. With zeros, every value is 0, the mean score of demonstrations (3.5); a random head
+    would add noise to the first advantages.
     """
     head = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device)
     with torch.no_grad():
@@ -218,26 +227,26 @@ def linear_head(weight: torch.Tensor) -> nn.Linear:
 
 
 def refuse_value_start(ppo: PPOConfig, tokenizer: Any, reward_tokenizer: Any) -> None:
-    """Raises ValueError if the value model, which takes the policy's tokens, would start from a reward model to which
-    they mean something else.
+    """Raises ValueError if the value model, whose input is the policy's tokens, would start from a reward model with
+    another tokenizer.
     """
     if ppo.value_init == "reward" and not knows_tokens(reward_tokenizer, tokenizer):
         raise ValueError(
-            "the value model reads the policy's tokens and cannot start from a reward model with another tokenizer: "
+            "the value model takes the policy's tokens and cannot start from a reward model with another tokenizer: "
             "set ppo.value_init=sft"
         )
 
 
 def refuse_value_layers(ppo: PPOConfig, on_own_reward: bool, reward_settings: Any) -> None:
-    """Raises ValueError if ppo.value_top_layers has no effect, or is more than the reward model's layers."""
+    """Raises ValueError if ppo.value_top_layers has no effect, or exceeds the reward model's number of layers."""
     if ppo.value_top_layers is None:
         return
     if not on_own_reward:
         raise ValueError(
-            "ppo.value_top_layers is of a LoRA adapter on a reward model of its own, and the value model here is "
-            "none: leave it at null"
+            "ppo.value_top_layers applies only to a value model that is a LoRA adapter on a separate reward model: "
+            "leave it at null"
         )
-    layers: int = reward_settings.num_hidden_layers
+    layers: int = reward_settings.get_text_config().num_hidden_layers
     if ppo.value_top_layers > layers:
         raise ValueError(
             f"ppo.value_top_layers={ppo.value_top_layers}, but the reward model that the value model starts from has "

@@ -12,11 +12,10 @@ EPSILON = 1e-8
 def gae(
     rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
-    """(advantages_BT, returns_BT) by the recursion of Schulman et al. 2016, eq. 16; both are 0 where the mask is.
+    """(advantages_BT, returns_BT) by the recursion of Schulman et al. 2016, eq. 16; both are 0 where the mask is 0.
 
-    values_BT[:, t] judges the state before token t. After the last response token the episode is over and worth 0.
-    Returns are advantages plus values: the targets of the value model. With gae_lambda 1 they are the discounted sums
-    of rewards.
+    values_BT[:, t] is the value of the state before token t; the value after the last response token is 0. Returns are
+    advantages plus values, the targets of the value model. With gae_lambda 1 they are the discounted sums of rewards.
     """
     mask_BT = mask_BT.bool()
     rewards_BT, values_BT = rewards_BT.masked_fill(~mask_BT, 0.0), values_BT.masked_fill(~mask_BT, 0.0)
@@ -24,10 +23,9 @@ def gae(
     advantage_B = torch.zeros_like(rewards_BT[:, 0])
     next_value_B = torch.zeros_like(rewards_BT[:, 0])
     for step in reversed(range(rewards_BT.shape[1])):
-        surprise_B = rewards_BT[:, step] + discount * next_value_B - values_BT[:, step]
-        # Padding lies after the response, where rewards and values are 0, so it stays at 0 until the last real token is
-        # reached.
-        advantage_B = surprise_B + discount * gae_lambda * advantage_B
+        delta_B = rewards_BT[:, step] + discount * next_value_B - values_BT[:, step]
+        # Padding follows the response and has rewards and values of 0, so the advantage is 0 until the last real token.
+        advantage_B = delta_B + discount * gae_lambda * advantage_B
         next_value_B = values_BT[:, step]
         advantages_BT[:, step] = advantage_B
     return advantages_BT, advantages_BT + values_BT

@@ -24,32 +24,32 @@ from ppo.optimizers import Optimizers
 
 
 class Stateful(Protocol):
-    """What adapts while a run goes on, and fits in a few numbers: floats come back to the last bit."""
+    """Adaptive state that consists of a few numbers. Floats are restored exactly."""
 
     def state_dict(self) -> dict[str, float | int]:
         """The numbers."""
 
     def load_state_dict(self, state: Mapping[str, float | int]) -> None:
-        """Puts them back."""
+        """Restores them."""
 
 
 @dataclass
 class Progress:
-    """Where a run is between two iterations."""
+    """The progress of a run between two iterations."""
 
     iteration: int
-    """Roll-outs finished."""
+    """Number of finished iterations."""
     prompt_position: int
     text_position: int
     states: dict[str, dict[str, float | int]]
-    """Of each `Stateful`, by name."""
+    """The state of each `Stateful`, by name."""
     random: dict[str, Tensor]
     """This process's `random_state`."""
 
 
 @dataclass
 class Trained:
-    """What training changes. Everything in it must be the same in all processes."""
+    """The training state, which must be the same in all processes."""
 
     models: ActorCritic
     optimizers: Optimizers
@@ -57,11 +57,11 @@ class Trained:
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
     def states(self) -> dict[str, dict[str, float | int]]:
-        """Those of the `stateful`, as they are now."""
+        """The current states of `stateful`."""
         return {name: item.state_dict() for name, item in self.stateful.items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The weights, averages and optimizer states, by the name of the file they are kept in."""
+        """The weights, EMA and optimizer states, by file name."""
         return {
             "policy": detached(self.models.policy_parameters),
             "value": detached(self.models.value_parameters),
@@ -82,7 +82,7 @@ class Trained:
         restore_optimizer(self.optimizers.value, value, read_tensors(place, "value_optimizer", device))
 
     def bytes_once_saved(self) -> int:
-        """Of a checkpoint: weights, two moments each, and the policy's average."""
+        """The size of a checkpoint: weights, two moments each, and the policy's EMA."""
         policy, value = (
             sum(p.numel() * p.element_size() for p in parameters.values())
             for parameters in (self.models.policy_parameters, self.models.value_parameters)
@@ -98,7 +98,7 @@ class Checkpoints(checkpoint.Checkpoints):
     remedy = "free some space, lower ppo.keep_checkpoints, or choose another --runs_folder"
 
     def begin(self, trained: Trained) -> Progress:
-        """Restores the newest complete checkpoint, see `resume`; without one, the run is at its start."""
+        """Restores the newest complete checkpoint, see `resume`; without one, returns the initial progress."""
         kept = self.resume(trained)
         if kept is None:
             return Progress(0, 0, 0, trained.states(), random_state(self.team.device))

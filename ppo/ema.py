@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """average <- decay * average + (1 - decay) * weight, from the weights at the start."""
+    """average <- decay * average + (1 - decay) * weight, initialised with the weights."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters = dict(parameters)
@@ -19,14 +19,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step."""
+        """Updates the average after an optimizer step."""
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.detach(), 1 - self.decay)
 
     @contextlib.contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """Within, the model holds the averaged weights."""
+        """Context manager: the model has the averaged weights."""
         kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self._write(self.average)
         try:

@@ -1,9 +1,8 @@
-"""The policy on held-out prompts while it is trained: what the reward model and a judge that it never learned from say
-of the same answers.
+"""Evaluates the policy on held-out prompts during training, with the reward model and with an independent judge.
 
-Each evaluation answers the same prompts with the same random numbers, so that the curve shows the policy and not the
-draw. It has random streams of its own, and leaves weights and everything else as they were: a run that is evaluated
-trains to the same bytes as one that is not.
+Each evaluation answers the same prompts with the same random numbers, so changes in the metrics come from the policy,
+not from sampling. It has its own random streams and restores the weights: a run with evaluations trains to the same
+bytes as one without.
 """
 
 import math
@@ -21,7 +20,6 @@ from data.overlap import TOKEN_RUN, chrf, repeated_share
 from data.records import Demonstration, Prompt
 from data.sets import read_set, set_file
 from data.tokenize import decode_completion, encode_prompt
-from modeling.batch import Batch
 from modeling.generation import Generation, Sampling
 from modeling.models import PolicyModel
 from modeling.seeds import derive_seed
@@ -34,14 +32,14 @@ if TYPE_CHECKING:
     from ppo.trainer import PPOTrainer
 
 WITH_ERRORS = ("score", "kl", "judge")
-"""Means that come with a standard error."""
+"""Means that are reported with a standard error."""
 
 
 def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:
-    """The validation prompts in the data stage's folder, each with its demonstration where it has one; none where
-    nothing is evaluated.
+    """The validation prompts in the data stage's folder, with their demonstrations if there are any; [] if
+    evaluation is off.
 
-    Raises ValueError when evaluations are asked for and there are fewer than two prompts.
+    Raises ValueError when evaluation is on and there are fewer than two prompts.
     """
     if not settings.every:
         return []
@@ -57,9 +55,9 @@ def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:
     )
     if len(found) < 2:
         raise ValueError(
-            f"ppo.held_out.every={settings.every} needs two held-out prompts at least, and the validation split of "
+            f"ppo.held_out.every={settings.every} needs two held-out prompts or more, but the validation split of "
             f"the {settings.prompts_from} set "
-            f"has {len(found)}: raise data.valid_fraction, take another ppo.held_out.prompts_from, or set "
+            f"has {len(found)}: raise data.valid_fraction, choose another ppo.held_out.prompts_from, or set "
             "ppo.held_out.every=0"
         )
     return found
@@ -67,7 +65,7 @@ def held_out_prompts(data: Path, settings: HeldOutSettings) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one response."""
+    """The metrics of one response."""
 
     score: float
     kl: float
@@ -76,16 +74,16 @@ class Answer:
     ended: float
     repetition: float
     judge: float | None
-    """None where there is nothing to judge by."""
+    """None without a demonstration or a judge."""
 
 
 class PeriodicEvaluation:
-    """Evaluates the trainer's policy when it is due, and keeps held_out.jsonl, a row per evaluation."""
+    """Evaluates the trainer's policy when it is due, and writes a row of held_out.jsonl per evaluation."""
 
     def __init__(self, trainer: "PPOTrainer", prompts: Sequence[Prompt]) -> None:
-        """Rows of iterations after the trainer's, which a resumed run makes again, are dropped.
+        """Drops rows of iterations after the trainer's, which a resumed run repeats.
 
-        Raises ValueError for a prompt that leaves policy, value or reward model no room.
+        Raises ValueError for a prompt that leaves no room for a response in the context of a model.
         """
         self.trainer, self.prompts, self.settings = trainer, prompts, trainer.config.held_out
         trainer.models.check_prompts(prompts, trainer.tokenizer, trainer.config.max_new_tokens)
@@ -93,17 +91,17 @@ class PeriodicEvaluation:
         log = team.from_main(lambda: RowLog(path, trainer.progress.iteration)) if self.settings.every else None
         self._log: RowLog | None = log
         self.rows: list[dict[str, float]] = team.from_main(lambda: read_metrics(path))
-        """In every process, for the monitors."""
+        """The same in every process, for the monitors."""
 
     def due(self, iteration: int) -> bool:
-        """Whether there is an evaluation after so many iterations that has not been made yet."""
+        """Whether the evaluation after this many iterations is scheduled and not done yet."""
         every = self.settings.every
         times = every and (iteration % every == 0 or iteration == self.trainer.config.iterations)
         return bool(times) and all(row["step"] != iteration for row in self.rows)
 
     def evaluate(self, average: "MovingAverage", iteration: int) -> dict[str, float]:
-        """The metrics after so many iterations, the same in every process, and a row of the file; {} if it is not
-        due.
+        """Evaluates after this many iterations if it is due, and writes a row; returns the metrics, the same in every
+        process, or {}.
         """
         if not self.due(iteration):
             return {}
@@ -117,7 +115,7 @@ class PeriodicEvaluation:
 
     @torch.no_grad()
     def answers(self) -> list[list[Answer]]:
-        """Of each prompt; the processes share the prompts."""
+        """The metrics of each prompt's responses; the prompts are divided among the processes."""
         trainer, settings = self.trainer, self.settings
         config, models, team = trainer.config, trainer.models, trainer.team
         mine = team.share(list(range(len(self.prompts))))
@@ -129,18 +127,16 @@ class PeriodicEvaluation:
             derive_seed(trainer.run.seed, "held out", prompt.prompt_id, number)
             for prompt, (_, number) in zip(prompts, jobs, strict=True)
         ]
-        causal = models.policy.causal
-        with models.policy.encoder.autocast():
-            responses = trainer.generator.generate(causal, ids, seeds, sampling)
+        # Gathered, since processes have different numbers of passes.
+        with trainer.whole(models.policy), models.policy.encoder.autocast():
+            responses = trainer.generator.generate(models.policy.causal, ids, seeds, sampling)
         rollout = Rollout(prompts, ids, responses, team.device)
         rollout.make_micro_batches([list(range(len(ids)))], config.max_tokens_per_micro_batch)
-        # Both from the same computation: recorded log-probabilities are rounded differently.
-        logprobs_R, ref_logprobs_R = (
-            rollout.each_token(partial(logprobs, model, settings.temperature), torch.float64)
-            for model in (models.policy, models.reference)
-        )
+        # Both are computed the same way: log-probabilities recorded while decoding are rounded differently.
+        logprobs_R, ref_logprobs_R = map(partial(self._logprobs, rollout), (models.policy, models.reference))
         kl_B = [float(log_ratio.sum()) for log_ratio in (logprobs_R - ref_logprobs_R).split(rollout.lengths)]
-        scores_B, _ = models.scorer.scores(rollout.batches, rollout.episodes(), config.max_tokens_per_micro_batch)
+        with trainer.whole(models.scorer.model):
+            scores_B, _ = models.scorer.scores(rollout.batches, rollout.episodes(), config.max_tokens_per_micro_batch)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
         for (index, _), prompt, response, score, kl in zip(
             jobs, prompts, responses, scores_B.tolist(), kl_B, strict=True
@@ -158,22 +154,20 @@ class PeriodicEvaluation:
         gathered = dict(team.gather(list(answers.items())))
         return [gathered[index] for index in range(len(self.prompts))]
 
+    def _logprobs(self, rollout: Rollout, model: PolicyModel) -> Tensor:
+        """logprobs_R of the responses, at the evaluation's temperature."""
+        temperature = self.settings.temperature
+        with self.trainer.whole(model):
+            return rollout.each_token(lambda batch: model(batch, temperature, False)[0], torch.float64)
+
     def _judged(self, prompt: Prompt, response: Generation) -> float | None:
         if self.settings.judge == "none" or not isinstance(prompt, Demonstration):
             return None
         return chrf(decode_completion(self.trainer.tokenizer, response.ids, response.ended), prompt.completion)
 
 
-def logprobs(model: PolicyModel, temperature: float, batch: Batch) -> Tensor:
-    """logprobs_R of the responses."""
-    found_R: Tensor = model(batch, temperature, False)[0]
-    return found_R
-
-
 def summary(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """Means over prompts of the numbers of their answers, and standard errors (`_se`) where a monitor or a reader must
-    tell a change from chance.
-    """
+    """Means over prompts of the metrics of their responses, with standard errors (`_se`) of those in WITH_ERRORS."""
     numbers: dict[str, float] = {}
     for name in Answer.__annotations__:
         values = [[getattr(answer, name) for answer in row] for row in answers]

@@ -1,5 +1,5 @@
-"""Episodes of one roll-out with everything that the update needs. Tensors over tokens are flat: the R response tokens
-of all episodes of this process, one episode after the other.
+"""The episodes of a roll-out with everything that the update needs. Tensors over tokens are flat: the R response tokens
+of all episodes of this process, concatenated.
 
 Shapes: B episodes, R response tokens, T tokens of the longest response.
 """
@@ -22,7 +22,7 @@ Rows = tuple[int, ...]
 
 @dataclass
 class Rollout:
-    """Sampled episodes of this process."""
+    """The sampled episodes of this process."""
 
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
@@ -38,7 +38,7 @@ class Rollout:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each response."""
+        """Number of tokens of each response."""
         return [len(response.ids) for response in self.responses]
 
     @property
@@ -58,9 +58,9 @@ class Rollout:
         return [Episode(*episode) for episode in known]
 
     def make_micro_batches(self, minibatches: Sequence[Sequence[int]], max_tokens: int) -> list[list[Rows]]:
-        """Splits each minibatch, a list of episodes, into micro-batches, which `batches` then has.
+        """Splits each minibatch, a list of episodes, into micro-batches and stores these in `batches`.
 
-        Scoring and update use the same micro-batches, so that the ratio is exactly 1 at learning rate 0.
+        Scoring and update use the same micro-batches, so the ratio is exactly 1 at learning rate 0.
         """
         sizes = [len(prompt) + length for prompt, length in zip(self.prompt_ids, self.lengths, strict=True)]
         longest: dict[tuple[int, ...], int] = {}
@@ -83,13 +83,13 @@ class Rollout:
         return groups
 
     def index(self, rows: Sequence[int]) -> Tensor:
-        """Index of the tokens of some episodes in the flat tensors."""
+        """Index of the tokens of these episodes in the flat tensors."""
         starts = torch.tensor([0, *self.lengths], dtype=torch.long).cumsum(0).tolist()
         spans = [torch.arange(starts[row], starts[row] + self.lengths[row]) for row in rows]
         return torch.cat(spans).to(self.device)
 
     def each_token(self, compute: Callable[[Batch], Tensor], dtype: torch.dtype) -> Tensor:
-        """x_R of all micro-batches, where `compute` gives those of one."""
+        """x_R of all micro-batches; `compute` returns that of one."""
         found_R = torch.zeros(sum(self.lengths), dtype=dtype, device=self.device)
         for rows, batch in self.batches.items():
             found_R[self.index(rows)] = compute(batch).to(dtype)
@@ -100,20 +100,20 @@ class Rollout:
         return torch.nn.utils.rnn.pad_sequence(list(x_R.split(self.lengths)), batch_first=True)
 
     def flat(self, x_BT: Tensor) -> Tensor:
-        """x_R, the reverse of `padded`."""
+        """x_R, the inverse of `padded`."""
         return x_BT[self.mask_BT]
 
 
 @dataclass
 class Scores:
-    """What the models say of a roll-out, without gradients."""
+    """The outputs of the models for a roll-out, without gradients."""
 
     rewards_B: Tensor
     """The reward model's scores."""
     truncated_B: Tensor
     """Whether a response was truncated to the reward model's context."""
     logprobs_R: Tensor
-    """Of the policy that sampled; the old ones in PPO's ratio."""
+    """Of the sampling policy: the old log-probabilities in PPO's ratio."""
     ref_logprobs_R: Tensor
     values_R: Tensor
 

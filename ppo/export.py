@@ -1,5 +1,5 @@
-"""The finished policy in Hugging Face form: last weights in `model`, the moving average in `model_ema`, with LoRA their
-adapters beside them.
+"""Saves the finished policy in Hugging Face format: the last weights in `model` and the EMA in `model_ema`, with LoRA
+also their adapters.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ppo.ema import MovingAverage
 
 @dataclass(frozen=True)
 class PolicyExport:
-    """Where the policy comes from, and where it goes."""
+    """What an export needs besides the weights."""
 
     sft: Path
     config: ModelConfig

@@ -1,9 +1,8 @@
-"""SIGTERM and Ctrl-C: save where nothing is lost, then stop.
+"""SIGTERM and Ctrl-C: saves a checkpoint at the next possible point, then stops.
 
-A checkpoint can hold the state between two iterations, and nothing between two minibatches. So the first signal stops
-at the nearest point where the state is one of those: a lone process leaves its roll-out at once, since a roll-out
-changes nothing; several leave when all have rolled out; an update is finished. A second signal stops at once; a resumed
-run starts from the last checkpoint and is bit-identical.
+A checkpoint holds the state between two iterations. A roll-out changes no state, so after the first signal a single
+process aborts its roll-out at once, and several processes stop when all have finished theirs; a running update is
+always finished. A second signal stops at once; a resumed run then starts from the last checkpoint.
 """
 
 import os
@@ -21,24 +20,24 @@ from modeling.processes import Processes, sum_over_processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SECONDS = 2.0
-"""A signal so soon after the first is the same one: the terminal and torchrun both pass Ctrl-C on."""
+"""A signal so soon after the first is a duplicate: the terminal and torchrun both forward Ctrl-C."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop, and its words are where it goes on."""
+    """A signal stopped the run; the message says how to resume."""
 
-    def __init__(self, number: int, words: str = "") -> None:
-        super().__init__(words)
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
         self.exit_code = 128 + number
 
 
 class Interrupt:
-    """Within it, the two signals are noted instead of ending the process."""
+    """Context manager that records the two signals instead of ending the process."""
 
     def __init__(self, team: Processes) -> None:
         self.team = team
         self.number = 0
-        """The signal that came, 0 if none did."""
+        """The signal received; 0 if none."""
         self._since = 0.0
         self._breakable = False
         self._before: dict[int, Any] = {}
@@ -58,8 +57,8 @@ class Interrupt:
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
-        """Around work that changes nothing. Where nobody else takes part in it, a signal ends it at once and goes on
-        after the block, where `agreed` will be true."""
+        """Context manager around work that changes no state. In a single process, a signal aborts it and execution
+        continues after the block, where `agreed` returns true."""
         self._breakable = self.team.count == 1
         try:
             yield
@@ -70,18 +69,18 @@ class Interrupt:
             self._breakable = False
 
     def agreed(self) -> bool:
-        """Whether a signal reached any process; the same answer in all of them, which must all ask."""
+        """Whether a signal reached any process. All processes call it together and get the same result."""
         numbers = torch.zeros(2, device=self.team.device)
         numbers[0], numbers[1] = float(self.number == signal.SIGTERM), float(self.number == signal.SIGINT)
         terminated, interrupted = sum_over_processes(numbers).tolist()
         if not self.number and (terminated or interrupted):
             self.number = signal.SIGTERM if terminated else signal.SIGINT
             self._since = time.monotonic()
-        # A signal that came since the sum was asked for is another process's news at the next call.
+        # A signal that arrives after the sum is reported by the next call.
         return bool(terminated or interrupted)
 
     def stop(self, done: int, iterations: int) -> Interrupted:
-        """What to raise when all is saved."""
+        """The exception to raise after saving."""
         name = signal.Signals(self.number).name
         where = f"stopped by {name} after {done} of {iterations} iterations"
         return Interrupted(self.number, f"{where}: run the command again (without --force) to resume")
@@ -90,10 +89,9 @@ class Interrupt:
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if self.team.is_main:
-                # print is not safe here: the signal may have come while something was being printed.
-                os.write(
-                    2, f"\n{signal.Signals(number).name}: saving and stopping soon; once more stops at once\n".encode()
-                )
+                # print is not safe here: the signal may have interrupted another print.
+                name = signal.Signals(number).name
+                os.write(2, f"\n{name}: saving a checkpoint and stopping; a second signal stops at once\n".encode())
             if self._breakable:
                 raise Interrupted(number)
         elif self._again():

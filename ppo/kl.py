@@ -1,5 +1,5 @@
-"""The price of a nat of KL to the SFT policy: fixed as in Ouyang et al. 2022, or steered towards a target (Ziegler et
-al. 2019, section 2.2).
+"""The KL penalty coefficient (beta): fixed as in Ouyang et al. 2022, or adapted to a target KL (Ziegler et al. 2019,
+section 2.2).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ppo.config import LARGEST_KL_ERROR, PPOConfig
 
 @dataclass
 class KLController:
-    """Holds kl_coef between iterations."""
+    """Holds and adapts the KL penalty coefficient."""
 
     coef: float
     target: float | None
@@ -18,19 +18,19 @@ class KLController:
 
     @staticmethod
     def make(config: PPOConfig) -> "KLController":
-        """At the start of a run."""
+        """The controller at the start of a run."""
         return KLController(config.kl_coef, config.kl_target, config.kl_horizon)
 
     def update(self, kl: float, episodes: int) -> None:
-        """After a roll-out of so many episodes whose mean KL was `kl` nats an episode."""
+        """Updates the coefficient after a roll-out with a mean KL of `kl` nats per episode."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -LARGEST_KL_ERROR), LARGEST_KL_ERROR)
             self.coef *= 1 + error * episodes / self.horizon
 
     def state_dict(self) -> dict[str, float | int]:
-        """What a resumed run needs."""
+        """The state for checkpoints."""
         return {"coef": self.coef}
 
     def load_state_dict(self, state: Mapping[str, float | int]) -> None:
-        """The reverse."""
+        """Restores a state."""
         self.coef = state["coef"]

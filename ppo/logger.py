@@ -1,4 +1,4 @@
-"""What a PPO run writes down as it goes: `metrics.jsonl`, `timings.jsonl`, `samples.jsonl`, and the trackers."""
+"""The log of a PPO run: `metrics.jsonl`, `timings.jsonl`, `samples.jsonl` and the trackers."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -9,12 +9,12 @@ from modeling.tracking import RowLog, Tracker
 
 
 class MetricsLogger:
-    """Written by the first process; all of them call its methods together, so that what stops the first one, such as a
-    full disk, stops all.
+    """The first process writes. All processes call the methods together, so an error such as a full disk stops all of
+    them.
     """
 
     def __init__(self, run: Run, resume_after: int) -> None:
-        """Rows of iterations after `resume_after`, which a resumed run makes again, are dropped."""
+        """Drops rows of iterations after `resume_after`, which a resumed run repeats."""
         assert run.out is not None
         self.team, out, tracking = run.team, run.out, run.tracking
         self._tracker: Tracker | None = None
@@ -33,8 +33,10 @@ class MetricsLogger:
         timings: Mapping[str, float],
         samples: Sequence[Mapping[str, Any]],
     ) -> None:
-        """The rows of an iteration, on the disk when this returns: `timings` are what hangs on the clock. Raises
-        ValueError when the disk is full.
+        """Writes and flushes the rows of an iteration. Raises ValueError when the disk is full.
+
+        Args:
+            timings: numbers that differ between identical runs.
         """
 
         def write() -> None:

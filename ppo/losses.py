@@ -1,4 +1,4 @@
-"""PPO's clipped losses and what to watch about them. Shapes: B episodes, T response tokens."""
+"""PPO's clipped losses and their diagnostics. Shapes: B episodes, T response tokens."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ def policy_loss(
 ) -> Tensor:
     """Clipped surrogate objective, negated (Schulman et al. 2017, eq. 7).
 
-    mask_BT is 1 on response tokens up to and including EOS. The sum over those tokens is divided by `normalizer`: pass
-    the whole minibatch's token count when this is only a part of it, so that gradients add up to the same whatever the
-    split.
+    Args:
+        mask_BT: 1 on response tokens up to and including EOS.
+        normalizer: the number of response tokens of the whole minibatch, so that gradients of micro-batches add up; by
+            default that of this call.
     """
     mask_BT = mask_BT.bool()
     ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).exp()
@@ -34,14 +35,14 @@ def value_loss(
     clip_range: float | None,
     normalizer: float | None = None,
 ) -> Tensor:
-    """Half the squared error to the returns, the larger of that of the value and of the value kept within clip_range of
-    its old self.
+    """Half the squared error to the returns: the larger of those of the value and of the value clipped to within
+    clip_range of the old value.
 
-    As in OpenAI's baselines and Stiennon et al. 2020; None does not clip. `normalizer` as in `policy_loss`.
+    As in OpenAI's baselines and Stiennon et al. 2020. A clip_range of None does not clip. `normalizer` as in
+    `policy_loss`.
     """
     mask_BT = mask_BT.bool()
-    # What stands in padding is filled before any arithmetic: a NaN there would come back as the gradient of a masked
-    # term.
+    # Padding is filled before any arithmetic: a NaN there would become a NaN gradient of a masked term.
     values_BT, old_values_BT, returns_BT = (
         x_BT.masked_fill(~mask_BT, 0.0) for x_BT in (values_BT, old_values_BT, returns_BT)
     )
@@ -56,10 +57,10 @@ def value_loss(
 def kl_loss(
     logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, kl_coef: float, normalizer: float | None = None
 ) -> Tensor:
-    """kl_coef times half the squared log ratio to the reference (k2 of Schulman 2020), whose gradient is that of each
-    token's KL(pi || pi_ref).
+    """kl_coef times half the squared log ratio to the reference (k2 of Schulman 2020). Its expected gradient is that
+    of each token's KL(pi || pi_ref).
 
-    The gradient of the log ratio itself would be nothing on average. `normalizer` as in `policy_loss`.
+    The expected gradient of the log ratio itself is 0. `normalizer` as in `policy_loss`.
     """
     mask_BT = mask_BT.bool()
     return (
@@ -69,7 +70,7 @@ def kl_loss(
 
 @torch.no_grad()
 def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, clip_range: float) -> dict[str, Tensor]:
-    """Sums over tokens of what tells whether updates are too large: `clipped` tokens, `approximate_kl` (k3 of old to
+    """Sums over tokens: `clipped`, whether the ratio is outside the clip range, and `approximate_kl`, k3 of KL(old ||
     new).
     """
     mask_BT = mask_BT.bool()
@@ -83,9 +84,7 @@ def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, c
 
 @torch.no_grad()
 def largest_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> float:
-    """The farthest that any token's ratio is from 1, as a factor of at least 1; exactly 1 while old and new policy are
-    the same.
-    """
+    """The largest of all ratios and inverse ratios; exactly 1 if old and new policy are the same."""
     return float(_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT.bool()).abs().max().exp())
 
 

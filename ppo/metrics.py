@@ -1,5 +1,5 @@
-"""The numbers of one roll-out, over all processes, and of its minibatches. What each means, and its healthy range:
-docs/metrics.md.
+"""Metrics of a roll-out, over all processes, and of its minibatches. docs/metrics.md explains each and gives healthy
+ranges.
 
 Shapes: B episodes of this process, T response tokens.
 """
@@ -16,14 +16,15 @@ from ppo.experience import Experience
 from ppo.rewards import kl_estimates
 
 CLOCK = 1e-3
-"""Seconds that phases are timed to."""
+"""Resolution of the timings in seconds."""
 
 
 def rollout_metrics(experience: Experience) -> dict[str, float]:
     """Metrics of a roll-out over all processes.
 
-    Of the episodes: score and its spread, reward, both KL estimates, length, share that ended, that were truncated for
-    the reward model and that are distinct, repetition. Of the tokens: their number, KL, mean value, explained variance.
+    Per episode: score with its standard deviation, reward, both KL estimates, length, repetition, and the fractions
+    that ended, were truncated for the reward model and are distinct. Per token: count, KL, mean value, explained
+    variance.
     """
     rollout, scores = experience.rollout, experience.scores
     padded = [rollout.padded(x_R) for x_R in (scores.logprobs_R, scores.ref_logprobs_R, experience.rewards_R)]
@@ -82,8 +83,8 @@ def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def speeds(tokens: float, rollout_seconds: float, iteration_seconds: float) -> dict[str, float]:
-    """`rollout_tokens_per_second` and `tokens_per_second`: response tokens of all processes a wall second of sampling
-    and of the iteration.
+    """`rollout_tokens_per_second` and `tokens_per_second`: response tokens of all processes per second of sampling and
+    of the whole iteration.
     """
     return {
         "rollout_tokens_per_second": tokens / max(rollout_seconds, CLOCK),
@@ -96,12 +97,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _largest(values: Sequence[float]) -> float:
-    # max() alone passes over what is no number, or not, by the order in which it comes.
+    # Whether max() returns a NaN depends on the order of the values.
     return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 
 def _root(variance: float) -> float:
-    # Rounding can take a variance of equal numbers below zero; what is no number stays none.
+    # Rounding can make the variance of equal numbers negative. NaN stays NaN.
     return math.sqrt(0.0 if variance < 0 else variance)
 
 

@@ -29,10 +29,10 @@ class StoppedRunError(ValueError):
 
 @dataclass
 class MonitorSettings:
-    """`stop` ends the run before anything of the iteration is saved; `warn` logs when it starts to fire; `ignore` is
-    off.
+    """`stop` ends the run before anything of the iteration is saved; `warn` logs when a monitor starts to fire;
+    `ignore` turns it off.
 
-    All ours: by default a monitor stops where continuing is hardly ever intended, and warns where it may be.
+    All ours: by default a monitor stops the run if continuing is hardly ever intended, and warns if it may be.
     """
 
     not_finite: Action = "stop"
@@ -40,8 +40,8 @@ class MonitorSettings:
     kl: Action = "stop"
     """The roll-out's KL to the SFT policy is above `max_kl`; stops before the update. Ours."""
     max_kl: PositiveFloat = 100.0
-    """Nats per episode. The SFT model gives such an answer once in e^100 times: the reward model has seen nothing
-    similar. Ours."""
+    """Nats per episode. The SFT model would sample such a response with a probability of e^-100: the reward model has
+    seen nothing similar. Ours."""
     entropy: Action = "warn"
     """The policy's entropy has collapsed; in tasks with one right answer this is the goal, not a failure. Ours."""
     min_entropy: NonNegativeFloat = 0.01
@@ -56,18 +56,19 @@ class MonitorSettings:
     """The score of the reward model rises on held-out prompts while the judge's falls, see `over_optimised`; needs
     ppo.held_out.every. Ours."""
     over_optimisation_evaluations: AtLeastThree = 5
-    """Number of latest evaluations for the linear fits; at least 3, to show a trend. Ours."""
+    """Number of last evaluations for the linear fits; at least 3, to show a trend. Ours."""
     over_optimisation_errors: PositiveFloat = 2.0
     """Standard errors by which both must have changed. At 2 and a rising score, false alarms follow fewer than 1 in 40
     evaluations. Ours."""
 
 
 class Monitors:
-    """Watches the numbers of a run as they come."""
+    """Checks the metrics of a run."""
 
     def __init__(self, settings: MonitorSettings, past: Iterable[Numbers] = ()) -> None:
-        """`past` are the rows of metrics.jsonl and held_out.jsonl up to the checkpoint that the run goes on from, in
-        any order.
+        """
+        Args:
+            past: rows of metrics.jsonl and held_out.jsonl up to the checkpoint that the run resumes from, in any order.
         """
         self.settings = settings
         self.rows: dict[int, dict[str, float]] = {}
@@ -75,50 +76,52 @@ class Monitors:
             self.rows.setdefault(int(row["step"]), {}).update(
                 {name: value for name, value in row.items() if name != "step"}
             )
-        self.standing = self._found()
-        self._told: set[str] = set()
+        self.firing = self._found()
+        self._reported: set[str] = set()
         self._iteration: int | None = None
 
     def check(self, iteration: int, numbers: Numbers) -> list[str]:
-        """Adds numbers to the iteration's row, and returns a warning for each monitor that starts to fire.
+        """Adds metrics to the iteration's row; returns a warning for each monitor that starts to fire.
 
-        May be called several times an iteration, as its numbers come: those of the roll-out can stop the run before
-        any weight changes. Raises StoppedRunError for a monitor that stops.
+        May be called several times per iteration: the metrics of the roll-out can stop the run before the weights
+        change. Raises StoppedRunError for a monitor that stops.
         """
         if iteration != self._iteration:
-            self._iteration, self._told = iteration, set(self.standing)
+            self._iteration, self._reported = iteration, set(self.firing)
         self.rows.setdefault(iteration, {}).update(numbers)
-        self.standing = self._found()
-        for name, finding in self.standing.items():
+        self.firing = self._found()
+        for name, finding in self.firing.items():
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
                     f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint "
                     f"is kept, from which ppo.monitors.{name}=warn continues"
                 )
-        new = [name for name in self.standing if name not in self._told]
-        self._told.update(new)
-        return [f"warning: iteration {iteration}: {self.standing[name]} (ppo.monitors.{name})" for name in new]
+        new = [name for name in self.firing if name not in self._reported]
+        self._reported.update(new)
+        return [f"warning: iteration {iteration}: {self.firing[name]} (ppo.monitors.{name})" for name in new]
 
     @property
     def warnings(self) -> dict[str, float]:
-        """`warnings`, the number of monitors that fire now: a number of the row like the others."""
-        return {"warnings": float(len(self.standing))}
+        """The metric `warnings`: the number of monitors that fire."""
+        return {"warnings": float(len(self.firing))}
 
     def _found(self) -> dict[str, str]:
         """The finding of each monitor that fires."""
         rows = [self.rows[step] for step in sorted(self.rows)]
         steps = sorted(self.rows)
         found = {
-            name: look(self.settings, steps, rows)
-            for name, look in MONITORS.items()
+            name: monitor(self.settings, steps, rows)
+            for name, monitor in MONITORS.items()
             if getattr(self.settings, name) != "ignore"
         }
         return {name: finding for name, finding in found.items() if finding is not None}
 
 
 def warnings_of(settings: MonitorSettings, rows: Iterable[Numbers]) -> list[str]:
-    """The warnings of a whole run, one for each time a monitor starts to fire. `rows` are those of metrics.jsonl and
-    held_out.jsonl.
+    """The warnings of a whole run, one for each time a monitor starts to fire.
+
+    Args:
+        rows: those of metrics.jsonl and held_out.jsonl.
     """
     by_step = Monitors(settings, rows).rows
     only_warning = {name: "warn" for name in MONITORS if getattr(settings, name) == "stop"}
@@ -127,24 +130,24 @@ def warnings_of(settings: MonitorSettings, rows: Iterable[Numbers]) -> list[str]
 
 
 def not_finite(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Finds metrics of the last row that are NaN or infinite."""
+    """Whether a metric of the last row is NaN or infinite."""
     bad = [f"{name} is {value}" for name, value in (rows[-1].items() if rows else ()) if not math.isfinite(value)]
     return ", ".join(bad) or None
 
 
 def kl(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Compares the KL of the last roll-out with its limit."""
+    """Whether the KL of the last roll-out is above its limit."""
     found = _values(rows, "kl")
     if found and found[-1] > settings.max_kl:
         return (
-            f"the KL to the SFT policy is {found[-1]:.4g} nats an episode, above "
+            f"the KL to the SFT policy is {found[-1]:.4g} nats per episode, above "
             f"ppo.monitors.max_kl={settings.max_kl:g}"
         )
     return None
 
 
 def entropy(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
-    """Compares the last entropy with its limits."""
+    """Whether the last entropy is below a limit."""
     found = _values(rows, "entropy")
     if not found:
         return None
@@ -155,7 +158,7 @@ def entropy(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numb
     }
     for name, limit in limits.items():
         if found[-1] < limit:
-            return f"the policy's entropy is {found[-1]:.4g} nats a token, below {name}"
+            return f"the policy's entropy is {found[-1]:.4g} nats per token, below {name}"
     return None
 
 
@@ -164,7 +167,7 @@ def cut_off(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numb
     found = _values(rows, "ended")[-settings.cut_off_iterations :]
     if len(found) == settings.cut_off_iterations and not any(found):
         return (
-            f"ended is 0, as it has been for ppo.monitors.cut_off_iterations={settings.cut_off_iterations} iterations: "
+            f"ended has been 0 for ppo.monitors.cut_off_iterations={settings.cut_off_iterations} iterations: "
             "every response is cut off at ppo.max_new_tokens"
         )
     return None
@@ -172,10 +175,10 @@ def cut_off(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numb
 
 def over_optimised(settings: MonitorSettings, steps: Sequence[int], rows: Sequence[Numbers]) -> str | None:
     """Whether the policy exploits the reward model (Gao et al. 2022): on held-out prompts, the reward model's score
-    rises and a judge's of the same answers falls.
+    rises while an independent judge's score of the same responses falls.
 
-    Straight lines are fitted to both over the last evaluations; each must have moved by more than
-    `over_optimisation_errors` of its standard errors.
+    A line is fitted to each over the last evaluations; both must have changed by more than `over_optimisation_errors`
+    standard errors.
     """
     keys = ("held_out_score", "held_out_score_se", "held_out_judge", "held_out_judge_se")
     count = settings.over_optimisation_evaluations
@@ -193,18 +196,18 @@ def over_optimised(settings: MonitorSettings, steps: Sequence[int], rows: Sequen
         return (
             f"since iteration {places[0]} the reward model's score of held-out prompts rose by {up:.3g} (standard "
             f"error {up_error:.2g}) while the judge's fell by {-down:.3g} ({down_error:.2g}), each by more than "
-            f"ppo.monitors.over_optimisation_errors={settings.over_optimisation_errors:g} of them over {count} "
+            f"ppo.monitors.over_optimisation_errors={settings.over_optimisation_errors:g} standard errors over {count} "
             "evaluations: the policy exploits the reward model"
         )
     return None
 
 
 def rise(places: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """(how far the least-squares line through the values rises from the first place to the last, its standard error).
+    """(rise of the least-squares line through the values from the first place to the last, its standard error).
 
-    The errors of the values are taken as independent. Evaluations answer the same prompts with the same random numbers,
-    so the part that their errors share cancels in the rise, and its true error is smaller: the monitor fires too rarely
-    rather than too often.
+    The errors of the values are treated as independent. Evaluations answer the same prompts with the same random
+    numbers, so shared errors cancel in the rise and its true error is smaller: the monitor fires too rarely rather than
+    too often.
     """
     middle = sum(places) / len(places)
     spread = sum((place - middle) ** 2 for place in places)

@@ -21,11 +21,11 @@ class Optimizers:
     policy: torch.optim.Optimizer
     value: torch.optim.Optimizer
     iteration: int = 0
-    """The iteration, for the learning rates and error messages."""
+    """For error messages."""
 
     @staticmethod
     def make(models: ActorCritic, config: PPOConfig) -> "Optimizers":
-        """New optimizers. The decays are 0.9 and 0.95 in the paper (appendix C)."""
+        """New optimizers. The paper's betas are 0.9 and 0.95 (appendix C)."""
         betas = (config.adam_beta1, config.adam_beta2)
 
         def adam(parameters: dict[str, torch.nn.Parameter], learning_rate: float) -> torch.optim.Adam:
@@ -35,7 +35,7 @@ class Optimizers:
         return Optimizers(config, policy, adam(models.value_parameters, config.value_learning_rate))
 
     def start_iteration(self, iteration: int) -> float:
-        """Sets both learning rates; returns the factor on their peaks."""
+        """Sets both learning rates; returns their warm-up factor."""
         self.iteration = iteration
         factor = warmup(iteration, self.config.warmup_iterations)
         peaks = ((self.policy, self.config.learning_rate), (self.value, self.config.value_learning_rate))
@@ -45,8 +45,8 @@ class Optimizers:
         return factor
 
     def step(self, name: Literal["policy", "value"]) -> float:
-        """Clips the gradient, which is summed over the processes, takes a step and clears it; returns the norm before
-        clipping.
+        """Clips the gradient, which is already summed over the processes, takes a step and clears it; returns the norm
+        before clipping.
 
         Raises ValueError, before the weights change, if the norm is not finite.
         """
@@ -60,5 +60,5 @@ class Optimizers:
 
 
 def warmup(iteration: int, iterations: int) -> float:
-    """Linear from a tenth at iteration 0 to 1 after `iterations`, then constant (C.4)."""
+    """The factor on learning rates: linear from 0.1 at iteration 0 to 1 after `iterations`, then constant (C.4)."""
     return 1.0 if iteration >= iterations else 0.1 + 0.9 * iteration / iterations

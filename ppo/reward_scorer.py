@@ -2,9 +2,9 @@
 
 Rankings are text, so the reward model was trained on answers that were decoded, stripped and tokenised again. A sampled
 response may have different tokens for the same text (20 of 137 in the demo), and its score would differ. Every response
-is therefore decoded and tokenised again, with the reward model's tokenizer and chat template, which may be of another
-family. Responses whose tokens stay the same are scored in the policy's micro-batches, whose frozen lower layers are
-computed already. A response that does not fit the reward model's context is truncated at the end, and counted.
+is therefore decoded and tokenised again, with the reward model's tokenizer and chat template, which may differ from the
+policy's. Responses whose tokens stay the same are scored in the policy's micro-batches, whose frozen lower layers are
+already computed. A response that does not fit the reward model's context is truncated at the end, and counted.
 Shapes: B episodes of this process.
 """
 
@@ -20,7 +20,7 @@ from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
 from modeling.generation import Generation
 from modeling.load import context_length, same_tokenizer
-from modeling.models import RewardModel, closing_of, plain
+from modeling.models import RewardModel, answer_suffix_of, plain
 from reward.batches import answer_ids
 
 Batches = Mapping[tuple[int, ...], Batch]
@@ -29,7 +29,7 @@ Batches = Mapping[tuple[int, ...], Batch]
 
 @dataclass(frozen=True)
 class Episode:
-    """A prompt and its response in the policy's tokens, and the prompt's record for another tokenizer."""
+    """A prompt and its response in the policy's tokens, and the prompt's record for tokenising it again."""
 
     prompt: list[int]
     response: Generation
@@ -38,26 +38,26 @@ class Episode:
 
 @dataclass(frozen=True)
 class Tokens:
-    """From the policy's tokens to the reward model's."""
+    """Converts the policy's tokens to the reward model's."""
 
     policy_tokenizer: Any
     tokenizer: Any
     """The reward model's."""
     context: int
-    """The most tokens that the reward model takes."""
+    """Context length of the reward model."""
     same_prompts: bool
-    """Whether the reward model uses the policy's tokens for prompts."""
-    closing: list[int] | None
-    """Tokens that end every answer, see `modeling.models.closing_of`."""
+    """Whether prompts have the same tokens for both models."""
+    answer_suffix: list[int] | None
+    """Tokens appended to every answer, see `modeling.models.answer_suffix_of`."""
 
     @staticmethod
     def between(policy_tokenizer: Any, tokenizer: Any, settings: Any) -> "Tokens":
         """For a reward model with this tokenizer and configuration."""
-        context, closing = context_length(settings, generating=False), closing_of(settings, tokenizer)
-        return Tokens(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), closing)
+        context, answer_suffix = context_length(settings, generating=False), answer_suffix_of(settings, tokenizer)
+        return Tokens(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), answer_suffix)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ValueError for a prompt that leaves no room for a token of an answer, or that the template refuses."""
+        """Raises ValueError for a prompt that leaves no room for an answer, or that the chat template rejects."""
         for prompt, count in zip(prompts, count_prompt_tokens(self.tokenizer, prompts), strict=True):
             if self.room(count) < 1:
                 raise ValueError(
@@ -67,8 +67,8 @@ class Tokens:
                 )
 
     def room(self, prompt_tokens: int) -> int:
-        """Tokens of an answer that fit after a prompt."""
-        return self.context - prompt_tokens - len(self.closing or [])
+        """Number of answer tokens that fit after a prompt."""
+        return self.context - prompt_tokens - len(self.answer_suffix or [])
 
     def prompt(self, episode: Episode) -> list[int]:
         """The prompt in the reward model's tokens."""
@@ -78,9 +78,11 @@ class Tokens:
         return encode_prompt(self.tokenizer, episode.record)
 
     def answer(self, response: Generation) -> list[int]:
-        """The response in the reward model's tokens, in the form of the rankings, without the closing."""
+        """The response in the reward model's tokens, in the form of the rankings, without the suffix."""
         text = decode_completion(self.policy_tokenizer, response.ids, response.ended)
-        return answer_ids(self.tokenizer, text, response.ended, closing=None if self.closing is None else [])
+        return answer_ids(
+            self.tokenizer, text, response.ended, answer_suffix=None if self.answer_suffix is None else []
+        )
 
     def rows(self, episodes: Sequence[Episode]) -> tuple[list[list[int]], list[list[int]], list[bool]]:
         """(the reward model's tokens of the prompts, of the responses, whether a response was truncated)."""
@@ -90,14 +92,14 @@ class Tokens:
             room = self.room(len(before))
             assert room > 0, "check() comes first"
             prompts.append(before)
-            answers.append([*after[:room], *(self.closing or [])])
+            answers.append([*after[:room], *(self.answer_suffix or [])])
             truncated.append(len(after) > room)
         return prompts, answers, truncated
 
 
 @dataclass
 class RewardScorer:
-    """A reward model and its tokens. Without `tokens`, for models without text, the policy's tokens are scored."""
+    """A reward model and its tokenisation. If `tokens` is None, the policy's tokens are scored unchanged."""
 
     model: RewardModel
     tokens: Tokens | None
@@ -119,9 +121,9 @@ class RewardScorer:
 
         Args:
             batches: the episodes in the policy's tokens.
-            max_tokens: the size of micro-batches for responses whose tokens differ.
+            max_tokens: size of the micro-batches of responses whose tokens differ.
         """
-        if not batches:  # a process may have no share
+        if not batches:  # a process may have no prompts
             return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
         given = [(episode.prompt, episode.response.ids) for episode in episodes]
         if self.tokens is None:
@@ -134,7 +136,7 @@ class RewardScorer:
         for rows, batch in batches.items():
             if same.intersection(rows):
                 found |= {row: score for row, score in zip(rows, self.model(batch), strict=True) if row in same}
-        # The others get micro-batches of their own, as their lengths differ. Responses to one prompt stay together.
+        # The others have other lengths, so they get separate micro-batches. Responses to one prompt stay together.
         others = sorted(
             set(range(len(episodes))) - same, key=lambda row: (len(prompts[row]), prompts[row], len(answers[row]))
         )

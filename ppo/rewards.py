@@ -1,6 +1,4 @@
-"""The reward of each token: the price of leaving the SFT policy, and the score at the end. Shapes: B episodes, T
-response tokens.
-"""
+"""The reward of each token: the KL penalty, and the score at the last token. Shapes: B episodes, T response tokens."""
 
 import torch
 from torch import Tensor
@@ -12,8 +10,8 @@ def token_rewards(
     """r_t = -kl_coef (log pi(a_t) - log pi_ref(a_t)), plus the score at the last response token (Ouyang et al. 2022,
     section 3.5, eq. 2).
 
-    mask_BT is 1 on response tokens up to and including EOS; elsewhere the reward is 0 whatever stands there.
-    A row's rewards add up to its score less kl_coef times its sum of log ratios.
+    mask_BT is 1 on response tokens up to and including EOS; all other rewards are 0. The rewards of a row sum to its
+    score minus kl_coef times the sum of its log ratios.
     """
     mask_BT = mask_BT.bool()
     log_ratio_BT = (logprobs_BT - ref_logprobs_BT).masked_fill(~mask_BT, 0.0)
@@ -25,7 +23,7 @@ def token_rewards(
 
 
 def kl_estimates(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(k1_B, k3_B): two estimates of KL(pi || pi_ref) of each episode in nats, sums over its tokens (Schulman 2020).
+    """(k1_B, k3_B): two estimates of each episode's KL(pi || pi_ref) in nats, summed over its tokens (Schulman 2020).
 
     k1 is the log ratio: unbiased, can be negative. k3 is (ratio - 1) - log ratio with ratio = pi_ref / pi: unbiased,
     never negative.

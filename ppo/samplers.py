@@ -1,6 +1,4 @@
-"""Endless passes over prompts and pretraining examples, each pass in an order of its own; the place in the stream is
-one number.
-"""
+"""Infinite shuffled passes over prompts and pretraining examples. The state is one number, the position."""
 
 import random
 from collections.abc import Sequence
@@ -13,18 +11,18 @@ T = TypeVar("T")
 
 
 class Sampler(Generic[T]):
-    """Items in a shuffled order that depends on the seed and on the number of the pass alone, so `position` is all
-    there is to save.
+    """Items in a shuffled order that depends only on the seed and the number of the pass, so `position` is the whole
+    state.
     """
 
     def __init__(self, items: Sequence[T], seed: int, name: str, position: int = 0) -> None:
         if not items:
-            raise ValueError(f"there are no {name} to take from")
+            raise ValueError(f"there are no {name} to sample from")
         self.items, self.seed, self.name, self.position = items, seed, name, position
         self._pass, self._order = -1, list[int]()
 
     def take(self, count: int) -> list[T]:
-        """The next `count` items, going on into the next pass where this one ends."""
+        """The next `count` items, continuing with the next pass at the end of this one."""
         taken = []
         for place in range(self.position, self.position + count):
             number, index = divmod(place, len(self.items))
@@ -39,8 +37,8 @@ class Sampler(Generic[T]):
 
 
 def own_minibatches(config: PPOConfig, rank: int, count: int) -> list[list[int]]:
-    """Episode numbers of each minibatch that one of `count` processes has. Whole prompts if they divide, since
-    responses to one prompt share its pass.
+    """The episode numbers of one of `count` processes, per minibatch. All responses to a prompt are on one process if
+    the prompts are divisible by `count`, since they share the prompt's forward pass.
     """
     whole = config.minibatch_size // config.responses_per_prompt % count == 0
     run = config.responses_per_prompt if whole else 1
@@ -53,8 +51,8 @@ def own_minibatches(config: PPOConfig, rank: int, count: int) -> list[list[int]]
 def shuffled_minibatches(config: PPOConfig, seed: int, iteration: int, epoch: int) -> list[list[int]]:
     """Episode numbers of each minibatch in an inner epoch after the first. Responses to one prompt stay together.
 
-    The order depends only on the seed, the iteration and the inner epoch, so a resumed run and any number of processes
-    see the same minibatches.
+    The order depends only on the seed, the iteration and the inner epoch, so it is the same in a resumed run and with
+    any number of processes.
     """
     run, size = config.responses_per_prompt, config.minibatch_size
     prompts = range(config.batch_size // run)

@@ -1,5 +1,5 @@
-"""Scores as PPO sees them: as they are, or divided by the spread of all scores so far, and cut. Shapes: B episodes of
-this process.
+"""Scales scores for PPO: divides them by the running standard deviation and clips them, both optional. Shapes: B
+episodes of this process.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from modeling.processes import sum_over_processes
 from ppo.config import PPOConfig
 
 SMALLEST_STD = 1e-6
-"""Scores that hardly differ are left as they are, and not blown up."""
+"""Scores with a smaller standard deviation are not scaled."""
 
 
 class ScoreScale:
-    """Running mean and spread of scores over all episodes of all processes (Chan et al. 1979). Ours; off unless the
-    configuration says so.
+    """Running mean and standard deviation of the scores of all episodes and processes (Chan et al. 1979). Ours; off by
+    default.
     """
 
     def __init__(self, config: PPOConfig) -> None:
@@ -25,12 +25,12 @@ class ScoreScale:
 
     @property
     def active(self) -> bool:
-        """Whether scores come out other than they went in."""
+        """Whether scores are scaled or clipped."""
         return self.running or self.clip is not None
 
     def __call__(self, scores_B: Tensor) -> Tensor:
-        """scores_B divided by the standard deviation of all so far, these included; then cut to within `score_clip` of
-        0.
+        """scores_B divided by the standard deviation of all scores so far, including these, then clipped to
+        [-score_clip, score_clip].
         """
         if self.running:
             self._add(scores_B)
@@ -49,9 +49,9 @@ class ScoreScale:
         self.count = whole
 
     def state_dict(self) -> dict[str, float | int]:
-        """What a resumed run needs."""
+        """The state for checkpoints."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state_dict(self, state: Mapping[str, float | int]) -> None:
-        """The reverse."""
+        """Restores a state."""
         self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]

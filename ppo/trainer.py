@@ -1,6 +1,6 @@
 """Stage 3: PPO-ptx (Ouyang et al. 2022, section 3.5 and appendix C.4).
 
-`PPOTrainer.train` reads like the algorithm; its other methods are the steps.
+`PPOTrainer.train` is the algorithm; the other methods are its steps.
 Shapes: B episodes of this process, R response tokens of all of them, T tokens of the longest response.
 """
 
@@ -49,11 +49,11 @@ Numbers = dict[str, float]
 
 @dataclass(frozen=True)
 class PPOData:
-    """What PPO trains on."""
+    """Prompts and texts for PPO."""
 
     prompts: Sequence[Prompt]
     texts: Sequence[list[int]] = ()
-    """Pretraining examples as token ids, for the pretraining mix."""
+    """Token ids of the examples of the pretraining mix."""
     held_out: Sequence[Prompt] = ()
     """Prompts of the periodic evaluation."""
 
@@ -66,7 +66,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times what happens within."""
+        """Context manager that times a phase."""
         start = time.perf_counter()
         yield
         self.seconds[f"seconds_{name}"] = round(time.perf_counter() - start, 3)
@@ -80,9 +80,9 @@ class PPOTrainer:
 
     A run resumes from the last complete checkpoint below `run.out`.
 
-    Raises ValueError when batches do not divide over the processes, recorded log-probabilities are requested in mixed
-    precision, a prompt is too long for a model, a gradient or weight is not finite, the disk is full, or every
-    checkpoint is damaged. Raises `Interrupted` after SIGTERM or Ctrl-C, once a checkpoint is saved.
+    Raises ValueError when minibatches are not divisible by the number of processes, recorded log-probabilities are
+    requested in mixed precision, a prompt is too long for a model, a gradient or weight is not finite, the disk is
+    full, or every checkpoint is damaged. Raises `Interrupted` after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
 
     def __init__(self, config: PPOConfig, models: ActorCritic, tokenizer: Any, data: PPOData, run: Run) -> None:
@@ -106,7 +106,7 @@ class PPOTrainer:
             self.texts = Sampler(data.texts, run.seed, "pretraining examples", self.progress.text_position)
         self.evaluation = PeriodicEvaluation(self, data.held_out)
         logged = self.team.from_main(lambda: read_metrics(self.out / "metrics.jsonl"))
-        # Rows after the checkpoint are made again.
+        # Rows after the checkpoint are written again.
         past = [row for row in logged if row["step"] <= self.progress.iteration]
         self.monitors = Monitors(config.monitors, [*past, *self.evaluation.rows])
         self.interrupt, self.clock = Interrupt(self.team), Clock()
@@ -117,7 +117,7 @@ class PPOTrainer:
         return self.run.out
 
     def train(self) -> MovingAverage:
-        """Runs all iterations that are left; returns the policy's moving average."""
+        """Runs the remaining iterations; returns the policy's moving average."""
         done, iterations = self.progress.iteration, self.config.iterations
         bar = tqdm(total=iterations, initial=done, desc="ppo", unit="iteration", disable=not self.team.is_main)
         with self.interrupt, MetricsLogger(self.run, done) as self.logger, bar:
@@ -163,7 +163,7 @@ class PPOTrainer:
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Scores:
-        """Reward of each response; log-probabilities under policy and reference, and values, of each token."""
+        """The reward of each response, and the log-probabilities (policy and reference) and values of each token."""
         config, models = self.config, self.models
         with self.clock.phase("score"):
 
@@ -206,7 +206,7 @@ class PPOTrainer:
         )
 
     def minibatches(self, rollout: Rollout, iteration: int) -> Iterator[list[Rows]]:
-        """This process's micro-batches of each minibatch; shuffled anew in every inner epoch after the first."""
+        """This process's micro-batches of each minibatch; reshuffled in every inner epoch after the first."""
         yield from self.first_epoch
         place = {number: row for row, number in enumerate(n for numbers in self.own_minibatches() for n in numbers)}
         for epoch in range(1, self.config.inner_epochs):
@@ -219,8 +219,8 @@ class PPOTrainer:
         gradients of micro-batches and processes add up.
 
         Args:
-            first: whether it is the iteration's first one, in which the gradients of PPO and of the pretraining mix are
-                measured apart.
+            first: whether it is the first of the iteration, for which the norms of the PPO and pretraining gradients
+                are measured separately.
         """
         own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
         tokens = float(sum_over_processes(torch.tensor(float(own), dtype=torch.float64, device=self.team.device)))
@@ -244,7 +244,7 @@ class PPOTrainer:
         return numbers
 
     def policy_gradient(self, experience: Experience, minibatch: Sequence[Rows], tokens: float) -> Numbers:
-        """Adds the gradient of the clipped surrogate objective, and of the KL penalty if it is in the loss."""
+        """Adds the gradient of the clipped surrogate objective and, with kl_placement=loss, of the KL penalty."""
         config, totals = self.config, torch.zeros(4, dtype=torch.float64, device=self.team.device)
         ratio = 1.0
         for rows in minibatch:
@@ -268,7 +268,7 @@ class PPOTrainer:
         return found | {"ratio_max": max(self.team.gather([ratio]))}
 
     def ptx_gradient(self, texts: Sequence[list[int]]) -> Numbers:
-        """Adds ptx_coef times the gradient of the pretraining loss, a mean over the predicted tokens of all texts
+        """Adds ptx_coef times the gradient of the pretraining loss, the mean over the predicted tokens of all texts
         (ours: the paper does not say whether it sums or averages).
         """
         tokens = float(sum(len(text) - 1 for text in texts))
@@ -297,7 +297,7 @@ class PPOTrainer:
         return {"value_loss": float(sum_over_processes(total))}
 
     def take_gradient(self) -> dict[str, Tensor]:
-        """The policy's gradient, summed over the processes, which is cleared."""
+        """Returns the policy's gradient, summed over the processes, and clears it."""
         weights = self.models.policy_parameters
         self.run.sharding.reduce_gradients(self.models.policy.encoder.model, weights.values())
         found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
@@ -306,7 +306,7 @@ class PPOTrainer:
         return found
 
     def join_gradients(self, ppo: dict[str, Tensor]) -> Numbers:
-        """Adds PPO's gradient to that of the pretraining mix; returns the norms of both (gamma included)."""
+        """Adds PPO's gradient to that of the pretraining mix; returns their norms (that of the mix times gamma)."""
         ptx = self.take_gradient()
         for name, weight in self.models.policy_parameters.items():
             parts = [gradient[name] for gradient in (ppo, ptx) if name in gradient]
@@ -316,13 +316,13 @@ class PPOTrainer:
         return {"ppo_grad_norm": ppo_norm, "ptx_grad_norm": ptx_norm, "ptx_to_ppo_grad_ratio": ratio}
 
     def whole(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
-        """Within, a sharded model's weights are gathered."""
+        """Context manager in which a sharded model's weights are gathered."""
         return self.run.sharding.gathered(model.encoder.model)
 
     def finish_iteration(self, iteration: int, numbers: Numbers, samples: list[dict[str, Any]]) -> None:
-        """Evaluates if it is due, checks and logs the metrics, and saves a checkpoint if it is due.
+        """Evaluates and saves a checkpoint if they are due; checks and logs the metrics.
 
-        Raises `Interrupted`, after a checkpoint, if a signal came.
+        Raises `Interrupted`, after a checkpoint, if a signal was received.
         """
         config, done = self.config, iteration + 1
         for weights in (self.models.policy_parameters, self.models.value_parameters):
@@ -342,14 +342,14 @@ class PPOTrainer:
             states=self.trained.states(),
             random=random_state(self.team.device),
         )
-        # Before the checkpoint, because a resumed run takes the rows up to its checkpoint as written.
+        # Before the checkpoint: a resumed run assumes that the rows up to its checkpoint have been written.
         self.logger.log(done, numbers, timings, samples)
         if done % config.checkpoint_every == 0 or done == config.iterations:
             self.checkpoints.save(self.progress, self.trained)
         self.stop_if_interrupted()
 
     def monitor(self, iteration: int, numbers: Numbers) -> None:
-        """Prints warnings of the monitors, or raises StoppedRunError."""
+        """Prints the monitors' warnings; raises StoppedRunError if one stops the run."""
         for warning in self.monitors.check(iteration, numbers):
             self.team.say(f"ppo: {warning}")
 
@@ -376,11 +376,11 @@ class PPOTrainer:
         ]
 
     def own_minibatches(self) -> list[list[int]]:
-        """For each minibatch, the numbers of the episodes of this process."""
+        """The episode numbers of this process, per minibatch."""
         return own_minibatches(self.config, self.team.rank, self.team.count)
 
     def own_rows(self) -> list[list[int]]:
-        """The same as indices of this process's episodes."""
+        """The same as indices into this process's episodes."""
         sizes = [len(numbers) for numbers in self.own_minibatches()]
         starts = [sum(sizes[:place]) for place in range(len(sizes))]
         return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
@@ -388,8 +388,8 @@ class PPOTrainer:
     def refuse_recorded_logprobs(self) -> None:
         """Raises ValueError if log-probabilities recorded while decoding are requested and cannot be used.
 
-        In mixed precision, decoding rounds differently from scoring and updating, and KL and ratios would mix two
-        computations, which differ by 0.05 nats per answer and more for equal models. In float32 they agree to 1e-5.
+        In mixed precision, decoding rounds differently from scoring and updating: log-probabilities of equal models
+        differ by 0.05 nats per response and more, which would enter KL and ratios. In float32 they agree to 1e-5.
         """
         if self.config.old_logprobs != "rollout":
             return

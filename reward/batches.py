@@ -1,6 +1,6 @@
-"""Rankings as batch elements: one prompt with all its answers is one element (Ouyang et al. 2022, section 3.5).
+"""Rankings as training examples: a prompt with all its answers is one batch element (Ouyang et al. 2022, 3.5).
 
-Answers that were identical token for token, or that nobody compared, still get one forward pass each and no more.
+Each answer gets one forward pass, those that are identical token for token or were never compared included.
 Shapes: K answers of a prompt.
 """
 
@@ -20,42 +20,49 @@ from modeling.seeds import derive_seed
 
 
 @dataclass(frozen=True)
-class Element:
-    """A prompt's token ids, its K answers' token ids, and which answer was judged better than which."""
+class RankingExample:
+    """The token ids of a prompt and its K answers, and the judgments between them."""
 
     prompt: list[int]
     answers: list[list[int]]
-    better_KK: Tensor
+    preference_mask_KK: Tensor
+    """True at [i, j] where answer i was judged better than answer j."""
     ties: tuple[tuple[int, int], ...] = ()
     """Pairs (i, j), i < j, that were judged equal."""
     ranks: tuple[int | None, ...] | None = None
-    """The labeler's ranks, 1 best, where the judgments are an order; null for an answer that was not ranked."""
+    """The labeler's ranks, 1 best, null for an answer that was not ranked; None if the judgments form no order."""
     ranking: Ranking | None = None
     """The record that it was made from."""
 
     @property
     def pairs(self) -> int:
-        """Strict comparisons."""
-        return int(self.better_KK.sum())
+        """Number of strict comparisons."""
+        return int(self.preference_mask_KK.sum())
 
 
-def answer_ids(tokenizer: Any, completion: str, ended: bool, closing: Sequence[int] | None = None) -> list[int]:
-    """What a reward model reads of an answer, its score at the last token. EOS closes an answer that ended by itself; a
-    model of other people's wants the `closing` that it knows after any answer (see `modeling.models.closing_of`)."""
-    if closing is not None:
-        return [*encode_completion(tokenizer, completion, ends=False), *closing]
-    # An empty answer has no last token to read a score at; EOS alone is what the policy would have said.
+def answer_ids(tokenizer: Any, completion: str, ended: bool, answer_suffix: Sequence[int] | None = None) -> list[int]:
+    """The tokens of an answer for a reward model, whose score is read at the last one.
+
+    Args:
+        ended: whether the answer ended by itself; EOS is then appended.
+        answer_suffix: what a downloaded reward model expects after every answer instead (see
+            `modeling.models.answer_suffix_of`).
+    """
+    if answer_suffix is not None:
+        return [*encode_completion(tokenizer, completion, ends=False), *answer_suffix]
+    # An empty answer has no token to read a score at; a policy that answers nothing samples EOS alone.
     return encode_completion(tokenizer, completion, ended) or [tokenizer.eos_token_id]
 
 
-def element(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = None) -> Element:
-    """A ranking as token ids, without judgments between identical answers; `answer_ids` documents `closing`."""
+def ranking_example(tokenizer: Any, ranking: Ranking, answer_suffix: Sequence[int] | None = None) -> RankingExample:
+    """A ranking as token ids, without judgments between identical answers; `answer_ids` documents `answer_suffix`."""
     complete = ranking.complete or [True] * len(ranking.completions)
     answers = [
-        answer_ids(tokenizer, text, ended, closing) for text, ended in zip(ranking.completions, complete, strict=True)
+        answer_ids(tokenizer, text, ended, answer_suffix)
+        for text, ended in zip(ranking.completions, complete, strict=True)
     ]
     same_text = identities(ranking)
-    better_KK = torch.zeros((len(answers), len(answers)), dtype=torch.bool)
+    preference_mask_KK = torch.zeros((len(answers), len(answers)), dtype=torch.bool)
     ties = set()
     for one, other, tied in judged_pairs(ranking):
         if answers[one] == answers[other] or same_text[one] == same_text[other]:
@@ -63,14 +70,16 @@ def element(tokenizer: Any, ranking: Ranking, closing: Sequence[int] | None = No
         if tied:
             ties.add((min(one, other), max(one, other)))
         else:
-            better_KK[one, other] = True
+            preference_mask_KK[one, other] = True
     ranks = None if ranking.ranks is None else tuple(ranking.ranks)
-    return Element(encode_prompt(tokenizer, ranking), answers, better_KK, tuple(sorted(ties)), ranks, ranking)
+    return RankingExample(
+        encode_prompt(tokenizer, ranking), answers, preference_mask_KK, tuple(sorted(ties)), ranks, ranking
+    )
 
 
 def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
-    """The ranking of `count` of its answers, chosen at random and left in their order; the whole where it has no more
-    or no count is given.
+    """The ranking of `count` of its answers, chosen at random, in their order; all of them without a
+    count, or if it has no more.
     """
     if count is None or len(ranking.completions) <= count:
         return ranking
@@ -80,18 +89,18 @@ def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
     return with_answers(ranking, kept)
 
 
-def elements(
-    tokenizer: Any, rankings: Sequence[Ranking], context: int, closing: Sequence[int] | None = None
-) -> tuple[list[Element], dict[str, int]]:
-    """(elements, number of rankings left out by reason: answers that all tie, are identical, or do not fit the
+def ranking_examples(
+    tokenizer: Any, rankings: Sequence[Ranking], context: int, answer_suffix: Sequence[int] | None = None
+) -> tuple[list[RankingExample], dict[str, int]]:
+    """(examples, number of rankings left out by reason: all answers tie, all are identical, or they do not fit the
     context).
 
-    An answer that is too long is dropped from its ranking, and the others stay as long as one of them is better than
-    another. Raises ValueError when no ranking is left.
+    An answer that is too long is dropped from its ranking, and the others are kept if a strict comparison remains.
+    Raises ValueError when no ranking is left.
     """
     kept, left_out = [], {"all_tied": 0, "identical_answers": 0, "too_long": 0, "long_answers": 0}
     for ranking in rankings:
-        candidate = element(tokenizer, ranking, closing)
+        candidate = ranking_example(tokenizer, ranking, answer_suffix)
         if not candidate.pairs:
             left_out["all_tied" if all(tied for *_, tied in judged_pairs(ranking)) else "identical_answers"] += 1
             continue
@@ -109,32 +118,35 @@ def elements(
         raise ValueError(
             f"no ranking is left to train on: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
             f"{left_out['identical_answers']} compare identical answers and {left_out['too_long']} are longer than "
-            "the model's context of "
-            f"{context} tokens"
+            f"the model's context of {context} tokens"
         )
     return kept, left_out
 
 
-def _with_answers(item: Element, kept: Sequence[int]) -> Element:
-    """The element restricted to the answers at these indices."""
+def _with_answers(item: RankingExample, kept: Sequence[int]) -> RankingExample:
+    """The example restricted to the answers at these indices."""
     assert item.ranking is not None
     place = {old: new for new, old in enumerate(kept)}
     ties = tuple((place[one], place[other]) for one, other in item.ties if one in place and other in place)
     ranks = None if item.ranks is None else tuple(item.ranks[index] for index in kept)
     answers = [item.answers[index] for index in kept]
-    return Element(item.prompt, answers, item.better_KK[kept][:, kept], ties, ranks, with_answers(item.ranking, kept))
+    return RankingExample(
+        item.prompt, answers, item.preference_mask_KK[kept][:, kept], ties, ranks, with_answers(item.ranking, kept)
+    )
 
 
 def demonstrations(
-    tokenizer: Any, shown: Sequence[Demonstration], context: int, closing: Sequence[int] | None = None
-) -> list[Element]:
-    """The demonstrations that fit the context, each a prompt with one answer, which is compared with none.
+    tokenizer: Any, shown: Sequence[Demonstration], context: int, answer_suffix: Sequence[int] | None = None
+) -> list[RankingExample]:
+    """The demonstrations that fit the context, each as a prompt with one answer and no comparison.
 
     Raises ValueError when none fits.
     """
     alone = torch.zeros(1, 1, dtype=torch.bool)
     made = [
-        Element(encode_prompt(tokenizer, one), [answer_ids(tokenizer, one.completion, True, closing)], alone)
+        RankingExample(
+            encode_prompt(tokenizer, one), [answer_ids(tokenizer, one.completion, True, answer_suffix)], alone
+        )
         for one in shown
     ]
     fitting = [item for item in made if len(item.prompt) + len(item.answers[0]) <= context]
@@ -146,23 +158,23 @@ def demonstrations(
     return fitting
 
 
-def as_pairs(items: Sequence[Element]) -> list[Element]:
-    """Every strict comparison as an element of its own: what shuffled pairs are, as opposed to all of a prompt's
+def as_pairs(items: Sequence[RankingExample]) -> list[RankingExample]:
+    """Each strict comparison as an example of its own, for shuffled pairs, as opposed to all of a prompt's
     comparisons at once (3.5).
     """
     first_beats_second = torch.tensor([[False, True], [False, False]])
     return [
-        Element(item.prompt, [item.answers[better], item.answers[worse]], first_beats_second)
+        RankingExample(item.prompt, [item.answers[better], item.answers[worse]], first_beats_second)
         for item in items
-        for better, worse in item.better_KK.nonzero().tolist()
+        for better, worse in item.preference_mask_KK.nonzero().tolist()
     ]
 
 
-def micro_batches(items: Sequence[Element], max_tokens: int, shared: bool = True) -> list[list[Element]]:
-    """The elements in groups of similar length, each of at most `max_tokens` tokens (at least one element).
+def micro_batches(items: Sequence[RankingExample], max_tokens: int, shared: bool = True) -> list[list[RankingExample]]:
+    """The examples in groups of similar length, each of at most `max_tokens` tokens (at least one example).
 
     Args:
-        shared: whether a prompt's answers share its pass, so that its tokens count once.
+        shared: whether a prompt is encoded once for all its answers, so that its tokens count once.
     """
     ordered = sorted(items, key=lambda item: (len(item.prompt), max(map(len, item.answers))))
     sizes = [len(item.prompt) * (1 if shared else len(item.answers)) + sum(map(len, item.answers)) for item in ordered]

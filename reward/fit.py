@@ -1,4 +1,4 @@
-"""From a start to a finished reward model: trained, its bias set, saved, and scored on held-out rankings."""
+"""Trains a reward model, sets its bias, saves it and scores held-out rankings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from modeling.load import autocast_dtype
 from modeling.models import RewardModel, plain, reward_model
 from modeling.run import Run
 from modeling.sharding import gathered_weights
-from reward.batches import Element
+from reward.batches import RankingExample
 from reward.config import RewardConfig
 from reward.scoring import score_all
 from reward.start import Start
@@ -23,21 +23,21 @@ from reward.trainer import ADVICE, RewardTrainer
 class RewardData:
     """Rankings in the reward model's tokens."""
 
-    train: Sequence[Element]
-    held_out: Mapping[str, Sequence[Element]]
-    """The sets that are scored in the end."""
-    demonstrations: Sequence[Element]
+    train: Sequence[RankingExample]
+    held_out: Mapping[str, Sequence[RankingExample]]
+    """The sets that are scored after training."""
+    demonstrations: Sequence[RankingExample]
     """Their mean score becomes 0 (Ouyang et al. 2022, section 3.5)."""
-    watched: Mapping[str, Sequence[Element]]
+    watched: Mapping[str, Sequence[RankingExample]]
     """The sets that are evaluated after each epoch."""
 
 
 def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, run: Run) -> dict[str, Any]:
-    """{epochs: the evaluation after each, bias, scores: of the held-out sets}; saves `model`, and `adapter` if it is
-    one of the SFT model, below `run.out`.
+    """Returns {epochs: the evaluation after each, bias, scores: of the held-out sets}. Saves `model` in `run.out`, and
+    `adapter` if it is a LoRA adapter of the SFT model.
 
-    A run that was killed after training finds the result in `scores.json`; one that was killed in training resumes from
-    its last checkpoint.
+    A run that was killed after training reads its result from `scores.json`; one that was killed during training
+    resumes from its last checkpoint.
     """
     assert run.out is not None
     out, team = run.out, run.team
@@ -51,7 +51,7 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     run.sharding.shard(trained, [*lora_weights(trained), *head])
     team.say(f"reward: {run.sharding.description(trained, team.count)}")
     if (reason := model.encoder.plain_reason) is not None:
-        team.say(f"reward: each answer gets a pass of its own over its prompt: {reason}")
+        team.say(f"reward: a prompt is encoded again for each of its answers: {reason}")
     if hasattr(trained, "peft_config"):
         team.say(f"reward: {what_lora_adapts(trained)}")
     epochs: list[dict[str, Any]] = []
@@ -77,8 +77,8 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
             set_bias(reward_model(saved), model.bias)
         if saved is not plain(saved) and not start.own_base:
             save_adapter(saved, out / "adapter", head=plain(saved).score.weight)
-        if (closing := start.closing(tokenizer)) is not None:
-            plain(saved).config.score_closing = closing
+        if (answer_suffix := start.answer_suffix(tokenizer)) is not None:
+            plain(saved).config.score_closing = answer_suffix
         export(merged(saved), tokenizer, out / "model", start.model_config)
 
     team.from_main(write)
@@ -90,5 +90,5 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
 
 
 def set_bias(model: RewardModel, bias: float) -> None:
-    """Sets the constant that is subtracted from scores, in the model's config too."""
+    """Sets the constant that is subtracted from scores, in the model and in its config."""
     model.bias = plain(model.encoder.model).config.score_bias = bias

@@ -8,38 +8,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def better_pairs(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
-    """better_BKK: true at [b, i, j] where answer i was ranked strictly above answer j. Ties and masked answers make no
+def preference_mask(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """mask_BKK: true at [b, i, j] where answer i was ranked strictly above answer j. Ties and masked answers are in no
     pair.
     """
     real_BKK = mask_BK.bool()[:, :, None] & mask_BK.bool()[:, None, :]
     return (ranks_BK[:, :, None] < ranks_BK[:, None, :]) & real_BKK
 
 
-def pairwise_loss(scores_BK: Tensor, better_BKK: Tensor, normalizer: float | None = None) -> Tensor:
-    """-log sigmoid(r_better - r_worse): the mean over a prompt's pairs, summed over prompts and divided by
+def pairwise_loss(scores_BK: Tensor, preference_mask_BKK: Tensor, normalizer: float | None = None) -> Tensor:
+    """-log sigmoid(r_better - r_worse): the mean over the pairs of each prompt, summed over prompts and divided by
     `normalizer`.
 
-    Eq. 1 divides by C(K, 2), the number of pairs without ties. Ties are excluded, and dividing by the remaining pairs
-    is ours: each prompt keeps the same weight.
+    Eq. 1 divides by C(K, 2), the number of pairs without ties. Ties are excluded here; dividing by the number of
+    remaining pairs is ours, so that every prompt has the same weight. Without any pair the loss and its gradient are 0.
 
-    `normalizer` is the number of prompts with a pair, by default that of this call; for a part of a batch pass the
-    whole batch's, so that gradients do not depend on the split. Without any pair the loss is 0, with a gradient of 0.
+    Args:
+        normalizer: the number of prompts with a pair in the whole batch, so that gradients of micro-batches add up; by
+            default that of this call.
     """
-    pairs_B = better_BKK.sum((1, 2))
+    pairs_B = preference_mask_BKK.sum((1, 2))
     margin_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]
-    loss_BKK = F.softplus(-margin_BKK.masked_fill(~better_BKK, 0.0)).masked_fill(~better_BKK, 0.0)
+    loss_BKK = F.softplus(-margin_BKK.masked_fill(~preference_mask_BKK, 0.0)).masked_fill(~preference_mask_BKK, 0.0)
     loss_B = loss_BKK.sum((1, 2)) / pairs_B.clamp(min=1)
     count = float((pairs_B > 0).sum()) if normalizer is None else normalizer
     return loss_B.sum() / max(count, 1.0)
 
 
 def ranking_loss(scores_BK: Tensor, ranks_BK: Tensor, mask_BK: Tensor, normalizer: float | None = None) -> Tensor:
-    """The loss from ranks: 1 is best, equal ranks tie and drop out, mask 0 means that there is no such answer (eq. 1).
+    """The loss from ranks (eq. 1): 1 is best, equal ranks are ties and excluded, mask 0 means that there is no such
+    answer.
 
-    log 2 at equal scores; unchanged by a constant added to a prompt's scores and by the order of its answers; what
-    stands in masked scores, NaN included, never enters.
+    It is log 2 at equal scores, invariant to adding a constant to a prompt's scores and to the order of its answers,
+    and ignores masked scores, NaN included.
     """
     return pairwise_loss(
-        torch.where(mask_BK.bool(), scores_BK, torch.zeros_like(scores_BK)), better_pairs(ranks_BK, mask_BK), normalizer
+        torch.where(mask_BK.bool(), scores_BK, torch.zeros_like(scores_BK)),
+        preference_mask(ranks_BK, mask_BK),
+        normalizer,
     )

@@ -1,7 +1,7 @@
-"""Scores of the K answers to each prompt. The prompt is encoded once and shared by its answers
-(modeling/shared_prefix.py) where the architecture can.
+"""Scores of the K answers to each prompt. Where the architecture supports it, a prompt is encoded once for all its
+answers (modeling/shared_prefix.py).
 
-Shapes: A answers of all prompts together, B prompts, K answers of the prompt that has the most.
+Shapes: A answers of all prompts, B prompts, K answers of the prompt that has the most.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,44 +14,48 @@ from tqdm import tqdm
 from modeling.batch import Batch
 from modeling.models import RewardModel
 from modeling.processes import Processes
-from reward.batches import Element, micro_batches
+from reward.batches import RankingExample, micro_batches
 
 
-def answers_of(group: Sequence[Element], device: torch.device) -> Batch:
+def answers_of(group: Sequence[RankingExample], device: torch.device) -> Batch:
     """All answers of all prompts in the group, in order."""
     rows = [(item.prompt, answer) for item in group for answer in item.answers]
     return Batch([prompt for prompt, _ in rows], [answer for _, answer in rows], device)
 
 
-def by_prompt(scores_A: Tensor, group: Sequence[Element]) -> tuple[Tensor, Tensor]:
-    """(scores_BK, better_BKK) of a group, padded to the largest K; padding is in no pair."""
+def by_prompt(scores_A: Tensor, group: Sequence[RankingExample]) -> tuple[Tensor, Tensor]:
+    """(scores_BK, preference_mask_BKK) of a group, padded to the largest K; padding is in no pair."""
     width = max(len(item.answers) for item in group)
     rows = torch.split(scores_A, [len(item.answers) for item in group])
     scores_BK = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    better_BKK = torch.zeros((len(group), width, width), dtype=torch.bool, device=scores_A.device)
+    preference_mask_BKK = torch.zeros((len(group), width, width), dtype=torch.bool, device=scores_A.device)
     for index, item in enumerate(group):
-        better_BKK[index, : len(item.answers), : len(item.answers)] = item.better_KK.to(scores_A.device)
-    return scores_BK, better_BKK
+        preference_mask_BKK[index, : len(item.answers), : len(item.answers)] = item.preference_mask_KK.to(
+            scores_A.device
+        )
+    return scores_BK, preference_mask_BKK
 
 
-def score_all(model: RewardModel, items: Sequence[Element], max_tokens: int, team: Processes) -> list[list[float]]:
-    """Scores of every element's answers, in order; the processes share the work."""
+def score_all(
+    model: RewardModel, items: Sequence[RankingExample], max_tokens: int, team: Processes
+) -> list[list[float]]:
+    """Scores of every example's answers, in order; the examples are divided among the processes."""
     shared = model.encoder.plain_reason is None
     return each_answer(lambda group: model(answers_of(group, team.device)), items, max_tokens, shared, team)
 
 
 @torch.no_grad()
 def each_answer(
-    compute: Callable[[Sequence[Element]], Tensor],
-    items: Sequence[Element],
+    compute: Callable[[Sequence[RankingExample]], Tensor],
+    items: Sequence[RankingExample],
     max_tokens: int,
     shared: bool,
     team: Processes,
 ) -> list[list[float]]:
-    """A number for every answer of every element, in order: `compute` gives numbers_A of a micro-batch; the processes
+    """A number for every answer of every example, in order: `compute` gives numbers_A of a micro-batch; the processes
     share the work.
     """
-    # Copies, so that an element that is in the list twice is found at both places.
+    # Copies, so that an example that is in the list twice has two ids.
     mine = team.share([(index, replace(item)) for index, item in enumerate(items)])
     place = {id(item): index for index, item in mine}
     found: list[tuple[int, list[float]]] = []

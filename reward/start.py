@@ -1,5 +1,5 @@
-"""Where a reward model starts: the SFT model (Ouyang et al. 2022, section 3.5), or a base of its own, of another size,
-family or tokenizer.
+"""The model that a reward model is initialised from: the SFT model (Ouyang et al. 2022, section 3.5), or a separate
+base of any size, family and tokenizer.
 """
 
 from dataclasses import dataclass, replace
@@ -12,28 +12,28 @@ from modeling.adapters import add_lora
 from modeling.architecture import refuse_lookahead
 from modeling.config import ModelConfig
 from modeling.load import base_model_place, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
-from modeling.models import closing_of, initialise_head, plain
+from modeling.models import answer_suffix_of, initialise_head, plain
 from modeling.seeds import derive_seed
 from reward.config import RewardConfig
 
 
 @dataclass(frozen=True)
 class Start:
-    """A place to load from, and how to read and adapt what lies there."""
+    """A model to load, and how to load and adapt it."""
 
     place: str
     model_config: ModelConfig
     own_base: bool
-    """Whether it is not the SFT model, so that its adapter fits no other model of the run."""
+    """Whether it is not the SFT model, so its adapter fits no other model of the run."""
     trained: bool
-    """Whether it is a reward model already, with a head to keep."""
+    """Whether it is already a reward model, whose head is kept."""
     context: int
-    """The most tokens of a prompt and an answer together."""
+    """Maximum number of tokens of a prompt with an answer."""
 
     @staticmethod
     def of(config: RewardConfig, model_config: ModelConfig, sft: Path) -> "Start":
-        """What the settings say. Raises ValueError when the base is missing, or is no reward model though it is not to
-        be trained.
+        """The start that the settings name. Raises ValueError when the base is missing, or is not a reward model
+        although it is not to be trained.
         """
         if config.base is not None:
             lora = replace(model_config.lora, top_layers=config.top_layers)
@@ -55,16 +55,16 @@ class Start:
         return Start(place, model_config, config.base is not None, trained, context_length(settings, generating=False))
 
     def tokenizer(self) -> Any:
-        """Its own, with its own chat template."""
+        """The base's own tokenizer, with its own chat template."""
         return load_tokenizer(self.place, self.model_config)
 
-    def closing(self, tokenizer: Any) -> list[int] | None:
-        """What it wants to see after each answer, see `closing_of`."""
-        return closing_of(read_settings(self.place, self.model_config), tokenizer)
+    def answer_suffix(self, tokenizer: Any) -> list[int] | None:
+        """Tokens that the reward model expects after each answer, see `answer_suffix_of`."""
+        return answer_suffix_of(read_settings(self.place, self.model_config), tokenizer)
 
     def model(self, tokenizer: Any, seed: int, device: torch.device, train: bool = True) -> Any:
-        """A fresh copy, ready to be trained: a new head unless it has one, and with `adapter: lora` an adapter beside
-        which the head is trained.
+        """A new copy, ready to be trained: with a new head unless it has one, and with `adapter: lora` with an adapter
+        and a trained head.
         """
         model = load_scalar(self.place, self.model_config, tokenizer).to(device)
         refuse_lookahead(model, f"reward.base={self.model_config.base}" if self.own_base else self.place)

@@ -20,7 +20,7 @@ from modeling.seeds import derive_seed
 from modeling.sharding import clip_gradients
 from modeling.tracking import Tracker
 from reward.accuracy import pair_margins, pair_outcomes
-from reward.batches import Element, as_pairs, micro_batches
+from reward.batches import RankingExample, as_pairs, micro_batches
 from reward.checkpoint import Checkpoints, Trained
 from reward.config import RewardConfig
 from reward.loss import pairwise_loss
@@ -44,9 +44,9 @@ class RewardTrainer:
         self,
         config: RewardConfig,
         model: RewardModel,
-        train_set: Sequence[Element],
+        train_set: Sequence[RankingExample],
         run: Run,
-        watched: Mapping[str, Sequence[Element]] | None = None,
+        watched: Mapping[str, Sequence[RankingExample]] | None = None,
     ) -> None:
         """
         Args:
@@ -77,7 +77,7 @@ class RewardTrainer:
             self.done, self.epochs = self.checkpoints.begin(self.state)
 
     def train(self) -> list[dict[str, Any]]:
-        """Returns for each epoch {epoch, and {accuracy, loss} of each of the watched sets}."""
+        """Trains the remaining steps; returns {epoch, and {accuracy, loss} of each watched set} for each epoch."""
         run, total = self.run, self.steps_per_epoch * self.config.epochs
         tracks = run.out is not None and self.team.is_main
         timer = SaveTimer(self.config.checkpoint_minutes, self.team)
@@ -92,7 +92,7 @@ class RewardTrainer:
                     numbers |= self.finish_epoch(epoch, step)
                 if tracker is not None:
                     tracker.log(step, numbers)
-                # After the rows, because a resumed run assumes that those up to its checkpoint have been written.
+                # After the rows: a resumed run assumes that those up to its checkpoint have been written.
                 if self.checkpoints is not None and (epoch_ends or timer.due()):
                     self.checkpoints.save(step, self.epochs, self.state)
                     timer.restart()
@@ -100,8 +100,8 @@ class RewardTrainer:
                 bar.set_postfix(loss=f"{numbers['loss']:.3f}", accuracy=f"{numbers['accuracy']:.2f}")
         return self.epochs
 
-    def batches(self) -> Iterator[tuple[int, int, list[Element]]]:
-        """(step from 1, epoch from 0, examples) of the steps that are left. Each epoch has its own order."""
+    def batches(self) -> Iterator[tuple[int, int, list[RankingExample]]]:
+        """(step from 1, epoch from 0, examples) of the remaining steps. Each epoch has its own order."""
         step = 0
         for epoch in range(self.config.epochs):
             order = random.Random(derive_seed(self.run.seed, "reward", epoch))
@@ -111,7 +111,7 @@ class RewardTrainer:
                 if step > self.done:
                     yield step, epoch, [self.examples[index] for index in shuffled[start : start + self.batch_size]]
 
-    def train_batch(self, batch: Sequence[Element], step: int) -> dict[str, float]:
+    def train_batch(self, batch: Sequence[RankingExample], step: int) -> dict[str, float]:
         """One optimizer step; returns the batch's loss and accuracy before it, gradient norm and learning rate."""
         numbers = self.gradient(batch)
         require_finite({"loss": numbers["loss"]}, f"reward, step {step}", ADVICE)
@@ -123,7 +123,7 @@ class RewardTrainer:
         self.optimizer.zero_grad()
         return numbers
 
-    def gradient(self, batch: Sequence[Element]) -> dict[str, float]:
+    def gradient(self, batch: Sequence[RankingExample]) -> dict[str, float]:
         """Computes the batch's gradient, summed over the processes; returns the batch's loss, accuracy and pairs."""
         prompts = sum(item.pairs > 0 for item in batch)
         totals = torch.zeros(3, dtype=torch.float64, device=self.team.device)
@@ -132,11 +132,11 @@ class RewardTrainer:
         root, sharding = self.model.encoder.model, self.run.sharding
         with sharding.gathered(root):
             for group in groups:
-                scores_BK, better_BKK = by_prompt(self.model(answers_of(group, self.team.device)), group)
-                loss = pairwise_loss(scores_BK, better_BKK, normalizer=prompts)
+                scores_BK, preference_mask_BKK = by_prompt(self.model(answers_of(group, self.team.device)), group)
+                loss = pairwise_loss(scores_BK, preference_mask_BKK, normalizer=prompts)
                 loss.backward()
-                right = ((scores_BK[:, :, None] > scores_BK[:, None, :]) & better_BKK).sum()
-                totals += torch.stack([loss.detach().double(), right.double(), better_BKK.sum().double()])
+                right = ((scores_BK[:, :, None] > scores_BK[:, None, :]) & preference_mask_BKK).sum()
+                totals += torch.stack([loss.detach().double(), right.double(), preference_mask_BKK.sum().double()])
             sharding.reduce_gradients(root, self.weights)
         loss_sum, right_sum, pairs = sum_over_processes(totals).tolist()
         return {"loss": loss_sum, "accuracy": right_sum / max(pairs, 1.0), "pairs": pairs}
@@ -157,9 +157,9 @@ class RewardTrainer:
             }
 
 
-def batching(config: RewardConfig, train_set: Sequence[Element]) -> tuple[Sequence[Element], int]:
-    """(what is shuffled, how many of it make a batch): prompts, or as many comparisons a step as those prompts have on
-    average.
+def batching(config: RewardConfig, train_set: Sequence[RankingExample]) -> tuple[Sequence[RankingExample], int]:
+    """(the examples to shuffle, batch size): prompts, or single comparisons, as many per step as the prompts of a batch
+    have on average.
     """
     if config.batching == "prompts":
         return train_set, config.batch_size
@@ -167,7 +167,7 @@ def batching(config: RewardConfig, train_set: Sequence[Element]) -> tuple[Sequen
     return pairs, max(1, round(config.batch_size * len(pairs) / len(train_set)))
 
 
-def fit(scores: Sequence[Sequence[float]], items: Sequence[Element]) -> dict[str, float]:
+def fit(scores: Sequence[Sequence[float]], items: Sequence[RankingExample]) -> dict[str, float]:
     """{accuracy: over all strict pairs; loss: the mean over a prompt's pairs, then over prompts, as in training}."""
     outcomes = [outcome for row, item in zip(scores, items, strict=True) for outcome in pair_outcomes(row, item)]
     with np.errstate(invalid="ignore"):  # NaN stays NaN, and the caller reports it

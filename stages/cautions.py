@@ -1,5 +1,5 @@
-"""Checks of settings before a stage loads its models: warnings about settings with which little is learnt, and batches
-that the processes cannot share.
+"""Checks of settings before a stage loads its models: warnings about settings with which a model learns little, and
+errors for batch sizes that are not divisible by the number of processes.
 """
 
 import operator
@@ -13,21 +13,21 @@ LORA_RATES = {
     "ppo.learning_rate": (5e-6, 1e-4),
     "ppo.value_learning_rate": (9e-6, 2e-4),
 }
-"""(default, which is for full fine-tuning; about what LoRA needs)."""
+"""(default, for full fine-tuning; approximate value for LoRA)."""
 SHARED_BATCHES = ("sft.batch_size", "ppo.minibatch_size")
-"""Each process takes an equal part of these."""
+"""Batches of which each process takes an equal part."""
 
 
 def cautions(config: RunConfig, stage: str) -> list[str]:
-    """Warnings about the settings of a stage, a sentence each."""
+    """Warnings about the settings of a stage, one sentence each."""
     found = []
     trained = stage != "reward" or config.reward.epochs > 0
     for name, (full, lora) in LORA_RATES.items():
         rate = setting(config, name)
         if trained and config.model.adapter == "lora" and name.startswith(f"{stage}.") and 0 < rate <= full:
             found.append(
-                f"{name}={rate:g} is a rate for full fine-tuning, with which LoRA learns next to nothing: set it to "
-                f"about {lora:g}, or set model.adapter=none"
+                f"{name}={rate:g} is a learning rate for full fine-tuning, with which LoRA learns almost nothing: set "
+                f"it to about {lora:g}, or set model.adapter=none"
             )
     if stage == "ppo" and config.ppo.warmup_iterations > config.ppo.iterations:
         found.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.config import RunConfig
 from stages.manifest import model_digests, stage_digest
-from stages.reward import headline, leave
+from stages.reward import headline, write_report
 from stages.runner import RunFolder, Stage, stage_main
 
 SPLITS = ("valid", "test")
@@ -21,10 +21,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.likelihood import sft_baselines
     from evaluation.reward_model import report
     from modeling.load import autocast_dtype, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
-    from modeling.models import closing_of, reward_model
+    from modeling.models import answer_suffix_of, reward_model
     from modeling.processes import processes
     from reward.scoring import score_all
-    from stages.inputs import evenly, ranked_elements, told
+    from stages.inputs import evenly, left_out_lines, ranked_examples
 
     team, judging, limit = (
         processes(config.model.device),
@@ -42,12 +42,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             f"{', '.join(known.architectures or ['unknown'])}"
         )
     tokenizer = load_tokenizer(place, reading)
-    closing = closing_of(known, tokenizer)
-    sets, left_out = ranked_elements(config, run, SPLITS, tokenizer, context_length(known, generating=False), closing)
+    answer_suffix = answer_suffix_of(known, tokenizer)
+    sets, left_out = ranked_examples(
+        config, run, SPLITS, tokenizer, context_length(known, generating=False), answer_suffix
+    )
     loaded = load_scalar(place, reading, tokenizer).to(team.device)
     model = reward_model(loaded, autocast_dtype(reading, team.device))
-    lines = told(left_out) + (
-        [f"each answer gets a pass of its own over its prompt: {model.encoder.plain_reason}"]
+    lines = left_out_lines(left_out) + (
+        [f"a prompt is encoded again for each of its answers: {model.encoder.plain_reason}"]
         if model.encoder.plain_reason
         else []
     )
@@ -64,7 +66,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         )
         numbers[split] = report(found, items, others, judging.bootstrap_resamples)
     if team.is_main:
-        leave(
+        write_report(
             out,
             f"{config.run_name}: {judging.model or 'its reward model'}",
             {"bias": model.bias, "left_out": left_out, **numbers},

@@ -11,7 +11,7 @@ from stages.config import RunConfig
 from stages.runner import RunFolder
 
 if TYPE_CHECKING:
-    from reward.batches import Element
+    from reward.batches import RankingExample
 
 T = TypeVar("T")
 
@@ -58,19 +58,19 @@ def rankings(data: Path, labels: Path, split: str) -> list[Ranking]:
     return [*brought, *(read_records(file, Ranking) if file.is_file() else [])]
 
 
-def ranked_elements(
+def ranked_examples(
     config: RunConfig,
     run: RunFolder,
     splits: Sequence[str],
     tokenizer: Any,
     context: int,
-    closing: Sequence[int] | None,
-) -> tuple[dict[str, list["Element"]], dict[str, dict[str, int]]]:
+    answer_suffix: Sequence[int] | None,
+) -> tuple[dict[str, list["RankingExample"]], dict[str, dict[str, int]]]:
     """(rankings of each split in a reward model's tokens, how many of each were left out and why).
 
     Raises ValueError when a split has no rankings, or none that can be used.
     """
-    from reward.batches import elements, some_answers
+    from reward.batches import ranking_examples, some_answers
 
     sets, left_out = {}, {}
     for split in splits:
@@ -78,11 +78,11 @@ def ranked_elements(
         if not found:
             raise ValueError(f"there are no {split} rankings: run the labels stage, or give some in data.rankings")
         fewer = [some_answers(ranking, config.reward.max_answers_per_prompt, config.seed) for ranking in found]
-        sets[split], left_out[split] = elements(tokenizer, fewer, context, closing)
+        sets[split], left_out[split] = ranking_examples(tokenizer, fewer, context, answer_suffix)
     return sets, left_out
 
 
-def told(left_out: dict[str, dict[str, int]]) -> list[str]:
+def left_out_lines(left_out: dict[str, dict[str, int]]) -> list[str]:
     """A sentence for each split that lost rankings."""
     return [
         f"{split} rankings left out: "

@@ -1,4 +1,4 @@
-"""Stage 3: PPO-ptx. Resumes from its last checkpoint when it was cut off.
+"""Stage 3: PPO-ptx. Resumes from its last checkpoint after an interruption.
 
 python -m stages.ppo --config configs/demo.yaml --ppo.kl_coef 0.05
 torchrun --nproc_per_node 8 -m stages.ppo --config configs/demo.yaml
@@ -36,7 +36,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
     tokenizer = load_tokenizer(sft / "model", config.model)
     refuse_long_texts(config, read_settings(sft / "model", config.model))
-    # A reward model of its own brings its own code, if any; another is of the SFT model's architecture.
+    # A reward model with a separate base may have its own code; otherwise it has the SFT model's architecture.
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
     loader = Loader(sft, reward, config.model, config.ppo, config.seed, team.device, trust, sharding)
@@ -70,7 +70,7 @@ STAGE = Stage(
     work=work,
     parallel=True,
     scratch=("checkpoints",),
-    told=("tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
+    hash_exclude=("tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
 )
 
 if __name__ == "__main__":

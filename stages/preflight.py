@@ -24,11 +24,15 @@ class Answer:
 
 
 def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False) -> Answer:
-    """Checks what the base model supports. Loads it unless it is given.
+    """Checks what the base model supports.
 
-    `whole_chain` also checks the initialisation of PPO's value model, which is not configured in runs that train only a
-    reward model. Raises ValueError when a stage could not use `model.base`, or the reward model's `reward.base`; before
-    weights are loaded if the configurations are sufficient.
+    Args:
+        model: the base model; loaded if None.
+        whole_chain: also check the initialisation of PPO's value model, which runs that train only a reward model do
+            not configure.
+
+    Raises ValueError if a stage cannot use `model.base` or `reward.base`, before weights are loaded if the
+    configurations show it.
     """
     from modeling.architecture import backbone_of, refuse_by_config, refuse_headless, refuse_lookahead
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
@@ -55,7 +59,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
 
 
 def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> Answer:
-    """`check_models` for a loaded base model, and what the finished sets in `data` must hold for later stages."""
+    """`check_models` for a loaded base model, and checks of the finished data sets in `data` for later stages."""
     from modeling.load import base_model_place
     from stages.inputs import refuse_long_texts
 
@@ -68,13 +72,13 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
 
 
 def examine(model: Any, config: RunConfig) -> Answer:
-    """The check of a causal decoder. Raises ValueError when it cannot be decoded as configured."""
+    """Checks a causal decoder. Raises ValueError when it cannot be decoded as configured."""
     from modeling.adapters import lora_names
     from modeling.architecture import has_own_head
     from modeling.generation import generator_for
 
     generator = generator_for(model)
-    if config.ppo.engine == "native":  # the other ones are checked by PPOConfig.validate
+    if config.ppo.engine == "native":  # PPOConfig.validate checks the others
         config.ppo.refuse_unrecorded(generator.records_logprobs)
     decoder = "native" if generator.records_logprobs else "transformers"
     lora = lora_names(model, config.model.lora) if config.model.adapter == "lora" else ""

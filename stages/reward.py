@@ -1,4 +1,4 @@
-"""Stage 2: the reward model, judged on held-out rankings when it is trained.
+"""Stage 2: trains the reward model and evaluates it on held-out rankings.
 
 python -m stages.reward --config configs/demo.yaml --reward.epochs 2
 python -m stages.reward --config configs/demo.yaml --reward.base path/to/a/reward/model --reward.epochs 0
@@ -16,12 +16,12 @@ from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
     from modeling.processes import Processes
-    from reward.batches import Element
+    from reward.batches import RankingExample
     from reward.start import Start
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Trains; saves `model`, with an adapter on the SFT model `adapter` too, `accuracy.json` and a page of it."""
+    """Trains; saves `model`, with LoRA on the SFT model also `adapter`, and `accuracy.json` with a report page."""
     from data.records import SPLITS
     from data.sets import read_set
     from evaluation.likelihood import sft_baselines
@@ -32,7 +32,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from reward.batches import demonstrations
     from reward.fit import RewardData, fit
     from stages.cautions import cautions
-    from stages.inputs import evenly, ranked_elements, told
+    from stages.inputs import evenly, left_out_lines, ranked_examples
     from stages.preflight import check_reward_base
 
     team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
@@ -40,17 +40,17 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         team.say(f"reward: warning: {line}")
     start = team.from_main(lambda: check_reward_base(config, sft))
     tokenizer = start.tokenizer()
-    closing = start.closing(tokenizer)
+    answer_suffix = start.answer_suffix(tokenizer)
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
-    sets, left_out = ranked_elements(config, run, splits, tokenizer, start.context, closing)
+    sets, left_out = ranked_examples(config, run, splits, tokenizer, start.context, answer_suffix)
     sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
-    for line in told(left_out):
+    for line in left_out_lines(left_out):
         team.say(f"reward: {line}")
     # The set is ordered by source, so evenly spread rows represent each source in proportion.
     shown = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
-    fitting = demonstrations(tokenizer, shown, start.context, closing)
+    fitting = demonstrations(tokenizer, shown, start.context, answer_suffix)
     if too_long := len(shown) - len(fitting):
-        team.say(f"reward: demonstrations of the bias left out: {too_long} too long")
+        team.say(f"reward: {too_long} demonstrations for the bias are too long and left out")
     watched = {
         split: evenly(sets[split], config.reward.epoch_evaluation_prompts)
         for split in ("train", "valid")
@@ -71,7 +71,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if curve:
         curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
     if team.is_main:
-        leave(
+        write_report(
             out,
             config.run_name,
             {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve},
@@ -84,12 +84,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 
 def learning_curve(
-    config: RunConfig, start: "Start", tokenizer: Any, sets: dict[str, list["Element"]], team: "Processes", out: Path
+    config: RunConfig,
+    start: "Start",
+    tokenizer: Any,
+    sets: dict[str, list["RankingExample"]],
+    team: "Processes",
+    out: Path,
 ) -> list[dict[str, Any]]:
-    """Held-out accuracy of models trained on nested parts of the data.
-
-    Their checkpoints are written below `out`.
-    """
+    """Held-out accuracy of models trained on nested subsets of the data, with checkpoints below `out`."""
     from evaluation.reward_model import report
     from modeling.config import TrackingConfig
     from modeling.load import autocast_dtype
@@ -115,8 +117,8 @@ def learning_curve(
     return curve
 
 
-def leave(out: Path, name: str, evaluation: dict[str, Any]) -> None:
-    """Writes `accuracy.json` and a page of it."""
+def write_report(out: Path, name: str, evaluation: dict[str, Any]) -> None:
+    """Writes `accuracy.json` and a report page."""
     from evaluation.reward_page import write_reward_page
 
     (out / "accuracy.json").write_text(json.dumps(evaluation, indent=2) + "\n")
@@ -124,7 +126,7 @@ def leave(out: Path, name: str, evaluation: dict[str, Any]) -> None:
 
 
 def headline(test: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest and the last line say of the held-out rankings."""
+    """The results on held-out rankings for the manifest and the last log line."""
     from evaluation.verdict import best_baseline
 
     best = best_baseline(test)
@@ -138,7 +140,7 @@ def headline(test: dict[str, Any]) -> dict[str, Any]:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of a local base of its own. Raises ValueError when that is what this stage itself makes."""
+    """Digests of a local `reward.base`. Raises ValueError if it is this stage's own output."""
     own = RunFolder(Path(config.runs_folder) / config.run_name).stage("reward").resolve()
     if config.reward.base is not None and own in (
         Path(config.reward.base).resolve(),
@@ -160,7 +162,7 @@ STAGE = Stage(
     parallel=True,
     for_people=("reward.html", "reward.md", "reward_pictures"),
     scratch=("checkpoints",),
-    told=("tracking", "reward.checkpoint_minutes"),
+    hash_exclude=("tracking", "reward.checkpoint_minutes"),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ class Stage:
     discardable: tuple[str, ...] = ()
     """The same for folders whose loss costs minutes: if the configuration has changed they are discarded, while those
     of `scratch` stop the run."""
-    told: tuple[str, ...] = ()
-    """The parts of the configuration that it reads, but that change nothing in its result: a run goes on under
-    others.
+    hash_exclude: tuple[str, ...] = ()
+    """Settings that it reads but that do not change its result: the fingerprint omits them, so a run may resume with
+    other values.
     """
     dry_run: Callable[[RunConfig], None] | None = None
     """Prints what the stage would do, for those that offer --dry_run."""
@@ -172,7 +172,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     there is a finished result.
     """
     whole = asdict(config)
-    for name in stage.told:
+    for name in stage.hash_exclude:
         *path, last = name.split(".")
         functools.reduce(operator.getitem, path, whole).pop(last)
     settings = {name: functools.reduce(operator.getitem, name.split("."), whole) for name in (*stage.sections, "seed")}

@@ -65,7 +65,7 @@ STAGE = Stage(
     external=external,
     parallel=True,
     scratch=("trainer",),
-    told=("tracking", "sft.checkpoint_minutes"),
+    hash_exclude=("tracking", "sft.checkpoint_minutes"),
 )
 
 if __name__ == "__main__":

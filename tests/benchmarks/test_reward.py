@@ -64,8 +64,8 @@ def test_ours_and_the_peer_learn_from_the_same_comparisons(miniature: Path) -> N
     rows = [json.loads(line) for line in (miniature / "ranked.jsonl").read_text().splitlines()]
     ours = [
         (item.prompt + item.answers[better], item.prompt + item.answers[worse])
-        for item in reward_ours.elements(rows)
-        for better, worse in item.better_KK.nonzero().tolist()
+        for item in reward_ours.ranking_examples(rows)
+        for better, worse in item.preference_mask_KK.nonzero().tolist()
     ]
     assert ours == [(pair["chosen_ids"], pair["rejected_ids"]) for pair in reward_peer.pairs(rows)]
     assert len(ours) == 6

@@ -8,7 +8,7 @@ import pytest
 from data.chat_template import CHATML
 from data.records import Demonstration, Ranking
 from data.tokenize import check_prompt, count_answer_tokens, decode_completion, encode_completion, layout
-from reward.batches import element
+from reward.batches import ranking_example
 
 SUFFIXES = ["</answer>", " ", "\\n[done]", "\\n\\n"]
 
@@ -39,7 +39,7 @@ def test_the_answer_of_a_model_that_writes_the_whole_turn_is_the_plain_answer(
 def test_rankings_are_scored_at_eos_behind_the_text_that_the_template_adds(tiny_tokenizer: Any) -> None:
     tokenizer = ending(tiny_tokenizer, "'</answer>'")
     ranking = Ranking(prompt="Why?", completions=["Blue.", "Red."], ranks=[1, 2], complete=[True, False])
-    ended, cut = element(tokenizer, ranking).answers
+    ended, cut = ranking_example(tokenizer, ranking).answers
     assert tokenizer.decode(ended) == "Blue.</answer><|im_end|>"
     assert tokenizer.decode(cut) == "Red."
 

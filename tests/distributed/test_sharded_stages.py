@@ -25,6 +25,7 @@ SMALL = (
     "--data.personal_data", "off", "--sft.max_train_examples", "16", "--samples.max_train_prompts", "16",
     "--samples.max_heldout_prompts", "12", "--reward.bias_demonstrations", "6",
     "--evaluate_reward.bootstrap_resamples", "50", "--ppo.total_episodes", "48", "--ppo.checkpoint_every", "1",
+    "--ppo.held_out.every", "1",
     # Not a multiple of what each process gets, so that micro-batches are uneven.
     "--ppo.max_tokens_per_micro_batch", "300", "--reward.max_tokens_per_micro_batch", "300",
 )  # fmt: skip
@@ -59,7 +60,7 @@ def launch(stage: Stage, root: Path, adapter: str, processes: int, **environment
 def outputs(root: Path, stage: Stage) -> dict[str, bytes]:
     """Weights and metrics of a finished stage."""
     folder = root / "smoke" / stage.name
-    names = [path for path in folder.rglob("*") if path.name in ("metrics.jsonl", "scores.json")]
+    names = [path for path in folder.rglob("*") if path.name in ("metrics.jsonl", "held_out.jsonl", "scores.json")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in (*names, *folder.rglob("*.safetensors"))}
 
 

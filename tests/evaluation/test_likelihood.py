@@ -18,8 +18,8 @@ from modeling.load import load_causal
 from modeling.models import policy_model
 from modeling.processes import Processes
 from modeling.tiny import ARCHITECTURES
-from reward.batches import element
-from tests.reward.test_scoring import some_elements
+from reward.batches import ranking_example
+from tests.reward.test_scoring import some_examples
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -35,7 +35,7 @@ def by_hand(model: Any, prompt: list[int], answer: list[int]) -> float:
 def test_they_are_the_sum_and_mean_of_the_answers_own_log_probabilities(
     tiny_causal: Callable[[str], Any], architecture: str, shared: bool
 ) -> None:
-    model, items = tiny_causal(architecture), some_elements(1, 5)
+    model, items = tiny_causal(architecture), some_examples(1, 5)
     if not shared:
         backbone_of(model).shared_prefix_reason = "the test says so"
     totals, means = likelihoods(policy_model(model), items, 60, ALONE)
@@ -55,9 +55,9 @@ def test_the_sft_model_reads_rankings_with_its_own_tokenizer(
             prompt="What is the capital of France?", completions=["Paris", "I do not know", "Paris"], ranks=[1, 2, 3]
         )
     ]
-    items = [element(tiny_tokenizer, ranking) for ranking in rankings]
+    items = [ranking_example(tiny_tokenizer, ranking) for ranking in rankings]
     # A reward model of another tokenizer sees other ids of the same record.
-    foreign = [type(item)([1, 2, 3], [[4]] * 3, item.better_KK, ranking=item.ranking) for item in items]
+    foreign = [type(item)([1, 2, 3], [[4]] * 3, item.preference_mask_KK, ranking=item.ranking) for item in items]
     found = sft_baselines(tiny("gpt2"), model_config, foreign, 1000, ALONE)
     model = load_causal(tiny("gpt2"), model_config, tiny_tokenizer)
     expected = [by_hand(model, items[0].prompt, answer) for answer in items[0].answers]

@@ -20,30 +20,32 @@ from scipy.stats import mannwhitneyu, spearmanr
 
 from evaluation import reward_model
 from evaluation.reward_model import report
-from reward.batches import Element
+from reward.batches import RankingExample
 from reward.loss import pairwise_loss
 
-Case = tuple[list[list[float]], list[Element]]
+Case = tuple[list[list[float]], list[RankingExample]]
 
 
-def element(lengths: list[int], better: list[tuple[int, int]], ties: tuple[tuple[int, int], ...] = ()) -> Element:
+def ranking_example(
+    lengths: list[int], better: list[tuple[int, int]], ties: tuple[tuple[int, int], ...] = ()
+) -> RankingExample:
     """Judgments that are no order."""
-    better_KK = torch.zeros(len(lengths), len(lengths), dtype=torch.bool)
+    preference_mask_KK = torch.zeros(len(lengths), len(lengths), dtype=torch.bool)
     for high, low in better:
-        better_KK[high, low] = True
-    return Element([1, 2], [[3] * length for length in lengths], better_KK, ties)
+        preference_mask_KK[high, low] = True
+    return RankingExample([1, 2], [[3] * length for length in lengths], preference_mask_KK, ties)
 
 
-def ranked(lengths: list[int], ranks: list[int | None]) -> Element:
+def ranked(lengths: list[int], ranks: list[int | None]) -> RankingExample:
     """Judgments that are one."""
     known = [(place, rank) for place, rank in enumerate(ranks) if rank is not None]
     better = [(i, j) for i, high in known for j, low in known if high < low]
     ties = tuple((i, j) for (i, one), (j, other) in combinations(known, 2) if one == other)
-    return replace(element(lengths, better, ties), ranks=tuple(ranks))
+    return replace(ranking_example(lengths, better, ties), ranks=tuple(ranks))
 
 
-def pairs_of(item: Element) -> list[tuple[int, int]]:
-    return [(i, j) for i, j in permutations(range(len(item.answers)), 2) if bool(item.better_KK[i, j])]
+def pairs_of(item: RankingExample) -> list[tuple[int, int]]:
+    return [(i, j) for i, j in permutations(range(len(item.answers)), 2) if bool(item.preference_mask_KK[i, j])]
 
 
 def right(better: float, worse: float) -> float:
@@ -88,15 +90,15 @@ def simulated(seed: int, prompts: int, sureness: float, choices: tuple[int, ...]
             for i, j in combinations(range(k), 2)
         ]
         scores.append(row)
-        items.append(element([chance.randint(1, 9) for _ in range(k)], better))
+        items.append(ranking_example([chance.randint(1, 9) for _ in range(k)], better))
     return scores, items
 
 
 def test_every_accuracy_by_hand() -> None:
     items = [
         ranked([5, 4, 3], [1, 2, 3]),
-        element([2, 2, 9, 1], [(0, 2), (1, 2)]),
-        element([1, 7], [(0, 1)]),
+        ranking_example([2, 2, 9, 1], [(0, 2), (1, 2)]),
+        ranking_example([1, 7], [(0, 1)]),
     ]
     scores = [[3.0, 1.0, 2.0], [0.0, 0.0, 0.0, 5.0], [-1.0, 1.0]]
     found = report(scores, items, {"mine": [[0.0, 1.0, 2.0], [4.0, 5.0, 0.0, 0.0], [1.0, 0.0]]})
@@ -246,10 +248,10 @@ def test_the_order_of_prompts_and_answers_changes_no_mean(case: Case, seed: int)
     for row, item in zip(scores, items, strict=True):
         order = chance.sample(range(len(row)), len(row))
         place = {old: new for new, old in enumerate(order)}
-        turned = Element(
+        turned = RankingExample(
             item.prompt,
             [item.answers[old] for old in order],
-            item.better_KK[order][:, order],
+            item.preference_mask_KK[order][:, order],
             tuple((place[i], place[j]) for i, j in item.ties),
             None if item.ranks is None else tuple(item.ranks[old] for old in order),
         )
@@ -277,7 +279,7 @@ def test_the_order_of_prompts_and_answers_changes_no_mean(case: Case, seed: int)
 
 
 def test_a_constant_reward_model_is_right_half_the_time() -> None:
-    items = [element([1, 2, 3], [(0, 1), (2, 1)], ((0, 2),)), element([1, 2], [(1, 0)])]
+    items = [ranking_example([1, 2, 3], [(0, 1), (2, 1)], ((0, 2),)), ranking_example([1, 2], [(1, 0)])]
     found = report([[2.0] * 3, [2.0] * 2], items)
     assert (found["accuracy"]["mean"], found["best_vs_worst"]["mean"], found["score_std"], found["score_mean"]) == (
         0.5,
@@ -306,7 +308,7 @@ def test_a_constant_reward_model_is_right_half_the_time() -> None:
 
 
 def test_all_that_accuracy_counts_is_the_order_of_scores() -> None:
-    items = [element([5, 4, 3], [(0, 1), (0, 2), (1, 2)]), element([2, 2], [(1, 0)])]
+    items = [ranking_example([5, 4, 3], [(0, 1), (0, 2), (1, 2)]), ranking_example([2, 2], [(1, 0)])]
     scores = [[0.3, 0.1, 0.2], [0.9, -0.4]]
     moved = [[100 + 7 * value for value in row] for row in scores]
     assert report(moved, items)["accuracy"] == report(scores, items)["accuracy"]
@@ -315,12 +317,12 @@ def test_all_that_accuracy_counts_is_the_order_of_scores() -> None:
 
 
 def test_judgments_in_a_circle_have_an_accuracy_but_no_best_and_worst() -> None:
-    circle = element([1, 2, 3], [(0, 1), (1, 2), (2, 0)])
+    circle = ranking_example([1, 2, 3], [(0, 1), (1, 2), (2, 0)])
     found = report([[3.0, 2.0, 1.0]], [circle])
     assert found["best_vs_worst"] is None
     assert found["accuracy"]["mean"] == pytest.approx(2 / 3)
     assert (found["by_distance"], found["length"]["labeler_spearman"], found["ties"]) == ([], None, None)
-    assert report([[3.0, 2.0, 1.0], [1.0, 0.0]], [circle, element([1, 1], [(0, 1)])])["best_vs_worst"]["n"] == 1
+    assert report([[3.0, 2.0, 1.0], [1.0, 0.0]], [circle, ranking_example([1, 1], [(0, 1)])])["best_vs_worst"]["n"] == 1
 
 
 def test_chance_is_judged_on_the_same_pairs_and_a_seed_tells_how() -> None:
@@ -341,7 +343,7 @@ def test_chance_is_judged_on_the_same_pairs_and_a_seed_tells_how() -> None:
 
 def test_intervals_resample_prompts_not_pairs() -> None:
     ten = [(i, j) for i, j in combinations(range(5), 2)]
-    found = report([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0]], [element([1] * 5, ten)] * 2)
+    found = report([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0]], [ranking_example([1] * 5, ten)] * 2)
     # One prompt all right, the other all wrong: a quarter of resamples holds only the first, a quarter only the second.
     assert (found["accuracy"]["low"], found["accuracy"]["mean"], found["accuracy"]["high"]) == (0, 0.5, 1)
 
@@ -365,7 +367,7 @@ def test_resamples_and_seed_reach_every_interval(monkeypatch: pytest.MonkeyPatch
 
 def test_calibration_by_hand() -> None:
     # Margins of log 3, -log 3, log 4 and 0: 75% right, 75% wrong, 80% right, 50% half right.
-    items = [element([1, 1], [(0, 1)])] * 4
+    items = [ranking_example([1, 1], [(0, 1)])] * 4
     scores = [[math.log(3), 0.0], [0.0, math.log(3)], [math.log(4), 0.0], [1.0, 1.0]]
     found = report(scores, items)["calibration"]
     (only,) = found["bins"]
@@ -399,7 +401,7 @@ def test_bins_are_slices_of_the_pairs_in_order_of_certainty(prompts: int, bins: 
 def test_equal_certainties_share_a_bin() -> None:
     # 70 pairs of margin 1 and 30 of margin 2, in turns: a bin each, where bins of 20 would have cut both.
     scores = [[float(1 + (n % 10 < 3)), 0.0] for n in range(100)]
-    found = report(scores, [element([1, 1], [(0, 1)])] * 100, resamples=50)["calibration"]["bins"]
+    found = report(scores, [ranking_example([1, 1], [(0, 1)])] * 100, resamples=50)["calibration"]["bins"]
     assert [(one["pairs"], one["low"] == one["high"]) for one in found] == [(70, True), (30, True)]
 
 
@@ -408,13 +410,13 @@ def test_equal_certainties_share_a_bin() -> None:
 def test_the_loss_is_that_of_training(case: Case) -> None:
     scores, items = case
     most = max(len(row) for row in scores)
-    better_BKK = torch.zeros(len(items), most, most, dtype=torch.bool)
+    preference_mask_BKK = torch.zeros(len(items), most, most, dtype=torch.bool)
     scores_BK = torch.zeros(len(items), most, dtype=torch.float64)
     for n, (row, item) in enumerate(zip(scores, items, strict=True)):
-        better_BKK[n, : len(row), : len(row)] = item.better_KK
+        preference_mask_BKK[n, : len(row), : len(row)] = item.preference_mask_KK
         scores_BK[n, : len(row)] = torch.tensor(row, dtype=torch.float64)
     assert report(scores, items, resamples=20)["calibration"]["loss"] == pytest.approx(
-        float(pairwise_loss(scores_BK, better_BKK))
+        float(pairwise_loss(scores_BK, preference_mask_BKK))
     )
 
 
@@ -442,7 +444,7 @@ def test_the_temperature_weighs_prompts_as_the_loss_does() -> None:
     # with s = 2/3 right.
     nine = [(i, j) for i, j in combinations(range(9), 2)]
     flat = [1.0, *[0.0] * 8]
-    items = [element([1] * 9, nine), element([1, 1], [(0, 1)]), element([1, 1], [(1, 0)])]
+    items = [ranking_example([1] * 9, nine), ranking_example([1, 1], [(0, 1)]), ranking_example([1, 1], [(1, 0)])]
     scores = [flat, [1.0, 0.0], [1.0, 0.0]]
     # Margins: 8 of 36 pairs +1 and the others 0; +1; -1. With weights 8/36, 1 and 1: right is 44/36 of 80/36.
     share = (8 / 36 + 1) / (8 / 36 + 2)
@@ -467,11 +469,11 @@ def test_a_model_that_is_three_times_too_sure_has_temperature_three() -> None:
     "scores", [[[2.0, 1.0], [3.0, 0.0]], [[1.0, 2.0], [0.0, 3.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]]
 )
 def test_no_temperature_fits_a_model_without_mistakes_or_no_better_than_a_coin(scores: list[list[float]]) -> None:
-    assert report(scores, [element([1, 1], [(0, 1)])] * 2)["calibration"]["temperature"] is None
+    assert report(scores, [ranking_example([1, 1], [(0, 1)])] * 2)["calibration"]["temperature"] is None
 
 
 def test_scores_far_apart_overflow_nothing() -> None:
-    found = report([[1e6, -1e6], [-1e6, 1e6]], [element([1, 1], [(0, 1)])] * 2)
+    found = report([[1e6, -1e6], [-1e6, 1e6]], [ranking_example([1, 1], [(0, 1)])] * 2)
     assert found["calibration"]["loss"] == pytest.approx(1e6)
     assert found["calibration"]["bins"][0]["predicted"] == 1
 
@@ -507,10 +509,10 @@ def test_a_model_that_merely_likes_length_is_seen_through() -> None:
 )
 def test_what_cannot_be_judged_is_refused(scores: list[list[float]], baselines: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        report(scores, [element([1, 1], [(0, 1)])] * 2, baselines)
+        report(scores, [ranking_example([1, 1], [(0, 1)])] * 2, baselines)
 
 
-@pytest.mark.parametrize("items", [[], [element([1, 1], [], ((0, 1),))]])
-def test_without_a_comparison_there_is_no_report(items: list[Element]) -> None:
+@pytest.mark.parametrize("items", [[], [ranking_example([1, 1], [], ((0, 1),))]])
+def test_without_a_comparison_there_is_no_report(items: list[RankingExample]) -> None:
     with pytest.raises(ValueError, match="no strict comparison"):
         report([[0.0, 0.0]] * len(items), items)

@@ -93,7 +93,7 @@ def save_reward(
     template: str | None = None,
     eos: str | None = None,
     context: int | None = None,
-    closing: list[int] | None = None,
+    answer_suffix: list[int] | None = None,
 ) -> Path:
     """A reward stage whose model was not trained from the SFT model: `made` by make_tiny_model, with opinions and a
     bias of its own.
@@ -106,8 +106,8 @@ def save_reward(
     model = enliven(load_scalar(made, config, tokenizer), seed=5)
     model.config.score_bias = 0.5
     model.config.max_position_embeddings = context or model.config.max_position_embeddings
-    if closing is not None:
-        model.config.score_closing = closing
+    if answer_suffix is not None:
+        model.config.score_closing = answer_suffix
     save(model, tokenizer, folder / "model")
     return folder
 

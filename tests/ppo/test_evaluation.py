@@ -349,5 +349,5 @@ def test_the_monitors_of_a_resumed_run_see_no_rows_after_its_checkpoint(chains: 
     """A run that is killed between an iteration's row and its checkpoint makes that row again."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kl": 1e6}\n')
     trainer = chains("lora").trainer(tmp_path, small(total_episodes=8))
-    assert trainer.monitors.standing == {}
+    assert trainer.monitors.firing == {}
     trainer.train()

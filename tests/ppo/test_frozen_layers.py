@@ -1,5 +1,6 @@
 """A whole run with shared frozen lower layers: they run once a micro-batch for all models, with the same numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 
 from modeling.architecture import backbone_of
+from modeling.batch import Batch
 from modeling.config import LoraSettings
+from modeling.load import load_scalar
+from modeling.models import reward_model
 from tests.ppo.conftest import Chain, build_chain, small
 
 
@@ -39,3 +43,14 @@ def test_training_with_shared_frozen_layers_ends_in_the_same_bytes(chain: Chain,
     assert all(torch.equal(shared[name], separate[name]) for name in separate)
     # Of six passes over a micro-batch (reference, policy, reward and value model, and two updates), five start above.
     assert calls[1] - calls[0] == 5 * batches
+
+
+def test_a_reward_adapter_on_more_layers_than_the_policys_keeps_its_scores(tmp_path: Path):
+    built = build_chain(tmp_path, "lora")
+    chain = replace(built, config=replace(built.config, lora=LoraSettings(rank=4, alpha=8, top_layers=1)))
+    models, batch = chain.models(), Batch([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]])
+    model = reward_model(load_scalar(chain.reward / "model", chain.config, chain.tokenizer))
+    with torch.no_grad():
+        expected_B = model(batch)
+        models.reference(batch)  # stores the hidden states of the frozen layers, if there are any
+        torch.testing.assert_close(models.scorer.model(batch), expected_B, atol=1e-4, rtol=0)

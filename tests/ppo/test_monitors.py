@@ -52,7 +52,7 @@ def test_a_stop_is_one_sentence_with_metric_limit_and_setting():
         monitors.check(2, {"kl": 20.5})
     said = str(stopped.value)
     assert said == (
-        "iteration 2: the KL to the SFT policy is 20.5 nats an episode, above ppo.monitors.max_kl=20; nothing of this "
+        "iteration 2: the KL to the SFT policy is 20.5 nats per episode, above ppo.monitors.max_kl=20; nothing of this "
         "iteration is saved and the last "
         "checkpoint is kept, from which ppo.monitors.kl=warn continues"
     )
@@ -179,7 +179,7 @@ def test_over_optimisation_looks_at_the_last_evaluations_only():
     monitors = Monitors(settings)
     for iteration, row in enumerate(bad + good, start=1):
         monitors.check(iteration, row)
-    assert monitors.standing == {}
+    assert monitors.firing == {}
     long_ago = [evaluation(0.0, 0.01 * k) for k in range(9)]
     assert warned(settings, long_ago + bad) == [(13, "over_optimisation")]
 
@@ -229,4 +229,4 @@ def test_a_resumed_run_gets_the_warnings_of_an_uninterrupted_one(tmp_path: Path)
         again = Monitors(settings, [json.loads(json.dumps(row)) for row in [*written, *apart]])
         resumed = [again.check(step, row) for step, row in enumerate(rows[cut:], start=cut + 1)]
         assert resumed == told[cut:]
-        assert again.standing == whole.standing
+        assert again.firing == whole.firing

@@ -84,7 +84,9 @@ def prompt_ids(chain: Chain, case: Case) -> list[list[int]]:
     return [list(render(prompt.messages, add_generation_prompt=True, return_dict=False)) for prompt in case.prompts]
 
 
-def by_hand(chain: Chain, case: Case, context: int = CONTEXT_LENGTH, closing: list[int] | None = None) -> list[float]:
+def by_hand(
+    chain: Chain, case: Case, context: int = CONTEXT_LENGTH, answer_suffix: list[int] | None = None
+) -> list[float]:
     """The oracle, apart from the code under test: plain transformers, text by text, one unpadded row each."""
     policy = AutoTokenizer.from_pretrained(chain.sft / "model")
     reward = AutoTokenizer.from_pretrained(chain.reward / "model")
@@ -96,11 +98,11 @@ def by_hand(chain: Chain, case: Case, context: int = CONTEXT_LENGTH, closing: li
         before = reward(asked, add_special_tokens=False)["input_ids"]
         text = policy.decode([token for token in response.ids if token not in policy.all_special_ids]).strip()
         answer = reward(text, add_special_tokens=False)["input_ids"]
-        if closing is None:
+        if answer_suffix is None:
             answer += [reward.eos_token_id] * (response.ids[-1] == eos)
             rows.append((before + (answer or [reward.eos_token_id]))[:context])
         else:
-            rows.append((before + answer)[: context - len(closing)] + closing)
+            rows.append((before + answer)[: context - len(answer_suffix)] + answer_suffix)
     return [read(model, row) for row in rows]
 
 
@@ -241,17 +243,17 @@ def test_a_response_too_long_for_the_reward_model_is_truncated_at_its_end_and_co
 def test_a_downloaded_reward_models_closing_follows_every_answer_even_a_truncated_one(
     tokens: str, tiny: Callable[[str], Path], tmp_path: Path
 ):
-    closing, context = [7, 9], 120
+    answer_suffix, context = [7, 9], 120
     own = {"vocab_size": 330, "corpus": OTHER_WORDS} if tokens == "its own" else {}
     made = make_tiny_model(tmp_path / "made", "gpt_neox", hidden_size=48, seed=4, **own)
-    reward = save_reward(tmp_path / "reward", made, context=context, closing=closing)
+    reward = save_reward(tmp_path / "reward", made, context=context, answer_suffix=answer_suffix)
     chain = chain_of(tmp_path, tiny("llama"), reward, "lora")
     models, case = chain.models(value_init="sft"), every_ending(chain.tokenizer)
     digits = chain.tokenizer("0123456789" * 12, add_special_tokens=False)["input_ids"]
     case.responses[1] = Generation([*digits, chain.tokenizer.eos_token_id], [-1.0] * (len(digits) + 1), ended=True)
     case.responses[3] = Generation([200, 180, 220], [-1.0] * 3, ended=False)
     scores, truncated = scored(chain, models, case)
-    assert scores == pytest.approx(by_hand(chain, case, context, closing), abs=FLOAT32)
+    assert scores == pytest.approx(by_hand(chain, case, context, answer_suffix), abs=FLOAT32)
     assert truncated == [False, True, False, False, False, False]
 
 

@@ -219,8 +219,8 @@ def test_the_value_model_adapts_value_top_layers(
         ("lora", "foreign", {}, r"another tokenizer: set ppo\.value_init=sft"),
         ("none", "foreign", {}, r"another tokenizer: set ppo\.value_init=sft"),
         ("lora", "bigger", {"value_top_layers": 4}, r"ppo\.value_top_layers=4, but .* has 3 layers"),
-        ("lora", "shared", {"value_top_layers": 1}, r"ppo\.value_top_layers is of a LoRA adapter"),
-        ("none", "bigger", {"value_top_layers": 1}, r"ppo\.value_top_layers is of a LoRA adapter"),
+        ("lora", "shared", {"value_top_layers": 1}, r"ppo\.value_top_layers applies only to .* LoRA adapter"),
+        ("none", "bigger", {"value_top_layers": 1}, r"ppo\.value_top_layers applies only to .* LoRA adapter"),
     ],
 )
 def test_an_impossible_start_is_refused_before_weights_are_loaded(
@@ -257,7 +257,7 @@ def test_prompts_must_fit_a_value_model_of_shorter_context_with_their_answers(ch
     ("changes", "sentence"),
     [
         ({"value_top_layers": 0}, "at least 1"),
-        ({"value_top_layers": 1, "value_init": "sft"}, "ppo.value_init=sft does not"),
+        ({"value_top_layers": 1, "value_init": "sft"}, "with ppo.value_init=sft it does not"),
     ],
 )
 def test_contradictions_about_the_value_model_are_refused(changes: dict[str, Any], sentence: str):

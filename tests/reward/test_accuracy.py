@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from reward.accuracy import best_vs_worst, lengths_as_scores, pair_margins, pair_outcomes, ranks_as_scores, tied_margins
-from reward.batches import Element
+from reward.batches import RankingExample
 
 
-def judged(pairs: list[tuple[int, int]], answers: int) -> Element:
-    better_KK = torch.zeros(answers, answers, dtype=torch.bool)
+def judged(pairs: list[tuple[int, int]], answers: int) -> RankingExample:
+    preference_mask_KK = torch.zeros(answers, answers, dtype=torch.bool)
     for better, worse in pairs:
-        better_KK[better, worse] = True
-    return Element([1], [[2]] * answers, better_KK)
+        preference_mask_KK[better, worse] = True
+    return RankingExample([1], [[2]] * answers, preference_mask_KK)
 
 
-def from_ranks(ranks: list[int | None]) -> Element:
+def from_ranks(ranks: list[int | None]) -> RankingExample:
     pairs = [
         (i, j) for i, high in enumerate(ranks) for j,
         low in enumerate(ranks) if high is not None and low is not None and high < low
@@ -97,7 +97,9 @@ def test_there_is_no_best_or_worst_in_a_cycle_or_a_tie() -> None:
 
 
 def test_lengths_are_in_tokens() -> None:
-    assert lengths_as_scores(Element([1, 2, 3], [[4], [5, 6, 7], [8, 9]], torch.zeros(3, 3, dtype=torch.bool))) == [
+    assert lengths_as_scores(
+        RankingExample([1, 2, 3], [[4], [5, 6, 7], [8, 9]], torch.zeros(3, 3, dtype=torch.bool))
+    ) == [
         1.0,
         3.0,
         2.0,

@@ -1,4 +1,4 @@
-"""From rankings to batch elements, and their grouping by computed tokens.
+"""From rankings to training examples, and their grouping by computed tokens.
 
 pytest tests/reward/test_batches.py
 """
@@ -13,39 +13,41 @@ from hypothesis import strategies as st
 
 from data.records import Demonstration, Ranking, parse
 from reward.batches import (
-    Element,
+    RankingExample,
     as_pairs,
     demonstrations,
-    element,
-    elements,
     micro_batches,
+    ranking_example,
+    ranking_examples,
     some_answers,
 )
 
 COMPLETIONS = ["Paris.", "I do not know", "It is Paris, of course", ""]
 
 
-def pairs(item: Element) -> set[tuple[int, int]]:
-    return {(i, j) for i, j in item.better_KK.nonzero().tolist()}
+def pairs(item: RankingExample) -> set[tuple[int, int]]:
+    return {(i, j) for i, j in item.preference_mask_KK.nonzero().tolist()}
 
 
 def test_ranks_become_their_strict_pairs(tiny_tokenizer: Any) -> None:
     ranking = Ranking(prompt="Capital of France?", completions=["a", "b", "c", "d", "e"], ranks=[2, None, 1, 2, 3])
-    item = element(tiny_tokenizer, ranking)
+    item = ranking_example(tiny_tokenizer, ranking)
     assert pairs(item) == {(2, 0), (2, 3), (2, 4), (0, 4), (3, 4)}
     assert item.pairs == 5
 
 
 def test_preferences_are_taken_as_given_even_in_a_cycle(tiny_tokenizer: Any) -> None:
     cycle = [[0, 1], [1, 2], [2, 0], [3, 1]]
-    item = element(tiny_tokenizer, Ranking(prompt="?", completions=["a", "b", "c", "d"], preferences=cycle))
+    item = ranking_example(tiny_tokenizer, Ranking(prompt="?", completions=["a", "b", "c", "d"], preferences=cycle))
     assert pairs(item) == {(0, 1), (1, 2), (2, 0), (3, 1)}, (
         "no more and no fewer: 0 over 2 and 3 over 2 were never judged"
     )
 
 
 def test_prompt_and_answers_are_the_text_of_a_conversation(tiny_tokenizer: Any) -> None:
-    item = element(tiny_tokenizer, Ranking(prompt="Capital of France?", completions=COMPLETIONS, ranks=[1, 4, 2, 3]))
+    item = ranking_example(
+        tiny_tokenizer, Ranking(prompt="Capital of France?", completions=COMPLETIONS, ranks=[1, 4, 2, 3])
+    )
     assert (
         tiny_tokenizer.decode(item.prompt) == "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -54,7 +56,7 @@ def test_prompt_and_answers_are_the_text_of_a_conversation(tiny_tokenizer: Any) 
 
 def test_an_answer_that_was_cut_off_gets_no_eos_and_none_is_left_without_tokens(tiny_tokenizer: Any) -> None:
     ranking = Ranking(prompt="?", completions=COMPLETIONS, ranks=[1, 4, 2, 3], complete=[True, False, False, False])
-    decoded = [tiny_tokenizer.decode(ids) for ids in element(tiny_tokenizer, ranking).answers]
+    decoded = [tiny_tokenizer.decode(ids) for ids in ranking_example(tiny_tokenizer, ranking).answers]
     assert decoded == ["Paris.<|im_end|>", "I do not know", "It is Paris, of course", "<|im_end|>"]
 
 
@@ -63,7 +65,7 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tiny_tokenizer: Any)
     tied = Ranking(prompt="B", completions=["x", "y"], ranks=[2, 2])
     alone = Ranking(prompt="C", completions=["x", "y"], ranks=[1, None])
     long = Ranking(prompt="D", completions=["x", "word " * 90], ranks=[1, 2])
-    kept, left_out = elements(tiny_tokenizer, [tied, good, long, alone], context=100)
+    kept, left_out = ranking_examples(tiny_tokenizer, [tied, good, long, alone], context=100)
     assert [tiny_tokenizer.decode(item.prompt).count("A") for item in kept] == [1]
     assert left_out == {"all_tied": 2, "identical_answers": 0, "too_long": 1, "long_answers": 0}
 
@@ -81,7 +83,7 @@ def test_an_answer_is_not_compared_with_an_identical_one(
     tiny_tokenizer: Any, judged: dict[str, Any], strict: Any, ties: Any
 ) -> None:
     """The first two are identical, since decoding strips white space; an ended and a cut-off answer are different."""
-    item = element(
+    item = ranking_example(
         tiny_tokenizer, Ranking(prompt="Capital?", completions=["Paris.", " Paris.\n", "Rome.", ""], **judged)
     )
     assert (pairs(item), item.ties) == (strict, ties)
@@ -91,11 +93,11 @@ def test_an_answer_is_not_compared_with_an_identical_one(
 def test_rankings_of_identical_answers_are_left_out_and_counted(tiny_tokenizer: Any, text: str) -> None:
     same = Ranking(prompt="A", completions=[text, text.strip()], ranks=[1, 2])
     good = Ranking(prompt="B", completions=["x", ""], ranks=[1, 2])
-    kept, left_out = elements(tiny_tokenizer, [same, good, same], context=100)
+    kept, left_out = ranking_examples(tiny_tokenizer, [same, good, same], context=100)
     assert [item.ranking for item in kept] == [good], "an empty answer is an answer"
     assert left_out == {"all_tied": 0, "identical_answers": 2, "too_long": 0, "long_answers": 0}
     with pytest.raises(ValueError, match="of 2, 0 tie all their answers, 2 compare identical answers"):
-        elements(tiny_tokenizer, [same, same], context=100)
+        ranking_examples(tiny_tokenizer, [same, same], context=100)
 
 
 def test_an_answer_that_is_too_long_leaves_its_ranking_and_the_others_stay(tiny_tokenizer: Any) -> None:
@@ -105,12 +107,12 @@ def test_an_answer_that_is_too_long_leaves_its_ranking_and_the_others_stay(tiny_
     )
     judged = Ranking(prompt="B", completions=[long, "x", "y"], preferences=[[2, 0], [2, 1]], ties=[[0, 1]])
     nothing_left = Ranking(prompt="C", completions=[long, "x", "y"], ranks=[1, 2, 2])
-    kept, left_out = elements(tiny_tokenizer, [ranked, judged, nothing_left], context=100)
+    kept, left_out = ranking_examples(tiny_tokenizer, [ranked, judged, nothing_left], context=100)
     assert left_out == {"all_tied": 0, "identical_answers": 0, "too_long": 1, "long_answers": 2}
     shorter = Ranking(prompt="A", completions=["x", "y", "z"], ranks=[3, 2, 2], complete=[True, False, True])
     others = Ranking(prompt="B", completions=["x", "y"], preferences=[[1, 0]], ties=[])
     for found, expected in zip(kept, (shorter, others), strict=True):
-        oracle = element(tiny_tokenizer, expected)
+        oracle = ranking_example(tiny_tokenizer, expected)
         assert found.ranking == expected
         assert (found.prompt, found.answers, found.ties, found.ranks) == (
             oracle.prompt,
@@ -123,11 +125,11 @@ def test_an_answer_that_is_too_long_leaves_its_ranking_and_the_others_stay(tiny_
 
 def test_the_context_counts_prompt_and_longest_answer_to_the_token(tiny_tokenizer: Any) -> None:
     ranking = Ranking(prompt="A", completions=["x", "a longer answer"], ranks=[1, 2])
-    item = element(tiny_tokenizer, ranking)
+    item = ranking_example(tiny_tokenizer, ranking)
     length = len(item.prompt) + len(item.answers[1])
-    assert elements(tiny_tokenizer, [ranking], length)[1]["too_long"] == 0
+    assert ranking_examples(tiny_tokenizer, [ranking], length)[1]["too_long"] == 0
     with pytest.raises(ValueError, match=f"1 are longer than the model's context of {length - 1} tokens"):
-        elements(tiny_tokenizer, [ranking], length - 1)
+        ranking_examples(tiny_tokenizer, [ranking], length - 1)
 
 
 def test_demonstrations_that_do_not_fit_the_context_are_left_out(tiny_tokenizer: Any) -> None:
@@ -152,7 +154,7 @@ def test_demonstrations_that_do_not_fit_the_context_are_left_out(tiny_tokenizer:
 def test_nothing_left_to_learn_from_is_refused_with_the_reasons(tiny_tokenizer: Any) -> None:
     tied = [Ranking(prompt=str(i), completions=["x", "y", "z"], ranks=[1, 1, 1]) for i in range(3)]
     with pytest.raises(ValueError, match="of 3, 3 tie all their answers, 0 compare identical answers and 0 are longer"):
-        elements(tiny_tokenizer, tied, 100)
+        ranking_examples(tiny_tokenizer, tied, 100)
 
 
 def test_a_single_answer_is_no_ranking() -> None:
@@ -160,21 +162,21 @@ def test_a_single_answer_is_no_ranking() -> None:
         parse({"prompt": "?", "completions": ["only"], "ranks": [1]}, Ranking)
 
 
-def random_elements(seed: int, count: int) -> list[Element]:
+def random_examples(seed: int, count: int) -> list[RankingExample]:
     chance = random.Random(seed)
     made = []
     for _ in range(count):
         answers = chance.randint(2, 9)
         lengths = [chance.randint(1, 30) for _ in range(answers)]
         made.append(
-            Element(
+            RankingExample(
                 [7] * chance.randint(1, 40), [[8] * n for n in lengths], torch.zeros(answers, answers, dtype=torch.bool)
             )
         )
     return made
 
 
-def tokens(item: Element, shared: bool) -> int:
+def tokens(item: RankingExample, shared: bool) -> int:
     return len(item.prompt) * (1 if shared else len(item.answers)) + sum(map(len, item.answers))
 
 
@@ -182,7 +184,7 @@ def tokens(item: Element, shared: bool) -> int:
 @pytest.mark.parametrize("max_tokens", [1, 300, 700, 10**9])
 def test_micro_batches_hold_every_element_once_within_the_limit(max_tokens: int, shared: bool) -> None:
     """Where a prompt's answers share its pass, its tokens count once; otherwise once for each answer."""
-    batch = random_elements(0, 40)
+    batch = random_examples(0, 40)
     groups = micro_batches(batch, max_tokens, shared)
     assert sorted(id(item) for group in groups for item in group) == sorted(id(item) for item in batch)
     sizes = [sum(tokens(item, shared) for item in group) for group in groups]
@@ -190,7 +192,7 @@ def test_micro_batches_hold_every_element_once_within_the_limit(max_tokens: int,
     assert len(groups) == {1: 40, 10**9: 1}.get(max_tokens, len(groups))
     if max_tokens == 700:
         assert 3 < len(groups) < 40
-        # A group is closed only where the next element does not fit.
+        # A group is closed only where the next example does not fit.
         assert all(
             size + tokens(following[0], shared) > max_tokens for size, following in zip(sizes, groups[1:], strict=False)
         )
@@ -198,23 +200,28 @@ def test_micro_batches_hold_every_element_once_within_the_limit(max_tokens: int,
 
 def test_pairs_are_each_strict_comparison_once_with_the_better_answer_first() -> None:
     cycle = torch.tensor([[False, True, False], [False, False, True], [True, False, False]])
-    items = [Element([1], [[10], [11], [12]], cycle), Element([2], [[20], [21]], torch.zeros(2, 2, dtype=torch.bool))]
+    items = [
+        RankingExample([1], [[10], [11], [12]], cycle),
+        RankingExample([2], [[20], [21]], torch.zeros(2, 2, dtype=torch.bool)),
+    ]
     pairs = as_pairs(items)
     assert [(pair.prompt, pair.answers) for pair in pairs] == [
         ([1], [[10], [11]]),
         ([1], [[11], [12]]),
         ([1], [[12], [10]]),
     ]
-    assert all(pair.better_KK.nonzero().tolist() == [[0, 1]] for pair in pairs)
+    assert all(pair.preference_mask_KK.nonzero().tolist() == [[0, 1]] for pair in pairs)
 
 
 def test_ties_and_ranks_stay_known(tiny_tokenizer: Any) -> None:
-    ranked = element(tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c", "d"], ranks=[2, 1, None, 2]))
+    ranked = ranking_example(
+        tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c", "d"], ranks=[2, 1, None, 2])
+    )
     assert (ranked.ties, ranked.ranks) == (((0, 3),), (2, 1, None, 2))
-    judged = element(
+    judged = ranking_example(
         tiny_tokenizer, Ranking(prompt="p", completions=["a", "b", "c"], preferences=[[2, 0]], ties=[[1, 0]])
     )
-    assert (judged.ties, judged.ranks, judged.better_KK.nonzero().tolist()) == (((0, 1),), None, [[2, 0]])
+    assert (judged.ties, judged.ranks, judged.preference_mask_KK.nonzero().tolist()) == (((0, 1),), None, [[2, 0]])
 
 
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 3))
@@ -246,7 +253,7 @@ def test_some_answers_keep_their_judgments(count: int, limit: int, seed: int) ->
 def test_other_peoples_closing_stands_after_every_answer(tiny_tokenizer: Any) -> None:
     ranking = Ranking(prompt="p", completions=["yes", "no, but", ""], ranks=[1, 2, 3], complete=[True, False, True])
     plain = [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ranking.completions]
-    assert element(tiny_tokenizer, ranking, [2, 9]).answers == [[*ids, 2, 9] for ids in plain]
+    assert ranking_example(tiny_tokenizer, ranking, [2, 9]).answers == [[*ids, 2, 9] for ids in plain]
 
 
 def test_an_empty_batch_has_no_micro_batches() -> None:

@@ -16,10 +16,10 @@ from trl import RewardTrainer as TRLRewardTrainer
 from modeling.models import reward_model
 from modeling.processes import Processes
 from modeling.run import Run
-from reward.batches import Element
+from reward.batches import RankingExample
 from reward.config import RewardConfig
 from reward.trainer import RewardTrainer
-from tests.reward.test_scoring import some_elements
+from tests.reward.test_scoring import some_examples
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -30,8 +30,8 @@ def test_loss_and_gradients_are_those_of_trl(
 ) -> None:
     first_wins = torch.tensor([[False, True], [False, False]])
     batch = [
-        Element([token or 5 for token in item.prompt], [[*a, 2] for a in item.answers[:2]], first_wins)
-        for item in some_elements(11, 6)
+        RankingExample([token or 5 for token in item.prompt], [[*a, 2] for a in item.answers[:2]], first_wins)
+        for item in some_examples(11, 6)
     ]
     rows = [
         {"chosen_ids": item.prompt + item.answers[0], "rejected_ids": item.prompt + item.answers[1]} for item in batch

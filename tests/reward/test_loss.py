@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reward.loss import better_pairs, pairwise_loss, ranking_loss
+from reward.loss import pairwise_loss, preference_mask, ranking_loss
 
 Prompt = tuple[list[float], list[int | None]]
 
@@ -139,9 +139,9 @@ def test_what_stands_in_masked_scores_never_enters_loss_or_gradient(poison: floa
 
 def test_nan_in_an_answer_that_nobody_compared_never_enters_the_pairwise_loss() -> None:
     scores_BK = torch.tensor([[1.0, float("nan"), 0.0]], requires_grad=True)
-    better_BKK = torch.zeros(1, 3, 3, dtype=torch.bool)
-    better_BKK[0, 0, 2] = True
-    loss = pairwise_loss(scores_BK, better_BKK)
+    preference_mask_BKK = torch.zeros(1, 3, 3, dtype=torch.bool)
+    preference_mask_BKK[0, 0, 2] = True
+    loss = pairwise_loss(scores_BK, preference_mask_BKK)
     loss.backward()
     assert loss.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
     assert scores_BK.grad is not None
@@ -202,9 +202,9 @@ def test_pairs_are_strict_between_answers_that_are_there_and_never_both_ways(
 ) -> None:
     ranks_BK = torch.tensor([[rank or 0 for rank, _ in answers]])
     mask_BK = torch.tensor([[rank is not None and there for rank, there in answers]])
-    better_KK = better_pairs(ranks_BK, mask_BK)[0]
+    preference_mask_KK = preference_mask(ranks_BK, mask_BK)[0]
     for i, (high, i_there) in enumerate(answers):
         for j, (low, j_there) in enumerate(answers):
             expected = i_there and j_there and high is not None and low is not None and high < low
-            assert better_KK[i, j].item() is expected
-    assert not (better_KK & better_KK.T).any()
+            assert preference_mask_KK[i, j].item() is expected
+    assert not (preference_mask_KK & preference_mask_KK.T).any()

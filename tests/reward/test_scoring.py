@@ -14,7 +14,7 @@ from torch import Tensor
 from modeling.architecture import backbone_of
 from modeling.models import reward_model
 from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH
-from reward.batches import Element
+from reward.batches import RankingExample
 from reward.loss import pairwise_loss
 from reward.scoring import answers_of, by_prompt
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 FLOAT32 = 3e-5
 
 
-def some_elements(seed: int, count: int = 4, longest: int = 14) -> list[Element]:
+def some_examples(seed: int, count: int = 4, longest: int = 14) -> list[RankingExample]:
     """Ragged prompts and answers with pad (0) and EOS (2) among their tokens, judged at random."""
     chance = random.Random(seed)
     made = []
@@ -32,13 +32,13 @@ def some_elements(seed: int, count: int = 4, longest: int = 14) -> list[Element]
             [chance.choice([0, 2, chance.randrange(512)]) for _ in range(chance.randint(1, longest))]
             for _ in range(chance.randint(2, 5))
         ]
-        better_KK = torch.zeros(len(answers), len(answers), dtype=torch.bool)
-        better_KK[0, 1:] = True
-        made.append(Element(prompt, answers, better_KK))
+        preference_mask_KK = torch.zeros(len(answers), len(answers), dtype=torch.bool)
+        preference_mask_KK[0, 1:] = True
+        made.append(RankingExample(prompt, answers, preference_mask_KK))
     return made
 
 
-def plain_scores(model: Any, item: Element) -> Tensor:
+def plain_scores(model: Any, item: RankingExample) -> Tensor:
     """One plain forward an answer, unpadded, through the backbone and head by their own names."""
     backbone = getattr(model, model.base_model_prefix)
     rows = [
@@ -47,7 +47,7 @@ def plain_scores(model: Any, item: Element) -> Tensor:
     return model.score(torch.stack(rows))[:, 0]
 
 
-def scores_of(model: Any, group: list[Element]) -> Tensor:
+def scores_of(model: Any, group: list[RankingExample]) -> Tensor:
     return reward_model(model)(answers_of(group, CPU))
 
 
@@ -57,7 +57,7 @@ def test_scores_and_gradients_equal_plain_forwards(
     tiny_scalar: Callable[[str], Any], architecture: str, shared: bool
 ) -> None:
     model = tiny_scalar(architecture)
-    group = some_elements(seed=1)
+    group = some_examples(seed=1)
     plain_A = torch.cat([plain_scores(model, item) for item in group])
     if not shared:
         backbone_of(model).shared_prefix_reason = "the test says so"
@@ -80,13 +80,15 @@ def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(
     tiny_scalar: Callable[[str], Any], architecture: str
 ) -> None:
     model = tiny_scalar(architecture)
-    item = some_elements(seed=2, count=1)[0]
+    item = some_examples(seed=2, count=1)[0]
     embedding = model.get_input_embeddings().weight
     only_in_prompt = next(token for token in item.prompt if not any(token in answer for answer in item.answers))
     gradients = []
     for scores_A in (plain_scores(model, item), scores_of(model, [item])):
-        scores_BK, better_BKK = by_prompt(scores_A, [item])
-        gradients.append(torch.autograd.grad(pairwise_loss(scores_BK, better_BKK), embedding)[0][only_in_prompt])
+        scores_BK, preference_mask_BKK = by_prompt(scores_A, [item])
+        gradients.append(
+            torch.autograd.grad(pairwise_loss(scores_BK, preference_mask_BKK), embedding)[0][only_in_prompt]
+        )
     largest = float(gradients[0].abs().max())
     assert largest > 1e-3
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5 * largest + 1e-6, rtol=1e-3)
@@ -94,7 +96,7 @@ def test_the_gradient_of_the_loss_reaches_the_prompt_through_every_answer(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_neighbours_in_a_group_change_nothing(tiny_scalar: Callable[[str], Any], architecture: str) -> None:
-    model, group = tiny_scalar(architecture), some_elements(seed=3)
+    model, group = tiny_scalar(architecture), some_examples(seed=3)
     with torch.no_grad():
         together_A = scores_of(model, group)
         alone_A = torch.cat([scores_of(model, [item]) for item in group])
@@ -107,10 +109,10 @@ def test_a_long_prompt_may_stand_beside_long_answers_that_each_fit_the_context(
 ) -> None:
     # Padding after the first one's answers lies beyond the context: no position may be asked for there.
     model = tiny_scalar(architecture)
-    better_KK = torch.tensor([[False, True], [False, False]])
+    preference_mask_KK = torch.tensor([[False, True], [False, False]])
     group = [
-        Element([5 + i % 90 for i in range(CONTEXT_LENGTH - 4)], [[7, 8, 9, 2], [9, 2]], better_KK),
-        Element([5, 6, 7], [[100 + i % 90 for i in range(CONTEXT_LENGTH - 3)], [9, 2]], better_KK),
+        RankingExample([5 + i % 90 for i in range(CONTEXT_LENGTH - 4)], [[7, 8, 9, 2], [9, 2]], preference_mask_KK),
+        RankingExample([5, 6, 7], [[100 + i % 90 for i in range(CONTEXT_LENGTH - 3)], [9, 2]], preference_mask_KK),
     ]
     with torch.no_grad():
         expected_A = torch.cat([plain_scores(model, item) for item in group])
@@ -119,11 +121,11 @@ def test_a_long_prompt_may_stand_beside_long_answers_that_each_fit_the_context(
 
 def test_scores_go_back_to_their_prompts() -> None:
     one, two = torch.tensor([[False, True], [False, False]]), torch.tensor([[False, False, True]] * 2 + [[False] * 3])
-    group = [Element([1], [[1], [2]], one), Element([1], [[1], [2], [3]], two)]
-    scores_BK, better_BKK = by_prompt(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), group)
+    group = [RankingExample([1], [[1], [2]], one), RankingExample([1], [[1], [2], [3]], two)]
+    scores_BK, preference_mask_BKK = by_prompt(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), group)
     assert scores_BK.tolist() == [[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]
-    assert better_BKK[0].nonzero().tolist() == [[0, 1]]
-    assert better_BKK[1].nonzero().tolist() == [[0, 2], [1, 2]]
+    assert preference_mask_BKK[0].nonzero().tolist() == [[0, 1]]
+    assert preference_mask_BKK[1].nonzero().tolist() == [[0, 2], [1, 2]]
 
 
 def test_two_equal_prompts_in_a_group_keep_their_own_answers(tiny_scalar: Callable[[str], Any]) -> None:
@@ -131,9 +133,9 @@ def test_two_equal_prompts_in_a_group_keep_their_own_answers(tiny_scalar: Callab
     model = tiny_scalar("llama")
     nothing = torch.zeros(2, 2, dtype=torch.bool)
     group = [
-        Element([5, 6], [[7, 2], [8]], nothing),
-        Element([9], [[7], [8]], nothing),
-        Element([5, 6], [[8, 2], [7]], nothing),
+        RankingExample([5, 6], [[7, 2], [8]], nothing),
+        RankingExample([9], [[7], [8]], nothing),
+        RankingExample([5, 6], [[8, 2], [7]], nothing),
     ]
     with torch.no_grad():
         expected_A = torch.cat([plain_scores(model, item) for item in group])

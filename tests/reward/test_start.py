@@ -83,7 +83,7 @@ TEMPLATES = {
 def test_somebody_elses_reward_model_says_by_its_template_where_it_reads(
     tiny: Callable[[str], Path], tiny_llama: Path, model_config: ModelConfig, tmp_path: Path, case: str
 ) -> None:
-    turn, closing = TEMPLATES[case]
+    turn, answer_suffix = TEMPLATES[case]
     tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
     tokenizer.chat_template = (
         "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -91,8 +91,8 @@ def test_somebody_elses_reward_model_says_by_its_template_where_it_reads(
     AutoModelForSequenceClassification.from_pretrained(tiny("gpt2"), num_labels=1).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     start = Start.of(RewardConfig(base=str(tmp_path), epochs=0), model_config, tiny_llama)
-    expected = tokenizer(closing.format(eos=tokenizer.eos_token), add_special_tokens=False)["input_ids"]
-    assert start.closing(start.tokenizer()) == expected
+    expected = tokenizer(answer_suffix.format(eos=tokenizer.eos_token), add_special_tokens=False)["input_ids"]
+    assert start.answer_suffix(start.tokenizer()) == expected
 
 
 def test_without_a_template_of_its_own_it_reads_at_eos(
@@ -104,7 +104,7 @@ def test_without_a_template_of_its_own_it_reads_at_eos(
     tokenizer.save_pretrained(tmp_path)
     start = Start.of(RewardConfig(base=str(tmp_path), epochs=0), model_config, tiny_llama)
     assert start.tokenizer().chat_template == PLAIN
-    assert start.closing(start.tokenizer()) == [tokenizer.eos_token_id]
+    assert start.answer_suffix(start.tokenizer()) == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_a_template_that_shows_no_answer_is_refused_in_a_sentence(
     tokenizer.save_pretrained(tmp_path)
     start = Start.of(RewardConfig(base=str(tmp_path), epochs=0), model_config, tiny_llama)
     with pytest.raises(ValueError, match=said):
-        start.closing(start.tokenizer())
+        start.answer_suffix(start.tokenizer())
 
 
 def test_a_reward_model_of_ours_reads_at_eos_whatever_its_template(
     tiny: Callable[[str], Path], tiny_llama: Path, model_config: ModelConfig
 ) -> None:
     start = Start.of(RewardConfig(base=str(tiny("gpt2"))), model_config, tiny_llama)
-    assert start.closing(start.tokenizer()) is None
-    assert Start.of(RewardConfig(), model_config, tiny_llama).closing(start.tokenizer()) is None
+    assert start.answer_suffix(start.tokenizer()) is None
+    assert Start.of(RewardConfig(), model_config, tiny_llama).answer_suffix(start.tokenizer()) is None

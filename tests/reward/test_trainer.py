@@ -23,7 +23,7 @@ from modeling.models import initialise_head, plain, reward_model
 from modeling.processes import Processes, processes, sum_over_processes
 from modeling.run import Run
 from modeling.tracking import read_metrics
-from reward.batches import Element
+from reward.batches import RankingExample
 from reward.config import RewardConfig
 from reward.fit import set_bias
 from reward.scoring import score_all
@@ -34,7 +34,7 @@ ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 GOOD, BAD = 200, 300
 
 
-def some_elements(seed: int, count: int) -> list[Element]:
+def some_examples(seed: int, count: int) -> list[RankingExample]:
     """Ragged prompts with 2 to 5 answers; one with more of token GOOD is better than one with fewer, and equal numbers
     tie.
     """
@@ -45,8 +45,12 @@ def some_elements(seed: int, count: int) -> list[Element]:
             [chance.choice([GOOD, BAD]) for _ in range(chance.randint(1, 7))] + [2] for _ in range(chance.randint(2, 5))
         ]
         marks = [answer.count(GOOD) for answer in answers]
-        better_KK = torch.tensor([[high > low for low in marks] for high in marks])
-        made.append(Element([chance.randrange(3, 512) for _ in range(chance.randint(1, 12))], answers, better_KK))
+        preference_mask_KK = torch.tensor([[high > low for low in marks] for high in marks])
+        made.append(
+            RankingExample(
+                [chance.randrange(3, 512) for _ in range(chance.randint(1, 12))], answers, preference_mask_KK
+            )
+        )
     return made
 
 
@@ -56,23 +60,26 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 def trainer_of(
     model: Any,
-    items: list[Element],
+    items: list[RankingExample],
     config: RewardConfig | None = None,
     out: Path | None = None,
     seed: int = 0,
-    watched: dict[str, list[Element]] | None = None,
+    watched: dict[str, list[RankingExample]] | None = None,
     team: Processes = ALONE,
 ) -> RewardTrainer:
     """A trainer of a fresh model without autocast."""
     return RewardTrainer(config or RewardConfig(), reward_model(model), items, Run(team, seed, out), watched)
 
 
-def plain_loss(model: Any, batch: list[Element]) -> torch.Tensor:
+def plain_loss(model: Any, batch: list[RankingExample]) -> torch.Tensor:
     """The paper's formula over plain forwards: the mean over prompts that have a pair of the mean over their pairs."""
     means = []
     for item in batch:
         scores = [model(input_ids=torch.tensor([item.prompt + answer])).logits[0, 0] for answer in item.answers]
-        terms = [-torch.nn.functional.logsigmoid(scores[i] - scores[j]) for i, j in item.better_KK.nonzero().tolist()]
+        terms = [
+            -torch.nn.functional.logsigmoid(scores[i] - scores[j])
+            for i, j in item.preference_mask_KK.nonzero().tolist()
+        ]
         if terms:
             means.append(torch.stack(terms).mean())
     return torch.stack(means).mean()
@@ -84,8 +91,8 @@ def test_any_micro_batch_gives_the_loss_and_gradient_of_the_whole_batch(
     tiny_scalar: Callable[[str], Any], architecture: str, max_tokens: int
 ) -> None:
     model = tiny_scalar(architecture)
-    tied = Element([5, 6], [[7, 2], [8, 2]], torch.zeros(2, 2, dtype=torch.bool))
-    batch = [*some_elements(0, 6), tied]
+    tied = RankingExample([5, 6], [[7, 2], [8, 2]], torch.zeros(2, 2, dtype=torch.bool))
+    batch = [*some_examples(0, 6), tied]
     numbers = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=max_tokens)).gradient(batch)
     ours = gradients(model)
     model.zero_grad()
@@ -99,11 +106,11 @@ def test_any_micro_batch_gives_the_loss_and_gradient_of_the_whole_batch(
 
 
 def test_accuracy_counts_pairs(tiny_scalar: Callable[[str], Any]) -> None:
-    model, batch = tiny_scalar("llama"), some_elements(1, 8)
+    model, batch = tiny_scalar("llama"), some_examples(1, 8)
     numbers = trainer_of(model, batch).gradient(batch)
     right = pairs = 0
     for item, scores in zip(batch, score_all(reward_model(model), batch, 10**6, ALONE), strict=True):
-        for i, j in item.better_KK.nonzero().tolist():
+        for i, j in item.preference_mask_KK.nonzero().tolist():
             pairs += 1
             right += scores[i] > scores[j]
     assert (numbers["pairs"], numbers["accuracy"]) == (pairs, pytest.approx(right / pairs))
@@ -112,7 +119,7 @@ def test_accuracy_counts_pairs(tiny_scalar: Callable[[str], Any]) -> None:
 
 @pytest.mark.parametrize("max_tokens", [1, 80, 10**6])
 def test_scores_come_in_the_order_of_their_elements(tiny_scalar: Callable[[str], Any], max_tokens: int) -> None:
-    model, items = tiny_scalar("llama"), some_elements(2, 9)
+    model, items = tiny_scalar("llama"), some_examples(2, 9)
     items.append(items[0])
     found = score_all(reward_model(model), items, max_tokens, ALONE)
     with torch.no_grad():
@@ -121,7 +128,7 @@ def test_scores_come_in_the_order_of_their_elements(tiny_scalar: Callable[[str],
             assert scores == pytest.approx(alone, abs=3e-5)
 
 
-def in_a_team(model: Any, batch: list[Element], folder: Path) -> None:
+def in_a_team(model: Any, batch: list[RankingExample], folder: Path) -> None:
     torch.set_num_threads(1)
     team = processes("cpu")
     assert team.count == 2
@@ -129,7 +136,7 @@ def in_a_team(model: Any, batch: list[Element], folder: Path) -> None:
     numbers = trainer.gradient(batch)
     summed = gradients(model)
     scores = score_all(reward_model(model), batch, 100, team)
-    # With one element, the second process has nothing to do and must take part all the same.
+    # With one example, the second process has nothing to do and must take part all the same.
     lone = trainer.gradient(batch[:1])
     total = sum_over_processes(torch.tensor([1.0 + team.rank]))
     told = team.from_main(lambda: f"from {team.rank}")
@@ -146,7 +153,7 @@ def in_a_team(model: Any, batch: list[Element], folder: Path) -> None:
 
 
 def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], tmp_path: Path) -> None:
-    batch = some_elements(3, 7)
+    batch = some_examples(3, 7)
     model = tiny_scalar("llama")
     one = trainer_of(model, batch).gradient(batch)
     one_gradients = gradients(model)
@@ -177,7 +184,7 @@ def test_a_process_alone_shares_with_nobody() -> None:
     assert ALONE.share([1, 2, 3]) == ALONE.gather([1, 2, 3]) == [1, 2, 3]
     assert ALONE.from_main(lambda: 7) == 7
     assert Processes(0, 4, ALONE.device).divide(12, "ppo.batch_size") == 3
-    with pytest.raises(ValueError, match=r"ppo\.batch_size=10 does not divide by the 4 processes"):
+    with pytest.raises(ValueError, match=r"ppo\.batch_size=10 is not divisible by the 4 processes"):
         Processes(0, 4, ALONE.device).divide(10, "ppo.batch_size")
 
 
@@ -194,7 +201,7 @@ def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
     frozen = {
         name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad
     }
-    items = [item for item in some_elements(4, 30) if item.pairs]
+    items = [item for item in some_examples(4, 30) if item.pairs]
     config = RewardConfig(epochs=5, learning_rate=1e-2, batch_size=8)
     trainer_of(model, items, config, tmp_path).train()
     rows = read_metrics(tmp_path / "metrics.jsonl")
@@ -216,7 +223,7 @@ def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
 def test_a_run_depends_on_its_seed_and_on_no_other_random_numbers(
     tiny_scalar: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    items = [item for item in some_elements(5, 12) if item.pairs]
+    items = [item for item in some_examples(5, 12) if item.pairs]
     losses = []
     for name, seed, noise in (("a", 1, 5), ("b", 1, 6), ("c", 2, 5)):
         torch.manual_seed(noise)
@@ -231,7 +238,7 @@ def test_a_run_depends_on_its_seed_and_on_no_other_random_numbers(
 def test_every_element_is_seen_once_an_epoch(
     tiny_scalar: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [item for item in some_elements(6, 14) if item.pairs]
+    items = [item for item in some_examples(6, 14) if item.pairs]
     seen: list[list[int]] = []
 
     trainer = trainer_of(tiny_scalar("llama"), items, RewardConfig(epochs=2, batch_size=5))
@@ -249,7 +256,7 @@ def test_every_element_is_seen_once_an_epoch(
 def test_gradients_are_clipped_to_their_norm(
     tiny_scalar: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [item for item in some_elements(7, 8) if item.pairs]
+    items = [item for item in some_examples(7, 8) if item.pairs]
     norms: list[float] = []
     original = torch.optim.Adam.step
 
@@ -273,7 +280,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
     with torch.no_grad():
         model.score.weight.fill_(float("nan"))
     before = model.model.embed_tokens.weight.detach().clone()
-    items = [item for item in some_elements(8, 6) if item.pairs]
+    items = [item for item in some_examples(8, 6) if item.pairs]
     with pytest.raises(ValueError, match=r"reward, step 1: loss is nan: lower reward\.learning_rate"):
         trainer_of(model, items, RewardConfig(learning_rate=1.0)).train()
     assert torch.equal(model.model.embed_tokens.weight, before)
@@ -288,10 +295,12 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
     initialise_head(model, seed=0)
     model = add_lora(model, LoraSettings(rank=4, alpha=8))
     plain(model).score.requires_grad_(True)
-    items = [item for item in some_elements(9, 12) if item.pairs]
+    items = [item for item in some_examples(9, 12) if item.pairs]
     trainer = trainer_of(model, items, RewardConfig(epochs=2, learning_rate=1e-2, batch_size=4))
     trainer.train()
-    demonstrations = [Element(item.prompt, item.answers[:1], torch.zeros(1, 1, dtype=torch.bool)) for item in items]
+    demonstrations = [
+        RankingExample(item.prompt, item.answers[:1], torch.zeros(1, 1, dtype=torch.bool)) for item in items
+    ]
     raw = [row[0] for row in score_all(trainer.model, demonstrations, 1000, ALONE)]
     bias = sum(raw) / len(raw)
     assert abs(bias) > 0.01
@@ -316,7 +325,7 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
 def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
     tiny_scalar: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    items = [item for item in some_elements(12, 14) if item.pairs]
+    items = [item for item in some_examples(12, 14) if item.pairs]
     watched = {"train": items[:4], "valid": items[10:]}
     config = RewardConfig(epochs=3, learning_rate=3e-3, batch_size=4)
     runs = []
@@ -332,7 +341,7 @@ def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
     for name, sets in watched.items():
         right, losses = [], []
         for item, scores in zip(sets, score_all(reward_model(model), sets, 1000, ALONE), strict=True):
-            margins = [scores[i] - scores[j] for i, j in item.better_KK.nonzero().tolist()]
+            margins = [scores[i] - scores[j] for i, j in item.preference_mask_KK.nonzero().tolist()]
             right += [margin > 0 for margin in margins]
             losses.append(sum(math.log(1 + math.exp(-margin)) for margin in margins) / len(margins))
         assert epochs[-1][name] == pytest.approx(
@@ -355,14 +364,14 @@ def test_a_killed_training_goes_on_from_its_last_step_and_ends_in_the_same_bytes
     step: int,
 ) -> None:
     """With a checkpoint after each step, since the clock says each time that one is due."""
-    items = [item for item in some_elements(12, 11) if item.pairs]
+    items = [item for item in some_examples(12, 11) if item.pairs]
     config = RewardConfig(epochs=3, learning_rate=3e-3, batch_size=4, batching=batching, checkpoint_minutes=0)
     watched = {"valid": items[:3]}
     steps: list[int] = []
 
     compute = RewardTrainer.gradient
 
-    def killed(trainer: RewardTrainer, batch: list[Element]) -> dict[str, float]:
+    def killed(trainer: RewardTrainer, batch: list[RankingExample]) -> dict[str, float]:
         steps.append(1)
         if len(steps) == step:
             raise Cut
@@ -390,8 +399,8 @@ def test_a_killed_training_goes_on_from_its_last_step_and_ends_in_the_same_bytes
 def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
     tiny_scalar: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [item for item in some_elements(13, 12) if item.pairs]
-    seen: list[list[Element]] = []
+    items = [item for item in some_examples(13, 12) if item.pairs]
+    seen: list[list[RankingExample]] = []
 
     trainer = trainer_of(tiny_scalar("llama"), items, RewardConfig(batching="pairs", batch_size=4))
     compute = trainer.gradient
@@ -401,7 +410,9 @@ def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
     assert sum(len(batch) for batch in seen) == comparisons
     assert len(seen[0]) == round(4 * comparisons / len(items))
     wanted = sorted(
-        (item.prompt, item.answers[i], item.answers[j]) for item in items for i, j in item.better_KK.nonzero().tolist()
+        (item.prompt, item.answers[i], item.answers[j])
+        for item in items
+        for i, j in item.preference_mask_KK.nonzero().tolist()
     )
     assert sorted((pair.prompt, *pair.answers) for batch in seen for pair in batch) == wanted
     # Prompts are mixed: pairs of one prompt do not stand together.
@@ -410,7 +421,7 @@ def test_shuffled_pairs_are_steps_of_as_many_comparisons_as_the_prompts_have(
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_limit_of_a_micro_batch_counts_what_is_computed(tiny_scalar: Callable[[str], Any], shared: bool) -> None:
-    model, batch = tiny_scalar("llama"), some_elements(15, 10)
+    model, batch = tiny_scalar("llama"), some_examples(15, 10)
     if not shared:
         model.model.shared_prefix_reason = "the test says so"
     trainer = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=100))
@@ -434,7 +445,7 @@ def test_activation_checkpointing_changes_no_bit_of_a_training(
         model, calls = tiny_scalar("gpt_neox"), []
         model.gpt_neox.layers[0].attention.register_forward_hook(lambda *given, calls=calls: calls.append(1))
         config = RewardConfig(activation_checkpointing=checkpointing, batch_size=4)
-        trainer_of(model, some_elements(14, 8), config, tmp_path / str(checkpointing)).train()
+        trainer_of(model, some_examples(14, 8), config, tmp_path / str(checkpointing)).train()
         weights.append(list(model.parameters()))
         layer_calls.append(len(calls))
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_exports_nothing(
 
 def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) -> None:
     three = Processes(rank=0, count=3, device=torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"sft\.batch_size=4 does not divide by the 3 processes"):
+    with pytest.raises(ValueError, match=r"sft\.batch_size=4 is not divisible by the 3 processes"):
         run(team=three)
     with pytest.raises(ValueError, match=r"sft\.micro_batch_size=4 does not divide the 6 sequences of each process"):
         run(settings=replace(SETTINGS, batch_size=12), team=replace(three, count=2))

@@ -113,14 +113,14 @@ with torch.no_grad():
 """
 
 
-def plain_scores(place: Path, rankings: list[Ranking], closing: str = "") -> list[list[float]]:
+def plain_scores(place: Path, rankings: list[Ranking], answer_suffix: str = "") -> list[list[float]]:
     """Each answer as text through nothing but transformers, in a process of its own, less the bias in the config."""
     tokenizer = AutoTokenizer.from_pretrained(place)
     rows = [
         tokenizer.apply_chat_template(ranking.messages, add_generation_prompt=True, tokenize=False)
         + text
         + tokenizer.eos_token * ended
-        + closing
+        + answer_suffix
         for ranking in rankings
         for text, ended in zip(ranking.completions, ranking.complete or [True] * len(ranking.completions), strict=True)
     ]
@@ -144,12 +144,12 @@ def strict(run: RunFolder, split: str) -> list[Ranking]:
     return [ranking for ranking in found if len(set(ranking.ranks or [])) > 1 and all(ranking.completions)]
 
 
-def demonstration_mean(run: RunFolder, closing: str = "") -> float:
+def demonstration_mean(run: RunFolder, answer_suffix: str = "") -> float:
     """What the saved model gives the demonstrations that its bias comes from, less that bias, on average."""
     everything = [row for _, row in read_rows(run.stage("data") / "sft_train.parquet")]
     rows = [everything[len(everything) * quarter // 4] for quarter in range(4)]
     rankings = [Ranking(prompt=row["prompt"], completions=[row["completion"]]) for row in rows]
-    scores = plain_scores(run.stage("reward") / "model", rankings, closing)
+    scores = plain_scores(run.stage("reward") / "model", rankings, answer_suffix)
     return sum(row[0] for row in scores) / len(scores)
 
 
@@ -239,7 +239,7 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     before = AutoModelForSequenceClassification.from_pretrained(other_reward_model).state_dict()
     assert all(torch.equal(ours[name], weight) for name, weight in before.items())
     assert not (run.stage("reward") / "metrics.jsonl").exists()
-    assert demonstration_mean(run, closing="\n") == pytest.approx(0, abs=1e-4)
+    assert demonstration_mean(run, answer_suffix="\n") == pytest.approx(0, abs=1e-4)
     # The saved copy says for itself how it is read.
     judged = run_stage(evaluate_reward.STAGE, config_of(runs))
     assert Path(judged.pop("report")).is_file()
