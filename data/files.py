@@ -36,6 +36,13 @@ LONGEST_PROBLEM = 300
 PARQUET_BATCH = 1024
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 """Names of pandas' index column in Parquet, in a table that was read again, and in CSV. It is not data."""
+MESSAGES_AS_TEXT = re.compile(
+    r"\s*\[\s*\{.*['\"](role|from)['\"]\s*:.*['\"](content|value)['\"]\s*:.*\}\s*\]\s*|"
+    r"\s*\[\s*\{.*['\"](content|value)['\"]\s*:.*['\"](role|from)['\"]\s*:.*\}\s*\]\s*",
+    re.DOTALL,
+)
+"""A conversation in a cell of a table, as pandas and others write it: the text of a Python or JSON list."""
+OTHER_FORMATS = "a table holds plain text only; save conversations as JSON Lines or Parquet"
 TEXT_SUFFIXES = (".txt", ".md")
 
 Placed = tuple[str, Any]
@@ -317,11 +324,14 @@ def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
                             raise ValueError(f"{path}:1: two columns have the same name")
                     elif len(fields) == len(header):
                         # A table has no null but the empty field.
-                        row = zip(header, fields, strict=True)
-                        yield (
-                            f"{path}:{reader.line_num}",
-                            {name: text for name, text in row if text and not PANDAS_INDEX.fullmatch(name)},
-                        )
+                        cells = zip(header, fields, strict=True)
+                        row = {name: text for name, text in cells if text and not PANDAS_INDEX.fullmatch(name)}
+                        place = f"{path}:{reader.line_num}"
+                        messages = [name for name, text in row.items() if MESSAGES_AS_TEXT.fullmatch(text)]
+                        if messages:
+                            bad(place, f"{messages[0]!r} is a list of messages written as text: {OTHER_FORMATS}")
+                        else:
+                            yield place, row
                     elif fields:
                         bad(f"{path}:{reader.line_num}", f"{len(fields)} fields where the header has {len(header)}")
             except csv.Error as error:

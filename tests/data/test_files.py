@@ -1,5 +1,6 @@
 """Files of rows: every mistake is told with its place, nothing fills the memory, and nobody ever sees half a file."""
 
+import csv
 import gzip
 import json
 import resource
@@ -373,3 +374,26 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None
     write_rows(file, [{"a": 3}])
     assert rows(file) == [{"a": 3}]
     assert json.loads(file.read_text()) == {"a": 3}
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{'role': 'user', 'content': 'What is salt good for?'}]",
+        '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]',
+        "[{'value': 'Hi', 'from': 'human'}]",
+    ],
+)
+@pytest.mark.parametrize("column", ["prompt", "completion", "chosen"])
+def test_a_conversation_in_a_cell_of_a_table_is_refused(tmp_path: Path, cell: str, column: str) -> None:
+    """As `DataFrame.to_csv` writes trl's conversational form; its source text would be trained on."""
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text", column], ["plain", "a [list] of {'role'} words"], ["plain", cell]])
+    with pytest.raises(
+        ValueError, match=rf"rows\.csv:3: '{column}' is a list of messages written as text: .*JSON Lines"
+    ):
+        list(read_rows(path))
+    skipping = BadRows(skip=True)
+    assert [row for _, row in read_rows(path, skipping)] == [{"text": "plain", column: "a [list] of {'role'} words"}]
+    assert skipping.count == 1

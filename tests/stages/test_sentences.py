@@ -86,6 +86,10 @@ def failing(error: BaseException) -> Callable[[Path], None]:
             "free some space and run the command again",
         ),
         (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 46208 vs 46100"),
+            "a checkpoint could not be written ([enforce fail at inline_container.cc:672]",
+        ),
+        (
             SafetensorError("Error while deserializing header: header too large"),
             "header too large (safetensors's SafetensorError)",
         ),
