@@ -87,6 +87,7 @@ class PPOTrainer:
 
     def __init__(self, config: PPOConfig, models: ActorCritic, tokenizer: Any, data: PPOData, run: Run) -> None:
         assert run.out is not None, "PPO writes checkpoints"
+        self.out = run.out
         self.config, self.models, self.tokenizer, self.run, self.team = config, models, tokenizer, run, run.team
         self.team.divide(config.minibatch_size, "ppo.minibatch_size")
         with self.whole(models.policy):
@@ -110,11 +111,6 @@ class PPOTrainer:
         past = [row for row in logged if row["step"] <= self.progress.iteration]
         self.monitors = Monitors(config.monitors, [*past, *self.evaluation.rows])
         self.interrupt, self.clock = Interrupt(self.team), Clock()
-
-    @property
-    def out(self) -> Any:
-        """The folder for metrics and checkpoints."""
-        return self.run.out
 
     def train(self) -> MovingAverage:
         """Runs the remaining iterations; returns the policy's moving average."""
