@@ -68,12 +68,12 @@ class TrackerCallback(TrainerCallback):
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.bar = tqdm(desc="sft", unit="step")
+        self.bar = tqdm(disable=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
-        self.bar.reset(total=state.max_steps)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
