@@ -37,11 +37,9 @@ PARQUET_BATCH = 1024
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 """Names of pandas' index column in Parquet, in a table that was read again, and in CSV. It is not data."""
 MESSAGES_AS_TEXT = re.compile(
-    r"\s*\[\s*\{.*['\"](role|from)['\"]\s*:.*['\"](content|value)['\"]\s*:.*\}\s*\]\s*|"
-    r"\s*\[\s*\{.*['\"](content|value)['\"]\s*:.*['\"](role|from)['\"]\s*:.*\}\s*\]\s*",
-    re.DOTALL,
+    r"\s*\[\s*\{(?=.*['\"](role|from)['\"]\s*:)(?=.*['\"](content|value)['\"]\s*:).*\}\s*\]\s*", re.DOTALL
 )
-"""A conversation in a cell of a table, as pandas and others write it: the text of a Python or JSON list."""
+"""A conversation in a cell of a table, as pandas writes it: the text of a Python list, NumPy array or JSON list."""
 OTHER_FORMATS = "a table holds plain text only; save conversations as JSON Lines or Parquet"
 TEXT_SUFFIXES = (".txt", ".md")
 

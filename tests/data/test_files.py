@@ -96,7 +96,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("x.parquet", b"PAR1", "damaged, cut off, or not a .parquet file"),
         (
             "x.jsonl.gz",
-            gzip.compress(GOOD * 1000)[:-20],
+            gzip.compress(GOOD * 1000, mtime=0)[:-20],
             "the compressed file ends too early or is damaged: was its download cut off?",
         ),
         ("x.jsonl.gz", GOOD, "damaged, cut off, or not a .gz file"),
@@ -382,6 +382,7 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None
         "[{'role': 'user', 'content': 'What is salt good for?'}]",
         '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]',
         "[{'value': 'Hi', 'from': 'human'}]",
+        "[{'content': 'Hi', 'role': 'user'}\n {'content': 'Yes?', 'role': 'assistant'}]",  # a NumPy array
     ],
 )
 @pytest.mark.parametrize("column", ["prompt", "completion", "chosen"])
@@ -390,9 +391,8 @@ def test_a_conversation_in_a_cell_of_a_table_is_refused(tmp_path: Path, cell: st
     path = tmp_path / "rows.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["text", column], ["plain", "a [list] of {'role'} words"], ["plain", cell]])
-    with pytest.raises(
-        ValueError, match=rf"rows\.csv:3: '{column}' is a list of messages written as text: .*JSON Lines"
-    ):
+    end = 3 + cell.count("\n")
+    with pytest.raises(ValueError, match=rf"csv:{end}: '{column}' is a list of messages written as text: .*JSON Lines"):
         list(read_rows(path))
     skipping = BadRows(skip=True)
     assert [row for _, row in read_rows(path, skipping)] == [{"text": "plain", column: "a [list] of {'role'} words"}]
