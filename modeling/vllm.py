@@ -35,7 +35,9 @@ class VLLMGenerator:
         from trl.generation import vllm_generation
 
         check_room(model, prompts, sampling)
-        ends, suppressed = sorted(stop_ids(model)), model.generation_config.suppress_tokens or []
+        ends, pad_id = sorted(stop_ids(model)), model.config.pad_token_id
+        # The policy suppresses an added pad token only; a base's other settings would change the distribution.
+        suppressed = [pad_id] if pad_id in (model.generation_config.suppress_tokens or []) else []
         if self.vllm is None:
             self.vllm = vllm_generation.VLLMGeneration(
                 _Merged(model), Accelerator(), None,  # no tokenizer: only images need it

@@ -69,7 +69,8 @@ def test_every_generation_is_from_the_policys_present_weights(
     tiny_causal: Callable[[str], Any], tiny: Callable[[str], Path], stand_in: type[StandIn], architecture: str
 ) -> None:
     plain = with_ends(tiny_causal(architecture), 300)
-    plain.generation_config.suppress_tokens = [7]
+    plain.config.pad_token_id = 7  # added; 3 is the base's, and sampling without it would not be the policy's
+    plain.generation_config.suppress_tokens = [3, 7]
     assert Path(plain.name_or_path) == tiny(architecture)
     model, found = add_lora(plain, LoraSettings(rank=4, alpha=8)), list[list[list[int]]]()
     base = {name: value.clone() for name, value in model.state_dict().items() if ".lora_" not in name}
