@@ -91,7 +91,8 @@ class Checkpoints:
         numbers = {**numbers, "processes": self.team.count}
         # Shards are gathered by all processes, one tensor at a time; only the first one keeps them.
         tensors = {name: whole_on_main(values, self.team) for name, values in trained.tensors().items()}
-        self.team.from_main(lambda: self._write(step, numbers, every_random, tensors))
+        size = trained.bytes_once_saved()
+        self.team.from_main(lambda: self._write(step, numbers, every_random, tensors, size))
         self.saved = step
 
     def _choose(self, trained: Trained) -> tuple[Path | None, list[str]]:
@@ -125,12 +126,13 @@ class Checkpoints:
         numbers: Mapping[str, Any],
         every_random: Sequence[Mapping[str, Tensor]],
         tensors: Mapping[str, Mapping[str, Tensor]],
+        size: int,
     ) -> None:
         final = self.folder / f"checkpoint-{step:08d}"
         beside = self.folder / f".{final.name}.partial"
         self._clear()
         try:
-            with room_for(final, bytes_of(tensors)):
+            with room_for(final, size):
                 beside.mkdir(parents=True)
                 sync(self.folder.parent)
                 for name, values in tensors.items():
@@ -288,11 +290,6 @@ def whole_on_main(tensors: Mapping[str, Tensor], team: Processes) -> dict[str, T
         if team.is_main:
             found[name] = gathered.cpu() if gathered is not tensor else tensor
     return found
-
-
-def bytes_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """The size of a checkpoint."""
-    return sum(x.numel() * x.element_size() for values in tensors.values() for x in values.values())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ silently DDP, so it could not be tested. Its launcher and its settings (`ACCELER
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Sharding:
     def from_environment() -> "Sharding":
         """The settings of `accelerate launch` with an FSDP config, see configs/accelerate/fsdp2.yaml.
 
-        Raises ValueError for FSDP1 and for settings that are not supported.
+        Raises ValueError for FSDP1.
         """
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("1", "true", "yes"):
             return Sharding()
@@ -81,14 +81,9 @@ class Sharding:
         for unit in units(model):
             unit.reshard()
 
-    @contextmanager
-    def gathered(self, *models: Any) -> Iterator[None]:
-        """Context manager: the weights of these models are gathered, and forward passes do not communicate."""
-        roots = [model for model in {id(model): model for model in models}.values() if isinstance(model, FSDPModule)]
-        with ExitStack() as stack:
-            for root in roots:
-                stack.enter_context(whole(root))
-            yield
+    def gathered(self, model: Any) -> AbstractContextManager[None]:
+        """Context manager: the model's weights are gathered, and forward passes do not communicate."""
+        return whole(model) if isinstance(model, FSDPModule) else nullcontext()
 
     def reduce_gradients(self, model: Any, parameters: Iterable[nn.Parameter]) -> None:
         """Sums the gradients over the processes; call it within `gathered`."""

@@ -221,14 +221,9 @@ def enable(backbone: Any) -> str | None:
         before = backbone.config._attn_implementation
         backbone.shared_prefix_reason = why_not(backbone)
         if backbone.shared_prefix_reason is not None:
-            set_attention(backbone, before)
+            backbone.set_attn_implementation(before)
     reason: str | None = backbone.shared_prefix_reason
     return reason
-
-
-def set_attention(backbone: Any, name: str) -> None:
-    """transformers' `set_attn_implementation`, which needs `sdpa` as the model's own for some architectures."""
-    backbone.set_attn_implementation(name)
 
 
 @torch.no_grad()
@@ -259,7 +254,7 @@ def why_not(backbone: Any) -> str | None:
     with torch.autocast(row.ids_1N.device.type, enabled=False):
         expected_BH = last_states(packed=False)
         try:
-            set_attention(backbone, NAME)
+            backbone.set_attn_implementation(NAME)
             found_BH = last_states(packed=True)
         except Exception as error:  # model code may raise anything
             first = str(error).splitlines()[0] if str(error) else ""

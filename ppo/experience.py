@@ -28,8 +28,10 @@ class Rollout:
     prompt_ids: list[list[int]]
     responses: list[Generation]
     device: torch.device
+    minibatches: list[list[Rows]] = field(default_factory=list)
+    """The micro-batches of each minibatch, see `make_micro_batches`."""
     batches: dict[Rows, Batch] = field(default_factory=dict)
-    """The micro-batches."""
+    """The same micro-batches as batches."""
 
     @property
     def ids(self) -> list[list[int]]:
@@ -57,8 +59,8 @@ class Rollout:
         known = zip(self.prompt_ids, self.responses, self.prompts, strict=True)
         return [Episode(*episode) for episode in known]
 
-    def make_micro_batches(self, minibatches: Sequence[Sequence[int]], max_tokens: int) -> list[list[Rows]]:
-        """Splits each minibatch, a list of episodes, into micro-batches and stores these in `batches`.
+    def make_micro_batches(self, minibatches: Sequence[Sequence[int]], max_tokens: int) -> None:
+        """Splits each minibatch, a list of episodes, into micro-batches: `minibatches` and `batches`.
 
         Scoring and update use the same micro-batches, so the ratio is exactly 1 at learning rate 0.
         """
@@ -71,16 +73,15 @@ class Rollout:
             """Episodes that share a prompt stay together."""
             return longest[tuple(self.prompt_ids[row])], self.prompt_ids[row], sizes[row]
 
-        groups = [
+        self.minibatches = [
             [tuple(rows) for rows in micro_batches(sorted(minibatch, key=by_length), sizes, max_tokens)]
             for minibatch in minibatches
         ]
         self.batches = {
             rows: Batch([self.prompt_ids[row] for row in rows], [self.responses[row].ids for row in rows], self.device)
-            for of_minibatch in groups
+            for of_minibatch in self.minibatches
             for rows in of_minibatch
         }
-        return groups
 
     def index(self, rows: Sequence[int]) -> Tensor:
         """Index of the tokens of these episodes in the flat tensors."""

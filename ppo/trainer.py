@@ -154,7 +154,7 @@ class PPOTrainer:
         with self.clock.phase("rollout"), self.whole(policy), policy.encoder.autocast():
             responses = self.generator.generate(policy.causal, ids, seeds, sampling)
         rollout = Rollout(prompts, ids, responses, self.team.device)
-        self.first_epoch = rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
+        rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
         return rollout
 
     @torch.no_grad()
@@ -203,12 +203,13 @@ class PPOTrainer:
 
     def minibatches(self, rollout: Rollout, iteration: int) -> Iterator[list[Rows]]:
         """This process's micro-batches of each minibatch; reshuffled in every inner epoch after the first."""
-        yield from self.first_epoch
+        yield from rollout.minibatches
         place = {number: row for row, number in enumerate(n for numbers in self.own_minibatches() for n in numbers)}
         for epoch in range(1, self.config.inner_epochs):
             shuffled = shuffled_minibatches(self.config, self.run.seed, iteration, epoch)
             rows = [[place[number] for number in numbers if number in place] for numbers in shuffled]
-            yield from rollout.make_micro_batches(rows, self.config.max_tokens_per_micro_batch)
+            rollout.make_micro_batches(rows, self.config.max_tokens_per_micro_batch)
+            yield from rollout.minibatches
 
     def train_minibatch(self, experience: Experience, minibatch: Sequence[Rows], first: bool) -> Numbers:
         """One optimizer step of each model. Losses are sums divided by the tokens of the whole minibatch, so that
@@ -220,21 +221,21 @@ class PPOTrainer:
         """
         own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
         tokens = float(sum_over_processes(torch.tensor(float(own), dtype=torch.float64, device=self.team.device)))
-        models, sharding = self.models, self.run.sharding
+        models, reduce_gradients = self.models, self.run.sharding.reduce_gradients
         with self.whole(models.value):
             numbers = self.value_gradient(experience, minibatch, tokens)
-            sharding.reduce_gradients(models.value.encoder.model, models.value_parameters.values())
+            reduce_gradients(models.value.encoder.model, models.value_parameters.values())
         numbers["value_grad_norm"] = self.optimizers.step("value")
         with self.whole(models.policy):
             numbers |= self.policy_gradient(experience, minibatch, tokens)
+            ppo_gradient = self.take_gradient() if first and self.texts is not None else None
             if self.texts is not None:
                 texts = self.texts.take(self.config.ptx_examples_per_episode * self.config.minibatch_size)
-                ppo_gradient = self.take_gradient() if first else {}
                 numbers |= self.ptx_gradient(texts)
-                if first:
-                    numbers |= self.join_gradients(ppo_gradient)
-            if not (first and self.texts is not None):
-                sharding.reduce_gradients(models.policy.encoder.model, models.policy_parameters.values())
+            if ppo_gradient is not None:
+                numbers |= self.join_gradients(ppo_gradient)
+            else:
+                reduce_gradients(models.policy.encoder.model, models.policy_parameters.values())
         numbers["policy_grad_norm"] = self.optimizers.step("policy")
         self.average.update()
         return numbers

@@ -9,7 +9,7 @@ from modeling.adapters import lora_weights, merged, save_adapter, what_lora_adap
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import autocast_dtype
-from modeling.models import RewardModel, plain, reward_model
+from modeling.models import plain, reward_model
 from modeling.run import Run
 from modeling.sharding import gathered_weights
 from reward.batches import RankingExample
@@ -61,12 +61,11 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     limit = config.max_tokens_per_micro_batch
     with run.sharding.gathered(trained):
         shown = score_all(model, data.demonstrations, limit, team)
-        set_bias(model, model.bias + sum(row[0] for row in shown) / len(shown))
+        model.bias += sum(row[0] for row in shown) / len(shown)
         scores = {name: score_all(model, items, limit, team) for name, items in data.held_out.items()}
     require_finite({"score_bias": model.bias}, "reward", ADVICE)
     for name, rows in scores.items():
         require_finite({f"a score of the {name} split": sum(map(sum, rows))}, "reward", ADVICE)
-
     weights = gathered_weights(trained) if run.sharding.active else None
 
     def write() -> None:
@@ -74,7 +73,7 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
         if weights is not None:
             saved = start.model(tokenizer, run.seed, team.device, train=config.epochs > 0)
             saved.load_state_dict(weights)
-            set_bias(reward_model(saved), model.bias)
+        plain(saved).config.score_bias = model.bias
         if saved is not plain(saved) and not start.own_base:
             save_adapter(saved, out / "adapter", head=plain(saved).score.weight)
         if (answer_suffix := start.answer_suffix(tokenizer)) is not None:
@@ -87,8 +86,3 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
         (out / "scores.partial").write_text(json.dumps(made) + "\n")
         (out / "scores.partial").rename(file)
     return made
-
-
-def set_bias(model: RewardModel, bias: float) -> None:
-    """Sets the constant that is subtracted from scores, in the model and in its config."""
-    model.bias = plain(model.encoder.model).config.score_bias = bias

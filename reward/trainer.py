@@ -153,7 +153,8 @@ class RewardTrainer:
         limit = self.config.max_tokens_per_micro_batch
         with self.run.sharding.gathered(self.model.encoder.model):
             return {
-                name: fit(score_all(self.model, items, limit, self.team), items) for name, items in self.watched.items()
+                name: agreement(score_all(self.model, items, limit, self.team), items)
+                for name, items in self.watched.items()
             }
 
 
@@ -167,7 +168,7 @@ def batching(config: RewardConfig, train_set: Sequence[RankingExample]) -> tuple
     return pairs, max(1, round(config.batch_size * len(pairs) / len(train_set)))
 
 
-def fit(scores: Sequence[Sequence[float]], items: Sequence[RankingExample]) -> dict[str, float]:
+def agreement(scores: Sequence[Sequence[float]], items: Sequence[RankingExample]) -> dict[str, float]:
     """{accuracy: over all strict pairs; loss: the mean over a prompt's pairs, then over prompts, as in training}."""
     outcomes = [outcome for row, item in zip(scores, items, strict=True) for outcome in pair_outcomes(row, item)]
     with np.errstate(invalid="ignore"):  # NaN stays NaN, and the caller reports it

@@ -74,8 +74,7 @@ def explain(error: Exception, root: Path | None = None) -> tuple[str, int]:
     if (number := error_number(error)) is not None:
         return of_system(error, number, words, root), 2
     if isinstance(error, RuntimeError) and "inline_container" in words:  # torch.save, which gives no error number
-        full = OSError(errno.ENOSPC, f"a checkpoint could not be written ({shortened(words)})")
-        return of_system(full, errno.ENOSPC, str(full), root), 2
+        return of_system(error, errno.ENOSPC, f"a checkpoint could not be written ({shortened(words)})", root), 2
     if isinstance(error, (ValueError, OSError, ImportError)):
         return (words if isinstance(error, ValueError) else shortened(words)) or type(error).__name__, 2
     if any(base.__module__.split(".")[0] in NETWORK + FILES for base in type(error).__mro__):

@@ -83,16 +83,16 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
                 candidates = answer(model, tokenizer, some, count, sampling, "best of n", config.seed, team, scratch)
         chunks = pretraining_chunks(tokenizer, read_texts(data, "heldout"), config.data.pretraining_tokens)
         texts = evenly(chunks, settings.perplexity_examples)
-        policy_of_stage = policy_model(model, autocast_dtype(config.model, team.device))
-        measure = functools.partial(perplexity, policy_of_stage, texts, SCORING_BATCH, team)
+        scored = policy_model(model, autocast_dtype(config.model, team.device))
+        measure = functools.partial(perplexity, scored, texts, SCORING_BATCH, team)
         perplexities[name] = remembered(scratch, f"perplexity {name}", team, measure)
         if name != "base":  # PPO's answers, by PPO and by SFT in the same batches
             measure_answers = functools.partial(
-                logprobs_of_answers, policy_of_stage, tokenizer, prompts, generations["ppo"], scoring
+                logprobs_of_answers, scored, tokenizer, prompts, generations["ppo"], scoring
             )
             logprobs[name] = remembered(scratch, f"log-probabilities by {name}", team, measure_answers)
             del measure_answers
-        del model, policy_of_stage, measure
+        del model, scored, measure
         gc.collect()
     kl = kl_between(logprobs["ppo"], logprobs["sft"])
     if proxy is not None:

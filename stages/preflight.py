@@ -34,7 +34,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     Raises ValueError if a stage cannot use `model.base` or `reward.base`, before weights are loaded if the
     configurations show it.
     """
-    from modeling.architecture import backbone_of, refuse_by_config, refuse_headless, refuse_lookahead
+    from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
     from modeling.logprobs import refuse_unknown_logits
 
@@ -48,7 +48,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     model = load_causal(place, config.model, tokenizer) if model is None else model
     refuse_lookahead(model, name)
     refuse_headless(settings, name)
-    refuse_unknown_logits(model, backbone_of(model), name)
+    refuse_unknown_logits(model, name)
     found = examine(model, config)
     reward_model = None
     if start.own_base:

@@ -219,7 +219,7 @@ def test_the_loss_of_ragged_texts_is_the_librarys_own(tiny_causal: Callable[[str
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_logits_of_every_known_family_are_accepted(name: str) -> None:
     model = family(name).float()
-    refuse_unknown_logits(model, backbone_of(model), "x")
+    refuse_unknown_logits(model, "x")
 
 
 @pytest.mark.parametrize("change", ["scale", "cap", "shift", "hidden"])
@@ -239,11 +239,11 @@ def test_an_architecture_that_changes_its_logits_in_another_way_is_refused(chang
 
     model.forward = changed
     with pytest.raises(ValueError, match=r"model\.base=x changes its logits in a way that is not known \(LlamaForC"):
-        refuse_unknown_logits(model, backbone_of(model), "model.base=x")
+        refuse_unknown_logits(model, "model.base=x")
 
 
 def test_a_soft_cap_that_the_output_layer_leaves_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = family("gemma2").float()
     monkeypatch.setattr(OutputLayer, "__call__", lambda layer, hidden_NH: layer.head(hidden_NH))
     with pytest.raises(ValueError, match="Gemma2ForCausalLM"):
-        refuse_unknown_logits(model, backbone_of(model), "x")
+        refuse_unknown_logits(model, "x")

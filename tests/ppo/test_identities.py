@@ -32,9 +32,9 @@ def one_rollout(
     return trainer, scored(trainer)
 
 
-def everything(trainer: PPOTrainer) -> list[Rows]:
+def everything(experience: Experience) -> list[Rows]:
     """The micro-batches of the whole roll-out."""
-    return [rows for minibatch in trainer.first_epoch for rows in minibatch]
+    return [rows for minibatch in experience.rollout.minibatches for rows in minibatch]
 
 
 def gradients(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
@@ -125,11 +125,11 @@ def test_micro_batching_changes_nothing(chains, adapter: str, tmp_path: Path):
     for size in (1, 45, 10**4):
         trainer, experience = one_rollout(chain, small(max_tokens_per_micro_batch=size), tmp_path / str(size))
         tokens, models = float(sum(experience.rollout.lengths)), trainer.models
-        trainer.policy_gradient(experience, everything(trainer), tokens)
-        trainer.value_gradient(experience, everything(trainer), tokens)
+        trainer.policy_gradient(experience, everything(experience), tokens)
+        trainer.value_gradient(experience, everything(experience), tokens)
         values = {f"value {name}": weight for name, weight in models.value_parameters.items()}
         found.append(gradients(models.policy_parameters | values))
-        counts.append(len(everything(trainer)))
+        counts.append(len(everything(experience)))
     assert counts[0] > counts[1] > counts[2] == 2
     assert counts[0] == 8
     for other in found[1:]:
@@ -146,7 +146,7 @@ def test_policy_gradient_is_autograd_of_the_naive_loss(chains, adapter: str, tmp
                 p.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     trainer, experience = one_rollout(chain, small(), tmp_path, models)
     rollout, tokens = experience.rollout, float(sum(experience.rollout.lengths))
-    trainer.policy_gradient(experience, everything(trainer), tokens)
+    trainer.policy_gradient(experience, everything(experience), tokens)
     ours = gradients(models.policy_parameters)
     old_BT, advantages_BT = rollout.padded(experience.scores.logprobs_R), rollout.padded(experience.advantages_R)
     loss, policy = torch.zeros(()), models.policy.causal
@@ -168,7 +168,7 @@ def test_a_step_with_ptx_takes_the_ppo_gradient_plus_gamma_times_the_pretraining
     config = small(ptx_coef=3.0, max_tokens_per_micro_batch=40, minibatch_size=8, max_grad_norm=None)
     trainer = chain.trainer(tmp_path, config, models, PPOData(PROMPTS, texts))
     experience = scored(trainer)
-    trainer.policy_gradient(experience, everything(trainer), float(sum(experience.rollout.lengths)))
+    trainer.policy_gradient(experience, everything(experience), float(sum(experience.rollout.lengths)))
     ppo = gradients(models.policy_parameters)
     loss, policy = torch.zeros(()), models.policy.causal
     for text in texts:
@@ -179,7 +179,7 @@ def test_a_step_with_ptx_takes_the_ppo_gradient_plus_gamma_times_the_pretraining
 
     stepped: list[dict[str, Tensor]] = []
     trainer.optimizers.policy.register_step_pre_hook(lambda *given: stepped.append(gradients(models.policy_parameters)))
-    numbers = trainer.train_minibatch(experience, everything(trainer), first=True)
+    numbers = trainer.train_minibatch(experience, everything(experience), first=True)
     (total,) = stepped
     expected = {name: ppo.get(name, torch.zeros_like(gradient)) + 3.0 * gradient for name, gradient in ptx.items()}
     assert_same(total, expected, relative=1e-4)

@@ -88,7 +88,7 @@ class RecordingTrainer(PPOTrainer):
                 for k, r in enumerate(rollout.responses)
             ]
             limit = self.config.max_tokens_per_micro_batch
-            self.first_epoch = rollout.make_micro_batches(self.own_rows(), limit)
+            rollout.make_micro_batches(self.own_rows(), limit)
         self.seen.append(
             [
                 Episode(p, r.ids, r.ended, r.logprobs if decoded else [], as_ranked(self.tokenizer, r))

@@ -94,6 +94,8 @@ def test_micro_batches_are_sorted_by_length_and_keep_responses_to_one_prompt_tog
     prompts, lengths = [[1, 1], [2], [1, 1], [3, 3, 3]], [7, 3, 1, 2]
     responses = [Generation([5] * length, None, ended=False) for length in lengths]
     rollout = Rollout(PROMPTS[:4], prompts, responses, TEAM.device)
-    assert rollout.make_micro_batches([[0, 1, 2, 3]], max_tokens=100) == [[(1, 3, 2, 0)]]
-    assert rollout.make_micro_batches([[0, 1], [2, 3]], max_tokens=8) == [[(1,), (0,)], [(3, 2)]]
+    rollout.make_micro_batches([[0, 1, 2, 3]], max_tokens=100)
+    assert rollout.minibatches == [[(1, 3, 2, 0)]]
+    rollout.make_micro_batches([[0, 1], [2, 3]], max_tokens=8)
+    assert rollout.minibatches == [[(1,), (0,)], [(3, 2)]]
     assert list(rollout.batches) == [(1,), (0,), (3, 2)]

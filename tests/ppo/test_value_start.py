@@ -132,7 +132,7 @@ def test_each_optimizer_trains_its_own_model_alone(
         before = outputs(models, batch)
         trainer.optimizers.start_iteration(0)
         still.param_groups[0]["lr"] = 0.0
-        trainer.train_minibatch(experience, trainer.first_epoch[0], first=True)
+        trainer.train_minibatch(experience, experience.rollout.minibatches[0], first=True)
         after = outputs(models, batch)
         assert {name for name in before if not torch.equal(before[name], after[name])} == {moving}
 
@@ -150,7 +150,7 @@ def test_value_gradient_is_autograd_of_the_naive_loss_whichever_adapter_was_acti
     trainer = chain.trainer(tmp_path, small(value_clip_range=1e9), models)
     experience = scored(trainer)
     rollout, tokens = experience.rollout, float(sum(experience.rollout.lengths))
-    everything = [rows for minibatch in trainer.first_epoch for rows in minibatch]
+    everything = [rows for minibatch in rollout.minibatches for rows in minibatch]
     trainer.value_gradient(experience, everything, tokens)
     trainer.policy_gradient(experience, everything, tokens)
     outputs(models, Batch(rollout.prompt_ids, rollout.ids))  # activates every adapter in turn

@@ -25,7 +25,6 @@ from modeling.run import Run
 from modeling.tracking import read_metrics
 from reward.batches import RankingExample
 from reward.config import RewardConfig
-from reward.fit import set_bias
 from reward.scoring import score_all
 from reward.trainer import RewardTrainer
 from tests.cuts import Cut
@@ -304,7 +303,7 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
     raw = [row[0] for row in score_all(trainer.model, demonstrations, 1000, ALONE)]
     bias = sum(raw) / len(raw)
     assert abs(bias) > 0.01
-    set_bias(trainer.model, bias)
+    trainer.model.bias = plain(model).config.score_bias = bias
     centred = [row[0] for row in score_all(trainer.model, demonstrations, 1000, ALONE)]
     assert sum(centred) / len(centred) == pytest.approx(0.0, abs=1e-5)
     save(merged(model), tiny_tokenizer, tmp_path)
