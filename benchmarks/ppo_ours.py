@@ -52,9 +52,9 @@ def measure(
     import torch
     import transformers
 
+    from modeling.accelerator import make_accelerator
     from modeling.config import LoraSettings, ModelConfig
     from modeling.load import load_tokenizer
-    from modeling.processes import processes
     from modeling.run import Run
     from ppo.actor_critic import Loader
     from ppo.checkpoint import Checkpoints
@@ -84,14 +84,14 @@ def measure(
         max_grad_norm=None,
         ptx_coef=0.0,
     )
-    tokenizer, team = load_tokenizer(sft / "model", model_config), processes("cpu")
-    models = Loader(sft, reward, model_config, config, seed, team.device).load(tokenizer)
+    tokenizer, accelerator = load_tokenizer(sft / "model", model_config), make_accelerator("cpu")
+    models = Loader(sft, reward, model_config, config, seed, accelerator.device).load(tokenizer)
     used = (models.policy, models.reference, models.value, models.scorer.model)
     touch({id(model.encoder.model): model.encoder.model for model in used}.values())
 
     def work() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as out, patch.object(Checkpoints, "save"):
-            PPOTrainer(config, models, tokenizer, PPOData(prompts), Run(team, seed, Path(out))).train()
+            PPOTrainer(config, models, tokenizer, PPOData(prompts), Run(accelerator, seed, Path(out))).train()
             return read_rows(Path(out), "metrics.jsonl"), read_rows(Path(out), "timings.jsonl")
 
     with metered() as cost:

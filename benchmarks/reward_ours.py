@@ -38,10 +38,10 @@ def measure(fixture: Path) -> dict[str, Any]:
     import torch
     import transformers
 
+    from modeling.accelerator import make_accelerator
     from modeling.config import ModelConfig
     from modeling.load import load_scalar, load_tokenizer
     from modeling.models import reward_model
-    from modeling.processes import processes
     from modeling.run import Run
     from reward.config import RewardConfig
     from reward.trainer import RewardTrainer
@@ -50,17 +50,17 @@ def measure(fixture: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (fixture / "ranked.jsonl").read_text().splitlines()]
     model_config = ModelConfig(base=str(fixture / "rm"), adapter="none", device="cpu", precision="float32")
     tokenizer = load_tokenizer(fixture / "rm", model_config)
-    model, train_set, team = (
+    model, train_set, accelerator = (
         load_scalar(fixture / "rm", model_config, tokenizer),
         ranking_examples(rows),
-        processes("cpu"),
+        make_accelerator("cpu"),
     )
     config = RewardConfig(
         epochs=1, batch_size=1, max_tokens_per_micro_batch=1, learning_rate=1e-5, final_lr_fraction=1.0
     )
     touch([model])
     with metered() as cost:
-        RewardTrainer(config, reward_model(model), train_set, Run(team, SEED)).train()
+        RewardTrainer(config, reward_model(model), train_set, Run(accelerator, SEED)).train()
     return {
         "cpu_seconds_a_prompt": cost.cpu_seconds / len(rows),
         "peak_gib": cost.peak_gib,

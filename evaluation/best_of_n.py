@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from data.intervals import interval
@@ -24,7 +25,6 @@ from modeling.config import ModelConfig
 from modeling.generation import Generation
 from modeling.load import autocast_dtype, load_scalar, load_tokenizer, read_settings
 from modeling.models import reward_model
-from modeling.processes import Processes
 from ppo.reward_scorer import Episode, Tokens
 from reward.batches import RankingExample
 from reward.scoring import score_all
@@ -91,7 +91,7 @@ class Proxy:
         prompts: Sequence[Prompt],
         sets: Sequence[Sequence[Sequence[Generation]]],
         max_tokens: int,
-        team: Processes,
+        accelerator: Accelerator,
     ) -> list[list[list[float]]]:
         """Of several sets of answers to each prompt, in order; the processes share the work. `max_tokens` are of one
         forward pass.
@@ -106,9 +106,9 @@ class Proxy:
                 for start in range(0, len(answers), together)
             ]
             owners += [index] * (len(items) - len(owners))
-        model = load_scalar(self.place, self.model_config, self.tokenizer).to(team.device)
-        dtype = autocast_dtype(self.model_config, team.device)
-        scored = score_all(reward_model(model, dtype), items, max_tokens, team)
+        model = load_scalar(self.place, self.model_config, self.tokenizer).to(accelerator.device)
+        dtype = autocast_dtype(self.model_config, accelerator.device)
+        scored = score_all(reward_model(model, dtype), items, max_tokens, accelerator)
         of_prompt: list[list[float]] = [[] for _ in prompts]
         for owner, row in zip(owners, scored, strict=True):
             of_prompt[owner] += row

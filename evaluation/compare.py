@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from data.intervals import interval
 from data.overlap import chrf
@@ -16,10 +18,10 @@ from labeling.config import LabelsConfig
 from labeling.judges import Closeness
 from labeling.rubric import PARTS, judge, weighted
 from labeling.simulated import ranks_of
+from modeling.accelerator import share_of
 from modeling.batch import Batch, text_batch
 from modeling.generation import Generation
 from modeling.models import PolicyModel
-from modeling.processes import Processes
 
 MODELS = ("base", "sft", "ppo")
 
@@ -164,7 +166,7 @@ class Scoring:
     temperature: float
     """Log-probabilities are those of the distribution at this temperature."""
     batch_size: int
-    team: Processes
+    accelerator: Accelerator
 
 
 @torch.no_grad()
@@ -181,14 +183,14 @@ def logprobs_of_answers(
         for index, row in enumerate(generations)
         for number, answer in enumerate(row)
     ]
-    mine = sorted(how.team.share(flat), key=lambda item: len(item[1]) + len(item[2]))
+    mine = sorted(share_of(how.accelerator, flat), key=lambda item: len(item[1]) + len(item[2]))
     found: list[tuple[tuple[int, int], float]] = []
     for start in range(0, len(mine), how.batch_size):
         places, befores, answers = zip(*mine[start : start + how.batch_size], strict=True)
-        batch = Batch(befores, answers, how.team.device)
+        batch = Batch(befores, answers, how.accelerator.device)
         logprobs_R, _ = policy(batch, how.temperature, with_entropy=False)
         found += zip(places, batch.padded(logprobs_R.double()).sum(1).tolist(), strict=True)
-    total = dict(how.team.gather(found))
+    total = dict(gather_object(found))
     return [[total[index, number] for number in range(len(row))] for index, row in enumerate(generations)]
 
 
@@ -203,12 +205,12 @@ def kl_between(logprobs: Sequence[Sequence[float]], reference: Sequence[Sequence
 
 
 @torch.no_grad()
-def perplexity(policy: PolicyModel, chunks: Sequence[list[int]], batch_size: int, team: Processes) -> float:
+def perplexity(policy: PolicyModel, chunks: Sequence[list[int]], batch_size: int, accelerator: Accelerator) -> float:
     """exp of the mean next-token loss over plain text."""
-    mine = team.share(sorted(chunks, key=len))
+    mine = share_of(accelerator, sorted(chunks, key=len))
     total, tokens = 0.0, 0
     for start in range(0, len(mine), batch_size):
-        logprobs_R, _ = policy(text_batch(mine[start : start + batch_size], team.device), with_entropy=False)
+        logprobs_R, _ = policy(text_batch(mine[start : start + batch_size], accelerator.device), with_entropy=False)
         total, tokens = total - float(logprobs_R.double().sum()), tokens + len(logprobs_R)
-    parts = team.gather([(total, tokens)])
+    parts = gather_object([(total, tokens)])
     return float(torch.tensor(sum(t for t, _ in parts) / sum(n for _, n in parts)).exp())

@@ -6,41 +6,41 @@ The prompt is encoded once for all its answers where the architecture can. Shape
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import Accelerator
 from torch import Tensor
 
 from modeling.config import ModelConfig
 from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer
 from modeling.models import PolicyModel, policy_model
-from modeling.processes import Processes
 from reward.batches import RankingExample, ranking_example
 from reward.scoring import answers_of, each_answer
 
 
 def sft_baselines(
-    place: Path, model_config: ModelConfig, items: Sequence[RankingExample], max_tokens: int, team: Processes
+    place: Path, model_config: ModelConfig, items: Sequence[RankingExample], max_tokens: int, accelerator: Accelerator
 ) -> dict[str, list[list[float]]]:
     """The SFT model's likelihood of every answer as if it were a score, by the names of the two baselines; none where
     an answer is longer than its context, which says so."""
     tokenizer = load_tokenizer(place, model_config)
-    model = load_causal(place, model_config, tokenizer).to(team.device)
+    model = load_causal(place, model_config, tokenizer).to(accelerator.device)
     own = [ranking_example(tokenizer, item.ranking) for item in items if item.ranking is not None]
     longest, context = (
         max(len(item.prompt) + max(map(len, item.answers)) for item in own),
         context_length(model.config, generating=False),
     )
     if longest > context:
-        team.say(
+        accelerator.print(
             f"no likelihood under the SFT model: a prompt with its answer has {longest} tokens, more than its "
             f"context of {context}"
         )
         return {}
-    policy = policy_model(model, autocast_dtype(model_config, team.device))
-    totals, means = likelihoods(policy, own, max_tokens, team)
+    policy = policy_model(model, autocast_dtype(model_config, accelerator.device))
+    totals, means = likelihoods(policy, own, max_tokens, accelerator)
     return {"sft_likelihood": totals, "sft_likelihood_per_token": means}
 
 
 def likelihoods(
-    policy: PolicyModel, items: Sequence[RankingExample], max_tokens: int, team: Processes
+    policy: PolicyModel, items: Sequence[RankingExample], max_tokens: int, accelerator: Accelerator
 ) -> tuple[list[list[float]], list[list[float]]]:
     """(log-probability of each answer, its mean a token) for every example, in order, in nats; the processes share the
     work.
@@ -49,12 +49,12 @@ def likelihoods(
     """
 
     def compute(group: Sequence[RankingExample]) -> Tensor:
-        batch = answers_of(group, team.device)
+        batch = answers_of(group, accelerator.device)
         logprobs_R, _ = policy(batch, with_entropy=False)
         return batch.padded(logprobs_R).sum(1)
 
     shared = policy.encoder.plain_reason is None
-    totals = each_answer(compute, items, max_tokens, shared, team)
+    totals = each_answer(compute, items, max_tokens, shared, accelerator)
     means = [
         [total / len(ids) for total, ids in zip(row, item.answers, strict=True)]
         for row, item in zip(totals, items, strict=True)

@@ -5,13 +5,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
 from labeling.scratch import AnswerScratch
+from modeling.accelerator import share_of
 from modeling.generation import Generation, Sampling, by_length, generator_for
-from modeling.processes import Processes
 from modeling.seeds import derive_seed
 
 BATCHES_A_BLOCK = 8
@@ -26,7 +28,7 @@ def answer(
     sampling: Sampling,
     stream: str,
     seed: int,
-    team: Processes,
+    accelerator: Accelerator,
     scratch: Path | None = None,
 ) -> list[list[Generation]]:
     """`answers_per_prompt` responses to each prompt, shared among the processes, the same whatever their number.
@@ -35,16 +37,16 @@ def answer(
     Finished answers are kept in the folder `scratch`, and a run that was killed samples only the missing ones.
     """
     jobs = [(index, number) for index in range(len(prompts)) for number in range(answers_per_prompt)]
-    mine = team.share(jobs)
+    mine = share_of(accelerator, jobs)
     encoded = {index: encode_prompt(tokenizer, prompts[index]) for index in {index for index, _ in mine}}
-    kept = AnswerScratch(scratch, stream, team) if scratch is not None else None
+    kept = AnswerScratch(scratch, stream, accelerator) if scratch is not None else None
     finished = kept.finished if kept is not None else {}
     # In decoding order (by length), so that a block's prompts need little padding.
     mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
     size = BATCHES_A_BLOCK * sampling.batch_size if kept is not None else max(1, len(mine))
     made: dict[tuple[int, int], Generation] = {}
     generator = generator_for(model)
-    with tqdm(total=len(mine), desc=stream, unit="answer", disable=not team.is_main) as bar:
+    with tqdm(total=len(mine), desc=stream, unit="answer", disable=not accelerator.is_main_process) as bar:
         for start in range(0, len(mine), size):
             block = mine[start : start + size]
             missing = [job for job in block if job not in finished]
@@ -61,7 +63,7 @@ def answer(
             made |= dict(zip(missing, generations, strict=True))
             if kept is not None:
                 kept.add(missing, generations)
-    gathered = finished | dict(team.gather(list(made.items())))
+    gathered = finished | dict(gather_object(list(made.items())))
     return [[gathered[index, number] for number in range(answers_per_prompt)] for index in range(len(prompts))]
 
 

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accelerate import Accelerator
+
+from modeling.accelerator import from_main
 from modeling.disk import room_for, write_whole
 from modeling.generation import Generation
-from modeling.processes import Processes
 
 T = TypeVar("T")
 Job = tuple[int, int]
@@ -24,10 +26,10 @@ class AnswerScratch:
     files and broadcasts their contents.
     """
 
-    def __init__(self, folder: Path, stream: str, team: Processes) -> None:
+    def __init__(self, folder: Path, stream: str, accelerator: Accelerator) -> None:
         name = file_name(stream)
-        self.finished: dict[Job, Generation] = team.from_main(lambda: merge(folder, name))
-        self.path = folder / f"{name}.rank-{team.rank}.jsonl"
+        self.finished: dict[Job, Generation] = from_main(accelerator, lambda: merge(folder, name))
+        self.path = folder / f"{name}.rank-{accelerator.process_index}.jsonl"
 
     def add(self, jobs: Sequence[Job], generations: Sequence[Generation]) -> None:
         """Appends a block and flushes it to the disk. Raises ValueError when the disk is full.
@@ -73,13 +75,13 @@ def whole_blocks(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return found
 
 
-def remembered(folder: Path, name: str, team: Processes, make: Callable[[], T]) -> T:
+def remembered(folder: Path, name: str, accelerator: Accelerator, make: Callable[[], T]) -> T:
     """The result of `make`, or the stored one of an earlier run that was killed; JSON values only.
 
     All processes call this together.
     """
     path = folder / f"{file_name(name)}.json"
-    kept: list[T] | None = team.from_main(lambda: json.loads(path.read_text()) if path.is_file() else None)
+    kept: list[T] | None = from_main(accelerator, lambda: json.loads(path.read_text()) if path.is_file() else None)
     if kept is not None:
         return kept[0]
     made = make()
@@ -89,7 +91,7 @@ def remembered(folder: Path, name: str, team: Processes, make: Callable[[], T]) 
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, f"{json.dumps([made])}\n".encode())
 
-    team.from_main(write)
+    from_main(accelerator, write)
     return made
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from modeling.accelerator import from_main
 from modeling.disk import discard, file_digest, free_bytes, mib, room_for, sync, write_whole
-from modeling.processes import Processes
 from modeling.seeds import derive_seed
 from modeling.sharding import full, placed_like
 
@@ -47,8 +49,8 @@ class Checkpoints:
     remedy = "free some space, or choose another --runs_folder"
     """Advice for when the disk is too small."""
 
-    def __init__(self, folder: Path, keep: int, team: Processes, seed: int) -> None:
-        self.folder, self.keep, self.team, self.seed = folder, keep, team, seed
+    def __init__(self, folder: Path, keep: int, accelerator: Accelerator, seed: int) -> None:
+        self.folder, self.keep, self.accelerator, self.seed = folder, keep, accelerator, seed
         self.saved = 0
         """Step of the last checkpoint that this object wrote or read."""
         self._problems: dict[Path, str | None] = {}
@@ -59,21 +61,21 @@ class Checkpoints:
 
         Raises ValueError when all checkpoints are damaged, or the disk has no room for the next ones.
         """
-        place, said = self.team.from_main(lambda: self._choose(trained))
+        place, said = from_main(self.accelerator, lambda: self._choose(trained))
         for line in said:
-            self.team.say(f"{self.stage}: {line}")
+            self.accelerator.print(f"{self.stage}: {line}")
         if place is None:
             self._start_random()
             return None
         kept: dict[str, Any] = json.loads((place / "progress.json").read_text())
         processes = kept.pop("processes")
-        if processes != self.team.count:
-            self.team.say(
+        if processes != self.accelerator.num_processes:
+            self.accelerator.print(
                 f"{self.stage}: {place.name} was written by {processes} process(es) and the run continues with "
-                f"{self.team.count}: no {self.unit} is lost or repeated, but sums are rounded in a different order, so "
-                "the result will not be bit-identical to that of an uninterrupted run"
+                f"{self.accelerator.num_processes}: no {self.unit} is lost or repeated, but sums are rounded in a "
+                "different order, so the result will not be bit-identical to that of an uninterrupted run"
             )
-        trained.restore(place, self.team.device)
+        trained.restore(place, self.accelerator.device)
         self.saved = step_of(place)
         self._restore_random(load_file(place / "random.safetensors"))
         return kept
@@ -87,12 +89,12 @@ class Checkpoints:
         """
         if step == self.saved:
             return
-        every_random = self.team.gather([random])
-        numbers = {**numbers, "processes": self.team.count}
+        every_random = gather_object([random])
+        numbers = {**numbers, "processes": self.accelerator.num_processes}
         # Shards are gathered by all processes, one tensor at a time; only the first one keeps them.
-        tensors = {name: whole_on_main(values, self.team) for name, values in trained.tensors().items()}
+        tensors = {name: whole_on_main(values, self.accelerator) for name, values in trained.tensors().items()}
         size = trained.bytes_once_saved()
-        self.team.from_main(lambda: self._write(step, numbers, every_random, tensors, size))
+        from_main(self.accelerator, lambda: self._write(step, numbers, every_random, tensors, size))
         self.saved = step
 
     def _choose(self, trained: Trained) -> tuple[Path | None, list[str]]:
@@ -175,22 +177,27 @@ class Checkpoints:
 
     def _start_random(self) -> None:
         """Seeds this process's generators, differently in each process."""
-        torch.manual_seed(derive_seed(self.seed, f"{self.stage} random state", self.team.rank, self.saved))
+        torch.manual_seed(
+            derive_seed(self.seed, f"{self.stage} random state", self.accelerator.process_index, self.saved)
+        )
 
     def _restore_random(self, saved: Mapping[str, Tensor]) -> None:
         """A process for which the checkpoint has no state is seeded."""
         self._start_random()
-        if (cpu := saved.get(f"cpu_{self.team.rank}")) is not None:
+        if (cpu := saved.get(f"cpu_{self.accelerator.process_index}")) is not None:
             torch.set_rng_state(cpu)
-        if self.team.device.type == "cuda" and (cuda := saved.get(f"cuda_{self.team.rank}")) is not None:
-            torch.cuda.set_rng_state(cuda, self.team.device)
+        if (
+            self.accelerator.device.type == "cuda"
+            and (cuda := saved.get(f"cuda_{self.accelerator.process_index}")) is not None
+        ):
+            torch.cuda.set_rng_state(cuda, self.accelerator.device)
 
 
 class SaveTimer:
     """Decides in all processes at the same step whether a checkpoint is due, by the first one's clock."""
 
-    def __init__(self, minutes: float, team: Processes) -> None:
-        self.seconds, self.team = 60 * minutes, team
+    def __init__(self, minutes: float, accelerator: Accelerator) -> None:
+        self.seconds, self.accelerator = 60 * minutes, accelerator
         self.restart()
 
     def restart(self) -> None:
@@ -199,7 +206,7 @@ class SaveTimer:
 
     def due(self) -> bool:
         """Whether the interval since the last checkpoint has passed. All processes call it together."""
-        return self.team.from_main(lambda: time.monotonic() - self._last >= self.seconds)
+        return from_main(self.accelerator, lambda: time.monotonic() - self._last >= self.seconds)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -282,12 +289,12 @@ def detached(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
-def whole_on_main(tensors: Mapping[str, Tensor], team: Processes) -> dict[str, Tensor]:
+def whole_on_main(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
     """The tensors, those of shards gathered, in the first process; {} in the others."""
     found = {}
     for name, tensor in tensors.items():
         gathered = full(tensor)
-        if team.is_main:
+        if accelerator.is_main_process:
             found[name] = gathered.cpu() if gathered is not tensor else tensor
     return found
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from modeling.config import TrackingConfig
-from modeling.processes import Processes
 from modeling.sharding import Sharding
 
 
@@ -12,7 +13,7 @@ from modeling.sharding import Sharding
 class Run:
     """A run of one stage."""
 
-    team: Processes
+    accelerator: Accelerator
     seed: int
     out: Path | None = None
     """The folder for metrics and checkpoints; None writes nothing."""

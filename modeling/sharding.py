@@ -22,8 +22,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from modeling.accelerator import sum_gradients
 from modeling.architecture import backbone_of
-from modeling.processes import sum_gradients
 
 
 @dataclass(frozen=True)

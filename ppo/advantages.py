@@ -1,9 +1,8 @@
 """Generalised advantage estimation and whitening. Shapes: B episodes, T response tokens."""
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
-
-from modeling.processes import sum_over_processes
 
 EPSILON = 1e-8
 """Added to the variance, so that equal advantages whiten to zeros."""
@@ -37,10 +36,10 @@ def whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """
     mask_BT = mask_BT.bool()
     kept_N = x_BT[mask_BT].double()
-    count, total = sum_over_processes(
-        torch.stack([torch.tensor(float(len(kept_N)), device=x_BT.device, dtype=torch.float64), kept_N.sum()])
+    count, total = reduce(
+        torch.stack([torch.tensor(float(len(kept_N)), device=x_BT.device, dtype=torch.float64), kept_N.sum()]), "sum"
     )
     mean = total / count.clamp(min=1)
-    variance = sum_over_processes((kept_N - mean).square().sum()) / count.clamp(min=1)
+    variance = reduce((kept_N - mean).square().sum(), "sum") / count.clamp(min=1)
     whitened_BT = (x_BT.double() - mean) * torch.rsqrt(variance + EPSILON)
     return whitened_BT.masked_fill(~mask_BT, 0.0).to(x_BT.dtype)

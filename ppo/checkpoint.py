@@ -101,11 +101,11 @@ class Checkpoints(checkpoint.Checkpoints):
         """Restores the newest complete checkpoint, see `resume`; without one, returns the initial progress."""
         kept = self.resume(trained)
         if kept is None:
-            return Progress(0, 0, 0, trained.states(), random_state(self.team.device))
+            return Progress(0, 0, 0, trained.states(), random_state(self.accelerator.device))
         for name, state in kept["states"].items():
             if name in trained.stateful:
                 trained.stateful[name].load_state_dict(state)
-        return Progress(**kept, random=random_state(self.team.device))
+        return Progress(**kept, random=random_state(self.accelerator.device))
 
     def save(self, progress: Progress, trained: Trained) -> None:
         """Writes a checkpoint, see `write`."""

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from data.overlap import TOKEN_RUN, chrf, repeated_share
 from data.records import Demonstration, Prompt
 from data.sets import read_set, set_file
 from data.tokenize import decode_completion, encode_prompt
+from modeling.accelerator import from_main, share_of
 from modeling.generation import Generation, Sampling
 from modeling.models import PolicyModel
 from modeling.seeds import derive_seed
@@ -87,10 +89,10 @@ class PeriodicEvaluation:
         """
         self.trainer, self.prompts, self.settings = trainer, prompts, trainer.config.held_out
         trainer.models.check_prompts(prompts, trainer.tokenizer, trainer.config.max_new_tokens)
-        path, team = trainer.out / "held_out.jsonl", trainer.team
-        log = team.from_main(lambda: RowLog(path, trainer.progress.iteration)) if self.settings.every else None
+        path, accelerator = trainer.out / "held_out.jsonl", trainer.accelerator
+        log = from_main(accelerator, lambda: RowLog(path, trainer.progress.iteration)) if self.settings.every else None
         self._log: RowLog | None = log
-        self.rows: list[dict[str, float]] = team.from_main(lambda: read_metrics(path))
+        self.rows: list[dict[str, float]] = from_main(accelerator, lambda: read_metrics(path))
         """The same in every process, for the monitors."""
 
     def due(self, iteration: int) -> bool:
@@ -110,15 +112,15 @@ class PeriodicEvaluation:
         self.rows.append({"step": iteration, **numbers})
         assert self._log is not None
         log = self._log
-        self.trainer.team.from_main(lambda: log.log(iteration, numbers))
+        from_main(self.trainer.accelerator, lambda: log.log(iteration, numbers))
         return numbers
 
     @torch.no_grad()
     def answers(self) -> list[list[Answer]]:
         """The metrics of each prompt's responses; the prompts are divided among the processes."""
         trainer, settings = self.trainer, self.settings
-        config, models, team = trainer.config, trainer.models, trainer.team
-        mine = team.share(list(range(len(self.prompts))))
+        config, models, accelerator = trainer.config, trainer.models, trainer.accelerator
+        mine = share_of(accelerator, list(range(len(self.prompts))))
         jobs = [(index, number) for index in mine for number in range(settings.responses_per_prompt)]
         prompts = [self.prompts[index] for index, _ in jobs]
         ids = [encode_prompt(trainer.tokenizer, prompt) for prompt in prompts]
@@ -130,7 +132,7 @@ class PeriodicEvaluation:
         # Gathered, since processes have different numbers of passes.
         with trainer.whole(models.policy), models.policy.encoder.autocast():
             responses = trainer.generator.generate(models.policy.causal, ids, seeds, sampling)
-        rollout = Rollout(prompts, ids, responses, team.device)
+        rollout = Rollout(prompts, ids, responses, accelerator.device)
         rollout.make_micro_batches([list(range(len(ids)))], config.max_tokens_per_micro_batch)
         # Both are computed the same way: log-probabilities recorded while decoding are rounded differently.
         logprobs_R, ref_logprobs_R = map(partial(self._logprobs, rollout), (models.policy, models.reference))
@@ -151,7 +153,7 @@ class PeriodicEvaluation:
                     judge=self._judged(prompt, response),
                 )
             )
-        gathered = dict(team.gather(list(answers.items())))
+        gathered = dict(gather_object(list(answers.items())))
         return [gathered[index] for index in range(len(self.prompts))]
 
     def _logprobs(self, rollout: Rollout, model: PolicyModel) -> Tensor:

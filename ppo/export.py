@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 
+from modeling.accelerator import from_main
 from modeling.adapters import merged, save_adapter
 from modeling.config import ModelConfig
 from modeling.disk import room_for
 from modeling.export import export as export_model
 from modeling.load import load_causal
-from modeling.processes import Processes
 from modeling.sharding import full
 from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
@@ -29,19 +30,19 @@ class PolicyExport:
     tokenizer: Any
     out: Path
 
-    def write(self, models: ActorCritic, average: MovingAverage, team: Processes) -> None:
+    def write(self, models: ActorCritic, average: MovingAverage, accelerator: Accelerator) -> None:
         """Writes both; all processes call it. The weights go into a fresh copy of the SFT model, with adapters merged,
         so that the folders load with plain transformers.
         """
-        self._write("model", models, team)
+        self._write("model", models, accelerator)
         with average.in_place():
-            self._write("model_ema", models, team)
+            self._write("model_ema", models, accelerator)
 
-    def _write(self, name: str, models: ActorCritic, team: Processes) -> None:
+    def _write(self, name: str, models: ActorCritic, accelerator: Accelerator) -> None:
         # Shards are gathered by all processes, one weight at a time.
         parameters = models.policy_parameters.items() if self.config.adapter == "none" else ()
         weights = {key: full(weight.detach()).cpu() for key, weight in parameters}
-        team.from_main(lambda: self._save(name, models.policy.causal, weights))
+        from_main(accelerator, lambda: self._save(name, models.policy.causal, weights))
 
     def _save(self, name: str, policy: Any, weights: dict[str, Tensor]) -> None:
         with room_for(self.out / name):

@@ -15,8 +15,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-
-from modeling.processes import Processes, sum_over_processes
+from accelerate import Accelerator
+from accelerate.utils import reduce
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SECONDS = 2.0
@@ -34,8 +34,8 @@ class Interrupted(KeyboardInterrupt):
 class Interrupt:
     """Context manager that records the two signals instead of ending the process."""
 
-    def __init__(self, team: Processes) -> None:
-        self.team = team
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
         self.number = 0
         """The signal received; 0 if none."""
         self._since = 0.0
@@ -59,7 +59,7 @@ class Interrupt:
     def breakable(self) -> Iterator[None]:
         """Context manager around work that changes no state. In a single process, a signal aborts it and execution
         continues after the block, where `agreed` returns true."""
-        self._breakable = self.team.count == 1
+        self._breakable = self.accelerator.num_processes == 1
         try:
             yield
         except Interrupted as stop:
@@ -70,9 +70,9 @@ class Interrupt:
 
     def agreed(self) -> bool:
         """Whether a signal reached any process. All processes call it together and get the same result."""
-        numbers = torch.zeros(2, device=self.team.device)
+        numbers = torch.zeros(2, device=self.accelerator.device)
         numbers[0], numbers[1] = float(self.number == signal.SIGTERM), float(self.number == signal.SIGINT)
-        terminated, interrupted = sum_over_processes(numbers).tolist()
+        terminated, interrupted = reduce(numbers, "sum").tolist()
         if not self.number and (terminated or interrupted):
             self.number = signal.SIGTERM if terminated else signal.SIGINT
             self._since = time.monotonic()
@@ -88,7 +88,7 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
             self.number, self._since = number, time.monotonic()
-            if self.team.is_main:
+            if self.accelerator.is_main_process:
                 # print is not safe here: the signal may have interrupted another print.
                 name = signal.Signals(number).name
                 os.write(2, f"\n{name}: saving a checkpoint and stopping; a second signal stops at once\n".encode())

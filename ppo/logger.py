@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from modeling.accelerator import from_main
 from modeling.run import Run
 from modeling.tracking import RowLog, Tracker
 
@@ -16,7 +17,7 @@ class MetricsLogger:
     def __init__(self, run: Run, resume_after: int) -> None:
         """Drops rows of iterations after `resume_after`, which a resumed run repeats."""
         assert run.out is not None
-        self.team, out, tracking = run.team, run.out, run.tracking
+        self.accelerator, out, tracking = run.accelerator, run.out, run.tracking
         self._tracker: Tracker | None = None
         self._samples: RowLog | None = None
 
@@ -24,7 +25,7 @@ class MetricsLogger:
             self._samples = RowLog(out / "samples.jsonl", resume_after)
             self._tracker = Tracker(out, resume_after, tracking)
 
-        self.team.from_main(open_all)
+        from_main(self.accelerator, open_all)
 
     def log(
         self,
@@ -45,7 +46,7 @@ class MetricsLogger:
             self._samples.log(iteration, *samples)
             self._tracker.log(iteration, numbers, timings)
 
-        self.team.from_main(write)
+        from_main(self.accelerator, write)
 
     def __enter__(self) -> "MetricsLogger":
         return self

@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
+from accelerate.utils import gather_object, reduce
 
 from data.overlap import TOKEN_RUN, repeated_share
-from modeling.processes import sum_over_processes
 from ppo.experience import Experience
 from ppo.rewards import kl_estimates
 
@@ -56,7 +55,7 @@ def rollout_metrics(experience: Experience) -> dict[str, float]:
         "values": values_R,
     }
     columns = per_episode | per_token
-    sums = sum_over_processes(torch.stack([column.double().sum() for column in columns.values()])).tolist()
+    sums = reduce(torch.stack([column.double().sum() for column in columns.values()]), "sum").tolist()
     total = dict(zip(columns, sums, strict=True))
     episodes, tokens = total["episodes"], total["length"]
     mean = {name: value / (tokens if name in per_token else episodes) for name, value in total.items()}
@@ -66,7 +65,7 @@ def rollout_metrics(experience: Experience) -> dict[str, float]:
         **{name: mean[name] for name in per_episode if name not in ("episodes", "score_square")},
         "score_std": _root(mean["score_square"] - mean["score"] ** 2),
         "kl_per_token": total["kl"] / tokens,
-        "distinct": len(set(_of_all_processes([tuple(ids) for ids in rollout.ids]))) / episodes,
+        "distinct": len(set(gather_object([tuple(ids) for ids in rollout.ids]))) / episodes,
         "tokens": tokens,
         "value_mean": mean["values"],
         "explained_variance": 0.0 if returns_variance <= 1e-12 else 1 - error_variance / returns_variance,
@@ -104,11 +103,3 @@ def _largest(values: Sequence[float]) -> float:
 def _root(variance: float) -> float:
     # Rounding can make the variance of equal numbers negative. NaN stays NaN.
     return math.sqrt(0.0 if variance < 0 else variance)
-
-
-def _of_all_processes(items: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return items
-    gathered: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, items)
-    return [item for part in gathered for item in part]

@@ -5,9 +5,9 @@ episodes of this process.
 from collections.abc import Mapping
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 
-from modeling.processes import sum_over_processes
 from ppo.config import PPOConfig
 
 SMALLEST_STD = 1e-6
@@ -40,9 +40,9 @@ class ScoreScale:
 
     def _add(self, scores_B: Tensor) -> None:
         own_B = scores_B.double()
-        count, total = sum_over_processes(torch.stack([torch.ones_like(own_B).sum(), own_B.sum()])).tolist()
+        count, total = reduce(torch.stack([torch.ones_like(own_B).sum(), own_B.sum()]), "sum").tolist()
         mean = total / count
-        squares = float(sum_over_processes((own_B - mean).square().sum()))
+        squares = float(reduce((own_B - mean).square().sum(), "sum"))
         whole, apart = self.count + count, mean - self.mean
         self.squares += squares + apart**2 * self.count * count / whole
         self.mean += apart * count / whole

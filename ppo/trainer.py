@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from tqdm import tqdm
 
 from data.records import Prompt
 from data.tokenize import decode_completion, encode_prompt
+from modeling.accelerator import divided, from_main, share_of
 from modeling.batch import micro_batches, text_batch
 from modeling.checkpoint import random_state
 from modeling.finite import require_finite_weights
 from modeling.generation import Sampling, generator_for
 from modeling.models import PolicyModel, ScalarModel
-from modeling.processes import sum_over_processes
 from modeling.run import Run
 from modeling.seeds import derive_seed
 from modeling.sharding import gradient_norm
@@ -88,8 +89,14 @@ class PPOTrainer:
     def __init__(self, config: PPOConfig, models: ActorCritic, tokenizer: Any, data: PPOData, run: Run) -> None:
         assert run.out is not None, "PPO writes checkpoints"
         self.out = run.out
-        self.config, self.models, self.tokenizer, self.run, self.team = config, models, tokenizer, run, run.team
-        self.team.divide(config.minibatch_size, "ppo.minibatch_size")
+        self.config, self.models, self.tokenizer, self.run, self.accelerator = (
+            config,
+            models,
+            tokenizer,
+            run,
+            run.accelerator,
+        )
+        divided(self.accelerator, config.minibatch_size, "ppo.minibatch_size")
         with self.whole(models.policy):
             self.generator = generator_for(models.policy.causal, config.engine)
         self.refuse_recorded_logprobs()
@@ -99,23 +106,25 @@ class PPOTrainer:
         self.kl, self.scale = KLController.make(config), ScoreScale(config)
         adaptive: dict[str, Stateful] = {"kl": self.kl, "score_scale": self.scale}
         self.trained = Trained(models, self.optimizers, self.average, adaptive)
-        self.checkpoints = Checkpoints(run.out / "checkpoints", config.keep_checkpoints, self.team, run.seed)
+        self.checkpoints = Checkpoints(run.out / "checkpoints", config.keep_checkpoints, self.accelerator, run.seed)
         self.progress = self.checkpoints.begin(self.trained)
         self.prompts = Sampler(data.prompts, run.seed, "prompts", self.progress.prompt_position)
         self.texts: Sampler[list[int]] | None = None
         if config.ptx_coef > 0:
             self.texts = Sampler(data.texts, run.seed, "pretraining examples", self.progress.text_position)
         self.evaluation = PeriodicEvaluation(self, data.held_out)
-        logged = self.team.from_main(lambda: read_metrics(self.out / "metrics.jsonl"))
+        logged = from_main(self.accelerator, lambda: read_metrics(self.out / "metrics.jsonl"))
         # Rows after the checkpoint are written again.
         past = [row for row in logged if row["step"] <= self.progress.iteration]
         self.monitors = Monitors(config.monitors, [*past, *self.evaluation.rows])
-        self.interrupt, self.clock = Interrupt(self.team), Clock()
+        self.interrupt, self.clock = Interrupt(self.accelerator), Clock()
 
     def train(self) -> MovingAverage:
         """Runs the remaining iterations; returns the policy's moving average."""
         done, iterations = self.progress.iteration, self.config.iterations
-        bar = tqdm(total=iterations, initial=done, desc="ppo", unit="iteration", disable=not self.team.is_main)
+        bar = tqdm(
+            total=iterations, initial=done, desc="ppo", unit="iteration", disable=not self.accelerator.is_main_process
+        )
         with self.interrupt, MetricsLogger(self.run, done) as self.logger, bar:
             if done == 0:
                 self.monitor(0, self.evaluation.evaluate(self.average, 0))
@@ -153,7 +162,7 @@ class PPOTrainer:
         policy = self.models.policy
         with self.clock.phase("rollout"), self.whole(policy), policy.encoder.autocast():
             responses = self.generator.generate(policy.causal, ids, seeds, sampling)
-        rollout = Rollout(prompts, ids, responses, self.team.device)
+        rollout = Rollout(prompts, ids, responses, self.accelerator.device)
         rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
         return rollout
 
@@ -220,7 +229,7 @@ class PPOTrainer:
                 are measured separately.
         """
         own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
-        tokens = float(sum_over_processes(torch.tensor(float(own), dtype=torch.float64, device=self.team.device)))
+        tokens = float(reduce(torch.tensor(float(own), dtype=torch.float64, device=self.accelerator.device), "sum"))
         models, reduce_gradients = self.models, self.run.sharding.reduce_gradients
         with self.whole(models.value):
             numbers = self.value_gradient(experience, minibatch, tokens)
@@ -242,7 +251,7 @@ class PPOTrainer:
 
     def policy_gradient(self, experience: Experience, minibatch: Sequence[Rows], tokens: float) -> Numbers:
         """Adds the gradient of the clipped surrogate objective and, with kl_placement=loss, of the KL penalty."""
-        config, totals = self.config, torch.zeros(4, dtype=torch.float64, device=self.team.device)
+        config, totals = self.config, torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
         ratio = 1.0
         for rows in minibatch:
             index_R = experience.rollout.index(rows)
@@ -261,28 +270,28 @@ class PPOTrainer:
             for place, total in enumerate((entropy_R.sum(), sums["clipped"], sums["approximate_kl"]), start=1):
                 totals[place] += total / tokens
         names = ("policy_loss", "entropy", "clip_fraction", "approximate_kl")
-        found = dict(zip(names, sum_over_processes(totals).tolist(), strict=True))
-        return found | {"ratio_max": max(self.team.gather([ratio]))}
+        found = dict(zip(names, reduce(totals, "sum").tolist(), strict=True))
+        return found | {"ratio_max": max(gather_object([ratio]))}
 
     def ptx_gradient(self, texts: Sequence[list[int]]) -> Numbers:
         """Adds ptx_coef times the gradient of the pretraining loss, the mean over the predicted tokens of all texts
         (ours: the paper does not say whether it sums or averages).
         """
         tokens = float(sum(len(text) - 1 for text in texts))
-        total = torch.zeros((), dtype=torch.float64, device=self.team.device)
-        own = self.team.share(sorted(texts, key=len))
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        own = share_of(self.accelerator, sorted(texts, key=len))
         sizes = [len(text) for text in own]
         for rows in micro_batches(range(len(own)), sizes, self.config.max_tokens_per_micro_batch):
-            batch = text_batch([own[row] for row in rows], self.team.device)
+            batch = text_batch([own[row] for row in rows], self.accelerator.device)
             logprobs_R, _ = self.models.policy(batch, 1.0, False)
             loss = -logprobs_R.sum() / tokens
             (self.config.ptx_coef * loss).backward()
             total += loss.detach()
-        return {"ptx_loss": float(sum_over_processes(total))}
+        return {"ptx_loss": float(reduce(total, "sum"))}
 
     def value_gradient(self, experience: Experience, minibatch: Sequence[Rows], tokens: float) -> Numbers:
         """Adds the gradient of the value loss."""
-        total = torch.zeros((), dtype=torch.float64, device=self.team.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for rows in minibatch:
             index_R = experience.rollout.index(rows)
             values_1R = self.models.value(experience.rollout.batches[rows])[None]
@@ -291,7 +300,7 @@ class PPOTrainer:
             loss = value_loss(values_1R, old_1R, returns_1R, mask_1R, self.config.value_clip_range, tokens)
             loss.backward()
             total += loss.detach()
-        return {"value_loss": float(sum_over_processes(total))}
+        return {"value_loss": float(reduce(total, "sum"))}
 
     def take_gradient(self) -> dict[str, Tensor]:
         """Returns the policy's gradient, summed over the processes, and clears it."""
@@ -337,7 +346,7 @@ class PPOTrainer:
             prompt_position=self.prompts.position,
             text_position=self.texts.position if self.texts is not None else 0,
             states=self.trained.states(),
-            random=random_state(self.team.device),
+            random=random_state(self.accelerator.device),
         )
         # Before the checkpoint: a resumed run assumes that the rows up to its checkpoint have been written.
         self.logger.log(done, numbers, timings, samples)
@@ -348,7 +357,7 @@ class PPOTrainer:
     def monitor(self, iteration: int, numbers: Numbers) -> None:
         """Prints the monitors' warnings; raises StoppedRunError if one stops the run."""
         for warning in self.monitors.check(iteration, numbers):
-            self.team.say(f"ppo: {warning}")
+            self.accelerator.print(f"ppo: {warning}")
 
     def stop_if_interrupted(self) -> None:
         """Saves the state after the last iteration and raises `Interrupted`, if a signal reached any process."""
@@ -374,7 +383,7 @@ class PPOTrainer:
 
     def own_minibatches(self) -> list[list[int]]:
         """The episode numbers of this process, per minibatch."""
-        return own_minibatches(self.config, self.team.rank, self.team.count)
+        return own_minibatches(self.config, self.accelerator.process_index, self.accelerator.num_processes)
 
     def own_rows(self) -> list[list[int]]:
         """The same as indices into this process's episodes."""

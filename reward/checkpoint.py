@@ -65,4 +65,4 @@ class Checkpoints(checkpoint.Checkpoints):
 
     def save(self, step: int, epochs: list[dict[str, Any]], trained: Trained) -> None:
         """Writes a checkpoint, see `write`."""
-        self.write(step, {"step": step, "epochs": epochs}, random_state(self.team.device), trained)
+        self.write(step, {"step": step, "epochs": epochs}, random_state(self.accelerator.device), trained)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modeling.accelerator import from_main
 from modeling.adapters import lora_weights, merged, save_adapter, what_lora_adapts
 from modeling.export import export
 from modeling.finite import require_finite
@@ -40,29 +41,31 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     resumes from its last checkpoint.
     """
     assert run.out is not None
-    out, team = run.out, run.team
+    out, accelerator = run.out, run.accelerator
     file = out / "scores.json"
-    kept: dict[str, Any] | None = team.from_main(lambda: json.loads(file.read_text()) if file.is_file() else None)
+    kept: dict[str, Any] | None = from_main(
+        accelerator, lambda: json.loads(file.read_text()) if file.is_file() else None
+    )
     if kept is not None:
         return kept
-    trained = start.model(tokenizer, run.seed, team.device, train=config.epochs > 0)
-    model = reward_model(trained, autocast_dtype(start.model_config, team.device))
+    trained = start.model(tokenizer, run.seed, accelerator.device, train=config.epochs > 0)
+    model = reward_model(trained, autocast_dtype(start.model_config, accelerator.device))
     head = plain(trained).score.parameters() if trained is not plain(trained) else ()
     run.sharding.shard(trained, [*lora_weights(trained), *head])
-    team.say(f"reward: {run.sharding.description(trained, team.count)}")
+    accelerator.print(f"reward: {run.sharding.description(trained, accelerator.num_processes)}")
     if (reason := model.encoder.plain_reason) is not None:
-        team.say(f"reward: a prompt is encoded again for each of its answers: {reason}")
+        accelerator.print(f"reward: a prompt is encoded again for each of its answers: {reason}")
     if hasattr(trained, "peft_config"):
-        team.say(f"reward: {what_lora_adapts(trained)}")
+        accelerator.print(f"reward: {what_lora_adapts(trained)}")
     epochs: list[dict[str, Any]] = []
     if config.epochs > 0:
         epochs = RewardTrainer(config, model, data.train, run, data.watched).train()
     trained.eval()
     limit = config.max_tokens_per_micro_batch
     with run.sharding.gathered(trained):
-        shown = score_all(model, data.demonstrations, limit, team)
+        shown = score_all(model, data.demonstrations, limit, accelerator)
         model.bias += sum(row[0] for row in shown) / len(shown)
-        scores = {name: score_all(model, items, limit, team) for name, items in data.held_out.items()}
+        scores = {name: score_all(model, items, limit, accelerator) for name, items in data.held_out.items()}
     require_finite({"score_bias": model.bias}, "reward", ADVICE)
     for name, rows in scores.items():
         require_finite({f"a score of the {name} split": sum(map(sum, rows))}, "reward", ADVICE)
@@ -71,7 +74,7 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     def write() -> None:
         saved = trained
         if weights is not None:
-            saved = start.model(tokenizer, run.seed, team.device, train=config.epochs > 0)
+            saved = start.model(tokenizer, run.seed, accelerator.device, train=config.epochs > 0)
             saved.load_state_dict(weights)
         plain(saved).config.score_bias = model.bias
         if saved is not plain(saved) and not start.own_base:
@@ -80,9 +83,9 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
             plain(saved).config.score_closing = answer_suffix
         export(merged(saved), tokenizer, out / "model", start.model_config)
 
-    team.from_main(write)
+    from_main(accelerator, write)
     made = {"epochs": epochs, "bias": model.bias, "scores": scores}
-    if team.is_main:
+    if accelerator.is_main_process:
         (out / "scores.partial").write_text(json.dumps(made) + "\n")
         (out / "scores.partial").rename(file)
     return made

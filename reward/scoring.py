@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from modeling.accelerator import share_of
 from modeling.batch import Batch
 from modeling.models import RewardModel
-from modeling.processes import Processes
 from reward.batches import RankingExample, micro_batches
 
 
@@ -37,11 +39,13 @@ def by_prompt(scores_A: Tensor, group: Sequence[RankingExample]) -> tuple[Tensor
 
 
 def score_all(
-    model: RewardModel, items: Sequence[RankingExample], max_tokens: int, team: Processes
+    model: RewardModel, items: Sequence[RankingExample], max_tokens: int, accelerator: Accelerator
 ) -> list[list[float]]:
     """Scores of every example's answers, in order; the examples are divided among the processes."""
     shared = model.encoder.plain_reason is None
-    return each_answer(lambda group: model(answers_of(group, team.device)), items, max_tokens, shared, team)
+    return each_answer(
+        lambda group: model(answers_of(group, accelerator.device)), items, max_tokens, shared, accelerator
+    )
 
 
 @torch.no_grad()
@@ -50,17 +54,19 @@ def each_answer(
     items: Sequence[RankingExample],
     max_tokens: int,
     shared: bool,
-    team: Processes,
+    accelerator: Accelerator,
 ) -> list[list[float]]:
     """A number for every answer of every example, in order: `compute` gives numbers_A of a micro-batch; the processes
     share the work.
     """
     # Copies, so that an example that is in the list twice has two ids.
-    mine = team.share([(index, replace(item)) for index, item in enumerate(items)])
+    mine = share_of(accelerator, [(index, replace(item)) for index, item in enumerate(items)])
     place = {id(item): index for index, item in mine}
     found: list[tuple[int, list[float]]] = []
     groups = micro_batches([item for _, item in mine], max_tokens, shared)
-    for group in tqdm(groups, desc="scoring", unit="batch", leave=False, disable=not team.is_main or len(groups) < 8):
+    for group in tqdm(
+        groups, desc="scoring", unit="batch", leave=False, disable=not accelerator.is_main_process or len(groups) < 8
+    ):
         rows = torch.split(compute(group), [len(item.answers) for item in group])
         found += [(place[id(item)], row.tolist()) for item, row in zip(group, rows, strict=True)]
-    return [row for _, row in sorted(team.gather(found))]
+    return [row for _, row in sorted(gather_object(found))]

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from modeling.accelerator import share_of
 from modeling.checkpoint import SaveTimer
 from modeling.finite import require_finite
 from modeling.models import RewardModel
-from modeling.processes import sum_over_processes
 from modeling.run import Run
 from modeling.seeds import derive_seed
 from modeling.sharding import clip_gradients
@@ -52,7 +53,13 @@ class RewardTrainer:
         Args:
             watched: sets that are evaluated after each epoch.
         """
-        self.config, self.model, self.run, self.team, self.watched = config, model, run, run.team, watched or {}
+        self.config, self.model, self.run, self.accelerator, self.watched = (
+            config,
+            model,
+            run,
+            run.accelerator,
+            watched or {},
+        )
         self.examples, self.batch_size = batching(config, train_set)
         if config.activation_checkpointing:
             model.encoder.enable_checkpointing()
@@ -69,7 +76,9 @@ class RewardTrainer:
             scheduler_specific_kwargs={"min_lr_rate": config.final_lr_fraction},
         )
         self.state = Trained(parameters, self.optimizer, self.schedule)
-        self.checkpoints = Checkpoints(run.out / "checkpoints", 2, self.team, run.seed) if run.out is not None else None
+        self.checkpoints = (
+            Checkpoints(run.out / "checkpoints", 2, self.accelerator, run.seed) if run.out is not None else None
+        )
         self.epochs: list[dict[str, Any]] = []
         self.done = 0
         """Finished optimizer steps."""
@@ -79,11 +88,13 @@ class RewardTrainer:
     def train(self) -> list[dict[str, Any]]:
         """Trains the remaining steps; returns {epoch, and {accuracy, loss} of each watched set} for each epoch."""
         run, total = self.run, self.steps_per_epoch * self.config.epochs
-        tracks = run.out is not None and self.team.is_main
-        timer = SaveTimer(self.config.checkpoint_minutes, self.team)
+        tracks = run.out is not None and self.accelerator.is_main_process
+        timer = SaveTimer(self.config.checkpoint_minutes, self.accelerator)
         with (
             Tracker(run.out, self.done, run.tracking) if tracks and run.out is not None else nullcontext() as tracker,
-            tqdm(total=total, initial=self.done, desc="reward", unit="step", disable=not self.team.is_main) as bar,
+            tqdm(
+                total=total, initial=self.done, desc="reward", unit="step", disable=not self.accelerator.is_main_process
+            ) as bar,
         ):
             for step, epoch, batch in self.batches():
                 numbers = self.train_batch(batch, step) | {"epoch": epoch + 1.0}
@@ -126,19 +137,21 @@ class RewardTrainer:
     def gradient(self, batch: Sequence[RankingExample]) -> dict[str, float]:
         """Computes the batch's gradient, summed over the processes; returns the batch's loss, accuracy and pairs."""
         prompts = sum(item.pairs > 0 for item in batch)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.team.device)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         shared = self.model.encoder.plain_reason is None
-        groups = micro_batches(self.team.share(list(batch)), self.config.max_tokens_per_micro_batch, shared)
+        groups = micro_batches(share_of(self.accelerator, list(batch)), self.config.max_tokens_per_micro_batch, shared)
         root, sharding = self.model.encoder.model, self.run.sharding
         with sharding.gathered(root):
             for group in groups:
-                scores_BK, preference_mask_BKK = by_prompt(self.model(answers_of(group, self.team.device)), group)
+                scores_BK, preference_mask_BKK = by_prompt(
+                    self.model(answers_of(group, self.accelerator.device)), group
+                )
                 loss = pairwise_loss(scores_BK, preference_mask_BKK, normalizer=prompts)
                 loss.backward()
                 right = ((scores_BK[:, :, None] > scores_BK[:, None, :]) & preference_mask_BKK).sum()
                 totals += torch.stack([loss.detach().double(), right.double(), preference_mask_BKK.sum().double()])
             sharding.reduce_gradients(root, self.weights)
-        loss_sum, right_sum, pairs = sum_over_processes(totals).tolist()
+        loss_sum, right_sum, pairs = reduce(totals, "sum").tolist()
         return {"loss": loss_sum, "accuracy": right_sum / max(pairs, 1.0), "pairs": pairs}
 
     def finish_epoch(self, epoch: int, step: int) -> dict[str, float]:
@@ -153,7 +166,7 @@ class RewardTrainer:
         limit = self.config.max_tokens_per_micro_batch
         with self.run.sharding.gathered(self.model.encoder.model):
             return {
-                name: agreement(score_all(self.model, items, limit, self.team), items)
+                name: agreement(score_all(self.model, items, limit, self.accelerator), items)
                 for name, items in self.watched.items()
             }
 

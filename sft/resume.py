@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -21,7 +22,6 @@ from trl import SFTTrainer
 
 from modeling.checkpoint import SUMS, SaveTimer, all_damaged, seal, step_of, what_is_wrong
 from modeling.disk import discard
-from modeling.processes import Processes
 from modeling.seeds import derive_seed
 
 
@@ -60,8 +60,8 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
 class CheckpointCallback(TrainerCallback):
     """Saves a checkpoint at an interval, and adds its checksums when all processes have written their files."""
 
-    def __init__(self, minutes: float, team: Processes) -> None:
-        self.timer, self.team = SaveTimer(minutes, team), team
+    def __init__(self, minutes: float, accelerator: Accelerator) -> None:
+        self.timer, self.accelerator = SaveTimer(minutes, accelerator), accelerator
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         # After an epoch's last step the Trainer evaluates, then saves; resuming from in between would skip evaluation.
@@ -70,8 +70,8 @@ class CheckpointCallback(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        self.team.wait()
-        if self.team.is_main:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
             seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
         self.timer.restart()
 

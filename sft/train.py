@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig as TrlConfig
 
 from data.records import Demonstration
+from modeling.accelerator import divided, from_main
 from modeling.adapters import add_lora, merged, what_lora_adapts
 from modeling.checkpoint import step_of
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import context_length
-from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.examples import demonstration_examples, mix, text_examples
@@ -104,7 +105,7 @@ def train(
     valid_set: Sequence[Demonstration],
     chunks: Sequence[Sequence[int]],
     seed: int,
-    team: Processes,
+    accelerator: Accelerator,
     out: Path,
     tracking: TrackingConfig | None = None,
 ) -> dict[str, float]:
@@ -115,7 +116,7 @@ def train(
     Raises ValueError when the batch does not divide over the processes or differs from the trainer's, a demonstration
     is longer than the context, a loss or gradient norm is not finite, or every checkpoint is damaged.
     """
-    per_process = team.divide(config.batch_size, "sft.batch_size")
+    per_process = divided(accelerator, config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
     if per_process % micro:
         raise ValueError(f"sft.micro_batch_size={micro} does not divide the {per_process} sequences of each process")
@@ -125,15 +126,20 @@ def train(
     if model_config.adapter == "lora":
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
-        team.say(f"sft: {what_lora_adapts(model)}")
-    bf16 = model_config.precision == "bfloat16" or (model_config.precision == "auto" and team.device.type == "cuda")
+        accelerator.print(f"sft: {what_lora_adapts(model)}")
+    bf16 = model_config.precision == "bfloat16" or (
+        model_config.precision == "auto" and accelerator.device.type == "cuda"
+    )
     folder = out / "trainer"
-    checkpoint, said = team.from_main(lambda: newest_complete(folder))
+    checkpoint, said = from_main(accelerator, lambda: newest_complete(folder))
     for line in said:
-        team.say(f"sft: {line}")
+        accelerator.print(f"sft: {line}")
     done = step_of(checkpoint) if checkpoint is not None else 0
-    with Tracker(out, done, tracking) if team.is_main else nullcontext() as tracker:
-        callbacks: list[TrainerCallback] = [FiniteCallback(), CheckpointCallback(config.checkpoint_minutes, team)]
+    with Tracker(out, done, tracking) if accelerator.is_main_process else nullcontext() as tracker:
+        callbacks: list[TrainerCallback] = [
+            FiniteCallback(),
+            CheckpointCallback(config.checkpoint_minutes, accelerator),
+        ]
         if tracker is not None:
             callbacks.append(TrackerCallback(tracker))
         trainer = ResumableTrainer(
@@ -164,7 +170,7 @@ def train(
                 packing=False,
                 gradient_checkpointing=False,
                 bf16=bf16,
-                use_cpu=team.device.type == "cpu",
+                use_cpu=accelerator.device.type == "cpu",
                 logging_steps=1,
                 logging_nan_inf_filter=False,
                 eval_strategy="epoch",
@@ -173,7 +179,7 @@ def train(
                 report_to=[],
                 disable_tqdm=True,
                 seed=seed,
-                dataloader_pin_memory=team.device.type == "cuda",
+                dataloader_pin_memory=accelerator.device.type == "cuda",
             ),
         )
         check_batch_size(trainer.args, config.batch_size)
@@ -181,7 +187,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         history = trainer.state.log_history
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    team.from_main(lambda: export(merged(trained), tokenizer, out / "model", model_config))
+    from_main(accelerator, lambda: export(merged(trained), tokenizer, out / "model", model_config))
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
     return {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
 

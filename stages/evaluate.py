@@ -41,13 +41,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from labeling.judges import closeness_judge
     from labeling.sampling import answer
     from labeling.scratch import remembered
+    from modeling.accelerator import from_main, make_accelerator
     from modeling.generation import Sampling
     from modeling.load import autocast, autocast_dtype, base_model_place, load_causal, load_tokenizer, read_settings
     from modeling.models import policy_model
-    from modeling.processes import processes
     from stages.inputs import evenly, refuse_long_texts
 
-    team = processes(config.model.device)
+    accelerator = make_accelerator(config.model.device)
     settings, resamples = config.evaluate, config.evaluate.bootstrap_resamples
     data = run.stage("data")
     prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
@@ -58,7 +58,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     places = {
         "ppo": str(policy),
         "sft": str(run.stage("sft") / "model"),
-        "base": team.from_main(lambda: base_model_place(config.model)),
+        "base": from_main(accelerator, lambda: base_model_place(config.model)),
     }
     refuse_long_texts(config, read_settings(places["base"], config.model))
     chosen = evenly(range(len(prompts)), settings.best_of_n_prompts)
@@ -69,28 +69,32 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         proxy = Proxy.of(run.stage("sft") / "model", run.stage("reward") / "model", config.model, trust)
         proxy.check(some)
     generations, perplexities, logprobs, candidates, scores = {}, {}, {}, [], []
-    scoring = Scoring(settings.temperature or 1.0, SCORING_BATCH, team)
+    scoring = Scoring(settings.temperature or 1.0, SCORING_BATCH, accelerator)
     scratch = out / "scratch"
     for name, place in places.items():
         tokenizer = load_tokenizer(place, config.model)
-        model = load_causal(place, config.model, tokenizer).to(team.device)
+        model = load_causal(place, config.model, tokenizer).to(accelerator.device)
         count = 1 if name == "base" else settings.answers_per_prompt
-        with autocast(config.model, team.device):
+        with autocast(config.model, accelerator.device):
             stream = f"evaluate {name}"
-            generations[name] = answer(model, tokenizer, prompts, count, sampling, stream, config.seed, team, scratch)
+            generations[name] = answer(
+                model, tokenizer, prompts, count, sampling, stream, config.seed, accelerator, scratch
+            )
             if name == "sft" and proxy is not None:
                 count = settings.best_of_n
-                candidates = answer(model, tokenizer, some, count, sampling, "best of n", config.seed, team, scratch)
+                candidates = answer(
+                    model, tokenizer, some, count, sampling, "best of n", config.seed, accelerator, scratch
+                )
         chunks = pretraining_chunks(tokenizer, read_texts(data, "heldout"), config.data.pretraining_tokens)
         texts = evenly(chunks, settings.perplexity_examples)
-        scored = policy_model(model, autocast_dtype(config.model, team.device))
-        measure = functools.partial(perplexity, scored, texts, SCORING_BATCH, team)
-        perplexities[name] = remembered(scratch, f"perplexity {name}", team, measure)
+        scored = policy_model(model, autocast_dtype(config.model, accelerator.device))
+        measure = functools.partial(perplexity, scored, texts, SCORING_BATCH, accelerator)
+        perplexities[name] = remembered(scratch, f"perplexity {name}", accelerator, measure)
         if name != "base":  # PPO's answers, by PPO and by SFT in the same batches
             measure_answers = functools.partial(
                 logprobs_of_answers, scored, tokenizer, prompts, generations["ppo"], scoring
             )
-            logprobs[name] = remembered(scratch, f"log-probabilities by {name}", team, measure_answers)
+            logprobs[name] = remembered(scratch, f"log-probabilities by {name}", accelerator, measure_answers)
             del measure_answers
         del model, scored, measure
         gc.collect()
@@ -98,9 +102,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if proxy is not None:
         of_ppo = [generations["ppo"][index] for index in chosen]
         limit = config.reward.max_tokens_per_micro_batch
-        rate = functools.partial(proxy.scores, some, [candidates, of_ppo], limit, team)
-        scores = remembered(scratch, "reward scores", team, rate)
-    if not team.is_main:
+        rate = functools.partial(proxy.scores, some, [candidates, of_ppo], limit, accelerator)
+        scores = remembered(scratch, "reward scores", accelerator, rate)
+    if not accelerator.is_main_process:
         return {}
 
     judge = closeness_judge(config.labels.closeness)

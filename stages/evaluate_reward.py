@@ -20,14 +20,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes `accuracy.json` and a page of it."""
     from evaluation.likelihood import sft_baselines
     from evaluation.reward_model import report
+    from modeling.accelerator import make_accelerator
     from modeling.load import autocast_dtype, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
     from modeling.models import answer_suffix_of, reward_model
-    from modeling.processes import processes
     from reward.scoring import score_all
     from stages.inputs import evenly, left_out_lines, ranked_examples
 
-    team, judging, limit = (
-        processes(config.model.device),
+    accelerator, judging, limit = (
+        make_accelerator(config.model.device),
         config.evaluate_reward,
         config.reward.max_tokens_per_micro_batch,
     )
@@ -46,26 +46,26 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     sets, left_out = ranked_examples(
         config, run, SPLITS, tokenizer, context_length(known, generating=False), answer_suffix
     )
-    loaded = load_scalar(place, reading, tokenizer).to(team.device)
-    model = reward_model(loaded, autocast_dtype(reading, team.device))
+    loaded = load_scalar(place, reading, tokenizer).to(accelerator.device)
+    model = reward_model(loaded, autocast_dtype(reading, accelerator.device))
     lines = left_out_lines(left_out) + (
         [f"a prompt is encoded again for each of its answers: {model.encoder.plain_reason}"]
         if model.encoder.plain_reason
         else []
     )
     for line in lines:
-        team.say(f"evaluate_reward: {line}")
+        accelerator.print(f"evaluate_reward: {line}")
     numbers = {}
     for split in SPLITS:
         items = evenly(sets[split], judging.max_prompts)
-        found = score_all(model, items, limit, team)
+        found = score_all(model, items, limit, accelerator)
         others = (
-            sft_baselines(run.stage("sft") / "model", config.model, items, limit, team)
+            sft_baselines(run.stage("sft") / "model", config.model, items, limit, accelerator)
             if judging.sft_likelihood and split == "test"
             else {}
         )
         numbers[split] = report(found, items, others, judging.bootstrap_resamples)
-    if team.is_main:
+    if accelerator.is_main_process:
         write_report(
             out,
             f"{config.run_name}: {judging.model or 'its reward model'}",

@@ -18,18 +18,18 @@ from stages.runner import STAGES, main, run_stage
 
 def work(config: RunConfig, force: bool) -> None:
     """Runs every stage, then prints the headline."""
-    from modeling.processes import processes
+    from modeling.accelerator import from_main, make_accelerator
     from stages.cautions import refuse_uneven_batches
     from stages.preflight import check_models
 
     start = time.perf_counter()
-    team = processes(config.model.device, config.processes.timeout_minutes)
-    refuse_uneven_batches(config, team.count)
-    team.from_main(lambda: check_models(config, whole_chain=True))
+    accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
+    refuse_uneven_batches(config, accelerator.num_processes)
+    from_main(accelerator, lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models loaded by the check
     for name in STAGES:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
-    if team.is_main:
+    if accelerator.is_main_process:
         root = Path(config.runs_folder) / config.run_name
         files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]
         headline, evaluation = (json.loads(file.read_text()) for file in files)

@@ -16,9 +16,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model` (last weights) and `model_ema`."""
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
+    from modeling.accelerator import make_accelerator
     from modeling.adapters import what_lora_adapts
     from modeling.load import load_tokenizer, read_settings
-    from modeling.processes import processes
     from modeling.run import Run
     from modeling.sharding import Sharding
     from modeling.tracking import read_metrics
@@ -28,30 +28,30 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from ppo.trainer import PPOData, PPOTrainer
     from stages.cautions import cautions, refuse_uneven_batches
 
-    team = processes(config.model.device)
+    accelerator = make_accelerator(config.model.device)
     sharding = Sharding.from_environment()
-    refuse_uneven_batches(config, team.count, "ppo")
+    refuse_uneven_batches(config, accelerator.num_processes, "ppo")
     for line in cautions(config, "ppo"):
-        team.say(f"ppo: warning: {line}")
+        accelerator.print(f"ppo: warning: {line}")
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
     tokenizer = load_tokenizer(sft / "model", config.model)
     refuse_long_texts(config, read_settings(sft / "model", config.model))
     # A reward model with a separate base may have its own code; otherwise it has the SFT model's architecture.
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
-    loader = Loader(sft, reward, config.model, config.ppo, config.seed, team.device, trust, sharding)
+    loader = Loader(sft, reward, config.model, config.ppo, config.seed, accelerator.device, trust, sharding)
     models = loader.load(tokenizer)
     policy = models.policy.causal
-    team.say(f"ppo: {sharding.description(policy, team.count)}")
+    accelerator.print(f"ppo: {sharding.description(policy, accelerator.num_processes)}")
     if config.model.adapter == "lora":
-        team.say(f"ppo: {what_lora_adapts(policy)}")
+        accelerator.print(f"ppo: {what_lora_adapts(policy)}")
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
-    settings = Run(team, config.seed, out, config.tracking, sharding)
+    settings = Run(accelerator, config.seed, out, config.tracking, sharding)
     trainer = PPOTrainer(config.ppo, models, tokenizer, PPOData(prompts, chunks, held_out), settings)
     average = trainer.train()
 
-    PolicyExport(sft / "model", config.model, tokenizer, out).write(models, average, team)
+    PolicyExport(sft / "model", config.model, tokenizer, out).write(models, average, accelerator)
     rows = read_metrics(out / "metrics.jsonl")
     first, last = rows[0], rows[-1]
     return {

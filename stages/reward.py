@@ -15,18 +15,20 @@ from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
-    from modeling.processes import Processes
+    from accelerate import Accelerator
+
     from reward.batches import RankingExample
     from reward.start import Start
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model`, with LoRA on the SFT model also `adapter`, and `accuracy.json` with a report page."""
+
     from data.records import SPLITS
     from data.sets import read_set
     from evaluation.likelihood import sft_baselines
     from evaluation.reward_model import report
-    from modeling.processes import processes
+    from modeling.accelerator import from_main, make_accelerator
     from modeling.run import Run
     from modeling.sharding import Sharding
     from reward.batches import demonstrations
@@ -35,42 +37,46 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from stages.inputs import evenly, left_out_lines, ranked_examples
     from stages.preflight import check_reward_base
 
-    team, judging, sft = processes(config.model.device), config.evaluate_reward, run.stage("sft") / "model"
+    accelerator, judging, sft = (
+        make_accelerator(config.model.device),
+        config.evaluate_reward,
+        run.stage("sft") / "model",
+    )
     for line in cautions(config, "reward"):
-        team.say(f"reward: warning: {line}")
-    start = team.from_main(lambda: check_reward_base(config, sft))
+        accelerator.print(f"reward: warning: {line}")
+    start = from_main(accelerator, lambda: check_reward_base(config, sft))
     tokenizer = start.tokenizer()
     answer_suffix = start.answer_suffix(tokenizer)
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
     sets, left_out = ranked_examples(config, run, splits, tokenizer, start.context, answer_suffix)
     sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
     for line in left_out_lines(left_out):
-        team.say(f"reward: {line}")
+        accelerator.print(f"reward: {line}")
     # The set is ordered by source, so evenly spread rows represent each source in proportion.
     shown = evenly(read_set(run.stage("data"), "sft", "train"), config.reward.bias_demonstrations)
     fitting = demonstrations(tokenizer, shown, start.context, answer_suffix)
     if too_long := len(shown) - len(fitting):
-        team.say(f"reward: {too_long} demonstrations for the bias are too long and left out")
+        accelerator.print(f"reward: {too_long} demonstrations for the bias are too long and left out")
     watched = {
         split: evenly(sets[split], config.reward.epoch_evaluation_prompts)
         for split in ("train", "valid")
         if config.reward.epoch_evaluation_prompts
     }
     held_out = {split: sets[split] for split in ("valid", "test")}
-    settings = Run(team, config.seed, out, config.tracking, Sharding.from_environment())
+    settings = Run(accelerator, config.seed, out, config.tracking, Sharding.from_environment())
     made = fit(config.reward, start, tokenizer, RewardData(sets["train"], held_out, fitting, watched), settings)
     numbers = {}
     for split, scores in made["scores"].items():
         others = (
-            sft_baselines(sft, config.model, sets[split], config.reward.max_tokens_per_micro_batch, team)
+            sft_baselines(sft, config.model, sets[split], config.reward.max_tokens_per_micro_batch, accelerator)
             if judging.sft_likelihood and split == "test"
             else {}
         )
         numbers[split] = report(scores, sets[split], others, judging.bootstrap_resamples)
-    curve = learning_curve(config, start, tokenizer, sets, team, out / "checkpoints")
+    curve = learning_curve(config, start, tokenizer, sets, accelerator, out / "checkpoints")
     if curve:
         curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
-    if team.is_main:
+    if accelerator.is_main_process:
         write_report(
             out,
             config.run_name,
@@ -88,7 +94,7 @@ def learning_curve(
     start: "Start",
     tokenizer: Any,
     sets: dict[str, list["RankingExample"]],
-    team: "Processes",
+    accelerator: "Accelerator",
     out: Path,
 ) -> list[dict[str, Any]]:
     """Held-out accuracy of models trained on nested subsets of the data, with checkpoints below `out`."""
@@ -106,12 +112,12 @@ def learning_curve(
     curve = []
     for fraction in sorted(config.reward.learning_curve):
         part = order[: max(1, round(fraction * len(order)))]
-        dtype = autocast_dtype(start.model_config, team.device)
-        model = reward_model(start.model(tokenizer, config.seed, team.device), dtype)
-        run = Run(team, config.seed, out / f"fraction-{fraction}", TrackingConfig(to=[]))
+        dtype = autocast_dtype(start.model_config, accelerator.device)
+        model = reward_model(start.model(tokenizer, config.seed, accelerator.device), dtype)
+        run = Run(accelerator, config.seed, out / f"fraction-{fraction}", TrackingConfig(to=[]))
         RewardTrainer(config.reward, model, part, run).train()
         model.eval()
-        found = score_all(model, sets["test"], limit, team)
+        found = score_all(model, sets["test"], limit, accelerator)
         accuracy = report(found, sets["test"], resamples=config.evaluate_reward.bootstrap_resamples)["accuracy"]
         curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})
     return curve

@@ -87,26 +87,28 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
     Raises ValueError when an earlier stage has no result, or another process uses the run folder.
     """
-    from modeling.processes import processes
+    from modeling.accelerator import from_main, make_accelerator
     from modeling.tracking import CLOCKWORK
 
     STOP.check()
-    team = processes(config.model.device, config.processes.timeout_minutes)
+    accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     run = RunFolder(Path(config.runs_folder) / config.run_name)
-    with locked(run.root) if team.is_main else contextlib.nullcontext():
-        plan = team.from_main(lambda: prepare(stage, config, run, force))
+    with locked(run.root) if accelerator.is_main_process else contextlib.nullcontext():
+        plan = from_main(accelerator, lambda: prepare(stage, config, run, force))
         if plan.done is not None:
-            if team.is_main:
+            if accelerator.is_main_process:
                 print(f"{stage.name}: unchanged, kept {run.stage(stage.name)}", flush=True)
             return plan.done
         started, clock, cpu = now(), time.perf_counter(), time.process_time()
-        if team.is_main:
+        if accelerator.is_main_process:
             left = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
             print(f"{stage.name}: {'resuming' if left else 'running'}", flush=True)
-        headline: dict[str, Any] = stage.work(config, run, plan.partial) if stage.parallel or team.is_main else {}
+        headline: dict[str, Any] = (
+            stage.work(config, run, plan.partial) if stage.parallel or accelerator.is_main_process else {}
+        )
         STOP.check()  # The result may be incomplete if an interrupt was swallowed.
-        team.wait()
-        if team.is_main:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
             seconds = time.perf_counter() - clock
             no_outputs = (*CLOCKWORK, FINGERPRINT, *stage.temporary, *stage.for_people)
             manifest.Manifest(
@@ -117,8 +119,8 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 outputs=manifest.output_records(plan.partial, ignored=no_outputs),
                 headline=headline,
                 seed=config.seed,
-                world_size=team.count,
-                device=str(team.device),
+                world_size=accelerator.num_processes,
+                device=str(accelerator.device),
                 started=started,
                 ended=now(),
                 seconds=round(seconds, 1),
@@ -127,7 +129,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             ).write(plan.partial)
             put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
             print(f"{stage.name}: done in {seconds:.0f} s  {summary(headline)}", flush=True)
-        return team.from_main(lambda: headline)
+        return from_main(accelerator, lambda: headline)
 
 
 SHARES = ("complete", "tied_pairs", "ended", "win_rate", "accuracy", "best_baseline")
@@ -275,9 +277,11 @@ def main(
             config, given = parse_config(program, description, arguments, options)
             with STOP.working():
                 work(config, **given)
-                from modeling.processes import part
+                if count() > 1:
+                    from accelerate import PartialState
 
-                part()
+                    # gloo threads left alive can abort the interpreter at exit
+                    PartialState().destroy_process_group()
         finally:
             sys.stdout.flush()  # A closed pipe is detected here, not when Python exits.
     except Exception as error:

@@ -16,12 +16,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.records import SPLITS, Demonstration
     from data.sets import read_set
     from labeling.sampling import answer, distinct_samples, rankable
+    from modeling.accelerator import make_accelerator
     from modeling.generation import Sampling
     from modeling.load import autocast, load_causal, load_tokenizer
-    from modeling.processes import processes
     from stages.inputs import evenly
 
-    team = processes(config.model.device)
+    accelerator = make_accelerator(config.model.device)
     numbers: dict[str, Any] = {
         "prompts": 0,
         "answers": 0,
@@ -32,7 +32,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if config.labels.labeler == "none":
         return numbers
     tokenizer = load_tokenizer(run.stage("sft") / "model", config.model)
-    model = load_causal(run.stage("sft") / "model", config.model, tokenizer).to(team.device)
+    model = load_causal(run.stage("sft") / "model", config.model, tokenizer).to(accelerator.device)
     how = config.samples
     sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
     for split in SPLITS:
@@ -46,8 +46,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts
         )
         stream, count = f"samples {split}", config.samples.answers_per_prompt
-        with autocast(config.model, team.device):
-            answers = answer(model, tokenizer, prompts, count, sampling, stream, config.seed, team, out / "scratch")
+        with autocast(config.model, accelerator.device):
+            answers = answer(
+                model, tokenizer, prompts, count, sampling, stream, config.seed, accelerator, out / "scratch"
+            )
         kept, dropped = rankable(
             [distinct_samples(tokenizer, prompt, row) for prompt, row in zip(prompts, answers, strict=True)]
         )
@@ -56,7 +58,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
                 f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise "
                 "samples.temperature"
             )
-        if team.is_main:
+        if accelerator.is_main_process:
             write_records(out / f"samples_{split}.jsonl", kept)
         numbers["prompts"] += len(kept)
         numbers["answers"] += sum(len(row.completions) for row in kept)

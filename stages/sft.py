@@ -16,25 +16,25 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains and saves `model`."""
     from data.sets import read_set, read_texts
     from data.tokenize import pretraining_chunks
+    from modeling.accelerator import from_main, make_accelerator
     from modeling.load import base_model_place, load_causal, load_tokenizer
-    from modeling.processes import processes
     from modeling.sharding import Sharding
     from sft.train import train
     from stages.cautions import cautions, refuse_uneven_batches
     from stages.inputs import evenly
     from stages.preflight import check_before_training
 
-    team = processes(config.model.device)
-    refuse_uneven_batches(config, team.count, "sft")
-    if Sharding.from_environment().active and team.device.type == "cuda":
+    accelerator = make_accelerator(config.model.device)
+    refuse_uneven_batches(config, accelerator.num_processes, "sft")
+    if Sharding.from_environment().active and accelerator.device.type == "cuda":
         raise ValueError("SFT cannot export a sharded model: run it with ACCELERATE=configs/accelerate/ddp.yaml")
     for line in cautions(config, "sft"):
-        team.say(f"sft: warning: {line}")
-    place = team.from_main(lambda: base_model_place(config.model))
+        accelerator.print(f"sft: warning: {line}")
+    place = from_main(accelerator, lambda: base_model_place(config.model))
     tokenizer = load_tokenizer(place, config.model)
     model = load_causal(place, config.model, tokenizer, config.sft.residual_dropout)
     data = run.stage("data")
-    team.from_main(lambda: check_before_training(config, data, model, tokenizer))
+    from_main(accelerator, lambda: check_before_training(config, data, model, tokenizer))
     train_set = evenly(read_set(data, "sft", "train"), config.sft.max_train_examples)
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens, len(train_set))
     return train(
@@ -46,7 +46,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         read_set(data, "sft", "valid"),
         chunks,
         config.seed,
-        team,
+        accelerator,
         out,
         config.tracking,
     )

@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def no_team_is_left_behind() -> Iterator[None]:
-    """accelerate remembers for the whole process whether it is alone, and a test that forks a team would inherit
+    """accelerate remembers for the whole process whether it is alone, and a test that forks processes would inherit
     that.
     """
     yield

@@ -33,10 +33,10 @@ from modeling.config import ModelConfig
 from modeling.generation import Generation, NativeGenerator, Sampling
 from modeling.load import autocast, load_causal
 from modeling.models import policy_model
-from modeling.processes import Processes
 from tests.conftest import enliven
+from tests.fakes import FakeAccelerator
 
-ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+ALONE = FakeAccelerator()
 PROMPTS = [
     Demonstration(prompt=text, completion="So it is.")
     for text in ("Why?", "What is the capital of France?", "Write a poem.")

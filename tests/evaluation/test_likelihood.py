@@ -16,12 +16,12 @@ from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
 from modeling.load import load_causal
 from modeling.models import policy_model
-from modeling.processes import Processes
 from modeling.tiny import ARCHITECTURES
 from reward.batches import ranking_example
+from tests.fakes import FakeAccelerator
 from tests.reward.test_scoring import some_examples
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+ALONE = FakeAccelerator()
 
 
 def by_hand(model: Any, prompt: list[int], answer: list[int]) -> float:

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import labeling.sampling
+import labeling.scratch
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import encode_completion
 from labeling.sampling import answer, distinct_samples, rankable
 from labeling.scratch import remembered
 from modeling.generation import Generation, NativeGenerator, Sampling
 from modeling.load import load_causal
-from modeling.processes import Processes
 from tests.conftest import enliven
 from tests.cuts import Cut
+from tests.fakes import FakeAccelerator
 
 PROMPTS = [
     Prompt(prompt=text, prompt_id=text)
@@ -29,28 +29,6 @@ class SentError(Exception):
     """Carries what a process would have sent to the others."""
 
 
-class Team(Processes):
-    """One of two processes that run one after the other."""
-
-    others: list[Any] | None = None
-
-    def gather(self, items: list[Any]) -> list[Any]:
-        if self.others is None:
-            raise SentError(items)
-        return items + self.others
-
-
-class Killed(Processes):
-    """One of several processes that are killed before they exchange anything."""
-
-    def from_main(self, make: Any) -> Any:
-        return make() if self.is_main else {}
-
-
-def team(rank: int = 0, count: int = 1) -> Team:
-    return Team(rank=rank, count=count, device=torch.device("cpu"))
-
-
 @pytest.fixture(scope="module")
 def ask(tiny: Any, model_config: Any, tiny_tokenizer: Any) -> Callable[..., list[list[Generation]]]:
     model = enliven(load_causal(tiny("llama"), model_config, tiny_tokenizer))
@@ -60,11 +38,11 @@ def ask(tiny: Any, model_config: Any, tiny_tokenizer: Any) -> Callable[..., list
         count: int = 3,
         stream: str = "s",
         seed: int = 0,
-        team: Processes | None = None,
+        accelerator: FakeAccelerator | None = None,
         scratch: Path | None = None,
     ) -> Any:
-        team = team or Processes(0, 1, torch.device("cpu"))
-        return answer(model, tiny_tokenizer, prompts, count, SAMPLING, stream, seed, team, scratch)
+        accelerator = accelerator or FakeAccelerator()
+        return answer(model, tiny_tokenizer, prompts, count, SAMPLING, stream, seed, accelerator, scratch)
 
     return ask
 
@@ -88,14 +66,17 @@ def test_answers_hang_on_seed_stream_and_prompt_and_not_on_who_else_is_asked(ask
     assert tokens(ask(stream="t")) != answers
 
 
-def test_two_processes_give_what_one_gives(ask: Any) -> None:
-    second = team(1, 2)
+def test_two_processes_give_what_one_gives(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def send(items: list[Any]) -> None:
+        raise SentError(items)
+
+    alone = tokens(ask())
+    monkeypatch.setattr(labeling.sampling, "gather_object", send)
     with pytest.raises(SentError) as sent:
-        ask(team=second)
-    first = team(0, 2)
-    object.__setattr__(first, "others", sent.value.args[0])
+        ask(accelerator=FakeAccelerator(1, 2))
     assert len(sent.value.args[0]) == 6, "half of the twelve"
-    assert tokens(ask(team=first)) == tokens(ask())
+    monkeypatch.setattr(labeling.sampling, "gather_object", lambda items: items + sent.value.args[0])
+    assert tokens(ask(accelerator=FakeAccelerator(0, 2))) == alone
 
 
 @pytest.fixture
@@ -144,13 +125,19 @@ def test_a_killed_run_samples_only_what_is_missing(ask: Any, counted: list[list[
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_another_number_of_processes_resumes(ask: Any, counted: list[list[int]], tmp_path: Path, ranks: int) -> None:
+def test_another_number_of_processes_resumes(
+    ask: Any, counted: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
     undisturbed = tokens(ask())
     finished: list[int] = []
+    # Each process is killed before it exchanges anything.
+    monkeypatch.setattr(
+        labeling.scratch, "from_main", lambda accelerator, make: make() if accelerator.is_main_process else {}
+    )
     for rank in range(ranks):
         STOP["at"] = len(counted) + 2
         with pytest.raises(Cut):
-            ask(scratch=tmp_path, team=Killed(rank, ranks, torch.device("cpu")))
+            ask(scratch=tmp_path, accelerator=FakeAccelerator(rank, ranks))
         finished += counted[-2]
     assert len(list(tmp_path.glob("*.rank-*"))) == ranks
     counted.clear()
@@ -166,7 +153,10 @@ def test_numbers_are_made_once(tmp_path: Path) -> None:
     made = [[0.1 + 0.2, 1e-300], None]
     asked: list[int] = []
     for _ in range(2):
-        found = [remembered(tmp_path, f"number {n}", team(), lambda n=n: asked.append(n) or made[n]) for n in range(2)]
+        found = [
+            remembered(tmp_path, f"number {n}", FakeAccelerator(), lambda n=n: asked.append(n) or made[n])
+            for n in range(2)
+        ]
         assert found == made
     assert asked == [0, 1]
 

@@ -31,13 +31,13 @@ from modeling.generation import (
     refuse_wrong_decoding,
 )
 from modeling.load import load_causal
-from modeling.processes import Processes
 from modeling.seeds import derive_seed
 from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH
 from ppo.config import PPOConfig
 from stages.config import RunConfig
 from stages.preflight import check_models
 from tests.conftest import enliven
+from tests.fakes import FakeAccelerator
 from tests.families import make_family
 
 PROMPTS = [
@@ -384,8 +384,8 @@ def test_transformers_decodes_what_our_decoder_cannot_and_the_log_gives_the_reas
     prompts, alone = [Prompt(prompt=text, prompt_id=text) for text in ("Why?", "What is the capital of France?")], 1
     with caplog.at_level(logging.WARNING):
         assert isinstance(generator_for(model), TransformersGenerator)
-        team = Processes(0, 1, torch.device("cpu"))
-        answers = answer(model, tiny_tokenizer, prompts, alone, Sampling(5, temperature=0), "s", 0, team)
+        accelerator = FakeAccelerator()
+        answers = answer(model, tiny_tokenizer, prompts, alone, Sampling(5, temperature=0), "s", 0, accelerator)
     (message,) = [record.message for record in caplog.records if "Lfm2ForCausalLM" in record.message]
     assert "using transformers' generate" in message
     for prompt, (found,) in zip(prompts, answers, strict=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from data.records import Prompt
 from modeling.adapters import add_lora, merged
@@ -16,7 +17,6 @@ from modeling.config import LoraSettings, ModelConfig
 from modeling.generation import Generation
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
 from modeling.models import initialise_head
-from modeling.processes import Processes
 from modeling.run import Run
 from modeling.tiny import make_tiny_model
 from ppo.actor_critic import ActorCritic, Loader
@@ -24,8 +24,9 @@ from ppo.config import PPOConfig
 from ppo.experience import Experience, Rollout
 from ppo.trainer import PPOData, PPOTrainer
 from tests.conftest import enliven
+from tests.fakes import FakeAccelerator
 
-TEAM = Processes(rank=0, count=1, device=torch.device("cpu"))
+TEAM = FakeAccelerator()
 PROMPTS = [
     Prompt(prompt=text)
     for text in ("Hi", "What is a cat and why?", "Sing", "Name two rivers", "Why is snow white in winter?", "Go on")
@@ -55,11 +56,11 @@ class Chain:
         config: PPOConfig,
         models: ActorCritic | None = None,
         data: PPOData | None = None,
-        team: Processes = TEAM,
+        accelerator: Accelerator = TEAM,
     ) -> PPOTrainer:
         """A trainer with seed 0 that writes to `out`; by default on `PROMPTS` and `CHUNKS`, with fresh models."""
         data = data or PPOData(PROMPTS, CHUNKS)
-        return PPOTrainer(config, models or self.models(), self.tokenizer, data, Run(team, 0, out))
+        return PPOTrainer(config, models or self.models(), self.tokenizer, data, Run(accelerator, 0, out))
 
 
 def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) -> Chain:

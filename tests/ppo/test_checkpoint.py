@@ -6,7 +6,6 @@ import resource
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +17,13 @@ from torch import nn
 
 import modeling.checkpoint
 from modeling.checkpoint import random_state, restore_optimizer
-from modeling.processes import Processes
 from modeling.tracking import RowLog
 from ppo.checkpoint import Checkpoints, Progress, Trained
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.optimizers import Optimizers
 from tests.cuts import Cut, contents, cut_at
+from tests.fakes import FakeAccelerator
 from tests.ppo.conftest import TEAM
 
 
@@ -301,38 +300,32 @@ def test_the_estimated_size_is_that_of_a_checkpoint(two: Path):
     assert sum(map(len, contents(two).values())) == pytest.approx(trained.bytes_once_saved(), rel=0.02)
 
 
-@dataclass(frozen=True)
-class Rank(Processes):
-    """One of several processes, of which the others are imagined: they bring what `others` says."""
-
-    others: tuple[Any, ...] = ()
-
-    def from_main(self, make: Any) -> Any:
-        return make()
-
-    def gather(self, items: list[Any]) -> list[Any]:
-        return [*items, *self.others]
-
-    def say(self, line: str) -> None:
-        print(line)
+@pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch):
+    """Processes that run one after the other: each does the work of the first one itself."""
+    monkeypatch.setattr(modeling.checkpoint, "from_main", lambda accelerator, make: make())
 
 
-def test_every_process_gets_its_own_random_state_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.usefixtures("in_turn")
+def test_every_process_gets_its_own_random_state_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         states.append(random_state(TEAM.device))
     trained = make()
-    first = Rank(0, 2, TEAM.device, others=(states[1],))
+    first = FakeAccelerator(0, 2)
+    monkeypatch.setattr(modeling.checkpoint, "gather_object", lambda items: [*items, states[1]])
     Checkpoints(tmp_path / "c", 2, first, seed=0).save(at(1, trained, states[0]), trained)
     drawn = {}
-    for name, team in {
+    for name, accelerator in {
         "first": first,
-        "second": Rank(1, 2, TEAM.device),
-        "third": Rank(2, 3, TEAM.device),
-        "fourth": Rank(3, 4, TEAM.device),
+        "second": FakeAccelerator(1, 2),
+        "third": FakeAccelerator(2, 3),
+        "fourth": FakeAccelerator(3, 4),
     }.items():
-        progress = Checkpoints(tmp_path / "c", 2, team, seed=0).begin(make())
+        progress = Checkpoints(tmp_path / "c", 2, accelerator, seed=0).begin(make())
         drawn[name] = torch.rand(3).tolist()
         assert not torch.equal(progress.random["cpu"], torch.get_rng_state()), "taken before anything was drawn"
     for name, seed in (("first", 1), ("second", 2)):
@@ -340,20 +333,23 @@ def test_every_process_gets_its_own_random_state_back(tmp_path: Path, capsys: py
         assert drawn[name] == torch.rand(3).tolist()
     assert len({tuple(values) for values in drawn.values()}) == 4
     torch.manual_seed(77)
-    Checkpoints(tmp_path / "c", 2, Rank(2, 3, TEAM.device), seed=0).begin(make())
+    Checkpoints(tmp_path / "c", 2, FakeAccelerator(2, 3), seed=0).begin(make())
     assert drawn["third"] == torch.rand(3).tolist(), (
         "a process that was not there before has a state that follows from the seed"
     )
+    assert capsys.readouterr().out == "", "only the first process prints"
+    Checkpoints(tmp_path / "c", 2, FakeAccelerator(0, 3), seed=0).begin(make())
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3
+    assert len(said) == 1
     assert "written by 2 process(es) and the run continues with 3" in said[0]
 
 
+@pytest.mark.usefixtures("in_turn")
 def test_a_run_starts_from_a_random_state_that_follows_from_its_seed_and_place(tmp_path: Path):
     states = []
-    for before, team, seed in ((1, TEAM, 0), (2, TEAM, 0), (3, Rank(1, 2, TEAM.device), 0), (4, TEAM, 5)):
+    for before, accelerator, seed in ((1, TEAM, 0), (2, TEAM, 0), (3, FakeAccelerator(1, 2), 0), (4, TEAM, 5)):
         torch.manual_seed(before)
-        states.append(Checkpoints(tmp_path / "none", 2, team, seed).begin(make()).random["cpu"].tolist())
+        states.append(Checkpoints(tmp_path / "none", 2, accelerator, seed).begin(make()).random["cpu"].tolist())
     assert states[0] == states[1]
     assert states[0] != states[2]
     assert states[0] != states[3]

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import ppo.evaluation
 from data.records import Demonstration, Prompt
 from data.sets import set_file, set_schema
 from modeling.generation import Generation
-from modeling.processes import Processes
 from modeling.run import Run
 from modeling.tiny import CONTEXT_LENGTH
 from ppo.actor_critic import ActorCritic
@@ -27,6 +27,7 @@ from ppo.ema import MovingAverage
 from ppo.evaluation import Answer, PeriodicEvaluation, held_out_prompts, summary
 from ppo.monitors import MonitorSettings, StoppedRunError
 from ppo.trainer import PPOData, PPOTrainer
+from tests.fakes import FakeAccelerator
 from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
 
 ASKED = [
@@ -189,29 +190,19 @@ def test_answers_depend_on_seed_and_prompt_alone(
     assert responses[:12:2] == responses[30:36][::-1]
 
 
-@dataclass(frozen=True)
-class Half(Processes):
-    """One of two processes, which run one after the other: `shelf` keeps what each has gathered."""
-
-    shelf: dict[int, list[Any]] = field(default_factory=dict)
-
-    def gather(self, items: list[Any]) -> list[Any]:
-        self.shelf[self.rank] = items
-        return [item for rank in sorted(self.shelf) for item in self.shelf[rank]]
-
-    def from_main(self, make: Callable[[], Any]) -> Any:
-        return make()
-
-
 def test_two_processes_share_the_prompts_and_have_the_same_numbers(
     chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    held, shelf = Held.of(chains("lora")), dict[int, list[Any]]()
+    held = Held.of(chains("lora"))
     held.move()
     alone = held.numbers(tmp_path / "alone")
-    first, second = (
-        held.evaluation(tmp_path / f"{rank}", run=Run(Half(rank, 2, TEAM.device, shelf), 0)) for rank in range(2)
-    )
+    # The processes run one after the other; `gathered` keeps what the first one has sent.
+    gathered: list[Any] = []
+    monkeypatch.setattr(ppo.evaluation, "from_main", lambda accelerator, make: make())
+    monkeypatch.setattr(ppo.evaluation, "gather_object", lambda items: gathered.extend(items) or gathered)
+    first, second = (held.evaluation(tmp_path / f"{rank}") for rank in range(2))
+    for rank, half in enumerate((first, second)):
+        half.trainer.accelerator = FakeAccelerator(rank, 2)
     said = heard(monkeypatch, first)
     with pytest.raises(KeyError):  # the second one's answers are not there yet
         first.evaluate(held.average, 0)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from torch import distributed
+from accelerate import debug_launcher
 
 from data.overlap import chrf, repeated_share
 from data.records import Demonstration
+from modeling.accelerator import make_accelerator
 from modeling.generation import Generation
 from ppo.config import HeldOutSettings
 from ppo.experience import Experience, Rollout, Scores
@@ -93,14 +93,13 @@ def test_metrics_are_means_over_episodes_and_tokens():
     assert found == pytest.approx(by_hand, rel=1e-12, abs=1e-13)
 
 
-def _one_of_two(rank: int, folder: Path) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def _one_of_two(folder: Path) -> None:
+    rank = make_accelerator("cpu").process_index
     (folder / f"{rank}.json").write_text(json.dumps(rollout_metrics(experience([[0, 2], [1, 3]][rank]))))
-    distributed.destroy_process_group()
 
 
 def test_two_processes_log_what_one_does(tmp_path: Path):
-    multiprocessing.start_processes(_one_of_two, (tmp_path,), nprocs=2, start_method="fork")
+    debug_launcher(_one_of_two, (tmp_path,), num_processes=2)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(expected(), rel=1e-12, abs=1e-13)
 

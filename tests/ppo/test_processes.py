@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import debug_launcher
+from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file, save_file
 
-from modeling.processes import Processes, processes
+from modeling.accelerator import make_accelerator
 from modeling.run import Run
 from modeling.tracking import read_metrics
 from ppo.config import PPOConfig
@@ -49,16 +49,20 @@ class RecordingTrainer(PPOTrainer):
         return experience
 
 
-def run(chain: Chain, config: PPOConfig, team: Processes, out: Path, saved: Path) -> None:
+def run(chain: Chain, config: PPOConfig, accelerator: Accelerator, out: Path, saved: Path) -> None:
     """Trains, and saves this process's episodes and trained weights."""
     models = doubled(chain.models())
-    trainer = RecordingTrainer(config, models, chain.tokenizer, PPOData(PROMPTS, TEXTS), Run(team, 0, out))
+    trainer = RecordingTrainer(config, models, chain.tokenizer, PPOData(PROMPTS, TEXTS), Run(accelerator, 0, out))
     average = trainer.train()
     assert trainer.experience is not None
     rollout = trainer.experience.rollout
     found = {
         "team": torch.tensor(
-            [team.rank, team.count, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1]
+            [
+                accelerator.process_index,
+                accelerator.num_processes,
+                torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+            ]
         ),
         "tokens_passed": torch.tensor(trainer.passed),
         "lengths": torch.tensor(rollout.lengths),
@@ -70,11 +74,11 @@ def run(chain: Chain, config: PPOConfig, team: Processes, out: Path, saved: Path
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, saved)
 
 
-def in_a_team(chain: Chain, config: PPOConfig, folder: Path) -> None:
+def in_two_processes(chain: Chain, config: PPOConfig, folder: Path) -> None:
     torch.set_num_threads(1)
-    team = processes("cpu")
-    assert team.count == 2
-    run(chain, config, team, folder / "out", folder / f"{team.rank}.safetensors")
+    accelerator = make_accelerator("cpu")
+    assert accelerator.num_processes == 2
+    run(chain, config, accelerator, folder / "out", folder / f"{accelerator.process_index}.safetensors")
 
 
 def episodes(found: dict[str, torch.Tensor], name: str) -> list[list[float]]:
@@ -92,7 +96,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
     )  # fmt: skip
     (tmp_path / "two").mkdir()
     # Before the other run: forked processes inherit accelerate's state, which would say that there is one process.
-    debug_launcher(in_a_team, (chain, config, tmp_path / "two"), num_processes=2)
+    debug_launcher(in_two_processes, (chain, config, tmp_path / "two"), num_processes=2)
     run(chain, config, TEAM, tmp_path / "one" / "out", tmp_path / "one.safetensors")
     one = load_file(tmp_path / "one.safetensors")
     two = [load_file(tmp_path / "two" / f"{rank}.safetensors") for rank in range(2)]

@@ -14,14 +14,14 @@ from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
 
 from modeling.models import reward_model
-from modeling.processes import Processes
 from modeling.run import Run
 from reward.batches import RankingExample
 from reward.config import RewardConfig
 from reward.trainer import RewardTrainer
+from tests.fakes import FakeAccelerator
 from tests.reward.test_scoring import some_examples
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+ALONE = FakeAccelerator()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])

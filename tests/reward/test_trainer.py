@@ -13,14 +13,16 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from accelerate import debug_launcher
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
+from accelerate.utils import reduce
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from modeling.accelerator import divided, from_main, make_accelerator, share_of
 from modeling.adapters import add_lora, merged
 from modeling.config import LoraSettings
 from modeling.load import save
 from modeling.models import initialise_head, plain, reward_model
-from modeling.processes import Processes, processes, sum_over_processes
 from modeling.run import Run
 from modeling.tracking import read_metrics
 from reward.batches import RankingExample
@@ -28,8 +30,9 @@ from reward.config import RewardConfig
 from reward.scoring import score_all
 from reward.trainer import RewardTrainer
 from tests.cuts import Cut
+from tests.fakes import FakeAccelerator
 
-ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+ALONE = FakeAccelerator()
 GOOD, BAD = 200, 300
 
 
@@ -64,10 +67,10 @@ def trainer_of(
     out: Path | None = None,
     seed: int = 0,
     watched: dict[str, list[RankingExample]] | None = None,
-    team: Processes = ALONE,
+    accelerator: Accelerator = ALONE,
 ) -> RewardTrainer:
     """A trainer of a fresh model without autocast."""
-    return RewardTrainer(config or RewardConfig(), reward_model(model), items, Run(team, seed, out), watched)
+    return RewardTrainer(config or RewardConfig(), reward_model(model), items, Run(accelerator, seed, out), watched)
 
 
 def plain_loss(model: Any, batch: list[RankingExample]) -> torch.Tensor:
@@ -127,28 +130,29 @@ def test_scores_come_in_the_order_of_their_elements(tiny_scalar: Callable[[str],
             assert scores == pytest.approx(alone, abs=3e-5)
 
 
-def in_a_team(model: Any, batch: list[RankingExample], folder: Path) -> None:
+def in_two_processes(model: Any, batch: list[RankingExample], folder: Path) -> None:
     torch.set_num_threads(1)
-    team = processes("cpu")
-    assert team.count == 2
-    trainer = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=100), team=team)
+    accelerator = make_accelerator("cpu")
+    assert accelerator.num_processes == 2
+    trainer = trainer_of(model, batch, RewardConfig(max_tokens_per_micro_batch=100), accelerator=accelerator)
     numbers = trainer.gradient(batch)
     summed = gradients(model)
-    scores = score_all(reward_model(model), batch, 100, team)
+    scores = score_all(reward_model(model), batch, 100, accelerator)
     # With one example, the second process has nothing to do and must take part all the same.
     lone = trainer.gradient(batch[:1])
-    total = sum_over_processes(torch.tensor([1.0 + team.rank]))
-    told = team.from_main(lambda: f"from {team.rank}")
+    total = reduce(torch.tensor([1.0 + accelerator.process_index]), "sum")
+    told = from_main(accelerator, lambda: f"from {accelerator.process_index}")
     try:
-        team.from_main(lambda: int("no number"))
+        from_main(accelerator, lambda: int("no number"))
         refused = False
     except ValueError:
         refused = True
+    rank = accelerator.process_index
     found = {
         "numbers": numbers, "gradients": summed, "scores": scores, "lone": lone, "total": total.item(), "told": told,
-        "refused": refused, "gathered": team.gather([team.rank, team.rank + 10]), "shared": team.share(list(range(5))),
+        "refused": refused, "shared": share_of(accelerator, range(5)),
     }  # fmt: skip
-    torch.save(found, folder / f"{team.rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
 
 
 def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], tmp_path: Path) -> None:
@@ -160,7 +164,8 @@ def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], tm
     lone = trainer_of(model, batch).gradient(batch[:1])
     model.zero_grad()
     scores = score_all(reward_model(model), batch, 10**6, ALONE)
-    debug_launcher(in_a_team, (model, batch, tmp_path), num_processes=2)
+    AcceleratorState._reset_state(reset_partial_state=True)  # the forked processes would inherit that they are alone
+    debug_launcher(in_two_processes, (model, batch, tmp_path), num_processes=2)
 
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     largest = max(float(gradient.abs().max()) for gradient in one_gradients.values())
@@ -175,16 +180,15 @@ def test_two_processes_give_what_one_gives(tiny_scalar: Callable[[str], Any], tm
             row == pytest.approx(expected, abs=3e-5) for row, expected in zip(part["scores"], scores, strict=True)
         ] == [True] * len(batch)
         assert (part["total"], part["told"], part["refused"]) == (3.0, "from 0", True)
-        assert part["gathered"] == [0, 10, 1, 11]
         assert part["shared"] == [[0, 2, 4], [1, 3]][rank]
 
 
 def test_a_process_alone_shares_with_nobody() -> None:
-    assert ALONE.share([1, 2, 3]) == ALONE.gather([1, 2, 3]) == [1, 2, 3]
-    assert ALONE.from_main(lambda: 7) == 7
-    assert Processes(0, 4, ALONE.device).divide(12, "ppo.batch_size") == 3
+    assert share_of(ALONE, [1, 2, 3]) == [1, 2, 3]
+    assert from_main(ALONE, lambda: 7) == 7
+    assert divided(FakeAccelerator(0, 4), 12, "ppo.batch_size") == 3
     with pytest.raises(ValueError, match=r"ppo\.batch_size=10 is not divisible by the 4 processes"):
-        Processes(0, 4, ALONE.device).divide(10, "ppo.batch_size")
+        divided(FakeAccelerator(0, 4), 10, "ppo.batch_size")
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])

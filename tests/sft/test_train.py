@@ -19,14 +19,14 @@ from data.records import Demonstration
 from data.tokenize import encode_completion, encode_prompt
 from modeling.config import ModelConfig
 from modeling.load import load_causal
-from modeling.processes import Processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.train import train
 from tests.cuts import Cut
+from tests.fakes import FakeAccelerator
 
 IDS = torch.tensor([[3, 40, 50, 60, 70]])
-ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+ALONE = FakeAccelerator()
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
 TRAIN = [
     Demonstration(prompt=f"Name {'one more ' * (n % 3)}colour {n}.", completion=f"It is {colour}.")
@@ -66,7 +66,13 @@ def run(
     def run(
         name: str = "out", settings: SFTConfig = SETTINGS, config: ModelConfig = model_config, **changes: Any
     ) -> dict[str, float]:
-        arguments = {"train_set": TRAIN, "valid_set": VALID, "chunks": CHUNKS, "seed": 0, "team": ALONE} | changes
+        arguments = {
+            "train_set": TRAIN,
+            "valid_set": VALID,
+            "chunks": CHUNKS,
+            "seed": 0,
+            "accelerator": ALONE,
+        } | changes
         model = tiny_causal(arguments.pop("family", "llama"))
         return train(settings, config, model, tiny_tokenizer, **arguments, out=tmp_path / name)
 
@@ -144,7 +150,7 @@ def test_one_process_trains_on_one_device_of_a_machine_with_several(
     """The trainer uses all devices that torch counts; a batch that grows with them would give fewer steps."""
     run("one")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    run("eight", team=replace(ALONE, device=torch.device("cuda")))
+    run("eight", accelerator=replace(ALONE, device=torch.device("cuda")))
     assert metrics(tmp_path / "eight", "loss") == metrics(tmp_path / "one", "loss")
     assert difference(weights(tmp_path / "one"), weights(tmp_path / "eight")) == 0
 
@@ -154,7 +160,7 @@ def test_a_trainer_that_would_take_another_batch_is_stopped_before_training(run:
     with pytest.raises(
         ValueError, match=r"sft\.batch_size=4, but the trainer would take 2 sequences per step: 1 processes"
     ):
-        run(settings=replace(SETTINGS, micro_batch_size=2), team=replace(ALONE, count=2))
+        run(settings=replace(SETTINGS, micro_batch_size=2), accelerator=replace(ALONE, num_processes=2))
     assert not (tmp_path / "out" / "model").exists()
 
 
@@ -271,11 +277,11 @@ def test_a_loss_that_is_not_finite_stops_training_and_exports_nothing(
 
 
 def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) -> None:
-    three = Processes(rank=0, count=3, device=torch.device("cpu"))
+    three = FakeAccelerator(process_index=0, num_processes=3, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=r"sft\.batch_size=4 is not divisible by the 3 processes"):
-        run(team=three)
+        run(accelerator=three)
     with pytest.raises(ValueError, match=r"sft\.micro_batch_size=4 does not divide the 6 sequences of each process"):
-        run(settings=replace(SETTINGS, batch_size=12), team=replace(three, count=2))
+        run(settings=replace(SETTINGS, batch_size=12), accelerator=replace(three, num_processes=2))
     with pytest.raises(ValueError, match="more than the model's context of 512"):
         run(train_set=[Demonstration(prompt="Why?", completion="so " * 600)])
     assert not (tmp_path / "out" / "model").exists()

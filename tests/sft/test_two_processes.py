@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.tokenize import encode_completion, encode_prompt
+from modeling.accelerator import make_accelerator
 from modeling.config import ModelConfig
-from modeling.processes import part, processes
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.resume import EpochOrder
@@ -67,9 +67,9 @@ def test_accuracy_and_validation_loss_count_the_tokens_of_all_processes_in_a_kil
         def do() -> None:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             Tracker.log = tracked  # type: ignore[method-assign]
-            team = processes("cpu")
-            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, team, tmp_path / name)
-            part()
+            accelerator = make_accelerator("cpu")
+            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, accelerator, tmp_path / name)
+            accelerator.end_training()
 
         work = Work(do, tmp_path / f"{name}.log", 2)
         work.wait(120)
@@ -110,10 +110,10 @@ def test_two_processes_train_on_the_batches_of_one(
     def work(name: str) -> Any:
         def do() -> None:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-            team = processes("cpu")
+            accelerator = make_accelerator("cpu")
             model = tiny_causal("llama")
-            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, team, tmp_path / name)
-            part()
+            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, accelerator, tmp_path / name)
+            accelerator.end_training()
 
         return do
 

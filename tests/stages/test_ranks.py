@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from torch.distributed import TCPStore
 
+from modeling.accelerator import from_main, make_accelerator
 from modeling.config import ProcessesConfig
-from modeling.processes import Processes, processes
 from stages.config import RunConfig
 from stages.runner import main
 
-Work = Callable[[Processes], Any]
+Work = Callable[[Accelerator], Any]
 
 
 def one_of_two(rank: int, port: int, folder: Path, work: Work, arguments: list[str]) -> None:
@@ -32,7 +33,7 @@ def one_of_two(rank: int, port: int, folder: Path, work: Work, arguments: list[s
         sys.stderr = file
 
         def command(config: RunConfig, force: bool) -> None:
-            work(processes("cpu", config.processes.timeout_minutes))
+            work(make_accelerator("cpu", config.processes.timeout_minutes))
 
         main(command, "stages.x", "", ["--runs_folder", str(folder), "--run_name", "run", *arguments])
 
@@ -58,10 +59,10 @@ def two(folder: Path, work: Work, *arguments: str) -> tuple[list[int | None], li
 
 
 def fails_on(rank: int) -> Work:
-    def work(team: Processes) -> None:
-        if team.rank == rank:
+    def work(accelerator: Accelerator) -> None:
+        if accelerator.process_index == rank:
             raise ValueError("row 7 has no answer")
-        team.wait()
+        accelerator.wait_for_everyone()
 
     return work
 
@@ -86,24 +87,24 @@ def test_an_error_on_the_first_process_reads_as_on_one_alone(tmp_path: Path) -> 
 
 
 def test_an_error_of_all_processes_is_printed_once(tmp_path: Path) -> None:
-    def from_main(team: Processes) -> None:
+    def work(accelerator: Accelerator) -> None:
         def broken() -> None:
             raise ValueError("no such model")
 
-        team.from_main(broken)
+        from_main(accelerator, broken)
 
-    codes, printed = two(tmp_path, from_main)
+    codes, printed = two(tmp_path, work)
     assert codes == [2, 2]
     assert printed == ["error: no such model\n", ""]
 
 
 def test_the_same_error_of_each_is_printed_once(tmp_path: Path) -> None:
-    def work(team: Processes) -> None:
-        team.wait()
+    def work(accelerator: Accelerator) -> None:
+        accelerator.wait_for_everyone()
         try:
             raise ValueError("a prompt is too long")
         finally:
-            time.sleep(0.1 * team.rank)
+            time.sleep(0.1 * accelerator.process_index)
 
     codes, printed = two(tmp_path, work)
     assert codes == [2, 2]
@@ -118,8 +119,8 @@ SECOND = 1 / 60
 def test_work_of_the_first_process_alone_may_take_as_long_as_the_configuration_says(
     tmp_path: Path, minutes: float, codes: list[int]
 ) -> None:
-    def alone(team: Processes) -> None:
-        team.from_main(lambda: time.sleep(2.0))
+    def alone(accelerator: Accelerator) -> None:
+        from_main(accelerator, lambda: time.sleep(2.0))
 
     found, printed = two(tmp_path, alone, "--processes.timeout_minutes", str(minutes))
     assert found[1] == codes[1], printed

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data.files import write_rows
-from modeling.processes import sendable
+from modeling.accelerator import sendable
 from stages.config import RunConfig
 from stages.runner import RunFolder, Stage, main, run_stage
 

@@ -42,7 +42,7 @@ CONFIG = str(Path(__file__).parents[2] / "configs" / "smoke.yaml")
 ALONE = """
 import importlib, sys, time
 from pathlib import Path
-from modeling.processes import part
+from accelerate import PartialState
 from stages.config import parse_config
 from stages.runner import RunFolder
 stage, root, out, *arguments = sys.argv[1:]
@@ -50,7 +50,7 @@ work = importlib.import_module(f"stages.{stage}").STAGE.work
 start = time.monotonic()
 work(parse_config("torture", "", arguments)[0], RunFolder(Path(root)), Path(out))
 Path(out).with_name("seconds").write_text(str(time.monotonic() - start))
-part()
+PartialState().destroy_process_group()
 """
 NOT_COMPARED = ("manifest.json", "timings.jsonl", "tensorboard")
 """Files with times and durations."""

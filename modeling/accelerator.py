@@ -1,0 +1,95 @@
+"""accelerate's `Accelerator`, made in one place, and what the stages need besides its methods.
+
+Losses are sums divided by a count over all processes, so gradients are summed, not averaged: one process and many do
+the same arithmetic.
+
+    accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 8 -m stages.ppo --config configs/x.yaml
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+
+from modeling.config import TIMEOUT_MINUTES
+from modeling.memory import keep_freed_memory
+
+T = TypeVar("T")
+
+
+def make_accelerator(device: str = "auto", timeout_minutes: float = TIMEOUT_MINUTES) -> Accelerator:
+    """The processes that torchrun or accelerate started, or this process alone.
+
+    Args:
+        timeout_minutes: how long a process waits in a collective; the first call in a process sets it.
+    """
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    if cpu:
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        keep_freed_memory()
+    # With accelerate's default all processes but the first would load models without weights.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))])
+
+
+def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, in every process. An error there is raised everywhere."""
+    if accelerator.num_processes == 1:
+        return make()
+    box: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            box[0] = make()
+        except Exception as error:  # all others wait for this answer, whatever went wrong
+            box[1] = sendable(error)
+    broadcast_object_list(box)
+    if box[1] is not None:
+        box[1].from_main = True
+        raise box[1]
+    return cast(T, box[0])
+
+
+def share_of(accelerator: Accelerator, items: Sequence[T]) -> list[T]:
+    """This process's part of a sequence: every `num_processes`-th item, so that sorted work is shared evenly."""
+    return list(items[accelerator.process_index :: accelerator.num_processes])
+
+
+def divided(accelerator: Accelerator, size: int, name: str) -> int:
+    """`size` over the processes. Raises ValueError when it does not divide."""
+    if size % accelerator.num_processes:
+        raise ValueError(f"{name}={size} is not divisible by the {accelerator.num_processes} processes")
+    return size // accelerator.num_processes
+
+
+def sendable(error: Exception) -> Exception:
+    """The error, or one of its nearest built-in class with the same message if it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kinds = (ValueError, OSError, MemoryError, ImportError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        return kind(f"{type(error).__name__}: {error}")
+    return error
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Adds up gradients over all processes in a single message. A parameter without a gradient here counts as zero."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))

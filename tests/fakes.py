@@ -1,0 +1,28 @@
+"""A stand-in for accelerate's Accelerator."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class FakeAccelerator:
+    """One process, alone or said to be one of several, without a process group."""
+
+    process_index: int = 0
+    num_processes: int = 1
+    device: torch.device = CPU
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.process_index == 0
+
+    def print(self, *values: Any, **options: Any) -> None:
+        if self.is_main_process:
+            print(*values, **options)
+
+    def wait_for_everyone(self) -> None:
+        pass
