@@ -86,8 +86,9 @@ def measure(
     )
     tokenizer, accelerator = load_tokenizer(sft / "model", model_config), make_accelerator("cpu")
     models = Loader(sft, reward, model_config, config, seed, accelerator.device).load(tokenizer)
-    used = (models.policy, models.reference, models.value, models.scorer.model)
-    touch({id(model.encoder.model): model.encoder.model for model in used}.values())
+    used = [model.encoder for model in (models.policy, models.reference, models.value)]
+    used += [scorer.model.encoder for scorer in models.rewards.scorers]
+    touch({id(encoder.model): encoder.model for encoder in used}.values())
 
     def work() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as out, patch.object(Checkpoints, "save"):

@@ -6,15 +6,16 @@ in trl's two forms.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from data.files import read_rows
 from data.records import Demonstration, FewShot, Prompt, Ranking, RecordT, parse
 
+T = TypeVar("T")
 SetName = Literal["sft", "rm", "rl", "rankings"]
 SETS: tuple[SetName, ...] = ("sft", "rm", "rl", "rankings")
 TEXT_SPLITS = ("train", "heldout")
@@ -113,3 +114,10 @@ def record_of(row: dict[str, Any], record_type: type[RecordT]) -> RecordT:
     if record_type is Prompt:
         kind = FewShot if "examples" in filled else Demonstration if "completion" in filled else Prompt
     return kind(**unpacked(filled))  # type: ignore[return-value]
+
+
+def evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """`count` items spread evenly over the whole, in order; all of them where there are fewer or no count is given."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]

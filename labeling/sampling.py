@@ -1,7 +1,7 @@
 """K answers per prompt from one model, identical ones merged (Ouyang et al. 2022, section 3.5)."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +20,55 @@ BATCHES_A_BLOCK = 8
 """Batches decoded between two writes to the scratch file. Smaller blocks are slower: slots idle at a block's end."""
 
 
-def answer(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    answers_per_prompt: int,
-    sampling: Sampling,
-    stream: str,
-    seed: int,
-    accelerator: Accelerator,
-    scratch: Path | None = None,
-) -> list[list[Generation]]:
-    """`answers_per_prompt` responses to each prompt, shared among the processes, the same whatever their number.
+@dataclass(frozen=True)
+class AnswerSampler:
+    """Samples several answers per prompt from one model, the same for any number of processes."""
 
-    The random stream of an answer depends only on the seed, the stream's name, the prompt's id and the answer's number.
-    Finished answers are kept in the folder `scratch`, and a run that was killed samples only the missing ones.
-    """
-    jobs = [(index, number) for index in range(len(prompts)) for number in range(answers_per_prompt)]
-    mine = share_of(accelerator, jobs)
-    encoded = {index: encode_prompt(tokenizer, prompts[index]) for index in {index for index, _ in mine}}
-    kept = AnswerScratch(scratch, stream, accelerator) if scratch is not None else None
-    finished = kept.finished if kept is not None else {}
-    # In decoding order (by length), so that a block's prompts need little padding.
-    mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
-    size = BATCHES_A_BLOCK * sampling.batch_size if kept is not None else max(1, len(mine))
-    made: dict[tuple[int, int], Generation] = {}
-    generator = generator_for(model)
-    with tqdm(total=len(mine), desc=stream, unit="answer", disable=not accelerator.is_main_process) as bar:
-        for start in range(0, len(mine), size):
-            block = mine[start : start + size]
-            missing = [job for job in block if job not in finished]
-            bar.update(len(block) - len(missing))
-            if not missing:
-                continue
-            generations = generator.generate(
-                model,
-                [encoded[index] for index, _ in missing],
-                [derive_seed(seed, stream, prompts[index].prompt_id, number) for index, number in missing],
-                sampling,
-                on_batch=bar.update,
-            )
-            made |= dict(zip(missing, generations, strict=True))
-            if kept is not None:
-                kept.add(missing, generations)
-    gathered = finished | dict(gather_object(list(made.items())))
-    return [[gathered[index, number] for number in range(answers_per_prompt)] for index in range(len(prompts))]
+    model: Any
+    tokenizer: Any
+    sampling: Sampling
+    seed: int
+    accelerator: Accelerator
+    """The processes, which share the work."""
+    scratch: Path | None = None
+    """A folder for finished answers, so that a run that was killed samples only the missing ones."""
+
+    def answers(self, prompts: Sequence[Prompt], answers_per_prompt: int, stream: str) -> list[list[Generation]]:
+        """`answers_per_prompt` responses to each prompt.
+
+        The random stream of an answer depends only on the seed, the stream's name, the prompt's id and the answer's
+        number.
+        """
+        accelerator = self.accelerator
+        jobs = [(index, number) for index in range(len(prompts)) for number in range(answers_per_prompt)]
+        mine = share_of(accelerator, jobs)
+        encoded = {index: encode_prompt(self.tokenizer, prompts[index]) for index in {index for index, _ in mine}}
+        kept = AnswerScratch(self.scratch, stream, accelerator) if self.scratch is not None else None
+        finished = kept.finished if kept is not None else {}
+        # In decoding order (by length), so that a block's prompts need little padding.
+        mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
+        size = BATCHES_A_BLOCK * self.sampling.batch_size if kept is not None else max(1, len(mine))
+        made: dict[tuple[int, int], Generation] = {}
+        generator = generator_for(self.model)
+        with tqdm(total=len(mine), desc=stream, unit="answer", disable=not accelerator.is_main_process) as bar:
+            for start in range(0, len(mine), size):
+                block = mine[start : start + size]
+                missing = [job for job in block if job not in finished]
+                bar.update(len(block) - len(missing))
+                if not missing:
+                    continue
+                generations = generator.generate(
+                    self.model,
+                    [encoded[index] for index, _ in missing],
+                    [derive_seed(self.seed, stream, prompts[index].prompt_id, number) for index, number in missing],
+                    self.sampling,
+                    on_batch=bar.update,
+                )
+                made |= dict(zip(missing, generations, strict=True))
+                if kept is not None:
+                    kept.add(missing, generations)
+        gathered = finished | dict(gather_object(list(made.items())))
+        return [[gathered[index, number] for number in range(answers_per_prompt)] for index in range(len(prompts))]
 
 
 def distinct_samples(tokenizer: Any, prompt: Prompt, generations: Sequence[Generation]) -> Samples:

@@ -247,6 +247,13 @@ def is_classifier(settings: Any) -> bool:
     return any("SequenceClassification" in name for name in settings.architectures or [])
 
 
+def refuse_language_model(settings: Any, name: str) -> None:
+    """Raises ValueError if a model of this configuration is not a reward model; `name` is the setting that names it."""
+    if not is_classifier(settings):
+        kind = ", ".join(settings.architectures or ["unknown"])
+        raise ValueError(f"{name} is no reward model: its architecture is {kind}")
+
+
 def with_end(named: int | list[int] | None, end: int) -> int | list[int]:
     """The end tokens that a generation config names, with one more where it is missing, in the config's form."""
     ends = [named] if isinstance(named, int) else list(named or [])

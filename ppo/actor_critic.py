@@ -1,4 +1,4 @@
-"""The four models of PPO (policy, reference, value and reward model) and their trained parameters.
+"""The models of PPO (policy, reference, value model and those of the reward) and their trained parameters.
 
 | model.adapter | reward model | value model, ppo.value_init=reward | ppo.value_init=sft |
 |---|---|---|---|
@@ -41,10 +41,12 @@ from modeling.models import Encoder, PolicyModel, RewardModel, ValueModel, plain
 from modeling.seeds import derive_seed
 from modeling.sharding import Sharding
 from ppo.config import PPOConfig
+from ppo.reward_list import Reward, RewardList, prepare
 from ppo.reward_scorer import RewardScorer
+from ppo.reward_terms import RewardTerm
 
-Models = tuple[PolicyModel, PolicyModel, ValueModel, RewardModel]
-"""Policy, reference, value and reward model."""
+Models = tuple[PolicyModel, PolicyModel, ValueModel, RewardModel | None]
+"""Policy, reference, value and the run's reward model, None if the reward has no such term."""
 
 
 @dataclass
@@ -55,8 +57,8 @@ class ActorCritic:
     reference: PolicyModel
     """The SFT model; frozen."""
     value: ValueModel
-    scorer: RewardScorer
-    """The reward model and its tokenisation; frozen."""
+    rewards: RewardList
+    """The reward model with its tokenisation, and further terms of the reward; frozen."""
     policy_parameters: dict[str, nn.Parameter]
     value_parameters: dict[str, nn.Parameter]
 
@@ -71,7 +73,7 @@ class ActorCritic:
 
     def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
         """Raises ValueError for a prompt that leaves policy, value or reward model no room for a response."""
-        self.scorer.check(prompts)
+        self.rewards.check(prompts)
         own = context_length(plain(self.policy.encoder.model).config)
         room = context_length(plain(self.value.encoder.model).config, generating=False)
         for prompt, count in zip(prompts, count_prompt_tokens(tokenizer, prompts), strict=True):
@@ -109,27 +111,44 @@ class Loader:
         settings = read_settings(self.reward / "model", self.reward_config)
         refuse_value_start(self.ppo, tokenizer, reward_tokenizer)
         refuse_value_layers(self.ppo, self.config.adapter == "lora" and not self.on_policy_base, settings)
+        further = {
+            term.label: prepare(term, self.config, tokenizer, self.device)
+            for term in self.ppo.rewards
+            if not term.is_own_model
+        }
         base = load_causal(self.sft / "model", self.config, tokenizer).to(self.device)
         freeze(base)
         if self.config.adapter == "none":
             policy, reference, value, reward = self._whole(base, tokenizer, reward_tokenizer)
         else:
             policy, reference, value, reward = self._adapted(base, reward_tokenizer)
-        scorer = RewardScorer.between(reward, tokenizer, reward_tokenizer)
-        for root in {
-            id(model.encoder.model): model.encoder.model for model in (policy, reference, value, reward)
-        }.values():
+
+        def reward_of(term: RewardTerm) -> Reward:
+            if term.label in further:
+                return further[term.label]()
+            assert reward is not None
+            return RewardScorer.between(reward, tokenizer, reward_tokenizer)
+
+        rewards = RewardList([(term, reward_of(term)) for term in self.ppo.rewards])
+        encoders = [model.encoder for model in (policy, reference, value)]
+        encoders += [scorer.model.encoder for scorer in rewards.scorers]
+        for root in {id(encoder.model): encoder.model for encoder in encoders}.values():
             self.sharding.shard(root, lora_weights(root))
         # After sharding, which replaces parameters.
         policy_parameters, value_parameters = trained_parameters(policy.encoder), trained_parameters(value.encoder)
         if value.encoder.adapter is not None:
             value_parameters |= dict(value.head.named_parameters(prefix="score"))
-        return ActorCritic(policy, reference, value, scorer, policy_parameters, value_parameters)
+        return ActorCritic(policy, reference, value, rewards, policy_parameters, value_parameters)
 
     @property
     def reward_config(self) -> ModelConfig:
         """How to load the reward model, which is a local folder with its own chat template."""
         return replace(self.config, revision=None, chat_template=None, trust_remote_code=self.trust_reward_code)
+
+    @property
+    def scores_itself(self) -> bool:
+        """Whether the run's reward model is a term of the reward."""
+        return any(term.is_own_model for term in self.ppo.rewards)
 
     @property
     def on_policy_base(self) -> bool:
@@ -147,7 +166,7 @@ class Loader:
             PolicyModel(self._encoder(policy)),
             PolicyModel(self._encoder(base)),
             ValueModel(self._encoder(value)),
-            self._own_reward(reward_tokenizer),
+            self._own_reward(reward_tokenizer) if self.scores_itself else None,
         )
 
     def _adapted(self, base: Any, reward_tokenizer: Any) -> Models:
@@ -155,23 +174,29 @@ class Loader:
         value_lora = lora_config(base, self.config.lora)  # before peft renames the linear layers
         torch.manual_seed(self.seed)
         shared = add_lora(base, self.config.lora, name="policy")
-        reward = self._reward_on(shared, frozen) if self.on_policy_base else self._own_reward(reward_tokenizer)
-        value_encoder, head, bias = self._encoder(shared, "value", frozen), copy.deepcopy(reward.head), reward.bias
+        reward: RewardModel | None = None
+        if self.scores_itself:
+            reward = self._reward_on(shared, frozen) if self.on_policy_base else self._own_reward(reward_tokenizer)
         if self.ppo.value_init == "sft":
             torch.manual_seed(derive_seed(self.seed, "value adapter"))
             shared.add_adapter("value", value_lora)
-            head, bias = linear_head(torch.zeros(1, shared.config.get_text_config().hidden_size)).to(self.device), 0.0
-        elif self.on_policy_base:
-            load_adapter(shared, self.reward / "adapter", "value", trainable=True)
+            zeros = torch.zeros(1, shared.config.get_text_config().hidden_size)
+            value = ValueModel(self._encoder(shared, "value", frozen), linear_head(zeros).to(self.device), 0.0)
         else:
-            # Both share one model: the reward model without an adapter, the value model with one.
-            torch.manual_seed(derive_seed(self.seed, "value adapter"))
-            lora = replace(self.config.lora, top_layers=self.ppo.value_top_layers)
-            adapted = add_lora(reward.encoder.model, lora, name="value")
-            reward = RewardModel(self._encoder(adapted), reward.head, reward.bias)
-            value_encoder = self._encoder(adapted, "value")
+            assert reward is not None, "PPOConfig.validate requires it"
+            head, bias = copy.deepcopy(reward.head), reward.bias
+            if self.on_policy_base:
+                load_adapter(shared, self.reward / "adapter", "value", trainable=True)
+                value = ValueModel(self._encoder(shared, "value", frozen), head, bias)
+            else:
+                # Both share one model: the reward model without an adapter, the value model with one.
+                torch.manual_seed(derive_seed(self.seed, "value adapter"))
+                lora = replace(self.config.lora, top_layers=self.ppo.value_top_layers)
+                adapted = add_lora(reward.encoder.model, lora, name="value")
+                reward = RewardModel(self._encoder(adapted), reward.head, reward.bias)
+                value = ValueModel(self._encoder(adapted, "value"), head, bias)
         policy, reference = (PolicyModel(self._encoder(shared, adapter, frozen)) for adapter in ("policy", None))
-        return policy, reference, ValueModel(value_encoder, head, bias), reward
+        return policy, reference, value, reward
 
     def _frozen_layers(self, base: Any) -> FrozenLayers | None:
         """The layers below all adapters. The reward stage may have adapted more layers than `model.lora` names now."""

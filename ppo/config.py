@@ -15,6 +15,7 @@ from data.numbers import (
     check_numbers,
 )
 from ppo.monitors import MonitorSettings
+from ppo.reward_terms import RewardTerm, validate_terms
 
 LARGEST_KL_ERROR = 0.2
 """With `kl_target`: the relative KL error is clipped to this (Ziegler et al. 2019)."""
@@ -88,6 +89,9 @@ class PPOConfig:
     ratio of each token is added to the policy loss; its gradient is that of the token's own KL, without the KL of later
     tokens. Whitened advantages have a standard deviation of 1, and `kl_coef` is in that unit: set `whiten_advantages`
     to false for units of the score."""
+    rewards: list[RewardTerm] = field(default_factory=lambda: [RewardTerm()])
+    """The terms of an episode's reward, whose weighted sum is the score (docs/reward.md). Section 3.5: the run's reward
+    model alone. A list of several is ours."""
     score_scaling: Literal["none", "running"] = "none"
     """`running` divides scores by the running standard deviation of all scores so far. Ours; the paper does not scale.
     """
@@ -118,7 +122,10 @@ class PPOConfig:
     this many of its layers, those nearest the output; null adapts all. A value model on the policy's base uses
     `model.lora`. Ours."""
     warmup_iterations: NonNegativeInt = 10
-    """Iterations in which both learning rates rise linearly from a tenth. C.4; warm-up of the value model is ours."""
+    """Iterations in which both learning rates rise linearly from a tenth. C.4; warm-up of the value model is ours. The
+    policy's start after `value_warmup_iterations`."""
+    value_warmup_iterations: NonNegativeInt = 0
+    """First iterations, counted in total_episodes, that train only the value model; below their total number. Ours."""
     adam_beta1: FractionBelowOne = 0.9
     """Adam's first decay. Appendix C."""
     adam_beta2: FractionBelowOne = 0.95
@@ -167,6 +174,12 @@ class PPOConfig:
         ):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}")
+        if self.value_warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"ppo.value_warmup_iterations={self.value_warmup_iterations} leaves the policy none of the "
+                f"{self.iterations} iterations (ppo.total_episodes / ppo.batch_size): lower it"
+            )
+        validate_terms(self.rewards, self.value_init)
         if self.value_top_layers is not None and self.value_init == "sft":
             raise ValueError(
                 "ppo.value_top_layers applies only to a value model that starts from the reward model, and with "

@@ -137,8 +137,7 @@ class PeriodicEvaluation:
         # Both are computed the same way: log-probabilities recorded while decoding are rounded differently.
         logprobs_R, ref_logprobs_R = map(partial(self._logprobs, rollout), (models.policy, models.reference))
         kl_B = [float(log_ratio.sum()) for log_ratio in (logprobs_R - ref_logprobs_R).split(rollout.lengths)]
-        with trainer.whole(models.scorer.model):
-            scores_B, _ = models.scorer.scores(rollout.batches, rollout.episodes(), config.max_tokens_per_micro_batch)
+        scores_B, _, _ = models.rewards(rollout, config.max_tokens_per_micro_batch, trainer.run.sharding)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
         for (index, _), prompt, response, score, kl in zip(
             jobs, prompts, responses, scores_B.tolist(), kl_B, strict=True

@@ -110,13 +110,15 @@ class Scores:
     """The outputs of the models for a roll-out, without gradients."""
 
     rewards_B: Tensor
-    """The reward model's scores."""
+    """The total score of each episode, the weighted sum of the terms of `ppo.rewards`."""
     truncated_B: Tensor
-    """Whether a response was truncated to the reward model's context."""
+    """Whether a response was truncated to a reward model's context."""
     logprobs_R: Tensor
     """Of the sampling policy: the old log-probabilities in PPO's ratio."""
     ref_logprobs_R: Tensor
     values_R: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """The values_B of each term of the reward by name, before weighting."""
 
 
 @dataclass

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from data.tokenize import decode_completion
 from modeling.accelerator import from_main
 from modeling.run import Run
 from modeling.tracking import RowLog, Tracker
+from ppo.experience import Experience
 
 
 class MetricsLogger:
@@ -56,3 +58,20 @@ class MetricsLogger:
     ) -> None:
         if self._tracker is not None:
             self._tracker.close()
+
+
+def samples_of(experience: Experience, tokenizer: Any, count: int) -> list[dict[str, Any]]:
+    """The first `count` episodes as text, for samples.jsonl."""
+    rollout, scores = experience.rollout, experience.scores
+    kl_BT = rollout.padded(scores.logprobs_R - scores.ref_logprobs_R)
+    return [
+        {
+            "prompt": prompt.text,
+            "response": decode_completion(tokenizer, response.ids, response.ended),
+            "ended": response.ended,
+            "score": float(scores.rewards_B[row]),
+            "kl": float(kl_BT[row].sum()),
+        }
+        for row, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True))
+        if row < count
+    ]

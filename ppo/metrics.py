@@ -21,9 +21,9 @@ CLOCK = 1e-3
 def rollout_metrics(experience: Experience) -> dict[str, float]:
     """Metrics of a roll-out over all processes.
 
-    Per episode: score with its standard deviation, reward, both KL estimates, length, repetition, and the fractions
-    that ended, were truncated for the reward model and are distinct. Per token: count, KL, mean value, explained
-    variance.
+    Per episode: score with its standard deviation, and its terms if there are several; reward, both KL estimates,
+    length, repetition, and the fractions that ended, were truncated for a reward model and are distinct. Per token:
+    count, KL, mean value, explained variance.
     """
     rollout, scores = experience.rollout, experience.scores
     padded = [rollout.padded(x_R) for x_R in (scores.logprobs_R, scores.ref_logprobs_R, experience.rewards_R)]
@@ -43,6 +43,8 @@ def rollout_metrics(experience: Experience) -> dict[str, float]:
         "repetition": repetition_B,
         "reward_truncated": scores.truncated_B,
     }
+    if len(scores.parts) > 1:
+        per_episode |= {f"score_{name}": values_B for name, values_B in scores.parts.items()}
     if experience.scaled_B is not None:
         per_episode["score_scaled"] = experience.scaled_B
     returns_R, values_R = experience.returns_R.double(), scores.values_R.double()

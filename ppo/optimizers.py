@@ -21,7 +21,7 @@ class Optimizers:
     policy: torch.optim.Optimizer
     value: torch.optim.Optimizer
     iteration: int = 0
-    """For error messages."""
+    """The current one, from 0."""
 
     @staticmethod
     def make(models: ActorCritic, config: PPOConfig) -> "Optimizers":
@@ -35,14 +35,20 @@ class Optimizers:
         return Optimizers(config, policy, adam(models.value_parameters, config.value_learning_rate))
 
     def start_iteration(self, iteration: int) -> float:
-        """Sets both learning rates; returns their warm-up factor."""
-        self.iteration = iteration
-        factor = warmup(iteration, self.config.warmup_iterations)
-        peaks = ((self.policy, self.config.learning_rate), (self.value, self.config.value_learning_rate))
-        for optimizer, peak in peaks:
+        """Sets both learning rates; returns the policy's, 0 while only the value model is trained."""
+        self.iteration, config = iteration, self.config
+        own = iteration - config.value_warmup_iterations
+        rate = 0.0 if self.value_only else config.learning_rate * warmup(own, config.warmup_iterations)
+        value_rate = config.value_learning_rate * warmup(iteration, config.warmup_iterations)
+        for optimizer, current in ((self.policy, rate), (self.value, value_rate)):
             for group in optimizer.param_groups:
-                group["lr"] = peak * factor
-        return factor
+                group["lr"] = current
+        return rate
+
+    @property
+    def value_only(self) -> bool:
+        """Whether the current iteration trains only the value model (`value_warmup_iterations`)."""
+        return self.iteration < self.config.value_warmup_iterations
 
     def step(self, name: Literal["policy", "value"]) -> float:
         """Clips the gradient, which is already summed over the processes, takes a step and clears it; returns the norm

@@ -63,7 +63,7 @@ class Tokens:
                 raise ValueError(
                     f"prompt {prompt.prompt_id!r} has {count} tokens for the reward model, which leaves no room for an "
                     f"answer in its context of {self.context}: lower data.max_prompt_tokens, or choose another "
-                    "reward.base"
+                    "reward model"
                 )
 
     def room(self, prompt_tokens: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.records import Prompt
-from data.tokenize import decode_completion, encode_prompt
+from data.tokenize import encode_prompt
 from modeling.accelerator import divided, from_main, share_of
 from modeling.batch import micro_batches, text_batch
 from modeling.checkpoint import random_state
@@ -36,7 +36,7 @@ from ppo.evaluation import PeriodicEvaluation
 from ppo.experience import Experience, Rollout, Rows, Scores
 from ppo.interrupt import Interrupt
 from ppo.kl import KLController
-from ppo.logger import MetricsLogger
+from ppo.logger import MetricsLogger, samples_of
 from ppo.losses import kl_loss, largest_ratio, policy_loss, policy_sums, value_loss
 from ppo.metrics import mean_of, rollout_metrics, speeds
 from ppo.monitors import Monitors
@@ -130,7 +130,7 @@ class PPOTrainer:
                 self.monitor(0, self.evaluation.evaluate(self.average, 0))
             for iteration in range(done, iterations):
                 self.clock = Clock()
-                factor = self.optimizers.start_iteration(iteration)
+                learning_rate = self.optimizers.start_iteration(iteration)
                 with self.interrupt.breakable():
                     rollout = self.generate(iteration)
                     experience = self.advantages(self.score(rollout), rollout)
@@ -142,12 +142,14 @@ class PPOTrainer:
                         self.train_minibatch(experience, minibatch, first=number == 0)
                         for number, minibatch in enumerate(self.minibatches(rollout, iteration))
                     ]
-                numbers |= mean_of(steps) | {"learning_rate": self.config.learning_rate * factor}
-                samples = self.samples(experience) if iteration % self.config.samples_every == 0 else []
+                numbers |= mean_of(steps) | {"learning_rate": learning_rate}
+                kept = self.config.samples_per_iteration if iteration % self.config.samples_every == 0 else 0
+                samples = samples_of(experience, self.tokenizer, kept)
                 del rollout, experience  # frees the memory of hidden states
                 self.finish_iteration(iteration, numbers, samples)
                 bar.update()
-                bar.set_postfix({name: f"{numbers[name]:.3f}" for name in ("score", "kl", "entropy", "ended")})
+                shown = [name for name in ("score", "kl", "entropy", "ended") if name in numbers]
+                bar.set_postfix({name: f"{numbers[name]:.3f}" for name in shown})
         return self.average
 
     def generate(self, iteration: int) -> Rollout:
@@ -183,11 +185,10 @@ class PPOTrainer:
                 recorded = [logprob for response in rollout.responses for logprob in response.logprobs or ()]
                 logprobs_R = torch.tensor(recorded, dtype=models.dtype, device=rollout.device)
             limit = config.max_tokens_per_micro_batch
-            with self.whole(models.scorer.model):
-                rewards_B, truncated_B = models.scorer.scores(rollout.batches, rollout.episodes(), limit)
+            total_B, parts, truncated_B = models.rewards(rollout, limit, self.run.sharding)
             with self.whole(models.value):
                 values_R = rollout.each_token(models.value, models.dtype)
-        return Scores(rewards_B, truncated_B, logprobs_R, ref_logprobs_R, values_R)
+        return Scores(total_B.to(models.dtype), truncated_B, logprobs_R, ref_logprobs_R, values_R, parts)
 
     def advantages(self, scores: Scores, rollout: Rollout) -> Experience:
         """The reward of each token (3.5, eq. 2), advantages and returns."""
@@ -221,8 +222,8 @@ class PPOTrainer:
             yield from rollout.minibatches
 
     def train_minibatch(self, experience: Experience, minibatch: Sequence[Rows], first: bool) -> Numbers:
-        """One optimizer step of each model. Losses are sums divided by the tokens of the whole minibatch, so that
-        gradients of micro-batches and processes add up.
+        """One optimizer step of each model, or of the value model alone during its warm-up. Losses are sums divided by
+        the tokens of the whole minibatch, so that gradients of micro-batches and processes add up.
 
         Args:
             first: whether it is the first of the iteration, for which the norms of the PPO and pretraining gradients
@@ -235,6 +236,8 @@ class PPOTrainer:
             numbers = self.value_gradient(experience, minibatch, tokens)
             reduce_gradients(models.value.encoder.model, models.value_parameters.values())
         numbers["value_grad_norm"] = self.optimizers.step("value")
+        if self.optimizers.value_only:
+            return numbers
         with self.whole(models.policy):
             numbers |= self.policy_gradient(experience, minibatch, tokens)
             ppo_gradient = self.take_gradient() if first and self.texts is not None else None
@@ -337,7 +340,8 @@ class PPOTrainer:
             evaluated = self.evaluation.evaluate(self.average, done)
         numbers |= {"episodes": float(done * config.batch_size), "kl_coef": self.kl.coef}
         self.monitor(done, numbers | evaluated)
-        self.kl.update(numbers["kl"], config.batch_size)
+        if not self.optimizers.value_only:
+            self.kl.update(numbers["kl"], config.batch_size)
         numbers |= self.monitors.warnings
         seconds = self.clock.seconds
         timings = seconds | speeds(numbers["tokens"], seconds["seconds_rollout"], sum(seconds.values()))
@@ -364,22 +368,6 @@ class PPOTrainer:
         if self.interrupt.agreed():
             self.checkpoints.save(self.progress, self.trained)
             raise self.interrupt.stop(self.progress.iteration, self.config.iterations)
-
-    def samples(self, experience: Experience) -> list[dict[str, Any]]:
-        """The first episodes as text."""
-        rollout, scores = experience.rollout, experience.scores
-        kl_BT = rollout.padded(scores.logprobs_R - scores.ref_logprobs_R)
-        return [
-            {
-                "prompt": prompt.text,
-                "response": decode_completion(self.tokenizer, response.ids, response.ended),
-                "ended": response.ended,
-                "score": float(scores.rewards_B[row]),
-                "kl": float(kl_BT[row].sum()),
-            }
-            for row, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True))
-            if row < self.config.samples_per_iteration
-        ]
 
     def own_minibatches(self) -> list[list[int]]:
         """The episode numbers of this process, per minibatch."""

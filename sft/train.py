@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,10 +15,11 @@ from data.records import Demonstration
 from modeling.accelerator import divided, from_main
 from modeling.adapters import add_lora, merged, what_lora_adapts
 from modeling.checkpoint import step_of
-from modeling.config import ModelConfig, TrackingConfig
+from modeling.config import ModelConfig
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import context_length
+from modeling.run import Run
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.examples import demonstration_examples, mix, text_examples
@@ -96,33 +96,42 @@ class TrackerCallback(TrainerCallback):
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items() if "loss" in name})
 
 
-def train(
-    config: SFTConfig,
-    model_config: ModelConfig,
-    model: Any,
-    tokenizer: Any,
-    train_set: Sequence[Demonstration],
-    valid_set: Sequence[Demonstration],
-    chunks: Sequence[Sequence[int]],
-    seed: int,
-    accelerator: Accelerator,
-    out: Path,
-    tracking: TrackingConfig | None = None,
-) -> dict[str, float]:
-    """Trains, saves the model to `out/model` and returns the last losses.
+@dataclass(frozen=True)
+class Base:
+    """The model that is trained."""
 
-    Resumes from the newest complete checkpoint below `out`.
+    model: Any
+    tokenizer: Any
+    config: ModelConfig
+
+
+@dataclass(frozen=True)
+class SFTData:
+    """Demonstrations, and token ids of the plain text that is mixed in."""
+
+    train: Sequence[Demonstration]
+    valid: Sequence[Demonstration]
+    chunks: Sequence[Sequence[int]]
+
+
+def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, float]:
+    """Trains, saves the model to `run.out/model` and returns the last losses.
+
+    Resumes from the newest complete checkpoint below `run.out`.
 
     Raises ValueError when the batch does not divide over the processes or differs from the trainer's, a demonstration
     is longer than the context, a loss or gradient norm is not finite, or every checkpoint is damaged.
     """
+    assert run.out is not None
+    model, tokenizer, model_config = base.model, base.tokenizer, base.config
+    accelerator, seed, out = run.accelerator, run.seed, run.out
     per_process = divided(accelerator, config.batch_size, "sft.batch_size")
     micro = min(config.micro_batch_size, per_process)
     if per_process % micro:
         raise ValueError(f"sft.micro_batch_size={micro} does not divide the {per_process} sequences of each process")
     context = context_length(model.config)
-    rows = demonstration_examples(tokenizer, train_set, context)
-    rows = mix(rows, text_examples(chunks), config.pretraining_fraction, seed)
+    rows = demonstration_examples(tokenizer, data.train, context)
+    rows = mix(rows, text_examples(data.chunks), config.pretraining_fraction, seed)
     if model_config.adapter == "lora":
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
@@ -135,7 +144,7 @@ def train(
     for line in said:
         accelerator.print(f"sft: {line}")
     done = step_of(checkpoint) if checkpoint is not None else 0
-    with Tracker(out, done, tracking) if accelerator.is_main_process else nullcontext() as tracker:
+    with Tracker(out, done, run.tracking) if accelerator.is_main_process else nullcontext() as tracker:
         callbacks: list[TrainerCallback] = [
             FiniteCallback(),
             CheckpointCallback(config.checkpoint_minutes, accelerator),
@@ -146,7 +155,7 @@ def train(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
-            eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, valid_set, context)),
+            eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, data.valid, context)),
             callbacks=callbacks,
             compute_metrics=mean_of_tokens,
             args=OneDevice(

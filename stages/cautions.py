@@ -29,11 +29,12 @@ def cautions(config: RunConfig, stage: str) -> list[str]:
                 f"{name}={rate:g} is a learning rate for full fine-tuning, with which LoRA learns almost nothing: set "
                 f"it to about {lora:g}, or set model.adapter=none"
             )
-    if stage == "ppo" and config.ppo.warmup_iterations > config.ppo.iterations:
+    iterations = config.ppo.iterations - config.ppo.value_warmup_iterations
+    if stage == "ppo" and config.ppo.warmup_iterations > iterations:
         found.append(
-            f"ppo.warmup_iterations={config.ppo.warmup_iterations} is more than the {config.ppo.iterations} iterations "
-            "of this run (ppo.total_episodes / ppo.batch_size), so the learning rates never reach their values: lower "
-            "it, or raise ppo.total_episodes"
+            f"ppo.warmup_iterations={config.ppo.warmup_iterations} is more than the {iterations} iterations of this "
+            "run that train the policy (ppo.total_episodes / ppo.batch_size, without ppo.value_warmup_iterations), so "
+            "the learning rates never reach their values: lower it, or raise ppo.total_episodes"
         )
     return found
 

@@ -19,6 +19,7 @@ from evaluation.config import EvaluateConfig, EvaluateRewardConfig
 from labeling.config import LabelsConfig, SamplesConfig
 from modeling.config import ModelConfig, ProcessesConfig, TrackingConfig
 from ppo.config import PPOConfig
+from ppo.reward_terms import RewardTerm
 from reward.config import RewardConfig
 from sft.config import SFTConfig
 from stages.config_files import check_config_files
@@ -75,6 +76,7 @@ class RunConfig:
             ("model.base", self.model.base),
             ("reward.base", self.reward.base),
             ("evaluate_reward.model", self.evaluate_reward.model),
+            *((f"ppo.rewards[{index}].path", term.path) for index, term in enumerate(self.ppo.rewards)),
         ):
             refuse_missing_folder(name, place)
         for section in dataclasses.fields(self):
@@ -112,7 +114,7 @@ RENAMED = {
 
 def explain(message: str) -> str:
     """jsonargparse's message as one sentence, with a suggestion when a key is unknown."""
-    names = [*dotted_names(RunConfig), *dotted_names(SourceConfig)]
+    names = [*dotted_names(RunConfig), *dotted_names(SourceConfig), *dotted_names(RewardTerm)]
     sentence = " ".join(message.split()).removeprefix("error: ")
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", sentence)
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", sentence) or re.search(

@@ -10,7 +10,6 @@ from typing import Any
 
 from stages.config import RunConfig
 from stages.manifest import model_digests, stage_digest
-from stages.reward import headline, write_report
 from stages.runner import RunFolder, Stage, stage_main
 
 SPLITS = ("valid", "test")
@@ -18,13 +17,21 @@ SPLITS = ("valid", "test")
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes `accuracy.json` and a page of it."""
-    from evaluation.likelihood import sft_baselines
-    from evaluation.reward_model import report
+    from data.sets import evenly
+    from evaluation.reward_evaluation import RewardEvaluation, headline
     from modeling.accelerator import make_accelerator
-    from modeling.load import autocast_dtype, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
+    from modeling.load import (
+        autocast_dtype,
+        context_length,
+        load_scalar,
+        load_tokenizer,
+        read_settings,
+        refuse_language_model,
+    )
     from modeling.models import answer_suffix_of, reward_model
+    from modeling.run import Run
     from reward.scoring import score_all
-    from stages.inputs import evenly, left_out_lines, ranked_examples
+    from stages.inputs import left_out_lines, ranked_examples
 
     accelerator, judging, limit = (
         make_accelerator(config.model.device),
@@ -36,41 +43,26 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         given = {name: getattr(judging, name) for name in ("revision", "trust_remote_code", "chat_template")}
         place, reading = judging.model, replace(config.model, **given)
     known = read_settings(place, reading)
-    if not is_classifier(known):
-        raise ValueError(
-            f"evaluate_reward.model={place} is no reward model: its architecture is "
-            f"{', '.join(known.architectures or ['unknown'])}"
-        )
+    refuse_language_model(known, f"evaluate_reward.model={place}")
     tokenizer = load_tokenizer(place, reading)
-    answer_suffix = answer_suffix_of(known, tokenizer)
-    sets, left_out = ranked_examples(
-        config, run, SPLITS, tokenizer, context_length(known, generating=False), answer_suffix
+    answer_suffix, context = answer_suffix_of(known, tokenizer), context_length(known, generating=False)
+    found, left_out = ranked_examples(config, run, SPLITS, tokenizer, context, answer_suffix)
+    model = reward_model(
+        load_scalar(place, reading, tokenizer).to(accelerator.device), autocast_dtype(reading, accelerator.device)
     )
-    loaded = load_scalar(place, reading, tokenizer).to(accelerator.device)
-    model = reward_model(loaded, autocast_dtype(reading, accelerator.device))
-    lines = left_out_lines(left_out) + (
-        [f"a prompt is encoded again for each of its answers: {model.encoder.plain_reason}"]
-        if model.encoder.plain_reason
-        else []
-    )
+    lines = left_out_lines(left_out)
+    if (reason := model.encoder.plain_reason) is not None:
+        lines.append(f"a prompt is encoded again for each of its answers: {reason}")
     for line in lines:
         accelerator.print(f"evaluate_reward: {line}")
-    numbers = {}
-    for split in SPLITS:
-        items = evenly(sets[split], judging.max_prompts)
-        found = score_all(model, items, limit, accelerator)
-        others = (
-            sft_baselines(run.stage("sft") / "model", config.model, items, limit, accelerator)
-            if judging.sft_likelihood and split == "test"
-            else {}
-        )
-        numbers[split] = report(found, items, others, judging.bootstrap_resamples)
-    if accelerator.is_main_process:
-        write_report(
-            out,
-            f"{config.run_name}: {judging.model or 'its reward model'}",
-            {"bias": model.bias, "left_out": left_out, **numbers},
-        )
+    sets = {split: evenly(examples, judging.max_prompts) for split, examples in found.items()}
+    scores = {split: score_all(model, examples, limit, accelerator) for split, examples in sets.items()}
+    baseline = run.stage("sft") / "model" if judging.sft_likelihood else None
+    settings = Run(accelerator, config.seed, out)
+    evaluation = RewardEvaluation(settings, limit, judging.bootstrap_resamples, config.model, baseline)
+    numbers = evaluation.reports(scores, sets)
+    name = f"{config.run_name}: {judging.model or 'its reward model'}"
+    evaluation.write(name, {"bias": model.bias, "left_out": left_out, **numbers})
     return headline(numbers["test"]) | {"report": str(run.stage("evaluate_reward") / "reward.html")}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from data.files import read_records
 from data.records import Ranking
@@ -12,15 +12,6 @@ from stages.runner import RunFolder
 
 if TYPE_CHECKING:
     from reward.batches import RankingExample
-
-T = TypeVar("T")
-
-
-def evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """`count` items spread evenly over the whole, in order; all of them where there are fewer or no count is given."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def refuse_long_texts(config: RunConfig, settings: Any) -> None:

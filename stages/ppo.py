@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import RunConfig
-from stages.inputs import evenly, refuse_long_texts
+from stages.inputs import refuse_long_texts
+from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model` (last weights) and `model_ema`."""
-    from data.sets import read_set, read_texts
+    from data.sets import evenly, read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.accelerator import make_accelerator
     from modeling.adapters import what_lora_adapts
@@ -63,11 +64,17 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     }
 
 
+def external(config: RunConfig) -> dict[str, str]:
+    """Digests of the local models and Python files of the reward."""
+    return model_digests(*(term.source for term in config.ppo.rewards))
+
+
 STAGE = Stage(
     "ppo",
     sections=("model", "ppo", "data.pretraining_tokens", "reward.base", "reward.trust_remote_code"),
     after=("data", "sft", "reward"),
     work=work,
+    external=external,
     parallel=True,
     scratch=("checkpoints",),
     hash_exclude=("tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"),

@@ -167,14 +167,21 @@ def check_reward_base(config: RunConfig, sft: Path) -> "Start":
 
 
 def check_value_start(config: RunConfig, start: "Start", tokenizer: Any) -> None:
-    """Raises ValueError when PPO's value model cannot start from the reward model as the configuration says.
+    """Raises ValueError when PPO's value model cannot start from the reward model as the configuration says, or a
+    further term of the reward cannot be used.
 
     `tokenizer` is the policy's.
     """
+    import torch
+
     from modeling.load import read_settings
     from ppo.actor_critic import refuse_value_layers, refuse_value_start
+    from ppo.reward_list import prepare
 
     if start.own_base:
         refuse_value_start(config.ppo, tokenizer, start.tokenizer())
     settings = read_settings(start.place, start.model_config)
     refuse_value_layers(config.ppo, config.model.adapter == "lora" and start.own_base, settings)
+    for term in config.ppo.rewards:
+        if not term.is_own_model:
+            prepare(term, config.model, tokenizer, torch.device("cpu"))

@@ -5,43 +5,29 @@ python -m stages.reward --config configs/demo.yaml --reward.base path/to/a/rewar
 torchrun --nproc_per_node 8 -m stages.reward --config configs/demo.yaml
 """
 
-import json
-import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.config import RunConfig
 from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from reward.batches import RankingExample
-    from reward.start import Start
-
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains; saves `model`, with LoRA on the SFT model also `adapter`, and `accuracy.json` with a report page."""
-
     from data.records import SPLITS
-    from data.sets import read_set
-    from evaluation.likelihood import sft_baselines
-    from evaluation.reward_model import report
+    from data.sets import evenly, read_set
+    from evaluation.reward_evaluation import RewardEvaluation, headline
     from modeling.accelerator import from_main, make_accelerator
     from modeling.run import Run
     from modeling.sharding import Sharding
     from reward.batches import demonstrations
     from reward.fit import RewardData, fit
     from stages.cautions import cautions
-    from stages.inputs import evenly, left_out_lines, ranked_examples
+    from stages.inputs import left_out_lines, ranked_examples
     from stages.preflight import check_reward_base
 
-    accelerator, judging, sft = (
-        make_accelerator(config.model.device),
-        config.evaluate_reward,
-        run.stage("sft") / "model",
-    )
+    accelerator, sft = make_accelerator(config.model.device), run.stage("sft") / "model"
     for line in cautions(config, "reward"):
         accelerator.print(f"reward: warning: {line}")
     start = from_main(accelerator, lambda: check_reward_base(config, sft))
@@ -65,83 +51,19 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     held_out = {split: sets[split] for split in ("valid", "test")}
     settings = Run(accelerator, config.seed, out, config.tracking, Sharding.from_environment())
     made = fit(config.reward, start, tokenizer, RewardData(sets["train"], held_out, fitting, watched), settings)
-    numbers = {}
-    for split, scores in made["scores"].items():
-        others = (
-            sft_baselines(sft, config.model, sets[split], config.reward.max_tokens_per_micro_batch, accelerator)
-            if judging.sft_likelihood and split == "test"
-            else {}
-        )
-        numbers[split] = report(scores, sets[split], others, judging.bootstrap_resamples)
-    curve = learning_curve(config, start, tokenizer, sets, accelerator, out / "checkpoints")
+    limit, resamples = config.reward.max_tokens_per_micro_batch, config.evaluate_reward.bootstrap_resamples
+    baseline = sft if config.evaluate_reward.sft_likelihood else None
+    evaluation = RewardEvaluation(settings, limit, resamples, config.model, baseline)
+    numbers = evaluation.reports(made["scores"], sets)
+    curve = evaluation.learning_curve(config.reward, start, sets)
     if curve:
         curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
-    if accelerator.is_main_process:
-        write_report(
-            out,
-            config.run_name,
-            {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve},
-        )
+    found = {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve}
+    evaluation.write(config.run_name, found)
     return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],
         "train_prompts": len(sets["train"]),
         "bias": made["bias"],
-    }
-
-
-def learning_curve(
-    config: RunConfig,
-    start: "Start",
-    tokenizer: Any,
-    sets: dict[str, list["RankingExample"]],
-    accelerator: "Accelerator",
-    out: Path,
-) -> list[dict[str, Any]]:
-    """Held-out accuracy of models trained on nested subsets of the data, with checkpoints below `out`."""
-    from evaluation.reward_model import report
-    from modeling.config import TrackingConfig
-    from modeling.load import autocast_dtype
-    from modeling.models import reward_model
-    from modeling.run import Run
-    from modeling.seeds import derive_seed
-    from reward.scoring import score_all
-    from reward.trainer import RewardTrainer
-
-    limit = config.reward.max_tokens_per_micro_batch
-    order = random.Random(derive_seed(config.seed, "learning curve")).sample(sets["train"], len(sets["train"]))
-    curve = []
-    for fraction in sorted(config.reward.learning_curve):
-        part = order[: max(1, round(fraction * len(order)))]
-        dtype = autocast_dtype(start.model_config, accelerator.device)
-        model = reward_model(start.model(tokenizer, config.seed, accelerator.device), dtype)
-        run = Run(accelerator, config.seed, out / f"fraction-{fraction}", TrackingConfig(to=[]))
-        RewardTrainer(config.reward, model, part, run).train()
-        model.eval()
-        found = score_all(model, sets["test"], limit, accelerator)
-        accuracy = report(found, sets["test"], resamples=config.evaluate_reward.bootstrap_resamples)["accuracy"]
-        curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})
-    return curve
-
-
-def write_report(out: Path, name: str, evaluation: dict[str, Any]) -> None:
-    """Writes `accuracy.json` and a report page."""
-    from evaluation.reward_page import write_reward_page
-
-    (out / "accuracy.json").write_text(json.dumps(evaluation, indent=2) + "\n")
-    write_reward_page(out, name, evaluation)
-
-
-def headline(test: dict[str, Any]) -> dict[str, Any]:
-    """The results on held-out rankings for the manifest and the last log line."""
-    from evaluation.verdict import best_baseline
-
-    best = best_baseline(test)
-    assert best is not None, "length baselines are always available"
-    return {
-        "reward_accuracy": test["accuracy"]["mean"],
-        "best_baseline": test["baselines"][best]["accuracy"]["mean"],
-        "above_best_baseline": test["baselines"][best]["difference"]["mean"],
-        "score_std": test["score_std"],
     }
 
 

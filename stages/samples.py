@@ -14,12 +14,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes samples_<split>.jsonl."""
     from data.files import write_records
     from data.records import SPLITS, Demonstration
-    from data.sets import read_set
-    from labeling.sampling import answer, distinct_samples, rankable
+    from data.sets import evenly, read_set
+    from labeling.sampling import AnswerSampler, distinct_samples, rankable
     from modeling.accelerator import make_accelerator
     from modeling.generation import Sampling
     from modeling.load import autocast, load_causal, load_tokenizer
-    from stages.inputs import evenly
 
     accelerator = make_accelerator(config.model.device)
     numbers: dict[str, Any] = {
@@ -35,6 +34,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     model = load_causal(run.stage("sft") / "model", config.model, tokenizer).to(accelerator.device)
     how = config.samples
     sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
+    sampler = AnswerSampler(model, tokenizer, sampling, config.seed, accelerator, out / "scratch")
     for split in SPLITS:
         prompts = read_set(run.stage("data"), "rm", split)
         if config.labels.labeler == "simulated":
@@ -45,11 +45,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         prompts = evenly(
             prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts
         )
-        stream, count = f"samples {split}", config.samples.answers_per_prompt
         with autocast(config.model, accelerator.device):
-            answers = answer(
-                model, tokenizer, prompts, count, sampling, stream, config.seed, accelerator, out / "scratch"
-            )
+            answers = sampler.answers(prompts, how.answers_per_prompt, f"samples {split}")
         kept, dropped = rankable(
             [distinct_samples(tokenizer, prompt, row) for prompt, row in zip(prompts, answers, strict=True)]
         )

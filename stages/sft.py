@@ -14,14 +14,14 @@ from stages.runner import RunFolder, Stage, stage_main
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains and saves `model`."""
-    from data.sets import read_set, read_texts
+    from data.sets import evenly, read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.accelerator import from_main, make_accelerator
     from modeling.load import base_model_place, load_causal, load_tokenizer
+    from modeling.run import Run
     from modeling.sharding import Sharding
-    from sft.train import train
+    from sft.train import Base, SFTData, train
     from stages.cautions import cautions, refuse_uneven_batches
-    from stages.inputs import evenly
     from stages.preflight import check_before_training
 
     accelerator = make_accelerator(config.model.device)
@@ -37,19 +37,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from_main(accelerator, lambda: check_before_training(config, data, model, tokenizer))
     train_set = evenly(read_set(data, "sft", "train"), config.sft.max_train_examples)
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens, len(train_set))
-    return train(
-        config.sft,
-        config.model,
-        model,
-        tokenizer,
-        train_set,
-        read_set(data, "sft", "valid"),
-        chunks,
-        config.seed,
-        accelerator,
-        out,
-        config.tracking,
-    )
+    sets = SFTData(train_set, read_set(data, "sft", "valid"), chunks)
+    settings = Run(accelerator, config.seed, out, config.tracking)
+    return train(config.sft, Base(model, tokenizer, config.model), sets, settings)
 
 
 def external(config: RunConfig) -> dict[str, str]:

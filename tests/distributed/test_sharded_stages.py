@@ -34,7 +34,11 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICI
 
 
 def arguments(root: Path, adapter: str) -> list[str]:
-    return ["--config", "configs/smoke.yaml", "--runs_folder", str(root), "--model.adapter", adapter, *SMALL]
+    """Once there is a reward model, PPO scores with it twice, the second time as a model of its own."""
+    made = root / "smoke" / "reward" / "model"
+    twice = f"[{{kind: model}}, {{kind: model, path: {made}, name: again, weight: 0.5}}]"
+    more = ["--ppo.rewards", twice] if made.is_dir() else []
+    return ["--config", "configs/smoke.yaml", "--runs_folder", str(root), "--model.adapter", adapter, *SMALL, *more]
 
 
 def config_of(root: Path, adapter: str) -> RunConfig:

@@ -10,7 +10,7 @@ import labeling.sampling
 import labeling.scratch
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import encode_completion
-from labeling.sampling import answer, distinct_samples, rankable
+from labeling.sampling import AnswerSampler, distinct_samples, rankable
 from labeling.scratch import remembered
 from modeling.generation import Generation, NativeGenerator, Sampling
 from modeling.load import load_causal
@@ -42,7 +42,8 @@ def ask(tiny: Any, model_config: Any, tiny_tokenizer: Any) -> Callable[..., list
         scratch: Path | None = None,
     ) -> Any:
         accelerator = accelerator or FakeAccelerator()
-        return answer(model, tiny_tokenizer, prompts, count, SAMPLING, stream, seed, accelerator, scratch)
+        sampler = AnswerSampler(model, tiny_tokenizer, SAMPLING, seed, accelerator, scratch)
+        return sampler.answers(prompts, count, stream)
 
     return ask
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.records import Prompt
 from data.tokenize import encode_prompt
-from labeling.sampling import answer
+from labeling.sampling import AnswerSampler
 from modeling import generation
 from modeling.adapters import adapter_parameters, add_lora
 from modeling.config import LoraSettings, ModelConfig
@@ -385,7 +385,8 @@ def test_transformers_decodes_what_our_decoder_cannot_and_the_log_gives_the_reas
     with caplog.at_level(logging.WARNING):
         assert isinstance(generator_for(model), TransformersGenerator)
         accelerator = FakeAccelerator()
-        answers = answer(model, tiny_tokenizer, prompts, alone, Sampling(5, temperature=0), "s", 0, accelerator)
+        sampler = AnswerSampler(model, tiny_tokenizer, Sampling(5, temperature=0), 0, accelerator)
+        answers = sampler.answers(prompts, alone, "s")
     (message,) = [record.message for record in caplog.records if "Lfm2ForCausalLM" in record.message]
     assert "using transformers' generate" in message
     for prompt, (found,) in zip(prompts, answers, strict=True):

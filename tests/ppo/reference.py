@@ -343,22 +343,23 @@ def value_part(value: Network, part: Sequence[Scored], settings: Any) -> Tensor:
 
 
 def update(four: Four, adams: tuple[Adam, Adam], part: Sequence[Scored], texts: Sequence[list[int]], settings: Any,
-    kl_coef: float,
-           factor: float) -> dict[str, float]:  # fmt: skip
-    """One optimizer step of each model on a minibatch; returns its numbers."""
-    loss, numbers = policy_part(four.policy, part, settings, kl_coef)
-    total = gradients(loss, four.policy.trained)
-    if settings.ptx_coef > 0:
-        text_loss = text_part(four.policy, texts)
-        mix = gradients(settings.ptx_coef * text_loss, four.policy.trained)
-        numbers |= {"ptx_loss": float(text_loss.detach()), "ppo_grad_norm": norm(total), "ptx_grad_norm": norm(mix)}
-        total = {name: total[name] + mix[name] for name in total}
-    numbers["policy_grad_norm"] = norm(total)
-    adams[0].step(clipped(total, settings.max_grad_norm), settings.learning_rate * factor)
+    kl_coef: float, rates: tuple[float, float]) -> dict[str, float]:  # fmt: skip
+    """One optimizer step on a minibatch of each model whose learning rate is above 0; returns its numbers."""
+    numbers: dict[str, float] = {}
+    if rates[0] > 0:
+        loss, numbers = policy_part(four.policy, part, settings, kl_coef)
+        total = gradients(loss, four.policy.trained)
+        if settings.ptx_coef > 0:
+            text_loss = text_part(four.policy, texts)
+            mix = gradients(settings.ptx_coef * text_loss, four.policy.trained)
+            numbers |= {"ptx_loss": float(text_loss.detach()), "ppo_grad_norm": norm(total), "ptx_grad_norm": norm(mix)}
+            total = {name: total[name] + mix[name] for name in total}
+        numbers["policy_grad_norm"] = norm(total)
+        adams[0].step(clipped(total, settings.max_grad_norm), rates[0])
     error = value_part(four.value, part, settings)
     slopes = gradients(error, four.value.trained)
     numbers |= {"value_loss": float(error.detach()), "value_grad_norm": norm(slopes)}
-    adams[1].step(clipped(slopes, settings.max_grad_norm), settings.value_learning_rate * factor)
+    adams[1].step(clipped(slopes, settings.max_grad_norm), rates[1])
     return numbers
 
 
@@ -374,22 +375,26 @@ def run(
     average = {name: leaf.detach().clone() for name, leaf in four.policy.trained.items()}
     kl_coef, scores, rows, advantages = settings.kl_coef, list[float](), [], []
     for iteration, episodes in enumerate(rollouts):
-        warm = settings.warmup_iterations
-        factor = 1.0 if iteration >= warm else 0.1 + 0.9 * iteration / warm
+        warm, own = settings.warmup_iterations, iteration - settings.value_warmup_iterations
+        factors = [1.0 if place >= warm else 0.1 + 0.9 * place / warm for place in (own, iteration)]
+        rates = (settings.learning_rate * factors[0] * (own >= 0), settings.value_learning_rate * factors[1])
         scored = [look(four, episode, settings.temperature) for episode in episodes]
+        for s in scored:
+            terms = {"model": s.score, "length": float(len(s.episode.response))}
+            s.score = sum(term.weight * terms[term.kind] for term in settings.rewards)
         scores += [s.score for s in scored]
         reward_tokens(scored, settings, kl_coef, scores)
         steps = []
         for members in minibatches[iteration]:
             part = [scored[number] for number in members]
-            steps.append(update(four, (adams[0], adams[1]), part, texts, settings, kl_coef, factor))
-            keep = settings.ema_decay
+            steps.append(update(four, (adams[0], adams[1]), part, texts, settings, kl_coef, rates))
+            keep = settings.ema_decay if own >= 0 else 1.0
             weights = four.policy.trained.items()
             average = {name: keep * average[name] + (1 - keep) * leaf.detach() for name, leaf in weights}
         kl = sum(s.log_ratio for s in scored) / len(scored)
-        rows.append(summary(scored, steps, kl) | {"kl_coef": kl_coef, "learning_rate": settings.learning_rate * factor})
+        rows.append(summary(scored, steps, kl) | {"kl_coef": kl_coef, "learning_rate": rates[0]})
         advantages.append([s.advantages for s in scored])
-        if settings.kl_target is not None:
+        if settings.kl_target is not None and own >= 0:
             error = max(-0.2, min(0.2, kl / settings.kl_target - 1))
             kl_coef *= 1 + error * settings.batch_size / settings.kl_horizon
     return Outcome(rows, average, advantages)
@@ -403,8 +408,9 @@ def summary(scored: Sequence[Scored], steps: Sequence[Mapping[str, float]], kl: 
     numbers = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
     # The two gradients are measured apart in the iteration's first step.
     numbers |= {name: steps[0][name] for name in ("ppo_grad_norm", "ptx_grad_norm") if name in steps[0]}
+    if "ratio_max" in numbers:
+        numbers["ratio_max"] = max(step["ratio_max"] for step in steps)
     return numbers | {
-        "ratio_max": max(step["ratio_max"] for step in steps),
         "score": sum(s.score for s in scored) / episodes,
         "score_std": math.sqrt(spread([s.score for s in scored])),
         "reward": sum(sum(s.rewards) for s in scored) / episodes,

@@ -25,8 +25,13 @@ def test_training_with_shared_frozen_layers_ends_in_the_same_bytes(chain: Chain,
     weights, calls, config = [], [], small(ptx_coef=1.0, total_episodes=8)
     for name in ("shared", "separate"):
         models = chain.models()
-        models.scorer.tokens = None  # a response whose text has other tokens would get a pass of its own
-        encoders = [models.policy.encoder, models.reference.encoder, models.value.encoder, models.scorer.model.encoder]
+        models.rewards.scorers[0].tokens = None  # a response whose text has other tokens would get a pass of its own
+        encoders = [
+            models.policy.encoder,
+            models.reference.encoder,
+            models.value.encoder,
+            models.rewards.scorers[0].model.encoder,
+        ]
         for encoder in encoders:
             assert encoder.frozen is not None
             assert len(encoder.frozen.lower.layers) == 1
@@ -53,4 +58,4 @@ def test_a_reward_adapter_on_more_layers_than_the_policys_keeps_its_scores(tmp_p
     with torch.no_grad():
         expected_B = model(batch)
         models.reference(batch)  # stores the hidden states of the frozen layers, if there are any
-        torch.testing.assert_close(models.scorer.model(batch), expected_B, atol=1e-4, rtol=0)
+        torch.testing.assert_close(models.rewards.scorers[0].model(batch), expected_B, atol=1e-4, rtol=0)

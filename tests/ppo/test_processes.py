@@ -15,6 +15,7 @@ from modeling.run import Run
 from modeling.tracking import read_metrics
 from ppo.config import PPOConfig
 from ppo.experience import Experience, Rollout, Scores
+from ppo.reward_terms import RewardTerm
 from ppo.trainer import PPOData, PPOTrainer
 from tests.ppo.conftest import TEAM, Chain, small
 from tests.ppo.toy import ask, doubled, toy_chain
@@ -37,7 +38,7 @@ class RecordingTrainer(PPOTrainer):
         self.experience: Experience | None = None
         self.passed = 0
         models = self.models
-        for model in (models.policy, models.reference, models.value, models.scorer.model):
+        for model in (models.policy, models.reference, models.value, models.rewards.scorers[0].model):
             model.encoder.register_forward_pre_hook(self.count)
 
     def count(self, encoder: Any, given: Any) -> None:
@@ -51,7 +52,7 @@ class RecordingTrainer(PPOTrainer):
 
 def run(chain: Chain, config: PPOConfig, accelerator: Accelerator, out: Path, saved: Path) -> None:
     """Trains, and saves this process's episodes and trained weights."""
-    models = doubled(chain.models())
+    models = doubled(chain.models(rewards=config.rewards))
     trainer = RecordingTrainer(config, models, chain.tokenizer, PPOData(PROMPTS, TEXTS), Run(accelerator, 0, out))
     average = trainer.train()
     assert trainer.experience is not None
@@ -92,7 +93,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
         ptx_examples_per_episode=2, max_new_tokens=8,
         max_grad_norm=0.5, kl_placement="loss", kl_coef=0.2, score_scaling="running", score_clip=1.5,
         missing_eos_penalty=0.5,
-        inner_epochs=2,
+        inner_epochs=2, rewards=[RewardTerm(), RewardTerm("length", -0.1)],
     )  # fmt: skip
     (tmp_path / "two").mkdir()
     # Before the other run: forked processes inherit accelerate's state, which would say that there is one process.

@@ -74,7 +74,7 @@ def scored(chain: Chain, models: ActorCritic, case: Case) -> tuple[list[float], 
     """(scores of the case, whether each response was truncated); in micro-batches of at most two episodes."""
     rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
     rollout.make_micro_batches([[0, 1], [2, 3], [4, 5]], max_tokens=80)
-    scores_B, truncated_B = models.scorer.scores(rollout.batches, rollout.episodes(), max_tokens=80)
+    scores_B, truncated_B = models.rewards.scorers[0].scores(rollout.batches, rollout.episodes(), max_tokens=80)
     return scores_B.tolist(), truncated_B.tolist()
 
 
@@ -180,8 +180,8 @@ def test_only_micro_batches_with_a_response_of_equal_tokens_are_read_in_the_poli
     rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
     rollout.make_micro_batches([[0], [1, 5], [2], [3, 4]], max_tokens=1000)
     given: list[Any] = []
-    models.scorer.model.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
-    models.scorer.scores(rollout.batches, rollout.episodes(), max_tokens=1000)
+    models.rewards.scorers[0].model.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
+    models.rewards.scorers[0].scores(rollout.batches, rollout.episodes(), max_tokens=1000)
     mine = [rows for rows, batch in rollout.batches.items() if any(batch is other for other in given)]
     # Responses 1 (leading blank), 3, 4 and 5 change: they are stripped, or tokenised otherwise.
     assert mine == [(0,), (2,)]
@@ -272,8 +272,8 @@ def test_a_reward_model_with_the_policys_tokens_and_a_shorter_context_truncates(
 def test_a_prompt_without_room_is_refused_before_the_first_rollout(foreign: Callable[..., Chain], tmp_path: Path):
     chain = foreign("llama", "llama", "none", context=150)
     models = chain.models(value_init="sft")
-    assert models.scorer.tokens is not None
-    render = models.scorer.tokens.tokenizer.apply_chat_template
+    assert models.rewards.scorers[0].tokens is not None
+    render = models.rewards.scorers[0].tokens.tokenizer.apply_chat_template
 
     def tokens(text: str) -> int:
         return len(render([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False))

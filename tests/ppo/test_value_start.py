@@ -100,10 +100,14 @@ def test_with_lora_only_adapters_and_head_are_trained(
         assert trained == {id(p) for p in models.value.parameters()}
         return
     assert all(".lora_" in name or name == "score.weight" for name in models.value_parameters)
-    owner = models.scorer.model if (reward, value_init) == ("bigger", "reward") else models.policy
+    owner = models.rewards.scorers[0].model if (reward, value_init) == ("bigger", "reward") else models.policy
     assert models.value.encoder.model is owner.encoder.model
     policy = {id(p) for p in models.policy_parameters.values()}
-    everything = [*models.policy.parameters(), *models.value.parameters(), *models.scorer.model.parameters()]
+    everything = [
+        *models.policy.parameters(),
+        *models.value.parameters(),
+        *models.rewards.scorers[0].model.parameters(),
+    ]
     assert {id(p) for p in everything if p.requires_grad} == trained | policy
 
 
@@ -115,7 +119,7 @@ def outputs(models: ActorCritic, batch: Batch) -> dict[str, Tensor]:
             "policy": models.policy(Batch(*known))[0],
             "reference": models.reference(Batch(*known))[0],
             "value": models.value(Batch(*known)),
-            "reward": models.scorer.model(Batch(*known)),
+            "reward": models.rewards.scorers[0].model(Batch(*known)),
         }
 
 

@@ -39,7 +39,7 @@ class ToyChain(Chain):
 
     def models(self, **ppo: Any) -> ActorCritic:
         models = super().models(**ppo)
-        models.scorer.tokens = None
+        models.rewards.scorers[0].tokens = None
         return models
 
 
@@ -71,7 +71,7 @@ def doubled(models: ActorCritic) -> ActorCritic:
     """All four in float64, where what is compared differs by the order of sums alone: by 1e-13 of the largest
     number.
     """
-    for model in (models.policy, models.reference, models.value, models.scorer.model):
+    for model in (models.policy, models.reference, models.value, models.rewards.scorers[0].model):
         model.double()
     return models
 

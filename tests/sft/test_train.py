@@ -19,9 +19,10 @@ from data.records import Demonstration
 from data.tokenize import encode_completion, encode_prompt
 from modeling.config import ModelConfig
 from modeling.load import load_causal
+from modeling.run import Run
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
-from sft.train import train
+from sft.train import Base, SFTData, train
 from tests.cuts import Cut
 from tests.fakes import FakeAccelerator
 
@@ -66,15 +67,10 @@ def run(
     def run(
         name: str = "out", settings: SFTConfig = SETTINGS, config: ModelConfig = model_config, **changes: Any
     ) -> dict[str, float]:
-        arguments = {
-            "train_set": TRAIN,
-            "valid_set": VALID,
-            "chunks": CHUNKS,
-            "seed": 0,
-            "accelerator": ALONE,
-        } | changes
-        model = tiny_causal(arguments.pop("family", "llama"))
-        return train(settings, config, model, tiny_tokenizer, **arguments, out=tmp_path / name)
+        model = tiny_causal(changes.pop("family", "llama"))
+        context = Run(changes.pop("accelerator", ALONE), changes.pop("seed", 0), tmp_path / name)
+        data = SFTData(**{"train": TRAIN, "valid": VALID, "chunks": CHUNKS} | changes)
+        return train(settings, Base(model, tiny_tokenizer, config), data, context)
 
     return run
 
@@ -139,7 +135,7 @@ def test_the_validation_loss_is_the_mean_over_tokens_for_any_micro_batch(
     """The answers differ in length, and the last micro-batch is not full."""
     valid = [replace(VALID[0], completion="It is " + "very " * count + "red.") for count in (30, 0, 2, 9, 1)]
     settings = replace(SETTINGS, epochs=1, micro_batch_size=micro_batch_size)
-    found = run(settings=settings, valid_set=valid)["valid_loss"]
+    found = run(settings=settings, valid=valid)["valid_loss"]
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
     assert found == pytest.approx(loss_by_hand(after, tiny_tokenizer, valid), rel=1e-5)
 
@@ -254,7 +250,8 @@ def test_the_exported_configuration_is_the_bases(
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 4], "do_sample": true, "top_p": 0.9}')
     model = load_causal(folder, model_config, tiny_tokenizer, residual_dropout=0.2)
     settings = replace(SETTINGS, epochs=1, batch_size=8, micro_batch_size=8)
-    train(settings, model_config, model, tiny_tokenizer, TRAIN, VALID, CHUNKS, 0, ALONE, tmp_path / "out")
+    base, data = Base(model, tiny_tokenizer, model_config), SFTData(TRAIN, VALID, CHUNKS)
+    train(settings, base, data, Run(ALONE, 0, tmp_path / "out"))
 
     found, before = (json.loads((place / "config.json").read_text()) for place in (tmp_path / "out" / "model", folder))
     assert found == before
@@ -283,7 +280,7 @@ def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"sft\.micro_batch_size=4 does not divide the 6 sequences of each process"):
         run(settings=replace(SETTINGS, batch_size=12), accelerator=replace(three, num_processes=2))
     with pytest.raises(ValueError, match="more than the model's context of 512"):
-        run(train_set=[Demonstration(prompt="Why?", completion="so " * 600)])
+        run(train=[Demonstration(prompt="Why?", completion="so " * 600)])
     assert not (tmp_path / "out" / "model").exists()
 
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 from data.tokenize import encode_completion, encode_prompt
 from modeling.accelerator import make_accelerator
 from modeling.config import ModelConfig
+from modeling.run import Run
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.resume import EpochOrder
-from sft.train import train
+from sft.train import Base, SFTData, train
 from tests.sft.test_train import TRAIN, VALID, loss_by_hand
 from tests.torture.work import Work
 
@@ -68,7 +69,8 @@ def test_accuracy_and_validation_loss_count_the_tokens_of_all_processes_in_a_kil
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             Tracker.log = tracked  # type: ignore[method-assign]
             accelerator = make_accelerator("cpu")
-            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, accelerator, tmp_path / name)
+            base = Base(model, tiny_tokenizer, model_config)
+            train(settings, base, SFTData(SEVEN, THREE, []), Run(accelerator, 0, tmp_path / name))
             accelerator.end_training()
 
         work = Work(do, tmp_path / f"{name}.log", 2)
@@ -112,7 +114,8 @@ def test_two_processes_train_on_the_batches_of_one(
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             accelerator = make_accelerator("cpu")
             model = tiny_causal("llama")
-            train(settings, model_config, model, tiny_tokenizer, SEVEN, THREE, [], 0, accelerator, tmp_path / name)
+            base = Base(model, tiny_tokenizer, model_config)
+            train(settings, base, SFTData(SEVEN, THREE, []), Run(accelerator, 0, tmp_path / name))
             accelerator.end_training()
 
         return do

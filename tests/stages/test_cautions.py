@@ -49,9 +49,11 @@ def test_a_warm_up_longer_than_the_run_is_named() -> None:
     found = config("none")
     found.ppo.total_episodes, found.ppo.batch_size = 96, 16
     (sentence,) = cautions(found, "ppo")
-    assert sentence.startswith("ppo.warmup_iterations=10 is more than the 6 iterations of this run")
+    assert sentence.startswith("ppo.warmup_iterations=10 is more than the 6 iterations of this run that train")
     found.ppo.warmup_iterations = 6
     assert cautions(found, "ppo") == []
+    found.ppo.value_warmup_iterations = 1
+    assert len(cautions(found, "ppo")) == 1
 
 
 def test_the_configurations_that_come_with_the_project_are_not_warned_of() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from data.config import SourceConfig
 from data.numbers import number_type
+from ppo.reward_terms import RewardTerm
 from stages.config import RunConfig, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -73,7 +74,7 @@ ORIGIN = re.compile(r"\b[Oo]urs\b|\b3\.\d\b|\b[CE]\.\d|\b[Ss]ection \d|\b[Aa]ppe
 
 
 def test_every_number_and_choice_says_whether_its_default_is_the_papers_or_ours() -> None:
-    for config_type in [*classes(), SourceConfig]:
+    for config_type in [*classes(), SourceConfig, RewardTerm]:
         for item in dataclasses.fields(config_type):
             optional = item.default is None and config_type is SourceConfig  # the format's own default
             if (number_type(item.type) or get_origin(item.type) is Literal) and not optional:
@@ -361,7 +362,8 @@ ZERO_IS_ALLOWED = {
     "reward.final_lr_fraction", "reward.adam_beta2", "sft.pretraining_fraction", "sft.residual_dropout",
     "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
-    "ppo.warmup_iterations", "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
+    "ppo.warmup_iterations", "ppo.value_warmup_iterations",
+    "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
     "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes",
     "ppo.monitors.min_entropy",
     "ppo.monitors.min_entropy_fraction", *(f"labels.weights.{part}" for part in ("closeness", "complete",

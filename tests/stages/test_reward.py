@@ -316,7 +316,7 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         raise AssertionError("trained again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("evaluation.likelihood.sft_baselines", cut)
+        patched.setattr("evaluation.reward_evaluation.sft_baselines", cut)
         with pytest.raises(KeyboardInterrupt):
             run_stage(reward.STAGE, config_of(runs))
     weights = (runs / "smoke" / "reward.partial" / "model" / "model.safetensors").read_bytes()
@@ -397,4 +397,12 @@ def test_the_pipeline_says_before_it_starts_that_the_value_model_will_have_no_st
         ValueError, match=r"cannot start from a reward model with another tokenizer: set ppo\.value_init=sft"
     ):
         pipeline.work(config_of(tmp_path, "--reward.base", str(other_base)), force=False)
+    assert not (tmp_path / "smoke").exists()
+
+
+def test_the_pipeline_says_before_it_starts_that_a_reward_function_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    terms = f"[{{kind: model}}, {{kind: python, function: {tmp_path}/mine.py:polite}}]"
+    with pytest.raises(ValueError, match="has no function 'polite'"):
+        pipeline.work(config_of(tmp_path, "--ppo.rewards", terms), force=False)
     assert not (tmp_path / "smoke").exists()

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from data.sets import evenly
 from stages import manifest
 from stages.config import RunConfig
-from stages.inputs import evenly
 from stages.runner import STAGES, RunFolder, Stage, run_stage, summary
 from tests.cuts import Cut, cut_at
 

@@ -57,8 +57,8 @@ NOT_COMPARED = ("manifest.json", "timings.jsonl", "tensorboard")
 IMPORTED = (
     "torch.utils.tensorboard", "transformers.models.llama.modeling_llama", "peft", "safetensors.torch", "data.sets",
     "data.tokenize", "modeling.tracking", "ppo.export", "ppo.trainer", "sft.train", "reward.trainer",
-    "labeling.sampling", "evaluation.reward_model", "evaluation.reward_page", "evaluation.compare",
-    "evaluation.best_of_n", *(f"stages.{name}" for name in TARGETS),
+    "labeling.sampling", "evaluation.reward_evaluation", "evaluation.comparison",
+    *(f"stages.{name}" for name in TARGETS),
 )  # fmt: skip
 
 

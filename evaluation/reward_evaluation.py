@@ -1,0 +1,91 @@
+"""Evaluates a reward model on held-out rankings, after its training and by itself."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.likelihood import sft_baselines
+from evaluation.reward_model import Scores, report
+from evaluation.reward_page import write_reward_page
+from evaluation.verdict import best_baseline
+from modeling.config import ModelConfig, TrackingConfig
+from modeling.load import autocast_dtype
+from modeling.models import reward_model
+from modeling.run import Run
+from modeling.seeds import derive_seed
+from reward.batches import RankingExample
+from reward.config import RewardConfig
+from reward.scoring import score_all
+from reward.start import Start
+from reward.trainer import RewardTrainer
+
+Sets = Mapping[str, Sequence[RankingExample]]
+"""Rankings of each split."""
+
+
+@dataclass(frozen=True)
+class RewardEvaluation:
+    """Reports of the reward model's scores, and of the baselines."""
+
+    run: Run
+    """Its `out` receives the files."""
+    max_tokens: int
+    """Of a forward pass."""
+    resamples: int
+    """Of the bootstrap."""
+    model_config: ModelConfig
+    """Of the SFT model."""
+    sft: Path | None = None
+    """The SFT model, whose likelihood is a baseline on the test split; None leaves that baseline out."""
+
+    def reports(self, scores: Mapping[str, Scores], sets: Sets) -> dict[str, dict[str, Any]]:
+        """What accuracy.json says of each split, from the scores of its answers."""
+        found = {}
+        for split, own in scores.items():
+            others = {}
+            if self.sft is not None and split == "test":
+                others = sft_baselines(self.sft, self.model_config, sets[split], self.max_tokens, self.run.accelerator)
+            found[split] = report(own, sets[split], others, self.resamples)
+        return found
+
+    def learning_curve(self, config: RewardConfig, start: Start, sets: Sets) -> list[dict[str, Any]]:
+        """Test accuracy of models trained on nested subsets of the training rankings; [] if none are configured."""
+        accelerator, train, tokenizer = self.run.accelerator, list(sets["train"]), start.tokenizer()
+        assert self.run.out is not None
+        order = random.Random(derive_seed(self.run.seed, "learning curve")).sample(train, len(train))
+        curve = []
+        for fraction in sorted(config.learning_curve):
+            part = order[: max(1, round(fraction * len(order)))]
+            loaded = start.model(tokenizer, self.run.seed, accelerator.device)
+            model = reward_model(loaded, autocast_dtype(start.model_config, accelerator.device))
+            run = Run(
+                accelerator, self.run.seed, self.run.out / "checkpoints" / f"fraction-{fraction}", TrackingConfig(to=[])
+            )
+            RewardTrainer(config, model, part, run).train()
+            model.eval()
+            found = score_all(model, sets["test"], self.max_tokens, accelerator)
+            accuracy = report(found, sets["test"], resamples=self.resamples)["accuracy"]
+            curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})
+        return curve
+
+    def write(self, name: str, evaluation: Mapping[str, Any]) -> None:
+        """Writes accuracy.json and a report page of the run or model called `name`, in the first process."""
+        if self.run.accelerator.is_main_process:
+            assert self.run.out is not None
+            (self.run.out / "accuracy.json").write_text(json.dumps(evaluation, indent=2) + "\n")
+            write_reward_page(self.run.out, name, evaluation)
+
+
+def headline(test: Mapping[str, Any]) -> dict[str, Any]:
+    """The results on the test split for the manifest and the last log line."""
+    best = best_baseline(test)
+    assert best is not None, "length baselines are always available"
+    return {
+        "reward_accuracy": test["accuracy"]["mean"],
+        "best_baseline": test["baselines"][best]["accuracy"]["mean"],
+        "above_best_baseline": test["baselines"][best]["difference"]["mean"],
+        "score_std": test["score_std"],
+    }

@@ -1,0 +1,128 @@
+"""The terms of an episode's reward, as configured in `ppo.rewards`. docs/reward.md has an example."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, Literal
+
+TAKEN = ("std", "scaled")
+"""`score_std` and `score_scaled` are other metrics."""
+FIELDS = {"model": ("path", "revision", "trust_remote_code"), "length": (), "python": ("function",)}
+"""The fields that belong to one kind."""
+
+
+@dataclass
+class RewardTerm:
+    """A term of the reward of an episode, which is their weighted sum. All ours: the paper's reward is the score of one
+    reward model.
+    """
+
+    kind: Literal["model", "length", "python"] = "model"
+    """`model`, the score of a reward model; `length`, the number of response tokens; `python`, a function. Ours."""
+    weight: float = 1.0
+    """Factor in the sum; negative for a penalty, 0 to log the term only. Ours."""
+    name: str | None = None
+    """Its mean is logged as `score_<name>`. Default: `model`, the last part of `path`, `length` or the function's name.
+    """
+    path: str | None = None
+    """A reward model with any tokenizer: a folder, or a name on the Hub. Default: the run's own reward model."""
+    revision: str | None = None
+    """Commit or tag of `path` on the Hub."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with `path`. Off unless you trust its author."""
+    function: str | None = None
+    """`module:function` or `path/to/file.py:function`, called as trl calls reward functions:
+    `function(prompts=, completions=, completion_ids=, **columns)` returns a list of floats."""
+
+    @property
+    def is_own_model(self) -> bool:
+        """Whether it is the run's own reward model."""
+        return self.kind == "model" and self.path is None
+
+    @property
+    def label(self) -> str:
+        """Its name in the metrics."""
+        defaults = {"model": Path(self.path or "model").name, "length": "length"}
+        return self.name or defaults.get(self.kind) or (self.function or "").rpartition(":")[2]
+
+    @property
+    def source(self) -> str | None:
+        """The local file or folder that it is loaded from, if it has one: a model, or the function's module."""
+        return self.path if self.function is None else function_file(self.function)
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError on contradictions, or if the function's module or file does not exist."""
+        for kind, names in FIELDS.items():
+            for name in names if kind != self.kind else ():
+                if getattr(self, name):
+                    raise ValueError(f"{where}.{name} belongs to kind: {kind}, and this term is of kind: {self.kind}")
+        if self.path is None and (self.revision or self.trust_remote_code):
+            raise ValueError(f"{where}.revision and .trust_remote_code belong to a path, which is not given")
+        if self.kind == "python":
+            if self.function is None:
+                raise ValueError(f"{where} needs a function: module:function or path/to/file.py:function")
+            function_file(self.function)
+
+
+def validate_terms(terms: Sequence[RewardTerm], value_init: str) -> None:
+    """Raises ValueError for an unusable list of terms."""
+    if not terms:
+        raise ValueError("ppo.rewards is empty: give it a term, such as {kind: model}, the run's reward model")
+    known = {name: f"the metric score_{name}" for name in TAKEN}
+    for index, term in enumerate(terms):
+        where = f"ppo.rewards[{index}]"
+        term.validate(where)
+        if term.label in known:
+            raise ValueError(f"{where} has the name {term.label!r} of {known[term.label]}: give it another name")
+        known[term.label] = where
+    if value_init == "reward" and not any(term.is_own_model for term in terms):
+        raise ValueError(
+            "ppo.rewards does not contain the run's reward model, from which the value model starts: add {kind: model} "
+            "to it, or set ppo.value_init=sft"
+        )
+
+
+def function_file(function: str) -> str | None:
+    """The file that defines a function, None for a module without one. Raises ValueError if there is no such module or
+    file; does not import the module, only its parents.
+    """
+    place, _, name = function.rpartition(":")
+    if not place or not name.isidentifier():
+        raise ValueError(f"the reward function {function!r} must be module:function or path/to/file.py:function")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise ValueError(f"the reward function {function!r} is in no file: {place} does not exist")
+        return place
+    try:
+        found = find_spec(place)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ValueError(f"the reward function {function!r} is in no module: there is no module {place!r} to import")
+    return found.origin if found.has_location else None
+
+
+def load_function(function: str) -> Callable[..., Any]:
+    """Imports a function. Raises ValueError if that fails or it is not callable."""
+    file, (place, _, name) = function_file(function), function.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            spec = spec_from_file_location(Path(place).stem, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = module_from_spec(spec)
+            sys.modules.setdefault(module.__name__, module)  # dataclasses look up their module
+            spec.loader.exec_module(module)
+        else:
+            module = import_module(place)
+    except Exception as error:
+        raise ValueError(
+            f"the reward function {function!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ValueError(f"the reward function {function!r} is not callable: {place} has no function {name!r}")
+    return found
