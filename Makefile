@@ -17,12 +17,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo results-reward check format clean help data $(STAGES)
+.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES)
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | test-distributed | torture | interrupts | bench-data | bench-reward | bench-ppo | results-reward | clean"
+	@echo "also: make smoke | check | test-slow | test-distributed | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
 
 setup: $(VENV)/.installed
 
@@ -78,6 +78,10 @@ bench-reward: setup $(PEERS)/trl-1.16/.installed
 
 bench-ppo: setup $(PEERS)/trl-1.12/.installed
 	@$(RUN) -m benchmarks.ppo --peer_python $(PEERS)/trl-1.12/bin/python $(ARGS)
+
+# Two processes against one; needs two idle cores.
+bench-scale: setup
+	@$(RUN) -m benchmarks.scale $(ARGS)
 
 # The tables of docs/results.md: a configuration under several seeds, each with a split of its own.
 SEEDS ?= 0 1 2

@@ -1,1 +1,1 @@
-"""What the project costs beside others that do the same work. Nothing in the stages imports this."""
+"""Speed and memory beside other libraries and on several processes. The stages do not import this."""

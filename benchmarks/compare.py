@@ -1,7 +1,6 @@
-"""Two programs that take turns, each time in a fresh process with one thread, and what is made of the numbers that they
-print.
+"""Measures two programs in turn, each time in a new process with one thread, and compares their numbers.
 
-This imports nothing large, and nor should whoever uses it: a process begins with the memory that its parent holds.
+Imports nothing large, because a child process starts with the memory of its parent.
 """
 
 import argparse
@@ -9,78 +8,123 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
+
+from benchmarks.work import PPOWork, Work
+from stages.threads import BUSY_CORES, ticks
 
 ROOT = Path(__file__).resolve().parents[1]
-THREADS = 1
+FIXTURES = {"long": (), "early": ("24",)}
+"""Arguments of benchmarks/fixture.py for each value of `Work.models`."""
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "ACCELERATE_USE_CPU": "true",
+}
 Numbers = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one process of each reported."""
-
-    ours: Numbers
-    peer: Numbers
-
-
 class MeasurementError(Exception):
-    """A process ended without its numbers; the message says which and why."""
+    """A program failed, or did other work than it should; the message says which and why."""
 
 
-def middle(rounds: Sequence[Round], number: Callable[[Round], float]) -> float:
-    """The median over rounds. Ratios are to be taken within a round, where the machine was equally busy for both."""
-    return median(number(one) for one in rounds)
+@dataclass(frozen=True)
+class Side:
+    """A program to measure."""
+
+    name: str
+    work: Work
+    program: Literal["ours", "peers"] = "ours"
+    launcher: tuple[str, ...] = ()
+    """Arguments of Python before `-m benchmarks.ours`."""
+    layout: str | None = None
+    """How the models must be distributed, as the program reports it."""
+
+    def command(self, python: Path, folder: str) -> list[str]:
+        """The command line, with fixtures in a folder."""
+        work = asdict(self.work) | {"models": f"{folder}/{self.work.models}"}
+        kind = "ppo" if isinstance(self.work, PPOWork) else "reward"
+        # A peer must not import packages from PYTHONPATH. The path is not resolved, as a venv's Python is a link.
+        start = [str(python.absolute()), "-E", "-s"] if self.program == "peers" else [sys.executable, *self.launcher]
+        return [*start, "-m", f"benchmarks.{self.program}", kind, json.dumps(work)]
 
 
-def memory(rounds: Sequence[Round]) -> dict[str, float]:
-    """Peaks of the whole processes and above what they held once all was loaded, in GiB, and our part of the peer's."""
+@dataclass(frozen=True)
+class Benchmark:
+    """A comparison and how it is reported."""
 
-    def above(numbers: Numbers) -> float:
-        return float(numbers["peak_gib"] - numbers["loaded_gib"])
+    name: str
+    unit: str
+    """Of the speeds: `items` per second of `clock`."""
+    clock: Literal["cpu_seconds", "wall_seconds"]
+    memory: str
+    """The name of the memory number that is compared."""
+    settings: Mapping[str, tuple[Side, Side]]
+    """Ours and the peer of each setting; the first is the headline."""
+    trl: str | None = None
+    """The version of the peer, which has an environment of its own."""
+    columns: tuple[str, ...] = ()
+    """More numbers for the table."""
 
-    return {
-        "ours_peak_gib": middle(rounds, lambda one: one.ours["peak_gib"]),
-        "peer_peak_gib": middle(rounds, lambda one: one.peer["peak_gib"]),
-        "peak_ratio": middle(rounds, lambda one: one.ours["peak_gib"] / one.peer["peak_gib"]),
-        "ours_above_loaded_gib": middle(rounds, lambda one: above(one.ours)),
-        "peer_above_loaded_gib": middle(rounds, lambda one: above(one.peer)),
-        "above_loaded_ratio": middle(rounds, lambda one: above(one.ours) / above(one.peer)),
-    }
+    def speed(self, numbers: Numbers) -> float:
+        """In `unit`."""
+        return float(numbers["items"] / numbers[self.clock])
+
+    def summary(self, rounds: Sequence[tuple[Numbers, Numbers]]) -> dict[str, Any]:
+        """Medians over rounds of (ours, peer). Ratios are of one round, where the machine was equally busy for both."""
+        found: dict[str, Any] = {
+            "ours": median(self.speed(ours) for ours, _ in rounds),
+            "peer": median(self.speed(peer) for _, peer in rounds),
+            "ratio": median(self.speed(ours) / self.speed(peer) for ours, peer in rounds),
+            "memory_ratio": median(ours[self.memory] / peer[self.memory] for ours, peer in rounds),
+        }
+        for name in (self.memory, *self.columns):
+            found[f"ours_{name}"] = median(ours[name] for ours, _ in rounds)
+            found[f"peer_{name}"] = median(peer[name] for _, peer in rounds)
+        return found | {"rounds": [{"ours": ours, "peer": peer} for ours, peer in rounds]}
+
+    def table(self, settings: Mapping[str, Numbers]) -> str:
+        """A line per setting."""
+        names = ["ours", "peer", "ratio", f"ours_{self.memory}", f"peer_{self.memory}", "memory_ratio"]
+        names += [f"{who}_{name}" for name in self.columns for who in ("ours", "peer")]
+        rows = [["", *names], *([name, *(f"{found[key]:.2f}" for key in names)] for name, found in settings.items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
-def report(settings: Mapping[str, Numbers], circumstances: Numbers) -> dict[str, Any]:
-    """What is written: the first setting's four numbers ahead, then every setting."""
-    headline = next(iter(settings.values()))
-    return (
-        {name: headline[name] for name in ("ours", "peer", "ratio", "memory_ratio")}
-        | dict(circumstances)
-        | {"settings": dict(settings)}
-    )
+@dataclass
+class OtherLoad:
+    """The load of other programs, without which a ratio of wall times means nothing."""
+
+    average: float = field(default_factory=lambda: os.getloadavg()[0])
+    """Load average of the last minute, at the start."""
+    start: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), others_seconds()))
+
+    def numbers(self) -> dict[str, Any]:
+        """The load at the start, the cores that others have kept busy since then, and whether that is too much."""
+        cores = (others_seconds() - self.start[1]) / (time.monotonic() - self.start[0])
+        busy = max(self.average, cores) > BUSY_CORES
+        return {"load_average_at_start": self.average, "cores_used_by_others": round(cores, 2), "busy": busy}
 
 
-def circumstances(measured: Mapping[str, Sequence[Round]], **more: Any) -> dict[str, Any]:
-    """When, on what and with what."""
-    first = next(iter(measured.values()))[0]
-    versions = {"ours": first.ours["versions"], "peer": first.peer["versions"]}
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": processor(),
-        "threads": THREADS,
-        "versions": versions,
-        **more,
-    }
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines of columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+def others_seconds() -> float:
+    """CPU seconds of the machine since its start, without those of this process and its finished children."""
+    own = os.times()
+    return sum(busy for busy, _ in ticks().values()) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
 
 
 def ask(who: str, command: Sequence[str]) -> dict[str, Any]:
@@ -89,53 +133,89 @@ def ask(who: str, command: Sequence[str]) -> dict[str, Any]:
     try:
         return dict(json.loads(lines[-1]))
     except (IndexError, ValueError):
-        raise MeasurementError(f"{who} printed no numbers: {lines[-1] if lines else 'nothing at all'}") from None
+        raise MeasurementError(f"{who} printed no numbers: {lines[-1] if lines else 'nothing'}") from None
 
 
 def run(who: str, command: Sequence[str]) -> str:
-    """What a command prints, with one thread and without network or GPU. Raises MeasurementError when it fails."""
-    environment = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment |= {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    """The output of a command with one thread and without network and GPU. Raises MeasurementError if it fails."""
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise MeasurementError(
-            f"{who} could not be measured (exit status {done.returncode}): {lines[-1] if lines else 'it said nothing'}"
-        )
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise MeasurementError(f"{who} could not be measured (exit code {done.returncode}): {lines[-1]}")
     return done.stdout
 
 
-def peer_command(python: Path, program: str) -> list[str]:
-    """Runs a program of this folder in a peer's environment, whatever the caller's environment adds to Python's
-    path.
-    """
-    # Absolute, but not resolved: a venv's Python is a link to the one that made it.
-    return [str(python.absolute()), "-E", "-s", "-m", f"benchmarks.{program}"]
+def measure(benchmark: Benchmark, names: Sequence[str], rounds: int, peer_python: Path) -> dict[str, Any]:
+    """The summary of each setting. In a round each program runs once, also if several settings compare it."""
+    measured: dict[str, list[tuple[Numbers, Numbers]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as folder:
+        for models in dict.fromkeys(side.work.models for name in names for side in benchmark.settings[name]):
+            run("the fixture", [sys.executable, "-m", "benchmarks.fixture", f"{folder}/{models}", *FIXTURES[models]])
+        for number in range(rounds):
+            done: dict[Side, Numbers] = {}
+            for name in names:
+                for side in reversed(benchmark.settings[name]):
+                    if side not in done:
+                        seeded = replace(side, work=replace(side.work, seed=number))
+                        found = done[side] = ask(side.name, seeded.command(peer_python, folder))
+                        speed = f"{benchmark.speed(found):.2f} {benchmark.unit}"
+                        print(f"round {number + 1}, {name}, {side.name}: {speed}", flush=True)
+                        if side.layout is not None and side.layout not in found["layout"]:
+                            raise MeasurementError(f"{side.name} ran as {found['layout']!r}, not as {side.layout!r}")
+                ours, peer = (done[side] for side in benchmark.settings[name])
+                if ours["optimizer_steps"] != peer["optimizer_steps"]:
+                    steps = f"{ours['optimizer_steps']} and {peer['optimizer_steps']}"
+                    raise MeasurementError(f"{name}: the two sides took {steps} optimizer steps")
+                measured[name].append((ours, peer))
+    return {name: benchmark.summary(found) for name, found in measured.items()}
 
 
 def processor() -> str:
-    """The CPU's name, as far as the system tells it."""
+    """The name of the CPU."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def need_peer(parser: argparse.ArgumentParser, python: Path, target: str) -> None:
-    """Ends the program with a sentence when the peer's environment is not there."""
-    if not python.is_file():
-        parser.exit(2, f"error: {python} is not there: `make {target}` makes the peer's environment\n")
-
-
-def write(out: Path, numbers: Numbers) -> None:
-    """The numbers as a JSON file."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(numbers, indent=2) + "\n")
+def main(benchmark: Benchmark, description: str | None) -> None:
+    """The command line: measures, writes runs/bench/<name>.json and prints a table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--settings", nargs="+", choices=[*benchmark.settings], default=[*benchmark.settings])
+    parser.add_argument("--out", type=Path, default=Path(f"runs/bench/{benchmark.name}.json"))
+    peer = f"runs/bench/peers/trl-{benchmark.trl}/bin/python" if benchmark.trl else sys.executable
+    parser.add_argument("--peer_python", type=Path, default=Path(peer))
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if not arguments.peer_python.is_file():
+        parser.exit(2, f"error: {arguments.peer_python} is missing: `make bench-{benchmark.name}` creates it\n")
+    load = OtherLoad()
+    print(f"load average at the start: {load.average:.2f}", flush=True)
+    try:
+        settings = measure(benchmark, arguments.settings, arguments.rounds, arguments.peer_python)
+    except MeasurementError as error:
+        parser.exit(2, f"error: {error}\n")
+    headline = next(iter(settings.values()))
+    circumstances = {
+        "unit": benchmark.unit,
+        "memory": benchmark.memory,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads_per_process": 1,
+        **load.numbers(),
+        "versions": {who: headline["rounds"][0][who]["versions"] for who in ("ours", "peer")},
+        "work": {name: asdict(benchmark.settings[name][0].work) for name in settings},
+    }
+    report = {name: headline[name] for name in ("ours", "peer", "ratio", "memory_ratio")} | circumstances
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report | {"settings": settings}, indent=2) + "\n")
+    print(f"{benchmark.unit}\n{benchmark.table(settings)}\nwritten to {arguments.out}")
+    if circumstances["busy"]:
+        average, cores = circumstances["load_average_at_start"], circumstances["cores_used_by_others"]
+        print(
+            f"warning: the machine was busy (load average {average:.1f} at the start, {cores:.1f} cores used by other "
+            "programs since): do not rely on these numbers"
+        )

@@ -1,15 +1,36 @@
-"""What all measurements beside a peer have in common.
+"""Measurements beside a peer: the commands, the ratios, the load of the machine. No peer runs here.
 
 pytest tests/benchmarks/test_compare.py
 """
 
+import json
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.compare import MeasurementError, Round, aligned, ask, memory, peer_command, run
+from benchmarks import compare, ppo, reward, scale
+from benchmarks.compare import Benchmark, MeasurementError, OtherLoad, ask, measure, run
+
+NUMBERS: dict[str, Any] = {
+    "items": 10,
+    "cpu_seconds": 5.0,
+    "wall_seconds": 5.0,
+    "peak_gib": 2.0,
+    "above_loaded_gib": 1.0,
+    "above_libraries_gib": 1.0,
+    "between_phases_gib": 0.5,
+    "optimizer_steps": 16,
+    "response_tokens": 64.0,
+    "ended": 0.0,
+    "layout": "",
+    "versions": {},
+}
 
 
 @pytest.mark.parametrize(
@@ -17,66 +38,118 @@ from benchmarks.compare import MeasurementError, Round, aligned, ask, memory, pe
     [
         (
             "raise ValueError('no such thing')",
-            "the peer could not be measured (exit status 1): ValueError: no such thing",
+            "the peer could not be measured (exit code 1): ValueError: no such thing",
         ),
         ("print('hello')", "the peer printed no numbers: hello"),
-        ("", "the peer printed no numbers: nothing at all"),
+        ("", "the peer printed no numbers: nothing"),
     ],
 )
-def test_a_measurement_that_fails_says_so_in_a_sentence(program: str, message: str) -> None:
+def test_a_failed_measurement_is_reported_in_a_sentence(program: str, message: str) -> None:
     with pytest.raises(MeasurementError) as raised:
         ask("the peer", [sys.executable, "-c", program])
     assert str(raised.value) == message
 
 
-@pytest.mark.parametrize("name", ["reward", "ppo"])
-def test_a_missing_environment_is_said_in_a_sentence(name: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        f"benchmarks.{name}",
-        "--peer_python",
-        str(tmp_path / "python"),
-        "--out",
-        str(tmp_path / "out.json"),
-    ]
+def test_a_missing_environment_is_reported_in_a_sentence(tmp_path: Path) -> None:
+    flags = ["--peer_python", str(tmp_path / "python"), "--out", str(tmp_path / "out.json")]
+    command = [sys.executable, "-m", "benchmarks.ppo", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert (
-        done.stderr == f"error: {tmp_path / 'python'} is not there: `make bench-{name}` makes the peer's environment\n"
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path / 'python'} is missing: `make bench-ppo` creates it\n",
     )
     assert not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.parametrize("name", ["reward", "ppo"])
-def test_a_peer_starts_with_nothing_but_the_standard_library(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Its environment has none of the project's packages, and nobody's PYTHONPATH may lend it any."""
+def test_a_peer_starts_with_nothing_but_the_standard_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its environment has none of the project's packages, and PYTHONPATH must not add any."""
     (tmp_path / "json.py").write_text("raise ImportError('from PYTHONPATH')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "FIXTURE" in run("the peer", [*peer_command(Path(sys.executable), f"{name}_peer"), "--help"]).upper()
-    program = (
-        f"import sys, benchmarks.{name}_peer; print(sorted({{'torch', 'transformers', 'modeling', 'data'}} & "
-        "set(sys.modules)))"
-    )
-    assert run("the peer", [sys.executable, "-E", "-c", program]).strip() == "[]"
+    start = ppo.BENCHMARK.settings["full"][1].command(Path(sys.executable), "/models")
+    assert start[start.index("-m") + 1] == "benchmarks.peers"
+    program = "import sys, benchmarks.peers; print(sorted({'torch', 'trl', 'modeling', 'data'} & set(sys.modules)))"
+    assert run("the peer", [*start[: start.index("-m")], "-c", program]).strip() == "[]"
 
 
-def test_memory_is_compared_within_rounds_whole_and_above_what_was_loaded() -> None:
+@pytest.mark.parametrize("benchmark", [reward.BENCHMARK, ppo.BENCHMARK, scale.BENCHMARK], ids=lambda b: b.name)
+def test_both_sides_are_given_the_same_data(benchmark: Benchmark) -> None:
+    for name, (ours, peer) in benchmark.settings.items():
+        assert replace(ours.work, **{"adapter": "none"} if name == "lora" else {}) == peer.work, name
+
+
+def test_a_round_runs_each_program_once_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def answer(who: str, command: Sequence[str]) -> dict[str, Any]:
+        work = json.loads(command[-1])
+        asked.append((who, Path(work["models"]).name, work["seed"]))
+        return NUMBERS | {"items": len(asked)}
+
+    monkeypatch.setattr(compare, "ask", answer)
+    monkeypatch.setattr(compare, "run", lambda *_: "")
+    found = measure(ppo.BENCHMARK, ["full", "early", "lora"], rounds=2, peer_python=Path("python"))
+    one = [("trl", "long"), ("ours", "long"), ("trl", "early"), ("ours", "early"), ("ours", "long")]
+    assert asked == [(*program, seed) for seed in (0, 1) for program in one]
+    assert [(one["ours"]["items"], one["peer"]["items"]) for one in found["lora"]["rounds"]] == [(5, 1), (10, 6)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"optimizer_steps": 2}, "ppo_sharded: the two sides took 2 and 16 optimizer steps"),
+        ({"layout": "2 processes, models replicated"}, "not as '2 processes, models sharded'"),
+    ],
+)
+def test_other_work_than_intended_is_refused(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    """trl ignores num_mini_batches under gradient accumulation, and some launchers silently replicate or start one."""
+
+    def answer(who: str, _: Sequence[str]) -> dict[str, Any]:
+        layout = "1 process, models whole" if who == "1 process" else "2 processes, models sharded (FSDP2)"
+        return NUMBERS | {"layout": layout} | (wrong if who != "1 process" else {})
+
+    monkeypatch.setattr(compare, "ask", answer)
+    monkeypatch.setattr(compare, "run", lambda *_: "")
+    with pytest.raises(MeasurementError, match=message.replace("(", "\\(")):
+        measure(scale.BENCHMARK, ["ppo_sharded"], rounds=1, peer_python=Path("python"))
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    """Round 2 ran on a busy machine: 8/4 and 30/10, not the quotient of medians, 19/7."""
     rounds = [
-        Round({"peak_gib": 2.0, "loaded_gib": 1.0}, {"peak_gib": 4.0, "loaded_gib": 0.0}),
-        Round({"peak_gib": 3.0, "loaded_gib": 1.0}, {"peak_gib": 3.0, "loaded_gib": 1.0}),
+        (NUMBERS | {"cpu_seconds": 4.0, "peak_gib": 1.0}, NUMBERS | {"cpu_seconds": 8.0, "peak_gib": 2.0}),
+        (NUMBERS | {"cpu_seconds": 10.0, "peak_gib": 1.5}, NUMBERS | {"cpu_seconds": 30.0, "peak_gib": 2.0}),
     ]
-    assert memory(rounds) == {
-        "ours_peak_gib": 2.5,
-        "peer_peak_gib": 3.5,
-        "peak_ratio": 0.75,
-        "ours_above_loaded_gib": 1.5,
-        "peer_above_loaded_gib": 3.0,
-        "above_loaded_ratio": 0.625,
-    }
+    found = reward.BENCHMARK.summary(rounds)
+    assert (found["ours"], found["ratio"], found["memory_ratio"]) == ((10 / 4 + 10 / 10) / 2, 2.5, 0.625)
+    line = reward.BENCHMARK.table({"k9": found}).splitlines()[1].split()
+    assert line == ["k9", "1.75", "0.79", "2.50", "1.25", "2.00", "0.62"]
 
 
-def test_columns_are_as_wide_as_their_widest_cell() -> None:
-    assert aligned([("", "ours"), ("full", "1.5")]) == "      ours\nfull   1.5"
+def test_the_report_begins_with_the_headline_and_says_when_the_machine_was_busy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {name: scale.BENCHMARK.summary([(NUMBERS, NUMBERS)]) for name in scale.BENCHMARK.settings}
+    monkeypatch.setattr(compare, "measure", lambda *_: settings)
+    for average, busy in ((0.4, False), (0.6, True)):
+        monkeypatch.setattr(compare.os, "getloadavg", lambda average=average: (average, 9.0, 9.0))
+        monkeypatch.setattr(compare, "others_seconds", lambda: 0.0)
+        monkeypatch.setattr(sys, "argv", ["scale", "--out", str(tmp_path / "scale.json")])
+        compare.main(scale.BENCHMARK, "")
+        written = json.loads((tmp_path / "scale.json").read_text())
+        assert list(written)[:4] == ["ours", "peer", "ratio", "memory_ratio"]
+        assert (written["ratio"], written["busy"], written["load_average_at_start"]) == (1.0, busy, average)
+        assert written["settings"]["reward_sharded"]["ours_between_phases_gib"] == 0.5
+        assert ("the machine was busy" in capsys.readouterr().out) == busy
+
+
+def test_the_load_of_others_excludes_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that keeps one core busy for half a second, and ticks that show only that."""
+    seconds = iter([100.0, 100.6])
+    monkeypatch.setattr(compare, "ticks", lambda: {0: (round(next(seconds) * compare.os.sysconf("SC_CLK_TCK")), 0)})
+    load, start = OtherLoad(average=0.0), time.monotonic()
+    spin = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    elapsed = time.monotonic() - start
+    assert load.numbers()["cores_used_by_others"] * elapsed == pytest.approx(0.1, abs=0.05)
