@@ -3,6 +3,7 @@
 #   make test                                   the tests
 #   make ppo CONFIG=configs/x.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
 #   make ppo CONFIG=configs/x.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
+#   make plan CONFIG=configs/x.yaml GPUS=8 ARGS="--gpu_memory 80"   what each stage needs, and what fits
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
@@ -17,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES)
+.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) plan
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -40,6 +41,9 @@ smoke: setup
 
 data $(STAGES): setup
 	@$(LAUNCH) stages.$@ --config $(CONFIG) $(ARGS)
+
+plan: setup
+	@$(RUN) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)
 
 test: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile

@@ -192,14 +192,16 @@ def refuse_nulls(namespace: Any, config_type: type, prefix: str = "") -> None:
             raise ValueError(f"{name} must not be null")
 
 
-FORCE = {"force": "Run even if nothing changed since the last result."}
-DRY_RUN = {"dry_run": "Print the plan and the counts, and write nothing."}
+Options = Mapping[str, Mapping[str, Any]]
+"""Command-line options beside the configuration: name -> arguments of `add_argument`."""
+FORCE = {"force": {"action": "store_true", "help": "Run even if nothing changed since the last result."}}
+DRY_RUN = {"dry_run": {"action": "store_true", "help": "Print the plan and the counts, and write nothing."}}
 
 
 def parse_config(
-    program: str, description: str, arguments: Sequence[str] | None = None, options: Mapping[str, str] = FORCE
-) -> tuple[RunConfig, dict[str, bool]]:
-    """(validated config, whether each of the options was given, which are names with their help).
+    program: str, description: str, arguments: Sequence[str] | None = None, options: Options = FORCE
+) -> tuple[RunConfig, dict[str, Any]]:
+    """(validated config, the value of each option).
 
     Exits with 2 and one sentence on a mistake; raises ValueError on contradictions.
     """
@@ -211,12 +213,12 @@ def parse_config(
         action="config",
         help="YAML file with any of the fields below; later arguments override earlier ones.",
     )
-    for option, meaning in options.items():
-        parser.add_argument(f"--{option}", action="store_true", help=meaning)
+    for option, how in options.items():
+        parser.add_argument(f"--{option}", **how)
     parser.add_class_arguments(RunConfig, nested_key=None, fail_untyped=True)
     namespace = parser.parse_args(arguments)
     refuse_nulls(namespace, RunConfig)
     values: Any = parser.instantiate_classes(namespace)
     config = RunConfig(**{item.name: values[item.name] for item in dataclasses.fields(RunConfig)})
     config.validate()
-    return config, {option: bool(namespace[option]) for option in options}
+    return config, {option: namespace[option] for option in options}

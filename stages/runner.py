@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from modeling.disk import discard, discarded, sync, write_whole
 from stages import manifest
-from stages.config import DRY_RUN, FORCE, RunConfig, parse_config
+from stages.config import DRY_RUN, FORCE, Options, RunConfig, parse_config
 from stages.errors import InUseError, report, say
 from stages.interrupt import STOP, end_process
 from stages.ranks import count, failures, own_rank
@@ -263,7 +263,7 @@ def main(
     program: str,
     description: str,
     arguments: Sequence[str] | None = None,
-    options: Mapping[str, str] = FORCE,
+    options: Options = FORCE,
 ) -> None:
     """The command line of a stage: calls `work(config, force=..., ...)` with its options.
 

@@ -63,11 +63,11 @@ class Chain:
         return PPOTrainer(config, models or self.models(), self.tokenizer, data, Run(accelerator, 0, out))
 
 
-def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None) -> Chain:
+def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None, **sizes: int) -> Chain:
     """Trains nothing: random weights, with a reward adapter that is far from zero so that a wrong switch shows."""
     config = ModelConfig(base="unused", adapter=adapter, lora=lora or LoraSettings(rank=4, alpha=8), device="cpu")  # type: ignore[arg-type]
     sft, reward = folder / "sft", folder / "reward"
-    make_tiny_model(sft / "model")
+    make_tiny_model(sft / "model", **sizes)
     tokenizer = load_tokenizer(sft / "model", config)
     model = load_scalar(sft / "model", config, tokenizer)
     initialise_head(model, seed=1)

@@ -1,0 +1,287 @@
+"""Prints the GPU memory that each stage needs and the largest micro-batches that fit. Loads no weights.
+
+python -m stages.plan --config configs/hh_rlhf.yaml --gpus 8 --gpu_memory 80
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling.memory_plan import (
+    ALWAYS,
+    DRAW_BYTES,
+    FLOAT,
+    GIB,
+    USABLE,
+    Counts,
+    Item,
+    Strategy,
+    held,
+    largest,
+    logits,
+    peak,
+    phases,
+    step,
+    strategies,
+    update,
+)
+from stages.cautions import refuse_uneven_batches
+from stages.config import RunConfig
+from stages.evaluate import SCORING_BATCH
+from stages.runner import main
+
+if TYPE_CHECKING:
+    from modeling.dry_run import Element
+
+OPTIONS = {
+    "gpus": {"type": int, "default": 8, "help": "Number of GPUs, one process each."},
+    "gpu_memory": {"type": float, "default": 80.0, "help": "Memory of a GPU in GiB."},
+}
+TRL_CHUNK = 4096 * 32768
+"""Logits of a tile in trl's projection."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's items as a function of its micro-batch."""
+
+    name: str
+    micro_batch: str
+    """The setting."""
+    configured: int
+    build: Callable[[int], list[Item]]
+    least: int = 1
+    """The longest example, which is never split."""
+    shards: bool = False
+    """Whether it can run with sharded models on GPUs."""
+
+
+class Planner:
+    """The stages of a run on so many GPUs."""
+
+    def __init__(self, config: RunConfig, gpus: int) -> None:
+        import torch
+
+        from modeling import dry_run
+        from modeling.load import base_model_place, read_settings
+        from modeling.logprobs import LOGITS_PER_CHUNK
+        from reward.start import Start
+
+        place = base_model_place(config.model)
+        self.config, self.gpus, self.dry_run = config, gpus, dry_run
+        self.settings = read_settings(place, config.model)
+        self.start = Start.of(config.reward, config.model, Path(place))
+        self.reward_settings = read_settings(self.start.place, self.start.model_config)
+        self.lora = config.model.lora if config.model.adapter == "lora" else None
+        self.dtype = None if config.model.precision == "float32" else torch.bfloat16
+        self.chunk, self.vocabulary = LOGITS_PER_CHUNK["cuda"], self.settings.get_text_config().vocab_size
+        self.rollout = dry_run.Element(config.data.max_prompt_tokens, config.ppo.max_new_tokens)
+
+    def stages(self) -> list[StagePlan]:
+        """Those that use a GPU, in order."""
+        samples = [self.answers("samples")] if self.config.labels.labeler != "none" else []
+        reward = [self.reward()] if self.config.reward.epochs > 0 else []
+        return [self.sft(), *samples, *reward, self.ppo(), self.answers("evaluate")]
+
+    @cached_property
+    def base(self) -> Any:
+        """The language model without adapters."""
+        return self.dry_run.skeleton(self.settings, False, None, self.config.model.trust_remote_code)
+
+    @cached_property
+    def policy(self) -> Counts:
+        """PPO's policy."""
+        return self.causal(self.rollout)
+
+    def causal(self, element: "Element") -> Counts:
+        """The language model in training."""
+        trust = self.config.model.trust_remote_code
+        return self.dry_run.counts(self.dry_run.skeleton(self.settings, False, self.lora, trust), element, self.dtype)
+
+    def scalar(self, settings: Any, top_layers: int | None, element: "Element") -> Counts:
+        """A reward or value model in training. `top_layers` are those with adapters."""
+        lora = None if self.lora is None else replace(self.lora, top_layers=top_layers)
+        model = self.dry_run.skeleton(settings, True, lora, self.start.model_config.trust_remote_code)
+        checkpointing = element is not self.rollout and self.config.reward.activation_checkpointing
+        return self.dry_run.counts(model, element, self.dtype, checkpointing)
+
+    def sft(self) -> StagePlan:
+        """Stage 1, trained by trl."""
+        data, config = self.config.data, self.config.sft
+        length = max(data.max_prompt_tokens + data.max_answer_tokens, data.pretraining_tokens)
+        model = self.causal(self.dry_run.Element(length - 1, 1))
+        always = held(model.base, model.trained * model.lora, [model])
+        always.append(Item(ALWAYS, "DDP's gradient buckets", model.trained, FLOAT, "replicas"))
+        micro = min(config.micro_batch_size, config.batch_size // self.gpus)
+
+        def build(examples: int) -> list[Item]:
+            tokens = examples * length
+            return [*always, *update("update", model, tokens), logits("update", tokens, self.vocabulary, TRL_CHUNK)]
+
+        return StagePlan("sft", "sft.micro_batch_size", micro, build)
+
+    def answers(self, name: str) -> StagePlan:
+        """Samples or evaluation: one whole language model at a time decodes. It is not frozen, so autocast keeps its
+        copies of the weights.
+        """
+        config = getattr(self.config, name)
+        tokens = SCORING_BATCH * (self.rollout.prompt + config.max_new_tokens) if name == "evaluate" else 0
+        always = [
+            Item(ALWAYS, "parameters", self.dry_run.count(self.base), FLOAT),
+            Item("decoding", "bfloat16 weights", self.cast, 2),
+            Item("log-probabilities", "one layer's work space", tokens, self.policy.activations.layer),
+            logits("log-probabilities", tokens, self.vocabulary, self.chunk),
+        ]
+
+        def build(batch: int) -> list[Item]:
+            return [*always, *self.decoding("decoding", batch, config.max_new_tokens)]
+
+        return StagePlan(name, f"{name}.batch_size", config.batch_size, build)
+
+    @cached_property
+    def cast(self) -> int:
+        """Weights of the language model of which autocast keeps a bfloat16 copy, unless they are frozen."""
+        return 0 if self.dtype is None else self.dry_run.linear_weights(self.base)
+
+    def decoding(self, phase: str, batch: int, new: int) -> list[Item]:
+        """The decoding of a batch by the language model, weights excepted."""
+        return [
+            Item(phase, "KV cache", batch * (self.rollout.prompt + new - 1), self.cache),
+            Item(phase, "one layer of the prefill", batch * self.rollout.prompt, self.policy.activations.layer),
+            Item(phase, "logits", batch * self.vocabulary, DRAW_BYTES),
+        ]
+
+    @cached_property
+    def cache(self) -> int:
+        """Bytes of keys and values per token."""
+        return self.dry_run.cache_bytes_per_token(self.base, self.dtype)
+
+    def reward(self) -> StagePlan:
+        """Stage 2."""
+        config, data = self.config.reward, self.config.data
+        answers = config.max_answers_per_prompt or self.config.samples.answers_per_prompt
+        element = self.dry_run.Element(data.max_prompt_tokens, data.max_answer_tokens, answers)
+        model = self.scalar(self.reward_settings, self.start.model_config.lora.top_layers, element)
+        always = held(model.base, model.trained * model.lora, [model])
+        return StagePlan(
+            "reward", "reward.max_tokens_per_micro_batch", config.max_tokens_per_micro_batch,
+            lambda tokens: [*always, *update("update", model, tokens), *step("step", model)],
+            element.tokens, shards=True,
+        )  # fmt: skip
+
+    def ppo(self) -> StagePlan:
+        """Stage 3."""
+        config, policy, (value, base, adapters) = self.config.ppo, self.policy, self.actor_critic()
+        episodes, ptx = config.batch_size // self.gpus, config.ptx_coef > 0
+        reused = self.lora is not None and self.lora.top_layers is not None
+        stored = episodes * self.rollout.tokens * self.settings.get_text_config().hidden_size if reused else 0
+        swapped = policy.trained if config.held_out.every else 0
+        fixed = [
+            *held(base, adapters, [policy, value], average=policy.trained),
+            Item(ALWAYS, "outputs of frozen layers", stored, FLOAT),
+            Item("roll-out", "gathered weights", policy.base, FLOAT, "gathered"),
+            Item("roll-out", "weights with adapters", policy.adapted, FLOAT),
+            Item("roll-out", "bfloat16 weights", 0 if self.lora else self.cast, 2),
+            *self.decoding("roll-out", min(config.rollout_batch_size, episodes), config.max_new_tokens),
+            Item("roll-out", "weights that EMA replaces", swapped, FLOAT, policy.share),
+        ]
+
+        def build(tokens: int) -> list[Item]:
+            return [
+                *fixed,
+                *update("value update", value, tokens),
+                *step("value step", value),
+                *update("policy update", policy, tokens),
+                logits("policy update", tokens, self.vocabulary, self.chunk),
+                Item("policy update", "PPO's gradient beside ptx's", policy.trained * ptx, FLOAT, policy.share),
+                *step("policy step", policy, gradients=3 if ptx else 1),
+            ]
+
+        micro, setting = config.max_tokens_per_micro_batch, "ppo.max_tokens_per_micro_batch"
+        return StagePlan("ppo", setting, micro, build, self.rollout.tokens, shards=True)
+
+    def actor_critic(self) -> tuple[Counts, int, int]:
+        """(value model; weights of all four models except adapters and heads; weights of those), with the layouts of
+        ppo/actor_critic.py.
+        """
+        policy, of_reward = self.policy, self.config.ppo.value_init == "reward"
+        reward = self.dry_run.count(self.dry_run.skeleton(self.reward_settings, True))
+        if self.lora is None:
+            value = self.scalar(self.reward_settings if of_reward else self.settings, None, self.rollout)
+            return value, 2 * policy.base + value.base + reward, 0
+        if self.start.own_base and of_reward:
+            value = self.scalar(self.reward_settings, self.config.ppo.value_top_layers, self.rollout)
+            return value, policy.base + reward, policy.trained + value.trained
+        # The value model is an adapter on the policy's base and a head; so is the reward model if it is not separate.
+        value = replace(policy, trained=policy.trained + self.settings.get_text_config().hidden_size)
+        if self.start.own_base:
+            return value, policy.base + reward, policy.trained + value.trained
+        return value, policy.base, policy.trained + 2 * value.trained
+
+
+def table(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
+    """The items at the configured micro-batch, and the largest micro-batch of each strategy."""
+
+    def row(name: str, cells: Sequence[str]) -> str:
+        return f"{name:<68}" + "".join(f"{cell:>14}" for cell in cells)
+
+    def gib(sizes: Sequence[float]) -> list[str]:
+        return [f"{size / GIB:,.2f}" for size in sizes]
+
+    items = plan.build(plan.configured)
+    totals = [phases(items, one) for one in columns]
+    lines = ["", row(f"{plan.name}, {plan.micro_batch}={plan.configured:,}", [one.name for one in columns])]
+    for phase in totals[0]:
+        lines.append(row(f"  {phase}", gib([total[phase] for total in totals])))
+        for item in (item for item in items if item.phase == phase):
+            if any(sizes := [item.bytes(one) for one in columns]):
+                lines.append(row(f"    {item.name:<34}{item.count:>16,} x {item.each:,} B", gib(sizes)))
+    found = [largest(plan.build, one, budget) for one in columns]
+    lines.append(row("  peak", gib([peak(items, one) for one in columns])))
+    lines.append(row(f"  largest {plan.micro_batch}", [f"{one:,}" for one in found]))
+    return "\n".join(lines)
+
+
+def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
+    """The recommended command: the fastest strategy with the configured micro-batch, else with a smaller one.
+
+    Raises ValueError if the longest example fits with none.
+    """
+    found = {one: largest(plan.build, one, budget) for one in columns}
+    for least in (max(plan.configured, plan.least), plan.least):
+        for one in columns:
+            if found[one] >= least:
+                smaller = f' ARGS="--{plan.micro_batch} {found[one]}"' if found[one] < plan.configured else ""
+                return f"make {plan.name} GPUS={one.gpus} ACCELERATE=configs/accelerate/{one.config}{smaller}"
+    need, best = min((peak(plan.build(plan.least), one), one.name) for one in columns)
+    raise ValueError(
+        f"{plan.name}: the longest example, {plan.micro_batch}={plan.least}, needs {need / GIB:.1f} GiB per GPU "
+        f"({best}), and {budget / GIB:.1f} are usable: take larger GPUs, a smaller model or model.adapter=lora"
+    )
+
+
+def work(config: RunConfig, gpus: int, gpu_memory: float) -> None:
+    """Prints a table per stage and the recommended commands."""
+    if gpus < 1:
+        raise ValueError(f"--gpus={gpus} must be at least 1")
+    if gpu_memory <= 0:
+        raise ValueError(f"--gpu_memory={gpu_memory:g} must be above 0")
+    refuse_uneven_batches(config, gpus)
+    budget, commands, failures = gpu_memory * GIB * USABLE, [], []
+    print(f"GiB per GPU; {budget / GIB:.1f} of {gpu_memory:g} are usable", flush=True)
+    for plan in Planner(config, gpus).stages():
+        columns = [one for one in strategies(gpus) if plan.shards or not one.sharded]
+        print(table(plan, columns, budget), flush=True)
+        try:
+            commands.append(command(plan, columns, budget))
+        except ValueError as error:
+            failures.append(error)
+    print("\n" + "\n".join(commands), flush=True)
+    if failures:
+        raise failures[0]
+
+
+if __name__ == "__main__":
+    main(work, "python -m stages.plan", "Plans the GPU memory of each stage.", options=OPTIONS)
