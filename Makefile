@@ -18,12 +18,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) plan
+.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) plan gpu-check
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | test-distributed | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
+	@echo "also: make smoke | check | test-slow | test-distributed | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
 
 setup: $(VENV)/.installed
 
@@ -54,6 +54,10 @@ test-slow: setup
 # Stages on several processes with sharded models, on a CPU.
 test-distributed: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow tests/distributed
+
+# Tests, a tiny pipeline, speed and memory on one GPU in about five minutes; writes runs/gpu-check.md for bug reports.
+gpu-check: setup
+	@HF_HUB_OFFLINE=1 $(RUN) -m benchmarks.gpu_check
 
 # Kills stages at random moments; the results must be bit-identical to those of uninterrupted runs.
 # ARGS="--stages sft samples --kills 4"

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from modeling.architecture import backbone_of
 from modeling.config import LoraSettings
 from modeling.finite import require_finite_files
+from modeling.gpu import is_quantized
 
 HEAD = "score"
 HEAD_WEIGHT = f"base_model.model.{HEAD}.weight"
@@ -62,9 +63,9 @@ def is_adaptable(module: nn.Module) -> bool:
     """Whether a linear layer returns one tensor, as peft assumes. Routers of experts may be subclasses that return
     several.
     """
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
-        return True
     weight = module.get_parameter("weight")
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward) or is_quantized(weight):
+        return True
     return isinstance(module(weight.new_zeros(1, weight.shape[1])), torch.Tensor)
 
 
@@ -116,6 +117,14 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
+def copy_trained(trained: Any, fresh: Any) -> Any:
+    """`fresh` with the trained weights of the first model: adapters of a quantized base on its float32 weights."""
+    weights = {name: weight.detach() for name, weight in trained.named_parameters() if weight.requires_grad}
+    unexpected = fresh.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+    return fresh
+
+
 def save_adapter(model: PeftModel, folder: Path, name: str = "default", head: torch.Tensor | None = None) -> None:
     """Saves one adapter in peft's format, with the weight of the scalar head trained with it.
 
@@ -144,33 +153,48 @@ def save_adapter(model: PeftModel, folder: Path, name: str = "default", head: to
 
 @contextmanager
 def merged_weights(model: Any) -> Iterator[None]:
-    """Within, adapted maps compute with base + scaling * B A and do not look at their active adapter; afterwards the
-    base is what it was, to the bit.
+    """Within, adapted maps compute with base + scaling * B A and do not look at their active adapter; under autocast,
+    linear layers hold weights of its dtype. Afterwards all weights are what they were, to the bit.
 
-    Takes memory for a second copy of the adapted maps. Does nothing to a model without adapters, or with none on. For
-    passes without gradients.
+    Takes memory for a second copy of these weights. Adapters of quantized weights are computed, not merged. For passes
+    without gradients.
     """
-    put_back: list[tuple[LoraLayer, nn.Parameter, torch.Tensor]] = []
+    device = next(model.parameters()).device.type
+    # autocast caches only casts of weights that require gradients, and would cast the others again for each token.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    put_back: list[tuple[nn.Parameter, torch.Tensor]] = []
+    merged_layers: list[LoraLayer] = []
+
+    def exchange(weight: nn.Parameter, value: torch.Tensor) -> None:
+        put_back.append((weight, weight.data))
+        weight.data = value.to(dtype) if dtype is not None and value.dtype == torch.float32 else value
+
     layers = (
         [module for module in model.modules() if isinstance(module, LoraLayer)] if isinstance(model, PeftModel) else []
     )
     try:
         for layer in layers:
             active = [name for name in layer.active_adapters if name in layer.lora_A]
-            if layer.disable_adapters or layer.merged or not active:
-                continue
             weight = layer.get_base_layer().weight
-            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            if layer.disable_adapters or layer.merged or not active or is_quantized(weight):
+                continue
+            with torch.no_grad(), torch.autocast(device, enabled=False):
                 summed = weight.data.clone()
                 for name in active:
                     summed += layer.get_delta_weight(name).to(summed.dtype)
-            put_back.append((layer, weight, weight.data))
-            weight.data = summed
+            exchange(weight, summed)
             layer.merged_adapters.extend(active)
+            merged_layers.append(layer)
+        if dtype is not None:
+            for module in backbone_of(model).modules():
+                for weight in module.parameters(recurse=False) if isinstance(module, MAPS) else ():
+                    if weight.dtype == torch.float32:
+                        exchange(weight, weight.data)
         yield
     finally:
-        for layer, weight, original in put_back:
+        for weight, original in put_back:
             weight.data = original
+        for layer in merged_layers:
             layer.merged_adapters.clear()
 
 

@@ -4,6 +4,8 @@ Every stage assumes that the output at a position depends only on the tokens up 
 configuration does not give are determined by running the model on a few tokens.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,21 @@ def backbone_of(model: Any) -> Any:
     """The transformer inside a model with a head, wrapped by peft or not."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(inner, inner.base_model_prefix)
+
+
+@contextmanager
+def float32_arithmetic(backbone: Any) -> Iterator[None]:
+    """For checks with small tolerances: autocast is off, and sdpa replaces flash attention, which has no float32."""
+    before = backbone.config._attn_implementation
+    flash = str(before).startswith("flash")
+    if flash:
+        backbone.set_attn_implementation("sdpa")
+    try:
+        with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        if flash:
+            backbone.set_attn_implementation(before)
 
 
 def causal_class(settings: Any) -> type[PreTrainedModel] | None:
@@ -53,7 +70,7 @@ def refuse_lookahead(model: Any, name: str) -> None:
     embeddings = model.get_input_embeddings()
     ids_BS = torch.arange(4, 4 + 12, device=embeddings.weight.device).reshape(2, 6) % embeddings.num_embeddings
     ids_BS[1, :4] = ids_BS[0, :4]
-    with torch.autocast(ids_BS.device.type, enabled=False):
+    with float32_arithmetic(backbone):
         hidden_BSH = backbone(input_ids=ids_BS, use_cache=False).last_hidden_state[:, :4].float()
     difference, scale = float((hidden_BSH[0] - hidden_BSH[1]).abs().max()), float(hidden_BSH.abs().max())
     if difference > 1e-3 * scale:

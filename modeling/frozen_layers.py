@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modeling.architecture import float32_arithmetic
+
 NORMS = ("norm", "final_layernorm", "final_layer_norm")
 """Names of the norm after the last layer."""
 
@@ -59,5 +61,6 @@ def frozen_layers(backbone: Any, top_layers: int | None) -> FrozenLayers | None:
         return None
     parts = FrozenLayers(backbone, depth)
     inputs = {"input_ids": torch.arange(10, device=next(backbone.parameters()).device).reshape(2, 5)}
-    whole = backbone(**inputs, use_cache=False).last_hidden_state
-    return parts if torch.equal(whole, parts(parts.hidden(inputs), inputs)) else None
+    with float32_arithmetic(backbone):
+        whole = backbone(**inputs, use_cache=False).last_hidden_state
+        return parts if torch.equal(whole, parts(parts.hidden(inputs), inputs)) else None

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
 from modeling.adapters import merged_weights
-from modeling.architecture import NEEDED
+from modeling.architecture import NEEDED, backbone_of, float32_arithmetic
 from modeling.finite import require_finite
 from modeling.kv_cache import KVCache
 from modeling.load import context_length, stop_ids
@@ -269,8 +269,9 @@ def decoding_failure(generator: Generator, model: Any) -> str | None:
         require_finite({"a logit": float(found_SV.amax())}, "decoding", "weights or activations of the model overflow")
         return found_SV.clamp(min=float(found_SV.amax()) - 100)  # lower ones are masks
 
-    with torch.autocast(device.type, enabled=False):
-        tolerance = float(logits(prompts[0]).std()) * (5e-3 if torch.finfo(model.dtype).bits >= 32 else 0.5)
+    with float32_arithmetic(backbone_of(model)):
+        rough = torch.finfo(model.dtype).bits < 32 or getattr(model, "is_quantized", False)
+        tolerance = float(logits(prompts[0]).std()) * (0.5 if rough else 5e-3)
         try:
             made = generator.generate(model, prompts, [0, 1], Sampling(4, temperature))
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

@@ -29,6 +29,7 @@ from data.tokenize import end_of_turn, layout
 from modeling.architecture import scalar_class
 from modeling.config import ModelConfig
 from modeling.finite import require_finite_weights
+from modeling.gpu import implementation, keep_attention
 from modeling.tiny import make_tiny_model
 
 # Loaders report new heads and draw a bar for each file; stages say what matters of that themselves.
@@ -190,10 +191,19 @@ def read_generation_settings(place: str | Path, config: ModelConfig) -> dict[str
     return dict(settings)
 
 
-def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual_dropout: float | None = None) -> Any:
+def load_causal(
+    place: str | Path,
+    config: ModelConfig,
+    tokenizer: Any,
+    residual_dropout: float | None = None,
+    quantize: bool = False,
+) -> Any:
     """A causal language model in float32, dropout off (eval mode), with embeddings for every token of the tokenizer.
 
-    `residual_dropout` is what train mode applies in architectures that have one; others take no notice.
+    Args:
+        residual_dropout: what train mode applies in architectures that have one; others take no notice.
+        quantize: whether it is a frozen base, whose linear layers are stored as `model.quantization` says.
+
     Raises ValueError when the model is missing.
     """
     settings = read_settings(place, config)
@@ -204,8 +214,9 @@ def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual
                 setattr(settings, name, residual_dropout)
         model, found = AutoModelForCausalLM.from_pretrained(
             str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
-            dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+            dtype=torch.float32, use_safetensors=True, output_loading_info=True, **implementation(config, quantize),
         )  # fmt: skip
+    keep_attention(model, config)
     _refuse_missing(place, found["missing_keys"])
     _refuse_not_finite(place, model)
     if model.can_generate():
@@ -216,10 +227,11 @@ def load_causal(place: str | Path, config: ModelConfig, tokenizer: Any, residual
     return model.eval()
 
 
-def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
+def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize: bool = False) -> Any:
     """`AutoModelForSequenceClassification` with one label, in float32 and eval mode.
 
     Loads a saved reward model, or puts a new head on a language model (see `modeling.models.initialise_head`).
+    `quantize` is as in `load_causal`.
     Raises ValueError when the model is missing or its head has more than one output.
     """
     settings = read_settings(place, config)
@@ -234,8 +246,9 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any) -> Any:
     with _sentence_for(place, "model"):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
-            dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+            dtype=torch.float32, use_safetensors=True, output_loading_info=True, **implementation(config, quantize),
         )  # fmt: skip
+    keep_attention(model, config)
     _refuse_missing(place, {name for name in found["missing_keys"] if classifier or not name.startswith("score.")})
     _refuse_not_finite(place, model)
     grow_embeddings(model, tokenizer)
@@ -340,8 +353,11 @@ def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractCo
 
 def autocast_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | None:
     """The type of mixed precision that `model.precision` means on this device; None computes in the weights' type."""
-    automatic = config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if config.precision == "bfloat16" or automatic else None
+    if config.precision == "auto":
+        # Older GPUs emulate bfloat16, slower than float32.
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else None
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(config.precision)
 
 
 def freeze(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from modeling.architecture import backbone_of
+from modeling.architecture import backbone_of, float32_arithmetic
 
 LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**28}
 """Number of logits in a chunk: 32 MiB in float32 on a CPU, 1 GiB on a GPU, where large matrix products are needed."""
@@ -82,9 +82,10 @@ def refuse_unknown_logits(model: Any, name: str) -> None:
     """Raises ValueError for an architecture whose logits are not those of `OutputLayer`; runs a few tokens."""
     embeddings = model.get_input_embeddings()
     ids_1S = torch.arange(4, 10, device=embeddings.weight.device)[None] % embeddings.num_embeddings
-    with torch.autocast(ids_1S.device.type, enabled=False):
+    backbone = backbone_of(model)
+    with float32_arithmetic(backbone):
         expected_SV = model(input_ids=ids_1S, use_cache=False).logits[0].float()
-        found_SV = OutputLayer(model)(backbone_of(model)(input_ids=ids_1S, use_cache=False).last_hidden_state[0])
+        found_SV = OutputLayer(model)(backbone(input_ids=ids_1S, use_cache=False).last_hidden_state[0])
     difference, scale = float((found_SV - expected_SV).abs().max()), float(expected_SV.abs().max())
     if difference > 1e-4 * max(scale, 1.0):
         raise ValueError(

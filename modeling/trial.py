@@ -176,6 +176,8 @@ def small_settings(settings: Any, narrow: bool) -> Any:
     Each kind of layer is kept, and so is the head size, on which rotary embeddings depend.
     """
     small = copy.deepcopy(settings)
+    if str(small._attn_implementation).startswith("flash"):
+        small._attn_implementation = "sdpa"  # the copy is on the CPU
     text = small.get_text_config()
     keep_layers(text)
     text.vocab_size = min(text.vocab_size, WORDS)

@@ -71,6 +71,11 @@ class ActorCritic:
         """The dtype of log-probabilities, values and rewards: float32, or float64 for float64 weights."""
         return torch.float64 if next(iter(self.value_parameters.values())).dtype == torch.float64 else torch.float32
 
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype of mixed precision."""
+        return self.policy.encoder.autocast_dtype
+
     def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
         """Raises ValueError for a prompt that leaves policy, value or reward model no room for a response."""
         self.rewards.check(prompts)
@@ -116,7 +121,7 @@ class Loader:
             for term in self.ppo.rewards
             if not term.is_own_model
         }
-        base = load_causal(self.sft / "model", self.config, tokenizer).to(self.device)
+        base = load_causal(self.sft / "model", self.config, tokenizer, quantize=True).to(self.device)
         freeze(base)
         if self.config.adapter == "none":
             policy, reference, value, reward = self._whole(base, tokenizer, reward_tokenizer)
@@ -216,7 +221,7 @@ class Loader:
 
     def _own_reward(self, tokenizer: Any) -> RewardModel:
         """The reward model as a separate model."""
-        model = load_scalar(self.reward / "model", self.reward_config, tokenizer).to(self.device)
+        model = load_scalar(self.reward / "model", self.reward_config, tokenizer, quantize=True).to(self.device)
         freeze(model)
         return RewardModel(self._encoder(model))
 

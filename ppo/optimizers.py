@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from modeling import loss_scale
 from modeling.finite import require_finite
-from modeling.sharding import clip_gradients
 from ppo.actor_critic import ActorCritic
 from ppo.config import PPOConfig
 
 ADVICE = "lower ppo.learning_rate or ppo.value_learning_rate; the last checkpoint is kept"
+
+Name = Literal["policy", "value"]
 
 
 @dataclass
@@ -20,6 +23,8 @@ class Optimizers:
     config: PPOConfig
     policy: torch.optim.Optimizer
     value: torch.optim.Optimizer
+    scalers: dict[str, torch.amp.GradScaler]
+    """Of the losses of `policy` and `value`, for float16."""
     iteration: int = 0
     """The current one, from 0."""
 
@@ -32,7 +37,13 @@ class Optimizers:
             return torch.optim.Adam(parameters.values(), lr=learning_rate, betas=betas, fused=True)
 
         policy = adam(models.policy_parameters, config.learning_rate)
-        return Optimizers(config, policy, adam(models.value_parameters, config.value_learning_rate))
+        value = adam(models.value_parameters, config.value_learning_rate)
+        parameters = {"policy": models.policy_parameters, "value": models.value_parameters}
+        scalers = {
+            name: loss_scale.loss_scaler(models.autocast_dtype, list(weights.values()))
+            for name, weights in parameters.items()
+        }
+        return Optimizers(config, policy, value, scalers)
 
     def start_iteration(self, iteration: int) -> float:
         """Sets both learning rates; returns the policy's, 0 while only the value model is trained."""
@@ -50,19 +61,22 @@ class Optimizers:
         """Whether the current iteration trains only the value model (`value_warmup_iterations`)."""
         return self.iteration < self.config.value_warmup_iterations
 
-    def step(self, name: Literal["policy", "value"]) -> float:
-        """Clips the gradient, which is already summed over the processes, takes a step and clears it; returns the norm
-        before clipping.
+    def backward(self, name: Name, loss: Tensor) -> None:
+        """Adds the loss's gradient, scaled in float16."""
+        self.scalers[name].scale(loss).backward()
 
-        Raises ValueError, before the weights change, if the norm is not finite.
+    def step(self, name: Name) -> dict[str, float]:
+        """Clips the gradient, which is already summed over the processes, takes a step and clears it; returns the norm
+        before clipping and, in float16, whether the step was skipped.
+
+        Raises ValueError, before the weights change, if the norm is not finite and this is not due to float16.
         """
-        optimizer: torch.optim.Optimizer = getattr(self, name)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = clip_gradients(parameters, self.config.max_grad_norm)
-        require_finite({f"{name}_grad_norm": norm}, f"ppo, iteration {self.iteration + 1}", ADVICE)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norm
+        optimizer, scaler = getattr(self, name), self.scalers[name]
+        norm, skipped = loss_scale.unscale_and_clip(scaler, optimizer, self.config.max_grad_norm)
+        numbers = {} if skipped else {f"{name}_grad_norm": norm}
+        require_finite(numbers, f"ppo, iteration {self.iteration + 1}", ADVICE)
+        loss_scale.step(scaler, optimizer)
+        return numbers | ({f"{name}_skipped": float(skipped)} if scaler.is_enabled() else {})
 
 
 def warmup(iteration: int, iterations: int) -> float:

@@ -4,11 +4,12 @@
 Shapes: B episodes of this process, R response tokens of all of them, T tokens of the longest response.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object, reduce
@@ -105,6 +106,9 @@ class PPOTrainer:
         self.average = MovingAverage(models.policy_parameters, config.ema_decay)
         self.kl, self.scale = KLController.make(config), ScoreScale(config)
         adaptive: dict[str, Stateful] = {"kl": self.kl, "score_scale": self.scale}
+        for name, scaler in self.optimizers.scalers.items():
+            if scaler.is_enabled():
+                adaptive[f"{name}_loss_scale"] = cast(Stateful, scaler)
         self.trained = Trained(models, self.optimizers, self.average, adaptive)
         self.checkpoints = Checkpoints(run.out / "checkpoints", config.keep_checkpoints, self.accelerator, run.seed)
         self.progress = self.checkpoints.begin(self.trained)
@@ -235,7 +239,7 @@ class PPOTrainer:
         with self.whole(models.value):
             numbers = self.value_gradient(experience, minibatch, tokens)
             reduce_gradients(models.value.encoder.model, models.value_parameters.values())
-        numbers["value_grad_norm"] = self.optimizers.step("value")
+        numbers |= self.optimizers.step("value")
         if self.optimizers.value_only:
             return numbers
         with self.whole(models.policy):
@@ -248,7 +252,7 @@ class PPOTrainer:
                 numbers |= self.join_gradients(ppo_gradient)
             else:
                 reduce_gradients(models.policy.encoder.model, models.policy_parameters.values())
-        numbers["policy_grad_norm"] = self.optimizers.step("policy")
+        numbers |= self.optimizers.step("policy")
         self.average.update()
         return numbers
 
@@ -266,7 +270,7 @@ class PPOTrainer:
             if config.kl_placement == "loss":
                 ref_1R = experience.scores.ref_logprobs_R[index_R][None]
                 loss = loss + kl_loss(logprobs_1R, ref_1R, mask_1R, self.kl.coef, tokens)
-            loss.backward()
+            self.optimizers.backward("policy", loss)
             sums = policy_sums(logprobs_1R.detach(), old_1R, mask_1R, config.clip_range)
             ratio = max(ratio, largest_ratio(logprobs_1R.detach(), old_1R, mask_1R))
             totals[0] += loss.detach()
@@ -288,7 +292,7 @@ class PPOTrainer:
             batch = text_batch([own[row] for row in rows], self.accelerator.device)
             logprobs_R, _ = self.models.policy(batch, 1.0, False)
             loss = -logprobs_R.sum() / tokens
-            (self.config.ptx_coef * loss).backward()
+            self.optimizers.backward("policy", self.config.ptx_coef * loss)
             total += loss.detach()
         return {"ptx_loss": float(reduce(total, "sum"))}
 
@@ -301,7 +305,7 @@ class PPOTrainer:
             old_1R, returns_1R = experience.scores.values_R[index_R][None], experience.returns_R[index_R][None]
             mask_1R = torch.ones_like(old_1R, dtype=torch.bool)
             loss = value_loss(values_1R, old_1R, returns_1R, mask_1R, self.config.value_clip_range, tokens)
-            loss.backward()
+            self.optimizers.backward("value", loss)
             total += loss.detach()
         return {"value_loss": float(reduce(total, "sum"))}
 
@@ -320,7 +324,10 @@ class PPOTrainer:
         for name, weight in self.models.policy_parameters.items():
             parts = [gradient[name] for gradient in (ppo, ptx) if name in gradient]
             weight.grad = sum(parts[1:], parts[0]) if parts else None
-        ppo_norm, ptx_norm = gradient_norm(ppo.values()), gradient_norm(ptx.values())
+        scale = self.optimizers.scalers["policy"].get_scale()
+        ppo_norm, ptx_norm = (gradient_norm(gradient.values()) / scale for gradient in (ppo, ptx))
+        if not math.isfinite(ppo_norm + ptx_norm):
+            return {}  # the optimizer's step will be skipped, or raise
         ratio = ptx_norm / max(ppo_norm, 1e-12)
         return {"ppo_grad_norm": ppo_norm, "ptx_grad_norm": ptx_norm, "ptx_to_ppo_grad_ratio": ratio}
 
@@ -388,8 +395,8 @@ class PPOTrainer:
         if self.config.old_logprobs != "rollout":
             return
         self.config.refuse_unrecorded(self.generator.records_logprobs)
-        if self.models.policy.encoder.autocast_dtype is not None:
+        if self.models.autocast_dtype is not None:
             raise ValueError(
-                "ppo.old_logprobs=rollout needs float32, but model.precision means bfloat16 here: set "
+                "ppo.old_logprobs=rollout needs float32, but model.precision means mixed precision here: set "
                 "ppo.old_logprobs=recompute, or set model.precision=float32"
             )

@@ -20,11 +20,12 @@ from modeling.checkpoint import (
 
 @dataclass
 class Trained:
-    """The trained weights, their optimizer and its schedule, which are the same in all processes."""
+    """The trained weights, their optimizer, its schedule and the loss scale, which are the same in all processes."""
 
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The weights and Adam's state, by file name."""
@@ -61,8 +62,10 @@ class Checkpoints(checkpoint.Checkpoints):
         if kept is None:
             return 0, []
         trained.set_step(kept["step"])
+        trained.scaler.load_state_dict(kept["scaler"])
         return kept["step"], kept["epochs"]
 
     def save(self, step: int, epochs: list[dict[str, Any]], trained: Trained) -> None:
         """Writes a checkpoint, see `write`."""
-        self.write(step, {"step": step, "epochs": epochs}, random_state(self.accelerator.device), trained)
+        numbers = {"step": step, "epochs": epochs, "scaler": trained.scaler.state_dict()}
+        self.write(step, numbers, random_state(self.accelerator.device), trained)

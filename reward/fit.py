@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modeling.accelerator import from_main
-from modeling.adapters import lora_weights, merged, save_adapter, what_lora_adapts
+from modeling.adapters import copy_trained, lora_weights, merged, save_adapter, what_lora_adapts
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import autocast_dtype
@@ -76,6 +76,11 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
         if weights is not None:
             saved = start.model(tokenizer, run.seed, accelerator.device, train=config.epochs > 0)
             saved.load_state_dict(weights)
+        elif start.model_config.quantization != "none":
+            float32 = replace(start, model_config=replace(start.model_config, quantization="none"))
+            saved = copy_trained(
+                trained, float32.model(tokenizer, run.seed, accelerator.device, train=config.epochs > 0)
+            )
         plain(saved).config.score_bias = model.bias
         if saved is not plain(saved) and not start.own_base:
             save_adapter(saved, out / "adapter", head=plain(saved).score.weight)

@@ -66,7 +66,7 @@ class Start:
         """A new copy, ready to be trained: with a new head unless it has one, and with `adapter: lora` with an adapter
         and a trained head.
         """
-        model = load_scalar(self.place, self.model_config, tokenizer).to(device)
+        model = load_scalar(self.place, self.model_config, tokenizer, quantize=train).to(device)
         refuse_lookahead(model, f"reward.base={self.model_config.base}" if self.own_base else self.place)
         if not self.trained:
             initialise_head(model, derive_seed(seed, "reward head"))

@@ -12,13 +12,13 @@ from accelerate.utils import reduce
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from modeling import loss_scale
 from modeling.accelerator import share_of
 from modeling.checkpoint import SaveTimer
 from modeling.finite import require_finite
 from modeling.models import RewardModel
 from modeling.run import Run
 from modeling.seeds import derive_seed
-from modeling.sharding import clip_gradients
 from modeling.tracking import Tracker
 from reward.accuracy import pair_margins, pair_outcomes
 from reward.batches import RankingExample, as_pairs, micro_batches
@@ -75,7 +75,8 @@ class RewardTrainer:
             self.steps_per_epoch * config.epochs,
             scheduler_specific_kwargs={"min_lr_rate": config.final_lr_fraction},
         )
-        self.state = Trained(parameters, self.optimizer, self.schedule)
+        self.scaler = loss_scale.loss_scaler(model.encoder.autocast_dtype, self.weights)
+        self.state = Trained(parameters, self.optimizer, self.schedule, self.scaler)
         self.checkpoints = (
             Checkpoints(run.out / "checkpoints", 2, self.accelerator, run.seed) if run.out is not None else None
         )
@@ -123,15 +124,19 @@ class RewardTrainer:
                     yield step, epoch, [self.examples[index] for index in shuffled[start : start + self.batch_size]]
 
     def train_batch(self, batch: Sequence[RankingExample], step: int) -> dict[str, float]:
-        """One optimizer step; returns the batch's loss and accuracy before it, gradient norm and learning rate."""
+        """One optimizer step; returns the batch's loss and accuracy before it, gradient norm and learning rate, and in
+        float16 whether the step was skipped.
+        """
         numbers = self.gradient(batch)
         require_finite({"loss": numbers["loss"]}, f"reward, step {step}", ADVICE)
-        norm = clip_gradients(self.weights, self.config.max_grad_norm)
-        require_finite({"grad_norm": norm}, f"reward, step {step}", ADVICE)
-        numbers |= {"grad_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]}
-        self.optimizer.step()
+        norm, skipped = loss_scale.unscale_and_clip(self.scaler, self.optimizer, self.config.max_grad_norm)
+        found = {} if skipped else {"grad_norm": norm}
+        require_finite(found, f"reward, step {step}", ADVICE)
+        numbers |= found | {"learning_rate": self.schedule.get_last_lr()[0]}
+        if self.scaler.is_enabled():
+            numbers["skipped"] = float(skipped)
+        loss_scale.step(self.scaler, self.optimizer)
         self.schedule.step()
-        self.optimizer.zero_grad()
         return numbers
 
     def gradient(self, batch: Sequence[RankingExample]) -> dict[str, float]:
@@ -147,7 +152,7 @@ class RewardTrainer:
                     self.model(answers_of(group, self.accelerator.device)), group
                 )
                 loss = pairwise_loss(scores_BK, preference_mask_BKK, normalizer=prompts)
-                loss.backward()
+                self.scaler.scale(loss).backward()
                 right = ((scores_BK[:, :, None] > scores_BK[:, None, :]) & preference_mask_BKK).sum()
                 totals += torch.stack([loss.detach().double(), right.double(), preference_mask_BKK.sum().double()])
             sharding.reduce_gradients(root, self.weights)

@@ -1,5 +1,6 @@
 """Stage 1 by trl's SFTTrainer (Ouyang et al. 2022, appendices C.1 and C.3)."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from trl import SFTConfig as TrlConfig
 
 from data.records import Demonstration
 from modeling.accelerator import divided, from_main
-from modeling.adapters import add_lora, merged, what_lora_adapts
+from modeling.adapters import add_lora, copy_trained, merged, what_lora_adapts
 from modeling.checkpoint import step_of
 from modeling.config import ModelConfig
 from modeling.export import export
 from modeling.finite import require_finite
-from modeling.load import context_length
+from modeling.load import autocast_dtype, context_length, load_causal
 from modeling.run import Run
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
@@ -60,8 +61,20 @@ class FiniteCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **rest: Any,
     ) -> None:
-        numbers = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
+        numbers = numbers_of(args, logs or {})
         require_finite(numbers, f"sft, step {state.global_step}", "lower sft.learning_rate; nothing is exported")
+
+
+def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, float]:
+    """The trainer's numbers under this project's names. In float16 a step whose gradient overflows is skipped, and has
+    `skipped` instead of a gradient norm.
+    """
+    numbers = {NAMES[name]: float(value) for name, value in logs.items() if name in NAMES}
+    if args.fp16 and "grad_norm" in numbers:
+        numbers["skipped"] = float(not math.isfinite(numbers["grad_norm"]))
+        if numbers["skipped"]:
+            del numbers["grad_norm"]
+    return numbers
 
 
 class TrackerCallback(TrainerCallback):
@@ -90,7 +103,7 @@ class TrackerCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **rest: Any,
     ) -> None:
-        numbers = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
+        numbers = numbers_of(args, logs or {})
         if numbers:
             self.tracker.log(state.global_step, numbers)
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items() if "loss" in name})
@@ -136,9 +149,7 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
         accelerator.print(f"sft: {what_lora_adapts(model)}")
-    bf16 = model_config.precision == "bfloat16" or (
-        model_config.precision == "auto" and accelerator.device.type == "cuda"
-    )
+    precision = autocast_dtype(model_config, accelerator.device)
     folder = out / "trainer"
     checkpoint, said = from_main(accelerator, lambda: newest_complete(folder))
     for line in said:
@@ -178,7 +189,8 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
                 max_length=None,
                 packing=False,
                 gradient_checkpointing=False,
-                bf16=bf16,
+                bf16=precision == torch.bfloat16,
+                fp16=precision == torch.float16,
                 use_cpu=accelerator.device.type == "cpu",
                 logging_steps=1,
                 logging_nan_inf_filter=False,
@@ -196,7 +208,15 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         history = trainer.state.log_history
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    from_main(accelerator, lambda: export(merged(trained), tokenizer, out / "model", model_config))
+
+    def save() -> None:
+        saved = trained
+        if model_config.quantization != "none":
+            base = load_causal(model.name_or_path, model_config, tokenizer)
+            saved = copy_trained(trained, add_lora(base, model_config.lora))
+        export(merged(saved), tokenizer, out / "model", model_config)
+
+    from_main(accelerator, save)
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
     return {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
 

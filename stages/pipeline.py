@@ -19,11 +19,13 @@ from stages.runner import STAGES, main, run_stage
 def work(config: RunConfig, force: bool) -> None:
     """Runs every stage, then prints the headline."""
     from modeling.accelerator import from_main, make_accelerator
+    from modeling.gpu import refuse_without_gpu
     from stages.cautions import refuse_uneven_batches
     from stages.preflight import check_models
 
     start = time.perf_counter()
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
+    refuse_without_gpu(config.model, accelerator.device)
     refuse_uneven_batches(config, accelerator.num_processes)
     from_main(accelerator, lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models loaded by the check

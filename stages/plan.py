@@ -29,7 +29,6 @@ from modeling.memory_plan import (
 )
 from stages.cautions import refuse_uneven_batches
 from stages.config import RunConfig
-from stages.evaluate import SCORING_BATCH
 from stages.runner import main
 
 if TYPE_CHECKING:
@@ -126,6 +125,8 @@ class Planner:
         """Samples or evaluation: one whole language model at a time decodes. It is not frozen, so autocast keeps its
         copies of the weights.
         """
+        from evaluation.comparison import SCORING_BATCH
+
         config = getattr(self.config, name)
         tokens = SCORING_BATCH * (self.rollout.prompt + config.max_new_tokens) if name == "evaluate" else 0
         always = [

@@ -32,7 +32,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         accelerator.print(f"sft: warning: {line}")
     place = from_main(accelerator, lambda: base_model_place(config.model))
     tokenizer = load_tokenizer(place, config.model)
-    model = load_causal(place, config.model, tokenizer, config.sft.residual_dropout)
+    model = load_causal(place, config.model, tokenizer, config.sft.residual_dropout, quantize=True)
     data = run.stage("data")
     from_main(accelerator, lambda: check_before_training(config, data, model, tokenizer))
     train_set = evenly(read_set(data, "sft", "train"), config.sft.max_train_examples)

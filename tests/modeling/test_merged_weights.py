@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling.adapters import adapter_parameters, add_lora, merged_weights, use_adapter
+from modeling.architecture import backbone_of
 from modeling.config import LoraSettings
 from modeling.tiny import ARCHITECTURES
 
@@ -73,3 +74,23 @@ def test_with_no_adapter_on_or_none_there_nothing_happens(tiny_causal: Callable[
     with merged_weights(model):
         assert torch.equal(logits(model), outputs)
     assert torch.equal(logits(model), outputs)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("adapters", [True, False])
+def test_under_autocast_weights_are_cast_once_and_every_bit_is_autocasts(
+    tiny_causal: Callable[[str], Any], architecture: str, adapters: bool
+) -> None:
+    model = tiny_causal(architecture)
+    model = adapted(model) if adapters else model.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with merged_weights(model), torch.autocast("cpu", torch.bfloat16):
+        expected = logits(model)  # autocast casts the weights
+    with torch.autocast("cpu", torch.bfloat16), merged_weights(model):
+        inside = {type(module).__name__: weight.dtype for module in backbone_of(model).modules()
+                  for weight in module.parameters(recurse=False)}  # fmt: skip
+        assert {inside.pop("Linear" if architecture == "llama" else "Conv1D")} == {torch.bfloat16}
+        inside.pop("Linear", None)  # adapters
+        assert set(inside.values()) == {torch.float32}, "norms and embeddings"
+        assert torch.equal(logits(model), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

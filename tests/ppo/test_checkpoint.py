@@ -47,7 +47,7 @@ def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
         {"w": nn.Parameter(torch.randn(width, 5, generator=generator)), "b": nn.Parameter(torch.zeros(5))}
         for _ in range(2)
     )
-    models: Any = SimpleNamespace(policy_parameters=policy, value_parameters=value)
+    models: Any = SimpleNamespace(policy_parameters=policy, value_parameters=value, autocast_dtype=None)
     optimizers = Optimizers.make(models, PPOConfig(learning_rate=0.1, value_learning_rate=0.1))
     trained = Trained(models, optimizers, MovingAverage(policy, 0.9), {"number": Number(0.1 + 0.2)})
     for _ in range(steps):

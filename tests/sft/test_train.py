@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -22,7 +23,7 @@ from modeling.load import load_causal
 from modeling.run import Run
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
-from sft.train import Base, SFTData, train
+from sft.train import Base, SFTData, numbers_of, train
 from tests.cuts import Cut
 from tests.fakes import FakeAccelerator
 
@@ -271,6 +272,16 @@ def test_a_loss_that_is_not_finite_stops_training_and_exports_nothing(
     assert not (tmp_path / "out" / "model").exists()
     assert not list((tmp_path / "out").glob("trainer/checkpoint-*"))
     assert "NaN" not in (tmp_path / "out" / "metrics.jsonl").read_text()
+
+
+def test_in_float16_the_trainer_scales_losses_and_an_overflow_is_counted(run: Any, model_config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="fp16 mixed precision requires a GPU"):  # accelerate's: the setting arrives
+        run(config=replace(model_config, precision="float16"))
+    half: Any = SimpleNamespace(fp16=True)
+    assert numbers_of(half, {"loss": 1.0, "grad_norm": math.inf}) == {"loss": 1.0, "skipped": 1.0}
+    assert numbers_of(half, {"loss": 1.0, "grad_norm": 2.0}) == {"loss": 1.0, "grad_norm": 2.0, "skipped": 0.0}
+    half.fp16 = False
+    assert numbers_of(half, {"grad_norm": math.inf, "epoch": 1.0}) == {"grad_norm": math.inf}
 
 
 def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) -> None:
