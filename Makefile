@@ -109,7 +109,6 @@ check: setup
 format: setup
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
-	@$(RUN) -m tests.relink
 
 clean:
 	rm -rf $(VENV) runs *.egg-info .pytest_cache .mypy_cache .ruff_cache
