@@ -91,15 +91,17 @@ def counts(model: Any, element: Element, autocast_dtype: torch.dtype | None, che
     Raises ValueError for a model whose forward pass depends on data, such as a mixture of experts.
     """
     trained = [weight.numel() for weight in model.parameters() if weight.requires_grad]
-    layers = [module.get_base_layer().weight.numel() for module in model.modules() if isinstance(module, LoraLayer)]
+    adapted = [module.get_base_layer().weight.numel() for module in model.modules() if isinstance(module, LoraLayer)]
+    top = model.peft_config[model.active_adapter].layers_to_transform if adapted else None
+    layers = len(top) if top else plain(model).config.get_text_config().num_hidden_layers
     fixed, per_token = _line(model, element, autocast_dtype)
-    layer = ceil(per_token / plain(model).config.get_text_config().num_hidden_layers)
+    layer = ceil(per_token / layers)  # those below the adapters keep nothing
     if checkpointing:
         Encoder(model, adapter_of_model(model)).enable_checkpointing()
         _, per_token = _line(model, element, autocast_dtype)  # autocast keeps its copies until the forward pass ends
-    kept, lora = Activations(fixed, ceil(per_token), layer), bool(layers)
+    kept, lora = Activations(fixed, ceil(per_token), layer), bool(adapted)
     base = count(model) - (sum(trained) if lora else 0)
-    return Counts(base, sum(trained), max(trained), lora, kept, sum(layers))
+    return Counts(base, sum(trained), max(trained), lora, kept, sum(adapted))
 
 
 def _line(model: Any, element: Element, autocast_dtype: torch.dtype | None) -> tuple[int, float]:

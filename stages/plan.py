@@ -55,6 +55,8 @@ class StagePlan:
     """The longest example, which is never split."""
     shards: bool = False
     """Whether it can run with sharded models on GPUs."""
+    divides: int = 0
+    """What the micro-batch must divide; 0 for no such condition."""
 
 
 class Planner:
@@ -119,7 +121,7 @@ class Planner:
             tokens = examples * length
             return [*always, *update("update", model, tokens), logits("update", tokens, self.vocabulary, TRL_CHUNK)]
 
-        return StagePlan("sft", "sft.micro_batch_size", micro, build)
+        return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=config.batch_size // self.gpus)
 
     def answers(self, name: str) -> StagePlan:
         """Samples or evaluation: one whole language model at a time decodes. It is not frozen, so autocast keeps its
@@ -254,12 +256,14 @@ def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
     for least in (max(plan.configured, plan.least), plan.least):
         for one in columns:
             if found[one] >= least:
-                smaller = f' ARGS="--{plan.micro_batch} {found[one]}"' if found[one] < plan.configured else ""
-                return f"make {plan.name} GPUS={one.gpus} ACCELERATE=configs/accelerate/{one.config}{smaller}"
+                size = min(found[one], plan.configured)
+                size = next(part for part in range(size, 0, -1) if plan.divides % part == 0)
+                change = f' ARGS="--{plan.micro_batch} {size}"' if size < plan.configured else ""
+                return f"make {plan.name} GPUS={one.gpus} ACCELERATE=configs/accelerate/{one.config}{change}"
     need, best = min((peak(plan.build(plan.least), one), one.name) for one in columns)
     raise ValueError(
-        f"{plan.name}: the longest example, {plan.micro_batch}={plan.least}, needs {need / GIB:.1f} GiB per GPU "
-        f"({best}), and {budget / GIB:.1f} are usable: take larger GPUs, a smaller model or model.adapter=lora"
+        f"{plan.name}: the longest example, {plan.micro_batch}={plan.least}, needs {need / GIB:.3g} GiB per GPU "
+        f"({best}), and {budget / GIB:.3g} are usable: take larger GPUs, a smaller model or model.adapter=lora"
     )
 
 

@@ -40,7 +40,7 @@ from ppo.trainer import PPOTrainer
 from reward.config import RewardConfig
 from stages.config import RunConfig
 from stages.plan import Planner, StagePlan
-from tests.ppo.conftest import TEAM, Chain, build_chain, chain_of, save_reward, scored, small
+from tests.ppo.conftest import TEAM, Chain, build_chain, chain_of, load_base, save_reward, scored, small
 
 ONE = strategies(1)[0]
 LLAMA_7B = {
@@ -125,6 +125,16 @@ def test_a_training_pass_keeps_the_planned_activations(
     assert measured == pytest.approx(expected.fixed + tokens * expected.per_token, rel=0.1)
 
 
+def test_with_adapters_on_the_top_layer_the_other_keeps_nothing(chains: Callable[[str], Chain]) -> None:
+    config = load_base(chains("none")).config
+    top, both = (
+        counts(skeleton(config, False, LoraSettings(rank=4, top_layers=number)), Element(40, 20), None).activations
+        for number in (1, 2)
+    )
+    assert top.per_token == pytest.approx(both.per_token / 2, rel=0.1)
+    assert top.layer == pytest.approx(both.layer, rel=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_the_profiler_sees_the_planned_peak_of_an_update(tmp_path: Path, adapter: str) -> None:
@@ -159,7 +169,7 @@ def test_the_profiler_sees_the_planned_peak_of_an_update(tmp_path: Path, adapter
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_the_cache_holds_the_planned_bytes(chains: Callable[[str], Chain], dtype: torch.dtype | None) -> None:
     chain = chains("none")
-    model = load_causal(chain.sft / "model", chain.config, chain.tokenizer)
+    model = load_base(chain)
     cache = KVCache(model, slots=3, columns=10)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         cache.add([(5, 6, 7), (8, 9), (5,)])

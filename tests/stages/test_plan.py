@@ -58,6 +58,6 @@ def test_the_fastest_strategy_that_fits_is_recommended() -> None:
         command(stage, strategies(2), 59) == f'{launch}/fsdp2_offload.yaml ARGS="--ppo.max_tokens_per_micro_batch 59"'
     )
     with pytest.raises(
-        ValueError, match=r"ppo: the longest example, .*=20, needs .* \(with offload\), and 0.0 are usable"
+        ValueError, match=r"ppo: the longest example, .*=20, needs .* \(with offload\), and .* are usable"
     ):
         command(stage, strategies(2), 19)
