@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -141,7 +142,8 @@ def run(who: str, command: Sequence[str]) -> str:
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise MeasurementError(f"{who} could not be measured (exit code {done.returncode}): {lines[-1]}")
+        errors = [line for line in lines if re.search(r"Error: \S", line)]  # accelerate prints more after it
+        raise MeasurementError(f"{who} could not be measured (exit code {done.returncode}): {(errors or lines)[-1]}")
     return done.stdout
 
 

@@ -57,6 +57,7 @@ def reward(work: RewardWork, accelerator: Accelerator) -> dict[str, Any]:
     rankings = ranking_examples(work)
     libraries = resident_gib()
     model = load_scalar(place, config, load_tokenizer(place, config))
+    scorer = reward_model(model)  # runs the model once, so before sharding
     sharding.shard(model)
     settings = RewardConfig(
         epochs=1,
@@ -67,7 +68,7 @@ def reward(work: RewardWork, accelerator: Accelerator) -> dict[str, Any]:
     )
     accelerator.wait_for_everyone()
     with metered([model]) as cost:
-        trainer = RewardTrainer(settings, reward_model(model), rankings, Run(accelerator, work.seed, sharding=sharding))
+        trainer = RewardTrainer(settings, scorer, rankings, Run(accelerator, work.seed, sharding=sharding))
         trainer.train()
     found = numbers(cost, work.prompts, trainer.optimizer, torch, transformers)
     return (
