@@ -14,8 +14,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 
 from modeling.config import TIMEOUT_MINUTES
 from modeling.memory import keep_freed_memory
@@ -23,19 +23,48 @@ from modeling.memory import keep_freed_memory
 T = TypeVar("T")
 
 
+def launched_for(kind: str) -> bool:
+    """Whether `accelerate launch` got a config for "FSDP" or "DEEPSPEED"."""
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("1", "true", "yes")
+
+
 def make_accelerator(device: str = "auto", timeout_minutes: float = TIMEOUT_MINUTES) -> Accelerator:
     """The processes that torchrun or accelerate started, or this process alone.
 
     Args:
         timeout_minutes: how long a process waits in a collective; the first call in a process sets it.
+
+    Raises ValueError for DeepSpeed with device="cpu" on a machine with GPUs.
     """
     cpu = device == "cpu" or not torch.cuda.is_available()
+    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)} | store_after_restart()
     if cpu:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         keep_freed_memory()
+        if launched_for("DEEPSPEED"):
+            if torch.cuda.is_available():
+                raise ValueError("DeepSpeed uses the GPUs of this machine: leave out model.device=cpu")
+            # With accelerate's `cpu` DeepSpeed would silently become DDP.
+            os.environ["ACCELERATE_USE_CPU"] = "false"
+            cpu, options["backend"] = False, "gloo"
     # With accelerate's default all processes but the first would load models without weights.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))])
+    PartialState(cpu=cpu, **options)  # Accelerator passes no store to the process group
+    return Accelerator(cpu=cpu)
+
+
+def store_after_restart() -> dict[str, Any]:
+    """Arguments of `init_process_group` after `torchrun --max-restarts` has restarted the processes of one machine.
+
+    torch's own store still holds the addresses of the processes that have ended, and the new ones would connect to
+    those. On several machines the restart counts differ, so nothing is changed there.
+    """
+    restarts, count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("WORLD_SIZE", "1")
+    if restarts == "0" or count == "1" or count != os.environ.get("LOCAL_WORLD_SIZE") or launched_for("DEEPSPEED"):
+        return {}
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    prefixed = dist.PrefixStore(f"restart-{restarts}", store)
+    return {"store": prefixed, "rank": int(os.environ["RANK"]), "world_size": int(count)}
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:

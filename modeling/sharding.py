@@ -22,7 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from modeling.accelerator import sum_gradients
+from modeling.accelerator import launched_for, sum_gradients
 from modeling.architecture import backbone_of
 
 
@@ -41,7 +41,7 @@ class Sharding:
 
         Raises ValueError for FSDP1.
         """
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("1", "true", "yes"):
+        if not launched_for("FSDP"):
             return Sharding()
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise ValueError("the accelerate config uses FSDP1: set fsdp_version: 2 in its fsdp_config")

@@ -1,5 +1,6 @@
 """Stage 1 by trl's SFTTrainer (Ouyang et al. 2022, appendices C.1 and C.3)."""
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -7,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig as TrlConfig
 
 from data.records import Demonstration
-from modeling.accelerator import divided, from_main
+from modeling.accelerator import divided, from_main, launched_for
 from modeling.adapters import add_lora, copy_trained, merged, what_lora_adapts
 from modeling.checkpoint import step_of
 from modeling.config import ModelConfig
@@ -21,10 +23,12 @@ from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import autocast_dtype, context_length, load_causal
 from modeling.run import Run
+from modeling.sharding import Sharding
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
 from sft.examples import demonstration_examples, mix, text_examples
 from sft.resume import CheckpointCallback, ResumableTrainer, mean_of_tokens, newest_complete
+from sft.zero import description, gathered_model, keep_weights_in_float32, refuse_other_checkpoint
 
 NAMES = {
     "loss": "loss",
@@ -150,10 +154,16 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         model = add_lora(model, model_config.lora)
         accelerator.print(f"sft: {what_lora_adapts(model)}")
     precision = autocast_dtype(model_config, accelerator.device)
+    zero = launched_for("DEEPSPEED")
+    if zero and (precision == torch.float16 or model_config.quantization != "none"):
+        raise ValueError("with DeepSpeed, set model.precision to float32 or bfloat16 and model.quantization to none")
+    blank = copy.deepcopy(model) if zero and accelerator.is_main_process else None
     folder = out / "trainer"
     checkpoint, said = from_main(accelerator, lambda: newest_complete(folder))
     for line in said:
         accelerator.print(f"sft: {line}")
+    if checkpoint is not None:
+        refuse_other_checkpoint(checkpoint, accelerator.num_processes if zero else 0)
     done = step_of(checkpoint) if checkpoint is not None else 0
     with Tracker(out, done, run.tracking) if accelerator.is_main_process else nullcontext() as tracker:
         callbacks: list[TrainerCallback] = [
@@ -162,6 +172,8 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         ]
         if tracker is not None:
             callbacks.append(TrackerCallback(tracker))
+        # The Trainer makes an Accelerator of its own, with its precision and plugins.
+        AcceleratorState._reset_state()
         trainer = ResumableTrainer(
             model=model,
             processing_class=tokenizer,
@@ -189,9 +201,10 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
                 max_length=None,
                 packing=False,
                 gradient_checkpointing=False,
-                bf16=precision == torch.bfloat16,
+                bf16=precision == torch.bfloat16 and not zero,
                 fp16=precision == torch.float16,
-                use_cpu=accelerator.device.type == "cpu",
+                use_cpu=accelerator.device.type == "cpu" and not zero,
+                ddp_backend="gloo" if accelerator.device.type == "cpu" and zero else None,
                 logging_steps=1,
                 logging_nan_inf_filter=False,
                 eval_strategy="epoch",
@@ -204,10 +217,15 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
             ),
         )
         check_batch_size(trainer.args, config.batch_size)
+        if zero:
+            keep_weights_in_float32(trainer.args, precision == torch.bfloat16)
+        accelerator.print(
+            f"sft: {description(trainer.args) if zero else Sharding().description(model, accelerator.num_processes)}"
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         history = trainer.state.log_history
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = gathered_model(trainer, blank) if zero else trainer.accelerator.unwrap_model(trainer.model)
 
     def save() -> None:
         saved = trained

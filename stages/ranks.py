@@ -16,6 +16,8 @@ SECONDS = 3.0
 """Seconds that a process waits for the store, whose host may have ended."""
 WORD_SECONDS = 0.5
 """Seconds that a process waits for the error of a lost peer, or for the Ctrl-C that ended both."""
+SILENT_SECONDS = 5.0
+"""Seconds after a timeout in which the other processes time out as well, unless they hang."""
 LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """Substrings of torch.distributed's messages about a lost process; gloo raises plain RuntimeErrors."""
 
@@ -51,9 +53,11 @@ def failure_elsewhere(error: Exception) -> str | None:
     of_torch = any(base.__name__ == "DistError" for base in type(error).__mro__)
     if not of_torch and not any(sign in words for sign in LOST_PEER):
         return None
+    failures().note_alive()
     if "imed out" in words or "imeout" in words:
-        advice = "raise it if one process needs more time for work that it does alone"
-        return f"waited longer than processes.timeout_minutes for another process: {advice}"
+        time.sleep(SILENT_SECONDS)
+        advice = "it hangs, or works alone for longer; then raise the timeout"
+        return f"waited longer than processes.timeout_minutes for {failures().silent()}: {advice}"
     time.sleep(WORD_SECONDS)
     first = failures().first()
     return f"stopped, because {first}" if first else "stopped, because another process ended or cannot be reached"
@@ -80,6 +84,17 @@ class Failures:
         """Records why this process ended, unless another process ended before."""
         if self._store is not None and self._store.add("failures", 1) == 1:
             self._store.set("first", f"process {own_rank()} ended: {sentence}")
+
+    def note_alive(self) -> None:
+        """Records that this process has noticed the end or the silence of another."""
+        if self._store is not None:
+            self._store.set(f"alive/{own_rank()}", "")
+
+    def silent(self) -> str:
+        """The processes that have not noticed anything: one of them hangs."""
+        ranks = [] if self._store is None else range(count())
+        found = [str(rank) for rank in ranks if not self._store.check([f"alive/{rank}"])]
+        return f"process {' or '.join(found)}" if found else "another process"
 
     def first(self) -> str | None:
         """The process that ended first, and the reason."""

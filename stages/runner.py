@@ -31,6 +31,7 @@ from stages import manifest
 from stages.config import DRY_RUN, FORCE, Options, RunConfig, parse_config
 from stages.errors import InUseError, report, say
 from stages.interrupt import STOP, end_process
+from stages.launch import check_launch, description, refuse_deepspeed
 from stages.ranks import count, failures, own_rank
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
@@ -93,10 +94,12 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
     from modeling.tracking import CLOCKWORK
 
     STOP.check()
+    refuse_deepspeed(stage.name)
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     if stage.parallel:  # those that run models
         refuse_without_gpu(config.model, accelerator.device)
     run = RunFolder(Path(config.runs_folder) / config.run_name)
+    check_launch(config, stage.name, accelerator)
     with locked(run.root) if accelerator.is_main_process else contextlib.nullcontext():
         plan = from_main(accelerator, lambda: prepare(stage, config, run, force))
         if plan.done is not None:
@@ -106,7 +109,8 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         started, clock, cpu = now(), time.perf_counter(), time.process_time()
         if accelerator.is_main_process:
             left = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
-            print(f"{stage.name}: {'resuming' if left else 'running'}", flush=True)
+            where = f" on {description(config, accelerator)}" if stage.parallel else ""
+            print(f"{stage.name}: {'resuming' if left else 'running'}{where}", flush=True)
         headline: dict[str, Any] = (
             stage.work(config, run, plan.partial) if stage.parallel or accelerator.is_main_process else {}
         )

@@ -1,0 +1,52 @@
+"""DeepSpeed's ZeRO for SFT: what transformers' Trainer leaves open, so that it computes what DDP computes.
+
+accelerate launch --config_file configs/accelerate/zero3.yaml -m stages.sft --config configs/x.yaml
+"""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import DistributedType
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+
+
+def keep_weights_in_float32(args: TrainingArguments, bf16: bool) -> None:
+    """Asks DeepSpeed for autocast, as in all stages; its `bf16` would convert the weights that are exported, too."""
+    assert args.distributed_state.distributed_type == DistributedType.DEEPSPEED, "the Trainer would not use DeepSpeed"
+    # Without safe modules nothing is communicated in bfloat16: ZeRO-3 would gather rounded weights.
+    autocast = {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    args.deepspeed_plugin.deepspeed_config["torch_autocast"] = autocast
+
+
+def description(args: TrainingArguments) -> str:
+    """A log message, as that of `Sharding.description`."""
+    return f"{args.world_size} processes, model sharded (DeepSpeed ZeRO-{args.deepspeed_plugin.zero_stage})"
+
+
+def refuse_other_checkpoint(checkpoint: Path, processes: int) -> None:
+    """Raises ValueError for a checkpoint of another launch: ZeRO reads only those of as many processes, and the Trainer
+    would skip the optimizer states that it does not find.
+
+    Args:
+        processes: their number with DeepSpeed, 0 without.
+    """
+    found = len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
+    if found != processes:
+        before, now = (f"DeepSpeed on {count} processes" if count else "no DeepSpeed" for count in (found, processes))
+        raise ValueError(f"{checkpoint} was written with {before}, not with {now}: launch as before, or use --force")
+
+
+def gathered_model(trainer: Trainer, blank: Any) -> Any:
+    """The trained model, in the first process; all processes must call this.
+
+    Args:
+        blank: a copy of the model from before the training, which gets the gathered weights of ZeRO-3.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return trainer.accelerator.unwrap_model(trainer.model)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    unset_hf_deepspeed_config()  # else transformers partitions every model that it loads from here on
+    if trainer.accelerator.is_main_process:
+        blank.load_state_dict(weights)
+    return blank

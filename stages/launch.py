@@ -1,0 +1,66 @@
+"""Compares what the launch command asked for with what it started: some commands silently start something else."""
+
+import os
+from typing import TYPE_CHECKING
+
+from stages.config import RunConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
+"""accelerate's names of mixed precision, and torch's."""
+
+
+def refuse_deepspeed(stage: str) -> None:
+    """Raises ValueError under DeepSpeed in other stages than SFT."""
+    from modeling.accelerator import launched_for
+
+    if launched_for("DEEPSPEED") and stage != "sft":
+        raise ValueError(
+            f"DeepSpeed is for the sft stage alone: run {stage} with configs/accelerate/fsdp2.yaml or ddp.yaml"
+        )
+
+
+def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> None:
+    """Prints a warning if models are not sharded although the command asked for it.
+
+    Raises ValueError if it asked for several processes and started one, or for another precision than model.precision.
+    """
+    from modeling.accelerator import launched_for
+
+    # Only accelerate's launcher sets the first, and without torchrun's LOCAL_RANK it starts a single process.
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ
+    if by_accelerate and accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one: use --config_file "
+            "configs/accelerate/ddp.yaml without --cpu, or torchrun (for one process, unset MASTER_ADDR)"
+        )
+    asked = PRECISIONS.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    if asked is not None and asked != (found := precision(config, accelerator)):
+        raise ValueError(
+            f"the launch command asks for mixed precision in {asked}, but model.precision={config.model.precision} "
+            f"computes in {found} here: set model.precision, and leave mixed precision out of the command"
+        )
+    if launched_for("FSDP") and accelerator.num_processes == 1:
+        accelerator.print(
+            f"{stage}: warning: the launch command asks for FSDP, which one process cannot do: models stay whole"
+        )
+    elif launched_for("FSDP") and stage == "sft" and accelerator.device.type == "cpu":
+        accelerator.print(
+            "sft: warning: the launch command asks for FSDP, but on a CPU the Trainer replicates the model (DDP)"
+        )
+
+
+def precision(config: RunConfig, accelerator: "Accelerator") -> str:
+    """The data type of forward and backward passes."""
+    from modeling.load import autocast_dtype
+
+    return str(autocast_dtype(config.model, accelerator.device) or "torch.float32").removeprefix("torch.")
+
+
+def description(config: RunConfig, accelerator: "Accelerator") -> str:
+    """What was started, for the log: number of processes, accelerate's distributed type, backend, precision."""
+    state, count = accelerator.state, accelerator.num_processes
+    kind = f"{state.distributed_type.value}, {state.backend}" if count > 1 else accelerator.device.type
+    return f"{count} process{'es' if count > 1 else ''} ({kind}), computing in {precision(config, accelerator)}"

@@ -1,0 +1,70 @@
+"""What a launch command asked for beside what it started."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages import samples
+from stages.config import RunConfig
+from stages.launch import check_launch, description, refuse_deepspeed
+from stages.runner import run_stage
+from tests.fakes import FakeAccelerator
+
+CPU = torch.device("cpu")
+ALONE, TWO = FakeAccelerator(0, 1, CPU), FakeAccelerator(0, 2, CPU)
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "LOCAL_RANK", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_process_in_place_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `accelerate launch --cpu --num_processes 2` sets."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    check_launch(RunConfig(), "ppo", ALONE)  # a variable of the cluster, without accelerate
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(ValueError, match="was asked for several processes and started one"):
+        check_launch(RunConfig(), "ppo", ALONE)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun with one process
+    check_launch(RunConfig(), "ppo", ALONE)
+
+
+def test_deepspeed_is_refused_before_any_work_in_other_stages_than_sft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is for the sft stage alone: run samples with"):
+        run_stage(samples.STAGE, RunConfig(runs_folder=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()
+    refuse_deepspeed("sft")
+
+
+@pytest.mark.parametrize(("asked", "precision"), [("bf16", "float32"), ("fp16", "bfloat16")])
+def test_another_precision_than_the_configurations_is_refused(
+    asked: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig()
+    config.model.precision = precision
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    with pytest.raises(ValueError, match=f"model.precision={precision} computes in {precision} here"):
+        check_launch(config, "ppo", TWO)
+    config.model.precision = "bfloat16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_launch(config, "ppo", TWO)
+    assert description(config, ALONE) == "1 process (cpu), computing in bfloat16"
+
+
+def test_models_that_stay_whole_under_fsdp_are_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_launch(RunConfig(), "ppo", TWO)
+    assert capsys.readouterr().out == ""
+    check_launch(RunConfig(), "ppo", ALONE)
+    assert "asks for FSDP, which one process cannot do" in capsys.readouterr().out
+    check_launch(RunConfig(), "sft", TWO)
+    assert "on a CPU the Trainer replicates the model (DDP)" in capsys.readouterr().out
