@@ -55,7 +55,7 @@ test-slow: setup
 test-distributed: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow tests/distributed
 
-# Tests, a tiny pipeline, speed and memory on one GPU in about five minutes; writes runs/gpu-check.md for bug reports.
+# Tests, a tiny pipeline, speed and memory on one GPU; writes runs/gpu-check.md for bug reports.
 gpu-check: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m benchmarks.gpu_check
 

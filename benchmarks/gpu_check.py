@@ -50,7 +50,7 @@ class Size:
 
 
 def measure(size: Size, device: torch.device, dtype: torch.dtype | None) -> dict[str, float]:
-    """Speed, peak memory and KL(SFT||SFT) of one model under mixed precision; `dtype` None computes in float32."""
+    """Speed, peak memory and the KL to itself of one model under mixed precision; `dtype` None computes in float32."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=size.vocabulary, hidden_size=size.hidden, intermediate_size=4 * size.hidden,
@@ -86,7 +86,7 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype | None) -> dict
         optimizer.zero_grad()
     tokens = sampled + size.prompts * size.prompt_tokens
     found = {
-        "KL(SFT||SFT), nats per response": float((logprobs_R - reference_R).sum()) / size.prompts,
+        "KL of SFT to itself, nats per response": float((logprobs_R - reference_R).sum()) / size.prompts,
         "decoding against scoring, nats per token": float((recorded_R - logprobs_R.cpu()).abs().mean()),
         "generated tokens per second": generation,
         "trained tokens per second": tokens * size.steps / (now(device) - start),
@@ -106,9 +106,9 @@ def now(device: torch.device) -> float:
 def run(arguments: Sequence[str]) -> tuple[bool, str]:
     """(whether Python succeeded with these arguments, a line with its seconds and its last lines of output)."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     # A progress bar draws all its states on one line.
-    lines = [line.rpartition("\r")[2] for line in done.stdout.strip().split("\n")]
+    lines = [line.rpartition("\r")[2] for line in done.stdout.decode(errors="replace").strip().split("\n")]
     seconds = f"{time.perf_counter() - start:.0f} s, exit code {done.returncode}"
     return done.returncode == 0, "\n".join([seconds, *lines[-LINES:]])
 
@@ -139,7 +139,7 @@ def check(device: torch.device, size: Size, commands: Mapping[str, Sequence[str]
         parts.append(f"## {name}: {'passed' if succeeded else 'FAILED'}\n\n```\n{output}\n```")
     print("gpu-check: speed and memory", flush=True)
     found = measure(size, device, dtype)
-    exact = found["KL(SFT||SFT), nats per response"] == 0.0
+    exact = found["KL of SFT to itself, nats per response"] == 0.0
     title = f"## {size}, {dtype or torch.float32}: {'passed' if exact else 'FAILED, the KL must be 0'}"
     parts += [title, table({name: f"{value:.4g}" for name, value in found.items()})]
     report.parent.mkdir(parents=True, exist_ok=True)

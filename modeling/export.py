@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from modeling.architecture import backbone_of, float32_arithmetic
 from modeling.config import ModelConfig
 from modeling.disk import discard, room_for
 from modeling.finite import require_finite_files
@@ -152,7 +153,8 @@ def verify(model: Any, folder: Path, base: PreTrainedConfig, config: ModelConfig
         if found[problem]:
             names = ", ".join(sorted(map(str, found[problem])))
             raise ValueError(f"{folder}: {problem.removesuffix('_keys')} weights: {names}")
-    checked(folder, "run", lambda: run(model, tokenizer, folder))
+    with float32_arithmetic(backbone_of(model)):
+        checked(folder, "run", lambda: run(model, tokenizer, folder))
 
 
 def checked(folder: Path, what: str, do: Callable[[], Any]) -> Any:

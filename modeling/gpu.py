@@ -15,16 +15,14 @@ HEADS = ["lm_head", "embed_out", "score"]
 
 
 def refuse_without_gpu(config: ModelConfig, device: torch.device) -> None:
-    """Raises ValueError for settings that need a GPU if there is none, and for sharded models with a quantized base."""
+    """Raises ValueError for settings that need a GPU if there is none, and for those that cannot be sharded."""
     needed = (("precision", ("float16",)), ("attention", ("flash_attention_2",)), ("quantization", ("8bit", "4bit")))
     for name, values in needed:
         if (value := getattr(config, name)) in values and device.type != "cuda":
             raise ValueError(f"model.{name}={value} needs a GPU, and this run is on the CPU")
-    if config.quantization != "none" and Sharding.from_environment().active:
-        raise ValueError(
-            f"model.quantization={config.quantization} cannot be sharded: use configs/accelerate/ddp.yaml, where each "
-            "process holds the quantized base"
-        )
+    for name, values in (("attention", ("flash_attention_2",)), ("quantization", ("8bit", "4bit"))):
+        if (value := getattr(config, name)) in values and Sharding.from_environment().active:
+            raise ValueError(f"model.{name}={value} does not work with sharded models: use configs/accelerate/ddp.yaml")
 
 
 def implementation(config: ModelConfig, quantize: bool) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from modeling.architecture import backbone_of, float32_arithmetic
 
-LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**28}
-"""Number of logits in a chunk: 32 MiB in float32 on a CPU, 1 GiB on a GPU, where large matrix products are needed."""
+LOGITS_PER_CHUNK = 2**23
+"""Number of logits in a chunk on a CPU: 32 MiB in float32."""
 LOWEST_LOGPROB = -1e4
 """Replaces minus infinity (a token that the architecture excludes) in the entropy, where 0 * inf would be NaN."""
 
@@ -42,7 +42,7 @@ def token_logprobs(
                 entropy_N -= torch.linalg.vecdot(logprob_NV.exp(), logprob_NV.clamp(min=LOWEST_LOGPROB))
         return logprob_N, entropy_N
 
-    size = max(1, LOGITS_PER_CHUNK.get(hidden_NH.device.type, 2**23) // layer.vocabulary)
+    size = max(1, logits_per_chunk(hidden_NH.device) // layer.vocabulary)
     parts = list(zip(hidden_NH.split(size), token_N.split(size), strict=True))
     if torch.is_grad_enabled() and len(parts) > 1:
         found = [checkpoint(of_chunk, *part, use_reentrant=False) for part in parts]
@@ -50,6 +50,18 @@ def token_logprobs(
         found = [of_chunk(*part) for part in parts]
     logprobs, entropies = zip(*found, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+def logits_per_chunk(device: torch.device) -> int:
+    """On a GPU `logits_within` its memory, since small matrix products are slow there."""
+    if device.type != "cuda":
+        return LOGITS_PER_CHUNK
+    return logits_within(torch.cuda.get_device_properties(device).total_memory)
+
+
+def logits_within(gpu_bytes: int) -> int:
+    """Number of float32 logits in a 64th of a GPU's memory: several such tensors exist at a time."""
+    return gpu_bytes // (64 * 4)
 
 
 class OutputLayer:

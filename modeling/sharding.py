@@ -166,7 +166,8 @@ def gradient_norm(gradients: Iterable[Tensor]) -> float:
 
 def sum_of_squares(tensors: Iterable[Tensor]) -> float:
     """Sum of squares of this process's tensors or shards, in float64."""
-    return sum(float(local(tensor).double().square().sum()) for tensor in tensors)
+    norms = [torch.linalg.vector_norm(local(tensor), dtype=torch.float64) for tensor in tensors]
+    return float(torch.stack(norms).square().sum()) if norms else 0.0
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """Adam for policy and value model, with warm-up and gradient clipping (Ouyang et al. 2022, appendices C and C.4)."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from modeling import loss_scale
 from modeling.finite import require_finite
+from modeling.sharding import gradient_norm
 from ppo.actor_critic import ActorCritic
 from ppo.config import PPOConfig
 
@@ -61,9 +64,25 @@ class Optimizers:
         """Whether the current iteration trains only the value model (`value_warmup_iterations`)."""
         return self.iteration < self.config.value_warmup_iterations
 
+    @property
+    def loss_scales(self) -> dict[str, Any]:
+        """The enabled scalers, whose states are saved in checkpoints."""
+        return {f"{name}_loss_scale": scaler for name, scaler in self.scalers.items() if scaler.is_enabled()}
+
     def backward(self, name: Name, loss: Tensor) -> None:
         """Adds the loss's gradient, scaled in float16."""
         self.scalers[name].scale(loss).backward()
+
+    def part_norms(self, ppo: Iterable[Tensor], ptx: Iterable[Tensor]) -> dict[str, float]:
+        """Norms of the two parts of the policy's gradient, which are still scaled, and their ratio; {} if one of them
+        is not finite, since the step will then be skipped or raise.
+        """
+        scale = self.scalers["policy"].get_scale()
+        ppo_norm, ptx_norm = gradient_norm(ppo) / scale, gradient_norm(ptx) / scale
+        if not math.isfinite(ppo_norm + ptx_norm):
+            return {}
+        ratio = ptx_norm / max(ppo_norm, 1e-12)
+        return {"ppo_grad_norm": ppo_norm, "ptx_grad_norm": ptx_norm, "ptx_to_ppo_grad_ratio": ratio}
 
     def step(self, name: Name) -> dict[str, float]:
         """Clips the gradient, which is already summed over the processes, takes a step and clears it; returns the norm

@@ -4,12 +4,11 @@
 Shapes: B episodes of this process, R response tokens of all of them, T tokens of the longest response.
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object, reduce
@@ -26,7 +25,6 @@ from modeling.generation import Sampling, generator_for
 from modeling.models import PolicyModel, ScalarModel
 from modeling.run import Run
 from modeling.seeds import derive_seed
-from modeling.sharding import gradient_norm
 from modeling.tracking import read_metrics
 from ppo.actor_critic import ActorCritic
 from ppo.advantages import gae, whiten
@@ -105,10 +103,7 @@ class PPOTrainer:
         self.optimizers = Optimizers.make(models, config)
         self.average = MovingAverage(models.policy_parameters, config.ema_decay)
         self.kl, self.scale = KLController.make(config), ScoreScale(config)
-        adaptive: dict[str, Stateful] = {"kl": self.kl, "score_scale": self.scale}
-        for name, scaler in self.optimizers.scalers.items():
-            if scaler.is_enabled():
-                adaptive[f"{name}_loss_scale"] = cast(Stateful, scaler)
+        adaptive: dict[str, Stateful] = {"kl": self.kl, "score_scale": self.scale, **self.optimizers.loss_scales}
         self.trained = Trained(models, self.optimizers, self.average, adaptive)
         self.checkpoints = Checkpoints(run.out / "checkpoints", config.keep_checkpoints, self.accelerator, run.seed)
         self.progress = self.checkpoints.begin(self.trained)
@@ -324,12 +319,7 @@ class PPOTrainer:
         for name, weight in self.models.policy_parameters.items():
             parts = [gradient[name] for gradient in (ppo, ptx) if name in gradient]
             weight.grad = sum(parts[1:], parts[0]) if parts else None
-        scale = self.optimizers.scalers["policy"].get_scale()
-        ppo_norm, ptx_norm = (gradient_norm(gradient.values()) / scale for gradient in (ppo, ptx))
-        if not math.isfinite(ppo_norm + ptx_norm):
-            return {}  # the optimizer's step will be skipped, or raise
-        ratio = ptx_norm / max(ppo_norm, 1e-12)
-        return {"ppo_grad_norm": ppo_norm, "ptx_grad_norm": ptx_norm, "ptx_to_ppo_grad_ratio": ratio}
+        return self.optimizers.part_norms(ppo.values(), ptx.values())
 
     def whole(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
         """Context manager in which a sharded model's weights are gathered."""

@@ -62,12 +62,12 @@ class StagePlan:
 class Planner:
     """The stages of a run on so many GPUs."""
 
-    def __init__(self, config: RunConfig, gpus: int) -> None:
+    def __init__(self, config: RunConfig, gpus: int, gpu_memory: float) -> None:
         import torch
 
         from modeling import dry_run
         from modeling.load import base_model_place, read_settings
-        from modeling.logprobs import LOGITS_PER_CHUNK
+        from modeling.logprobs import logits_within
         from reward.start import Start
 
         place = base_model_place(config.model)
@@ -77,7 +77,7 @@ class Planner:
         self.reward_settings = read_settings(self.start.place, self.start.model_config)
         self.lora = config.model.lora if config.model.adapter == "lora" else None
         self.dtype = None if config.model.precision == "float32" else torch.bfloat16
-        self.chunk, self.vocabulary = LOGITS_PER_CHUNK["cuda"], self.settings.get_text_config().vocab_size
+        self.chunk, self.vocabulary = logits_within(int(gpu_memory * GIB)), self.settings.get_text_config().vocab_size
         self.rollout = dry_run.Element(config.data.max_prompt_tokens, config.ppo.max_new_tokens)
 
     def stages(self) -> list[StagePlan]:
@@ -276,7 +276,7 @@ def work(config: RunConfig, gpus: int, gpu_memory: float) -> None:
     refuse_uneven_batches(config, gpus)
     budget, commands, failures = gpu_memory * GIB * USABLE, [], []
     print(f"GiB per GPU; {budget / GIB:.1f} of {gpu_memory:g} are usable", flush=True)
-    for plan in Planner(config, gpus).stages():
+    for plan in Planner(config, gpus, gpu_memory).stages():
         columns = [one for one in strategies(gpus) if plan.shards or not one.sharded]
         print(table(plan, columns, budget), flush=True)
         try:

@@ -88,15 +88,15 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
     Raises ValueError when an earlier stage has no result, or another process uses the run folder.
     """
-
     from modeling.accelerator import from_main, make_accelerator
-    from modeling.gpu import refuse_without_gpu
     from modeling.tracking import CLOCKWORK
 
     STOP.check()
     refuse_deepspeed(stage.name)
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     if stage.parallel:  # those that run models
+        from modeling.gpu import refuse_without_gpu
+
         refuse_without_gpu(config.model, accelerator.device)
     run = RunFolder(Path(config.runs_folder) / config.run_name)
     check_launch(config, stage.name, accelerator)

@@ -17,6 +17,7 @@ from modeling.batch import Batch
 from modeling.config import LoraSettings, ModelConfig
 from modeling.generation import NativeGenerator, Sampling, decoding_failure, generator_for
 from modeling.load import autocast_dtype, load_causal
+from modeling.logprobs import logits_per_chunk
 from modeling.models import policy_model, reward_model
 from modeling.run import Run
 from modeling.tracking import read_metrics
@@ -42,6 +43,10 @@ def logprobs(model: Any, dtype: torch.dtype | None = None) -> Tensor:
     found_R: Tensor = policy_model(model, dtype)(Batch(PROMPT_IDS, RESPONSE_IDS, model.device))[0]
     found_R.sum().backward()
     return found_R.detach().cpu()
+
+
+def test_pieces_of_logits_are_sized_by_the_gpus_memory() -> None:
+    assert 2**31 < 64 * 4 * logits_per_chunk(GPU) <= torch.cuda.get_device_properties(GPU).total_memory
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

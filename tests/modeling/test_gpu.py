@@ -6,16 +6,27 @@ pytest tests/modeling/test_gpu.py
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from modeling.architecture import backbone_of, refuse_lookahead
 from modeling.batch import Batch
 from modeling.config import ModelConfig
+from modeling.export import export
+from modeling.frozen_layers import frozen_layers
+from modeling.generation import NativeGenerator, decoding_failure, generator_for
 from modeling.gpu import HEADS, implementation, refuse_without_gpu
 from modeling.load import load_causal
+from modeling.logprobs import logits_per_chunk, refuse_unknown_logits
 from modeling.models import policy_model
+from modeling.trial import Trial
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BATCH = Batch([[5, 6, 7], [5, 6, 7], [8]], [[9, 10], [11], [12, 13, 14]])
@@ -33,14 +44,16 @@ def test_a_run_on_the_cpu_is_refused_in_a_sentence(setting: dict[str, Any]) -> N
     refuse_without_gpu(ModelConfig(), CPU)
 
 
-def test_a_quantized_base_is_not_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantized_base_and_flash_attention_are_not_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modeling.sharding.dist.is_initialized", lambda: True)
     monkeypatch.setattr("modeling.sharding.dist.get_world_size", lambda: 2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     refuse_without_gpu(ModelConfig(), CUDA)
-    with pytest.raises(ValueError, match=r"model\.quantization=8bit cannot be sharded"):
+    with pytest.raises(ValueError, match=r"model\.quantization=8bit does not work with sharded models"):
         refuse_without_gpu(ModelConfig(quantization="8bit"), CUDA)
+    with pytest.raises(ValueError, match=r"model\.attention=flash_attention_2 does not work with sharded models"):
+        refuse_without_gpu(ModelConfig(attention="flash_attention_2"), CUDA)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,6 @@ def test_a_quantized_base_trains_adapters_and_keeps_its_head(
     pytest.importorskip("bitsandbytes")
     from modeling.adapters import add_lora, copy_trained, merged, merged_weights
     from modeling.config import LoraSettings
-    from modeling.generation import NativeGenerator, decoding_failure
 
     config = replace(model_config, adapter="lora", quantization=bits)
     base = load_causal(tiny("llama"), config, tiny_tokenizer, quantize=True)
@@ -126,3 +138,40 @@ def test_a_quantized_base_trains_adapters_and_keeps_its_head(
     assert {weight.dtype for weight in exported.parameters()} == {torch.float32}
     difference = (policy_model(exported)(BATCH)[0] - inside).abs().max()
     assert 0 < float(difference) < 0.3
+
+
+def half_precision_only(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any) -> Any:
+    """In place of flash attention, which cannot be installed without a GPU."""
+    assert torch.is_autocast_enabled("cpu"), "flash attention was called in float32"
+    return sdpa_attention_forward(module, query, key, value, mask, **given)
+
+
+def test_checks_in_float32_replace_flash_attention_and_everything_else_uses_it(
+    tiny: Callable[[str], Path],
+    model_config: ModelConfig,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", lambda *_: None)
+    AttentionInterface.register("flash_stand_in", half_precision_only)
+    AttentionMaskInterface.register("flash_stand_in", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model = load_causal(tiny("llama"), model_config, tiny_tokenizer)
+    model.set_attn_implementation("flash_stand_in")
+    backbone_of(model).shared_prefix_reason = "as keep_attention does"
+    refuse_lookahead(model, "model.base")
+    refuse_unknown_logits(model, "model.base")
+    assert isinstance(generator_for(model), NativeGenerator)
+    assert frozen_layers(backbone_of(model), 1) is not None
+    Trial("model.base", None).causal(model)
+    export(model, tiny_tokenizer, tmp_path / "model", model_config)
+    assert model.config._attn_implementation == "flash_stand_in"
+    with pytest.raises(AssertionError, match="in float32"):
+        policy_model(model)(BATCH)
+    assert policy_model(model, torch.bfloat16)(BATCH)[0].isfinite().all()
+
+
+def test_pieces_of_logits_take_a_64th_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=64 * 2**30))
+    assert logits_per_chunk(CUDA) * torch.float32.itemsize == 2**30
+    assert logits_per_chunk(CPU) * torch.float32.itemsize == 2**25

@@ -43,7 +43,7 @@ FLOAT32 = 2e-5
 @pytest.fixture(params=[2**23, VOCABULARY * 3], ids=["one chunk", "chunks of three tokens"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of all tokens at once, and of three at a time."""
-    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", {"cpu": request.param})
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", request.param)
 
 
 def family(name: str) -> Any:
@@ -158,7 +158,7 @@ def test_scoring_and_updating_give_the_same_bits(
     tiny_causal: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The policy ratio is exactly 1 as long as the weights are unchanged."""
-    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", {"cpu": VOCABULARY * 3})
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", VOCABULARY * 3)
     policy = policy_model(tiny_causal("llama"), torch.bfloat16)
     with torch.no_grad():
         scored = policy(Batch(PROMPTS, RESPONSES), 0.7)[0]
@@ -169,7 +169,7 @@ def test_logits_are_computed_for_response_tokens_only_and_never_for_more_than_a_
     tiny_causal: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_causal("llama")
-    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", {"cpu": 5 * model.config.vocab_size})
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 5 * model.config.vocab_size)
     rows: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))
     logprob_R, _ = policy_model(model)(Batch(PROMPTS, RESPONSES))

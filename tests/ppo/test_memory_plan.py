@@ -53,8 +53,8 @@ def planned(chain: Chain, reward_base: str | None = None, prompt: int = 16, **pp
     model = replace(chain.config, base=str(chain.sft / "model"), precision="float32")
     config = RunConfig(model=model, ppo=small(**ppo), data=DataConfig(max_prompt_tokens=prompt))
     config.reward = RewardConfig(base=reward_base)
-    planner = Planner(config, gpus=1)
-    planner.chunk = LOGITS_PER_CHUNK["cpu"]
+    planner = Planner(config, gpus=1, gpu_memory=80)
+    planner.chunk = LOGITS_PER_CHUNK
     return planner.ppo()
 
 
