@@ -25,6 +25,7 @@ from modeling.config import ModelConfig
 from modeling.generation import Generation
 from modeling.load import autocast_dtype, load_scalar, load_tokenizer, read_settings
 from modeling.models import reward_model
+from modeling.sharding import Sharding
 from ppo.reward_scorer import Episode, Tokens
 from reward.batches import RankingExample
 from reward.scoring import score_all
@@ -107,8 +108,9 @@ class Proxy:
             ]
             owners += [index] * (len(items) - len(owners))
         model = load_scalar(self.place, self.model_config, self.tokenizer).to(accelerator.device)
-        dtype = autocast_dtype(self.model_config, accelerator.device)
-        scored = score_all(reward_model(model, dtype), items, max_tokens, accelerator)
+        scorer = reward_model(model, autocast_dtype(self.model_config, accelerator.device))
+        Sharding.from_environment().shard(model)
+        scored = score_all(scorer, items, max_tokens, accelerator)
         of_prompt: list[list[float]] = [[] for _ in prompts]
         for owner, row in zip(owners, scored, strict=True):
             of_prompt[owner] += row

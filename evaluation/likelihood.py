@@ -12,6 +12,7 @@ from torch import Tensor
 from modeling.config import ModelConfig
 from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer
 from modeling.models import PolicyModel, policy_model
+from modeling.sharding import Sharding
 from reward.batches import RankingExample, ranking_example
 from reward.scoring import answers_of, each_answer
 
@@ -35,6 +36,7 @@ def sft_baselines(
         )
         return {}
     policy = policy_model(model, autocast_dtype(model_config, accelerator.device))
+    Sharding.from_environment().shard(model)
     totals, means = likelihoods(policy, own, max_tokens, accelerator)
     return {"sft_likelihood": totals, "sft_likelihood_per_token": means}
 
@@ -53,8 +55,7 @@ def likelihoods(
         logprobs_R, _ = policy(batch, with_entropy=False)
         return batch.padded(logprobs_R).sum(1)
 
-    shared = policy.encoder.plain_reason is None
-    totals = each_answer(compute, items, max_tokens, shared, accelerator)
+    totals = each_answer(policy, compute, items, max_tokens, accelerator)
     means = [
         [total / len(ids) for total, ids in zip(row, item.answers, strict=True)]
         for row, item in zip(totals, items, strict=True)

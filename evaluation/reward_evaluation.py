@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from evaluation.reward_model import Scores, report
 from evaluation.reward_page import write_reward_page
 from evaluation.verdict import best_baseline
 from modeling.config import ModelConfig, TrackingConfig
-from modeling.load import autocast_dtype
-from modeling.models import reward_model
 from modeling.run import Run
 from modeling.seeds import derive_seed
 from reward.batches import RankingExample
 from reward.config import RewardConfig
+from reward.fit import sharded_model
 from reward.scoring import score_all
 from reward.start import Start
 from reward.trainer import RewardTrainer
@@ -59,11 +58,9 @@ class RewardEvaluation:
         curve = []
         for fraction in sorted(config.learning_curve):
             part = order[: max(1, round(fraction * len(order)))]
-            loaded = start.model(tokenizer, self.run.seed, accelerator.device)
-            model = reward_model(loaded, autocast_dtype(start.model_config, accelerator.device))
-            run = Run(
-                accelerator, self.run.seed, self.run.out / "checkpoints" / f"fraction-{fraction}", TrackingConfig(to=[])
-            )
+            out = self.run.out / "checkpoints" / f"fraction-{fraction}"
+            run = replace(self.run, out=out, tracking=TrackingConfig(to=[]))
+            model = sharded_model(start, tokenizer, run)
             RewardTrainer(config, model, part, run).train()
             model.eval()
             found = score_all(model, sets["test"], self.max_tokens, accelerator)

@@ -18,7 +18,9 @@ from modeling.shared_prefix import SharedPrefix, pad_rows
 
 @dataclass
 class Batch:
-    """B prompts with responses, as token ids. A response has at least one token; a prompt may occur several times."""
+    """B prompts with responses, as token ids. A prompt may occur several times; a score needs a response that is not
+    empty.
+    """
 
     prompts: Sequence[Sequence[int]]
     responses: Sequence[Sequence[int]]
@@ -41,7 +43,8 @@ class Batch:
     @property
     def token_R(self) -> Tensor:
         """The response tokens."""
-        return torch.tensor([token for response in self.responses for token in response], device=self.device)
+        tokens = [token for response in self.responses for token in response]
+        return torch.tensor(tokens, dtype=torch.long, device=self.device)
 
     def padded(self, x_R: Tensor) -> Tensor:
         """x_BT: one row per response, zeros after its end."""
@@ -82,9 +85,9 @@ def response_index(starts: Sequence[int], before: Sequence[int], batch: Batch) -
     """(state_R, last_B) of responses whose tokens begin at `starts` and whose prompts end just before `before`."""
     states, last = [], []
     for start, end_of_prompt, length in zip(starts, before, batch.lengths, strict=True):
-        states += [end_of_prompt - 1, *range(start, start + length - 1)]
+        states += [end_of_prompt - 1, *range(start, start + length - 1)][:length]
         last.append(start + length - 1)
-    return torch.tensor(states, device=batch.device), torch.tensor(last, device=batch.device)
+    return torch.tensor(states, dtype=torch.long, device=batch.device), torch.tensor(last, device=batch.device)
 
 
 def text_batch(chunks: Sequence[Sequence[int]], device: torch.device | str) -> Batch:

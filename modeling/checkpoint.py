@@ -2,7 +2,8 @@
 
 A checkpoint is written under a temporary name, flushed, then renamed. `checksums.json`, written last, lists the size
 and the SHA-256 of each file, so that an incomplete or corrupted checkpoint is detected. The run folder must be on a
-shared file system: the first process writes and decides, and all processes read.
+shared file system: each process writes its part of the tensors (modeling/sharded_checkpoint.py), and the first one
+writes the rest and decides.
 """
 
 import json
@@ -16,24 +17,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.accelerator import from_main
 from modeling.disk import discard, file_digest, free_bytes, mib, room_for, sync, write_whole
 from modeling.seeds import derive_seed
-from modeling.sharding import full, placed_like
+from modeling.sharded_checkpoint import load_tensors, save_tensors, saved_shapes
 
 SUMS = "checksums.json"
+STATE = "state"
+"""The folder of a checkpoint's tensors."""
 
 
 class Trained(Protocol):
     """The training state. It must be the same in all processes."""
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors to save, by file name."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to save, which are also those to load into."""
 
-    def restore(self, place: Path, device: torch.device) -> None:
-        """Loads the tensors of a complete checkpoint. Raises ValueError when it is of another model."""
+    def allocate(self, saved: Mapping[str, torch.Size]) -> None:
+        """Before loading: allocates those of the saved tensors that are missing, the optimizers'."""
 
     def bytes_once_saved(self) -> int:
         """The size of a checkpoint."""
@@ -75,7 +78,12 @@ class Checkpoints:
                 f"{self.accelerator.num_processes}: no {self.unit} is lost or repeated, but sums are rounded in a "
                 "different order, so the result will not be bit-identical to that of an uninterrupted run"
             )
-        trained.restore(place, self.accelerator.device)
+        saved = saved_shapes(place / STATE)
+        trained.allocate(saved)
+        tensors = trained.tensors()
+        if saved != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError(f"{place} is of another model than this run's: start over with --force")
+        load_tensors(place / STATE, tensors)
         self.saved = step_of(place)
         self._restore_random(load_file(place / "random.safetensors"))
         return kept
@@ -91,10 +99,15 @@ class Checkpoints:
             return
         every_random = gather_object([random])
         numbers = {**numbers, "processes": self.accelerator.num_processes}
-        # Shards are gathered by all processes, one tensor at a time; only the first one keeps them.
-        tensors = {name: whole_on_main(values, self.accelerator) for name, values in trained.tensors().items()}
+        beside = self.folder / f".{name_of(step)}.partial"
+        from_main(self.accelerator, lambda: self._make(beside))
+        failure: Exception | None = None
+        try:
+            save_tensors(beside / STATE, trained.tensors())
+        except Exception as error:  # all processes have the same one, and the first one reports it
+            failure = error
         size = trained.bytes_once_saved()
-        from_main(self.accelerator, lambda: self._write(step, numbers, every_random, tensors, size))
+        from_main(self.accelerator, lambda: self._finish(step, numbers, every_random, size, failure))
         self.saved = step
 
     def _choose(self, trained: Trained) -> tuple[Path | None, list[str]]:
@@ -122,24 +135,26 @@ class Checkpoints:
                 f"{self.remedy}"
             )
 
-    def _write(
+    def _make(self, beside: Path) -> None:
+        self._clear()
+        with room_for(beside):
+            beside.mkdir(parents=True)
+            sync(self.folder.parent)
+
+    def _finish(
         self,
         step: int,
         numbers: Mapping[str, Any],
         every_random: Sequence[Mapping[str, Tensor]],
-        tensors: Mapping[str, Mapping[str, Tensor]],
         size: int,
+        failure: Exception | None,
     ) -> None:
-        final = self.folder / f"checkpoint-{step:08d}"
-        beside = self.folder / f".{final.name}.partial"
-        self._clear()
+        """Adds all but the tensors and renames the checkpoint, or removes it if writing the tensors failed."""
+        final, beside = self.folder / name_of(step), self.folder / f".{name_of(step)}.partial"
         try:
             with room_for(final, size):
-                beside.mkdir(parents=True)
-                sync(self.folder.parent)
-                for name, values in tensors.items():
-                    whole = {key: value.contiguous() for key, value in values.items()}
-                    save_file(whole, beside / f"{name}.safetensors")
+                if failure is not None:
+                    raise failure
                 save_file(
                     {f"{kind}_{rank}": one[kind] for rank, one in enumerate(every_random) for kind in one},
                     beside / "random.safetensors",
@@ -258,6 +273,11 @@ def all_damaged(folder: Path, problems: Mapping[str, str]) -> str:
     return f"no checkpoint in {folder} is complete ({told}): {advice}"
 
 
+def name_of(step: int) -> str:
+    """The name of a checkpoint."""
+    return f"checkpoint-{step:08d}"
+
+
 def step_of(place: Path) -> int:
     """The step in a checkpoint's name."""
     return int(place.name.rsplit("-", 1)[1])
@@ -266,53 +286,3 @@ def step_of(place: Path) -> int:
 def newest(folder: Path) -> Path | None:
     """The last checkpoint below a folder, complete or not."""
     return max(folder.glob("checkpoint-????????"), default=None)
-
-
-def read_tensors(place: Path, name: str, device: torch.device) -> dict[str, Tensor]:
-    """One file of a checkpoint."""
-    # safetensors does not know the device `cpu:0`, accelerate's name for the CPU with several processes.
-    return load_file(place / f"{name}.safetensors", device="cpu" if device.type == "cpu" else str(device))
-
-
-def restore_parameters(place: Path, name: str, parameters: Mapping[str, nn.Parameter], device: torch.device) -> None:
-    """The weights in a file of a complete checkpoint. Raises ValueError when they are of another model."""
-    saved = read_tensors(place, name, device)
-    if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in parameters.items()}:
-        raise ValueError(f"{place} is of another {name} model than this run's: start over with --force")
-    with torch.no_grad():
-        for key, parameter in parameters.items():
-            parameter.copy_(placed_like(saved[key], parameter))
-
-
-def detached(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The weights as plain tensors."""
-    return {name: parameter.detach() for name, parameter in parameters.items()}
-
-
-def whole_on_main(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """The tensors, those of shards gathered, in the first process; {} in the others."""
-    found = {}
-    for name, tensor in tensors.items():
-        gathered = full(tensor)
-        if accelerator.is_main_process:
-            found[name] = gathered.cpu() if gathered is not tensor else tensor
-    return found
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Adam's state as `<parameter>//<name>`; the learning rate follows from the step."""
-    states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
-    return {f"{name}//{key}": value for name, state in states.items() for key, value in state.items()}
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    saved: Mapping[str, Tensor],
-) -> None:
-    """The reverse of `optimizer_tensors`."""
-    for path, value in saved.items():
-        name, key = path.split("//")
-        # Fused Adam keeps its step counter on the parameter's device too.
-        value = value.to(parameters[name].device, copy=True)
-        optimizer.state[parameters[name]][key] = placed_like(value, parameters[name]) if value.dim() else value

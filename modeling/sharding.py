@@ -1,9 +1,15 @@
 """Shards weights, gradients and optimizer states over the processes (FSDP2, torch's `fully_shard`).
 
 Losses are sums divided by global counts, so gradients are summed over the processes, not averaged: one process, several
-replicas and several shards compute the same numbers. Weights are gathered once per phase (a roll-out, a scoring pass,
-the micro-batches of one optimizer step) and freed after it, so processes may have different numbers of forward passes
-and tokens. Within a phase a process holds one whole model and its gradients (as with ZeRO-2), between phases a shard.
+replicas and several shards compute the same numbers. There are two modes, which compute the same bits:
+
+- `step`: weights are gathered once per phase (a roll-out, a scoring pass, the micro-batches of one optimizer step) and
+  freed after it, so processes may have different numbers of passes. Within a phase a process holds one whole model.
+- `layer`: in scoring and training, each layer is gathered in each forward and backward pass and freed after it. All
+  processes must make the same number of passes (`Sharding.even`). A roll-out gathers the weights once, as in `step`.
+
+In both, gradients are summed over the processes once per optimizer step: until then each process holds whole gradients
+of the model that is trained, as with ZeRO-2. Between phases it holds a shard of everything.
 
 accelerate's `prepare` takes one model per call, averages gradients and pickles its state; on CPUs its FSDP plugin is
 silently DDP, so it could not be tested. Its launcher and its settings (`ACCELERATE_USE_FSDP`) are used.
@@ -13,17 +19,20 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling.accelerator import launched_for, sum_gradients
 from modeling.architecture import backbone_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Sharding:
     """If false, every process holds whole models."""
     offload: bool = False
     """Keep shards in CPU memory."""
+    layerwise: bool = False
+    """`layer` mode: gather the weights of one layer at a time in scoring and training."""
 
     @staticmethod
     def from_environment() -> "Sharding":
@@ -46,8 +57,17 @@ class Sharding:
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise ValueError("the accelerate config uses FSDP1: set fsdp_version: 2 in its fsdp_config")
         if dist.is_initialized() and dist.get_world_size() > 1:
-            return Sharding(True, os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() in ("1", "true", "yes"))
+            return Sharding(
+                active=True,
+                offload=switched_on("FSDP_OFFLOAD_PARAMS"),
+                layerwise=switched_on("FSDP_RESHARD_AFTER_FORWARD", "true"),  # accelerate's default
+            )
         return Sharding()
+
+    @staticmethod
+    def of(model: Any) -> "Sharding":
+        """How a Hugging Face model was sharded."""
+        return getattr(model, "sharding", Sharding())
 
     def description(self, model: Any, processes: int) -> str:
         """A log message: number of processes, distribution and dtype of the weights.
@@ -57,7 +77,8 @@ class Sharding:
         weights = list(model.parameters())
         sharded = any(isinstance(weight, DTensor) for weight in weights)
         assert sharded == self.active, "the models are not distributed as configured"
-        kind = "sharded (FSDP2)" if sharded else "replicated" if processes > 1 else "whole"
+        mode = f"FSDP2, gathered per {'layer' if self.layerwise else 'step'}{', offloaded' if self.offload else ''}"
+        kind = f"sharded ({mode})" if sharded else "replicated" if processes > 1 else "whole"
         return f"{processes} process{'es' if processes > 1 else ''}, models {kind}, weights in {weights[0].dtype}"
 
     def shard(self, model: Any, replicated: Iterable[nn.Parameter] = ()) -> None:
@@ -69,7 +90,9 @@ class Sharding:
         if not self.active:
             return
         ignored = set(replicated)
-        policy: OffloadPolicy = CPUOffloadPolicy() if self.offload else OffloadPolicy()
+        policy: OffloadPolicy = (
+            CPUOffloadPolicy(pin_memory=own_device().type == "cuda") if self.offload else OffloadPolicy()
+        )
         for layer in blocks(backbone_of(model)):
             fully_shard(layer, ignored_params=ignored, offload_policy=policy)
         fully_shard(model, ignored_params=ignored, offload_policy=policy)
@@ -80,13 +103,30 @@ class Sharding:
             empty_pass(model)  # the first module that runs becomes FSDP2's root, whose weights stay gathered
         for unit in units(model):
             unit.reshard()
+        model.sharding = self
 
     def gathered(self, model: Any) -> AbstractContextManager[None]:
-        """Context manager: the model's weights are gathered, and forward passes do not communicate."""
-        return whole(model) if isinstance(model, FSDPModule) else nullcontext()
+        """Context manager for generation: the model's weights are gathered, and passes do not communicate."""
+        return held(model, units(model)) if isinstance(model, FSDPModule) else nullcontext()
+
+    def computing(self, model: Any) -> AbstractContextManager[None]:
+        """Context manager for scoring and training. In `layer` mode all processes must make equally many passes, and
+        only embeddings, final norm and head are gathered, which are used outside of the model's own forward.
+        """
+        return held(model, [model]) if self.layerwise and isinstance(model, FSDPModule) else self.gathered(model)
+
+    def even(self, work: list[T], idle: T) -> list[T]:
+        """In `layer` mode, the work padded with `idle`, a pass of weight zero, to the largest number of passes of any
+        process, since processes with fewer passes would not take part in gathering weights.
+        """
+        if not self.layerwise:
+            return work
+        longest = torch.tensor(len(work), device=own_device())
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        return [*work, *[idle] * (int(longest) - len(work))]
 
     def reduce_gradients(self, model: Any, parameters: Iterable[nn.Parameter]) -> None:
-        """Sums the gradients over the processes; call it within `gathered`."""
+        """Sums the gradients over the processes; call it within `computing`."""
         trained = list(parameters)
         if isinstance(model, FSDPModule) and any(isinstance(weight, DTensor) for weight in trained):
             # Gradients of earlier passes are reduced with those of this one, which are zero.
@@ -97,20 +137,23 @@ class Sharding:
 
 
 @contextmanager
-def whole(root: Any) -> Iterator[None]:
-    """Context manager: the weights of a sharded model are gathered; gradients accumulate without communication."""
-    for unit in units(root):
+def held(root: Any, kept: Iterable[FSDPModule]) -> Iterator[None]:
+    """Context manager: the weights of these groups of a sharded model are gathered; gradients accumulate without
+    communication.
+    """
+    for unit in kept:
         unit.reshard()  # a pass outside of it leaves the root's weights gathered, and they may be stale
         unit.unshard()
-    for switch in (root.set_reshard_after_forward, root.set_reshard_after_backward, root.set_requires_gradient_sync):
-        switch(False)
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.set_reshard_after_backward(False, recurse=False)
+    root.set_requires_gradient_sync(False)
     try:
         yield
     finally:
-        for switch in (root.set_reshard_after_forward, root.set_reshard_after_backward):
-            switch(True)
         root.set_requires_gradient_sync(True)
-        for unit in units(root):
+        for unit in kept:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.set_reshard_after_backward(True, recurse=False)
             unit.reshard()
 
 
@@ -129,10 +172,20 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
 
 def empty_pass(model: Any) -> Tensor:
     """The sum of the outputs for two tokens: a pass of the whole model."""
-    device = next(model.parameters()).device
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else device
-    found: Tensor = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False).logits
+    ids = torch.zeros(1, 2, dtype=torch.long, device=own_device())
+    found: Tensor = model(input_ids=ids, use_cache=False).logits
     return found.clamp(-1, 1).sum()
+
+
+def own_device() -> torch.device:
+    """The device on which this process computes; offloaded weights are on another one."""
+    device: torch.device = PartialState().device
+    return device
+
+
+def switched_on(name: str, otherwise: str = "false") -> bool:
+    """A boolean of accelerate's launcher in the environment."""
+    return os.environ.get(name, otherwise).lower() in ("1", "true", "yes")
 
 
 @torch.no_grad()
@@ -190,11 +243,3 @@ def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
         if dist.get_rank() == 0:
             found[name] = gathered.cpu()
     return found
-
-
-def placed_like(tensor: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, which every process has, sharded as the target is."""
-    if isinstance(target, DTensor):
-        # `distribute_tensor` moves to the mesh's device, but offloaded shards are on the CPU.
-        return distribute_tensor(tensor, target.device_mesh, target.placements).to(target.device)
-    return tensor

@@ -205,6 +205,8 @@ class Loader:
 
     def _frozen_layers(self, base: Any) -> FrozenLayers | None:
         """The layers below all adapters. The reward stage may have adapted more layers than `model.lora` names now."""
+        if self.sharding.layerwise:  # all passes must gather the same layers
+            return None
         top, count = self.config.lora.top_layers, base.config.get_text_config().num_hidden_layers
         if top is not None and self.on_policy_base:
             adapted = LoraConfig.from_pretrained(str(self.reward / "adapter")).layers_to_transform

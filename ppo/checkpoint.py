@@ -2,22 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from modeling import checkpoint
-from modeling.checkpoint import (
-    detached,
-    optimizer_tensors,
-    random_state,
-    read_tensors,
-    restore_optimizer,
-    restore_parameters,
-)
-from modeling.sharding import placed_like
+from modeling.checkpoint import random_state
+from modeling.sharded_checkpoint import allocate_optimizer, optimizer_tensors, weight_tensors
 from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
 from ppo.optimizers import Optimizers
@@ -60,26 +52,21 @@ class Trained:
         """The current states of `stateful`."""
         return {name: item.state_dict() for name, item in self.stateful.items()}
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The weights, EMA and optimizer states, by file name."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, EMA and optimizer states."""
+        policy, value = self.models.policy_parameters, self.models.value_parameters
         return {
-            "policy": detached(self.models.policy_parameters),
-            "value": detached(self.models.value_parameters),
-            "average": self.average.average,
-            "policy_optimizer": optimizer_tensors(self.optimizers.policy, self.models.policy_parameters),
-            "value_optimizer": optimizer_tensors(self.optimizers.value, self.models.value_parameters),
+            **weight_tensors("policy", policy),
+            **weight_tensors("value", value),
+            **weight_tensors("average", self.average.average),
+            **optimizer_tensors("policy_optimizer", self.optimizers.policy, policy),
+            **optimizer_tensors("value_optimizer", self.optimizers.value, value),
         }
 
-    def restore(self, place: Path, device: torch.device) -> None:
-        """Loads `tensors` from a complete checkpoint. Raises ValueError when it is of another model."""
-        policy, value = self.models.policy_parameters, self.models.value_parameters
-        restore_parameters(place, "policy", policy, device)
-        restore_parameters(place, "value", value, device)
-        # Copies, because a loaded tensor may be memory-mapped from its file.
-        saved = read_tensors(place, "average", device)
-        self.average.average = {key: placed_like(tensor.clone(), policy[key]) for key, tensor in saved.items()}
-        restore_optimizer(self.optimizers.policy, policy, read_tensors(place, "policy_optimizer", device))
-        restore_optimizer(self.optimizers.value, value, read_tensors(place, "value_optimizer", device))
+    def allocate(self, saved: Mapping[str, torch.Size]) -> None:
+        """Allocates the optimizers' states."""
+        allocate_optimizer("policy_optimizer", self.optimizers.policy, self.models.policy_parameters, saved)
+        allocate_optimizer("value_optimizer", self.optimizers.value, self.models.value_parameters, saved)
 
     def bytes_once_saved(self) -> int:
         """The size of a checkpoint: weights, two moments each, and the policy's EMA."""

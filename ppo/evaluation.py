@@ -132,12 +132,12 @@ class PeriodicEvaluation:
         # Gathered, since processes have different numbers of passes.
         with trainer.whole(models.policy), models.policy.encoder.autocast():
             responses = trainer.generator.generate(models.policy.causal, ids, seeds, sampling)
-        rollout = Rollout(prompts, ids, responses, accelerator.device)
+        rollout = Rollout(prompts, ids, responses, accelerator.device, trainer.run.sharding)
         rollout.make_micro_batches([list(range(len(ids)))], config.max_tokens_per_micro_batch)
         # Both are computed the same way: log-probabilities recorded while decoding are rounded differently.
         logprobs_R, ref_logprobs_R = map(partial(self._logprobs, rollout), (models.policy, models.reference))
         kl_B = [float(log_ratio.sum()) for log_ratio in (logprobs_R - ref_logprobs_R).split(rollout.lengths)]
-        scores_B, _, _ = models.rewards(rollout, config.max_tokens_per_micro_batch, trainer.run.sharding)
+        scores_B, _, _ = models.rewards(rollout, config.max_tokens_per_micro_batch)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
         for (index, _), prompt, response, score, kl in zip(
             jobs, prompts, responses, scores_B.tolist(), kl_B, strict=True
@@ -158,7 +158,7 @@ class PeriodicEvaluation:
     def _logprobs(self, rollout: Rollout, model: PolicyModel) -> Tensor:
         """logprobs_R of the responses, at the evaluation's temperature."""
         temperature = self.settings.temperature
-        with self.trainer.whole(model):
+        with self.trainer.passes(model):
             return rollout.each_token(lambda batch: model(batch, temperature, False)[0], torch.float64)
 
     def _judged(self, prompt: Prompt, response: Generation) -> float | None:

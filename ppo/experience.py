@@ -6,6 +6,7 @@ Shapes: B episodes, R response tokens, T tokens of the longest response.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from torch import Tensor
 from data.records import Prompt
 from modeling.batch import Batch, micro_batches
 from modeling.generation import Generation
+from modeling.sharding import Sharding
 from modeling.shared_prefix import real_columns
 from ppo.reward_scorer import Episode
 
 Rows = tuple[int, ...]
 """Indices of the episodes of a micro-batch."""
+IDLE: Rows = ()
+"""A micro-batch of weight zero, see `Sharding.even`."""
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Rollout:
     prompt_ids: list[list[int]]
     responses: list[Generation]
     device: torch.device
+    sharding: Sharding = field(default_factory=Sharding)
     minibatches: list[list[Rows]] = field(default_factory=list)
     """The micro-batches of each minibatch, see `make_micro_batches`."""
     batches: dict[Rows, Batch] = field(default_factory=dict)
@@ -74,26 +79,30 @@ class Rollout:
             return longest[tuple(self.prompt_ids[row])], self.prompt_ids[row], sizes[row]
 
         self.minibatches = [
-            [tuple(rows) for rows in micro_batches(sorted(minibatch, key=by_length), sizes, max_tokens)]
+            self.sharding.even(
+                [tuple(rows) for rows in micro_batches(sorted(minibatch, key=by_length), sizes, max_tokens)], IDLE
+            )
             for minibatch in minibatches
         ]
-        self.batches = {
-            rows: Batch([self.prompt_ids[row] for row in rows], [self.responses[row].ids for row in rows], self.device)
-            for of_minibatch in self.minibatches
-            for rows in of_minibatch
-        }
+        self.batches = {rows: self.batch(rows) for of_minibatch in self.minibatches for rows in of_minibatch}
+
+    def batch(self, rows: Rows) -> Batch:
+        """A micro-batch; `IDLE` is one prompt token with an empty response."""
+        if rows == IDLE:
+            return Batch([[0]], [[]], self.device)
+        return Batch([self.prompt_ids[row] for row in rows], [self.responses[row].ids for row in rows], self.device)
 
     def index(self, rows: Sequence[int]) -> Tensor:
         """Index of the tokens of these episodes in the flat tensors."""
         starts = torch.tensor([0, *self.lengths], dtype=torch.long).cumsum(0).tolist()
         spans = [torch.arange(starts[row], starts[row] + self.lengths[row]) for row in rows]
-        return torch.cat(spans).to(self.device)
+        return torch.cat([torch.arange(0), *spans]).to(self.device)
 
     def each_token(self, compute: Callable[[Batch], Tensor], dtype: torch.dtype) -> Tensor:
         """x_R of all micro-batches; `compute` returns that of one."""
         found_R = torch.zeros(sum(self.lengths), dtype=dtype, device=self.device)
-        for rows, batch in self.batches.items():
-            found_R[self.index(rows)] = compute(batch).to(dtype)
+        for rows in chain.from_iterable(self.minibatches):
+            found_R[self.index(rows)] = compute(self.batches[rows]).to(dtype)
         return found_R
 
     def padded(self, x_R: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, c
 @torch.no_grad()
 def largest_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> float:
     """The largest of all ratios and inverse ratios; exactly 1 if old and new policy are the same."""
+    if not mask_BT.any():
+        return 1.0
     return float(_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT.bool()).abs().max().exp())
 
 

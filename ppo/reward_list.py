@@ -74,7 +74,7 @@ Reward = RewardScorer | RewardFunction
 
 @dataclass(frozen=True)
 class RewardList:
-    """The terms of the reward: `rewards(rollout, max_tokens, sharding) -> total_B, values_B of each, truncated_B`."""
+    """The terms of the reward: `rewards(rollout, max_tokens) -> total_B, values_B of each, truncated_B`."""
 
     terms: Sequence[tuple[RewardTerm, Reward]]
 
@@ -88,9 +88,7 @@ class RewardList:
         for scorer in self.scorers:
             scorer.check(prompts)
 
-    def __call__(
-        self, rollout: Rollout, max_tokens: int, sharding: Sharding
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def __call__(self, rollout: Rollout, max_tokens: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """(total_B, the unweighted values_B of each term by name, whether a reward model truncated the response), the
         numbers in float64.
 
@@ -102,7 +100,8 @@ class RewardList:
         truncated_B = torch.zeros_like(total_B, dtype=torch.bool)
         for term, reward in self.terms:
             if isinstance(reward, RewardScorer):
-                with sharding.gathered(reward.model.encoder.model):
+                root = reward.model.encoder.model
+                with Sharding.of(root).computing(root):
                     values_B, cut_B = reward.scores(rollout.batches, rollout.episodes(), max_tokens)
                 truncated_B |= cut_B.to(rollout.device)
             else:

@@ -21,6 +21,7 @@ from modeling.batch import Batch, micro_batches
 from modeling.generation import Generation
 from modeling.load import context_length, same_tokenizer
 from modeling.models import RewardModel, answer_suffix_of, plain
+from modeling.sharding import Sharding
 from reward.batches import answer_ids
 
 Batches = Mapping[tuple[int, ...], Batch]
@@ -123,7 +124,7 @@ class RewardScorer:
             batches: the episodes in the policy's tokens.
             max_tokens: size of the micro-batches of responses whose tokens differ.
         """
-        if not batches:  # a process may have no prompts
+        if not batches:  # a process may have no prompts; in `layer` mode it still makes passes
             return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
         given = [(episode.prompt, episode.response.ids) for episode in episodes]
         if self.tokens is None:
@@ -132,10 +133,7 @@ class RewardScorer:
         else:
             prompts, answers, truncated = self.tokens.rows(episodes)
         same = {row for row, own in enumerate(given) if (prompts[row], answers[row]) == own}
-        found: dict[int, Tensor] = {}
-        for rows, batch in batches.items():
-            if same.intersection(rows):
-                found |= {row: score for row, score in zip(rows, self.model(batch), strict=True) if row in same}
+        passes = [(rows, batch) for rows, batch in batches.items() if same.intersection(rows)]
         # The others have other lengths, so they get separate micro-batches. Responses to one prompt stay together.
         others = sorted(
             set(range(len(episodes))) - same, key=lambda row: (len(prompts[row]), prompts[row], len(answers[row]))
@@ -144,5 +142,10 @@ class RewardScorer:
         device = next(iter(batches.values())).device
         for group in micro_batches(others, sizes, max_tokens):
             batch = Batch([prompts[row] for row in group], [answers[row] for row in group], device)
-            found |= zip(group, self.model(batch), strict=True)
-        return torch.stack([found[row] for row in range(len(episodes))]), torch.tensor(truncated, device=device)
+            passes.append((tuple(group), batch))
+        found: dict[int, Tensor] = {}
+        for rows, batch in Sharding.of(self.model.encoder.model).even(passes, ((-1,), Batch([[0]], [[0]], device))):
+            wanted = same.intersection(rows) or rows
+            found |= {row: score for row, score in zip(rows, self.model(batch), strict=True) if row in wanted}
+        scores = [found[row] for row in range(len(episodes))]
+        return torch.stack(scores) if scores else torch.zeros(0), torch.tensor(truncated, device=device)

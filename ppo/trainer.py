@@ -163,7 +163,7 @@ class PPOTrainer:
         policy = self.models.policy
         with self.clock.phase("rollout"), self.whole(policy), policy.encoder.autocast():
             responses = self.generator.generate(policy.causal, ids, seeds, sampling)
-        rollout = Rollout(prompts, ids, responses, self.accelerator.device)
+        rollout = Rollout(prompts, ids, responses, self.accelerator.device, self.run.sharding)
         rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
         return rollout
 
@@ -174,7 +174,7 @@ class PPOTrainer:
         with self.clock.phase("score"):
 
             def logprobs(model: PolicyModel) -> Tensor:
-                with self.whole(model):
+                with self.passes(model):
                     return rollout.each_token(lambda batch: model(batch, config.temperature, False)[0], models.dtype)
 
             ref_logprobs_R = logprobs(models.reference)
@@ -184,8 +184,8 @@ class PPOTrainer:
                 recorded = [logprob for response in rollout.responses for logprob in response.logprobs or ()]
                 logprobs_R = torch.tensor(recorded, dtype=models.dtype, device=rollout.device)
             limit = config.max_tokens_per_micro_batch
-            total_B, parts, truncated_B = models.rewards(rollout, limit, self.run.sharding)
-            with self.whole(models.value):
+            total_B, parts, truncated_B = models.rewards(rollout, limit)
+            with self.passes(models.value):
                 values_R = rollout.each_token(models.value, models.dtype)
         return Scores(total_B.to(models.dtype), truncated_B, logprobs_R, ref_logprobs_R, values_R, parts)
 
@@ -231,13 +231,13 @@ class PPOTrainer:
         own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
         tokens = float(reduce(torch.tensor(float(own), dtype=torch.float64, device=self.accelerator.device), "sum"))
         models, reduce_gradients = self.models, self.run.sharding.reduce_gradients
-        with self.whole(models.value):
+        with self.passes(models.value):
             numbers = self.value_gradient(experience, minibatch, tokens)
             reduce_gradients(models.value.encoder.model, models.value_parameters.values())
         numbers |= self.optimizers.step("value")
         if self.optimizers.value_only:
             return numbers
-        with self.whole(models.policy):
+        with self.passes(models.policy):
             numbers |= self.policy_gradient(experience, minibatch, tokens)
             ppo_gradient = self.take_gradient() if first and self.texts is not None else None
             if self.texts is not None:
@@ -283,8 +283,9 @@ class PPOTrainer:
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         own = share_of(self.accelerator, sorted(texts, key=len))
         sizes = [len(text) for text in own]
-        for rows in micro_batches(range(len(own)), sizes, self.config.max_tokens_per_micro_batch):
-            batch = text_batch([own[row] for row in rows], self.accelerator.device)
+        groups = micro_batches(range(len(own)), sizes, self.config.max_tokens_per_micro_batch)
+        for rows in self.run.sharding.even(groups, []):
+            batch = text_batch([own[row] for row in rows] or [[0]], self.accelerator.device)
             logprobs_R, _ = self.models.policy(batch, 1.0, False)
             loss = -logprobs_R.sum() / tokens
             self.optimizers.backward("policy", self.config.ptx_coef * loss)
@@ -322,8 +323,12 @@ class PPOTrainer:
         return self.optimizers.part_norms(ppo.values(), ptx.values())
 
     def whole(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
-        """Context manager in which a sharded model's weights are gathered."""
+        """Context manager for generation: a sharded model's weights are gathered."""
         return self.run.sharding.gathered(model.encoder.model)
+
+    def passes(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
+        """Context manager for a sharded model's passes in scoring and training."""
+        return self.run.sharding.computing(model.encoder.model)
 
     def finish_iteration(self, iteration: int, numbers: Numbers, samples: list[dict[str, Any]]) -> None:
         """Evaluates and saves a checkpoint if they are due; checks and logs the metrics.

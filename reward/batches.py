@@ -40,6 +40,10 @@ class RankingExample:
         return int(self.preference_mask_KK.sum())
 
 
+IDLE = [RankingExample([0], [[0]], torch.zeros(1, 1, dtype=torch.bool))]
+"""A micro-batch of weight zero, see `Sharding.even`."""
+
+
 def answer_ids(tokenizer: Any, completion: str, ended: bool, answer_suffix: Sequence[int] | None = None) -> list[int]:
     """The tokens of an answer for a reward model, whose score is read at the last one.
 

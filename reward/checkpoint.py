@@ -1,21 +1,15 @@
 """Checkpoints of a reward model in training (modeling/checkpoint.py has the format)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modeling import checkpoint
-from modeling.checkpoint import (
-    detached,
-    optimizer_tensors,
-    random_state,
-    read_tensors,
-    restore_optimizer,
-    restore_parameters,
-)
+from modeling.checkpoint import random_state
+from modeling.sharded_checkpoint import allocate_optimizer, optimizer_tensors, weight_tensors
 
 
 @dataclass
@@ -27,14 +21,14 @@ class Trained:
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The weights and Adam's state, by file name."""
-        return {"reward": detached(self.parameters), "optimizer": optimizer_tensors(self.optimizer, self.parameters)}
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights and Adam's state."""
+        weights = weight_tensors("reward", self.parameters)
+        return weights | optimizer_tensors("optimizer", self.optimizer, self.parameters)
 
-    def restore(self, place: Path, device: torch.device) -> None:
-        """Loads `tensors` from a complete checkpoint. Raises ValueError when it is of another model."""
-        restore_parameters(place, "reward", self.parameters, device)
-        restore_optimizer(self.optimizer, self.parameters, read_tensors(place, "optimizer", device))
+    def allocate(self, saved: Mapping[str, torch.Size]) -> None:
+        """Allocates Adam's state."""
+        allocate_optimizer("optimizer", self.optimizer, self.parameters, saved)
 
     def set_step(self, step: int) -> None:
         """Sets the schedule to its state after `step` optimizer steps."""

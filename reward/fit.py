@@ -10,7 +10,7 @@ from modeling.adapters import copy_trained, lora_weights, merged, save_adapter, 
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import autocast_dtype
-from modeling.models import plain, reward_model
+from modeling.models import RewardModel, plain, reward_model
 from modeling.run import Run
 from modeling.sharding import gathered_weights
 from reward.batches import RankingExample
@@ -48,10 +48,8 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     )
     if kept is not None:
         return kept
-    trained = start.model(tokenizer, run.seed, accelerator.device, train=config.epochs > 0)
-    model = reward_model(trained, autocast_dtype(start.model_config, accelerator.device))
-    head = plain(trained).score.parameters() if trained is not plain(trained) else ()
-    run.sharding.shard(trained, [*lora_weights(trained), *head])
+    model = sharded_model(start, tokenizer, run, train=config.epochs > 0)
+    trained = model.encoder.model
     accelerator.print(f"reward: {run.sharding.description(trained, accelerator.num_processes)}")
     if (reason := model.encoder.plain_reason) is not None:
         accelerator.print(f"reward: a prompt is encoded again for each of its answers: {reason}")
@@ -62,10 +60,9 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
         epochs = RewardTrainer(config, model, data.train, run, data.watched).train()
     trained.eval()
     limit = config.max_tokens_per_micro_batch
-    with run.sharding.gathered(trained):
-        shown = score_all(model, data.demonstrations, limit, accelerator)
-        model.bias += sum(row[0] for row in shown) / len(shown)
-        scores = {name: score_all(model, items, limit, accelerator) for name, items in data.held_out.items()}
+    shown = score_all(model, data.demonstrations, limit, accelerator)
+    model.bias += sum(row[0] for row in shown) / len(shown)
+    scores = {name: score_all(model, items, limit, accelerator) for name, items in data.held_out.items()}
     require_finite({"score_bias": model.bias}, "reward", ADVICE)
     for name, rows in scores.items():
         require_finite({f"a score of the {name} split": sum(map(sum, rows))}, "reward", ADVICE)
@@ -93,4 +90,13 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     if accelerator.is_main_process:
         (out / "scores.partial").write_text(json.dumps(made) + "\n")
         (out / "scores.partial").rename(file)
+    return made
+
+
+def sharded_model(start: Start, tokenizer: Any, run: Run, train: bool = True) -> RewardModel:
+    """A new copy of the model, sharded over the processes if the run says so; with LoRA only its base."""
+    model = start.model(tokenizer, run.seed, run.accelerator.device, train)
+    made = reward_model(model, autocast_dtype(start.model_config, run.accelerator.device))
+    head = plain(model).score.parameters() if model is not plain(model) else ()
+    run.sharding.shard(model, [*lora_weights(model), *head])
     return made

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from modeling.accelerator import share_of
 from modeling.batch import Batch
-from modeling.models import RewardModel
-from reward.batches import RankingExample, micro_batches
+from modeling.models import PolicyModel, RewardModel
+from modeling.sharding import Sharding
+from reward.batches import IDLE, RankingExample, micro_batches
 
 
 def answers_of(group: Sequence[RankingExample], device: torch.device) -> Batch:
@@ -42,31 +43,35 @@ def score_all(
     model: RewardModel, items: Sequence[RankingExample], max_tokens: int, accelerator: Accelerator
 ) -> list[list[float]]:
     """Scores of every example's answers, in order; the examples are divided among the processes."""
-    shared = model.encoder.plain_reason is None
     return each_answer(
-        lambda group: model(answers_of(group, accelerator.device)), items, max_tokens, shared, accelerator
+        model, lambda group: model(answers_of(group, accelerator.device)), items, max_tokens, accelerator
     )
 
 
 @torch.no_grad()
 def each_answer(
+    model: RewardModel | PolicyModel,
     compute: Callable[[Sequence[RankingExample]], Tensor],
     items: Sequence[RankingExample],
     max_tokens: int,
-    shared: bool,
     accelerator: Accelerator,
 ) -> list[list[float]]:
-    """A number for every answer of every example, in order: `compute` gives numbers_A of a micro-batch; the processes
-    share the work.
+    """A number for every answer of every example, in order: `compute` gives numbers_A of a micro-batch by one
+    pass of the model; the processes share the work.
     """
     # Copies, so that an example that is in the list twice has two ids.
     mine = share_of(accelerator, [(index, replace(item)) for index, item in enumerate(items)])
     place = {id(item): index for index, item in mine}
     found: list[tuple[int, list[float]]] = []
-    groups = micro_batches([item for _, item in mine], max_tokens, shared)
-    for group in tqdm(
+    root, shared = model.encoder.model, model.encoder.plain_reason is None
+    sharding = Sharding.of(root)
+    groups = sharding.even(micro_batches([item for _, item in mine], max_tokens, shared), IDLE)
+    bar = tqdm(
         groups, desc="scoring", unit="batch", leave=False, disable=not accelerator.is_main_process or len(groups) < 8
-    ):
-        rows = torch.split(compute(group), [len(item.answers) for item in group])
-        found += [(place[id(item)], row.tolist()) for item, row in zip(group, rows, strict=True)]
+    )
+    with sharding.computing(root):
+        for group in bar:
+            rows = torch.split(compute(group), [len(item.answers) for item in group])
+            if group is not IDLE:
+                found += [(place[id(item)], row.tolist()) for item, row in zip(group, rows, strict=True)]
     return [row for _, row in sorted(gather_object(found))]

@@ -21,7 +21,7 @@ from modeling.run import Run
 from modeling.seeds import derive_seed
 from modeling.tracking import Tracker
 from reward.accuracy import pair_margins, pair_outcomes
-from reward.batches import RankingExample, as_pairs, micro_batches
+from reward.batches import IDLE, RankingExample, as_pairs, micro_batches
 from reward.checkpoint import Checkpoints, Trained
 from reward.config import RewardConfig
 from reward.loss import pairwise_loss
@@ -146,8 +146,8 @@ class RewardTrainer:
         shared = self.model.encoder.plain_reason is None
         groups = micro_batches(share_of(self.accelerator, list(batch)), self.config.max_tokens_per_micro_batch, shared)
         root, sharding = self.model.encoder.model, self.run.sharding
-        with sharding.gathered(root):
-            for group in groups:
+        with sharding.computing(root):
+            for group in sharding.even(groups, IDLE):
                 scores_BK, preference_mask_BKK = by_prompt(
                     self.model(answers_of(group, self.accelerator.device)), group
                 )
@@ -169,11 +169,10 @@ class RewardTrainer:
     def evaluate(self) -> Evaluated:
         """{accuracy over all pairs, loss} of each watched set."""
         limit = self.config.max_tokens_per_micro_batch
-        with self.run.sharding.gathered(self.model.encoder.model):
-            return {
-                name: agreement(score_all(self.model, items, limit, self.accelerator), items)
-                for name, items in self.watched.items()
-            }
+        return {
+            name: agreement(score_all(self.model, items, limit, self.accelerator), items)
+            for name, items in self.watched.items()
+        }
 
 
 def batching(config: RewardConfig, train_set: Sequence[RankingExample]) -> tuple[Sequence[RankingExample], int]:

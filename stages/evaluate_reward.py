@@ -30,6 +30,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     )
     from modeling.models import answer_suffix_of, reward_model
     from modeling.run import Run
+    from modeling.sharding import Sharding
     from reward.scoring import score_all
     from stages.inputs import left_out_lines, ranked_examples
 
@@ -47,9 +48,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(place, reading)
     answer_suffix, context = answer_suffix_of(known, tokenizer), context_length(known, generating=False)
     found, left_out = ranked_examples(config, run, SPLITS, tokenizer, context, answer_suffix)
-    model = reward_model(
-        load_scalar(place, reading, tokenizer).to(accelerator.device), autocast_dtype(reading, accelerator.device)
-    )
+    loaded = load_scalar(place, reading, tokenizer).to(accelerator.device)
+    model = reward_model(loaded, autocast_dtype(reading, accelerator.device))
+    Sharding.from_environment().shard(loaded)
     lines = left_out_lines(left_out)
     if (reason := model.encoder.plain_reason) is not None:
         lines.append(f"a prompt is encoded again for each of its answers: {reason}")

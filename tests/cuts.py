@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load, save
 
 
 class Cut(BaseException):
@@ -34,3 +35,12 @@ def cut_at(patch: pytest.MonkeyPatch, number: int) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """The same without the metadata of safetensors files, whose order is arbitrary, and without checksums."""
+    return {
+        name: save(load(content)) if name.endswith(".safetensors") else content
+        for name, content in contents(folder).items()
+        if not name.endswith("checksums.json")
+    }

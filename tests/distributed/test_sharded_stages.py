@@ -1,4 +1,5 @@
-"""The reward stage and PPO on two processes with sharded models (FSDP2) leave the same bytes as on two replicas.
+"""The reward stage and PPO on two processes with sharded models (FSDP2), in each mode, leave the same bytes as on two
+replicas.
 
 make test-distributed
 """
@@ -24,13 +25,19 @@ HERE = Path(__file__).resolve().parents[2]
 SMALL = (
     "--data.personal_data", "off", "--sft.max_train_examples", "16", "--samples.max_train_prompts", "16",
     "--samples.max_heldout_prompts", "12", "--reward.bias_demonstrations", "6",
+    "--reward.learning_curve", "[0.5]",
     "--evaluate_reward.bootstrap_resamples", "50", "--ppo.total_episodes", "48", "--ppo.checkpoint_every", "1",
     "--ppo.held_out.every", "1",
     # Not a multiple of what each process gets, so that micro-batches are uneven.
     "--ppo.max_tokens_per_micro_batch", "300", "--reward.max_tokens_per_micro_batch", "300",
 )  # fmt: skip
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-"""What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` sets."""
+STEP, LAYER = ({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": each_layer} for each_layer in ("false", "true"))
+"""What `accelerate launch` sets with configs/accelerate/fsdp2.yaml, and with `fsdp_reshard_after_forward: true`."""
+OFFLOADED = {**LAYER, "FSDP_OFFLOAD_PARAMS": "true"}
+"""With fsdp2_offload.yaml."""
+RESULTS = ("metrics.jsonl", "held_out.jsonl", "scores.json", "accuracy.json")
+STAGES = (reward.STAGE, ppo.STAGE)
 
 
 def arguments(root: Path, adapter: str) -> list[str]:
@@ -38,7 +45,10 @@ def arguments(root: Path, adapter: str) -> list[str]:
     made = root / "smoke" / "reward" / "model"
     twice = f"[{{kind: model}}, {{kind: model, path: {made}, name: again, weight: 0.5}}]"
     more = ["--ppo.rewards", twice] if made.is_dir() else []
-    return ["--config", "configs/smoke.yaml", "--runs_folder", str(root), "--model.adapter", adapter, *SMALL, *more]
+    # Adapters on the top layer alone, so that the output of the layers below is cached.
+    top = ["--model.lora.top_layers", "1"] if adapter == "lora" else []
+    own = ["--runs_folder", str(root), "--model.adapter", adapter, *top, *more]
+    return ["--config", "configs/smoke.yaml", *own, *SMALL]
 
 
 def config_of(root: Path, adapter: str) -> RunConfig:
@@ -64,8 +74,13 @@ def launch(stage: Stage, root: Path, adapter: str, processes: int, **environment
 def outputs(root: Path, stage: Stage) -> dict[str, bytes]:
     """Weights and metrics of a finished stage."""
     folder = root / "smoke" / stage.name
-    names = [path for path in folder.rglob("*") if path.name in ("metrics.jsonl", "held_out.jsonl", "scores.json")]
+    names = [path for path in folder.rglob("*") if path.name in RESULTS]
     return {str(path.relative_to(folder)): path.read_bytes() for path in (*names, *folder.rglob("*.safetensors"))}
+
+
+def metrics(root: Path, stage: Stage) -> list[dict[str, float]]:
+    """The rows of a stage's metrics."""
+    return [json.loads(line) for line in (root / "smoke" / stage.name / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module", params=["none", "lora"])
@@ -77,18 +92,32 @@ def ranked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, root
 
 
-def copied(ranked: tuple[str, Path], root: Path) -> Path:
-    shutil.copytree(ranked[1], root)
+def copied(root: Path, to: Path, *left_out: str) -> Path:
+    """A copy of a runs folder without some of its stages."""
+    shutil.copytree(root, to, ignore=shutil.ignore_patterns(*left_out))
+    return to
+
+
+@pytest.fixture(scope="module")
+def replicated(ranked: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with both stages by two replicas."""
+    root = copied(ranked[1], tmp_path_factory.mktemp("replicated") / "runs")
+    for stage in STAGES:
+        said = launch(stage, root, ranked[0], 2)
+        assert f"{stage.name}: 2 processes, models replicated" in said
     return root
 
 
-def test_sharded_training_leaves_the_bytes_of_replicated_training(ranked: tuple[str, Path], tmp_path: Path) -> None:
-    adapter = ranked[0]
-    replicated, sharded = copied(ranked, tmp_path / "replicated"), copied(ranked, tmp_path / "sharded")
-    for stage in (reward.STAGE, ppo.STAGE):
-        launch(stage, replicated, adapter, 2)
-        said = launch(stage, sharded, adapter, 2, **FSDP)
-        assert f"{stage.name}: 2 processes, models sharded (FSDP2)" in said, "the models were not sharded"
+@pytest.mark.parametrize(
+    ("mode", "told"), [(STEP, "gathered per step"), (OFFLOADED, "gathered per layer, offloaded")], ids=["step", "layer"]
+)
+def test_sharded_training_leaves_the_bytes_of_replicated_training(
+    ranked: tuple[str, Path], replicated: Path, tmp_path: Path, mode: dict[str, str], told: str
+) -> None:
+    adapter, sharded = ranked[0], copied(ranked[1], tmp_path / "sharded")
+    for stage in STAGES:
+        said = launch(stage, sharded, adapter, 2, **mode)
+        assert f"{stage.name}: 2 processes, models sharded (FSDP2, {told})" in said, "the models were not sharded"
         expected, found = outputs(replicated, stage), outputs(sharded, stage)
         assert expected.keys() == found.keys()
         assert any(name.endswith(".safetensors") for name in expected)
@@ -101,7 +130,7 @@ def interrupt(root: Path, adapter: str) -> None:
     process = subprocess.Popen(
         [*command, "-m", "stages.ppo", *arguments(root, adapter)],
         cwd=HERE,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | FSDP,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | LAYER,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -113,41 +142,30 @@ def interrupt(root: Path, adapter: str) -> None:
     assert process.wait(timeout=300) != 0
 
 
-def test_a_sharded_run_resumes_bit_for_bit_and_on_one_process(ranked: tuple[str, Path], tmp_path: Path) -> None:
-    adapter = ranked[0]
-    whole, cut, alone = (tmp_path / name for name in ("whole", "cut", "alone"))
-    copied(ranked, whole)
-    run_stage(reward.STAGE, config_of(whole, adapter))
-    shutil.copytree(whole, cut)
-    launch(ppo.STAGE, whole, adapter, 2, **FSDP)
+def test_a_run_sharded_per_layer_resumes_bit_for_bit_per_step_and_on_one_process(
+    ranked: tuple[str, Path], replicated: Path, tmp_path: Path
+) -> None:
+    adapter, cut = ranked[0], copied(replicated, tmp_path / "cut", "ppo")
     interrupt(cut, adapter)
-    shutil.copytree(cut, alone)
-    launch(ppo.STAGE, cut, adapter, 2, **FSDP)
-    assert outputs(cut, ppo.STAGE) == outputs(whole, ppo.STAGE)
+    states = (cut / "smoke" / "ppo.partial" / "checkpoints").glob("checkpoint-*/state/*")
+    assert {path.suffix for path in states} == {".safetensors"}, "a pickle"
+    alone = copied(cut, tmp_path / "alone")
+    launch(ppo.STAGE, cut, adapter, 2, **STEP)
+    assert outputs(cut, ppo.STAGE) == outputs(replicated, ppo.STAGE)
     run_stage(ppo.STAGE, config_of(alone, adapter))
-    names = ("score", "kl", "policy_loss", "value_loss")
-    expected, found = (
-        [json.loads(line) for line in (root / "smoke" / "ppo" / "metrics.jsonl").read_text().splitlines()]
-        for root in (whole, alone)
-    )
+    expected, found = (metrics(root, ppo.STAGE) for root in (replicated, alone))
     assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3]
-    for name in names:
+    for name in ("score", "kl", "policy_loss", "value_loss"):
         # Another order of summing; a text may differ where rounding moves a draw.
         assert found[1][name] == pytest.approx(expected[1][name], rel=0.05, abs=0.02), name
 
 
-def test_one_process_and_two_shards_agree_within_rounding(ranked: tuple[str, Path], tmp_path: Path) -> None:
+def test_one_process_and_two_agree_within_rounding(ranked: tuple[str, Path], replicated: Path, tmp_path: Path) -> None:
     """Sums over processes are rounded in another order, and Adam divides by gradients that may be small."""
-    adapter = ranked[0]
-    alone, sharded = copied(ranked, tmp_path / "alone"), copied(ranked, tmp_path / "sharded")
-    run_stage(reward.STAGE, config_of(alone, adapter))
-    launch(reward.STAGE, sharded, adapter, 2, **FSDP)
-    rows = [
-        [json.loads(line) for line in (root / "smoke" / "reward" / "metrics.jsonl").read_text().splitlines()]
-        for root in (alone, sharded)
-    ]
-    for one, two in zip(*rows, strict=True):
+    alone = copied(ranked[1], tmp_path / "alone")
+    run_stage(reward.STAGE, config_of(alone, ranked[0]))
+    for one, two in zip(metrics(alone, reward.STAGE), metrics(replicated, reward.STAGE), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
-    models = [load_file(root / "smoke" / "reward" / "model" / "model.safetensors") for root in (alone, sharded)]
+    models = [load_file(root / "smoke" / "reward" / "model" / "model.safetensors") for root in (alone, replicated)]
     for name, weight in models[0].items():
         assert float((weight - models[1][name]).abs().max()) < 1e-3, name

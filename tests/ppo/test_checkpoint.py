@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 import modeling.checkpoint
-from modeling.checkpoint import random_state, restore_optimizer
+from modeling.checkpoint import random_state
+from modeling.sharded_checkpoint import allocate_optimizer
 from modeling.tracking import RowLog
 from ppo.checkpoint import Checkpoints, Progress, Trained
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.optimizers import Optimizers
-from tests.cuts import Cut, contents, cut_at
+from tests.cuts import Cut, contents, cut_at, state
 from tests.fakes import FakeAccelerator
 from tests.ppo.conftest import TEAM
 
@@ -101,32 +102,41 @@ def test_everything_comes_back_to_the_last_bit(tmp_path: Path):
     assert (progress.iteration, progress.prompt_position, progress.text_position) == (3, 21, 33)
     train(after)
     train(after)
-    for one, other in zip(before.tensors().values(), after.tensors().values(), strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = before.tensors(), after.tensors()
+    assert {name.split("/")[0] for name in one} == set(GROUPS)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
     assert before.states() == after.states()
     assert before.states()["number"]["count"] == 5 * 10**15
     assert torch.equal(torch.rand(3), drawn)
 
 
+GROUPS = ("average", "policy", "policy_optimizer", "value", "value_optimizer")
+
+
+def file_of(place: Path, group: str) -> Path:
+    """The file with a group's tensors, written by one process."""
+    return place / "state" / f"shard-00001-model-0000{GROUPS.index(group) + 1}-of-00005.safetensors"
+
+
 def truncate(place: Path) -> None:
-    path = place / "value_optimizer.safetensors"
+    path = file_of(place, "value_optimizer")
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def flip(place: Path) -> None:
-    path = place / "policy.safetensors"
+    path = file_of(place, "policy")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
 DAMAGES = {
-    "value_optimizer.safetensors has": truncate,
-    "policy.safetensors does not match its SHA-256": flip,
-    "average.safetensors is missing": lambda place: (place / "average.safetensors").unlink(),
+    "state/shard-00001-model-00005-of-00005.safetensors has": truncate,
+    "state/shard-00001-model-00002-of-00005.safetensors does not match its SHA-256": flip,
+    "state/shard-00001-model-00001-of-00005.safetensors is missing": lambda place: file_of(place, "average").unlink(),
     "checksums.json is missing": lambda place: (place / "checksums.json").unlink(),
-    "checksums.json cannot be read": lambda place: (place / "checksums.json").write_text('{"policy.safetens'),
+    "checksums.json cannot be read": lambda place: (place / "checksums.json").write_text('{"state/shard-00'),
     "checksums.json cannot be read ": lambda place: (place / "checksums.json").write_text("[]"),
     "progress.json does not match its SHA-256": lambda place: (place / "progress.json").write_bytes(
         (place / "progress.json").read_bytes().replace(b'"iteration": 2', b'"iteration": 3')
@@ -158,7 +168,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_removes_nothing(
 
 
 def test_a_checkpoint_of_another_model_is_refused(two: Path):
-    with pytest.raises(ValueError, match="is of another policy model than this run's: start over with --force"):
+    with pytest.raises(ValueError, match="is of another model than this run's: start over with --force"):
         Checkpoints(two, 2, TEAM, seed=0).begin(make(width=3))
 
 
@@ -190,7 +200,7 @@ def test_a_kill_between_any_two_changes_on_the_disk_leaves_a_complete_checkpoint
 
     shutil.copytree(two, tmp_path / "whole")
     go_on(tmp_path / "whole")
-    expected = contents(tmp_path / "whole")
+    expected = state(tmp_path / "whole")
     assert {name.split("/")[0] for name in expected} == {"checkpoint-00000002", "checkpoint-00000003"}
     for number in range(100):
         folder = tmp_path / f"cut-{number}"
@@ -203,7 +213,7 @@ def test_a_kill_between_any_two_changes_on_the_disk_leaves_a_complete_checkpoint
             except Cut:
                 assert all(modeling.checkpoint.what_is_wrong(place) is None for place in folder.glob("checkpoint-*"))
         go_on(folder)
-        assert contents(folder) == expected
+        assert state(folder) == expected
     assert number > 15
 
 
@@ -251,7 +261,7 @@ def test_a_full_disk_is_reported_as_such_and_other_errors_as_they_are(
     def full(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(modeling.checkpoint, "save_file", full)
+    monkeypatch.setattr(modeling.checkpoint, "save_tensors", full)
     with pytest.raises(
         ValueError, match="the last checkpoint is kept: free some space and run the command again to resume from it"
     ):
@@ -358,7 +368,9 @@ def test_a_run_starts_from_a_random_state_that_follows_from_its_seed_and_place(t
 def test_adams_step_counter_comes_back_beside_its_parameter():
     parameter = nn.Parameter(torch.zeros(3, device="meta"))  # in the place of a GPU
     optimizer = torch.optim.Adam([parameter], lr=1e-3)
-    restore_optimizer(optimizer, {"w": parameter}, {"w//step": torch.tensor(3.0), "w//exp_avg": torch.zeros(3)})
+    allocate_optimizer(
+        "adam", optimizer, {"w": parameter}, {"adam/w//step": torch.Size([]), "adam/w//exp_avg": torch.Size([3])}
+    )
     assert {key: value.device.type for key, value in optimizer.state[parameter].items()} == {
         "step": "meta",
         "exp_avg": "meta",

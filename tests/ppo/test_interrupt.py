@@ -16,7 +16,7 @@ import ppo.interrupt
 from ppo.checkpoint import Checkpoints
 from ppo.interrupt import Interrupted
 from ppo.trainer import PPOTrainer
-from tests.cuts import contents
+from tests.cuts import state
 from tests.ppo.conftest import small
 
 
@@ -29,7 +29,7 @@ def run(chain: Any, out: Path, **changes: Any) -> None:
 def results(out: Path) -> dict[str, bytes]:
     return {
         name: content
-        for name, content in contents(out).items()
+        for name, content in state(out).items()
         if name.split("/")[0] not in ("timings.jsonl", "tensorboard")
     }
 
@@ -196,14 +196,14 @@ def test_two_equal_runs_write_the_same_bytes_and_timings_to_a_file_of_their_own(
 def test_rows_are_on_the_disk_before_the_checkpoint_that_takes_them_as_written(
     chains: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    seen, write = [], Checkpoints._write
+    seen, write = [], Checkpoints.write
 
     def look(self: Checkpoints, step: int, *rest: Any) -> None:
         names = ("metrics.jsonl", "samples.jsonl")
         seen.append([step] + [json.loads((tmp_path / name).read_text().splitlines()[-1])["step"] for name in names])
         write(self, step, *rest)
 
-    monkeypatch.setattr(Checkpoints, "_write", look)
+    monkeypatch.setattr(Checkpoints, "write", look)
     run(chains("lora"), tmp_path, total_episodes=16, checkpoint_every=1)
     assert seen == [[1, 1, 1], [2, 2, 2]]
 

@@ -1,0 +1,92 @@
+"""The tensors of a training state on the disk, through torch.distributed.checkpoint: each process writes and reads its
+own shards, so no process ever holds the whole state, and another number of processes can read it.
+
+The files are safetensors (Hugging Face storage), from which both names and shapes are read: there is no metadata file,
+which torch would pickle.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+
+def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes and flushes tensors called `<group>/<name>`, a file per group and process. All processes call this; a
+    replicated tensor is written by one of them. An error in any of them is raised in all.
+    """
+    groups = sorted({name.split("/")[0] for name in tensors})
+    # DCP serialises a file in memory before it writes it: one per group needs less memory than one for all.
+    files = {name: groups.index(name.split("/")[0]) + 1 for name in tensors}
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
+    with plain_errors():
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=alone())
+
+
+def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Reads into tensors, which are whole or sharded over any number of processes; all of them call this."""
+    with plain_errors():
+        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone())
+
+
+def saved_shapes(folder: Path) -> dict[str, torch.Size]:
+    """The whole shape of each saved tensor."""
+    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: entry.size for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def weight_tensors(group: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, or their average, by their names in a checkpoint."""
+    return {f"{group}/{name}": weight.detach() for name, weight in weights.items()}
+
+
+def optimizer_tensors(
+    group: str, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Adam's state as `<group>/<parameter>//<name>`; the learning rate follows from the step."""
+    return {
+        f"{group}/{name}//{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def allocate_optimizer(
+    group: str,
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    saved: Mapping[str, torch.Size],
+) -> None:
+    """Gives an optimizer that has not taken a step zeros to load its saved tensors into."""
+    for path, shape in saved.items():
+        name, _, key = path.removeprefix(f"{group}/").partition("//")
+        if path.startswith(f"{group}/") and name in parameters:
+            parameter = parameters[name]
+            # Fused Adam keeps its step counter on the parameter's device too.
+            zeros = torch.zeros_like(parameter.detach()) if shape else torch.zeros((), device=parameter.device)
+            optimizer.state[parameter][key] = zeros
+
+
+def alone() -> bool:
+    """Whether there are no other processes."""
+    return not dist.is_initialized()
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Context manager that raises the error of the first process that failed, instead of a `CheckpointException`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            yield
+    except CheckpointException as error:
+        first, _ = error.failures[min(error.failures)]
+        raise first from error
