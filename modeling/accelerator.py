@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from transformers.integrations import unset_hf_deepspeed_config
 
 from modeling.config import TIMEOUT_MINUTES
 from modeling.memory import keep_freed_memory
@@ -50,7 +51,10 @@ def make_accelerator(device: str = "auto", timeout_minutes: float = TIMEOUT_MINU
     # With accelerate's default all processes but the first would load models without weights.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     PartialState(cpu=cpu, **options)  # Accelerator passes no store to the process group
-    return Accelerator(cpu=cpu)
+    accelerator = Accelerator(cpu=cpu)
+    if launched_for("DEEPSPEED"):
+        unset_hf_deepspeed_config()  # with ZeRO-3 transformers would partition every model that it loads
+    return accelerator
 
 
 def store_after_restart() -> dict[str, Any]:

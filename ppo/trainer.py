@@ -225,8 +225,7 @@ class PPOTrainer:
         the tokens of the whole minibatch, so that gradients of micro-batches and processes add up.
 
         Args:
-            first: whether it is the first of the iteration, for which the norms of the PPO and pretraining gradients
-                are measured separately.
+            first: of the iteration; the norms of the PPO and pretraining gradients are then measured separately.
         """
         own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
         tokens = float(reduce(torch.tensor(float(own), dtype=torch.float64, device=self.accelerator.device), "sum"))
@@ -276,9 +275,7 @@ class PPOTrainer:
         return found | {"ratio_max": max(gather_object([ratio]))}
 
     def ptx_gradient(self, texts: Sequence[list[int]]) -> Numbers:
-        """Adds ptx_coef times the gradient of the pretraining loss, the mean over the predicted tokens of all texts
-        (ours: the paper does not say whether it sums or averages).
-        """
+        """Adds ptx_coef times the gradient of the mean loss per predicted token (ours: the paper defines none)."""
         tokens = float(sum(len(text) - 1 for text in texts))
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         own = share_of(self.accelerator, sorted(texts, key=len))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -172,8 +171,6 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         ]
         if tracker is not None:
             callbacks.append(TrackerCallback(tracker))
-        # The Trainer makes an Accelerator of its own, with its precision and plugins.
-        AcceleratorState._reset_state()
         trainer = ResumableTrainer(
             model=model,
             processing_class=tokenizer,

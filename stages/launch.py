@@ -61,6 +61,7 @@ def precision(config: RunConfig, accelerator: "Accelerator") -> str:
 
 def description(config: RunConfig, accelerator: "Accelerator") -> str:
     """What was started, for the log: number of processes, accelerate's distributed type, backend, precision."""
-    state, count = accelerator.state, accelerator.num_processes
-    kind = f"{state.distributed_type.value}, {state.backend}" if count > 1 else accelerator.device.type
+    count, kind = accelerator.num_processes, accelerator.device.type
+    if count > 1:
+        kind = f"{accelerator.distributed_type.value}, {accelerator.state.backend}"
     return f"{count} process{'es' if count > 1 else ''} ({kind}), computing in {precision(config, accelerator)}"

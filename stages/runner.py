@@ -10,6 +10,7 @@ was left to do.
 import contextlib
 import datetime
 import functools
+import gc
 import operator
 import os
 import shutil
@@ -288,7 +289,9 @@ def main(
                 if count() > 1:
                     from accelerate import PartialState
 
-                    # gloo threads left alive can abort the interpreter at exit
+                    # gloo threads left alive can abort the interpreter at exit, and sharded models, which are in
+                    # reference cycles, keep them alive.
+                    gc.collect()
                     PartialState().destroy_process_group()
         finally:
             sys.stdout.flush()  # A closed pipe is detected here, not when Python exits.

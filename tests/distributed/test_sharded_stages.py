@@ -1,5 +1,5 @@
-"""The reward stage and PPO on two processes with sharded models (FSDP2), in each mode, leave the same bytes as on two
-replicas.
+"""The reward stage, PPO and evaluation on two processes with sharded models (FSDP2), in each mode, leave the same bytes
+as on two replicas.
 
 make test-distributed
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from stages import data, labels, ppo, reward, samples, sft
+from stages import data, evaluate, labels, ppo, reward, samples, sft
 from stages.config import RunConfig, parse_config
 from stages.runner import Stage, run_stage
 
@@ -36,8 +36,9 @@ STEP, LAYER = ({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": each_layer} for each_layer
 """What `accelerate launch` sets with configs/accelerate/fsdp2.yaml, and with `fsdp_reshard_after_forward: true`."""
 OFFLOADED = {**LAYER, "FSDP_OFFLOAD_PARAMS": "true"}
 """With fsdp2_offload.yaml."""
-RESULTS = ("metrics.jsonl", "held_out.jsonl", "scores.json", "accuracy.json")
-STAGES = (reward.STAGE, ppo.STAGE)
+RESULTS = ("metrics.jsonl", "held_out.jsonl", "scores.json", "accuracy.json", "evaluation.json")
+TRAINING = (reward.STAGE, ppo.STAGE)
+STAGES = (*TRAINING, evaluate.STAGE)
 
 
 def arguments(root: Path, adapter: str) -> list[str]:
@@ -100,11 +101,12 @@ def copied(root: Path, to: Path, *left_out: str) -> Path:
 
 @pytest.fixture(scope="module")
 def replicated(ranked: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with both stages by two replicas."""
+    """A runs folder with the three stages by two replicas."""
     root = copied(ranked[1], tmp_path_factory.mktemp("replicated") / "runs")
     for stage in STAGES:
         said = launch(stage, root, ranked[0], 2)
-        assert f"{stage.name}: 2 processes, models replicated" in said
+        if stage in TRAINING:
+            assert f"{stage.name}: 2 processes, models replicated" in said
     return root
 
 
@@ -117,10 +119,11 @@ def test_sharded_training_leaves_the_bytes_of_replicated_training(
     adapter, sharded = ranked[0], copied(ranked[1], tmp_path / "sharded")
     for stage in STAGES:
         said = launch(stage, sharded, adapter, 2, **mode)
-        assert f"{stage.name}: 2 processes, models sharded (FSDP2, {told})" in said, "the models were not sharded"
         expected, found = outputs(replicated, stage), outputs(sharded, stage)
         assert expected.keys() == found.keys()
-        assert any(name.endswith(".safetensors") for name in expected)
+        if stage in TRAINING:
+            assert f"{stage.name}: 2 processes, models sharded (FSDP2, {told})" in said, "the models were not sharded"
+            assert any(name.endswith(".safetensors") for name in expected)
         assert [name for name in expected if expected[name] != found[name]] == []
 
 
@@ -145,7 +148,7 @@ def interrupt(root: Path, adapter: str) -> None:
 def test_a_run_sharded_per_layer_resumes_bit_for_bit_per_step_and_on_one_process(
     ranked: tuple[str, Path], replicated: Path, tmp_path: Path
 ) -> None:
-    adapter, cut = ranked[0], copied(replicated, tmp_path / "cut", "ppo")
+    adapter, cut = ranked[0], copied(replicated, tmp_path / "cut", "ppo", "evaluate")
     interrupt(cut, adapter)
     states = (cut / "smoke" / "ppo.partial" / "checkpoints").glob("checkpoint-*/state/*")
     assert {path.suffix for path in states} == {".safetensors"}, "a pickle"

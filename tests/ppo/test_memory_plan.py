@@ -82,7 +82,7 @@ def test_ppo_holds_the_planned_weights_gradients_and_averages(
     trainer = chain.trainer(tmp_path / "out", small(value_init=value_init), chain.models(value_init=value_init))
     models, experience = trainer.models, scored(trainer)
     found = [*models.policy.parameters(), *models.reference.parameters(), *models.value.parameters()]
-    weights = nbytes([*found, *models.scorer.model.parameters()])
+    weights = nbytes([*found, *models.rewards.scorers[0].model.parameters()])
     assert weights == items["always", "parameters"] + items["always", "adapters and heads"]
     trainer.value_gradient(experience, trainer_rows(trainer, experience.rollout), 10.0)
     trainer.policy_gradient(experience, trainer_rows(trainer, experience.rollout), 10.0)

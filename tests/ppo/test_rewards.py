@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from modeling.sharding import Sharding
 from modeling.tiny import make_tiny_model
 from modeling.tracking import read_metrics
 from ppo.config import HeldOutSettings
@@ -56,7 +55,7 @@ def test_the_reward_is_the_weighted_sum_of_models_of_any_tokenizer_length_and_fu
     rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
     rollout.make_micro_batches([[0, 1], [2, 3], [4, 5]], max_tokens=80)
     models = chain.models(rewards=terms)
-    total_B, parts, _ = models.rewards(rollout, 80, Sharding())
+    total_B, parts, _ = models.rewards(rollout, 80)
     expected = {
         "model": by_hand(chain, case),
         "other": by_hand(Chain(chain.sft, other.parent, chain.config, chain.tokenizer), case),

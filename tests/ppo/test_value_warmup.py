@@ -14,6 +14,13 @@ from tests.ppo.conftest import Chain, small
 from tests.ppo.test_interrupt import results, run, send_in
 
 
+def weights_of(out: Path, iteration: int, group: str) -> dict[str, torch.Tensor]:
+    """The weights of a group in a checkpoint."""
+    files = (out / "checkpoints" / f"checkpoint-{iteration:08d}" / "state").glob("*.safetensors")
+    saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return {name.removeprefix(f"{group}/"): saved[name] for name in saved if name.startswith(f"{group}/")}
+
+
 def test_only_the_value_model_changes_until_the_last_of_them(chains: Callable[[str], Chain], tmp_path: Path):
     chain = chains("lora")
     models = chain.models()
@@ -25,7 +32,7 @@ def test_only_the_value_model_changes_until_the_last_of_them(chains: Callable[[s
     chain.trainer(tmp_path, config, models).train()
 
     def moved(iteration: int, name: str, start: str) -> bool:
-        saved = load_file(tmp_path / "checkpoints" / f"checkpoint-{iteration:08d}" / f"{name}.safetensors")
+        saved = weights_of(tmp_path, iteration, name)
         return not all(torch.equal(saved[key], weight) for key, weight in starts[start].items())
 
     for iteration in (1, 2, 3):
@@ -45,7 +52,7 @@ def test_the_first_iteration_after_them_is_that_of_a_run_that_starts_from_this_v
     first = chain.models()
     chain.trainer(tmp_path / "a", small(value_warmup_iterations=warm, total_episodes=24), first).train()
     second = chain.models()
-    saved = load_file(tmp_path / "a" / "checkpoints" / f"checkpoint-{warm:08d}" / "value.safetensors")
+    saved = weights_of(tmp_path / "a", warm, "value")
     with torch.no_grad():
         for name, weight in second.value_parameters.items():
             weight.copy_(saved[name])
