@@ -1,1 +1,1 @@
-"""Speed and memory beside other libraries and on several processes. The stages do not import this."""
+"""Speed and memory compared with other libraries, and on several processes. The stages do not import this."""

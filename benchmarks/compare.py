@@ -40,7 +40,7 @@ Numbers = Mapping[str, Any]
 
 
 class MeasurementError(Exception):
-    """A program failed, or did other work than it should; the message says which and why."""
+    """A program failed or did not do the configured work; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Benchmark:
         return float(numbers["items"] / numbers[self.clock])
 
     def summary(self, rounds: Sequence[tuple[Numbers, Numbers]]) -> dict[str, Any]:
-        """Medians over rounds of (ours, peer). Ratios are of one round, where the machine was equally busy for both."""
+        """Medians over rounds of (ours, peer). Ratios are taken within a round, as load varies between them."""
         found: dict[str, Any] = {
             "ours": median(self.speed(ours) for ours, _ in rounds),
             "peer": median(self.speed(peer) for _, peer in rounds),
@@ -109,21 +109,21 @@ class Benchmark:
 
 @dataclass
 class OtherLoad:
-    """The load of other programs, without which a ratio of wall times means nothing."""
+    """The load of other programs: wall times measured on a busy machine are not comparable."""
 
     average: float = field(default_factory=lambda: os.getloadavg()[0])
     """Load average of the last minute, at the start."""
     start: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), others_seconds()))
 
     def numbers(self) -> dict[str, Any]:
-        """The load at the start, the cores that others have kept busy since then, and whether that is too much."""
+        """The load at the start, the cores that others have kept busy since then, and whether either is too high."""
         cores = (others_seconds() - self.start[1]) / (time.monotonic() - self.start[0])
         busy = max(self.average, cores) > BUSY_CORES
         return {"load_average_at_start": self.average, "cores_used_by_others": round(cores, 2), "busy": busy}
 
 
 def others_seconds() -> float:
-    """CPU seconds of the machine since its start, without those of this process and its finished children."""
+    """CPU seconds used since boot, without those of this process and its finished children."""
     own = os.times()
     return sum(busy for busy, _ in ticks().values()) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
 

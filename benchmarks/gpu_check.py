@@ -31,9 +31,9 @@ COMMANDS: dict[str, list[str]] = {
         "--run_name", "gpu-check", "--force",
     ],
 }  # fmt: skip
-"""Arguments of Python, by what they check."""
+"""Python arguments of each check."""
 LINES = 25
-"""Lines of output that the report keeps."""
+"""Lines of each check's output in the report."""
 
 
 @dataclass(frozen=True)

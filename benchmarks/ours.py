@@ -128,7 +128,7 @@ def ppo(work: PPOWork, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def logged(out: Path) -> dict[str, Any]:
-    """Means over the iterations of what training has logged; the seconds of each phase in total."""
+    """Means of the logged metrics over the iterations, and the total seconds of each phase."""
     metrics, timings = (
         [json.loads(line) for line in (out / name).read_text().splitlines()]
         for name in ("metrics.jsonl", "timings.jsonl")
@@ -142,8 +142,8 @@ def logged(out: Path) -> dict[str, Any]:
 
 
 def over_processes(cost: Cost, libraries_gib: float, accelerator: Accelerator) -> dict[str, float]:
-    """The largest number of any process. Called while the trainer exists, whose weights and optimizer states are the
-    memory between phases.
+    """The maximum of each number over the processes. Called while the trainer exists: its weights and optimizer states
+    are the memory between phases.
     """
     own = {
         "wall_seconds": cost.wall_seconds,

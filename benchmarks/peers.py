@@ -19,7 +19,7 @@ from benchmarks.meter import metered, numbers
 from benchmarks.work import EOS, PPOWork, RewardWork, reward_folder, sft_folder
 
 PAIRS_PER_MICRO_BATCH = 4
-"""The number that was cheapest: more rows need more padding."""
+"""The cheapest size: more rows need more padding."""
 
 
 def pairs(rankings: Sequence[tuple[list[int], list[list[int]]]]) -> list[dict[str, list[int]]]:
@@ -70,7 +70,7 @@ def reward(work: RewardWork) -> dict[str, Any]:
 
 
 class Responses:
-    """Counts response tokens where the reward model reads them, after trl has replaced all after EOS by padding."""
+    """Counts response tokens in the reward model's input, where trl has replaced all tokens after EOS by padding."""
 
     def __init__(self, prompts: Sequence[list[int]]) -> None:
         self.tokens, self.ended, self.count = -sum(map(len, prompts)), 0, len(prompts)

@@ -1,5 +1,5 @@
-"""PPO beside trl's PPOTrainer on the same models and prompts, with 8 minibatches per roll-out as in the paper: episodes
-per CPU second, and peak memory above the loaded models.
+"""PPO compared with trl's PPOTrainer on the same models and prompts, with 8 minibatches per roll-out as in the paper:
+episodes per CPU second, and peak memory above the loaded models.
 
 make bench-ppo
 python -m benchmarks.ppo --rounds 1 --settings full

@@ -1,5 +1,5 @@
-"""Reward-model training beside trl's RewardTrainer, on the same model and token ids: prompts per CPU second, and peak
-memory of the process.
+"""Reward-model training compared with trl's RewardTrainer, on the same model and token ids: prompts per CPU second,
+and peak memory of the process.
 
 make bench-reward
 python -m benchmarks.reward --rounds 1 --settings k9_100_100

@@ -4,8 +4,9 @@ make bench-scale
 python -m benchmarks.scale --rounds 1 --settings ppo_sharded
 
 Strong scaling: the same batches on one process and on two, so 2 is the limit of the ratio. Speeds are items per wall
-second of training, without loading, and need a machine with two idle cores. Memory is the largest of any process above
-its libraries: the peak (`memory_ratio`), and between phases, when a sharded model and its optimizer state are shards.
+second of training, without loading, and need a machine with two idle cores. Memory is the maximum over
+processes, minus the memory after imports: at the peak (`memory_ratio`), and between phases, when a process holds only
+its shards of a sharded model and optimizer.
 """
 
 from benchmarks.compare import Benchmark, Side, main

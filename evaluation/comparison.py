@@ -42,7 +42,7 @@ SCORING_BATCH = 16
 
 @dataclass(kw_only=True)
 class Comparison:
-    """The comparison, and what it has found so far.
+    """The comparison, and its results so far.
 
         comparison = Comparison(...)
         comparison.sample_and_score()

@@ -1,4 +1,4 @@
-"""Evaluates a reward model on held-out rankings, after its training and by itself."""
+"""Evaluates a reward model on held-out rankings, after training or separately."""
 
 import json
 import random
@@ -30,7 +30,7 @@ class RewardEvaluation:
     """Reports of the reward model's scores, and of the baselines."""
 
     run: Run
-    """Its `out` receives the files."""
+    """The files are written to its `out`."""
     max_tokens: int
     """Of a forward pass."""
     resamples: int
@@ -41,7 +41,7 @@ class RewardEvaluation:
     """The SFT model, whose likelihood is a baseline on the test split; None leaves that baseline out."""
 
     def reports(self, scores: Mapping[str, Scores], sets: Sets) -> dict[str, dict[str, Any]]:
-        """What accuracy.json says of each split, from the scores of its answers."""
+        """The contents of accuracy.json for each split, from the scores of its answers."""
         found = {}
         for split, own in scores.items():
             others = {}

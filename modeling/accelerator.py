@@ -1,4 +1,4 @@
-"""accelerate's `Accelerator`, made in one place, and what the stages need besides its methods.
+"""Creates accelerate's `Accelerator`, and adds the operations that the stages need and it lacks.
 
 Losses are sums divided by a count over all processes, so gradients are summed, not averaged: one process and many do
 the same arithmetic.
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def launched_for(kind: str) -> bool:
-    """Whether `accelerate launch` got a config for "FSDP" or "DEEPSPEED"."""
+    """Whether `accelerate launch` was given a config for "FSDP" or "DEEPSPEED"."""
     return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("1", "true", "yes")
 
 

@@ -118,7 +118,7 @@ def merged(model: Any) -> Any:
 
 
 def copy_trained(trained: Any, fresh: Any) -> Any:
-    """`fresh` with the trained weights of the first model: adapters of a quantized base on its float32 weights."""
+    """Copies the trained weights into `fresh`, such as adapters of a quantized base onto the base in float32."""
     weights = {name: weight.detach() for name, weight in trained.named_parameters() if weight.requires_grad}
     unexpected = fresh.load_state_dict(weights, strict=False).unexpected_keys
     assert not unexpected, unexpected
@@ -153,11 +153,10 @@ def save_adapter(model: PeftModel, folder: Path, name: str = "default", head: to
 
 @contextmanager
 def merged_weights(model: Any) -> Iterator[None]:
-    """Within, adapted maps compute with base + scaling * B A and do not look at their active adapter; under autocast,
-    linear layers hold weights of its dtype. Afterwards all weights are what they were, to the bit.
+    """Context manager for passes without gradients: merges the active adapters into their linear layers and, under
+    autocast, casts the weights of all linear layers once. Restores the weights exactly on exit.
 
-    Takes memory for a second copy of these weights. Adapters of quantized weights are computed, not merged. For passes
-    without gradients.
+    Needs memory for a second copy of these weights. Adapters on quantized weights are not merged.
     """
     device = next(model.parameters()).device.type
     # autocast caches only casts of weights that require gradients, and would cast the others again for each token.

@@ -36,7 +36,7 @@ class Trained(Protocol):
         """The tensors to save, which are also those to load into."""
 
     def allocate(self, saved: Mapping[str, torch.Size]) -> None:
-        """Before loading: allocates those of the saved tensors that are missing, the optimizers'."""
+        """Allocates the optimizers' states, which do not exist before the first step, so that they can be loaded."""
 
     def bytes_once_saved(self) -> int:
         """The size of a checkpoint."""
@@ -82,7 +82,7 @@ class Checkpoints:
         trained.allocate(saved)
         tensors = trained.tensors()
         if saved != {name: tensor.shape for name, tensor in tensors.items()}:
-            raise ValueError(f"{place} is of another model than this run's: start over with --force")
+            raise ValueError(f"{place} does not match the model of this run: start over with --force")
         load_tensors(place / STATE, tensors)
         self.saved = step_of(place)
         self._restore_random(load_file(place / "random.safetensors"))
@@ -104,7 +104,7 @@ class Checkpoints:
         failure: Exception | None = None
         try:
             save_tensors(beside / STATE, trained.tensors())
-        except Exception as error:  # all processes have the same one, and the first one reports it
+        except Exception as error:  # the same in all processes; the first one reports it
             failure = error
         size = trained.bytes_once_saved()
         from_main(self.accelerator, lambda: self._finish(step, numbers, every_random, size, failure))

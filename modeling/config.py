@@ -56,12 +56,12 @@ class ModelConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Used with `adapter: lora`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of forward and backward; weights stay float32. `auto` is bfloat16 on a GPU that has it, else float32.
+    """Dtype of forward and backward passes; weights stay float32. `auto`: bfloat16 on a GPU that has it, else float32.
     `float16` is for GPUs without bfloat16: losses are scaled, and steps whose gradients overflow are skipped. Ours."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Implementation of attention. `auto` and `sdpa` are torch's, and encode a prompt once for all its responses;
-    `auto` takes another one for models without it. The others encode it for each response. `flash_attention_2` needs a
-    GPU, mixed precision and the package flash-attn. Ours."""
+    """Implementation of attention. `auto` and `sdpa` use torch's, and encode a prompt once for all its responses;
+    `auto` falls back for models without sdpa. The others encode it for each response. `flash_attention_2` needs a GPU,
+    mixed precision and the package flash-attn. Ours."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Bits of the frozen base's linear layers (bitsandbytes); needs a GPU, the extra `bnb` and `adapter: lora`. Results
     are exported in float32. Ours."""
@@ -72,7 +72,7 @@ class ModelConfig:
         """Raises ValueError on contradictions."""
         check_numbers(self, "model")
         if self.attention == "flash_attention_2" and self.precision == "float32":
-            raise ValueError("model.attention=flash_attention_2 has no float32 arithmetic: set model.precision=auto")
+            raise ValueError("model.attention=flash_attention_2 does not support float32: set model.precision=auto")
         if self.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             raise ValueError("model.attention=flash_attention_2 needs a GPU and flash-attn: pip install flash-attn")
         if self.quantization != "none" and self.adapter != "lora":

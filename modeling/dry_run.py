@@ -42,14 +42,14 @@ class Element:
         return self.prompt + self.answers * self.answer
 
     def batch(self, copies: int) -> Batch:
-        """So many of them, with different prompts."""
+        """A batch of `copies` such examples with different prompts."""
         prompts = [[5 + number] * self.prompt for number in range(copies) for _ in range(self.answers)]
         return Batch(prompts, [[5] * self.answer for _ in prompts])
 
 
 def skeleton(settings: Any, scalar: bool, lora: LoraSettings | None = None, trust_remote_code: bool = False) -> Any:
     """A language model, or a reward or value model, on the meta device in float32. With `lora` only an adapter is
-    trained, and a scalar head. Its attention is the one that a loaded model would have.
+    trained, and a scalar head. Its attention is that of a loaded model.
     """
     settings = copy.deepcopy(settings)
     if scalar:
@@ -63,7 +63,7 @@ def skeleton(settings: Any, scalar: bool, lora: LoraSettings | None = None, trus
         model = make(copy.deepcopy(settings), dtype=torch.float32).eval()
         if reason is None:
             backbone_of(model).set_attn_implementation(NAME)
-        backbone_of(model).shared_prefix_reason = reason  # `enable` would compare numbers
+        backbone_of(model).shared_prefix_reason = reason  # `enable` compares outputs, which meta tensors lack
         if lora is not None:
             model = add_lora(model, lora)
             if scalar:
@@ -83,7 +83,7 @@ def linear_weights(model: Any) -> int:
 
 
 def counts(model: Any, element: Element, autocast_dtype: torch.dtype | None, checkpointing: bool = False) -> Counts:
-    """The numbers of a model from `skeleton`, for batches of such elements.
+    """Counts of a model from `skeleton`, for batches of such elements.
 
     Args:
         checkpointing: whether only each layer's input is kept, and its activations are computed again.
@@ -95,7 +95,7 @@ def counts(model: Any, element: Element, autocast_dtype: torch.dtype | None, che
     top = model.peft_config[model.active_adapter].layers_to_transform if adapted else None
     layers = len(top) if top else plain(model).config.get_text_config().num_hidden_layers
     fixed, per_token = _line(model, element, autocast_dtype)
-    layer = ceil(per_token / layers)  # those below the adapters keep nothing
+    layer = ceil(per_token / layers)  # layers below the adapters keep nothing
     if checkpointing:
         Encoder(model, adapter_of_model(model)).enable_checkpointing()
         _, per_token = _line(model, element, autocast_dtype)  # autocast keeps its copies until the forward pass ends
@@ -105,8 +105,8 @@ def counts(model: Any, element: Element, autocast_dtype: torch.dtype | None, che
 
 
 def _line(model: Any, element: Element, autocast_dtype: torch.dtype | None) -> tuple[int, float]:
-    """(bytes for no token, bytes per token): the line through batches of two and three elements. (The answers to a
-    single prompt share a mask.)
+    """(fixed bytes, bytes per token), from batches of two and three elements: with a single prompt the answers would
+    share a mask.
     """
     encoder = Encoder(model, adapter_of_model(model), autocast_dtype=autocast_dtype)
     batches = [element.batch(copies) for copies in (2, 3)]
@@ -117,14 +117,14 @@ def _line(model: Any, element: Element, autocast_dtype: torch.dtype | None) -> t
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"the activations of {type(plain(model)).__name__} cannot be counted without data "
-            f"({type(error).__name__}); mixtures of experts are not planned"
+            f"({type(error).__name__}); mixtures of experts are not supported"
         ) from None
     per_token = (three - two) / (tokens[1] - tokens[0])
     return max(0, round(two - per_token * tokens[0])), per_token
 
 
 def kept_for_backward(module: nn.Module, *inputs: Any) -> int:
-    """Bytes that autograd keeps for the backward pass of `module(*inputs)`, its weights excepted."""
+    """Bytes that autograd saves for the backward pass of `module(*inputs)`, without the weights."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -152,6 +152,6 @@ def cache_bytes_per_token(model: Any, autocast_dtype: torch.dtype | None) -> int
 
 
 def _fake_state(module: nn.Module) -> dict[str, Tensor]:
-    """Fake tensors for its weights and buffers, on the CPU: autocast does not know the meta device."""
+    """Fake tensors for its weights and buffers, on the CPU: autocast does not support the meta device."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: torch.empty_like(tensor, device="cpu").requires_grad_(tensor.requires_grad) for name, tensor in named}

@@ -26,11 +26,12 @@ def refuse_without_gpu(config: ModelConfig, device: torch.device) -> None:
 
 
 def implementation(config: ModelConfig, quantize: bool) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: the attention, and how a frozen base is quantized."""
+    """Arguments of `from_pretrained` for attention and quantization."""
     found: dict[str, Any] = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     if quantize and config.quantization != "none":
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # 8 bits: one line a layer
-        # Dequantized to float32; autocast then decides on the arithmetic, as for other weights.
+        # With 8 bits it logs a line per layer.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        # Dequantized to float32; autocast then chooses the dtype, as for other weights.
         found["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=config.quantization == "8bit",
             load_in_4bit=config.quantization == "4bit",
@@ -45,7 +46,7 @@ def implementation(config: ModelConfig, quantize: bool) -> dict[str, Any]:
 def keep_attention(model: Any, config: ModelConfig) -> None:
     """Keeps `modeling.shared_prefix` from replacing an attention that the settings name."""
     if config.attention in ("eager", "flash_attention_2"):
-        backbone_of(model).shared_prefix_reason = f"model.attention={config.attention} has no shared prompts"
+        backbone_of(model).shared_prefix_reason = f"model.attention={config.attention} does not support shared prompts"
 
 
 def is_quantized(weight: torch.Tensor) -> bool:

@@ -264,7 +264,7 @@ def refuse_language_model(settings: Any, name: str) -> None:
     """Raises ValueError if a model of this configuration is not a reward model; `name` is the setting that names it."""
     if not is_classifier(settings):
         kind = ", ".join(settings.architectures or ["unknown"])
-        raise ValueError(f"{name} is no reward model: its architecture is {kind}")
+        raise ValueError(f"{name} is not a reward model: its architecture is {kind}")
 
 
 def with_end(named: int | list[int] | None, end: int) -> int | list[int]:

@@ -53,7 +53,7 @@ def token_logprobs(
 
 
 def logits_per_chunk(device: torch.device) -> int:
-    """On a GPU `logits_within` its memory, since small matrix products are slow there."""
+    """Number of logits in a chunk; larger on a GPU, where small matrix products are slow."""
     if device.type != "cuda":
         return LOGITS_PER_CHUNK
     return logits_within(torch.cuda.get_device_properties(device).total_memory)

@@ -1,4 +1,4 @@
-"""GPU memory of a stage as a list of items, bytes = count x bytes each x the copies on one GPU. Pure arithmetic.
+"""GPU memory of a stage as a list of items: bytes = count x bytes each x copies on one GPU.
 
 The peak is what is always held plus the largest phase. Counts come from modeling/dry_run.py; docs/distributed.md says
 what is exact and what is an estimate.
@@ -10,10 +10,9 @@ from typing import Literal
 
 GIB = 2**30
 USABLE = 0.9
-"""Share of a GPU's memory that is planned with; the rest is for the CUDA context, NCCL and fragmentation. An
-estimate."""
+"""Usable share of a GPU's memory; the rest is for the CUDA context, NCCL and fragmentation. An estimate."""
 FLOAT, ADAM = 4, 8
-"""Bytes of a float32 number, and of Adam's two averages of a weight."""
+"""Bytes of a float32 number, and of Adam's two moments of a weight."""
 LOGIT_BYTES = 16
 """Bytes per logit of a chunk in modeling/logprobs.py: logits, log-softmax, probabilities, clamped log-softmax."""
 DRAW_BYTES = 30
@@ -21,11 +20,11 @@ DRAW_BYTES = 30
 SQUARE_BYTES = 16
 """Bytes per number in `modeling.sharding.gradient_norm`, which squares one gradient at a time in float64."""
 ALWAYS = "always"
-"""The phase of what is held throughout."""
+"""Name of the phase for memory that is held throughout."""
 
 Share = Literal["whole", "sharded", "gathered", "replicas"]
-"""`whole`: on every GPU; `sharded`: divided by FSDP2; `gathered`: only under FSDP2; `replicas`: only with several GPUs
-without FSDP2."""
+"""`whole`: on every GPU; `sharded`: divided by FSDP2; `gathered`: only under FSDP2, whole as in `step` mode (an upper
+bound for `layer` mode); `replicas`: only with several GPUs without FSDP2."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Strategy:
 
 
 def strategies(gpus: int) -> list[Strategy]:
-    """All for this number of GPUs, the fastest first."""
+    """The strategies for this number of GPUs, the fastest first."""
     if gpus == 1:
         return [Strategy("1 GPU", "single_gpu.yaml")]
     return [
@@ -81,7 +80,7 @@ class Activations:
     """For any number of tokens: bfloat16 copies of weights, with mixed precision."""
     per_token: int
     layer: int
-    """Per token of one layer. All of these exist while it is computed, even without a backward pass."""
+    """Per token of one layer; all of it exists while the layer is computed, even without a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Counts:
 
     @property
     def share(self) -> Share:
-        """How gradients, Adam's averages and the EMA are distributed: adapters and heads are never sharded."""
+        """How gradients, Adam's moments and the EMA are distributed: adapters and heads are never sharded."""
         return "whole" if self.lora else "sharded"
 
 
@@ -124,7 +123,7 @@ def update(phase: str, model: Counts, tokens: int) -> list[Item]:
         Item(phase, "gradients", model.trained, FLOAT),
         Item(phase, "bfloat16 weights", model.activations.fixed, 1),
         Item(phase, "activations", tokens, model.activations.per_token),
-        Item(phase, "one layer's work space", tokens, model.activations.layer),
+        Item(phase, "one layer's workspace", tokens, model.activations.layer),
         Item(phase, "one weight's new gradient", model.largest, FLOAT),
     ]
 
@@ -133,18 +132,18 @@ def step(phase: str, model: Counts, gradients: int = 1) -> list[Item]:
     """Summing over processes, clipping and the optimizer.
 
     Args:
-        gradients: how many exist at once; if several, one of them is the copy for the sum.
+        gradients: how many exist at once; if several, one of them is the all-reduce buffer.
     """
     copied = model.trained if gradients == 1 else 0
     return [
         Item(phase, "gradients", gradients * model.trained, FLOAT, model.share),
-        Item(phase, "copy for the sum", copied, FLOAT, "whole" if model.lora else "replicas"),
+        Item(phase, "all-reduce buffer", copied, FLOAT, "whole" if model.lora else "replicas"),
         Item(phase, "one weight's squares", model.largest, SQUARE_BYTES, model.share),
     ]
 
 
 def logits(phase: str, tokens: int, vocabulary: int, chunk: int) -> Item:
-    """A piece of the projection onto the vocabulary, of at most `chunk` logits."""
+    """A chunk of at most `chunk` logits."""
     return Item(phase, "logits of a chunk", min(tokens, max(1, chunk // vocabulary)) * vocabulary, LOGIT_BYTES)
 
 
@@ -157,7 +156,7 @@ def phases(items: Sequence[Item], strategy: Strategy) -> dict[str, float]:
 
 
 def peak(items: Sequence[Item], strategy: Strategy) -> float:
-    """Bytes on one GPU at most."""
+    """Peak bytes on one GPU."""
     found = phases(items, strategy)
     return found.pop(ALWAYS, 0.0) + max(found.values(), default=0.0)
 

@@ -1,8 +1,8 @@
-"""The tensors of a training state on the disk, through torch.distributed.checkpoint: each process writes and reads its
-own shards, so no process ever holds the whole state, and another number of processes can read it.
+"""Saves and loads the tensors of a training state with torch.distributed.checkpoint. Each process writes and reads its
+own shards, so the state is never gathered, and any number of processes can load it.
 
-The files are safetensors (Hugging Face storage), from which both names and shapes are read: there is no metadata file,
-which torch would pickle.
+The files are safetensors (torch's Hugging Face storage). Names and shapes are read from them, because torch would write
+a metadata file as a pickle.
 """
 
 import warnings
@@ -20,11 +20,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes and flushes tensors called `<group>/<name>`, a file per group and process. All processes call this; a
-    replicated tensor is written by one of them. An error in any of them is raised in all.
+    """Writes and flushes tensors called `<group>/<name>`, a file per group and process. All processes must call this; a
+    replicated tensor is written by one of them. An error in any process is raised in all.
     """
     groups = sorted({name.split("/")[0] for name in tensors})
-    # DCP serialises a file in memory before it writes it: one per group needs less memory than one for all.
+    # DCP serialises each file in memory, so one file per group needs less memory than a single file.
     files = {name: groups.index(name.split("/")[0]) + 1 for name in tensors}
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
     with plain_errors():
@@ -32,19 +32,19 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Reads into tensors, which are whole or sharded over any number of processes; all of them call this."""
+    """Reads into tensors, whole or sharded over any number of processes; all processes must call this."""
     with plain_errors():
         dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone())
 
 
 def saved_shapes(folder: Path) -> dict[str, torch.Size]:
-    """The whole shape of each saved tensor."""
+    """The global shape of each saved tensor."""
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {name: entry.size for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def weight_tensors(group: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, or their average, by their names in a checkpoint."""
+    """The weights, or their EMA, by their names in a checkpoint."""
     return {f"{group}/{name}": weight.detach() for name, weight in weights.items()}
 
 
@@ -65,7 +65,7 @@ def allocate_optimizer(
     parameters: Mapping[str, nn.Parameter],
     saved: Mapping[str, torch.Size],
 ) -> None:
-    """Gives an optimizer that has not taken a step zeros to load its saved tensors into."""
+    """Allocates the state of an optimizer that has not taken a step, for loading the saved tensors into it."""
     for path, shape in saved.items():
         name, _, key = path.removeprefix(f"{group}/").partition("//")
         if path.startswith(f"{group}/") and name in parameters:
@@ -82,7 +82,7 @@ def alone() -> bool:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Context manager that raises the error of the first process that failed, instead of a `CheckpointException`."""
+    """Context manager that replaces a `CheckpointException` by the error of the failed process with the lowest rank."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

@@ -1,18 +1,18 @@
 """Shards weights, gradients and optimizer states over the processes (FSDP2, torch's `fully_shard`).
 
 Losses are sums divided by global counts, so gradients are summed over the processes, not averaged: one process, several
-replicas and several shards compute the same numbers. There are two modes, which compute the same bits:
+replicas and several shards compute the same numbers. There are two modes, with bit-identical results:
 
 - `step`: weights are gathered once per phase (a roll-out, a scoring pass, the micro-batches of one optimizer step) and
   freed after it, so processes may have different numbers of passes. Within a phase a process holds one whole model.
 - `layer`: in scoring and training, each layer is gathered in each forward and backward pass and freed after it. All
   processes must make the same number of passes (`Sharding.even`). A roll-out gathers the weights once, as in `step`.
 
-In both, gradients are summed over the processes once per optimizer step: until then each process holds whole gradients
-of the model that is trained, as with ZeRO-2. Between phases it holds a shard of everything.
+In both, gradients are summed over the processes once per optimizer step; until then each process holds whole gradients
+of the model in training. Between phases it holds only shards.
 
-accelerate's `prepare` takes one model per call, averages gradients and pickles its state; on CPUs its FSDP plugin is
-silently DDP, so it could not be tested. Its launcher and its settings (`ACCELERATE_USE_FSDP`) are used.
+accelerate's launcher and settings (`ACCELERATE_USE_FSDP`) are used, but not its `prepare`, which takes one model per
+call, averages gradients, and on CPUs silently replaces FSDP by DDP, so it could not be tested.
 """
 
 import os
@@ -72,7 +72,7 @@ class Sharding:
     def description(self, model: Any, processes: int) -> str:
         """A log message: number of processes, distribution and dtype of the weights.
 
-        Some launch commands silently start something else than they say, so this inspects the model itself.
+        Some launch commands silently start another configuration, so this inspects the model itself.
         """
         weights = list(model.parameters())
         sharded = any(isinstance(weight, DTensor) for weight in weights)

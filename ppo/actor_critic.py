@@ -46,7 +46,7 @@ from ppo.reward_scorer import RewardScorer
 from ppo.reward_terms import RewardTerm
 
 Models = tuple[PolicyModel, PolicyModel, ValueModel, RewardModel | None]
-"""Policy, reference, value and the run's reward model, None if the reward has no such term."""
+"""Policy, reference, value and the run's reward model (None unless it is a term of the reward)."""
 
 
 @dataclass

@@ -123,9 +123,9 @@ class PPOConfig:
     `model.lora`. Ours."""
     warmup_iterations: NonNegativeInt = 10
     """Iterations in which both learning rates rise linearly from a tenth. C.4; warm-up of the value model is ours. The
-    policy's start after `value_warmup_iterations`."""
+    policy's warm-up starts after `value_warmup_iterations`."""
     value_warmup_iterations: NonNegativeInt = 0
-    """First iterations, counted in total_episodes, that train only the value model; below their total number. Ours."""
+    """Number of first iterations that train only the value model. They count towards total_episodes. Ours."""
     adam_beta1: FractionBelowOne = 0.9
     """Adam's first decay. Appendix C."""
     adam_beta2: FractionBelowOne = 0.95
@@ -176,8 +176,8 @@ class PPOConfig:
                 raise ValueError(f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}")
         if self.value_warmup_iterations >= self.iterations:
             raise ValueError(
-                f"ppo.value_warmup_iterations={self.value_warmup_iterations} leaves the policy none of the "
-                f"{self.iterations} iterations (ppo.total_episodes / ppo.batch_size): lower it"
+                f"ppo.value_warmup_iterations={self.value_warmup_iterations} must be below the {self.iterations} "
+                "iterations of the run (ppo.total_episodes / ppo.batch_size)"
             )
         validate_terms(self.rewards, self.value_init)
         if self.value_top_layers is not None and self.value_init == "sft":

@@ -27,9 +27,9 @@ class Optimizers:
     policy: torch.optim.Optimizer
     value: torch.optim.Optimizer
     scalers: dict[str, torch.amp.GradScaler]
-    """Of the losses of `policy` and `value`, for float16."""
+    """Loss scalers of `policy` and `value`, enabled in float16."""
     iteration: int = 0
-    """The current one, from 0."""
+    """Index of the current iteration."""
 
     @staticmethod
     def make(models: ActorCritic, config: PPOConfig) -> "Optimizers":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 TAKEN = ("std", "scaled")
-"""`score_std` and `score_scaled` are other metrics."""
+"""Names that would clash with the metrics `score_std` and `score_scaled`."""
 FIELDS = {"model": ("path", "revision", "trust_remote_code"), "length": (), "python": ("function",)}
 """The fields that belong to one kind."""
 
@@ -76,7 +76,7 @@ def validate_terms(terms: Sequence[RewardTerm], value_init: str) -> None:
         where = f"ppo.rewards[{index}]"
         term.validate(where)
         if term.label in known:
-            raise ValueError(f"{where} has the name {term.label!r} of {known[term.label]}: give it another name")
+            raise ValueError(f"{where}: the name {term.label!r} is taken by {known[term.label]}: set another name")
         known[term.label] = where
     if value_init == "reward" and not any(term.is_own_model for term in terms):
         raise ValueError(
@@ -94,14 +94,14 @@ def function_file(function: str) -> str | None:
         raise ValueError(f"the reward function {function!r} must be module:function or path/to/file.py:function")
     if place.endswith(".py"):
         if not Path(place).is_file():
-            raise ValueError(f"the reward function {function!r} is in no file: {place} does not exist")
+            raise ValueError(f"the reward function {function!r} cannot be loaded: {place} does not exist")
         return place
     try:
         found = find_spec(place)
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise ValueError(f"the reward function {function!r} is in no module: there is no module {place!r} to import")
+        raise ValueError(f"the reward function {function!r} cannot be loaded: there is no module {place!r}")
     return found.origin if found.has_location else None
 
 

@@ -389,6 +389,6 @@ class PPOTrainer:
         self.config.refuse_unrecorded(self.generator.records_logprobs)
         if self.models.autocast_dtype is not None:
             raise ValueError(
-                "ppo.old_logprobs=rollout needs float32, but model.precision means mixed precision here: set "
+                "ppo.old_logprobs=rollout needs float32, and this run uses mixed precision (model.precision): set "
                 "ppo.old_logprobs=recompute, or set model.precision=float32"
             )

@@ -94,7 +94,7 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
 
 
 def sharded_model(start: Start, tokenizer: Any, run: Run, train: bool = True) -> RewardModel:
-    """A new copy of the model, sharded over the processes if the run says so; with LoRA only its base."""
+    """A new copy of the model, sharded over the processes if configured; with LoRA only its base."""
     model = start.model(tokenizer, run.seed, run.accelerator.device, train)
     made = reward_model(model, autocast_dtype(start.model_config, run.accelerator.device))
     head = plain(model).score.parameters() if model is not plain(model) else ()

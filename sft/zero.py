@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO for SFT: what transformers' Trainer leaves open, so that it computes what DDP computes.
+"""DeepSpeed's ZeRO for SFT: precision, checkpoints and export, so that the result agrees with DDP's.
 
 accelerate launch --config_file configs/accelerate/zero3.yaml -m stages.sft --config configs/x.yaml
 """
@@ -12,9 +12,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deeps
 
 
 def keep_weights_in_float32(args: TrainingArguments, bf16: bool) -> None:
-    """Asks DeepSpeed for autocast, as in all stages; its `bf16` would convert the weights that are exported, too."""
+    """Makes DeepSpeed use autocast, as all stages do; its `bf16` mode would round the exported weights."""
     assert args.distributed_state.distributed_type == DistributedType.DEEPSPEED, "the Trainer would not use DeepSpeed"
-    # Without safe modules nothing is communicated in bfloat16: ZeRO-3 would gather rounded weights.
+    # An empty list turns off communication in bfloat16, in which ZeRO-3 would gather rounded weights.
     autocast = {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     args.deepspeed_plugin.deepspeed_config["torch_autocast"] = autocast
 
@@ -41,7 +41,7 @@ def gathered_model(trainer: Trainer, blank: Any) -> Any:
     """The trained model, in the first process; all processes must call this.
 
     Args:
-        blank: a copy of the model from before the training, which gets the gathered weights of ZeRO-3.
+        blank: a copy of the model from before training, into which the gathered weights of ZeRO-3 are loaded.
     """
     if not is_deepspeed_zero3_enabled():
         return trainer.accelerator.unwrap_model(trainer.model)

@@ -84,7 +84,7 @@ class RunConfig:
             if dataclasses.is_dataclass(value):
                 value.validate()  # type: ignore[union-attr]
         if self.model.quantization != "none" and self.ppo.engine == "vllm":
-            raise ValueError("ppo.engine=vllm cannot take the weights of a quantized model: set ppo.engine=native")
+            raise ValueError("ppo.engine=vllm does not support model.quantization: set ppo.engine=native")
 
 
 def refuse_missing_folder(name: str, place: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Compares what the launch command asked for with what it started: some commands silently start something else."""
+"""Checks that a launch command started what it asked for: some commands silently start another configuration."""
 
 import os
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def refuse_deepspeed(stage: str) -> None:
-    """Raises ValueError under DeepSpeed in other stages than SFT."""
+    """Raises ValueError for DeepSpeed in a stage other than SFT."""
     from modeling.accelerator import launched_for
 
     if launched_for("DEEPSPEED") and stage != "sft":
@@ -29,7 +29,7 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
     """
     from modeling.accelerator import launched_for
 
-    # Only accelerate's launcher sets the first, and without torchrun's LOCAL_RANK it starts a single process.
+    # Only accelerate's launcher sets the first variable; without LOCAL_RANK it has started a single process.
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ
     if by_accelerate and accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
         raise ValueError(
@@ -44,7 +44,7 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
         )
     if launched_for("FSDP") and accelerator.num_processes == 1:
         accelerator.print(
-            f"{stage}: warning: the launch command asks for FSDP, which one process cannot do: models stay whole"
+            f"{stage}: warning: the launch command asks for FSDP, but there is only one process: models are not sharded"
         )
     elif launched_for("FSDP") and stage == "sft" and accelerator.device.type == "cpu":
         accelerator.print(

@@ -54,13 +54,13 @@ class StagePlan:
     least: int = 1
     """The longest example, which is never split."""
     shards: bool = False
-    """Whether it can run with sharded models on GPUs."""
+    """Whether the stage supports sharded models."""
     divides: int = 0
-    """What the micro-batch must divide; 0 for no such condition."""
+    """The number that the micro-batch must divide; 0 if there is none."""
 
 
 class Planner:
-    """The stages of a run on so many GPUs."""
+    """Plans the stages of a run on `gpus` GPUs."""
 
     def __init__(self, config: RunConfig, gpus: int, gpu_memory: float) -> None:
         import torch
@@ -124,8 +124,8 @@ class Planner:
         return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=config.batch_size // self.gpus)
 
     def answers(self, name: str) -> StagePlan:
-        """Samples or evaluation: one whole language model at a time decodes. It is not frozen, so autocast keeps its
-        copies of the weights.
+        """Samples or evaluation, which decode with one whole language model at a time. It is not frozen, so autocast
+        caches its casts of the weights.
         """
         from evaluation.comparison import SCORING_BATCH
 
@@ -134,7 +134,7 @@ class Planner:
         always = [
             Item(ALWAYS, "parameters", self.dry_run.count(self.base), FLOAT),
             Item("decoding", "bfloat16 weights", self.cast, 2),
-            Item("log-probabilities", "one layer's work space", tokens, self.policy.activations.layer),
+            Item("log-probabilities", "one layer's workspace", tokens, self.policy.activations.layer),
             logits("log-probabilities", tokens, self.vocabulary, self.chunk),
         ]
 
@@ -149,7 +149,7 @@ class Planner:
         return 0 if self.dtype is None else self.dry_run.linear_weights(self.base)
 
     def decoding(self, phase: str, batch: int, new: int) -> list[Item]:
-        """The decoding of a batch by the language model, weights excepted."""
+        """Decoding a batch with the language model, without its weights."""
         return [
             Item(phase, "KV cache", batch * (self.rollout.prompt + new - 1), self.cache),
             Item(phase, "one layer of the prefill", batch * self.rollout.prompt, self.policy.activations.layer),
@@ -188,7 +188,7 @@ class Planner:
             Item("roll-out", "weights with adapters", policy.adapted, FLOAT),
             Item("roll-out", "bfloat16 weights", 0 if self.lora else self.cast, 2),
             *self.decoding("roll-out", min(config.rollout_batch_size, episodes), config.max_new_tokens),
-            Item("roll-out", "weights that EMA replaces", swapped, FLOAT, policy.share),
+            Item("roll-out", "policy weights during EMA eval", swapped, FLOAT, policy.share),
         ]
 
         def build(tokens: int) -> list[Item]:
@@ -198,7 +198,7 @@ class Planner:
                 *step("value step", value),
                 *update("policy update", policy, tokens),
                 logits("policy update", tokens, self.vocabulary, self.chunk),
-                Item("policy update", "PPO's gradient beside ptx's", policy.trained * ptx, FLOAT, policy.share),
+                Item("policy update", "PPO gradient kept for its norm", policy.trained * ptx, FLOAT, policy.share),
                 *step("policy step", policy, gradients=3 if ptx else 1),
             ]
 
@@ -206,8 +206,8 @@ class Planner:
         return StagePlan("ppo", setting, micro, build, self.rollout.tokens, shards=True)
 
     def actor_critic(self) -> tuple[Counts, int, int]:
-        """(value model; weights of all four models except adapters and heads; weights of those), with the layouts of
-        ppo/actor_critic.py.
+        """(value model; weights of all four models without adapters and heads; weights of adapters and heads), with the
+        layouts of ppo/actor_critic.py.
         """
         policy, of_reward = self.policy, self.config.ppo.value_init == "reward"
         reward = self.dry_run.count(self.dry_run.skeleton(self.reward_settings, True))

@@ -56,7 +56,7 @@ def failure_elsewhere(error: Exception) -> str | None:
     failures().note_alive()
     if "imed out" in words or "imeout" in words:
         time.sleep(SILENT_SECONDS)
-        advice = "it hangs, or works alone for longer; then raise the timeout"
+        advice = "it hangs, or needs longer and the timeout must be raised"
         return f"waited longer than processes.timeout_minutes for {failures().silent()}: {advice}"
     time.sleep(WORD_SECONDS)
     first = failures().first()
@@ -86,12 +86,12 @@ class Failures:
             self._store.set("first", f"process {own_rank()} ended: {sentence}")
 
     def note_alive(self) -> None:
-        """Records that this process has noticed the end or the silence of another."""
+        """Records that this process is alive and has lost another."""
         if self._store is not None:
             self._store.set(f"alive/{own_rank()}", "")
 
     def silent(self) -> str:
-        """The processes that have not noticed anything: one of them hangs."""
+        """The processes that have not called `note_alive`: one of them hangs."""
         ranks = [] if self._store is None else range(count())
         found = [str(rank) for rank in ranks if not self._store.check([f"alive/{rank}"])]
         return f"process {' or '.join(found)}" if found else "another process"

@@ -29,10 +29,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def no_team_is_left_behind() -> Iterator[None]:
-    """accelerate remembers for the whole process whether it is alone, and a test that forks processes would inherit
-    that.
-    """
+def reset_accelerate() -> Iterator[None]:
+    """accelerate's state is global: processes that a later test forks would inherit it."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class FakeAccelerator:
-    """One process, alone or said to be one of several, without a process group."""
+    """A single process that may claim to be one of several; there is no process group."""
 
     process_index: int = 0
     num_processes: int = 1

@@ -1,4 +1,4 @@
-"""Measurements beside a peer: the commands, the ratios, the load of the machine. No peer runs here.
+"""Comparisons with a peer: commands, ratios, load of the machine. No peer runs here.
 
 pytest tests/benchmarks/test_compare.py
 """

@@ -26,7 +26,7 @@ def test_memory_is_that_of_the_work_and_not_of_what_came_before() -> None:
     assert 99 < (cost.peak_gib - cost.loaded_gib) * 1024 < 160
 
 
-def test_seconds_of_the_processor_are_not_those_of_the_clock() -> None:
+def test_cpu_seconds_are_not_wall_seconds() -> None:
     with metered() as cost:
         time.sleep(0.3)
         start = time.process_time()

@@ -123,8 +123,8 @@ def test_a_hanging_process_is_named_after_the_timeout_and_the_run_resumes(before
     assert time.monotonic() - begun < 60
     errors = [line for line in (before_ppo / "log").read_text().splitlines() if line.startswith("error")]
     assert errors == [
-        "error: waited longer than processes.timeout_minutes for process 1: it hangs, or works alone for longer; then "
-        "raise the timeout"
+        "error: waited longer than processes.timeout_minutes for process 1: it hangs, or needs longer and the timeout "
+        "must be raised"
     ]
     launch(ppo.STAGE, before_ppo, "lora", 2)
     same_bytes(before_ppo, whole, ppo.STAGE)
@@ -146,7 +146,7 @@ ZERO_3 = {
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_deepspeed_trains_sft_as_ddp_does(before_reward: Path, tmp_path: Path, adapter: str) -> None:
+def test_sft_with_deepspeed_agrees_with_ddp(before_reward: Path, tmp_path: Path, adapter: str) -> None:
     settings = tmp_path / "zero3.json"
     settings.write_text(json.dumps(ZERO_3))
     accelerate = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")

@@ -42,7 +42,7 @@ STAGES = (*TRAINING, evaluate.STAGE)
 
 
 def arguments(root: Path, adapter: str) -> list[str]:
-    """Once there is a reward model, PPO scores with it twice, the second time as a model of its own."""
+    """Once there is a reward model, PPO scores with it twice, the second time as a separate model."""
     made = root / "smoke" / "reward" / "model"
     twice = f"[{{kind: model}}, {{kind: model, path: {made}, name: again, weight: 0.5}}]"
     more = ["--ppo.rewards", twice] if made.is_dir() else []
@@ -111,10 +111,10 @@ def replicated(ranked: tuple[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(
-    ("mode", "told"), [(STEP, "gathered per step"), (OFFLOADED, "gathered per layer, offloaded")], ids=["step", "layer"]
+    ("mode", "log"), [(STEP, "gathered per step"), (OFFLOADED, "gathered per layer, offloaded")], ids=["step", "layer"]
 )
 def test_sharded_training_leaves_the_bytes_of_replicated_training(
-    ranked: tuple[str, Path], replicated: Path, tmp_path: Path, mode: dict[str, str], told: str
+    ranked: tuple[str, Path], replicated: Path, tmp_path: Path, mode: dict[str, str], log: str
 ) -> None:
     adapter, sharded = ranked[0], copied(ranked[1], tmp_path / "sharded")
     for stage in STAGES:
@@ -122,7 +122,7 @@ def test_sharded_training_leaves_the_bytes_of_replicated_training(
         expected, found = outputs(replicated, stage), outputs(sharded, stage)
         assert expected.keys() == found.keys()
         if stage in TRAINING:
-            assert f"{stage.name}: 2 processes, models sharded (FSDP2, {told})" in said, "the models were not sharded"
+            assert f"{stage.name}: 2 processes, models sharded (FSDP2, {log})" in said, "the models were not sharded"
             assert any(name.endswith(".safetensors") for name in expected)
         assert [name for name in expected if expected[name] != found[name]] == []
 

@@ -22,7 +22,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.verdict import against_best_of_n
 from modeling.generation import Generation
 from modeling.tiny import make_tiny_model
-from tests.ppo.conftest import PROMPTS, TEAM, Chain, build_chain, chain_of, save_reward
+from tests.ppo.conftest import ALONE, PROMPTS, Chain, build_chain, chain_of, save_reward
 
 ROUNDING = 1e-13
 """Sums of a dozen weights, each of which is off by a few parts in 1e16."""
@@ -277,7 +277,7 @@ def test_the_reward_model_reads_answers_as_ppo_does(kind: str, tiny: Callable[[s
         for rows in sets
     ]
     for max_tokens in (1, 60, 10_000):  # each answer by itself, some together, all in one pass
-        found = proxy.scores(PROMPTS, sets, max_tokens, TEAM)
+        found = proxy.scores(PROMPTS, sets, max_tokens, ALONE)
         for rows, wanted in zip(found, expected, strict=True):
             for row, own in zip(rows, wanted, strict=True):
                 assert row == pytest.approx(own, abs=FLOAT32)

@@ -1,4 +1,4 @@
-"""What only a GPU can show; run by `make gpu-check`. Float32 on the GPU is compared with the CPU, half precision with
+"""Tests that need a GPU; run by `make gpu-check`. Float32 on the GPU is compared with the CPU, half precision with
 float32, and the trainers run as they do in the stages.
 """
 
@@ -45,12 +45,12 @@ def logprobs(model: Any, dtype: torch.dtype | None = None) -> Tensor:
     return found_R.detach().cpu()
 
 
-def test_pieces_of_logits_are_sized_by_the_gpus_memory() -> None:
+def test_chunks_of_logits_are_sized_by_the_gpus_memory() -> None:
     assert 2**31 < 64 * 4 * logits_per_chunk(GPU) <= torch.cuda.get_device_properties(GPU).total_memory
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_in_float32_log_probabilities_gradients_and_texts_are_the_cpus(
+def test_in_float32_log_probabilities_gradients_and_texts_equal_the_cpus(
     tiny_causal: Callable[[str], Any], architecture: str
 ) -> None:
     on_cpu, on_gpu = tiny_causal(architecture), tiny_causal(architecture).to(GPU)

@@ -171,7 +171,7 @@ def test_checks_in_float32_replace_flash_attention_and_everything_else_uses_it(
     assert policy_model(model, torch.bfloat16)(BATCH)[0].isfinite().all()
 
 
-def test_pieces_of_logits_take_a_64th_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_logits_take_a_64th_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=64 * 2**30))
     assert logits_per_chunk(CUDA) * torch.float32.itemsize == 2**30
     assert logits_per_chunk(CPU) * torch.float32.itemsize == 2**25

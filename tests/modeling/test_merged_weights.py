@@ -78,7 +78,7 @@ def test_with_no_adapter_on_or_none_there_nothing_happens(tiny_causal: Callable[
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("adapters", [True, False])
-def test_under_autocast_weights_are_cast_once_and_every_bit_is_autocasts(
+def test_under_autocast_weights_are_cast_once_with_bit_identical_results(
     tiny_causal: Callable[[str], Any], architecture: str, adapters: bool
 ) -> None:
     model = tiny_causal(architecture)

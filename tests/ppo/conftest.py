@@ -26,7 +26,7 @@ from ppo.trainer import PPOData, PPOTrainer
 from tests.conftest import enliven
 from tests.fakes import FakeAccelerator
 
-TEAM = FakeAccelerator()
+ALONE = FakeAccelerator()
 PROMPTS = [
     Prompt(prompt=text)
     for text in ("Hi", "What is a cat and why?", "Sing", "Name two rivers", "Why is snow white in winter?", "Go on")
@@ -47,7 +47,7 @@ class Chain:
         """`models(value_init="sft")`: freshly loaded, with changes to stage 3's settings that say how the value model
         starts.
         """
-        loader = Loader(self.sft, self.reward, self.config, PPOConfig(**ppo), seed=0, device=TEAM.device)
+        loader = Loader(self.sft, self.reward, self.config, PPOConfig(**ppo), seed=0, device=ALONE.device)
         return loader.load(self.tokenizer)
 
     def trainer(
@@ -56,7 +56,7 @@ class Chain:
         config: PPOConfig,
         models: ActorCritic | None = None,
         data: PPOData | None = None,
-        accelerator: Accelerator = TEAM,
+        accelerator: Accelerator = ALONE,
     ) -> PPOTrainer:
         """A trainer with seed 0 that writes to `out`; by default on `PROMPTS` and `CHUNKS`, with fresh models."""
         data = data or PPOData(PROMPTS, CHUNKS)
@@ -159,7 +159,7 @@ def scored(trainer: PPOTrainer) -> Experience:
 
 def all_rows(rollout: Rollout) -> Batch:
     """Every episode in one batch."""
-    return Batch(rollout.prompt_ids, rollout.ids, TEAM.device)
+    return Batch(rollout.prompt_ids, rollout.ids, ALONE.device)
 
 
 def as_ranked(tokenizer: Any, response: Generation) -> list[int]:

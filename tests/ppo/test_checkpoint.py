@@ -25,7 +25,7 @@ from ppo.ema import MovingAverage
 from ppo.optimizers import Optimizers
 from tests.cuts import Cut, contents, cut_at, state
 from tests.fakes import FakeAccelerator
-from tests.ppo.conftest import TEAM
+from tests.ppo.conftest import ALONE
 
 
 class Number:
@@ -73,7 +73,7 @@ def train(trained: Trained) -> None:
 
 
 def at(iteration: int, trained: Trained, random: dict[str, torch.Tensor] | None = None) -> Progress:
-    return Progress(iteration, 7 * iteration, 11 * iteration, trained.states(), random or random_state(TEAM.device))
+    return Progress(iteration, 7 * iteration, 11 * iteration, trained.states(), random or random_state(ALONE.device))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def two(tmp_path: Path) -> Path:
     """A run's checkpoints of iterations 1 and 2."""
     torch.manual_seed(4)
     trained = make()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, TEAM, seed=0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, ALONE, seed=0)
     checkpoints.begin(trained)
     for iteration in (1, 2):
         train(trained)
@@ -92,13 +92,13 @@ def two(tmp_path: Path) -> Path:
 def test_everything_comes_back_to_the_last_bit(tmp_path: Path):
     torch.manual_seed(4)
     before, after = make(), make(seed=9, steps=1)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, TEAM, seed=0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, ALONE, seed=0)
     checkpoints.save(at(3, before), before)
     train(before)
     train(before)
     drawn = torch.rand(3)
     torch.manual_seed(99)
-    progress = Checkpoints(checkpoints.folder, 2, TEAM, seed=0).begin(after)
+    progress = Checkpoints(checkpoints.folder, 2, ALONE, seed=0).begin(after)
     assert (progress.iteration, progress.prompt_position, progress.text_position) == (3, 21, 33)
     train(after)
     train(after)
@@ -149,7 +149,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
     two: Path, why: str, capsys: pytest.CaptureFixture[str]
 ):
     DAMAGES[why](two / "checkpoint-00000002")
-    assert Checkpoints(two, 2, TEAM, seed=0).begin(make()).iteration == 1
+    assert Checkpoints(two, 2, ALONE, seed=0).begin(make()).iteration == 1
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert f"checkpoint-00000002 is damaged ({why.strip()}" in said
@@ -163,24 +163,24 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_removes_nothing(
     with pytest.raises(
         ValueError, match=r"is complete \(checkpoint-00000002: .*; checkpoint-00000001: .* start over with --force"
     ):
-        Checkpoints(two, 2, TEAM, seed=0).begin(make())
+        Checkpoints(two, 2, ALONE, seed=0).begin(make())
     assert contents(two) == before
 
 
 def test_a_checkpoint_of_another_model_is_refused(two: Path):
-    with pytest.raises(ValueError, match="is of another model than this run's: start over with --force"):
-        Checkpoints(two, 2, TEAM, seed=0).begin(make(width=3))
+    with pytest.raises(ValueError, match="does not match the model of this run: start over with --force"):
+        Checkpoints(two, 2, ALONE, seed=0).begin(make(width=3))
 
 
 def test_old_checkpoints_are_removed_once_enough_newer_ones_are_complete(two: Path):
     trained = make()
-    checkpoints = Checkpoints(two, 2, TEAM, seed=0)
+    checkpoints = Checkpoints(two, 2, ALONE, seed=0)
     checkpoints.begin(trained)
     truncate(two / "checkpoint-00000001")
     checkpoints.save(at(3, trained), trained)
     assert sorted(path.name for path in two.iterdir()) == ["checkpoint-00000002", "checkpoint-00000003"]
     flip(two / "checkpoint-00000003")
-    again = Checkpoints(two, 2, TEAM, seed=0)
+    again = Checkpoints(two, 2, ALONE, seed=0)
     again.begin(trained)
     again.save(at(4, trained), trained)
     assert {path.name for path in two.iterdir()} >= {"checkpoint-00000002", "checkpoint-00000004"}, "3 does not count"
@@ -193,7 +193,7 @@ def test_a_kill_between_any_two_changes_on_the_disk_leaves_a_complete_checkpoint
 ):
     def go_on(folder: Path) -> None:
         trained = make()
-        checkpoints = Checkpoints(folder, 2, TEAM, seed=0)
+        checkpoints = Checkpoints(folder, 2, ALONE, seed=0)
         for iteration in range(checkpoints.begin(trained).iteration + 1, 4):
             train(trained)
             checkpoints.save(at(iteration, trained), trained)
@@ -231,7 +231,7 @@ def no_file_above(size: int) -> Iterator[None]:
 def test_a_checkpoint_that_does_not_fit_is_removed_and_the_last_one_stays_complete(two: Path):
     trained = make(width=5000)
     shutil.rmtree(two)
-    checkpoints = Checkpoints(two, 2, TEAM, seed=0)
+    checkpoints = Checkpoints(two, 2, ALONE, seed=0)
     checkpoints.begin(trained)
     checkpoints.save(at(1, trained), trained)
     before = contents(two)
@@ -255,7 +255,7 @@ def test_a_full_disk_is_reported_as_such_and_other_errors_as_they_are(
     two: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ):
     trained = make()
-    checkpoints = Checkpoints(two, 2, TEAM, seed=0)
+    checkpoints = Checkpoints(two, 2, ALONE, seed=0)
     checkpoints.begin(trained)
 
     def full(*arguments: Any) -> None:
@@ -291,7 +291,7 @@ def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(
     # Two stay while a third is written.
     for free, enough in ((3 * size, True), (3 * size - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
-        checkpoints = Checkpoints(tmp_path / "not" / "there", 2, TEAM, seed=0)
+        checkpoints = Checkpoints(tmp_path / "not" / "there", 2, ALONE, seed=0)
         if enough:
             assert checkpoints.begin(trained).iteration == 0
         else:
@@ -305,7 +305,7 @@ def test_a_run_that_has_no_room_for_its_checkpoints_is_refused_before_it_starts(
 
 def test_the_estimated_size_is_that_of_a_checkpoint(two: Path):
     trained = make(width=50_000)
-    checkpoints = Checkpoints(two, 1, TEAM, seed=0)
+    checkpoints = Checkpoints(two, 1, ALONE, seed=0)
     checkpoints.save(at(3, trained), trained)
     assert sum(map(len, contents(two).values())) == pytest.approx(trained.bytes_once_saved(), rel=0.02)
 
@@ -323,7 +323,7 @@ def test_every_process_gets_its_own_random_state_back(
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        states.append(random_state(TEAM.device))
+        states.append(random_state(ALONE.device))
     trained = make()
     first = FakeAccelerator(0, 2)
     monkeypatch.setattr(modeling.checkpoint, "gather_object", lambda items: [*items, states[1]])
@@ -357,7 +357,7 @@ def test_every_process_gets_its_own_random_state_back(
 @pytest.mark.usefixtures("in_turn")
 def test_a_run_starts_from_a_random_state_that_follows_from_its_seed_and_place(tmp_path: Path):
     states = []
-    for before, accelerator, seed in ((1, TEAM, 0), (2, TEAM, 0), (3, FakeAccelerator(1, 2), 0), (4, TEAM, 5)):
+    for before, accelerator, seed in ((1, ALONE, 0), (2, ALONE, 0), (3, FakeAccelerator(1, 2), 0), (4, ALONE, 5)):
         torch.manual_seed(before)
         states.append(Checkpoints(tmp_path / "none", 2, accelerator, seed).begin(make()).random["cpu"].tolist())
     assert states[0] == states[1]

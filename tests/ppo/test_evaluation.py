@@ -28,7 +28,7 @@ from ppo.evaluation import Answer, PeriodicEvaluation, held_out_prompts, summary
 from ppo.monitors import MonitorSettings, StoppedRunError
 from ppo.trainer import PPOData, PPOTrainer
 from tests.fakes import FakeAccelerator
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
+from tests.ppo.conftest import ALONE, CHUNKS, PROMPTS, Chain, as_ranked, small
 
 ASKED = [
     *(
@@ -70,7 +70,7 @@ class Held:
         self, folder: Path, run: Run | None = None, prompts: Any = ASKED, **settings: Any
     ) -> PeriodicEvaluation:
         """The evaluation of a new trainer; `settings` are those of ppo.held_out."""
-        data, run = PPOData(PROMPTS, CHUNKS, prompts), replace(run or Run(TEAM, 0), out=folder)
+        data, run = PPOData(PROMPTS, CHUNKS, prompts), replace(run or Run(ALONE, 0), out=folder)
         return PPOTrainer(asking(**settings), self.models, self.chain.tokenizer, data, run).evaluation
 
     def numbers(self, folder: Path, iteration: int = 0, **changes: Any) -> dict[str, float]:
@@ -182,7 +182,7 @@ def test_answers_depend_on_seed_and_prompt_alone(
     evaluation = held.evaluation(tmp_path / "a", responses_per_prompt=2)
     said = heard(monkeypatch, evaluation)
     assert evaluation.evaluate(held.average, 1) == evaluation.evaluate(held.average, 2)
-    held.numbers(tmp_path / "b", run=Run(TEAM, 1))
+    held.numbers(tmp_path / "b", run=Run(ALONE, 1))
     held.numbers(tmp_path / "c", prompts=ASKED[::-1])
     responses = [response.ids for _, response in said]
     assert responses[0] != responses[1]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from modeling.architecture import backbone_of
 from ppo.ema import MovingAverage
 from ppo.export import PolicyExport
-from tests.ppo.conftest import TEAM, Chain, small
+from tests.ppo.conftest import ALONE, Chain, small
 
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 
@@ -25,7 +25,7 @@ def test_both_models_have_the_configuration_of_the_sft_model(
     models = chain.models()
     models.policy.causal.config.use_cache = False
     average = MovingAverage(models.policy_parameters, 0.5)
-    PolicyExport(chain.sft / "model", chain.config, chain.tokenizer, tmp_path).write(models, average, TEAM)
+    PolicyExport(chain.sft / "model", chain.config, chain.tokenizer, tmp_path).write(models, average, ALONE)
     for name in ("model", "model_ema"):
         for file in ("config.json", "generation_config.json"):
             expected = json.loads((chain.sft / "model" / file).read_text())
@@ -40,7 +40,7 @@ def test_an_average_that_is_not_finite_is_not_exported(chains: Callable[[str], C
     average = MovingAverage(models.policy_parameters, 0.5)
     next(iter(average.average.values()))[0, 0] = float("nan")
     with pytest.raises(ValueError, match="has NaN or infinite values"):
-        PolicyExport(chain.sft / "model", chain.config, chain.tokenizer, tmp_path).write(models, average, TEAM)
+        PolicyExport(chain.sft / "model", chain.config, chain.tokenizer, tmp_path).write(models, average, ALONE)
     assert not (tmp_path / "model_ema").exists()
     assert not (tmp_path / "adapter_ema").exists()
 

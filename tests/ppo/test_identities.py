@@ -18,7 +18,7 @@ from ppo.config import PPOConfig
 from ppo.experience import Experience, Rollout, Rows
 from ppo.trainer import PPOData, PPOTrainer
 from tests.cuts import state
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, load_base, scored, small
+from tests.ppo.conftest import ALONE, CHUNKS, PROMPTS, Chain, as_ranked, load_base, scored, small
 
 BOTH = pytest.mark.parametrize("adapter", ["lora", "none"])
 FLOAT32 = 2e-5
@@ -224,7 +224,7 @@ def test_missing_eos_penalty_applies_only_to_truncated_responses(chains, tmp_pat
     found = []
     for penalty in (0.0, 2.0):
         trainer = chain.trainer(tmp_path / str(penalty), small(missing_eos_penalty=penalty, kl_coef=0.0))
-        rollout = Rollout(PROMPTS[:2], [[5, 6], [5, 6]], responses, TEAM.device)
+        rollout = Rollout(PROMPTS[:2], [[5, 6], [5, 6]], responses, ALONE.device)
         rollout.make_micro_batches([[0, 1]], 100)
         found.append(trainer.advantages(trainer.score(rollout), rollout))
     difference_R = found[0].rewards_R - found[1].rewards_R

@@ -1,4 +1,4 @@
-"""Planned memory beside what real models hold, what the profiler sees on a CPU, and published figures."""
+"""Planned memory compared with real models, with the profiler's measurements on a CPU, and with published figures."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -40,7 +40,7 @@ from ppo.trainer import PPOTrainer
 from reward.config import RewardConfig
 from stages.config import RunConfig
 from stages.plan import Planner, StagePlan
-from tests.ppo.conftest import TEAM, Chain, build_chain, chain_of, load_base, save_reward, scored, small
+from tests.ppo.conftest import ALONE, Chain, build_chain, chain_of, load_base, save_reward, scored, small
 
 ONE = strategies(1)[0]
 LLAMA_7B = {
@@ -70,7 +70,7 @@ def adam_bytes(optimizer: torch.optim.Optimizer) -> int:
 @pytest.mark.parametrize(
     ("layout", "value_init"), [("none", "reward"), ("lora", "reward"), ("lora", "sft"), ("separate", "reward")]
 )
-def test_ppo_holds_the_planned_weights_gradients_and_averages(
+def test_ppo_holds_the_planned_weights_gradients_and_moments(
     chains: Callable[[str], Chain], tiny: Callable[[str], Path], tmp_path: Path, layout: str, value_init: Any
 ) -> None:
     chain, base = chains("lora" if layout == "separate" else layout), None
@@ -137,18 +137,18 @@ def test_with_adapters_on_the_top_layer_the_other_keeps_nothing(chains: Callable
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_the_profiler_sees_the_planned_peak_of_an_update(tmp_path: Path, adapter: str) -> None:
+def test_the_profiler_measures_the_planned_peak_of_an_update(tmp_path: Path, adapter: str) -> None:
     """Twelve million weights; two micro-batches of full length, so that gradients exist beside activations."""
     chain = build_chain(tmp_path, adapter, hidden_size=256, layers=12)
     trainer = chain.trainer(tmp_path / "out", small(max_tokens_per_micro_batch=256, max_new_tokens=56))
     rollout = trainer.generate(0)
     responses = [Generation([7 + row] * 56, None, False) for row in range(8)]
-    rollout = Rollout(rollout.prompts, [[9 + row] * 72 for row in range(8)], responses, TEAM.device)
+    rollout = Rollout(rollout.prompts, [[9 + row] * 72 for row in range(8)], responses, ALONE.device)
     rollout.make_micro_batches(trainer.own_rows(), 256)
     experience = trainer.advantages(trainer.score(rollout), rollout)
     rows = trainer_rows(trainer, rollout)
     assert [len(micro) for micro in rows] == [2, 2]
-    trainer.train_minibatch(experience, rows, first=False)  # makes Adam's averages
+    trainer.train_minibatch(experience, rows, first=False)  # allocates Adam's moments
     with profile(profile_memory=True) as profiler:
         trainer.train_minibatch(experience, rows, first=False)
     profiler.export_chrome_trace(str(tmp_path / "trace.json"))
@@ -181,7 +181,7 @@ def test_model_states_are_those_of_the_zero_paper() -> None:
     """Rajbhandari et al. 2020 (arXiv 1910.02054), figure 1: 7.5 billion weights with mixed-precision Adam take 120 GB,
     and 1.9 GB on each of 64 GPUs with all states sharded.
 
-    They hold 2 + 2 + 12 bytes a weight (float16 weights and gradients; float32 weights and Adam's averages), we
+    They hold 2 + 2 + 12 bytes a weight (float16 weights and gradients; float32 weights and Adam's moments), we
     4 + 4 + 8. We also hold gathered weights and whole gradients within a phase, 60 GB that are not in that figure.
     """
     model = Counts(7_500_000_000, 7_500_000_000, 0, False, Activations(0, 0, 0))

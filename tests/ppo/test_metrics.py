@@ -20,7 +20,7 @@ from ppo.experience import Experience, Rollout, Scores
 from ppo.metrics import mean_of, rollout_metrics, speeds
 from ppo.monitors import MONITORS, MonitorSettings
 from ppo.trainer import PPOData
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, small
+from tests.ppo.conftest import ALONE, CHUNKS, PROMPTS, Chain, small
 
 ROOT = Path(__file__).resolve().parents[2]
 RESPONSES = [[3, 4, 3, 4, 3], [9], [1, 2, 3, 4, 1, 2, 3], [9, 9, 2]]
@@ -47,7 +47,7 @@ def experience(rows: list[int]) -> Experience:
     responses = [Generation(RESPONSES[row], None, ENDED[row]) for row in rows]
     rewards_B = torch.tensor([SCORES[row] for row in rows], dtype=torch.float64)
     truncated_B = torch.tensor([TRUNCATED[row] for row in rows])
-    rollout = Rollout([PROMPTS[0]] * len(rows), [[1, 2]] * len(rows), responses, TEAM.device)
+    rollout = Rollout([PROMPTS[0]] * len(rows), [[1, 2]] * len(rows), responses, ALONE.device)
     scores = Scores(rewards_B, truncated_B, x_R["logprobs"], x_R["ref_logprobs"], x_R["values"])
     return Experience(rollout, scores, rewards_B / 2, x_R["rewards"], torch.zeros_like(x_R["rewards"]), x_R["returns"])
 

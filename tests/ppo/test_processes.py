@@ -17,7 +17,7 @@ from ppo.config import PPOConfig
 from ppo.experience import Experience, Rollout, Scores
 from ppo.reward_terms import RewardTerm
 from ppo.trainer import PPOData, PPOTrainer
-from tests.ppo.conftest import TEAM, Chain, small
+from tests.ppo.conftest import ALONE, Chain, small
 from tests.ppo.toy import ask, doubled, toy_chain
 
 TABLE = [0.0, 0.5, 1.0, -1.0, 0.3, -0.3, 0.8, -0.6, 0.1, 0.2]
@@ -58,7 +58,7 @@ def run(chain: Chain, config: PPOConfig, accelerator: Accelerator, out: Path, sa
     assert trainer.experience is not None
     rollout = trainer.experience.rollout
     found = {
-        "team": torch.tensor(
+        "ranks": torch.tensor(
             [
                 accelerator.process_index,
                 accelerator.num_processes,
@@ -98,12 +98,12 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
     (tmp_path / "two").mkdir()
     # Before the other run: forked processes inherit accelerate's state, which would say that there is one process.
     debug_launcher(in_two_processes, (chain, config, tmp_path / "two"), num_processes=2)
-    run(chain, config, TEAM, tmp_path / "one" / "out", tmp_path / "one.safetensors")
+    run(chain, config, ALONE, tmp_path / "one" / "out", tmp_path / "one.safetensors")
     one = load_file(tmp_path / "one.safetensors")
     two = [load_file(tmp_path / "two" / f"{rank}.safetensors") for rank in range(2)]
 
-    assert one["team"].tolist() == [0, 1, 1]
-    assert [part["team"].tolist() for part in two] == [[0, 2, 2], [1, 2, 2]]
+    assert one["ranks"].tolist() == [0, 1, 1]
+    assert [part["ranks"].tolist() for part in two] == [[0, 2, 2], [1, 2, 2]]
     assert [len(part["lengths"]) for part in two] == [4, 4]
     # Each token is in one process's passes, as often as in those of the process alone.
     assert sum(int(part["tokens_passed"]) for part in two) == int(one["tokens_passed"])

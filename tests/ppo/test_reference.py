@@ -22,7 +22,7 @@ from ppo.actor_critic import ActorCritic
 from ppo.experience import Experience, Rollout, Rows
 from ppo.reward_terms import RewardTerm
 from ppo.trainer import PPOData, PPOTrainer
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, as_ranked, small
+from tests.ppo.conftest import ALONE, CHUNKS, PROMPTS, Chain, as_ranked, small
 from tests.ppo.reference import Episode, Four, Outcome, load_adapted, load_whole, look, run
 from tests.ppo.toy import doubled
 
@@ -108,7 +108,7 @@ class RecordingTrainer(PPOTrainer):
 
 def recorded(chain: Chain, config: Any, models: ActorCritic, texts: Any, out: Path) -> RecordingTrainer:
     """A recording trainer with seed 0."""
-    return RecordingTrainer(config, models, chain.tokenizer, PPOData(PROMPTS, texts), Run(TEAM, 0, out))
+    return RecordingTrainer(config, models, chain.tokenizer, PPOData(PROMPTS, texts), Run(ALONE, 0, out))
 
 
 def plain_name(name: str) -> str:

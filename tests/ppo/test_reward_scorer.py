@@ -21,7 +21,7 @@ from modeling.tiny import CONTEXT_LENGTH, make_tiny_model
 from ppo.actor_critic import ActorCritic
 from ppo.experience import Rollout
 from ppo.trainer import PPOData
-from tests.ppo.conftest import CHUNKS, PROMPTS, TEAM, Chain, chain_of, save_reward, small
+from tests.ppo.conftest import ALONE, CHUNKS, PROMPTS, Chain, chain_of, save_reward, small
 
 OTHER_WORDS = ["zebra quartz vexing jumps over lazy dogs; what a cat is, and why rivers are cold. " * 3]
 LOUD = (
@@ -72,7 +72,7 @@ def every_ending(tokenizer: Any) -> Case:
 
 def scored(chain: Chain, models: ActorCritic, case: Case) -> tuple[list[float], list[bool]]:
     """(scores of the case, whether each response was truncated); in micro-batches of at most two episodes."""
-    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
+    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device)
     rollout.make_micro_batches([[0, 1], [2, 3], [4, 5]], max_tokens=80)
     scores_B, truncated_B = models.rewards.scorers[0].scores(rollout.batches, rollout.episodes(), max_tokens=80)
     return scores_B.tolist(), truncated_B.tolist()
@@ -177,7 +177,7 @@ def test_only_micro_batches_with_a_response_of_equal_tokens_are_read_in_the_poli
     made = make_tiny_model(tmp_path / "made", "gpt2", hidden_size=48, layers=3, seed=4)
     chain = chain_of(tmp_path, tiny("llama"), save_reward(tmp_path / "reward", made), "lora")
     models, case = chain.models(), every_ending(chain.tokenizer)
-    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
+    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device)
     rollout.make_micro_batches([[0], [1, 5], [2], [3, 4]], max_tokens=1000)
     given: list[Any] = []
     models.rewards.scorers[0].model.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))

@@ -18,7 +18,7 @@ from ppo.reward_terms import RewardTerm
 from ppo.trainer import PPOData
 from stages import ppo
 from stages.config import RunConfig, parse_config
-from tests.ppo.conftest import PROMPTS, TEAM, Chain, save_reward, small
+from tests.ppo.conftest import ALONE, PROMPTS, Chain, save_reward, small
 from tests.ppo.test_reward_scorer import LOUD, OTHER_WORDS, by_hand, every_ending, prompt_ids
 
 DOCS = (Path(__file__).parents[2] / "docs" / "reward.md").read_text()
@@ -52,7 +52,7 @@ def test_the_reward_is_the_weighted_sum_of_models_of_any_tokenizer_length_and_fu
 ):
     chain, terms = chains(adapter), example(str(other), tmp_path).ppo.rewards
     case = every_ending(chain.tokenizer)
-    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
+    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device)
     rollout.make_micro_batches([[0, 1], [2, 3], [4, 5]], max_tokens=80)
     models = chain.models(rewards=terms)
     total_B, parts, _ = models.rewards(rollout, 80)
@@ -105,7 +105,7 @@ def test_a_function_is_called_as_trl_calls_reward_functions(chains: Callable[[st
 
     chain = chains("lora")
     case = every_ending(chain.tokenizer)
-    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
+    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device)
     assert RewardFunction("f", reward, chain.tokenizer)(rollout) == [0.0] * 6
     assert given["prompts"] == [prompt.prompt for prompt in case.prompts]
     assert given["completions"][:2] == ["A cat. It purrs!", "The sea is blue"]
@@ -128,7 +128,7 @@ def test_a_function_is_called_as_trl_calls_reward_functions(chains: Callable[[st
 def test_a_function_that_fails_is_named(chains: Callable[[str], Chain], function: Any, said: str):
     chain = chains("lora")
     case = every_ending(chain.tokenizer)
-    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, TEAM.device)
+    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device)
     with pytest.raises(ValueError, match=f"^the reward function 'mine:f' {said}"):
         RewardFunction("mine:f", function, chain.tokenizer)(rollout)
 
@@ -138,8 +138,11 @@ def test_a_function_that_fails_is_named(chains: Callable[[str], Chain], function
     [
         ("[]", "ppo.rewards is empty"),
         ("[{kind: length}]", "ppo.rewards does not contain the run's reward model"),
-        ("[{kind: model}, {kind: model}]", "ppo.rewards[1] has the name 'model' of ppo.rewards[0]"),
-        ("[{kind: model}, {kind: length, name: std}]", "ppo.rewards[1] has the name 'std' of the metric score_std"),
+        ("[{kind: model}, {kind: model}]", "ppo.rewards[1]: the name 'model' is taken by ppo.rewards[0]"),
+        (
+            "[{kind: model}, {kind: length, name: std}]",
+            "ppo.rewards[1]: the name 'std' is taken by the metric score_std",
+        ),
         ("[{kind: model, weight: .nan}]", "ppo.rewards[0].weight=nan must be a finite number"),
         ("[{kind: model}, {kind: model, path: no/such/place}]", "ppo.rewards[1].path=no/such/place: no such folder"),
         ("[{kind: model, trust_remote_code: true}]", "belong to a path"),
@@ -155,7 +158,7 @@ def test_a_list_that_cannot_be_used_is_refused_when_it_is_read(rewards: str, sai
         parse_config("stages.ppo", "", ["--ppo.rewards", rewards])
 
 
-def test_an_unknown_field_of_a_term_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]):
+def test_the_error_for_an_unknown_field_of_a_term_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         parse_config("stages.ppo", "", ["--ppo.rewards", "[{kind: length, wieght: 0.5}]"])
     assert "did you mean 'weight'?" in capsys.readouterr().err
@@ -167,13 +170,13 @@ def test_a_term_that_cannot_be_loaded_is_refused_before_the_models_are(chains: C
     for term, said in (
         (RewardTerm("python", function=f"{file}:f"), "is not callable"),
         (RewardTerm("python", function=f"{file}:g"), "has no function 'g'"),
-        (RewardTerm(path=str(chain.sft / "model")), "is no reward model: its architecture is LlamaForCausalLM"),
+        (RewardTerm(path=str(chain.sft / "model")), "is not a reward model: its architecture is LlamaForCausalLM"),
     ):
         with pytest.raises(ValueError, match=said):
-            prepare(term, chain.config, chain.tokenizer, TEAM.device)
+            prepare(term, chain.config, chain.tokenizer, ALONE.device)
     file.write_text("import no_such_thing\n")
     with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError"):
-        prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, TEAM.device)
+        prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)
 
 
 def test_a_changed_file_or_folder_changes_the_inputs_of_the_stage(other: Path, tmp_path: Path):

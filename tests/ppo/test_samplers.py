@@ -12,7 +12,7 @@ from ppo.ema import MovingAverage
 from ppo.experience import Rollout
 from ppo.optimizers import warmup
 from ppo.samplers import Sampler, own_minibatches, shuffled_minibatches
-from tests.ppo.conftest import PROMPTS, TEAM
+from tests.ppo.conftest import ALONE, PROMPTS
 
 
 def test_average_has_the_closed_form_of_a_geometric_series():
@@ -93,7 +93,7 @@ def test_shuffled_minibatches_keep_prompts_together_and_differ_between_epochs_an
 def test_micro_batches_are_sorted_by_length_and_keep_responses_to_one_prompt_together():
     prompts, lengths = [[1, 1], [2], [1, 1], [3, 3, 3]], [7, 3, 1, 2]
     responses = [Generation([5] * length, None, ended=False) for length in lengths]
-    rollout = Rollout(PROMPTS[:4], prompts, responses, TEAM.device)
+    rollout = Rollout(PROMPTS[:4], prompts, responses, ALONE.device)
     rollout.make_micro_batches([[0, 1, 2, 3]], max_tokens=100)
     assert rollout.minibatches == [[(1, 3, 2, 0)]]
     rollout.make_micro_batches([[0, 1], [2, 3]], max_tokens=8)

@@ -21,7 +21,7 @@ from modeling.tracking import read_metrics
 from ppo.actor_critic import ActorCritic
 from ppo.experience import Experience, Rollout, Scores
 from ppo.trainer import PPOData, PPOTrainer
-from tests.ppo.conftest import PROMPTS, TEAM, Chain, load_base, save_reward, small
+from tests.ppo.conftest import ALONE, PROMPTS, Chain, load_base, save_reward, small
 from tests.ppo.toy import EOS, PAD, ask, doubled, next_words, toy_chain
 
 TABLE = [0.5, 1.0, -1.0, 0.3, -0.3, 0.8, -0.6, 0.1, 0.2, -0.8]
@@ -58,7 +58,7 @@ def one_iteration(
         "total_episodes": 16, "batch_size": 16, "minibatch_size": 8, "max_new_tokens": 8, "learning_rate": 0.0,
         "value_learning_rate": 0.0,
     }  # fmt: skip
-    run, data = Run(TEAM, 0, out), PPOData(prompts, TEXTS)
+    run, data = Run(ALONE, 0, out), PPOData(prompts, TEXTS)
     trainer = RecordingTrainer(small(**settings | changes), models or chain.models(), chain.tokenizer, data, run)
     trainer.train()
     return read_metrics(out / "metrics.jsonl")[-1], trainer

@@ -21,7 +21,7 @@ def weights_of(out: Path, iteration: int, group: str) -> dict[str, torch.Tensor]
     return {name.removeprefix(f"{group}/"): saved[name] for name in saved if name.startswith(f"{group}/")}
 
 
-def test_only_the_value_model_changes_until_the_last_of_them(chains: Callable[[str], Chain], tmp_path: Path):
+def test_only_the_value_model_changes_during_its_warm_up(chains: Callable[[str], Chain], tmp_path: Path):
     chain = chains("lora")
     models = chain.models()
     starts = {
@@ -45,7 +45,7 @@ def test_only_the_value_model_changes_until_the_last_of_them(chains: Callable[[s
     assert ["policy_loss" in row for row in rows] == ["ptx_loss" in row for row in rows] == [False, False, True]
 
 
-def test_the_first_iteration_after_them_is_that_of_a_run_that_starts_from_this_value_model(
+def test_the_first_iteration_after_warm_up_equals_that_of_a_run_started_from_this_value_model(
     chains: Callable[[str], Chain], tmp_path: Path
 ):
     chain, warm = chains("lora"), 2
@@ -66,7 +66,7 @@ def test_the_first_iteration_after_them_is_that_of_a_run_that_starts_from_this_v
     assert rows[0]["value_mean"] == rows[1]["value_mean"]
 
 
-def test_a_run_stopped_among_them_resumes_to_the_same_bytes(
+def test_a_run_stopped_during_warm_up_resumes_to_the_same_bytes(
     chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     chain = chains("lora")
@@ -82,5 +82,5 @@ def test_a_run_stopped_among_them_resumes_to_the_same_bytes(
 
 
 def test_a_warm_up_that_leaves_the_policy_no_iteration_is_refused():
-    with pytest.raises(ValueError, match=r"value_warmup_iterations=2 leaves the policy none of the 2 iterations"):
+    with pytest.raises(ValueError, match="value_warmup_iterations=2 must be below the 2 iterations"):
         small(value_warmup_iterations=2).validate()

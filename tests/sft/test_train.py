@@ -278,7 +278,7 @@ def test_in_float16_an_overflow_is_counted_and_does_not_end_the_run(
     run: Any, tmp_path: Path, model_config: ModelConfig
 ) -> None:
     run(settings=replace(SETTINGS, epochs=1), config=replace(model_config, precision="float16"))
-    # The trainer was told; on a CPU accelerate then computes in float32.
+    # The Trainer gets the setting, but on a CPU accelerate computes in float32.
     assert set(metrics(tmp_path / "out", "skipped")) == {0.0}
     half: Any = SimpleNamespace(fp16=True)
     assert numbers_of(half, {"loss": 1.0, "grad_norm": math.inf}) == {"loss": 1.0, "skipped": 1.0}

@@ -16,7 +16,7 @@ from stages import interrupt
 from stages.config import RunConfig
 from stages.interrupt import STOP
 from stages.runner import RunFolder, Stage, main, run_stage
-from tests.ppo.conftest import TEAM
+from tests.ppo.conftest import ALONE
 
 HERE = Path(__file__).parents[2]
 
@@ -103,7 +103,7 @@ def test_a_swallowed_interrupt_is_raised_again_in_the_middle_of_the_work(monkeyp
 
 def test_a_signal_after_ppos_last_check_is_handled_by_the_stage() -> None:
     """The signal arrives when training has ended and only files are still to be closed."""
-    with pytest.raises(KeyboardInterrupt), STOP.working(), Interrupt(TEAM):
+    with pytest.raises(KeyboardInterrupt), STOP.working(), Interrupt(ALONE):
         signalled()
 
 

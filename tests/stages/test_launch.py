@@ -1,4 +1,4 @@
-"""What a launch command asked for beside what it started."""
+"""Launch commands that start another configuration than they ask for."""
 
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,6 @@ def test_models_that_stay_whole_under_fsdp_are_reported(
     check_launch(RunConfig(), "ppo", TWO)
     assert capsys.readouterr().out == ""
     check_launch(RunConfig(), "ppo", ALONE)
-    assert "asks for FSDP, which one process cannot do" in capsys.readouterr().out
+    assert "asks for FSDP, but there is only one process" in capsys.readouterr().out
     check_launch(RunConfig(), "sft", TWO)
     assert "on a CPU the Trainer replicates the model (DDP)" in capsys.readouterr().out

@@ -386,7 +386,7 @@ def test_rankings_of_which_a_split_decides_nothing_stop_the_run_before_sft(tmp_p
 
 
 def test_a_language_model_is_not_judged_as_a_reward_model(runs: Path, other_base: Path) -> None:
-    with pytest.raises(ValueError, match="is no reward model: its architecture is GPT2LMHeadModel"):
+    with pytest.raises(ValueError, match="is not a reward model: its architecture is GPT2LMHeadModel"):
         run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_base)))
 
 

@@ -26,15 +26,16 @@ class Work:
         for rank in range(processes):
             pid = os.fork()
             if pid == 0:
-                team = {
+                environment = {
                     "RANK": rank,
                     "LOCAL_RANK": rank,
                     "WORLD_SIZE": processes,
                     "LOCAL_WORLD_SIZE": processes,
                     "MASTER_PORT": port,
+                    "MASTER_ADDR": "127.0.0.1",
                 }
                 if processes > 1:
-                    os.environ |= {name: str(value) for name, value in team.items()} | {"MASTER_ADDR": "127.0.0.1"}
+                    os.environ |= {name: str(value) for name, value in environment.items()}
                 _be_child(do, log)
             self.running.add(pid)
 
