@@ -3,7 +3,7 @@
 #   make test                                   the tests
 #   make ppo CONFIG=configs/x.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
 #   make ppo CONFIG=configs/x.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
-#   make plan CONFIG=configs/x.yaml GPUS=8 ARGS="--gpu_memory 80"   what each stage needs, and what fits
+#   make plan CONFIG=configs/x.yaml GPUS=8 ARGS="--gpu_memory 80"   GPU memory of each stage
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
