@@ -95,7 +95,7 @@ class Counts:
     lora: bool
     activations: Activations
     adapted: int = 0
-    """Weights under adapters, which are copied for decoding (`modeling.adapters.merged_weights`)."""
+    """Weights under adapters, of which decoding in float32 makes a copy (`modeling.adapters.merged_weights`)."""
 
     @property
     def share(self) -> Share:

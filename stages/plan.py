@@ -124,9 +124,7 @@ class Planner:
         return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=config.batch_size // self.gpus)
 
     def answers(self, name: str) -> StagePlan:
-        """Samples or evaluation, which decode with one whole language model at a time. It is not frozen, so autocast
-        caches its casts of the weights.
-        """
+        """Samples or evaluation, which decode with one whole language model at a time."""
         from evaluation.comparison import SCORING_BATCH
 
         config = getattr(self.config, name)
@@ -145,7 +143,7 @@ class Planner:
 
     @cached_property
     def cast(self) -> int:
-        """Weights of the language model of which autocast keeps a bfloat16 copy, unless they are frozen."""
+        """Weights of the language model that decoding casts to bfloat16 (`modeling.adapters.merged_weights`)."""
         return 0 if self.dtype is None else self.dry_run.linear_weights(self.base)
 
     def decoding(self, phase: str, batch: int, new: int) -> list[Item]:
@@ -185,8 +183,8 @@ class Planner:
             *held(base, adapters, [policy, value], average=policy.trained),
             Item(ALWAYS, "outputs of frozen layers", stored, FLOAT),
             Item("roll-out", "gathered weights", policy.base, FLOAT, "gathered"),
-            Item("roll-out", "weights with adapters", policy.adapted, FLOAT),
-            Item("roll-out", "bfloat16 weights", 0 if self.lora else self.cast, 2),
+            Item("roll-out", "weights with adapters", 0 if self.cast else policy.adapted, FLOAT),
+            Item("roll-out", "bfloat16 weights", self.cast, 2),
             *self.decoding("roll-out", min(config.rollout_batch_size, episodes), config.max_new_tokens),
             Item("roll-out", "policy weights during EMA eval", swapped, FLOAT, policy.share),
         ]
