@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C: saves a checkpoint at the next possible point, then stops.
+"""SIGTERM, Ctrl-C and SIGHUP (the terminal or ssh session is closed): saves a checkpoint at the next possible point,
+then stops.
 
 A checkpoint holds the state between two iterations. A roll-out changes no state, so after the first signal a single
 process aborts its roll-out at once, and several processes stop when all have finished theirs; a running update is
@@ -10,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_SECONDS = 2.0
 """A signal so soon after the first is a duplicate: the terminal and torchrun both forward Ctrl-C."""
 
@@ -32,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Context manager that records the two signals instead of ending the process."""
+    """Context manager that records these signals instead of ending the process."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -44,7 +45,8 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(
@@ -70,14 +72,12 @@ class Interrupt:
 
     def agreed(self) -> bool:
         """Whether a signal reached any process. All processes call it together and get the same result."""
-        numbers = torch.zeros(2, device=self.accelerator.device)
-        numbers[0], numbers[1] = float(self.number == signal.SIGTERM), float(self.number == signal.SIGINT)
-        terminated, interrupted = reduce(numbers, "sum").tolist()
-        if not self.number and (terminated or interrupted):
-            self.number = signal.SIGTERM if terminated else signal.SIGINT
-            self._since = time.monotonic()
+        noted = torch.tensor([float(self.number == number) for number in SIGNALS], device=self.accelerator.device)
+        anywhere = [number for number, count in zip(SIGNALS, reduce(noted, "sum").tolist(), strict=True) if count]
+        if not self.number and anywhere:
+            self.number, self._since = anywhere[0], time.monotonic()
         # A signal that arrives after the sum is reported by the next call.
-        return bool(terminated or interrupted)
+        return bool(anywhere)
 
     def stop(self, done: int, iterations: int) -> Interrupted:
         """The exception to raise after saving."""
@@ -91,7 +91,9 @@ class Interrupt:
             if self.accelerator.is_main_process:
                 # print is not safe here: the signal may have interrupted another print.
                 name = signal.Signals(number).name
-                os.write(2, f"\n{name}: saving a checkpoint and stopping; a second signal stops at once\n".encode())
+                said = f"\n{name}: saving a checkpoint and stopping; a second signal stops at once\n"
+                with suppress(OSError):  # the terminal may be closed
+                    os.write(2, said.encode())
             if self._breakable:
                 raise Interrupted(number)
         elif self._again():

@@ -1,4 +1,5 @@
-"""Ctrl-C (SIGINT) and SIGTERM end a run with one sentence and exit code 130 or 143.
+"""Ctrl-C (SIGINT), SIGTERM and SIGHUP (the terminal or ssh session is closed) end a run with one sentence and exit code
+130, 143 or 129.
 
 During imports, and before and after the work, a signal ends the process at once, since there is nothing to clean up.
 During the work it raises KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except
@@ -6,6 +7,7 @@ BaseException`, `__del__`, weakref callbacks), so it is raised repeatedly until 
 in which it was lost. PPO has its own handlers (`ppo/interrupt.py`), which save first.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,11 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_SECONDS = 2.0
 """Seconds after which KeyboardInterrupt is raised again if the work has not ended."""
 SAME_SECONDS = 1.0
@@ -37,12 +38,12 @@ class Stop:
         self._owner = os.getpid()
 
     def begin_command(self) -> None:
-        """Installs the handlers of both signals before the stage's imports."""
+        """Installs the handlers of these signals before the stage's imports."""
         self.is_command = True
         self.install()
 
     def install(self) -> dict[int, Any]:
-        """Installs the handlers of both signals unless they are ignored (nohup). Returns the previous handlers."""
+        """Installs the handlers of these signals unless they are ignored (nohup). Returns the previous handlers."""
         self._owner = os.getpid()
         before: dict[int, Any] = {}
         for number in SIGNALS:
@@ -50,7 +51,7 @@ class Stop:
                 before[number] = signal.signal(number, self._receive)
         return before
 
-    @contextmanager
+    @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Context for the work: a signal raises KeyboardInterrupt, at the latest when the block is left."""
         if threading.current_thread() is not threading.main_thread():
@@ -106,7 +107,8 @@ class Stop:
         """Ends the process without Python's shutdown, which could print tracebacks and wait for threads."""
         if os.environ.get("RANK", "0") == "0":
             # Not print(): the signal may have interrupted a call of it.
-            os.write(2, f"{self.sentence()}\n".encode())
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                os.write(2, f"{self.sentence()}\n".encode())
         end_process(self.code())
 
 

@@ -65,7 +65,7 @@ def send_in(monkeypatch: pytest.MonkeyPatch, phase: str, call: int, *numbers: in
 @pytest.mark.parametrize(
     ("phase", "call", "number", "code", "saved"),
     [
-        ("generate", 2, signal.SIGTERM, 143, 1),
+        ("generate", 2, signal.SIGHUP, 129, 1),
         ("advantages", 2, signal.SIGINT, 130, 1),
         ("train_minibatch", 3, signal.SIGINT, 130, 2),
     ],

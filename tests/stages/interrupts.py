@@ -1,4 +1,4 @@
-"""Sends SIGINT or SIGTERM to stages at random moments, and checks the exit code and every line on stderr.
+"""Sends SIGINT, SIGTERM or SIGHUP to stages at random moments, and checks the exit code and every line on stderr.
 
     python -m tests.stages.interrupts --runs 40 --seed 0        (make interrupts)
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[2]
 SENTENCES = ("interrupted (SIG", "stopped by SIG", "stopped at once")
-EXPECTED_BESIDE = ("SIGINT: saving", "SIGTERM: saving")
+EXPECTED_BESIDE = ("SIGINT: saving", "SIGTERM: saving", "SIGHUP: saving")
 """PPO's message about a signal; empty lines and progress bars are ignored."""
 
 
@@ -71,7 +71,7 @@ def main() -> None:
         print(json.dumps({module: round(value, 1) for module, value in seconds.items()}), flush=True)
         for index in range(given.runs):
             module = given.modules[index % len(given.modules)]
-            number = signal.SIGTERM if luck.random() < 0.2 else signal.SIGINT
+            number = luck.choices((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), weights=(3, 1, 1))[0]
             wait = luck.uniform(0.05, seconds[module] * (0.6 if module == "stages.pipeline" else 1.0))
             process = subprocess.Popen(
                 command(module, folder / module / "stopped"), cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

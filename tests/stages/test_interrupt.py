@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run with one sentence and 130 or 143, also where a library swallows the interrupt."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run with one sentence and an exit code, also where a library swallows them."""
 
 import os
 import signal
@@ -77,13 +77,15 @@ def test_an_interrupt_that_is_swallowed_still_ends_the_run_and_its_stage_counts_
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
 
 
-def test_sigterm_ends_with_143(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_other_signals_end_with_their_code(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(lambda config, force: signalled(signal.SIGTERM), "stages.x", "", [])
-    assert stopped.value.code == 143
+        main(lambda config, force: signalled(number), "stages.x", "", [])
+    assert stopped.value.code == code
+    name = signal.Signals(number).name
     assert (
         capsys.readouterr().err
-        == "interrupted (SIGTERM): run the command again (without --force) to resume from the last checkpoint\n"
+        == f"interrupted ({name}): run the command again (without --force) to resume from the last checkpoint\n"
     )
 
 
@@ -107,14 +109,16 @@ def test_a_signal_after_ppos_last_check_is_handled_by_the_stage() -> None:
         signalled()
 
 
-def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`nohup` and shells that start a job in the background ignore SIGINT for it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number: int) -> None:
+    """`nohup` ignores SIGHUP, and shells that start a job in the background ignore SIGINT for it."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        with STOP.working():
-            signalled()
+        with STOP.working(), Interrupt(TEAM) as ppos:
+            signalled(number)
+            assert not ppos.number
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
