@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import functools
 import gc
+import io
 import operator
 import os
 import shutil
@@ -281,6 +282,8 @@ def main(
     """
     config: RunConfig | None = None
     STOP.number = 0
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8; stderr does so by itself
     try:
         try:
             config, given = parse_config(program, description, arguments, options)

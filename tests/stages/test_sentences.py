@@ -1,6 +1,7 @@
 """Errors give one sentence, with exit code 2 if the user can fix them and 1 for a bug, and a traceback file."""
 
 import errno
+import io
 import os
 import resource
 import select
@@ -276,6 +277,13 @@ def test_a_closed_pipe_is_one_sentence_and_leaves_no_noise(tmp_path: Path) -> No
     assert "the output was closed" in stderr
     assert stderr.count("\n") == 1
     Path(stderr.rsplit("(the traceback is in ", 1)[1].removesuffix(")\n")).unlink()
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    main(lambda config, force: print("prix: 5 \u20ac"), "stages.x", "", [])
+    assert screen.buffer.getvalue() == b"prix: 5 \\u20ac\n"  # type: ignore[attr-defined]
 
 
 def test_a_broken_pipe_to_a_worker_is_not_taken_for_a_closed_output(told: Callable[..., tuple[int, str]]) -> None:
