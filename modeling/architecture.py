@@ -12,10 +12,13 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
+
+from modeling.loading import loading
 
 NEEDED = "choose a causal decoder whose layers attend to past tokens, such as Llama, Qwen, Mistral or GPT-2"
 
@@ -78,6 +81,11 @@ def refuse_lookahead(model: Any, name: str) -> None:
         raise ValueError(f"{name} is not a causal decoder ({kind}): later tokens change earlier positions; {NEEDED}")
 
 
+def is_classifier(settings: Any) -> bool:
+    """Whether a saved model of this configuration has a head that was trained, rather than a language model's."""
+    return any("SequenceClassification" in name for name in settings.architectures or [])
+
+
 def scalar_class(settings: Any) -> type[PreTrainedModel] | None:
     """The reward model class of this configuration: transformers' sequence classifier, or one that is created here.
 
@@ -103,14 +111,25 @@ def has_own_head(settings: Any) -> bool:
     return getattr(scalar_class(settings), "__module__", None) == __name__
 
 
-def refuse_headless(settings: Any, name: str) -> None:
-    """Raises ValueError if an architecture's sequence classifier has no head `score`. Allocates no weights."""
+def refuse_headless(settings: Any, name: str, trusted: bool = False) -> None:
+    """Raises ValueError if an architecture's sequence classifier has no head `score`, or another backbone than its
+    language model, as where the model's own code has the language model only. Allocates no weights.
+
+    `trusted` is the setting trust_remote_code.
+    """
     found = scalar_class(settings)
-    if found is None:
-        if "AutoModelForSequenceClassification" not in (getattr(settings, "auto_map", None) or {}):
-            raise ValueError(f"{name} cannot become a reward model: its own code has no sequence classifier; {NEEDED}")
-        return
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(settings)
-    if not hasattr(model, "score"):
-        raise ValueError(f"{name} cannot become a reward model: {found.__name__} has no head `score`; {NEEDED}")
+    if found is None and "AutoModelForSequenceClassification" not in (getattr(settings, "auto_map", None) or {}):
+        raise ValueError(f"{name} cannot become a reward model: its own code has no sequence classifier; {NEEDED}")
+    wanted = [AutoModelForSequenceClassification, *([] if is_classifier(settings) else [AutoModelForCausalLM])]
+    with torch.device("meta"), loading(name, "model"):
+        models = [kind.from_config(settings, trust_remote_code=trusted) for kind in wanted]
+    if not hasattr(models[0], "score"):
+        kind = type(models[0]).__name__
+        raise ValueError(f"{name} cannot become a reward model: {kind} has no head `score`; {NEEDED}")
+    kinds = [type(model.base_model) for model in models]
+    if kinds[0] is not kinds[-1]:
+        backbones = " and ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+        raise ValueError(
+            f"{name} cannot become a reward model: its sequence classifier and its language model have different "
+            f"backbones ({backbones}): add a classifier to its own code and auto_map, or choose another model"
+        )

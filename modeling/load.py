@@ -5,13 +5,12 @@ pickles.
 import contextlib
 import json
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,16 +19,17 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
-from transformers.utils import cached_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from data.chat_template import PLAIN, portable
 from data.control_tokens import flag_control_tokens
 from data.embedded import base_model, cache_folder
 from data.tokenize import end_of_turn, layout
-from modeling.architecture import scalar_class
+from modeling.architecture import is_classifier, refuse_headless
 from modeling.config import ModelConfig
 from modeling.finite import require_finite_weights
 from modeling.gpu import implementation, keep_attention
+from modeling.loading import loading, refuse_misfit
 from modeling.tiny import make_tiny_model
 
 # Loaders report new heads and draw a bar for each file; stages say what matters of that themselves.
@@ -66,7 +66,7 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
     the model's embeddings. Masks never depend on the pad id, but other classes that load our models use it.
     Raises ValueError if there is no tokenizer, it has no EOS, or its chat template leaves out the prompt or the answer.
     """
-    with _sentence_for(place, "tokenizer"):
+    with loading(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             str(place), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
@@ -99,9 +99,12 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
         if not file.is_file():
             raise ValueError(f"model.chat_template: {file}: no such file")
         try:
-            tokenizer.chat_template, origin = file.read_text(encoding="utf-8"), f"model.chat_template={file}"
+            tokenizer.chat_template, origin = file.read_text(encoding="utf-8-sig"), f"model.chat_template={file}"
         except UnicodeDecodeError as error:
             raise ValueError(f"model.chat_template: {file}: not UTF-8 text (byte {error.start})") from None
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = ", ".join(tokenizer.chat_template)
+        raise ValueError(f"{place} has several chat templates ({names}): set model.chat_template to a file with one")
     own = tokenizer.get_chat_template() if tokenizer.chat_template is not None else PLAIN
     tokenizer.chat_template = portable(own)
     flag_control_tokens(tokenizer, _end_tokens(tokenizer, place, config))
@@ -156,11 +159,26 @@ def _splitting(tokenizer: Any) -> Any:
 
 
 def read_settings(place: str | Path, config: ModelConfig) -> Any:
-    """The model's configuration alone. Raises ValueError when it is missing."""
-    with _sentence_for(place, "model"):
-        return AutoConfig.from_pretrained(
+    """The model's configuration alone.
+
+    Raises ValueError when it is missing, the weights are quantized, or an adapter lies beside them.
+    """
+    with loading(place, "model"):
+        settings = AutoConfig.from_pretrained(
             str(place), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+        adapter = find_adapter_config_file(str(place), revision=config.revision)
+    if adapter is not None:
+        raise ValueError(
+            f"{place} holds a model and an adapter, which transformers would add to the model silently: merge the "
+            "adapter into the model, or move adapter_config.json and the adapter's weights away"
+        )
+    if getattr(settings, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{place} has quantized weights (quantization_config in its config.json), which cannot be trained and "
+            "exported: save a dequantized copy first (see docs/architectures.md#quantized-weights)"
+        )
+    return settings
 
 
 def read_generation_settings(place: str | Path, config: ModelConfig) -> dict[str, Any] | None:
@@ -208,23 +226,33 @@ def load_causal(
     """
     settings = read_settings(place, config)
     read_generation_settings(place, config)  # transformers ignores a file that it cannot read
-    with _sentence_for(place, "model"):
-        for name in RESIDUAL_DROPOUT_NAMES:
-            if residual_dropout is not None and hasattr(settings, name):
-                setattr(settings, name, residual_dropout)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
-            dtype=torch.float32, use_safetensors=True, output_loading_info=True, **implementation(config, quantize),
-        )  # fmt: skip
-    keep_attention(model, config)
-    _refuse_missing(place, found["missing_keys"])
-    _refuse_not_finite(place, model)
+    for name in RESIDUAL_DROPOUT_NAMES:
+        if residual_dropout is not None and hasattr(settings, name):
+            setattr(settings, name, residual_dropout)
+    model = _load(AutoModelForCausalLM, place, config, settings, quantize)
     if model.can_generate():
         # The base's sampling settings have no effect here, and transformers refuses to save some of them.
         kept = ("bos_token_id", "eos_token_id", "suppress_tokens")
         model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in kept})
     grow_embeddings(model, tokenizer)
     return model.eval()
+
+
+def _load(kind: Any, place: str | Path, config: ModelConfig, settings: Any, quantize: bool) -> Any:
+    """The model of this configuration with its weights in float32. Raises ValueError unless all of them fit."""
+    options = implementation(config, quantize)
+    with loading(place, "model"):
+        model, found = kind.from_pretrained(
+            str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
+            dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
+            **options,
+        )  # fmt: skip
+    keep_attention(model, config)
+    if not is_classifier(settings):
+        found["missing_keys"] = {name for name in found["missing_keys"] if not name.startswith("score.")}
+    refuse_misfit(place, model, found)
+    require_finite_weights(model.named_parameters(), str(place), "its file is damaged, or its training diverged")
+    return model
 
 
 def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize: bool = False) -> Any:
@@ -240,24 +268,12 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(settings, name, 0.0)
     settings.num_labels = 1 if not classifier else settings.num_labels
-    scalar_class(settings)  # so that transformers knows a class for every causal architecture
     if classifier and settings.num_labels != 1:
         raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
-    with _sentence_for(place, "model"):
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            str(place), config=settings, revision=config.revision, trust_remote_code=config.trust_remote_code,
-            dtype=torch.float32, use_safetensors=True, output_loading_info=True, **implementation(config, quantize),
-        )  # fmt: skip
-    keep_attention(model, config)
-    _refuse_missing(place, {name for name in found["missing_keys"] if classifier or not name.startswith("score.")})
-    _refuse_not_finite(place, model)
+    refuse_headless(settings, str(place), config.trust_remote_code)
+    model = _load(AutoModelForSequenceClassification, place, config, settings, quantize)
     grow_embeddings(model, tokenizer)
     return model.eval()
-
-
-def is_classifier(settings: Any) -> bool:
-    """Whether a saved model of this configuration has a head that was trained, rather than a language model's."""
-    return any("SequenceClassification" in name for name in settings.architectures or [])
 
 
 def refuse_language_model(settings: Any, name: str) -> None:
@@ -336,10 +352,16 @@ def context_length(settings: Any, generating: bool = True) -> int:
     """The most tokens that a model of this configuration can take; a large number where its config names none.
 
     When generating, a sliding window counts as the end: padding inside the key/value cache would shift what the window
-    covers.
+    covers. The original context of longrope (Phi-3) always does: transformers scales the positions of all sequences in
+    a batch when one of them is longer.
     """
+    text = settings.get_text_config()
     names = ("max_position_embeddings", "sliding_window") if generating else ("max_position_embeddings",)
-    limits = (getattr(settings.get_text_config(), name, None) for name in names)
+    limits = [getattr(text, name, None) for name in names]
+    rope = getattr(text, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):  # of all layers, or of each kind of layer
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            limits.append(part.get("original_max_position_embeddings"))
     return min((int(limit) for limit in limits if limit), default=2**30)
 
 
@@ -363,35 +385,3 @@ def autocast_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | N
 def freeze(module: nn.Module) -> None:
     """No gradients for any of its weights."""
     module.requires_grad_(False)
-
-
-def _refuse_missing(place: str | Path, names: Collection[str]) -> None:
-    """Raises ValueError for weights that the file lacks: transformers would initialise them at random, with a
-    warning.
-    """
-    if names:
-        raise ValueError(
-            f"{place} lacks {len(names)} of its model's weights, {min(names)} among them: is it another kind of model?"
-        )
-
-
-def _refuse_not_finite(place: str | Path, model: Any) -> None:
-    require_finite_weights(model.named_parameters(), str(place), "its file is damaged, or its training diverged")
-
-
-@contextlib.contextmanager
-def _sentence_for(place: str | Path, what: str) -> Any:
-    """Turns a loader's many lines, or none, into one sentence."""
-    folder = Path(place)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load")
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if folder.is_dir() or not isinstance(error, OSError):
-            raise ValueError(f"cannot load a {what} from {place!s} ({first})") from None
-        raise ValueError(
-            f"cannot load a {what} from {place!s}: it is neither a folder here nor a model that could be fetched "
-            f"({first})"
-        ) from None

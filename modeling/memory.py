@@ -1,4 +1,4 @@
-"""What the C library does with memory that work has freed."""
+"""What the C library does with memory that work has freed, and errors that report a lack of it."""
 
 import ctypes
 import os
@@ -22,3 +22,10 @@ def keep_freed_memory() -> None:
         return
     for name in (MMAP_THRESHOLD, TRIM_THRESHOLD):
         libc.mallopt(name, LARGEST)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory of the CPU or of a GPU was used up."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's class, without importing torch
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or named or on_cpu

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from data.tokenize import template_closing
 from modeling.adapters import use_adapter
-from modeling.architecture import backbone_of
+from modeling.architecture import backbone_of, is_classifier
 from modeling.batch import Batch
 from modeling.frozen_layers import FrozenLayers
-from modeling.load import is_classifier
 from modeling.logprobs import OutputLayer, token_logprobs
 from modeling.shared_prefix import enable
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from modeling.adapters import add_lora
-from modeling.architecture import refuse_lookahead
+from modeling.architecture import is_classifier, refuse_lookahead
 from modeling.config import ModelConfig
-from modeling.load import base_model_place, context_length, is_classifier, load_scalar, load_tokenizer, read_settings
+from modeling.load import base_model_place, context_length, load_scalar, load_tokenizer, read_settings
 from modeling.models import answer_suffix_of, initialise_head, plain
 from modeling.seeds import derive_seed
 from reward.config import RewardConfig

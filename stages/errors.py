@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from modeling.disk import FULL, error_number, free_bytes, mib
+from modeling.memory import out_of_memory
 
 MEMORY = (
     "lower sft.micro_batch_size, samples.batch_size, reward.max_tokens_per_micro_batch, "
@@ -80,13 +81,6 @@ def explain(error: Exception, root: Path | None = None) -> tuple[str, int]:
     if any(base.__module__.split(".")[0] in NETWORK + FILES for base in type(error).__mro__):
         return f"{shortened(words)} ({type(error).__module__.split('.')[0]}'s {type(error).__name__})", 2
     return f"{type(error).__name__}: {shortened(words)}", 1
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory of the CPU or of a GPU was used up."""
-    named = type(error).__name__ == "OutOfMemoryError"  # torch's class, without importing torch
-    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError) or named or on_cpu
 
 
 def of_system(error: Exception, number: int, words: str, root: Path | None) -> str:

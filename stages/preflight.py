@@ -47,7 +47,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
         check_value_start(config, start, tokenizer)
     model = load_causal(place, config.model, tokenizer) if model is None else model
     refuse_lookahead(model, name)
-    refuse_headless(settings, name)
+    refuse_headless(settings, name, config.model.trust_remote_code)
     refuse_unknown_logits(model, name)
     found = examine(model, config)
     reward_model = None
@@ -162,7 +162,7 @@ def check_reward_base(config: RunConfig, sft: Path) -> "Start":
     if start.own_base:
         settings, name = read_settings(start.place, start.model_config), f"reward.base={config.reward.base}"
         refuse_by_config(settings, name)
-        refuse_headless(settings, name)
+        refuse_headless(settings, name, start.model_config.trust_remote_code)
     return start
 
 

@@ -3,7 +3,11 @@
 pytest tests/modeling/test_architecture.py
 """
 
+import json
 import re
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,39 @@ def test_a_bert_decoder_is_causal_but_has_no_scalar_head() -> None:
     refuse_lookahead(AutoModelForCausalLM.from_config(settings).eval(), "x")
     with pytest.raises(ValueError, match="x cannot become a reward model: BertForSequenceClassification has no head"):
         refuse_headless(settings, "x")
+
+
+OWN_CODE = """
+from transformers import LlamaForCausalLM, LlamaModel
+
+class OwnModel(LlamaModel):
+    pass
+
+class OwnForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = OwnModel(config)
+        self.post_init()
+"""
+
+
+def test_own_code_with_a_language_model_only_cannot_become_a_reward_model(
+    tiny_llama: Path, tmp_path: Path, tiny_tokenizer: Any, model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "own"))
+    (folder / "modeling_own.py").write_text(OWN_CODE)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    trusting = replace(model_config, base=str(folder), trust_remote_code=True)
+    said = r"different backbones \(\S+\.LlamaModel and \S+\.OwnModel\)"
+    with pytest.raises(ValueError, match=said):
+        load_scalar(folder, trusting, tiny_tokenizer)
+    with pytest.raises(ValueError, match=rf"^model\.base={folder} cannot .*{said}"):
+        check_models(RunConfig(model=trusting))
+    load_scalar(folder, model_config, tiny_tokenizer)  # not trusted: both classes are transformers'
 
 
 @pytest.mark.parametrize("family", OWN_HEADS)

@@ -14,8 +14,9 @@ from typing import Any
 import jinja2
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chat_template import CHATML, PLAIN
 from data.tokenize import encode_completion
@@ -33,8 +34,10 @@ from modeling.load import (
     save,
     stop_ids,
 )
+from modeling.loading import loading
 from modeling.models import policy_model, reward_model
 from modeling.tiny import CONTEXT_LENGTH
+from tests.conftest import enliven
 
 IDS = torch.tensor([[3, 40, 50, 60, 70, 2]])
 
@@ -56,6 +59,10 @@ def end_like_gpt2(folder: Path) -> None:
     """One token for the start and the end of a text, and no pad token and no chat template."""
     rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None, chat_template=None)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def rewrite(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def one_sentence(error: pytest.ExceptionInfo[ValueError], *words: str) -> None:
@@ -133,6 +140,21 @@ def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(
     rewrite_tokenizer(copied, chat_template=None)
     (copied / "chat_template.jinja").unlink(missing_ok=True)
     assert load_tokenizer(copied, model_config).chat_template == PLAIN
+
+
+def test_a_byte_order_mark_of_a_template_file_is_not_part_of_the_template(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(CHATML, encoding="utf-8-sig")
+    assert load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja"))).chat_template == CHATML
+
+
+def test_several_templates_without_a_default_are_refused_by_the_setting(
+    copied: Path, model_config: ModelConfig
+) -> None:
+    (copied / "chat_template.jinja").unlink()
+    rewrite(copied / "tokenizer_config.json", chat_template=[{"name": name, "template": CHATML} for name in ("a", "b")])
+    with pytest.raises(ValueError, match=r"has several chat templates \(a, b\): set model\.chat_template") as error:
+        load_tokenizer(copied, model_config)
+    one_sentence(error)
 
 
 TWO_WORDS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
@@ -282,6 +304,48 @@ def test_a_reward_model_is_no_language_model_where_the_output_layer_is_not_tied(
         load_causal(tmp_path, model_config, tiny_tokenizer)
 
 
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({"vocab_size": 600}, r"model\.embed_tokens\.weight has the shape \(512, 32\), expected \(600, 32\)"),
+    ({"num_hidden_layers": 1}, r"has weights of more layers than its config\.json says, model\.layers\.1\."),
+    ({"pad_token_id": 32000}, "AssertionError: Padding_idx must be within num_embeddings"),
+    ({"hidden_act": "swiglu"}, "KeyError: 'swiglu'"),
+    ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
+    ({"dtype": "bf16"}, "AttributeError: .*bf16"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "has quantized weights .* save a dequantized copy first"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), MISFITS, ids=[next(iter(changes)) for changes, _ in MISFITS])
+@pytest.mark.parametrize("load", [load_causal, load_scalar])
+def test_weights_that_do_not_fit_config_json_are_refused(
+    copied: Path,
+    model_config: ModelConfig,
+    tiny_tokenizer: Any,
+    load: Callable[..., Any],
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    rewrite(copied / "config.json", **changes)
+    with pytest.raises(ValueError, match=said) as error:
+        load(copied, model_config, tiny_tokenizer)
+    one_sentence(error, str(copied))
+
+
+def test_an_adapter_beside_the_weights_is_refused_rather_than_added(
+    copied: Path, model_config: ModelConfig, tiny_tokenizer: Any
+) -> None:
+    get_peft_model(AutoModelForCausalLM.from_pretrained(copied), LoraConfig(r=2)).save_pretrained(copied)
+    with pytest.raises(ValueError, match=r"holds a model and an adapter, .*: merge the adapter") as error:
+        load_causal(copied, model_config, tiny_tokenizer)
+    one_sentence(error, str(copied))
+
+
+@pytest.mark.parametrize("lack", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_lack_of_memory_while_loading_is_reported_as_such(copied: Path, lack: Exception) -> None:
+    with pytest.raises(type(lack)), loading(copied, "model"):
+        raise lack
+
+
 def test_a_reward_model_without_its_head_is_refused(
     tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any, model_config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -353,6 +417,26 @@ def test_the_tiny_base_is_made_once_in_the_cache(monkeypatch: pytest.MonkeyPatch
 
 def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> None:
     assert context_length(tiny_causal("gpt2").config) == context_length(tiny_causal("llama").config) == CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+@torch.no_grad()
+def test_the_context_ends_where_the_longest_sequence_of_a_batch_changes_the_positions_of_all(kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 24}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [9.0] * 4} if kind == "longrope" else {}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    settings = AutoConfig.for_model(
+        "phi3" if kind == "longrope" else "llama", vocab_size=64, pad_token_id=0, rope_parameters=rope, **sizes,
+        max_position_embeddings=96 if kind == "longrope" else 24, original_max_position_embeddings=24,
+    )  # fmt: skip
+    assert context_length(settings) == context_length(settings, generating=False) == 24
+    torch.manual_seed(0)
+    policy = policy_model(enliven(AutoModelForCausalLM.from_config(settings).eval()))
+    short, answer = [5, 6, 7], [8, 9, 10, 11]
+    alone_R = policy(Batch([short], [answer]))[0]
+    for length, same in ((24, True), (25, False)):
+        beside_R = policy(Batch([short, list(range(10, 10 + length - 4))], [answer, answer]))[0][:4]
+        assert torch.allclose(beside_R, alone_R, atol=1e-5) is same, length
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ class BrokenForCausalLM(LlamaForCausalLM):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.model = BrokenModel(config)
+        self.post_init()
         break_layer(self, config.causal_way)
 
 

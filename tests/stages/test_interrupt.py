@@ -114,7 +114,7 @@ def test_an_ignored_signal_stays_ignored(number: int) -> None:
     """`nohup` ignores SIGHUP, and shells that start a job in the background ignore SIGINT for it."""
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        with STOP.working(), Interrupt(TEAM) as ppos:
+        with STOP.working(), Interrupt(ALONE) as ppos:
             signalled(number)
             assert not ppos.number
     finally:

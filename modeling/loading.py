@@ -1,0 +1,62 @@
+"""What can go wrong when a library loads a model or a tokenizer, as one sentence."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from modeling.memory import out_of_memory
+
+
+@contextlib.contextmanager
+def loading(place: str | Path, what: str) -> Iterator[None]:
+    """Context for calls of a library that load from `place`, and for no code of this project.
+
+    A configuration that does not fit its weights can raise anything in the library. Raises ValueError with the
+    beginning of the library's message; errors that report a lack of memory are not changed.
+    """
+    folder = Path(place)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load")
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        why = " ".join(str(error).split())[:300] or "no details"
+        if not isinstance(error, (OSError, ValueError, SafetensorError)):
+            why = f"{type(error).__name__}: {why}"
+        if folder.is_dir() or not isinstance(error, OSError):
+            raise ValueError(f"cannot load a {what} from {place!s} ({why})") from error
+        raise ValueError(
+            f"cannot load a {what} from {place!s}: it is neither a folder here nor a model that could be fetched "
+            f"({why})"
+        ) from error
+
+
+def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> None:
+    """Raises ValueError for weights that do not fit the model, from transformers' loading information: it would draw
+    missing ones at random, and drop those of further layers.
+    """
+    if missing := found["missing_keys"]:
+        raise ValueError(
+            f"{place} lacks {len(missing)} of its model's weights, {min(missing)} among them: is it another kind of "
+            "model?"
+        )
+    for name, *shapes in sorted(found["mismatched_keys"])[:1]:
+        saved, expected = (tuple(shape) for shape in shapes)
+        raise ValueError(f"{place} does not fit its config.json: {name} has the shape {saved}, expected {expected}")
+    known = set(map(without_numbers, model.state_dict()))
+    if further := [name for name in found["unexpected_keys"] if without_numbers(name) in known]:
+        raise ValueError(
+            f"{place} has weights of more layers than its config.json says, {min(further)} among them: correct the "
+            "number of layers there"
+        )
+
+
+def without_numbers(name: str) -> str:
+    """A weight's name without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".N.", name)
