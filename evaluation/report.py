@@ -343,7 +343,7 @@ def stages_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
         dirty = "+dirty" if commit.endswith("+dirty") else ""
         where = [str(manifest.get(key, "–")) for key in ("device", "world_size")]
         rows.append([name, duration(seconds), number(seconds), *where, commit[:10] + dirty])
-    return Table(["Stage", "Time", "Seconds", "Device", "Accelerator", "Git commit"], rows)
+    return Table(["Stage", "Time", "Seconds", "Device", "Processes", "Git commit"], rows)
 
 
 def packages_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:

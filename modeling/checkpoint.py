@@ -78,6 +78,8 @@ class Checkpoints:
                 f"{self.accelerator.num_processes}: no {self.unit} is lost or repeated, but sums are rounded in a "
                 "different order, so the result will not be bit-identical to that of an uninterrupted run"
             )
+        if not (place / STATE).is_dir():
+            raise ValueError(f"{place} was written by an older version of this software: start over with --force")
         saved = saved_shapes(place / STATE)
         trained.allocate(saved)
         tensors = trained.tensors()

@@ -17,7 +17,9 @@ from modeling.sharding import clip_gradients
 
 def loss_scaler(autocast_dtype: torch.dtype | None, parameters: Sequence[nn.Parameter]) -> GradScaler:
     """A scaler for the losses of these parameters, enabled if their model computes in float16."""
-    return GradScaler(parameters[0].device.type, enabled=autocast_dtype == torch.float16)
+    scaler = GradScaler(parameters[0].device.type, enabled=autocast_dtype == torch.float16)
+    scaler.scale(torch.zeros((), device=parameters[0].device))  # else a process without a loss could not unscale
+    return scaler
 
 
 def unscale_and_clip(

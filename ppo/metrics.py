@@ -34,7 +34,7 @@ def rollout_metrics(experience: Experience) -> dict[str, float]:
     per_episode = {
         "episodes": torch.ones_like(score_B),
         "score": score_B,
-        "score_square": score_B.square(),
+        "squared_score": score_B.square(),
         "reward": rewards_BT.sum(1),
         "kl": k1_B,
         "kl_k3": k3_B,
@@ -64,8 +64,8 @@ def rollout_metrics(experience: Experience) -> dict[str, float]:
     returns_variance = mean["returns_square"] - mean["returns"] ** 2
     error_variance = mean["error_square"] - mean["error"] ** 2
     return {
-        **{name: mean[name] for name in per_episode if name not in ("episodes", "score_square")},
-        "score_std": _root(mean["score_square"] - mean["score"] ** 2),
+        **{name: mean[name] for name in per_episode if name not in ("episodes", "squared_score")},
+        "score_std": _root(mean["squared_score"] - mean["score"] ** 2),
         "kl_per_token": total["kl"] / tokens,
         "distinct": len(set(gather_object([tuple(ids) for ids in rollout.ids]))) / episodes,
         "tokens": tokens,

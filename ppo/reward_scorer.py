@@ -148,4 +148,5 @@ class RewardScorer:
             wanted = same.intersection(rows) or rows
             found |= {row: score for row, score in zip(rows, self.model(batch), strict=True) if row in wanted}
         scores = [found[row] for row in range(len(episodes))]
-        return torch.stack(scores) if scores else torch.zeros(0), torch.tensor(truncated, device=device)
+        truncated_B = torch.tensor(truncated, dtype=torch.bool, device=device)
+        return torch.stack(scores) if scores else torch.zeros(0), truncated_B

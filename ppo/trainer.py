@@ -247,7 +247,8 @@ class PPOTrainer:
             else:
                 reduce_gradients(models.policy.encoder.model, models.policy_parameters.values())
         numbers |= self.optimizers.step("policy")
-        self.average.update()
+        if not numbers.get("policy_skipped"):
+            self.average.update()
         return numbers
 
     def policy_gradient(self, experience: Experience, minibatch: Sequence[Rows], tokens: float) -> Numbers:

@@ -36,8 +36,10 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
             "accelerate launch was asked for several processes and started one: use --config_file "
             "configs/accelerate/ddp.yaml without --cpu, or torchrun (for one process, unset MASTER_ADDR)"
         )
-    asked = PRECISIONS.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
-    if asked is not None and asked != (found := precision(config, accelerator)):
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if name not in ("no", *PRECISIONS):
+        raise ValueError(f"the launch command asks for mixed precision in {name}, which is not supported: leave it out")
+    if (asked := PRECISIONS.get(name)) is not None and asked != (found := precision(config, accelerator)):
         raise ValueError(
             f"the launch command asks for mixed precision in {asked}, but model.precision={config.model.precision} "
             f"computes in {found} here: set model.precision, and leave mixed precision out of the command"

@@ -274,8 +274,14 @@ def work(config: RunConfig, gpus: int, gpu_memory: float) -> None:
     refuse_uneven_batches(config, gpus)
     budget, commands, failures = gpu_memory * GIB * USABLE, [], []
     print(f"GiB per GPU; {budget / GIB:.1f} of {gpu_memory:g} are usable", flush=True)
+    quantized = config.model.quantization != "none"
+    if quantized:
+        print("quantized weights are counted as float32", flush=True)
+    if any(term.path for term in config.ppo.rewards):
+        print("reward models with a path in ppo.rewards are not counted", flush=True)
+    whole = quantized or config.model.attention == "flash_attention_2"  # neither can be sharded
     for plan in Planner(config, gpus, gpu_memory).stages():
-        columns = [one for one in strategies(gpus) if plan.shards or not one.sharded]
+        columns = [one for one in strategies(gpus) if not one.sharded or (plan.shards and not whole)]
         print(table(plan, columns, budget), flush=True)
         try:
             commands.append(command(plan, columns, budget))

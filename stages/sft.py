@@ -16,17 +16,16 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Trains and saves `model`."""
     from data.sets import evenly, read_set, read_texts
     from data.tokenize import pretraining_chunks
-    from modeling.accelerator import from_main, make_accelerator
+    from modeling.accelerator import from_main, launched_for, make_accelerator
     from modeling.load import base_model_place, load_causal, load_tokenizer
     from modeling.run import Run
-    from modeling.sharding import Sharding
     from sft.train import Base, SFTData, train
     from stages.cautions import cautions, refuse_uneven_batches
     from stages.preflight import check_before_training
 
     accelerator = make_accelerator(config.model.device)
     refuse_uneven_batches(config, accelerator.num_processes, "sft")
-    if Sharding.from_environment().active and accelerator.device.type == "cuda":
+    if launched_for("FSDP") and accelerator.device.type == "cuda":
         raise ValueError("SFT cannot export a sharded model: run it with ACCELERATE=configs/accelerate/ddp.yaml")
     for line in cautions(config, "sft"):
         accelerator.print(f"sft: warning: {line}")

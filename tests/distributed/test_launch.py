@@ -86,7 +86,7 @@ def test_the_slurm_script_trains_on_two_machines_what_torchrun_trains_on_one(
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"{stage.name}: running on 2 processes (MULTI_CPU, gloo), computing in float32" in done.stdout
-        assert f"{stage.name}: 2 processes, models sharded (FSDP2)" in done.stdout
+        assert f"{stage.name}: 2 processes, models sharded (FSDP2, gathered per step)" in done.stdout
         same_bytes(root, whole, stage)
 
 

@@ -69,12 +69,15 @@ def test_an_overflow_skips_the_step_of_that_model_and_halves_its_scale(chains, t
     trainer = trainer_in("float16", chains("lora"), tmp_path)
     set_scale(trainer, policy=HUGE, value=SMALL)
     experience = scored(trainer)
+    for average in trainer.average.average.values():
+        average.zero_()
     policy, value = (
         {name: weight.detach().clone() for name, weight in parameters.items()}
         for parameters in (trainer.models.policy_parameters, trainer.models.value_parameters)
     )
     numbers = trainer.train_minibatch(experience, experience.rollout.minibatches[0], first=True)
     assert (numbers["policy_skipped"], numbers["value_skipped"]) == (1.0, 0.0)
+    assert not any(average.any() for average in trainer.average.average.values()), "no step, no update of the average"
     assert all(torch.tensor(number).isfinite() for number in numbers.values())
     assert (scale_of(trainer, "policy"), scale_of(trainer, "value")) == (HUGE / 2, SMALL)
     assert all(torch.equal(weight, policy[name]) for name, weight in trainer.models.policy_parameters.items())

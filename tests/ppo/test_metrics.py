@@ -110,6 +110,14 @@ def test_scores_that_are_not_scaled_are_logged_once():
     assert "score_scaled" not in rollout_metrics(found)
 
 
+def test_a_term_of_the_reward_may_have_any_name():
+    found = experience(ALL)
+    found.scores.parts = {"model": found.scores.rewards_B, "square": torch.full((4,), 7.0)}
+    numbers = rollout_metrics(found)
+    assert numbers["score_square"] == 7.0
+    assert numbers["score_std"] == pytest.approx(expected()["score_std"], rel=1e-12)
+
+
 def test_equal_scores_have_no_spread_and_constant_returns_nothing_to_explain():
     found = experience(ALL)
     found.scores.rewards_B = torch.full((4,), 0.1)

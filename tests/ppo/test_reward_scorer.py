@@ -187,6 +187,10 @@ def test_only_micro_batches_with_a_response_of_equal_tokens_are_read_in_the_poli
     assert mine == [(0,), (2,)]
     assert len(given) == 3
     assert len(given[-1]) == 4
+    # A process without prompts that makes passes for the others (`layer` mode).
+    scores_B, truncated_B = models.rewards.scorers[0].scores({(): rollout.batch(())}, [], max_tokens=1000)
+    assert scores_B.shape == truncated_B.shape == (0,)
+    assert truncated_B.dtype == torch.bool
 
 
 def test_tokenizers_are_the_same_only_if_they_cut_text_alike(tiny: Callable[[str], Path], model_config: Any):
