@@ -200,6 +200,17 @@ class PPOConfig:
                 "set ppo.old_logprobs=recompute"
             )
 
+    def refuse_rounded(self, mixed_precision: bool) -> None:
+        """Raises ValueError if old log-probabilities are to come from decoding in mixed precision, which rounds
+        differently from the update: log-probabilities of equal models differ by 0.05 nats per response and more, which
+        would enter KL and ratios. In float32 they agree to 1e-5.
+        """
+        if self.old_logprobs == "rollout" and mixed_precision:
+            raise ValueError(
+                "ppo.old_logprobs=rollout needs float32, and this run uses mixed precision (model.precision): set "
+                "ppo.old_logprobs=recompute, or set model.precision=float32"
+            )
+
     def refuse_unrecorded(self, recorded: bool) -> None:
         """Raises ValueError if old log-probabilities are to come from a generator that records none."""
         if self.old_logprobs == "rollout" and not recorded:

@@ -98,7 +98,8 @@ class PPOTrainer:
         divided(self.accelerator, config.minibatch_size, "ppo.minibatch_size")
         with self.whole(models.policy):
             self.generator = generator_for(models.policy.causal, config.engine)
-        self.refuse_recorded_logprobs()
+        config.refuse_unrecorded(self.generator.records_logprobs)
+        config.refuse_rounded(models.autocast_dtype is not None)
         models.check_prompts(data.prompts, tokenizer, config.max_new_tokens)
         self.optimizers = Optimizers.make(models, config)
         self.average = MovingAverage(models.policy_parameters, config.ema_decay)
@@ -378,18 +379,3 @@ class PPOTrainer:
         sizes = [len(numbers) for numbers in self.own_minibatches()]
         starts = [sum(sizes[:place]) for place in range(len(sizes))]
         return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
-
-    def refuse_recorded_logprobs(self) -> None:
-        """Raises ValueError if log-probabilities recorded while decoding are requested and cannot be used.
-
-        In mixed precision, decoding rounds differently from scoring and updating: log-probabilities of equal models
-        differ by 0.05 nats per response and more, which would enter KL and ratios. In float32 they agree to 1e-5.
-        """
-        if self.config.old_logprobs != "rollout":
-            return
-        self.config.refuse_unrecorded(self.generator.records_logprobs)
-        if self.models.autocast_dtype is not None:
-            raise ValueError(
-                "ppo.old_logprobs=rollout needs float32, and this run uses mixed precision (model.precision): set "
-                "ppo.old_logprobs=recompute, or set model.precision=float32"
-            )

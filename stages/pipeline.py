@@ -21,6 +21,7 @@ def work(config: RunConfig, force: bool) -> None:
     """Runs every stage, then prints the headline."""
     from modeling.accelerator import from_main, make_accelerator
     from modeling.gpu import refuse_without_gpu
+    from modeling.load import autocast_dtype
     from stages.cautions import refuse_uneven_batches
     from stages.preflight import check_models
 
@@ -28,6 +29,7 @@ def work(config: RunConfig, force: bool) -> None:
     start = time.perf_counter()
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     refuse_without_gpu(config.model, accelerator.device)
+    config.ppo.refuse_rounded(autocast_dtype(config.model, accelerator.device) is not None)
     refuse_uneven_batches(config, accelerator.num_processes)
     from_main(accelerator, lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models loaded by the check

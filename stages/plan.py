@@ -257,7 +257,7 @@ def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
                 size = min(found[one], plan.configured)
                 size = next(part for part in range(size, 0, -1) if plan.divides % part == 0)
                 change = f' ARGS="--{plan.micro_batch} {size}"' if size < plan.configured else ""
-                return f"make {plan.name} GPUS={one.gpus} ACCELERATE=configs/accelerate/{one.config}{change}"
+                return f"make {plan.name} CONFIG=... GPUS={one.gpus} ACCELERATE=configs/accelerate/{one.config}{change}"
     need, best = min((peak(plan.build(plan.least), one), one.name) for one in columns)
     raise ValueError(
         f"{plan.name}: the longest example, {plan.micro_batch}={plan.least}, needs {need / GIB:.3g} GiB per GPU "

@@ -77,7 +77,14 @@ STAGE = Stage(
     external=external,
     parallel=True,
     scratch=("checkpoints",),
-    hash_exclude=("tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"),
+    hash_exclude=(
+        "tracking",
+        "ppo.monitors",
+        "ppo.checkpoint_every",
+        "ppo.keep_checkpoints",
+        "ppo.max_tokens_per_micro_batch",
+        "ppo.rollout_batch_size",  # so that a run that was out of memory can resume
+    ),
 )
 
 if __name__ == "__main__":

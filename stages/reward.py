@@ -90,7 +90,7 @@ STAGE = Stage(
     parallel=True,
     for_people=("reward.html", "reward.md", "reward_pictures"),
     scratch=("checkpoints",),
-    hash_exclude=("tracking", "reward.checkpoint_minutes"),
+    hash_exclude=("tracking", "reward.checkpoint_minutes", "reward.max_tokens_per_micro_batch"),
 )  # fmt: skip
 
 if __name__ == "__main__":

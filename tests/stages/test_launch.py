@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages import samples
+from stages import pipeline, samples
 from stages.config import RunConfig
 from stages.launch import check_launch, description, refuse_deepspeed
 from stages.runner import run_stage
@@ -68,3 +68,11 @@ def test_models_that_stay_whole_under_fsdp_are_reported(
     assert "asks for FSDP, but there is only one process" in capsys.readouterr().out
     check_launch(RunConfig(), "sft", TWO)
     assert "on a CPU the Trainer replicates the model (DDP)" in capsys.readouterr().out
+
+
+def test_recorded_logprobs_in_mixed_precision_are_refused_before_the_first_stage(tmp_path: Path) -> None:
+    config = RunConfig(runs_folder=str(tmp_path / "runs"))
+    config.model.precision, config.model.device, config.ppo.old_logprobs = "bfloat16", "cpu", "rollout"
+    with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs float32"):
+        pipeline.work(config, force=False)
+    assert not (tmp_path / "runs").exists()

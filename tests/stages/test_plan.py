@@ -21,7 +21,7 @@ def test_every_stage_gets_a_table_and_a_command(capsys: pytest.CaptureFixture[st
         "ppo": "max_tokens_per_micro_batch", "evaluate": "batch_size",
     }.items():  # fmt: skip
         assert f"largest {stage}.{setting}" in said
-        assert f"make {stage} GPUS=8 ACCELERATE=configs/accelerate/ddp.yaml" in said
+        assert f"make {stage} CONFIG=... GPUS=8 ACCELERATE=configs/accelerate/ddp.yaml" in said
     assert "FSDP2 x 8" in said
     assert "with offload" in said
 
@@ -50,7 +50,7 @@ def test_the_fastest_strategy_that_fits_is_recommended() -> None:
         return [Item("always", "", 100, 1, "sharded"), Item("update", "", tokens, 1)]
 
     stage = StagePlan("ppo", "ppo.max_tokens_per_micro_batch", 60, build, least=20, shards=True)
-    launch = "make ppo GPUS=2 ACCELERATE=configs/accelerate"
+    launch = "make ppo CONFIG=... GPUS=2 ACCELERATE=configs/accelerate"
     assert command(stage, strategies(2), 160) == f"{launch}/ddp.yaml"
     assert command(stage, strategies(2), 159) == f"{launch}/fsdp2.yaml"
     assert command(stage, strategies(2), 109) == f"{launch}/fsdp2_offload.yaml"
