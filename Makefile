@@ -1,9 +1,9 @@
 # InstructGPT's recipe, a target a stage. The first target that runs anything sets up .venv by itself.
 #   make demo                                   everything, on the embedded model; ends with a report
 #   make test                                   the tests
-#   make ppo CONFIG=configs/x.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
-#   make ppo CONFIG=configs/x.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
-#   make plan CONFIG=configs/x.yaml GPUS=8 ARGS="--gpu_memory 80"   GPU memory of each stage
+#   make ppo CONFIG=configs/mine.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
+#   make ppo CONFIG=configs/mine.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
+#   make plan CONFIG=configs/mine.yaml GPUS=8 ARGS="--gpu_memory 80"   GPU memory of each stage
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
@@ -22,8 +22,8 @@ STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
-	@echo "stages, each with CONFIG= GPUS= ARGS=: data $(STAGES)"
-	@echo "also: make smoke | check | test-slow | test-distributed | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
+	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES)"
+	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
 
 setup: $(VENV)/.installed
 

@@ -1,6 +1,6 @@
 """Checks this project on one GPU in a few minutes, and writes what it found to runs/gpu-check.md, for a bug report.
 
-python -m benchmarks.gpu_check      # or make gpu-check; exit code 0 if all passed, 1 if not, 2 without a GPU
+python -m benchmarks.gpu_check      # exit code 0 if all passed, 1 if not, 2 without a GPU; make gpu-check: 0 or 2
 """
 
 import platform
@@ -38,7 +38,7 @@ LINES = 25
 
 @dataclass(frozen=True)
 class Size:
-    """A random Llama and the work to measure. The default has 0.27 billion parameters."""
+    """A random Llama and the work to measure. The default has 0.30 billion parameters."""
 
     layers: int = 16
     hidden: int = 1024

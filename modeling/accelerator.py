@@ -3,7 +3,7 @@
 Losses are sums divided by a count over all processes, so gradients are summed, not averaged: one process and many do
 the same arithmetic.
 
-    accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 8 -m stages.ppo --config configs/x.yaml
+    accelerate launch --config_file configs/accelerate/ddp.yaml -m stages.ppo --config configs/mine.yaml
 """
 
 import os

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO for SFT: precision, checkpoints and export, so that the result agrees with DDP's.
 
-accelerate launch --config_file configs/accelerate/zero3.yaml -m stages.sft --config configs/x.yaml
+accelerate launch --config_file configs/accelerate/zero3.yaml -m stages.sft --config configs/mine.yaml
 """
 
 from pathlib import Path
