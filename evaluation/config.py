@@ -43,10 +43,10 @@ class EvaluateConfig:
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "evaluate")
-        if self.best_of_n and self.temperature == 0:
+        if self.best_of_n and (self.temperature == 0 or self.top_k == 1):
             raise ValueError(
-                f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0: greedy answers are all "
-                "the same"
+                f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0 and a top_k other than 1: "
+                "greedy answers are all the same"
             )
 
 

@@ -40,6 +40,8 @@ class SamplesConfig:
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "samples")
+        if self.top_k == 1:
+            raise ValueError("samples.top_k=1 takes the likeliest token, and greedy answers are all the same: raise it")
 
 
 @dataclass

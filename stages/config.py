@@ -4,6 +4,7 @@ its dotted name.
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,6 +201,20 @@ FORCE = {"force": {"action": "store_true", "help": "Run even if nothing changed 
 DRY_RUN = {"dry_run": {"action": "store_true", "help": "Print the plan and the counts, and write nothing."}}
 
 
+def with_home(value: Any) -> Any:
+    """The value with `~/` at the start of any text replaced by the home folder, as a shell does."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [with_home(item) for item in value]
+    if isinstance(value, dict):
+        return {key: with_home(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            setattr(value, item.name, with_home(getattr(value, item.name)))
+    return value
+
+
 def parse_config(
     program: str, description: str, arguments: Sequence[str] | None = None, options: Options = FORCE
 ) -> tuple[RunConfig, dict[str, Any]]:
@@ -221,6 +236,6 @@ def parse_config(
     namespace = parser.parse_args(arguments)
     refuse_nulls(namespace, RunConfig)
     values: Any = parser.instantiate_classes(namespace)
-    config = RunConfig(**{item.name: values[item.name] for item in dataclasses.fields(RunConfig)})
+    config = RunConfig(**{item.name: with_home(values[item.name]) for item in dataclasses.fields(RunConfig)})
     config.validate()
     return config, {option: namespace[option] for option in options}

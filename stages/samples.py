@@ -53,7 +53,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         if not kept:
             raise ValueError(
                 f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise "
-                "samples.temperature"
+                "samples.temperature, samples.top_k or samples.top_p"
             )
         if accelerator.is_main_process:
             write_records(out / f"samples_{split}.jsonl", kept)

@@ -161,6 +161,7 @@ def test_a_strict_pair_takes_two_ranked_answers_that_do_not_tie(
         (LabelsConfig(disagreement=-0.1), "labels.disagreement"),
         (SamplesConfig(answers_per_prompt=1), "samples.answers_per_prompt"),
         (SamplesConfig(temperature=0), "samples.temperature"),
+        (SamplesConfig(top_k=1), "samples.top_k=1"),
         (SamplesConfig(batch_size=0), "samples.batch_size"),
     ],
 )

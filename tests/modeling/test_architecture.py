@@ -71,6 +71,12 @@ def test_other_models_are_refused_by_their_configuration_alone(kind: str) -> Non
         refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl", "voxtral"])
+def test_models_that_also_take_images_or_sound_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"model.base=x also takes images or sound \(.*\), and only text models can"):
+        refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
+
+
 def test_a_bert_decoder_is_causal_but_has_no_scalar_head() -> None:
     settings = AutoConfig.for_model("bert", is_decoder=True, vocab_size=64, **SIZES["bert"])
     refuse_by_config(settings, "x")

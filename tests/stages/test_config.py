@@ -128,6 +128,16 @@ def test_a_rate_in_yamls_short_notation_is_a_number(tmp_path: Path) -> None:
     assert parse("--config", str(file)).sft.learning_rate == 1e-5
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "x.yaml"
+    (tmp_path / "base").mkdir()
+    file.write_text("runs_folder: ~/runs\nppo: {rewards: [{kind: model}, {kind: model, path: ~/base}]}\n")
+    config = parse_config("x", "", ["--config", str(file), "--model.base", "~/base"])[0]
+    assert config.runs_folder == f"{tmp_path}/runs"
+    assert config.model.base == config.ppo.rewards[1].path == f"{tmp_path}/base"
+
+
 def test_nothing_at_all_gives_the_defaults_and_force_is_no_part_of_them() -> None:
     assert parse_config("stages.x", "", []) == (RunConfig(), {"force": False})
     assert parse_config("stages.x", "", ["--force"]) == (RunConfig(), {"force": True})
