@@ -3,6 +3,7 @@ nothing of the user's.
 """
 
 import os
+import signal
 import tempfile
 
 # Read by libraries and by data/ when they are imported or first used, so set before any of them.
@@ -26,6 +27,8 @@ from modeling.load import load_causal, load_scalar, load_tokenizer  # noqa: E402
 from modeling.tiny import make_tiny_model  # noqa: E402
 
 torch.set_num_threads(1)
+# A shell's background job ignores SIGINT, which some tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
