@@ -35,6 +35,7 @@ os.environ |= {
 from modeling.checkpoint import step_of
 from stages.config import parse_config
 from stages.runner import STAGES, run_stage, stage_main
+from tests.cuts import state
 from tests.torture.targets import SIGTERM, TARGETS, VARIANTS, Target, Variant
 from tests.torture.work import Place, Work
 
@@ -99,9 +100,9 @@ class Undisturbed:
         found, place = list[str](), self.place
         comparable = (place.partial / "checkpoints").glob("checkpoint-*") if self.target.comparable else ()
         for checkpoint in sorted(comparable):
-            expected = {path.name: path.read_bytes() for path in (self.out / "checkpoints" / checkpoint.name).glob("*")}
+            expected = state(self.out / "checkpoints" / checkpoint.name)
             # After SIGTERM a run has checkpoints of iterations at which the uninterrupted run has none.
-            if expected and expected != {path.name: path.read_bytes() for path in checkpoint.iterdir()}:
+            if expected and expected != state(checkpoint):
                 found.append(checkpoint.name)
         for name in self.target.rows:
             made = (place.partial / name).read_bytes() if (place.partial / name).is_file() else b""

@@ -12,7 +12,10 @@ SCRATCH = {
     "answers are merged": ("STAGE.partial/scratch/.*.partial", "STAGE.partial/scratch/*[a-z].jsonl"),
 }
 SEALED = {
-    "checkpoint half written": ("STAGE.partial/checkpoints/.checkpoint-*.partial/*",),
+    "checkpoint half written": (
+        "STAGE.partial/checkpoints/.checkpoint-*.partial/*",
+        "STAGE.partial/checkpoints/.checkpoint-*.partial/state/*",
+    ),
     "checkpoint just renamed": ("STAGE.partial/checkpoints/checkpoint-*",),
     "old checkpoint goes": ("STAGE.partial/checkpoints/.checkpoint-*.discarded",),
 }
