@@ -453,3 +453,10 @@ def test_activation_checkpointing_changes_no_bit_of_a_training(
         layer_calls.append(len(calls))
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     assert layer_calls[1] > layer_calls[0]
+
+
+def test_adam_has_the_configured_decays(tiny_scalar: Callable[[str], Any]) -> None:
+    trainer = trainer_of(tiny_scalar("llama"), some_examples(3, 7))
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.9, 0.95)}
+    other = trainer_of(tiny_scalar("llama"), some_examples(3, 7), RewardConfig(adam_beta2=0.99))
+    assert other.optimizer.param_groups[0]["betas"] == (0.9, 0.99)

@@ -23,7 +23,7 @@ from modeling.load import load_causal
 from modeling.run import Run
 from modeling.tracking import Tracker
 from sft.config import SFTConfig
-from sft.train import Base, SFTData, numbers_of, train
+from sft.train import Base, ResumableTrainer, SFTData, numbers_of, train
 from tests.cuts import Cut
 from tests.fakes import FakeAccelerator
 
@@ -312,3 +312,17 @@ def test_contradictions_are_refused_by_name(change: dict[str, Any]) -> None:
     SFTConfig().validate()
     with pytest.raises(ValueError, match=f"sft.{list(change)[-1]}="):
         replace(SFTConfig(), **change).validate()
+
+
+def test_adam_has_the_papers_decays(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Recording(ResumableTrainer):
+        def create_optimizer(self, *arguments: Any, **named: Any) -> Any:
+            optimizer = super().create_optimizer(*arguments, **named)
+            seen.append(optimizer.param_groups[0]["betas"])
+            return optimizer
+
+    monkeypatch.setattr("sft.train.ResumableTrainer", Recording)
+    run()
+    assert seen == [(0.9, 0.95)]

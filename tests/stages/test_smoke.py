@@ -84,6 +84,14 @@ def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tup
     assert (root / "report" / "report.md").is_file()
 
 
+def test_ppo_samples_for_training_prompts_alone(finished: tuple[Path, str]):
+    root, _ = finished
+    asked = {json.loads(line)["prompt"] for line in (root / "ppo" / "samples.jsonl").read_text().splitlines()}
+    known = {row["prompt"] for _, row in read_rows(root / "data" / "rl_train.parquet")}
+    assert asked
+    assert asked <= known
+
+
 def test_no_user_is_in_two_splits_and_rl_has_api_prompts_alone(finished: tuple[Path, str]):
     root, _ = finished
     users: dict[str, set[str]] = {}
