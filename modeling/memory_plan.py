@@ -17,8 +17,8 @@ LOGIT_BYTES = 16
 """Bytes per logit of a chunk in modeling/logprobs.py: logits, log-softmax, probabilities, clamped log-softmax."""
 DRAW_BYTES = 30
 """Bytes per logit in `modeling.generation.draw`: five float32 tensors, float64 sums, comparisons."""
-SQUARE_BYTES = 16
-"""Bytes per number in `modeling.sharding.gradient_norm`, which squares one gradient at a time in float64."""
+SQUARE_BYTES = 8
+"""Bytes per number in `modeling.sharding.gradient_norm`, which copies one gradient at a time to float64."""
 ALWAYS = "always"
 """Name of the phase for memory that is held throughout."""
 
@@ -138,7 +138,7 @@ def step(phase: str, model: Counts, gradients: int = 1) -> list[Item]:
     return [
         Item(phase, "gradients", gradients * model.trained, FLOAT, model.share),
         Item(phase, "all-reduce buffer", copied, FLOAT, "whole" if model.lora else "replicas"),
-        Item(phase, "one weight's squares", model.largest, SQUARE_BYTES, model.share),
+        Item(phase, "one gradient in float64", model.largest, SQUARE_BYTES, model.share),
     ]
 
 

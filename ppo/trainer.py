@@ -88,13 +88,8 @@ class PPOTrainer:
     def __init__(self, config: PPOConfig, models: ActorCritic, tokenizer: Any, data: PPOData, run: Run) -> None:
         assert run.out is not None, "PPO writes checkpoints"
         self.out = run.out
-        self.config, self.models, self.tokenizer, self.run, self.accelerator = (
-            config,
-            models,
-            tokenizer,
-            run,
-            run.accelerator,
-        )
+        self.config, self.models, self.tokenizer = config, models, tokenizer
+        self.run, self.accelerator = run, run.accelerator
         divided(self.accelerator, config.minibatch_size, "ppo.minibatch_size")
         with self.whole(models.policy):
             self.generator = generator_for(models.policy.causal, config.engine)

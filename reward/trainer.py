@@ -53,13 +53,8 @@ class RewardTrainer:
         Args:
             watched: sets that are evaluated after each epoch.
         """
-        self.config, self.model, self.run, self.accelerator, self.watched = (
-            config,
-            model,
-            run,
-            run.accelerator,
-            watched or {},
-        )
+        self.config, self.model, self.watched = config, model, watched or {}
+        self.run, self.accelerator = run, run.accelerator
         self.examples, self.batch_size = batching(config, train_set)
         if config.activation_checkpointing:
             model.encoder.enable_checkpointing()
