@@ -62,7 +62,6 @@ class RewardEvaluation:
             run = replace(self.run, out=out, tracking=TrackingConfig(to=[]))
             model = sharded_model(start, tokenizer, run)
             RewardTrainer(config, model, part, run).train()
-            model.eval()
             found = score_all(model, sets["test"], self.max_tokens, accelerator)
             accuracy = report(found, sets["test"], resamples=self.resamples)["accuracy"]
             curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})

@@ -8,6 +8,7 @@ the same arithmetic.
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -22,6 +23,8 @@ from modeling.config import TIMEOUT_MINUTES
 from modeling.memory import keep_freed_memory
 
 T = TypeVar("T")
+POLL_SECONDS = 0.2
+"""Seconds between looks at the store in `wait_for_main`."""
 
 
 def launched_for(kind: str) -> bool:
@@ -66,9 +69,13 @@ def store_after_restart() -> dict[str, Any]:
     restarts, count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("WORLD_SIZE", "1")
     if restarts == "0" or count == "1" or count != os.environ.get("LOCAL_WORLD_SIZE") or launched_for("DEEPSPEED"):
         return {}
+    return {"store": launchers_store(), "rank": int(os.environ["RANK"]), "world_size": int(count)}
+
+
+def launchers_store() -> dist.Store:
+    """The store of the launcher, or of the first process, with keys of this start after `torchrun --max-restarts`."""
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    prefixed = dist.PrefixStore(f"restart-{restarts}", store)
-    return {"store": prefixed, "rank": int(os.environ["RANK"]), "world_size": int(count)}
+    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
@@ -86,6 +93,20 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
         box[1].from_main = True
         raise box[1]
     return cast(T, box[0])
+
+
+def wait_for_main(accelerator: Accelerator, name: str) -> None:
+    """Waits until the first process has called this, without a time limit: for work of hours that it does alone.
+
+    If the first process fails, the launcher ends the others. `name` must not be used twice in a run.
+    """
+    if accelerator.num_processes == 1:
+        return
+    store = launchers_store()
+    if accelerator.is_main_process:
+        store.set(name, "")
+    while not store.check([name]):
+        time.sleep(POLL_SECONDS)
 
 
 def share_of(accelerator: Accelerator, items: Sequence[T]) -> list[T]:

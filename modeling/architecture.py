@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -16,7 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
-from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 
 from modeling.loading import loading
 
@@ -27,6 +28,11 @@ def backbone_of(model: Any) -> Any:
     """The transformer inside a model with a head, wrapped by peft or not."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(inner, inner.base_model_prefix)
+
+
+def layers_of(backbone: nn.Module) -> list[nn.Module]:
+    """The transformer's layers; [] for an architecture without modules of transformers' layer class."""
+    return [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @contextmanager

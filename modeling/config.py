@@ -14,9 +14,9 @@ class ProcessesConfig:
     """Settings for runs with several processes. A change here does not make any stage run again."""
 
     timeout_minutes: PositiveFloat = TIMEOUT_MINUTES
-    """Minutes that a process waits for the others before the run fails. Ours: longer than the work that the first
-    process does alone (curating data, ranking answers, judging, writing models). torch's defaults are 10 (NCCL) and 30
-    (gloo)."""
+    """Minutes that a process waits for the others before the run fails, except in the stages that use the first
+    process alone (data, labels, report), which have no limit. Ours: longer than what the first process does alone in
+    the others (judging, writing models). torch's defaults are 10 (NCCL) and 30 (gloo)."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""

@@ -94,21 +94,21 @@ def counts(model: Any, element: Element, autocast_dtype: torch.dtype | None, che
     adapted = [module.get_base_layer().weight.numel() for module in model.modules() if isinstance(module, LoraLayer)]
     top = model.peft_config[model.active_adapter].layers_to_transform if adapted else None
     layers = len(top) if top else plain(model).config.get_text_config().num_hidden_layers
-    fixed, per_token = _line(model, element, autocast_dtype)
+    encoder = Encoder(model, adapter_of_model(model), autocast_dtype=autocast_dtype)
+    fixed, per_token = _line(encoder, element)
     layer = ceil(per_token / layers)  # layers below the adapters keep nothing
     if checkpointing:
-        Encoder(model, adapter_of_model(model)).enable_checkpointing()
-        _, per_token = _line(model, element, autocast_dtype)  # autocast keeps its copies until the forward pass ends
+        encoder.enable_checkpointing()
+        _, per_token = _line(encoder, element)  # autocast keeps its copies until the forward pass ends
     kept, lora = Activations(fixed, ceil(per_token), layer), bool(adapted)
     base = count(model) - (sum(trained) if lora else 0)
     return Counts(base, sum(trained), max(trained), lora, kept, sum(adapted))
 
 
-def _line(model: Any, element: Element, autocast_dtype: torch.dtype | None) -> tuple[int, float]:
+def _line(encoder: Encoder, element: Element) -> tuple[int, float]:
     """(fixed bytes, bytes per token), from batches of two and three elements: with a single prompt the answers would
     share a mask.
     """
-    encoder = Encoder(model, adapter_of_model(model), autocast_dtype=autocast_dtype)
     batches = [element.batch(copies) for copies in (2, 3)]
     layouts = [batch.layout(packed=encoder.plain_reason is None) for batch in batches]  # needs real numbers
     tokens = [layout.inputs()["input_ids"].numel() for layout in layouts]
@@ -116,7 +116,7 @@ def _line(model: Any, element: Element, autocast_dtype: torch.dtype | None) -> t
         two, three = (kept_for_backward(encoder, batch, "state") for batch in batches)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"the activations of {type(plain(model)).__name__} cannot be counted without data "
+            f"the activations of {type(plain(encoder.model)).__name__} cannot be counted without data "
             f"({type(error).__name__}); mixtures of experts are not supported"
         ) from None
     per_token = (three - two) / (tokens[1] - tokens[0])

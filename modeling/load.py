@@ -216,19 +216,23 @@ def load_causal(
     residual_dropout: float | None = None,
     quantize: bool = False,
 ) -> Any:
-    """A causal language model in float32, dropout off (eval mode), with embeddings for every token of the tokenizer.
+    """A causal language model in float32 and eval mode, with embeddings for every token of the tokenizer.
 
     Args:
-        residual_dropout: what train mode applies in architectures that have one; others take no notice.
+        residual_dropout: applied in train mode by architectures that have one, with the config's other kinds of
+            dropout; None switches off all of them.
         quantize: whether it is a frozen base, whose linear layers are stored as `model.quantization` says.
 
     Raises ValueError when the model is missing.
     """
     settings = read_settings(place, config)
     read_generation_settings(place, config)  # transformers ignores a file that it cannot read
-    for name in RESIDUAL_DROPOUT_NAMES:
-        if residual_dropout is not None and hasattr(settings, name):
-            setattr(settings, name, residual_dropout)
+    if residual_dropout is None:
+        switch_off_dropout(settings)
+    else:
+        for name in RESIDUAL_DROPOUT_NAMES:
+            if hasattr(settings, name):
+                setattr(settings, name, residual_dropout)
     model = _load(AutoModelForCausalLM, place, config, settings, quantize)
     if model.can_generate():
         # The base's sampling settings have no effect here, and transformers refuses to save some of them.
@@ -264,9 +268,7 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize
     """
     settings = read_settings(place, config)
     classifier = is_classifier(settings)
-    for name, value in vars(settings).items():
-        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-            setattr(settings, name, 0.0)
+    switch_off_dropout(settings)
     settings.num_labels = 1 if not classifier else settings.num_labels
     if classifier and settings.num_labels != 1:
         raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
@@ -274,6 +276,13 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize
     model = _load(AutoModelForSequenceClassification, place, config, settings, quantize)
     grow_embeddings(model, tokenizer)
     return model.eval()
+
+
+def switch_off_dropout(settings: Any) -> None:
+    """Sets every kind of dropout in a configuration to 0."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(settings, name, 0.0)
 
 
 def refuse_language_model(settings: Any, name: str) -> None:

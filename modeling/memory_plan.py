@@ -132,12 +132,11 @@ def step(phase: str, model: Counts, gradients: int = 1) -> list[Item]:
     """Summing over processes, clipping and the optimizer.
 
     Args:
-        gradients: how many exist at once; if several, one of them is the all-reduce buffer.
+        gradients: how many exist at once.
     """
-    copied = model.trained if gradients == 1 else 0
     return [
         Item(phase, "gradients", gradients * model.trained, FLOAT, model.share),
-        Item(phase, "all-reduce buffer", copied, FLOAT, "whole" if model.lora else "replicas"),
+        Item(phase, "all-reduce buffer", model.trained, FLOAT, "whole" if model.lora else "replicas"),
         Item(phase, "one gradient in float64", model.largest, SQUARE_BYTES, model.share),
     ]
 

@@ -5,6 +5,8 @@ backbone or a head. With LoRA, several models share one base, each with its own 
 Shapes: B responses, R response tokens of all responses concatenated, M either of the two, H hidden size.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from data.tokenize import template_closing
 from modeling.adapters import use_adapter
-from modeling.architecture import backbone_of, is_classifier
+from modeling.architecture import backbone_of, is_classifier, layers_of
 from modeling.batch import Batch
 from modeling.frozen_layers import FrozenLayers
 from modeling.logprobs import OutputLayer, token_logprobs
@@ -42,6 +44,7 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.model, self.adapter, self.frozen, self.autocast_dtype = model, adapter, frozen, autocast_dtype
+        self.checkpointing = False
         self.plain_reason = enable(backbone_of(model))
         """Why a prompt is encoded again for each response; None if its responses share the pass."""
 
@@ -54,15 +57,29 @@ class Encoder(nn.Module):
     def enable_checkpointing(self) -> None:
         """Recomputes the activations of each layer in the backward pass (Chen et al. 2016).
 
-        transformers does so in train mode only, so dropout must be 0 (`load_scalar` sets it). Raises ValueError if the
-        architecture does not support it.
+        Dropout must be 0, as `load_causal` and `load_scalar` set it: the layers are in train mode in the forward pass
+        alone. Raises ValueError if the architecture does not support it.
         """
         model = plain(self.model)
-        if not model.supports_gradient_checkpointing:
+        if not model.supports_gradient_checkpointing or not layers_of(backbone_of(model)):
             kind = type(model).__name__
             raise ValueError(f"{kind} cannot recompute activations: set activation_checkpointing to false")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.model.train()
+        self.checkpointing = True
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Context manager for a forward pass. transformers checkpoints the layers that are in train mode, so this sets
+        the mode of the layers themselves, without their submodules, and only if a backward pass follows.
+        """
+        layers = layers_of(backbone_of(self.model)) if self.checkpointing and torch.is_grad_enabled() else []
+        try:
+            for layer in layers:
+                layer.training = True
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def autocast(self) -> torch.autocast:
         """Mixed precision, or a context manager without effect."""
@@ -74,7 +91,7 @@ class Encoder(nn.Module):
         backbone = backbone_of(self.activate())
         layout = batch.layout(packed=self.plain_reason is None)
         inputs = layout.inputs()
-        with self.autocast():
+        with self.autocast(), self.recomputing():
             if self.frozen is None:
                 hidden = backbone(**inputs, use_cache=False).last_hidden_state
             else:

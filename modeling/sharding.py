@@ -27,10 +27,9 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling.accelerator import launched_for, sum_gradients
-from modeling.architecture import backbone_of
+from modeling.architecture import backbone_of, layers_of
 
 T = TypeVar("T")
 
@@ -93,7 +92,10 @@ class Sharding:
         policy: OffloadPolicy = (
             CPUOffloadPolicy(pin_memory=own_device().type == "cuda") if self.offload else OffloadPolicy()
         )
-        for layer in blocks(backbone_of(model)):
+        layers = layers_of(backbone_of(model))
+        if not layers:
+            raise ValueError(f"{type(backbone_of(model)).__name__} cannot be sharded: its layers are not known")
+        for layer in layers:
             fully_shard(layer, ignored_params=ignored, offload_policy=policy)
         fully_shard(model, ignored_params=ignored, offload_policy=policy)
         for unit in units(model):
@@ -160,14 +162,6 @@ def held(root: Any, kept: Iterable[FSDPModule]) -> Iterator[None]:
 def units(model: Any) -> list[FSDPModule]:
     """The groups of a sharded model."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The transformer's layers. Raises ValueError for an architecture without such modules."""
-    found = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not found:
-        raise ValueError(f"{type(backbone).__name__} cannot be sharded: its layers are not known")
-    return found
 
 
 def empty_pass(model: Any) -> Tensor:

@@ -63,6 +63,10 @@ class PPOConfig:
     """Maximum number of prompt and response tokens per forward pass of a process, but at least one episode; limits
     memory and does not change the result. Ours.
     """
+    activation_checkpointing: bool = False
+    """Store only each layer's input and recompute its activations in the backward pass of policy and value model: a
+    third more time for a fraction of the memory, with the same result. Ours.
+    """
     engine: Literal["native", "transformers", "vllm"] = "native"
     """What generates responses: `native`, our decoder (modeling/generation.py), with transformers' `generate` as
     fallback for models that it cannot decode; `transformers`, always `generate`; `vllm`, which needs its extra and a

@@ -96,6 +96,9 @@ class PPOTrainer:
         config.refuse_unrecorded(self.generator.records_logprobs)
         config.refuse_rounded(models.autocast_dtype is not None)
         models.check_prompts(data.prompts, tokenizer, config.max_new_tokens)
+        if config.activation_checkpointing:
+            for model in (models.policy, models.value):
+                model.encoder.enable_checkpointing()
         self.optimizers = Optimizers.make(models, config)
         self.average = MovingAverage(models.policy_parameters, config.ema_decay)
         self.kl, self.scale = KLController.make(config), ScoreScale(config)
@@ -310,11 +313,14 @@ class PPOTrainer:
 
     def join_gradients(self, ppo: dict[str, Tensor]) -> Numbers:
         """Adds PPO's gradient to that of the pretraining mix; returns their norms (that of the mix times gamma)."""
-        ptx = self.take_gradient()
-        for name, weight in self.models.policy_parameters.items():
-            parts = [gradient[name] for gradient in (ppo, ptx) if name in gradient]
-            weight.grad = sum(parts[1:], parts[0]) if parts else None
-        return self.optimizers.part_norms(ppo.values(), ptx.values())
+        weights = self.models.policy_parameters
+        self.run.sharding.reduce_gradients(self.models.policy.encoder.model, weights.values())
+        ptx = [weight.grad for weight in weights.values() if weight.grad is not None]
+        norms = self.optimizers.part_norms(ppo.values(), ptx)
+        for name, gradient in ppo.items():
+            weight = weights[name]
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        return norms
 
     def whole(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
         """Context manager for generation: a sharded model's weights are gathered."""

@@ -5,7 +5,7 @@ Shapes: K answers of a prompt.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,17 @@ def ranking_examples(
             f"the model's context of {context} tokens"
         )
     return kept, left_out
+
+
+def example_sets(
+    tokenizer: Any,
+    rankings: Mapping[str, Sequence[Ranking]],
+    context: int,
+    answer_suffix: Sequence[int] | None = None,
+) -> tuple[dict[str, list[RankingExample]], dict[str, dict[str, int]]]:
+    """`ranking_examples` of each split."""
+    made = {split: ranking_examples(tokenizer, found, context, answer_suffix) for split, found in rankings.items()}
+    return {split: kept for split, (kept, _) in made.items()}, {split: counts for split, (_, counts) in made.items()}
 
 
 def _with_answers(item: RankingExample, kept: Sequence[int]) -> RankingExample:

@@ -58,7 +58,6 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
     epochs: list[dict[str, Any]] = []
     if config.epochs > 0:
         epochs = RewardTrainer(config, model, data.train, run, data.watched).train()
-    trained.eval()
     limit = config.max_tokens_per_micro_batch
     shown = score_all(model, data.demonstrations, limit, accelerator)
     model.bias += sum(row[0] for row in shown) / len(shown)

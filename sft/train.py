@@ -141,10 +141,6 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
     assert run.out is not None
     model, tokenizer, model_config = base.model, base.tokenizer, base.config
     accelerator, seed, out = run.accelerator, run.seed, run.out
-    per_process = divided(accelerator, config.batch_size, "sft.batch_size")
-    micro = min(config.micro_batch_size, per_process)
-    if per_process % micro:
-        raise ValueError(f"sft.micro_batch_size={micro} does not divide the {per_process} sequences of each process")
     context = context_length(model.config)
     rows = demonstration_examples(tokenizer, data.train, context)
     rows = mix(rows, text_examples(data.chunks), config.pretraining_fraction, seed)
@@ -152,13 +148,9 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
         accelerator.print(f"sft: {what_lora_adapts(model)}")
-    precision = autocast_dtype(model_config, accelerator.device)
     zero = launched_for("DEEPSPEED")
-    if zero and (precision == torch.float16 or model_config.quantization != "none"):
-        raise ValueError("with DeepSpeed, set model.precision to float32 or bfloat16 and model.quantization to none")
     blank = copy.deepcopy(model) if zero and accelerator.is_main_process else None
-    folder = out / "trainer"
-    checkpoint, said = from_main(accelerator, lambda: newest_complete(folder))
+    checkpoint, said = from_main(accelerator, lambda: newest_complete(out / "trainer"))
     for line in said:
         accelerator.print(f"sft: {line}")
     if checkpoint is not None:
@@ -178,43 +170,11 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
             eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, data.valid, context)),
             callbacks=callbacks,
             compute_metrics=mean_of_tokens,
-            args=OneDevice(
-                output_dir=str(folder),
-                num_train_epochs=config.epochs,
-                per_device_train_batch_size=micro,
-                per_device_eval_batch_size=micro,
-                gradient_accumulation_steps=per_process // micro,
-                learning_rate=config.learning_rate,
-                lr_scheduler_type="cosine_with_min_lr",
-                lr_scheduler_kwargs={"min_lr_rate": config.final_lr_fraction},
-                warmup_steps=0,
-                adam_beta1=0.9,
-                adam_beta2=0.95,
-                weight_decay=0.0,
-                max_grad_norm=config.max_grad_norm,
-                completion_only_loss=True,
-                # trl's router loss reads `num_experts`, which some configurations (Phi-MoE) lack; 0 turns it off.
-                router_aux_loss_coef=None if hasattr(model.config.get_text_config(), "num_experts") else 0.0,
-                max_length=None,
-                packing=False,
-                gradient_checkpointing=False,
-                bf16=precision == torch.bfloat16 and not zero,
-                fp16=precision == torch.float16,
-                use_cpu=accelerator.device.type == "cpu" and not zero,
-                ddp_backend="gloo" if accelerator.device.type == "cpu" and zero else None,
-                logging_steps=1,
-                logging_nan_inf_filter=False,
-                eval_strategy="epoch",
-                save_strategy="epoch",
-                save_total_limit=2,  # the newest is complete only once it has checksums
-                report_to=[],
-                disable_tqdm=True,
-                seed=seed,
-                dataloader_pin_memory=accelerator.device.type == "cuda",
-            ),
+            args=trainer_settings(config, base, run),
         )
         check_batch_size(trainer.args, config.batch_size)
         if zero:
+            precision = autocast_dtype(model_config, accelerator.device)
             keep_weights_in_float32(trainer.args, precision == torch.bfloat16)
         accelerator.print(
             f"sft: {description(trainer.args) if zero else Sharding().description(model, accelerator.num_processes)}"
@@ -234,6 +194,56 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
     from_main(accelerator, save)
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
     return {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
+
+
+def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
+    """trl's settings. Making them resets accelerate's state, which the trainer then makes again.
+
+    Raises ValueError when the batch does not divide, or for what DeepSpeed does not support.
+    """
+    device, zero, settings = run.accelerator.device, launched_for("DEEPSPEED"), base.model.config.get_text_config()
+    precision = autocast_dtype(base.config, device)
+    if zero and (precision == torch.float16 or base.config.quantization != "none"):
+        raise ValueError("with DeepSpeed, set model.precision to float32 or bfloat16 and model.quantization to none")
+    per_process = divided(run.accelerator, config.batch_size, "sft.batch_size")
+    micro = min(config.micro_batch_size, per_process)
+    if per_process % micro:
+        raise ValueError(f"sft.micro_batch_size={micro} does not divide the {per_process} sequences of each process")
+    return OneDevice(
+        output_dir=f"{run.out}/trainer",
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=per_process // micro,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.final_lr_fraction},
+        warmup_steps=0,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=config.max_grad_norm,
+        completion_only_loss=True,
+        # trl's router loss reads `num_experts`, which some configurations (Phi-MoE) lack; 0 turns it off.
+        router_aux_loss_coef=None if hasattr(settings, "num_experts") else 0.0,
+        max_length=None,
+        packing=False,
+        gradient_checkpointing=config.activation_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=precision == torch.bfloat16 and not zero,
+        fp16=precision == torch.float16,
+        use_cpu=device.type == "cpu" and not zero,
+        ddp_backend="gloo" if device.type == "cpu" and zero else None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,  # the newest is complete only once it has checksums
+        report_to=[],
+        disable_tqdm=True,
+        seed=run.seed,
+        dataloader_pin_memory=device.type == "cuda",
+    )
 
 
 def check_batch_size(args: TrainingArguments, asked: int) -> None:

@@ -31,8 +31,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.models import answer_suffix_of, reward_model
     from modeling.run import Run
     from modeling.sharding import Sharding
+    from reward.batches import example_sets
     from reward.scoring import score_all
-    from stages.inputs import left_out_lines, ranked_examples
+    from stages.inputs import left_out_lines, rankings
 
     accelerator, judging, limit = (
         make_accelerator(config.model.device),
@@ -47,7 +48,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     refuse_language_model(known, f"evaluate_reward.model={place}")
     tokenizer = load_tokenizer(place, reading)
     answer_suffix, context = answer_suffix_of(known, tokenizer), context_length(known, generating=False)
-    found, left_out = ranked_examples(config, run, SPLITS, tokenizer, context, answer_suffix)
+    found, left_out = example_sets(
+        tokenizer, {split: rankings(config, run, split) for split in SPLITS}, context, answer_suffix
+    )
     loaded = load_scalar(place, reading, tokenizer).to(accelerator.device)
     model = reward_model(loaded, autocast_dtype(reading, accelerator.device))
     Sharding.from_environment().shard(loaded)

@@ -1,17 +1,13 @@
 """What several stages read from earlier ones."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from data.files import read_records
 from data.records import Ranking
 from data.sets import read_set, set_file
 from stages.config import RunConfig
 from stages.runner import RunFolder
-
-if TYPE_CHECKING:
-    from reward.batches import RankingExample
 
 
 def refuse_long_texts(config: RunConfig, settings: Any) -> None:
@@ -42,35 +38,20 @@ def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int)
         )
 
 
-def rankings(data: Path, labels: Path, split: str) -> list[Ranking]:
-    """The labeler's rankings and those that came with the data, as far as there are any."""
-    brought = read_set(data, "rankings", split) if set_file(data, "rankings", split).is_file() else []
-    file = labels / f"rankings_{split}.jsonl"
-    return [*brought, *(read_records(file, Ranking) if file.is_file() else [])]
+def rankings(config: RunConfig, run: RunFolder, split: str) -> list[Ranking]:
+    """The labeler's rankings and those that came with the data, each with at most `reward.max_answers_per_prompt`
+    answers.
 
-
-def ranked_examples(
-    config: RunConfig,
-    run: RunFolder,
-    splits: Sequence[str],
-    tokenizer: Any,
-    context: int,
-    answer_suffix: Sequence[int] | None,
-) -> tuple[dict[str, list["RankingExample"]], dict[str, dict[str, int]]]:
-    """(rankings of each split in a reward model's tokens, how many of each were left out and why).
-
-    Raises ValueError when a split has no rankings, or none that can be used.
+    Raises ValueError when there are none.
     """
-    from reward.batches import ranking_examples, some_answers
+    from reward.batches import some_answers
 
-    sets, left_out = {}, {}
-    for split in splits:
-        found = rankings(run.stage("data"), run.stage("labels"), split)
-        if not found:
-            raise ValueError(f"there are no {split} rankings: run the labels stage, or give some in data.rankings")
-        fewer = [some_answers(ranking, config.reward.max_answers_per_prompt, config.seed) for ranking in found]
-        sets[split], left_out[split] = ranking_examples(tokenizer, fewer, context, answer_suffix)
-    return sets, left_out
+    data, labeled = run.stage("data"), run.stage("labels") / f"rankings_{split}.jsonl"
+    found = read_set(data, "rankings", split) if set_file(data, "rankings", split).is_file() else []
+    found += read_records(labeled, Ranking) if labeled.is_file() else []
+    if not found:
+        raise ValueError(f"there are no {split} rankings: run the labels stage, or give some in data.rankings")
+    return [some_answers(ranking, config.reward.max_answers_per_prompt, config.seed) for ranking in found]
 
 
 def left_out_lines(left_out: dict[str, dict[str, int]]) -> list[str]:

@@ -94,25 +94,29 @@ class Planner:
     @cached_property
     def policy(self) -> Counts:
         """PPO's policy."""
-        return self.causal(self.rollout)
+        return self.causal(self.rollout, self.config.ppo.activation_checkpointing)
 
-    def causal(self, element: "Element") -> Counts:
+    def causal(self, element: "Element", checkpointing: bool) -> Counts:
         """The language model in training."""
         trust = self.config.model.trust_remote_code
-        return self.dry_run.counts(self.dry_run.skeleton(self.settings, False, self.lora, trust), element, self.dtype)
+        model = self.dry_run.skeleton(self.settings, False, self.lora, trust)
+        return self.dry_run.counts(model, element, self.dtype, checkpointing)
 
-    def scalar(self, settings: Any, top_layers: int | None, element: "Element") -> Counts:
+    def scalar(self, settings: Any, top_layers: int | None, element: "Element", checkpointing: bool) -> Counts:
         """A reward or value model in training. `top_layers` are those with adapters."""
         lora = None if self.lora is None else replace(self.lora, top_layers=top_layers)
         model = self.dry_run.skeleton(settings, True, lora, self.start.model_config.trust_remote_code)
-        checkpointing = element is not self.rollout and self.config.reward.activation_checkpointing
         return self.dry_run.counts(model, element, self.dtype, checkpointing)
+
+    def value(self, settings: Any, top_layers: int | None = None) -> Counts:
+        """PPO's value model, unless it is an adapter on the policy's base."""
+        return self.scalar(settings, top_layers, self.rollout, self.config.ppo.activation_checkpointing)
 
     def sft(self) -> StagePlan:
         """Stage 1, trained by trl."""
         data, config = self.config.data, self.config.sft
         length = max(data.max_prompt_tokens + data.max_answer_tokens, data.pretraining_tokens)
-        model = self.causal(self.dry_run.Element(length - 1, 1))
+        model = self.causal(self.dry_run.Element(length - 1, 1), config.activation_checkpointing)
         always = held(model.base, model.trained * model.lora, [model])
         always.append(Item(ALWAYS, "DDP's gradient buckets", model.trained, FLOAT, "replicas"))
         micro = min(config.micro_batch_size, config.batch_size // self.gpus)
@@ -164,7 +168,8 @@ class Planner:
         config, data = self.config.reward, self.config.data
         answers = config.max_answers_per_prompt or self.config.samples.answers_per_prompt
         element = self.dry_run.Element(data.max_prompt_tokens, data.max_answer_tokens, answers)
-        model = self.scalar(self.reward_settings, self.start.model_config.lora.top_layers, element)
+        top_layers = self.start.model_config.lora.top_layers
+        model = self.scalar(self.reward_settings, top_layers, element, config.activation_checkpointing)
         always = held(model.base, model.trained * model.lora, [model])
         return StagePlan(
             "reward", "reward.max_tokens_per_micro_batch", config.max_tokens_per_micro_batch,
@@ -197,7 +202,7 @@ class Planner:
                 *update("policy update", policy, tokens),
                 logits("policy update", tokens, self.vocabulary, self.chunk),
                 Item("policy update", "PPO gradient kept for its norm", policy.trained * ptx, FLOAT, policy.share),
-                *step("policy step", policy, gradients=3 if ptx else 1),
+                *step("policy step", policy, gradients=2 if ptx else 1),
             ]
 
         micro, setting = config.max_tokens_per_micro_batch, "ppo.max_tokens_per_micro_batch"
@@ -210,10 +215,10 @@ class Planner:
         policy, of_reward = self.policy, self.config.ppo.value_init == "reward"
         reward = self.dry_run.count(self.dry_run.skeleton(self.reward_settings, True))
         if self.lora is None:
-            value = self.scalar(self.reward_settings if of_reward else self.settings, None, self.rollout)
+            value = self.value(self.reward_settings if of_reward else self.settings)
             return value, 2 * policy.base + value.base + reward, 0
         if self.start.own_base and of_reward:
-            value = self.scalar(self.reward_settings, self.config.ppo.value_top_layers, self.rollout)
+            value = self.value(self.reward_settings, self.config.ppo.value_top_layers)
             return value, policy.base + reward, policy.trained + value.trained
         # The value model is an adapter on the policy's base and a head; so is the reward model if it is not separate.
         value = replace(policy, trained=policy.trained + self.settings.get_text_config().hidden_size)

@@ -83,7 +83,8 @@ STAGE = Stage(
         "ppo.checkpoint_every",
         "ppo.keep_checkpoints",
         "ppo.max_tokens_per_micro_batch",
-        "ppo.rollout_batch_size",  # so that a run that was out of memory can resume
+        "ppo.activation_checkpointing",  # and below: so that a run that was out of memory can resume
+        "ppo.rollout_batch_size",
     ),
 )
 

@@ -21,10 +21,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.accelerator import from_main, make_accelerator
     from modeling.run import Run
     from modeling.sharding import Sharding
-    from reward.batches import demonstrations
+    from reward.batches import demonstrations, example_sets
     from reward.fit import RewardData, fit
     from stages.cautions import cautions
-    from stages.inputs import left_out_lines, ranked_examples
+    from stages.inputs import left_out_lines, rankings
     from stages.preflight import check_reward_base
 
     accelerator, sft = make_accelerator(config.model.device), run.stage("sft") / "model"
@@ -34,7 +34,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     tokenizer = start.tokenizer()
     answer_suffix = start.answer_suffix(tokenizer)
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
-    sets, left_out = ranked_examples(config, run, splits, tokenizer, start.context, answer_suffix)
+    ranked = {split: rankings(config, run, split) for split in splits}
+    sets, left_out = example_sets(tokenizer, ranked, start.context, answer_suffix)
     sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
     for line in left_out_lines(left_out):
         accelerator.print(f"reward: {line}")
@@ -90,8 +91,13 @@ STAGE = Stage(
     parallel=True,
     for_people=("reward.html", "reward.md", "reward_pictures"),
     scratch=("checkpoints",),
-    hash_exclude=("tracking", "reward.checkpoint_minutes", "reward.max_tokens_per_micro_batch"),
-)  # fmt: skip
+    hash_exclude=(
+        "tracking",
+        "reward.checkpoint_minutes",
+        "reward.activation_checkpointing",
+        "reward.max_tokens_per_micro_batch",
+    ),
+)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Stage 2: the reward model.")

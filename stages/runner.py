@@ -90,7 +90,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
     Raises ValueError when an earlier stage has no result, or another process uses the run folder.
     """
-    from modeling.accelerator import from_main, make_accelerator
+    from modeling.accelerator import from_main, make_accelerator, wait_for_main
     from modeling.tracking import CLOCKWORK
 
     STOP.check()
@@ -117,6 +117,8 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             stage.work(config, run, plan.partial) if stage.parallel or accelerator.is_main_process else {}
         )
         STOP.check()  # The result may be incomplete if an interrupt was swallowed.
+        if not stage.parallel:
+            wait_for_main(accelerator, f"{stage.name} done")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             seconds = time.perf_counter() - clock

@@ -54,7 +54,7 @@ STAGE = Stage(
     external=external,
     parallel=True,
     scratch=("trainer",),
-    hash_exclude=("tracking", "sft.checkpoint_minutes"),
+    hash_exclude=("tracking", "sft.checkpoint_minutes", "sft.activation_checkpointing"),
 )
 
 if __name__ == "__main__":

@@ -135,6 +135,20 @@ def test_with_adapters_on_the_top_layer_the_other_keeps_nothing(chains: Callable
     assert top.layer == pytest.approx(both.layer, rel=0.1)
 
 
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_activation_checkpointing_lowers_the_planned_activations_of_policy_and_value_model(
+    chains: Callable[[str], Chain], adapter: str
+) -> None:
+    chain = chains(adapter)
+    plain, checkpointed = (
+        {(item.phase, item.name): item.each for item in planned(chain, activation_checkpointing=on).build(100)}
+        for on in (False, True)
+    )
+    changed = {key for key in plain if plain[key] != checkpointed[key]}
+    assert changed == {("policy update", "activations"), ("value update", "activations")}
+    assert all(checkpointed[key] < plain[key] for key in changed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_the_profiler_measures_the_planned_peak_of_an_update(tmp_path: Path, adapter: str) -> None:

@@ -151,6 +151,7 @@ def test_scores_of_an_episode_do_not_depend_on_its_micro_batch(
 
 @pytest.mark.parametrize("old_logprobs", ["recompute", "rollout"])
 def test_dropout_is_off_in_rollout_and_update_whatever_the_models_config_says(tmp_path: Path, old_logprobs: str):
+    """Even in train mode, in which the layers are with activation checkpointing."""
     made = make_tiny_model(tmp_path / "sft" / "model", "gpt2")
     dropout = {"resid_pdrop": 0.5, "attn_pdrop": 0.5, "embd_pdrop": 0.5}
     (made / "config.json").write_text(json.dumps(json.loads((made / "config.json").read_text()) | dropout))
@@ -165,8 +166,7 @@ def test_dropout_is_off_in_rollout_and_update_whatever_the_models_config_says(tm
     assert numbers["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert numbers["kl"] == pytest.approx(0.0, abs=0.0 if old_logprobs == "recompute" else 1e-5)
     assert torch.equal(models.value(batch), values_R)
-    models.policy.train()
-    assert not torch.allclose(models.policy(batch)[0], models.reference(batch)[0], atol=1e-3), "dropout has no effect"
+    assert torch.equal(models.policy.train()(batch)[0], models.reference(batch)[0])
 
 
 @pytest.mark.parametrize("engine", ["native", "transformers"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from data.records import Demonstration
 from data.tokenize import encode_completion, encode_prompt
@@ -233,6 +234,29 @@ def test_a_run_killed_in_the_second_epoch_is_bit_identical_to_an_uninterrupted_o
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
     assert found["valid_loss"] == metrics(tmp_path / "whole", "valid_loss")[-1]
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_activation_checkpointing_changes_no_byte_of_a_run(
+    run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_config: ModelConfig,
+    adapter: Literal["lora", "none"],
+) -> None:
+    """With dropout, whose masks must be the same in the second forward pass."""
+    calls, forward = {False: 0, True: 0}, GPT2Attention.forward
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls[checkpointing] += 1
+        return forward(*given, **options)
+
+    monkeypatch.setattr(GPT2Attention, "forward", counted)
+    config = replace(model_config, adapter=adapter)
+    for checkpointing in calls:
+        run(str(checkpointing), replace(SETTINGS, activation_checkpointing=checkpointing), config, family="gpt2")
+    assert difference(weights(tmp_path / "False"), weights(tmp_path / "True")) == 0
+    assert calls[True] > calls[False]
 
 
 @pytest.mark.parametrize("base", ["gpt2", "mixtral"])

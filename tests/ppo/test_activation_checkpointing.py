@@ -1,0 +1,34 @@
+"""A whole PPO run with activation checkpointing: the same bytes from more passes of each layer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeling.architecture import layers_of
+from modeling.config import LoraSettings
+from tests.ppo.conftest import build_chain, small
+
+
+@pytest.mark.parametrize("top_layers", [None, 1])
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_activation_checkpointing_changes_no_byte_of_a_run(
+    tmp_path: Path, adapter: str, top_layers: int | None
+) -> None:
+    chain = build_chain(tmp_path, adapter, LoraSettings(rank=4, alpha=8, top_layers=top_layers))
+    weights, files, calls = [], [], []
+    for checkpointing in (False, True):
+        models, seen = chain.models(), list[Any]()
+        top = layers_of(models.policy.encoder.model)[-1]
+        top.self_attn.register_forward_hook(lambda *given, seen=seen: seen.append(given))
+        out = tmp_path / str(checkpointing)
+        config = small(ptx_coef=1.0, inner_epochs=2, activation_checkpointing=checkpointing)
+        chain.trainer(out, config, models).train()
+        weights.append(models.policy_parameters | models.value_parameters)
+        files.append([(out / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")])
+        calls.append(len(seen))
+        assert not any(layer.training for layer in layers_of(models.policy.encoder.model))
+    assert files[0] == files[1]
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+    assert calls[1] > calls[0]
