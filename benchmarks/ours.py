@@ -26,13 +26,14 @@ from benchmarks.meter import Cost, metered, numbers, resident_gib
 from benchmarks.work import PPOWork, RewardWork, lora_folder, reward_folder, sft_folder, word
 from data.records import Prompt
 from modeling.accelerator import from_main, make_accelerator
+from modeling.checkpoint import TrainingState
 from modeling.config import ModelConfig
 from modeling.load import load_scalar, load_tokenizer
 from modeling.models import reward_model
 from modeling.run import Run
 from modeling.sharding import Sharding
 from ppo.actor_critic import Loader
-from ppo.checkpoint import Checkpoints, Progress, Trained
+from ppo.checkpoint import Checkpoints, Progress
 from ppo.config import PPOConfig
 from ppo.trainer import PPOData, PPOTrainer
 from reward.batches import RankingExample
@@ -46,7 +47,7 @@ MICRO_BATCH_TOKENS = 8 * (40 + 64)
 class Unsaved(Checkpoints):
     """Writes nothing."""
 
-    def save(self, progress: Progress, trained: Trained) -> None:
+    def save(self, progress: Progress, trained: TrainingState) -> None:
         """Skips a checkpoint."""
 
 

@@ -9,9 +9,11 @@ the same arithmetic.
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -24,7 +26,7 @@ from modeling.memory import keep_freed_memory
 
 T = TypeVar("T")
 POLL_SECONDS = 0.2
-"""Seconds between looks at the store in `wait_for_main`."""
+"""Seconds between looks at the store in `main_alone`."""
 
 
 def launched_for(kind: str) -> bool:
@@ -69,13 +71,13 @@ def store_after_restart() -> dict[str, Any]:
     restarts, count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("WORLD_SIZE", "1")
     if restarts == "0" or count == "1" or count != os.environ.get("LOCAL_WORLD_SIZE") or launched_for("DEEPSPEED"):
         return {}
-    return {"store": launchers_store(), "rank": int(os.environ["RANK"]), "world_size": int(count)}
+    prefixed = dist.PrefixStore(f"restart-{restarts}", launchers_store())
+    return {"store": prefixed, "rank": int(os.environ["RANK"]), "world_size": int(count)}
 
 
 def launchers_store() -> dist.Store:
-    """The store of the launcher, or of the first process, with keys of this start after `torchrun --max-restarts`."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    """The key-value store of the launcher, or of the first process."""
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
@@ -95,11 +97,13 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
     return cast(T, box[0])
 
 
-def wait_for_main(accelerator: Accelerator, name: str) -> None:
-    """Waits until the first process has called this, without a time limit: for work of hours that it does alone.
-
-    If the first process fails, the launcher ends the others. `name` must not be used twice in a run.
+@contextmanager
+def main_alone(accelerator: Accelerator) -> Iterator[None]:
+    """Context manager for work of hours that the first process does alone: the others wait at its end, without a time
+    limit. If the first process fails, the launcher ends them.
     """
+    name = from_main(accelerator, lambda: f"rlhf-ptx/alone/{uuid4()}")
+    yield
     if accelerator.num_processes == 1:
         return
     store = launchers_store()

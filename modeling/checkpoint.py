@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,29 +18,74 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling.accelerator import from_main
 from modeling.disk import discard, file_digest, free_bytes, mib, room_for, sync, write_whole
 from modeling.seeds import derive_seed
-from modeling.sharded_checkpoint import load_tensors, save_tensors, saved_shapes
+from modeling.sharded_checkpoint import (
+    allocate_optimizer,
+    load_tensors,
+    optimizer_tensors,
+    save_tensors,
+    saved_shapes,
+    weight_tensors,
+)
 
 SUMS = "checksums.json"
 STATE = "state"
 """The folder of a checkpoint's tensors."""
 
 
-class Trained(Protocol):
-    """The training state. It must be the same in all processes."""
+class Stateful(Protocol):
+    """State that consists of a few numbers. Floats are restored exactly."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores them."""
+
+
+@dataclass
+class TrainingState:
+    """What is trained, which must be the same in all processes."""
+
+    models: Mapping[str, tuple[Mapping[str, nn.Parameter], torch.optim.Optimizer]]
+    """The trained weights of each model, and their Adam."""
+    averages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Averages of weights."""
+    stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to save, which are also those to load into."""
+        found: dict[str, Tensor] = {}
+        for name, (weights, optimizer) in self.models.items():
+            found |= weight_tensors(name, weights) | optimizer_tensors(f"{name}_optimizer", optimizer, weights)
+        for name, average in self.averages.items():
+            found |= weight_tensors(name, average)
+        return found
 
     def allocate(self, saved: Mapping[str, torch.Size]) -> None:
         """Allocates the optimizers' states, which do not exist before the first step, so that they can be loaded."""
+        for name, (weights, optimizer) in self.models.items():
+            allocate_optimizer(f"{name}_optimizer", optimizer, weights, saved)
 
     def bytes_once_saved(self) -> int:
-        """The size of a checkpoint."""
+        """The size of a checkpoint: weights, two moments of each, and averages."""
+        trained = [weight for weights, _ in self.models.values() for weight in weights.values()]
+        averages = [weight for average in self.averages.values() for weight in average.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*trained * 3, *averages)) + 2**16
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """The current state of each `stateful`."""
+        return {name: item.state_dict() for name, item in self.stateful.items()}
+
+    def load_states(self, saved: Mapping[str, dict[str, Any]]) -> None:
+        """Restores those that were saved."""
+        for name, item in self.stateful.items():
+            if name in saved:
+                item.load_state_dict(saved[name])
 
 
 class Checkpoints:
@@ -58,7 +104,7 @@ class Checkpoints:
         """Step of the last checkpoint that this object wrote or read."""
         self._problems: dict[Path, str | None] = {}
 
-    def resume(self, trained: Trained) -> dict[str, Any] | None:
+    def resume(self, trained: TrainingState) -> dict[str, Any] | None:
         """Restores the newest complete checkpoint and returns its numbers; seeds torch's generators and returns None if
         there is no checkpoint.
 
@@ -90,7 +136,9 @@ class Checkpoints:
         self._restore_random(load_file(place / "random.safetensors"))
         return kept
 
-    def write(self, step: int, numbers: Mapping[str, Any], random: Mapping[str, Tensor], trained: Trained) -> None:
+    def write(
+        self, step: int, numbers: Mapping[str, Any], random: Mapping[str, Tensor], trained: TrainingState
+    ) -> None:
         """Writes a checkpoint unless it is there already, and removes all but the newest complete ones. `random` is
         this process's `random_state`.
 
@@ -112,7 +160,7 @@ class Checkpoints:
         from_main(self.accelerator, lambda: self._finish(step, numbers, every_random, size, failure))
         self.saved = step
 
-    def _choose(self, trained: Trained) -> tuple[Path | None, list[str]]:
+    def _choose(self, trained: TrainingState) -> tuple[Path | None, list[str]]:
         self._clear()
         found = self._found()
         if not found:
@@ -128,7 +176,7 @@ class Checkpoints:
             problems[place.name] = problem
         raise ValueError(all_damaged(self.folder, problems))
 
-    def _require_room(self, trained: Trained, there: int) -> None:
+    def _require_room(self, trained: TrainingState, there: int) -> None:
         size = trained.bytes_once_saved()
         needed, free = size * max(1, self.keep + 1 - there), free_bytes(self.folder)
         if free < needed:

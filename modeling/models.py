@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.model, self.adapter, self.frozen, self.autocast_dtype = model, adapter, frozen, autocast_dtype
-        self.checkpointing = False
+        self._recomputed: list[nn.Module] = []
         self.plain_reason = enable(backbone_of(model))
         """Why a prompt is encoded again for each response; None if its responses share the pass."""
 
@@ -55,24 +55,20 @@ class Encoder(nn.Module):
         return self.model
 
     def enable_checkpointing(self) -> None:
-        """Recomputes the activations of each layer in the backward pass (Chen et al. 2016).
-
-        Dropout must be 0, as `load_causal` and `load_scalar` set it: the layers are in train mode in the forward pass
-        alone. Raises ValueError if the architecture does not support it.
+        """Recomputes the activations of each layer with trained weights in the backward pass, see
+        `recompute_activations`.
         """
-        model = plain(self.model)
-        if not model.supports_gradient_checkpointing or not layers_of(backbone_of(model)):
-            kind = type(model).__name__
-            raise ValueError(f"{kind} cannot recompute activations: set activation_checkpointing to false")
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.checkpointing = True
+        recompute_activations(self.model)
+        layers = layers_of(backbone_of(self.model))
+        self._recomputed = [layer for layer in layers if any(weight.requires_grad for weight in layer.parameters())]
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
         """Context manager for a forward pass. transformers checkpoints the layers that are in train mode, so this sets
-        the mode of the layers themselves, without their submodules, and only if a backward pass follows.
+        the mode of the layers themselves, without their submodules, and only if a backward pass follows. Dropout must
+        be 0, as `load_causal` and `load_scalar` set it.
         """
-        layers = layers_of(backbone_of(self.model)) if self.checkpointing and torch.is_grad_enabled() else []
+        layers = self._recomputed if torch.is_grad_enabled() else []
         try:
             for layer in layers:
                 layer.training = True
@@ -162,6 +158,25 @@ class ValueModel(ScalarModel):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.read(batch, "state")
+
+
+def recompute_activations(model: Any) -> None:
+    """Stores only the input of each layer in a forward pass in train mode, and computes the layer's activations again
+    in the backward pass (Chen et al. 2016). Raises ValueError if the architecture does not support it.
+    """
+    refuse_recomputing(model)
+    inner = plain(model)
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Only reentrant checkpointing needs inputs with gradients; layers below all adapters would get a backward pass.
+    inner.disable_input_require_grads()
+
+
+def refuse_recomputing(model: Any) -> None:
+    """Raises ValueError for an architecture whose activations cannot be recomputed."""
+    inner = plain(model)
+    if not inner.supports_gradient_checkpointing or not layers_of(backbone_of(inner)):
+        kind = type(inner).__name__
+        raise ValueError(f"{kind} cannot recompute activations: set activation_checkpointing to false")
 
 
 def plain(model: Any) -> Any:

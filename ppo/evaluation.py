@@ -9,25 +9,21 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from data.overlap import TOKEN_RUN, chrf, repeated_share
 from data.records import Demonstration, Prompt
 from data.sets import read_set, set_file
-from data.tokenize import decode_completion, encode_prompt
+from data.tokenize import decode_completion
 from modeling.accelerator import from_main, share_of
-from modeling.generation import Generation, Sampling
-from modeling.models import PolicyModel
+from modeling.generation import Generation
 from modeling.seeds import derive_seed
 from modeling.tracking import RowLog, read_metrics
 from ppo.config import HeldOutSettings
-from ppo.experience import Rollout
 
 if TYPE_CHECKING:
     from ppo.ema import MovingAverage
@@ -123,24 +119,22 @@ class PeriodicEvaluation:
         mine = share_of(accelerator, list(range(len(self.prompts))))
         jobs = [(index, number) for index in mine for number in range(settings.responses_per_prompt)]
         prompts = [self.prompts[index] for index, _ in jobs]
-        ids = [encode_prompt(trainer.tokenizer, prompt) for prompt in prompts]
-        sampling = Sampling(config.max_new_tokens, settings.temperature, batch_size=config.rollout_batch_size)
         seeds = [
             derive_seed(trainer.run.seed, "held out", prompt.prompt_id, number)
             for prompt, (_, number) in zip(prompts, jobs, strict=True)
         ]
-        # Gathered, since processes have different numbers of passes.
-        with trainer.whole(models.policy), models.policy.encoder.autocast():
-            responses = trainer.generator.generate(models.policy.causal, ids, seeds, sampling)
-        rollout = Rollout(prompts, ids, responses, accelerator.device, trainer.run.sharding)
-        rollout.make_micro_batches([list(range(len(ids)))], config.max_tokens_per_micro_batch)
+        rollout = trainer.respond(prompts, seeds, settings.temperature)
+        rollout.make_micro_batches([list(range(len(prompts)))], config.max_tokens_per_micro_batch)
         # Both are computed the same way: log-probabilities recorded while decoding are rounded differently.
-        logprobs_R, ref_logprobs_R = map(partial(self._logprobs, rollout), (models.policy, models.reference))
+        logprobs_R, ref_logprobs_R = (
+            trainer.logprobs(model, rollout, settings.temperature, torch.float64)
+            for model in (models.policy, models.reference)
+        )
         kl_B = [float(log_ratio.sum()) for log_ratio in (logprobs_R - ref_logprobs_R).split(rollout.lengths)]
         scores_B, _, _ = models.rewards(rollout, config.max_tokens_per_micro_batch)
         answers: dict[int, list[Answer]] = {index: [] for index in mine}
         for (index, _), prompt, response, score, kl in zip(
-            jobs, prompts, responses, scores_B.tolist(), kl_B, strict=True
+            jobs, prompts, rollout.responses, scores_B.tolist(), kl_B, strict=True
         ):
             answers[index].append(
                 Answer(
@@ -154,12 +148,6 @@ class PeriodicEvaluation:
             )
         gathered = dict(gather_object(list(answers.items())))
         return [gathered[index] for index in range(len(self.prompts))]
-
-    def _logprobs(self, rollout: Rollout, model: PolicyModel) -> Tensor:
-        """logprobs_R of the responses, at the evaluation's temperature."""
-        temperature = self.settings.temperature
-        with self.trainer.passes(model):
-            return rollout.each_token(lambda batch: model(batch, temperature, False)[0], torch.float64)
 
     def _judged(self, prompt: Prompt, response: Generation) -> float | None:
         if self.settings.judge == "none" or not isinstance(prompt, Demonstration):

@@ -20,11 +20,11 @@ def policy_loss(
             default that of this call.
     """
     mask_BT = mask_BT.bool()
-    ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).exp()
+    ratio_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - clip_range, 1 + clip_range)
     advantages_BT = advantages_BT.masked_fill(~mask_BT, 0.0)
     loss_BT = -torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
-    return loss_BT.sum() / _divisor(mask_BT, normalizer)
+    return loss_BT.sum() / divisor(mask_BT, normalizer)
 
 
 def value_loss(
@@ -51,21 +51,7 @@ def value_loss(
         clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip_range, clip_range)
         error_BT = torch.maximum(error_BT, (clipped_BT - returns_BT).square())
     loss_BT = 0.5 * error_BT
-    return loss_BT.sum() / _divisor(mask_BT, normalizer)
-
-
-def kl_loss(
-    logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, kl_coef: float, normalizer: float | None = None
-) -> Tensor:
-    """kl_coef times half the squared log ratio to the reference (k2 of Schulman 2020). Its expected gradient is that
-    of each token's KL(pi || pi_ref).
-
-    The expected gradient of the log ratio itself is 0. `normalizer` as in `policy_loss`.
-    """
-    mask_BT = mask_BT.bool()
-    return (
-        kl_coef * 0.5 * _log_ratio(logprobs_BT, ref_logprobs_BT, mask_BT).square().sum() / _divisor(mask_BT, normalizer)
-    )
+    return loss_BT.sum() / divisor(mask_BT, normalizer)
 
 
 @torch.no_grad()
@@ -74,7 +60,7 @@ def policy_sums(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, c
     new).
     """
     mask_BT = mask_BT.bool()
-    log_ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
+    log_ratio_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
     ratio_BT = log_ratio_BT.exp()
     return {
         "clipped": ((ratio_BT - 1).abs() > clip_range).sum(),
@@ -87,12 +73,14 @@ def largest_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor)
     """The largest of all ratios and inverse ratios; exactly 1 if old and new policy are the same."""
     if not mask_BT.any():
         return 1.0
-    return float(_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT.bool()).abs().max().exp())
+    return float(log_ratio(logprobs_BT, old_logprobs_BT, mask_BT.bool()).abs().max().exp())
 
 
-def _log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """log pi - log pi_old, and 0 where the mask is 0."""
     return logprobs_BT.masked_fill(~mask_BT, 0.0) - old_logprobs_BT.masked_fill(~mask_BT, 0.0)
 
 
-def _divisor(mask_BT: Tensor, normalizer: float | None) -> Tensor | float:
+def divisor(mask_BT: Tensor, normalizer: float | None) -> Tensor | float:
+    """`normalizer`, or the number of response tokens."""
     return mask_BT.sum().clamp(min=1) if normalizer is None else normalizer

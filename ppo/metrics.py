@@ -12,7 +12,7 @@ from accelerate.utils import gather_object, reduce
 
 from data.overlap import TOKEN_RUN, repeated_share
 from ppo.experience import Experience
-from ppo.rewards import kl_estimates
+from ppo.kl import kl_estimates
 
 CLOCK = 1e-3
 """Resolution of the timings in seconds."""
@@ -28,7 +28,6 @@ def rollout_metrics(experience: Experience) -> dict[str, float]:
     rollout, scores = experience.rollout, experience.scores
     padded = [rollout.padded(x_R) for x_R in (scores.logprobs_R, scores.ref_logprobs_R, experience.rewards_R)]
     logprobs_BT, ref_logprobs_BT, rewards_BT = padded
-    k1_B, k3_B = kl_estimates(logprobs_BT, ref_logprobs_BT, rollout.mask_BT)
     score_B = scores.rewards_B.double()
     repetition_B = torch.tensor([repeated_share(ids, TOKEN_RUN) for ids in rollout.ids], device=score_B.device)
     per_episode = {
@@ -36,8 +35,7 @@ def rollout_metrics(experience: Experience) -> dict[str, float]:
         "score": score_B,
         "squared_score": score_B.square(),
         "reward": rewards_BT.sum(1),
-        "kl": k1_B,
-        "kl_k3": k3_B,
+        **kl_estimates(logprobs_BT, ref_logprobs_BT, rollout.mask_BT),
         "length": torch.tensor(rollout.lengths, device=score_B.device),
         "ended": rollout.ended_B,
         "repetition": repetition_B,

@@ -20,13 +20,3 @@ def token_rewards(
     return rewards_BT.scatter_add(
         1, last_B1.clamp(min=0), torch.where(last_B1 >= 0, scores_B[:, None].to(rewards_BT.dtype), 0.0)
     )
-
-
-def kl_estimates(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(k1_B, k3_B): two estimates of each episode's KL(pi || pi_ref) in nats, summed over its tokens (Schulman 2020).
-
-    k1 is the log ratio: unbiased, can be negative. k3 is (ratio - 1) - log ratio with ratio = pi_ref / pi: unbiased,
-    never negative.
-    """
-    log_ratio_BT = (logprobs_BT - ref_logprobs_BT).masked_fill(~mask_BT.bool(), 0.0)
-    return log_ratio_BT.sum(1), torch.expm1(-log_ratio_BT).add(log_ratio_BT).sum(1)

@@ -19,7 +19,7 @@ from data.records import Prompt
 from data.tokenize import encode_prompt
 from modeling.accelerator import divided, from_main, share_of
 from modeling.batch import micro_batches, text_batch
-from modeling.checkpoint import random_state
+from modeling.checkpoint import Stateful, TrainingState, random_state
 from modeling.finite import require_finite_weights
 from modeling.generation import Sampling, generator_for
 from modeling.models import PolicyModel, ScalarModel
@@ -28,15 +28,15 @@ from modeling.seeds import derive_seed
 from modeling.tracking import read_metrics
 from ppo.actor_critic import ActorCritic
 from ppo.advantages import gae, whiten
-from ppo.checkpoint import Checkpoints, Progress, Stateful, Trained
+from ppo.checkpoint import Checkpoints, Progress
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.evaluation import PeriodicEvaluation
 from ppo.experience import Experience, Rollout, Rows, Scores
 from ppo.interrupt import Interrupt
-from ppo.kl import KLController
+from ppo.kl import KLController, kl_loss
 from ppo.logger import MetricsLogger, samples_of
-from ppo.losses import kl_loss, largest_ratio, policy_loss, policy_sums, value_loss
+from ppo.losses import largest_ratio, policy_loss, policy_sums, value_loss
 from ppo.metrics import mean_of, rollout_metrics, speeds
 from ppo.monitors import Monitors
 from ppo.optimizers import ADVICE, Optimizers
@@ -103,7 +103,11 @@ class PPOTrainer:
         self.average = MovingAverage(models.policy_parameters, config.ema_decay)
         self.kl, self.scale = KLController.make(config), ScoreScale(config)
         adaptive: dict[str, Stateful] = {"kl": self.kl, "score_scale": self.scale, **self.optimizers.loss_scales}
-        self.trained = Trained(models, self.optimizers, self.average, adaptive)
+        trained = {
+            "policy": (models.policy_parameters, self.optimizers.policy),
+            "value": (models.value_parameters, self.optimizers.value),
+        }
+        self.trained = TrainingState(trained, {"average": self.average.average}, adaptive)
         self.checkpoints = Checkpoints(run.out / "checkpoints", config.keep_checkpoints, self.accelerator, run.seed)
         self.progress = self.checkpoints.begin(self.trained)
         self.prompts = Sampler(data.prompts, run.seed, "prompts", self.progress.prompt_position)
@@ -155,30 +159,29 @@ class PPOTrainer:
         config, own = self.config, [number for numbers in self.own_minibatches() for number in numbers]
         batch = self.prompts.take(config.batch_size // config.responses_per_prompt)
         prompts = [batch[number // config.responses_per_prompt] for number in own]
-        encoded = {id(prompt): encode_prompt(self.tokenizer, prompt) for prompt in batch}
-        ids = [encoded[id(prompt)] for prompt in prompts]
         seeds = [derive_seed(self.run.seed, "rollout", iteration, number) for number in own]
-        sampling = Sampling(config.max_new_tokens, config.temperature, batch_size=config.rollout_batch_size)
-        policy = self.models.policy
-        with self.clock.phase("rollout"), self.whole(policy), policy.encoder.autocast():
-            responses = self.generator.generate(policy.causal, ids, seeds, sampling)
-        rollout = Rollout(prompts, ids, responses, self.accelerator.device, self.run.sharding)
+        with self.clock.phase("rollout"):
+            rollout = self.respond(prompts, seeds, config.temperature)
         rollout.make_micro_batches(self.own_rows(), config.max_tokens_per_micro_batch)
         return rollout
+
+    def respond(self, prompts: list[Prompt], seeds: Sequence[int], temperature: float) -> Rollout:
+        """Samples the policy's response to each of this process's prompts."""
+        ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        sampling = Sampling(self.config.max_new_tokens, temperature, batch_size=self.config.rollout_batch_size)
+        policy = self.models.policy
+        with self.whole(policy), policy.encoder.autocast():
+            responses = self.generator.generate(policy.causal, ids, seeds, sampling)
+        return Rollout(prompts, ids, responses, self.accelerator.device, self.run.sharding)
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Scores:
         """The reward of each response, and the log-probabilities (policy and reference) and values of each token."""
         config, models = self.config, self.models
         with self.clock.phase("score"):
-
-            def logprobs(model: PolicyModel) -> Tensor:
-                with self.passes(model):
-                    return rollout.each_token(lambda batch: model(batch, config.temperature, False)[0], models.dtype)
-
-            ref_logprobs_R = logprobs(models.reference)
+            ref_logprobs_R = self.logprobs(models.reference, rollout, config.temperature, models.dtype)
             if config.old_logprobs == "recompute":
-                logprobs_R = logprobs(models.policy)
+                logprobs_R = self.logprobs(models.policy, rollout, config.temperature, models.dtype)
             else:
                 recorded = [logprob for response in rollout.responses for logprob in response.logprobs or ()]
                 logprobs_R = torch.tensor(recorded, dtype=models.dtype, device=rollout.device)
@@ -187,6 +190,11 @@ class PPOTrainer:
             with self.passes(models.value):
                 values_R = rollout.each_token(models.value, models.dtype)
         return Scores(total_B.to(models.dtype), truncated_B, logprobs_R, ref_logprobs_R, values_R, parts)
+
+    def logprobs(self, model: PolicyModel, rollout: Rollout, temperature: float, dtype: torch.dtype) -> Tensor:
+        """logprobs_R of the responses under policy or reference."""
+        with self.passes(model):
+            return rollout.each_token(lambda batch: model(batch, temperature, False)[0], dtype)
 
     def advantages(self, scores: Scores, rollout: Rollout) -> Experience:
         """The reward of each token (3.5, eq. 2), advantages and returns."""
@@ -312,7 +320,9 @@ class PPOTrainer:
         return found
 
     def join_gradients(self, ppo: dict[str, Tensor]) -> Numbers:
-        """Adds PPO's gradient to that of the pretraining mix; returns their norms (that of the mix times gamma)."""
+        """Adds PPO's gradient, set aside by `take_gradient`, to that of the pretraining mix; returns their norms (that
+        of the mix times gamma). In other minibatches than an iteration's first, `ptx_gradient` adds to PPO's directly.
+        """
         weights = self.models.policy_parameters
         self.run.sharding.reduce_gradients(self.models.policy.encoder.model, weights.values())
         ptx = [weight.grad for weight in weights.values() if weight.grad is not None]

@@ -14,7 +14,7 @@ from transformers import get_scheduler
 
 from modeling import loss_scale
 from modeling.accelerator import share_of
-from modeling.checkpoint import SaveTimer
+from modeling.checkpoint import SaveTimer, TrainingState
 from modeling.finite import require_finite
 from modeling.models import RewardModel
 from modeling.run import Run
@@ -22,7 +22,7 @@ from modeling.seeds import derive_seed
 from modeling.tracking import Tracker
 from reward.accuracy import pair_margins, pair_outcomes
 from reward.batches import IDLE, RankingExample, as_pairs, micro_batches
-from reward.checkpoint import Checkpoints, Trained
+from reward.checkpoint import Checkpoints, set_step
 from reward.config import RewardConfig
 from reward.loss import pairwise_loss
 from reward.scoring import answers_of, by_prompt, score_all
@@ -71,7 +71,7 @@ class RewardTrainer:
             scheduler_specific_kwargs={"min_lr_rate": config.final_lr_fraction},
         )
         self.scaler = loss_scale.loss_scaler(model.encoder.autocast_dtype, self.weights)
-        self.state = Trained(parameters, self.optimizer, self.schedule, self.scaler)
+        self.state = TrainingState({"reward": (parameters, self.optimizer)}, stateful={"scaler": self.scaler})
         self.checkpoints = (
             Checkpoints(run.out / "checkpoints", 2, self.accelerator, run.seed) if run.out is not None else None
         )
@@ -80,6 +80,7 @@ class RewardTrainer:
         """Finished optimizer steps."""
         if self.checkpoints is not None:
             self.done, self.epochs = self.checkpoints.begin(self.state)
+            set_step(self.schedule, self.done)
 
     def train(self) -> list[dict[str, Any]]:
         """Trains the remaining steps; returns {epoch, and {accuracy, loss} of each watched set} for each epoch."""

@@ -21,6 +21,7 @@ from modeling.config import ModelConfig
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import autocast_dtype, context_length, load_causal
+from modeling.models import recompute_activations
 from modeling.run import Run
 from modeling.sharding import Sharding
 from modeling.tracking import Tracker
@@ -148,6 +149,8 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
         accelerator.print(f"sft: {what_lora_adapts(model)}")
+    if config.activation_checkpointing:
+        recompute_activations(model)
     zero = launched_for("DEEPSPEED")
     blank = copy.deepcopy(model) if zero and accelerator.is_main_process else None
     checkpoint, said = from_main(accelerator, lambda: newest_complete(out / "trainer"))
@@ -228,8 +231,7 @@ def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
         router_aux_loss_coef=None if hasattr(settings, "num_experts") else 0.0,
         max_length=None,
         packing=False,
-        gradient_checkpointing=config.activation_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing=False,  # see `recompute_activations`
         bf16=precision == torch.bfloat16 and not zero,
         fp16=precision == torch.float16,
         use_cpu=device.type == "cpu" and not zero,

@@ -37,6 +37,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
     from modeling.logprobs import refuse_unknown_logits
+    from modeling.models import refuse_recomputing
 
     place, name = base_model_place(config.model), f"model.base={config.model.base}"
     settings = read_settings(place, config.model)
@@ -50,10 +51,15 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     refuse_headless(settings, name, config.model.trust_remote_code)
     refuse_unknown_logits(model, name)
     found = examine(model, config)
+    recomputed = {name for name in ("sft", "reward", "ppo") if getattr(config, name).activation_checkpointing}
+    if recomputed & ({"sft", "ppo"} if start.own_base else {"sft", "reward", "ppo"}):
+        refuse_recomputing(model)
     reward_model = None
     if start.own_base:
         reward_model = load_scalar(start.place, start.model_config, start.tokenizer())
         refuse_lookahead(reward_model, f"reward.base={config.reward.base}")
+        if recomputed & {"reward", "ppo"}:
+            refuse_recomputing(reward_model)
     try_steps(model, reward_model, start, config)
     return found
 

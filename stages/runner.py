@@ -90,7 +90,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
     Raises ValueError when an earlier stage has no result, or another process uses the run folder.
     """
-    from modeling.accelerator import from_main, make_accelerator, wait_for_main
+    from modeling.accelerator import from_main, main_alone, make_accelerator
     from modeling.tracking import CLOCKWORK
 
     STOP.check()
@@ -113,12 +113,11 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             left = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
             where = f" on {description(config, accelerator)}" if stage.parallel else ""
             print(f"{stage.name}: {'resuming' if left else 'running'}{where}", flush=True)
-        headline: dict[str, Any] = (
-            stage.work(config, run, plan.partial) if stage.parallel or accelerator.is_main_process else {}
-        )
-        STOP.check()  # The result may be incomplete if an interrupt was swallowed.
-        if not stage.parallel:
-            wait_for_main(accelerator, f"{stage.name} done")
+        headline: dict[str, Any] = {}
+        with contextlib.nullcontext() if stage.parallel else main_alone(accelerator):
+            if stage.parallel or accelerator.is_main_process:
+                headline = stage.work(config, run, plan.partial)
+            STOP.check()  # The result may be incomplete if an interrupt was swallowed.
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             seconds = time.perf_counter() - clock

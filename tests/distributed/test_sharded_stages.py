@@ -36,6 +36,7 @@ STEP, LAYER = ({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": each_layer} for each_layer
 """What `accelerate launch` sets with configs/accelerate/fsdp2.yaml, and with `fsdp_reshard_after_forward: true`."""
 OFFLOADED = {**LAYER, "FSDP_OFFLOAD_PARAMS": "true"}
 """With fsdp2_offload.yaml."""
+CHECKPOINTING = ("--reward.activation_checkpointing", "true", "--ppo.activation_checkpointing", "true")
 RESULTS = ("metrics.jsonl", "held_out.jsonl", "scores.json", "accuracy.json", "evaluation.json")
 TRAINING = (reward.STAGE, ppo.STAGE)
 STAGES = (*TRAINING, evaluate.STAGE)
@@ -56,11 +57,13 @@ def config_of(root: Path, adapter: str) -> RunConfig:
     return parse_config("test", "", arguments(root, adapter))[0]
 
 
-def launch(stage: Stage, root: Path, adapter: str, processes: int, **environment: str) -> str:
-    """Runs a stage on several gloo processes; returns its output."""
+def launch(
+    stage: Stage, root: Path, adapter: str, processes: int, more: tuple[str, ...] = (), **environment: str
+) -> str:
+    """Runs a stage on several gloo processes, with `more` arguments; returns its output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        [*command, "-m", f"stages.{stage.name}", *arguments(root, adapter)],
+        [*command, "-m", f"stages.{stage.name}", *arguments(root, adapter), *more],
         cwd=HERE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment,
         stdout=subprocess.PIPE,
@@ -111,14 +114,17 @@ def replicated(ranked: tuple[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(
-    ("mode", "log"), [(STEP, "gathered per step"), (OFFLOADED, "gathered per layer, offloaded")], ids=["step", "layer"]
+    ("mode", "log", "more"),
+    [(STEP, "gathered per step", ()), (OFFLOADED, "gathered per layer, offloaded", CHECKPOINTING)],
+    ids=["step", "layer"],
 )
 def test_sharded_training_leaves_the_bytes_of_replicated_training(
-    ranked: tuple[str, Path], replicated: Path, tmp_path: Path, mode: dict[str, str], log: str
+    ranked: tuple[str, Path], replicated: Path, tmp_path: Path, mode: dict[str, str], log: str, more: tuple[str, ...]
 ) -> None:
+    """Also if activations are recomputed in the backward pass, where weights are gathered again."""
     adapter, sharded = ranked[0], copied(ranked[1], tmp_path / "sharded")
     for stage in STAGES:
-        said = launch(stage, sharded, adapter, 2, **mode)
+        said = launch(stage, sharded, adapter, 2, more, **mode)
         expected, found = outputs(replicated, stage), outputs(sharded, stage)
         assert expected.keys() == found.keys()
         if stage in TRAINING:

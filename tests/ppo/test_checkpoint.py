@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 import modeling.checkpoint
-from modeling.checkpoint import random_state
+from modeling.checkpoint import TrainingState, random_state
 from modeling.sharded_checkpoint import allocate_optimizer
 from modeling.tracking import RowLog
-from ppo.checkpoint import Checkpoints, Progress, Trained
+from ppo.checkpoint import Checkpoints, Progress
 from ppo.config import PPOConfig
 from ppo.ema import MovingAverage
 from ppo.optimizers import Optimizers
@@ -41,8 +42,14 @@ class Number:
         self.value, self.count = float(state["value"]), int(state["count"])
 
 
-def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
+@dataclass
+class Toy(TrainingState):
     """Two small matrices in training, with their optimizers, an average and an adaptive number."""
+
+    average: MovingAverage = field(default_factory=lambda: MovingAverage({}, 0.9))
+
+
+def make(seed: int = 0, steps: int = 3, width: int = 4) -> Toy:
     generator = torch.Generator().manual_seed(seed)
     policy, value = (
         {"w": nn.Parameter(torch.randn(width, 5, generator=generator)), "b": nn.Parameter(torch.zeros(5))}
@@ -50,21 +57,23 @@ def make(seed: int = 0, steps: int = 3, width: int = 4) -> Trained:
     )
     models: Any = SimpleNamespace(policy_parameters=policy, value_parameters=value, autocast_dtype=None)
     optimizers = Optimizers.make(models, PPOConfig(learning_rate=0.1, value_learning_rate=0.1))
-    trained = Trained(models, optimizers, MovingAverage(policy, 0.9), {"number": Number(0.1 + 0.2)})
+    optimized = {"policy": (policy, optimizers.policy), "value": (value, optimizers.value)}
+    average = MovingAverage(policy, 0.9)
+    trained = Toy(optimized, {"average": average.average}, {"number": Number(0.1 + 0.2)}, average)
     for _ in range(steps):
         train(trained)
     return trained
 
 
-def train(trained: Trained) -> None:
+def train(trained: Toy) -> None:
     """A step whose size depends on all that a checkpoint must hold: weights, moments, the average, torch's generator,
     the number.
     """
     number: Any = trained.stateful["number"]
-    for parameters in (trained.models.policy_parameters, trained.models.value_parameters):
+    for parameters, _ in trained.models.values():
         loss = sum((p * torch.rand(p.shape) * number.value + p.square()).sum() for p in parameters.values())
         loss.backward()
-    for optimizer in (trained.optimizers.policy, trained.optimizers.value):
+    for _, optimizer in trained.models.values():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     trained.average.update()
@@ -72,7 +81,7 @@ def train(trained: Trained) -> None:
     number.count += 10**15
 
 
-def at(iteration: int, trained: Trained, random: dict[str, torch.Tensor] | None = None) -> Progress:
+def at(iteration: int, trained: Toy, random: dict[str, torch.Tensor] | None = None) -> Progress:
     return Progress(iteration, 7 * iteration, 11 * iteration, trained.states(), random or random_state(ALONE.device))
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from ppo.config import PPOConfig
-from ppo.kl import KLController
-from ppo.losses import kl_loss
+from ppo.kl import KLController, kl_loss
 from ppo.scaling import ScoreScale
 
 

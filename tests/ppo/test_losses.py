@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ppo.advantages import gae, whiten
+from ppo.kl import kl_estimates
 from ppo.losses import largest_ratio, policy_loss, policy_sums, value_loss
-from ppo.rewards import kl_estimates, token_rewards
+from ppo.rewards import token_rewards
 
 LENGTHS = [5, 1, 3, 7]
 MASK = torch.arange(7) < torch.tensor(LENGTHS)[:, None]
@@ -114,7 +115,7 @@ def test_score_stands_at_the_last_response_token_and_rewards_add_up():
 
 def test_kl_estimates_are_sums_over_the_episode():
     new, ref = random_BT(0), random_BT(1)
-    k1, k3 = kl_estimates(poisoned(new), ref, MASK)
+    k1, k3 = kl_estimates(poisoned(new), ref, MASK).values()
     for b, length in enumerate(LENGTHS):
         ratios = [math.exp(float(ref[b, t] - new[b, t])) for t in range(length)]
         assert k1[b].item() == pytest.approx(-sum(math.log(r) for r in ratios), rel=1e-12)

@@ -125,13 +125,17 @@ def test_a_training_pass_keeps_the_planned_activations(
     assert measured == pytest.approx(expected.fixed + tokens * expected.per_token, rel=0.1)
 
 
-def test_with_adapters_on_the_top_layer_the_other_keeps_nothing(chains: Callable[[str], Chain]) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_with_adapters_on_the_top_layer_the_other_keeps_nothing(
+    chains: Callable[[str], Chain], checkpointing: bool
+) -> None:
     config = load_base(chains("none")).config
-    top, both = (
-        counts(skeleton(config, False, LoraSettings(rank=4, top_layers=number)), Element(40, 20), None).activations
-        for number in (1, 2)
-    )
-    assert top.per_token == pytest.approx(both.per_token / 2, rel=0.1)
+    models = (skeleton(config, False, LoraSettings(rank=4, top_layers=number)) for number in (1, 2))
+    top, both = (counts(model, Element(40, 20), None, checkpointing).activations for model in models)
+    if checkpointing:  # a layer keeps its input
+        assert both.per_token - top.per_token == pytest.approx(4 * config.hidden_size, rel=0.1)
+    else:
+        assert top.per_token == pytest.approx(both.per_token / 2, rel=0.1)
     assert top.layer == pytest.approx(both.layer, rel=0.1)
 
 

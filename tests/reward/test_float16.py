@@ -33,7 +33,7 @@ def test_a_step_takes_the_gradient_of_float32(tiny_scalar: Callable[[str], Any])
     norms = []
     for dtype in (None, torch.float16):
         trainer = trainer_of(tiny_scalar("llama"), dtype, 2.0**4)
-        weights = trainer.state.parameters
+        weights = trainer.state.models["reward"][0]
 
         def keep(*_: Any, weights: dict[str, Any] = weights) -> None:
             gradients.append({name: weight.grad.clone() for name, weight in weights.items()})
