@@ -1,4 +1,4 @@
-"""Where prompts, answers and plain text come from, and the rules they pass."""
+"""Settings of the data stage: sources, and rules of curation."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,33 +15,32 @@ class SourceConfig:
     """A source of data. Its name, the key under `data.sources`, is used in the lists of the data section."""
 
     format: str = "rows"
-    """`rows`: this project's records and trl's formats; or a published data set's: `oasst`, `hh_rlhf`, ...
-    (docs/data.md lists all).
+    """`rows`, for this project's records and trl's formats; or the format of a published data set: `oasst`, `hh_rlhf`,
+    ... (docs/data.md lists all).
     """
     place: str = ""
-    """A file, a folder, or a data set on the Hub. Default: where the format's data are published."""
+    """A file, a folder, or a data set on the Hub. Default: the published data set of the format."""
     revision: str | None = None
-    """For the Hub: the commit to read, so that a rerun reads the same rows; `main` takes whatever is there on the
-    day.
-    """
+    """Commit of the data set on the Hub, so that a rerun reads the same rows; `main` reads the latest ones."""
     subset: str | None = None
     """Configuration of a data set on the Hub, or of a folder copied from it, if it has several. Default: the
     format's."""
     split: str | None = None
-    """Split to read of a data set on the Hub, or of a folder with several. This project makes its own splits, by user.
-    Default: the format's."""
+    """Split of the data set to read, if it has several. This project makes its own splits, by user. Default: the
+    format's.
+    """
     columns: dict[str, str | None] = field(default_factory=dict)
     """Maps the source's column names to ours; null leaves a column out."""
     source: Literal["labeler", "api"] | None = None
-    """Who wrote the prompts, where rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
+    """Who wrote the prompts, if the rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
     weight: PositiveFloat | None = None
-    """Share of the role's training rows in a mixture, relative to the other sources'. Sources are thinned, never
+    """Share of the role's training rows in a mixture, relative to the other sources'. Sources are subsampled, never
     repeated. Default: all rows.
     """
     limit: PositiveInt | None = None
-    """Read no more than this many rows, or groups of rows that belong together. Default: all."""
+    """Maximum number of rows to read, or of groups of rows that belong together. Default: all."""
     licence: str | None = None
-    """For the data card, where the format does not know it."""
+    """Licence for the data card, if the format does not define it."""
 
 
 @dataclass
@@ -57,47 +56,48 @@ class DataConfig:
     demonstrations: list[str] = field(default_factory=lambda: ["seed"])
     """Sources of prompts with an answer to imitate; `seed` is the set written for this project (data/seed)."""
     prompts: list[str] = field(default_factory=list)
-    """Sources of further prompts, without answers."""
+    """Sources of additional prompts without answers."""
     rankings: list[str] = field(default_factory=list)
-    """Sources of answers that are ranked already; they are added to the labeler's rankings in the reward stage."""
+    """Sources of ranked answers; they are added to the labeler's rankings in the reward stage."""
     pretraining: list[str] = field(default_factory=lambda: ["wikipedia"])
     """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or
     .md files, rows with `text`.
     """
     bad_rows: Literal["stop", "skip"] = "stop"
-    """Whether a malformed row, or one that the chat template refuses, stops the run with file and line or is skipped
-    and counted. Ours."""
+    """What to do with a malformed row, or one that the chat template rejects: `stop` the run with its file and line, or
+    `skip` and count it. Ours.
+    """
     group_by: Literal["user", "organisation"] = "user"
-    """Whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
+    """Unit whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
     max_prompts_per_group: PositiveInt = 200
-    """Prompts kept of one user or organisation. Section 3.2."""
+    """Maximum number of prompts per user or organisation. Section 3.2."""
     near_duplicate_fraction: FractionAboveZero = 0.9
-    """Two prompts are the same when their common prefix is this fraction of the longer one. Ours: appendix A.2 gives no
+    """Two prompts are duplicates if their common prefix is this fraction of the longer one. Ours: appendix A.2 gives no
     number.
     """
     languages: list[str] = field(default_factory=list)
-    """ISO 639-1 codes of the languages to keep. Default: all, as in the paper, which counted languages (96% English)
-    and dropped none.
-    """
+    """ISO 639-1 codes of the languages to keep. Default: all, as in the paper, whose prompts were 96% English."""
     personal_data: Literal["rules", "presidio", "off"] = "rules"
-    """How training rows with personal data are found, which are then dropped (section 3.2; docs/personal-data.md has
-    the entities).
+    """How personal data is detected; training rows with it are dropped (section 3.2; docs/personal-data.md lists the
+    entities).
     """
     max_prompt_tokens: PositiveInt = 1000
-    """Longer prompts, template included, are dropped and counted, in the policy's tokens. Appendix C."""
+    """Maximum length of a prompt in tokens of the policy, template included; longer ones are dropped and counted.
+    Appendix C.
+    """
     max_answer_tokens: PositiveInt = 1000
-    """Longer demonstrations, and longer answers of rankings, are dropped and counted, in the policy's tokens. Appendix
-    C.
+    """Maximum length of a demonstrated or ranked answer in tokens of the policy; longer ones are dropped and counted.
+    Appendix C.
     """
     valid_fraction: OpenUnitInterval = 0.1
-    """Share of users held out for choosing between checkpoints. Ours."""
+    """Share of users in the validation split, for choosing between checkpoints. Ours."""
     test_fraction: OpenUnitInterval = 0.1
-    """Share of users held out for the report. Ours."""
+    """Share of users in the test split, for the report. Ours."""
     split_salt: str = ""
-    """Another salt gives another split of the same users."""
+    """A different salt gives a different split of the same users."""
     pretraining_tokens: AtLeastTwo = 512
-    """Tokens of one pretraining example, at least 2, since the first is not predicted. Ours; the paper's context is
-    2,048."""
+    """Tokens per pretraining example, at least 2, since the first is not predicted. Ours; the paper's context is 2,048.
+    """
     workers: PositiveInt = 1
     """Processes that count tokens, detect languages and search for personal data. Ours."""
 
@@ -125,7 +125,7 @@ class DataConfig:
         for name, source in self.sources.items():
             if name not in named:
                 raise ValueError(
-                    f"data.sources.{name} is in none of the lists {', '.join(ROLES)}, so nothing would be read of it"
+                    f"data.sources.{name} is in none of the lists {', '.join(ROLES)}, so it would not be read"
                 )
             if source.weight is not None and name in self.demonstrations and name in self.prompts:
                 raise ValueError(

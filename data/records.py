@@ -1,7 +1,7 @@
-"""The records that travel between stages, and the checks that a row of JSON Lines must pass to become one.
+"""The records that stages exchange, and the validation of rows of JSON Lines.
 
-A Prompt is what a model is asked, a Demonstration is a Prompt with a good answer, a Ranking is a Prompt with K answers
-in the order that a labeler put them (Ouyang et al. 2022, sections 3.2 to 3.5). Field names are trl's where trl has one.
+A Prompt is a model's input, a Demonstration is a Prompt with a good answer, a Ranking is a Prompt with K answers ranked
+by a labeler (Ouyang et al. 2022, sections 3.2 to 3.5). Field names are trl's where trl has one.
 """
 
 import difflib
@@ -17,7 +17,7 @@ USE_CASES = (
     "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other",
     "closed_qa", "extract",
 )  # fmt: skip
-"""The paper's ten (table 1)."""
+"""The paper's ten use cases (table 1)."""
 
 SOURCES = ("labeler", "api")
 KINDS = ("plain", "few_shot", "user_based")
@@ -34,7 +34,7 @@ class Example(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the model is asked. Only `prompt` must be given in a file; the rest has defaults."""
+    """A model's input. Only `prompt` is required in a file; the other fields have defaults."""
 
     prompt: str | list[Message]
     prompt_id: str = ""
@@ -44,13 +44,13 @@ class Prompt:
     kind: str | None = None
     """Labeler prompts are `plain`, `few_shot` or `user_based` (section 3.2)."""
     user_id: str = ""
-    """Splits keep a user in one place. Default: each prompt is a user of its own."""
+    """All prompts of a user are in one split. Default: each prompt is a user of its own."""
     organisation_id: str = ""
-    """Who the user belongs to; `data.group_by: organisation` caps and splits by it. Default: each user is one of its
+    """The user's organisation; `data.group_by: organisation` caps and splits by it. Default: each user is one of its
     own.
     """
     dataset: str = ""
-    """The source of the configuration that the row came from; set when it is read."""
+    """The configured source of the row; set when it is read."""
     use_case: str | None = None
     """One of the paper's ten, or null."""
 
@@ -63,7 +63,7 @@ class Prompt:
             object.__setattr__(self, "organisation_id", self.user_id)
 
     def _asked(self) -> Any:
-        """What makes it the prompt that it is."""
+        """The value that `prompt_id` hashes."""
         return self.prompt
 
     @staticmethod
@@ -78,7 +78,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The prompt as one string, for people and for judges that know no roles."""
+        """The prompt as one string, for people and for judges without roles."""
         return self.prompt if isinstance(self.prompt, str) else "\n".join(message["content"] for message in self.prompt)
 
 
@@ -91,49 +91,49 @@ class Demonstration(Prompt):
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot(Prompt):
-    """An instruction, as `prompt`, with K queries and their answers: it becomes K demonstrations (section 3.2), see
+    """An instruction, as `prompt`, with K queries and their answers; it becomes K demonstrations (section 3.2), see
     data/few_shot.py.
     """
 
     examples: list[Example]
 
     def _asked(self) -> Any:
-        """The same instruction with other examples is another prompt."""
+        """Includes the examples: the same instruction with other examples is another prompt."""
         return [self.prompt, self.examples]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking(Prompt):
-    """A prompt with K answers and what a labeler thought of them."""
+    """A prompt with K answers and a labeler's judgments of them."""
 
     completions: list[str]
     ranks: list[int | None] | None = None
-    """1 is best, equal is a tie, null is not ranked."""
+    """1 is best, equal ranks are ties, null is not ranked."""
     preferences: list[list[int]] | None = None
-    """Raw judgments `[better, worse]` as indices into completions, kept where they are incomplete or cyclic; instead of
+    """Pairwise judgments `[better, worse]` as indices into completions, which may be incomplete or cyclic; instead of
     ranks.
     """
     ties: list[list[int]] | None = None
-    """Beside preferences: pairs that were compared and found equal."""
+    """With preferences: pairs that were judged equal."""
     labeler_id: str = ""
     labeler: str = "human"
     complete: list[bool] | None = None
     """Whether each answer ended by itself; null means that all did."""
     ratings: list[dict[str, Any]] | None = None
-    """One mapping a completion: quality 1 to 7 and the paper's flags (table 3), or a simulated labeler's rubric
+    """One mapping per completion: quality 1 to 7 and the paper's flags (table 3), or a simulated labeler's rubric
     parts.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Prompt):
-    """A prompt with K distinct answers that a model gave, not ranked yet."""
+    """A prompt with K distinct answers of a model, not ranked yet."""
 
     completions: list[str]
     complete: list[bool]
     """Whether each answer ended by itself rather than being cut off."""
     reference: str | None = None
-    """The demonstration, for labelers that compare with it."""
+    """The demonstration, for labelers that compare answers with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,15 +158,15 @@ class UnknownKeyError(ValueError):
 
     @property
     def named(self) -> str:
-        """All unknown keys, with what each may have been meant to be."""
+        """All unknown keys, each with the known key that was probably meant."""
         hints = [f"{key!r}" + (f", did you mean {close!r}?" if close else "") for key, close in self.near.items()]
         return f"unknown key {hints[0]}" if len(hints) == 1 else f"unknown keys {'; '.join(hints)}"
 
 
 def parse(row: object, record_type: type[RecordT]) -> RecordT:
-    """The record in a decoded JSON row.
+    """Parses a decoded JSON row.
 
-    Raises ValueError, in one sentence without the place, when the row is not a `record_type`.
+    Raises ValueError, with one sentence that does not name the file, if the row is not a `record_type`.
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
@@ -191,14 +191,14 @@ def parse(row: object, record_type: type[RecordT]) -> RecordT:
 
 
 def parse_document(row: dict[str, Any]) -> Document:
-    """The document in a row. Raises ValueError when its text is not a string, or empty."""
+    """Parses a document. Raises ValueError if its text is not a string, or empty."""
     if not _is_text(row["text"]):
         raise ValueError("'text' must be a non-empty string")
     return Document(**row)
 
 
 def to_row(record: Prompt) -> dict[str, Any]:
-    """The record as a JSON object; fields that hold nothing are left out."""
+    """The record as a JSON object, without empty fields."""
     return {key: value for key, value in asdict(record).items() if value is not None and value != ""}
 
 
@@ -273,7 +273,7 @@ def _check_ranking(row: Mapping[str, Any]) -> None:
         _check_pairs(preferences, len(completions), "preferences", "[better, worse] pairs")
     if row.get("ties") is not None:
         if preferences is None:
-            raise ValueError("'ties' stand beside 'preferences'; in 'ranks' a tie is an equal rank")
+            raise ValueError("'ties' needs 'preferences'; in 'ranks' a tie is an equal rank")
         _check_pairs(row["ties"], len(completions), "ties", "pairs")
 
 

@@ -1,8 +1,8 @@
-"""The sets on disk: Parquet files that `datasets.load_dataset` reads, and what each of their columns is.
+"""The sets on disk: Parquet files that `datasets.load_dataset` reads, and their columns.
 
-`<set>_<split>.parquet`, the sets being sft, rm, rl and rankings, split into train, valid and test, and texts, split
-into train and heldout. `prompt` is a string where all prompts of the run are, and else a conversation of messages, as
-in trl's two forms.
+Files are named `<set>_<split>.parquet`: the sets sft, rm, rl and rankings have the splits train, valid and test; texts
+has train and heldout. `prompt` is a string if all prompts of the run are strings, otherwise a list of messages, as in
+trl's two formats.
 """
 
 import json
@@ -36,18 +36,18 @@ RANKING_FIELDS = [
     pa.field("labeler_id", pa.string()),
     pa.field("labeler", pa.string()),
     pa.field("complete", pa.list_(pa.bool_())),
-    pa.field("ratings", pa.list_(pa.string())),  # a JSON object each: what labelers rate differs
+    pa.field("ratings", pa.list_(pa.string())),  # JSON objects, since labelers rate different things
 ]
 
 WAITING_FIELDS = [pa.field("prompt", pa.string()), pa.field("messages", MESSAGES), pa.field("key", pa.string())]
-"""Before the rules: a bare string stands under `prompt` too; `key` is what near-duplicates are told by."""
+"""Columns before curation. A bare string is in `prompt` too; near-duplicates are detected by `key`."""
 POOL_SCHEMA = pa.schema([*WAITING_FIELDS, *PROMPT_FIELDS, *ANSWER_FIELDS, pa.field("examples", EXAMPLES)])
 RANKING_SCHEMA = pa.schema([*WAITING_FIELDS, *PROMPT_FIELDS, *RANKING_FIELDS])
 DOCUMENT_SCHEMA = pa.schema([pa.field("text", pa.large_string()), pa.field("dataset", pa.string())])
 
 
 def set_file(folder: Path, name: str, split: str) -> Path:
-    """Where a set's split lies in the data stage's folder; there is no file where it has no rows."""
+    """The file of a set's split in the data stage's folder; it does not exist if the split has no rows."""
     return folder / f"{name}_{split}.parquet"
 
 
@@ -71,9 +71,7 @@ def read_set(folder: Path, name: SetName, split: str) -> list[Any]:
 
 
 def read_texts(folder: Path, split: str) -> Iterator[str]:
-    """The documents of `train` or `heldout`, one after the other. Raises ValueError when the file is missing or
-    damaged.
-    """
+    """Iterates over the documents of `train` or `heldout`. Raises ValueError when the file is missing or damaged."""
     return (row["text"] for _, row in read_rows(set_file(folder, "texts", split)))
 
 
@@ -90,8 +88,8 @@ def packed(record: Prompt, key: str) -> dict[str, Any]:
 
 
 def unpacked(row: dict[str, Any]) -> dict[str, Any]:
-    """A ranking's row as `parse` takes it: ratings, which Parquet holds as JSON, are objects again. What is no JSON
-    stays, for `parse` to refuse.
+    """A ranking's row for `parse`: ratings, which Parquet stores as JSON, are decoded. Invalid JSON is kept, for
+    `parse` to reject.
     """
     ratings = row.get("ratings")
     return row | {"ratings": [_decoded(rating) for rating in ratings]} if isinstance(ratings, list) else row
@@ -105,9 +103,7 @@ def _decoded(rating: object) -> object:
 
 
 def record_of(row: dict[str, Any], record_type: type[RecordT]) -> RecordT:
-    """The record in a row of POOL_SCHEMA or RANKING_SCHEMA, of that type or, among demonstrations, of the type that its
-    columns show.
-    """
+    """The record in a row of POOL_SCHEMA or RANKING_SCHEMA. For Prompt, the columns of the row determine its type."""
     filled = {key: value for key, value in row.items() if value is not None and key not in ("key", "messages")}
     filled.setdefault("prompt", row["messages"])
     kind: type[Prompt] = record_type
@@ -117,7 +113,7 @@ def record_of(row: dict[str, Any], record_type: type[RecordT]) -> RecordT:
 
 
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """`count` items spread evenly over the whole, in order; all of them where there are fewer or no count is given."""
+    """`count` items spread evenly over the sequence, in order; all if there are fewer or `count` is None."""
     if count is None or count >= len(items):
         return list(items)
     return [items[index * len(items) // count] for index in range(count)]

@@ -1,1 +1,1 @@
-"""Is the model better, by how much, and at what price: metrics, judge, plots and the report."""
+"""Evaluation: metrics, judges, plots and the reports."""

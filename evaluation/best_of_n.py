@@ -1,9 +1,8 @@
-"""Best-of-n: of n answers of the SFT model the one that the reward model likes best. What PPO has to beat at the same
-distance from SFT.
+"""Best-of-n: the reward model chooses the best of n answers of the SFT model. PPO has to beat it at the same KL to SFT.
 
-N answers to a prompt hold C(N, n) subsets of size n, and the mean over all of them costs one sort: an unbiased estimate
-for every n up to N (Nakano et al. 2021, appendix I; Gao et al. 2022, section 2). Chosen by the reward model's score
-alone, without ppo.missing_eos_penalty. Shapes: N answers of one prompt.
+N answers have C(N, n) subsets of size n. The mean over all of them takes one sort, and is an unbiased estimate for
+every n up to N (Nakano et al. 2021, appendix I; Gao et al. 2022, section 2). Answers are chosen by the reward model's
+score only, without ppo.missing_eos_penalty. Shapes: N answers of one prompt.
 """
 
 import math
@@ -31,12 +30,12 @@ from reward.batches import RankingExample
 from reward.scoring import score_all
 
 MEASURES = ("proxy", "score", "chrf")
-"""The reward model, which chooses; the labeler's rubric, which it was taught; chrF, which it was not."""
+"""The reward model, which chooses; the labeler's rubric, on which it was trained; chrF, on which it was not."""
 NO_PAIRS = torch.zeros(0, 0, dtype=torch.bool)
 
 
 def choice_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:
-    """weights_N: in which share of all subsets of size n an answer is the one chosen, that is has the highest score.
+    """weights_N: the share of all subsets of size n in which an answer is chosen, because it has the highest score.
 
     The i-th lowest of N is the highest in C(i-1, n-1) of the C(N, n) subsets; answers with the same score are chosen
     equally often.
@@ -51,22 +50,21 @@ def choice_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL(best-of-n || the model that answers) in nats: log n - (n-1)/n (Stiennon et al. 2020, appendix G.3).
+    """KL(best-of-n || SFT) in nats: log n - (n-1)/n (Stiennon et al. 2020, appendix G.3).
 
-    Exact where no two answers tie, and else an upper bound (Beirami et al. 2024), as when a model often says the same
-    twice.
+    Exact if no two answers tie, otherwise an upper bound (Beirami et al. 2024), for example if a model repeats answers.
     """
     return math.log(n) - (n - 1) / n
 
 
 def sizes(largest: int) -> list[int]:
-    """1, 2, 4, ... and the largest."""
+    """1, 2, 4, ... and `largest`."""
     return [*(2**power for power in range(largest.bit_length()) if 2**power < largest), largest]
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """The run's reward model, which reads an answer as it does in PPO."""
+    """The run's reward model, which encodes answers as in PPO."""
 
     place: Path
     model_config: ModelConfig
@@ -77,14 +75,14 @@ class Proxy:
 
     @staticmethod
     def of(sft: Path, reward: Path, config: ModelConfig, trust_reward_code: bool) -> "Proxy":
-        """From the folders of the two finished models. Weights are loaded when they are needed."""
+        """From the folders of the two finished models. Weights are loaded later, by `scores`."""
         own = replace(config, revision=None, chat_template=None, trust_remote_code=trust_reward_code)
         policy_tokenizer, tokenizer = load_tokenizer(sft, config), load_tokenizer(reward, own)
         tokens = Tokens.between(policy_tokenizer, tokenizer, read_settings(reward, own))
         return Proxy(reward, own, policy_tokenizer, tokenizer, tokens)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ValueError for a prompt that leaves an answer no room in the reward model's context."""
+        """Raises ValueError for a prompt that leaves no room for an answer in the reward model's context."""
         self.tokens.check(prompts)
 
     def scores(
@@ -94,8 +92,9 @@ class Proxy:
         max_tokens: int,
         accelerator: Accelerator,
     ) -> list[list[list[float]]]:
-        """Of several sets of answers to each prompt, in order; the processes share the work. `max_tokens` are of one
-        forward pass.
+        """Scores of several sets of answers to each prompt, in order; the processes share the work.
+
+        `max_tokens` limits a forward pass.
         """
         items: list[RankingExample] = []
         owners: list[int] = []
@@ -136,17 +135,21 @@ def best_of_n(
     kl: Sequence[float], tie_width: float,
     resamples: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Best-of-n for each of `sizes(N)`, PPO beside it, and PPO against best-of-n at the n whose KL is nearest to its
-    own.
+    """Results of best-of-n for each of `sizes(N)`, of PPO, and of PPO against best-of-n at the n of nearest KL.
 
-    For each prompt: `candidates`, N answers of SFT, and `ppo`'s answers, both `with_proxy`; answers of `sft` that are
-    none of the candidates, since what was chosen must not be compared with what it was chosen from; `kl` from PPO to
-    SFT in nats. Intervals are over prompts.
+    Args:
+        candidates: N answers of SFT to each prompt, `with_proxy`.
+        ppo: PPO's answers to each prompt, `with_proxy`.
+        sft: SFT's answers to each prompt that are not candidates: best-of-n must not be compared with answers that it
+            was chosen from.
+        kl: KL from PPO to SFT in nats for each prompt.
+
+    Intervals are over prompts.
     """
     count = len(candidates[0])
 
     def chosen(n: int, values: Sequence[Sequence[float]]) -> dict[str, float]:
-        """Mean of the chosen answers' values."""
+        """Mean value of the chosen answers."""
         weights = [choice_weights([answer.parts["proxy"] for answer in row], n) for row in candidates]
         return interval([float(own @ np.asarray(row)) for own, row in zip(weights, values, strict=True)], resamples)
 
@@ -173,5 +176,5 @@ def best_of_n(
 
 
 def preferred(ours: Sequence[Answer], theirs: Sequence[Answer], tie_width: float) -> list[float]:
-    """How often the labeler prefers each of ours to one of theirs, ties counting half."""
+    """For each of our answers, how often the labeler prefers it to one of theirs, ties counting half."""
     return [sum(preference(a.parts["score"], b.parts["score"], tie_width) for b in theirs) / len(theirs) for a in ours]

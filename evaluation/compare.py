@@ -1,6 +1,4 @@
-"""Base, SFT and PPO side by side on held-out prompts: who wins, by which parts of the rubric, and how far the policy
-went.
-"""
+"""Compares base, SFT and PPO on held-out prompts: win rates, the rubric's parts, KL and perplexity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +26,14 @@ MODELS = ("base", "sft", "ppo")
 
 @dataclass
 class Answer:
-    """One answer and what the judges say of it."""
+    """An answer and its judgments."""
 
     text: str
     complete: bool
     tokens: int
     parts: dict[str, float]
-    """The rubric's parts and their weighted `score`; `chrf`, overlap of characters with the reference, which no reward
-    model was taught.
+    """The rubric's parts and their weighted `score`; `chrf`, the character overlap with the reference, on which no
+    reward model was trained.
     """
 
 
@@ -46,7 +44,7 @@ def judged_answers(
     labels: LabelsConfig,
     closeness: Closeness,
 ) -> list[list[Answer]]:
-    """Each prompt's answers with the simulated labeler's view of them, without its misjudgements."""
+    """Each prompt's answers with the simulated labeler's scores, without its random errors."""
     flat = [(prompt, generation) for prompt, row in zip(prompts, generations, strict=True) for generation in row]
     texts = [decode_completion(tokenizer, generation.ids, generation.ended) for _, generation in flat]
     references = [prompt.completion for prompt, _ in flat]
@@ -60,7 +58,7 @@ def judged_answers(
 
 Score = Callable[[Answer], float]
 Answers = Sequence[Sequence[Answer]]
-"""Of each prompt."""
+"""The answers to each prompt."""
 
 
 def whole_rubric(answer: Answer) -> float:
@@ -75,7 +73,7 @@ def win_rate(
     resamples: int,
     score: Score = whole_rubric,
 ) -> dict[str, float]:
-    """How often the labeler prefers our answers, with ties as half: all our answers to a prompt against all of theirs.
+    """How often the labeler prefers our answers, ties counting half: all our answers to a prompt against all of theirs.
 
     Swapping the two sides gives one minus the rate.
     """
@@ -87,7 +85,7 @@ def win_rate(
 
 
 def preference(ours: float, theirs: float, tie_width: float) -> float:
-    """1 where ours is ranked higher, 0 where lower, 1/2 where the labeler ties them."""
+    """1 if ours is ranked higher, 0 if lower, 1/2 if they tie."""
     ours_rank, theirs_rank = ranks_of([ours, theirs], tie_width)
     return 0.5 + 0.5 * ((ours_rank < theirs_rank) - (ours_rank > theirs_rank))
 
@@ -145,9 +143,7 @@ def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, resam
 def parts_table(
     answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """For each model the mean of each rubric part, of the whole rubric, of chrF and of the length, with intervals over
-    prompts.
-    """
+    """Means per model, with intervals over prompts: each rubric part, the whole rubric, chrF and the length."""
     names = [*PARTS, "score", "chrf"]
 
     def mean(row: Sequence[Answer], name: str) -> float:

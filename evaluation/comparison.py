@@ -62,23 +62,23 @@ class Comparison:
     texts: Sequence[str]
     """Documents for perplexity."""
     text_tokens: int
-    """Length of the examples that they are cut into."""
+    """Tokens per example that they are cut into."""
     proxy: Proxy | None
     """The reward model, for best-of-n."""
     max_tokens: int
-    """Of a forward pass of the reward model."""
+    """Maximum number of tokens per forward pass of the reward model."""
     generations: dict[str, list[list[Generation]]] = field(default_factory=dict, init=False)
     """The answers of each model to each prompt."""
     perplexities: dict[str, float] = field(default_factory=dict, init=False)
     logprobs: dict[str, list[list[float]]] = field(default_factory=dict, init=False)
-    """Of PPO's answers, by PPO and by SFT."""
+    """Log-probabilities of PPO's answers under PPO and under SFT."""
     candidates: list[list[Generation]] = field(default_factory=list, init=False)
     """SFT's answers for best-of-n, to the prompts of `chosen`."""
     scores: list[list[list[float]]] = field(default_factory=list, init=False)
     """The reward model's scores of `candidates`, and of PPO's answers to the same prompts."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a prompt that leaves an answer no room in the reward model's context."""
+        """Raises ValueError for a prompt that leaves no room for an answer in the reward model's context."""
         assert self.run.out is not None
         self.out, self.scratch, self.accelerator = self.run.out, self.run.out / "scratch", self.run.accelerator
         self.chosen = evenly(range(len(self.prompts)), self.settings.best_of_n_prompts)
@@ -101,7 +101,7 @@ class Comparison:
             self.scores = remembered(self.scratch, "reward scores", self.accelerator, score)
 
     def sample(self, name: str, model: Any, tokenizer: Any) -> None:
-        """A model's answers, and SFT's candidates for best-of-n."""
+        """Samples a model's answers, and from SFT the candidates for best-of-n."""
         how = self.settings
         sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
         sampler = AnswerSampler(model, tokenizer, sampling, self.run.seed, self.accelerator, self.scratch)
@@ -112,7 +112,9 @@ class Comparison:
                 self.candidates = sampler.answers(self.chosen_prompts, how.best_of_n, "best of n")
 
     def score(self, name: str, model: Any, tokenizer: Any) -> None:
-        """A model's perplexity, and its log-probabilities of PPO's answers, in the same batches for PPO and SFT."""
+        """Computes a model's perplexity, and its log-probabilities of PPO's answers, in the same batches for PPO and
+        SFT.
+        """
         policy = policy_model(model, autocast_dtype(self.model_config, self.accelerator.device))
         chunks = pretraining_chunks(tokenizer, self.texts, self.text_tokens)
         texts = evenly(chunks, self.settings.perplexity_examples)
@@ -126,7 +128,7 @@ class Comparison:
     def compare(self, reward_model: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of evaluation.json; `reward_model` is the reward model's report on held-out rankings.
 
-        Judges the answers, and writes best_of_n.jsonl if there is a best-of-n.
+        Judges the answers, and writes best_of_n.jsonl if best-of-n is configured.
         """
         labels, resamples, width = self.labels, self.settings.bootstrap_resamples, self.labels.tie_width
         self.kl = kl_between(self.logprobs["ppo"], self.logprobs["sft"])

@@ -1,6 +1,7 @@
-"""How likely a language model finds each of the answers to a prompt: what a reward model has to beat.
+"""Likelihood of answers under a language model, a baseline for reward models.
 
-The prompt is encoded once for all its answers where the architecture can. Shapes: A answers of all prompts together.
+The prompt is encoded once for all its answers if the architecture supports it. Shapes: A answers of all prompts
+together.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from reward.scoring import answers_of, each_answer
 def sft_baselines(
     place: Path, model_config: ModelConfig, items: Sequence[RankingExample], max_tokens: int, accelerator: Accelerator
 ) -> dict[str, list[list[float]]]:
-    """The SFT model's likelihood of every answer as if it were a score, by the names of the two baselines; none where
-    an answer is longer than its context, which says so."""
+    """The SFT model's log-probability of every answer, as scores, by the names of the two baselines; empty, with a
+    message, if an answer is longer than the context.
+    """
     tokenizer = load_tokenizer(place, model_config)
     model = load_causal(place, model_config, tokenizer).to(accelerator.device)
     own = [ranking_example(tokenizer, item.ranking) for item in items if item.ranking is not None]
@@ -44,10 +46,10 @@ def sft_baselines(
 def likelihoods(
     policy: PolicyModel, items: Sequence[RankingExample], max_tokens: int, accelerator: Accelerator
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """(log-probability of each answer, its mean a token) for every example, in order, in nats; the processes share the
-    work.
+    """(log-probability of each answer, its mean per token) for every example, in order, in nats; the processes share
+    the work.
 
-    `max_tokens` is of one forward pass.
+    `max_tokens` limits a forward pass.
     """
 
     def compute(group: Sequence[RankingExample]) -> Tensor:

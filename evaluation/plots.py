@@ -1,6 +1,6 @@
-"""The report's pictures: rows of numbers in, a Figure out. Nothing is read, written or kept.
+"""Plots of the report: rows of numbers in, a Figure out.
 
-Missing numbers leave their panel out, and a picture without any panel is None.
+Panels without data are left out; a plot without panels is None.
 """
 
 import math
@@ -19,15 +19,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 COLOURS = {"base": "#777777", "sft": "#4477AA", "ppo": "#EE6677"}
-"""Paul Tol's bright scheme, which colour-blind readers can tell apart; one colour a model in every picture."""
+"""Paul Tol's bright scheme, which colour-blind readers can tell apart; the same colour per model in every plot."""
 GREEN, PURPLE, YELLOW = "#228833", "#AA3377", "#CCBB44"
 MANY = 60
-"""From more points than these, lines are smoothed and marks get small."""
+"""With more points than this, lines are smoothed and markers are small."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One number along training."""
+    """One metric over training."""
 
     key: str
     colour: str
@@ -36,13 +36,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture of a row of them."""
+    """One panel of a figure."""
 
     title: str
     lines: tuple[Line, ...]
     percent: bool = False
     mark: tuple[float, str] | None = None
-    """A level worth knowing, and its name."""
+    """A reference level, and its name."""
 
 
 JUDGES = {
@@ -50,11 +50,11 @@ JUDGES = {
     "score": "Gold: the labeler's rubric",
     "chrf": "Gold: chrF, which no reward model saw",
 }
-"""Who says how good an answer is when more KL is spent: the one that is pleased, and those that should be."""
+"""Judges of answers as the KL grows: the proxy, which is optimised, and the gold judges."""
 
 
 def win_rates(comparisons: Mapping[str, Interval]) -> Figure:
-    """One point with its 95% interval a comparison, and the line of no difference."""
+    """One point with its 95% interval per comparison, and a line at 50%."""
     figure = Figure(figsize=(WIDTH, 0.9 + 0.5 * len(comparisons)), layout="constrained")
     axes = figure.subplots()
     for row, (name, found) in enumerate(comparisons.items()):
@@ -70,7 +70,7 @@ def win_rates(comparisons: Mapping[str, Interval]) -> Figure:
 
 
 def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure:
-    """One panel a measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their
+    """One panel per measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their
     names, in order.
     """
     models = [model for model in NAMES if model in table]
@@ -91,30 +91,30 @@ def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[st
 
 
 def sft_curves(rows: Rows) -> Figure | None:
-    """Training and validation loss of stage 1, and the share of tokens predicted right."""
+    """Training and validation loss of SFT, and its token accuracy."""
     panels = [
         Panel(
             "Loss, nats per token", (Line("loss", COLOURS["sft"], "training"), Line("valid_loss", INK, "validation"))
         ),
-        Panel("Tokens predicted right (training batch)", (Line("token_accuracy", COLOURS["sft"]),), percent=True),
+        Panel("Token accuracy (training batch)", (Line("token_accuracy", COLOURS["sft"]),), percent=True),
     ]
     return _curves(rows, panels, "step", "optimizer steps", columns=2)
 
 
 def reward_curves(rows: Rows) -> Figure | None:
-    """Loss of stage 2 beside that of a coin, and accuracy on each batch before its step."""
+    """Loss and accuracy of the reward model on each batch before its step, with chance levels."""
     panels = [
-        Panel("Loss", (Line("loss", GREEN),), mark=(math.log(2), "log 2: a coin")),
-        Panel("Pairs ordered right in the batch", (Line("accuracy", GREEN),), percent=True, mark=(0.5, "a coin")),
+        Panel("Loss", (Line("loss", GREEN),), mark=(math.log(2), "log 2: chance")),
+        Panel("Accuracy (training batch)", (Line("accuracy", GREEN),), percent=True, mark=(0.5, "chance")),
     ]
     return _curves(rows, panels, "step", "optimizer steps", columns=2)
 
 
 def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) -> Figure | None:
-    """Score against the square root of KL along training (Gao et al. 2022): where the curve bends down, more KL buys
-    nothing.
+    """Score against the square root of KL during training (Gao et al. 2022): where the curve bends down, more KL no
+    longer helps.
 
-    With best-of-n (evaluation/best_of_n.py) also what it and the finished policy get on held-out prompts, by the reward
+    With best-of-n (evaluation/best_of_n.py), also best-of-n and the final policy on held-out prompts, by the reward
     model and by the judges.
     """
     whole = [row for row in rows if finite(row.get("kl")) is not None and finite(row.get("score")) is not None]
@@ -140,13 +140,13 @@ def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) ->
 
 
 def _training(figure: Figure, axes: Axes, rows: Rows, beside: bool) -> None:
-    """The path of training, light where it began; with a scale where it stands alone."""
+    """Plots the training iterations; coloured, with a colour bar, unless drawn `beside` best-of-n."""
     steps, scores = [row["step"] for row in rows], [row["score"] for row in rows]
     roots = [math.sqrt(max(0.0, row["kl"])) for row in rows]
     axes.plot(roots, scores, color="#BBBBBB", linewidth=1, zorder=1)
     size, edge = (36, 0.5) if len(rows) <= MANY else (12, 0)
     if beside:
-        axes.scatter(roots, scores, c="#BBBBBB", s=size / 2, zorder=1, linewidths=0, label="PPO along training")
+        axes.scatter(roots, scores, c="#BBBBBB", s=size / 2, zorder=1, linewidths=0, label="PPO during training")
         return
     drawn = axes.scatter(roots, scores, c=steps, cmap="cividis", s=size, zorder=2, edgecolors="white", linewidths=edge)
     bar = figure.colorbar(drawn, ax=axes)
@@ -157,7 +157,7 @@ def _training(figure: Figure, axes: Axes, rows: Rows, beside: bool) -> None:
 
 
 def _frontier(axes: Axes, found: Mapping[str, Any], key: str) -> None:
-    """Best-of-n as a curve with a band, its n beside it, and PPO as a point with its intervals."""
+    """Best-of-n as a curve with a band, labelled with n, and PPO as a point with error bars."""
     rows, ppo = found["rows"], found["ppo"]
     roots = [math.sqrt(row["kl"]) for row in rows]
     low, mean, high = ([row[key][end] for row in rows] for end in ("low", "mean", "high"))
@@ -189,7 +189,7 @@ def _curves(rows: Rows, panels: Sequence[Panel], x_key: str, x_label: str, colum
 
 
 def _draw(axes: Axes, rows: Rows, panel: Panel, x_key: str, x_label: str) -> None:
-    """Every line of a panel; of long noisy ones the running mean stands out and the raw numbers stay faint."""
+    """Draws the lines of a panel; long noisy ones are faint, with their running mean on top."""
     for line in panel.lines:
         places, values = series(rows, line.key, x_key)
         if not values:
@@ -243,7 +243,7 @@ def finite(value: Any) -> float | None:
 
 
 def running_mean(values: Sequence[float], half: int) -> list[float]:
-    """Mean of each value and `half` neighbours on either side; fewer near the ends, as many on one side as on the
+    """Mean of each value and `half` neighbours on either side; near the ends fewer, but as many on one side as on the
     other.
     """
     last = len(values) - 1

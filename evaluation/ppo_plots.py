@@ -1,6 +1,6 @@
-"""The curves of a PPO run: rows of metrics.jsonl, timings.jsonl and held_out.jsonl in, a Figure out.
+"""Plots of a PPO run: rows of metrics.jsonl, timings.jsonl and held_out.jsonl in, a Figure out.
 
-What a run did not log leaves its panel out. What each number means, and why a range is called healthy: docs/metrics.md.
+Panels without data are left out. docs/metrics.md explains the metrics and their healthy ranges.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from evaluation.plots import COLOURS, GREEN, MANY, PURPLE, YELLOW, Rows, finish,
 
 HEALTHY = "#EAF5EA"
 ERRORS = 2
-"""Standard errors on either side of a held-out mean that its band shows."""
+"""Half-width of the band around a held-out mean, in standard errors."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One number along training."""
+    """One metric over training."""
 
     key: str
     label: str = ""
@@ -29,28 +29,28 @@ class Line:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether it stands in held_out.jsonl, where a standard error may stand beside it."""
+        """Whether it is in held_out.jsonl, which may also have its standard error."""
         return self.key.startswith("held_out_")
 
 
 def held(key: str) -> Line:
-    """A number on held-out prompts."""
+    """A metric on held-out prompts."""
     return Line(f"held_out_{key}", "held-out prompts", INK, "s")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture."""
+    """One panel of the figure."""
 
     title: str
     unit: str
     lines: tuple[Line, ...]
     healthy: tuple[float, float] | None = None
-    """From where to where docs/metrics.md calls it healthy."""
+    """The healthy range according to docs/metrics.md."""
     mark: tuple[float, str] | None = None
-    """A level worth knowing, and its name."""
+    """A reference level, and its name."""
     lowest: float | None = None
-    """Values below are not worth the room."""
+    """Lower limit of the axis; values below are marked on it."""
     percent: bool = False
     log: bool = False
 
@@ -90,7 +90,7 @@ PANELS = (
     Panel("Value loss", "squared score units", (Line("value_loss", colour=PURPLE),)),
     Panel("Pretraining loss", "nats per token", (Line("ptx_loss", colour=GREEN),)),
     Panel(
-        "Pretraining gradient beside PPO's",
+        "Pretraining gradient relative to PPO's",
         "ratio of norms",
         (Line("ptx_to_ppo_grad_ratio", colour=GREEN),),
         healthy=(0.05, 1.0),
@@ -117,7 +117,7 @@ PHASES = {
 
 
 def ppo_curves(rows: Rows, held_out: Rows = (), kl_target: float | None = None) -> Figure | None:
-    """What to watch in stage 3, and what its time goes into; None where there is nothing to draw."""
+    """Metrics of PPO and the time of each phase; None if there is nothing to plot."""
     shown = [panel for panel in PANELS if _worth_showing(panel, rows, held_out)]
     phases = [key for key in PHASES if any(series(rows, key, "step")[1])]
     if not shown and not phases:
@@ -144,7 +144,7 @@ def _worth_showing(panel: Panel, rows: Rows, held_out: Rows) -> bool:
 
 
 def _draw(axes: Axes, panel: Panel, rows: Rows, held_out: Rows, kl_target: float | None) -> None:
-    """Every line of a panel; of long noisy ones the running mean stands out and the raw numbers stay faint."""
+    """Draws the lines of a panel; long noisy ones are faint, with their running mean on top."""
     seen: list[float] = []
     drawn = 0
     for line in panel.lines:
@@ -205,10 +205,10 @@ def _draw(axes: Axes, panel: Panel, rows: Rows, held_out: Rows, kl_target: float
 
 
 def _set_limits(axes: Axes, panel: Panel, seen: Sequence[float]) -> None:
-    """Room for all that is drawn and, where a value has left its healthy range, for the end that it crossed."""
+    """Sets limits that include all values and, if a value is outside the healthy range, the bound that it crossed."""
     low, high = min(seen), max(seen)
     if panel.healthy is not None:
-        # Nearer than the data's other end, so that the band has some height.
+        # On a log scale slightly beyond the bound, so that the band is visible.
         low, high = (
             min(low, panel.healthy[1] * (0.8 if panel.log else 1)),
             max(high, panel.healthy[0] * (1.2 if panel.log else 1)),
@@ -234,7 +234,7 @@ def _set_limits(axes: Axes, panel: Panel, seen: Sequence[float]) -> None:
 
 
 def _draw_phases(axes: Axes, rows: Rows, phases: Sequence[str]) -> None:
-    """Stacked seconds of each iteration."""
+    """Stacked seconds per iteration."""
     places, bottom = [float(row["step"]) for row in rows], [0.0] * len(rows)
     for key in phases:
         name, colour = PHASES[key]
@@ -246,11 +246,11 @@ def _draw_phases(axes: Axes, rows: Rows, phases: Sequence[str]) -> None:
     axes.set_ylim(0, 1.35 * max(bottom))
     axes.set_ylabel("seconds", fontsize=8)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", handlelength=1, columnspacing=1)
-    finish(axes, "Where an iteration's time goes", "iteration")
+    finish(axes, "Time per iteration", "iteration")
 
 
 def _points(panel: Panel, line: Line, rows: Rows, held_out: Rows) -> tuple[list[float], list[float]]:
-    """(iterations, values) of a line; on a logarithmic scale those above 0."""
+    """(iterations, values) of a line; only positive values on a log scale."""
     places, values = series(held_out if line.is_held_out else rows, line.key, "step")
     kept = [(place, value) for place, value in zip(places, values, strict=True) if value > 0 or not panel.log]
     return [place for place, _ in kept], [value for _, value in kept]

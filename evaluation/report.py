@@ -1,7 +1,6 @@
-"""The report of a run: is PPO better, by how much, at what price, and is that to be trusted?
+"""The report of a run: whether PPO is better, by how much, at what cost, and whether to trust the result.
 
-Reads the run folder's files and says what stands there; a part that a run lacks is left out. The pictures are
-plots.py's.
+It shows the files of the run folder; parts without files are left out. plots.py and ppo_plots.py draw the plots.
 """
 
 import json
@@ -51,7 +50,7 @@ COMPARISONS = {
 
 @dataclass(frozen=True)
 class Results:
-    """What a run folder holds; empty where a stage has no result."""
+    """The results in a run folder; empty for stages without a result."""
 
     evaluation: dict[str, Any]
     accuracy: dict[str, Any]
@@ -77,7 +76,7 @@ class Results:
         )
 
     def config(self) -> dict[str, Any]:
-        """The run's configuration, each section as the stage of its name last ran with it."""
+        """The run's configuration; each section is the one with which its stage last ran."""
         merged: dict[str, Any] = {}
         for manifest in self.manifests.values():
             merged |= manifest.get("config", {})
@@ -86,14 +85,14 @@ class Results:
 
 
 def write_report(run: Path, out: Path, run_name: str, samples: int) -> None:
-    """Writes `out/index.html` with its pictures inline, and `out/report.md` with them in `out/pictures`."""
+    """Writes `out/index.html` with inline pictures, and `out/report.md` with pictures in `out/pictures`."""
     results = Results.read(run)
     templates = Path(__file__).parent / "templates"
     write_pages(out, templates, "index.html", context(results, run_name, samples), figures(results), "pictures")
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """The pictures that the run has numbers for."""
+    """The plots that the run has numbers for."""
     found: dict[str, Figure] = {}
     comparisons = {name: rate for name, path in COMPARISONS.items() if (rate := dig(results.evaluation, *path))}
     without = results.evaluation.get("win_rate_without") or {}
@@ -112,7 +111,7 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def context(results: Results, run_name: str, samples: int) -> dict[str, Any]:
-    """Everything that the templates show but for the pictures."""
+    """The variables of the templates, without the plots."""
     evaluation, config = results.evaluation, results.config()
     rows = results.generations
     count = min(samples, len(rows))
@@ -185,23 +184,23 @@ def tiles(results: Results) -> list[dict[str, str]]:
 
 
 def labeler_note(config: Mapping[str, Any]) -> str:
-    """Who ranked, for the reward model and for this report, said plainly."""
+    """A note on who ranked the answers, for the reward model and for this report."""
     rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
     brought = bool(dig(config, "data", "rankings"))
     labeler = dig(config, "labels", "labeler")
     if labeler == "simulated":
-        taught = " Rankings from data.rankings joined its own when the reward model was trained." if brought else ""
+        taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
         return (
             f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is "
             "a win by that rubric only."
         )
     if labeler == "none":
         return (
-            "The reward model learned from the rankings in data.rankings. The win rates below are by no person "
-            f"but by {rubric}."
+            "The reward model was trained on the rankings in data.rankings. The win rates below are judged by "
+            f"{rubric}, not by a person."
         )
     return (
-        f"Who ranked for the reward model is not on record here. The win rates below are by no person but by {rubric}."
+        f"The reward model's labeler is not recorded here. The win rates below are judged by {rubric}, not by a person."
     )
 
 
@@ -217,7 +216,7 @@ def monitor_warnings(results: Results) -> list[str] | None:
 
 
 def wins_table(evaluation: Mapping[str, Any]) -> Table:
-    """Who wins how often."""
+    """PPO's win rates."""
     rows: list[list[Cell]] = []
     reading = {"better": "PPO better", "worse": "PPO worse", "even": "no difference shown"}
     for name, path in COMPARISONS.items():
@@ -231,7 +230,7 @@ def wins_table(evaluation: Mapping[str, Any]) -> Table:
 
 
 def carrying_table(evaluation: Mapping[str, Any], weights: Mapping[str, float]) -> Table:
-    """Win rates of PPO against SFT by the rubric without each of its parts, and by each part alone."""
+    """PPO's win rates against SFT by the rubric without each of its parts, and by each part alone."""
     without, alone = evaluation.get("win_rate_without") or {}, evaluation.get("win_rate_by_part") or {}
     rows: list[list[Cell]] = [
         [
@@ -245,18 +244,19 @@ def carrying_table(evaluation: Mapping[str, Any], weights: Mapping[str, float]) 
 
 
 def compared(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Which of PPO's weights, and what of each model was compared; nothing where nothing was."""
+    """Which weights of PPO and how many answers were compared; empty without an evaluation."""
     if not evaluation:
         return ""
     weights = evaluation.get("weights") or dig(config, "evaluate", "weights")
     answers = f"{counted(evaluation['answers_per_prompt'], 'answer')} per prompt from PPO and from SFT, one from base"
     temperature = dig(config, "evaluate", "temperature")
     at = f", at temperature {temperature:g}" if isinstance(temperature, int | float) else ""
-    return f"{WEIGHTS.get(weights, 'Which of its weights PPO was judged by is not on record')}. {answers}{at}."
+    unknown = "It is not recorded which of PPO's weights were evaluated"
+    return f"{WEIGHTS.get(weights, unknown)}. {answers}{at}."
 
 
 def best_of_n_table(found: Mapping[str, Any]) -> Table:
-    """SFT, the best of n of its answers by the reward model, and PPO, by KL."""
+    """SFT's best-of-n by the reward model, and PPO, with their KL."""
     if not found:
         return Table([], [])
 
@@ -284,7 +284,7 @@ def parts_table(models: Mapping[str, Any], weights: Mapping[str, float]) -> Tabl
 
 
 def reward_table(accuracy: Mapping[str, Any]) -> Table:
-    """How often the reward model agrees with the labeler on rankings that it was not trained on."""
+    """Agreement of the reward model with the labeler on held-out rankings."""
     splits = [split for split in ("test", "valid") if split in accuracy]
     baselines = [name for name in BASELINES if any(dig(accuracy, split, "baselines", name) for split in splits)]
     lines: list[tuple[str, str, tuple[str, ...], Format]] = [
@@ -293,7 +293,7 @@ def reward_table(accuracy: Mapping[str, Any]) -> Table:
         *((BASELINES[name][0], "baseline, all pairs", ("baselines", name, "accuracy"), percent) for name in baselines),
         (
             "Expected calibration error",
-            "gap between certainty and accuracy",
+            "gap between confidence and accuracy",
             ("calibration", "expected_calibration_error"),
             percent,
         ),
@@ -311,7 +311,7 @@ def reward_table(accuracy: Mapping[str, Any]) -> Table:
 
 
 def left_out_table(left_out: Mapping[str, Mapping[str, int]]) -> Table:
-    """Rankings that the reward model neither learned from nor was judged on, and why."""
+    """Rankings left out of the reward model's training and evaluation, by reason."""
     reasons = list(dict.fromkeys(reason for found in left_out.values() for reason in found))
     rows: list[list[Cell]] = [
         [split, *(number(found.get(reason, 0)) for reason in reasons)] for split, found in left_out.items()
@@ -320,7 +320,7 @@ def left_out_table(left_out: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def tax_table(perplexity: Mapping[str, float]) -> Table:
-    """Perplexity of held-out plain text: what alignment costs elsewhere."""
+    """Perplexity of held-out plain text (the alignment tax)."""
     base, sft = perplexity.get("base"), perplexity.get("sft")
     rows: list[list[Cell]] = [
         [
@@ -336,7 +336,7 @@ def tax_table(perplexity: Mapping[str, float]) -> Table:
 
 
 def stages_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Time, place and version of every stage."""
+    """Time, device and commit of every stage."""
     rows: list[list[Cell]] = []
     for name, manifest in manifests.items():
         seconds, commit = manifest.get("seconds"), manifest.get("git_commit") or "–"
@@ -347,7 +347,7 @@ def stages_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def packages_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Package versions; where stages ran with different ones, all of them."""
+    """Package versions; several if stages ran with different ones."""
     versions: dict[str, dict[str, None]] = {}
     for manifest in manifests.values():
         for name, version in {"python": manifest.get("python", "–"), **manifest.get("packages", {})}.items():
@@ -363,7 +363,7 @@ def counts_table(rows: Mapping[str, int]) -> Table:
 
 
 def removed_table(removed: Mapping[str, Mapping[str, int]]) -> Table:
-    """What curation left out, by kind and rule."""
+    """Rows that curation removed, by kind and rule."""
     rows: list[list[Cell]] = [
         [kind, rule.replace("_", " "), number(count)]
         for kind, rules in removed.items()

@@ -32,11 +32,11 @@ class RewardEvaluation:
     run: Run
     """The files are written to its `out`."""
     max_tokens: int
-    """Of a forward pass."""
+    """Maximum number of tokens per forward pass."""
     resamples: int
-    """Of the bootstrap."""
+    """Number of bootstrap resamples."""
     model_config: ModelConfig
-    """Of the SFT model."""
+    """Configuration of the SFT model."""
     sft: Path | None = None
     """The SFT model, whose likelihood is a baseline on the test split; None leaves that baseline out."""
 
@@ -76,7 +76,7 @@ class RewardEvaluation:
 
 
 def headline(test: Mapping[str, Any]) -> dict[str, Any]:
-    """The results on the test split for the manifest and the last log line."""
+    """The results on the test split that the manifest and the last log line show."""
     best = best_baseline(test)
     assert best is not None, "length baselines are always available"
     return {

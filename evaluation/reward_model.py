@@ -1,8 +1,8 @@
-"""A reward model on rankings that it has not seen: how often it is right, beside judges that read nothing; how sure it
-is; what it looks at.
+"""Evaluates a reward model on held-out rankings: accuracy against baselines that do not read the answers, calibration,
+ties and length bias.
 
-Shapes: N prompts with K answers each; P strict pairs of all prompts, laid end to end. Intervals resample prompts, never
-    pairs: the pairs of a prompt share its answers.
+Shapes: N prompts with K answers each; P strict pairs of all prompts, concatenated. Bootstrap intervals resample
+prompts, not pairs, since the pairs of a prompt share its answers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ Scores = Sequence[Sequence[float]]
 
 BINS = 10
 PAIRS_A_BIN = 20
-"""Calibration bins hold at least as many pairs, so that few pairs make few bins."""
+"""Minimum number of pairs per calibration bin; with few pairs there are fewer bins."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Rankings, the prompt of each of their strict pairs, and how intervals are drawn."""
+    """Rankings, the prompt of each strict pair, and the settings of the bootstrap."""
 
     items: Sequence[RankingExample]
     prompt_P: NDArray[np.int64]
@@ -37,35 +37,37 @@ class Judged:
     seed: int
 
     def margins(self, scores: Scores) -> Floats:
-        """margins_P: by how much the better answer of each pair scores higher."""
+        """margins_P: the better answer's score minus the worse one's."""
         return np.concatenate([pair_margins(row, item) for row, item in zip(scores, self.items, strict=True)])
 
     def share(self, values_P: Floats, chosen_P: Any = slice(None)) -> dict[str, float] | None:
-        """Mean of a number over the chosen pairs, with its interval; None where no pair is chosen."""
+        """Mean of a number over the chosen pairs, with its interval; None if no pair is chosen."""
         prompts = self.prompt_P[chosen_P]
         counts, sums = np.bincount(prompts), np.bincount(prompts, values_P[chosen_P])
-        # A prompt without such a pair says nothing here, and resamples of such prompts alone would have no mean.
-        told = counts > 0
+        # Prompts without such a pair are left out: a resample of only those would have no mean.
+        used = counts > 0
         return (
-            ratio_interval(sums[told].tolist(), counts[told].tolist(), self.resamples, self.seed)
+            ratio_interval(sums[used].tolist(), counts[used].tolist(), self.resamples, self.seed)
             if len(prompts)
             else None
         )
 
     def mean(self, values: Sequence[float | None]) -> dict[str, float] | None:
-        """Mean over the prompts that have a number, with its interval; None where none has."""
+        """Mean over the prompts that have a number, with its interval; None if none has."""
         found = [value for value in values if value is not None]
         return interval(found, self.resamples, self.seed) if found else None
 
     def right(self, scores: Scores, margins_P: Floats) -> dict[str, Any]:
-        """Accuracy over all pairs, and the easier one of best against worst (None where judgments go in circles)."""
+        """Accuracy over all pairs, and over pairs of a best and a worst answer, which are easier (None if there are
+        none).
+        """
         found = [best_vs_worst(row, item) for row, item in zip(scores, self.items, strict=True)]
         return {"accuracy": self.share(outcomes(margins_P)), "best_vs_worst": self.mean(found)}
 
     def beside(self, baseline: Scores, margins_P: Floats) -> dict[str, Any]:
-        """A baseline's accuracy, and the difference to a model with these margins on the same pairs.
+        """A baseline's accuracy, and its difference from that of a model with these margins.
 
-        The difference is paired: each bootstrap resample of prompts is used for both judges.
+        The difference is paired: each bootstrap resample of prompts is used for both.
         """
         others_P = self.margins(baseline)
         return self.right(baseline, others_P) | {"difference": self.share(outcomes(margins_P) - outcomes(others_P))}
@@ -78,13 +80,15 @@ def report(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All that `accuracy.json` says of a reward model on one split, in numbers, lists and mappings that JSON can hold.
+    """The contents of `accuracy.json` for one split.
 
-    `baselines` are further judges of the same answers by name, as scores. Raises ValueError where there is no strict
-    pair, where scores and answers differ in number, and where a score is no finite number.
+    Args:
+        baselines: scores of other judges for the same answers, by name.
+
+    Raises ValueError if there is no strict pair, scores and answers differ in number, or a score is not finite.
     """
     if not any(item.pairs for item in items):
-        raise ValueError("there is no strict comparison to judge a reward model by")
+        raise ValueError("there is no strict pair to evaluate a reward model on")
     judges = {**cheap_judges(items, seed), **(baselines or {})}
     for name, given in {"the reward model": scores, **judges}.items():
         check(name, given, items)
@@ -115,15 +119,14 @@ def check(name: str, scores: Scores, items: Sequence[RankingExample]) -> None:
             raise ValueError(f"{name} has {len(row)} scores of prompt {index}, which has {len(item.answers)} answers")
         if not np.isfinite(row).all():
             raise ValueError(
-                f"{name} has a score that is no finite number among those of prompt {index}: "
-                f"{[float(value) for value in row]}"
+                f"{name} has a score that is not finite for prompt {index}: {[float(value) for value in row]}"
             )
 
 
 def cheap_judges(items: Sequence[RankingExample], seed: int) -> dict[str, Scores]:
-    """Judges that read nothing: by length in tokens, either way, and by chance."""
+    """Baselines that do not read the answers: the longest, the shortest, and a random one."""
     lengths = [lengths_as_scores(item) for item in items]
-    # A stream of its own, not the one that draws resamples.
+    # Not the stream that draws the bootstrap resamples.
     chance = np.random.default_rng([seed, 1])
     return {
         "longest": lengths,
@@ -133,13 +136,13 @@ def cheap_judges(items: Sequence[RankingExample], seed: int) -> dict[str, Scores
 
 
 def outcomes(margins_P: Floats) -> Floats:
-    """1 where the better answer scores higher, 0 where lower, 1/2 where equal."""
+    """1 if the better answer scores higher, 0 if lower, 1/2 if equal."""
     found: Floats = np.heaviside(margins_P, 0.5)
     return found
 
 
 def by_answers(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
-    """Accuracy by the number of answers of a prompt, K."""
+    """Accuracy by K, the number of answers to a prompt."""
     sizes_N = np.array([len(item.answers) for item in judged.items])
     sizes_P = sizes_N[judged.prompt_P]
     return [
@@ -154,9 +157,7 @@ def by_answers(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
 
 
 def by_distance(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
-    """Accuracy by how many steps of the labeler's order lie between the two answers; prompts without ranks have no
-    distances.
-    """
+    """Accuracy by the distance of the two answers in the labeler's ranks; prompts without ranks are left out."""
     orders = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in judged.items]
     steps_P = judged.margins(orders)
     return [
@@ -170,27 +171,27 @@ def by_distance(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
 
 
 def calibration(judged: Judged, margins_P: Floats) -> dict[str, Any]:
-    """Whether sigmoid(margin) is the probability that it is taken for.
+    """Calibration of sigmoid(margin) as the probability that the labeler agrees.
 
-    Of each pair: the probability that the model gives to the answer which it prefers, 1/2 to 1, and whether the labeler
-    prefers that one too. `loss` is the ranking loss on these prompts. `temperature` is the T that makes the loss of
-    margin / T least: above 1 the model is too sure. It is None where no T does: margins without any mistake want T = 0,
-    those no better than a coin's want T without bound.
+    For each pair: the probability that the model assigns to the answer it prefers (1/2 to 1), and whether the labeler
+    prefers the same one. `loss` is the ranking loss on these prompts. `temperature` is the T that minimises the loss of
+    margin / T: above 1, the model is overconfident. It is None if there is no minimum: T goes to 0 if no margin is
+    wrong, and to infinity if the margins are no better than chance.
     """
     predicted_P, right_P = expit(np.abs(margins_P)), outcomes(margins_P)
     bins = []
     for chosen_P in equal_bins(predicted_P):
-        seen, said = judged.share(right_P, chosen_P), predicted_P[chosen_P]
-        assert seen is not None
+        agreement, predicted = judged.share(right_P, chosen_P), predicted_P[chosen_P]
+        assert agreement is not None
         bins.append(
             {
-                "low": float(said.min()),
-                "high": float(said.max()),
-                "predicted": float(said.mean()),
-                "observed": seen["mean"],
-                "observed_low": seen["low"],
-                "observed_high": seen["high"],
-                "pairs": len(said),
+                "low": float(predicted.min()),
+                "high": float(predicted.max()),
+                "predicted": float(predicted.mean()),
+                "observed": agreement["mean"],
+                "observed_low": agreement["low"],
+                "observed_high": agreement["high"],
+                "pairs": len(predicted),
             }
         )
     weights_P = prompt_weights(judged.prompt_P)
@@ -206,7 +207,7 @@ def calibration(judged: Judged, margins_P: Floats) -> dict[str, Any]:
 
 
 def equal_bins(values_P: Floats) -> Iterator[NDArray[np.bool_]]:
-    """Masks of bins of about equally many values, from the lowest up; equal values share a bin."""
+    """Masks of bins with about the same number of values, in ascending order; equal values share a bin."""
     count = max(1, min(BINS, len(values_P) // PAIRS_A_BIN))
     starts = np.unique(np.sort(values_P)[np.arange(count) * len(values_P) // count])
     bin_P = np.searchsorted(starts, values_P, side="right") - 1
@@ -215,7 +216,7 @@ def equal_bins(values_P: Floats) -> Iterator[NDArray[np.bool_]]:
 
 
 def prompt_weights(prompt_P: NDArray[np.int64]) -> Floats:
-    """weights_P that make a mean over each prompt's pairs, then over prompts, as the ranking loss does."""
+    """weights_P for a mean over each prompt's pairs, then over prompts, as in the ranking loss."""
     counts = np.bincount(prompt_P)
     weights_P: Floats = 1.0 / (counts[prompt_P] * (counts > 0).sum())
     return weights_P
@@ -227,7 +228,7 @@ def log_loss(margins_P: Floats, weights_P: Floats) -> float:
 
 
 def temperature(margins_P: Floats, weights_P: Floats) -> float | None:
-    """The T > 0 with the least loss of margin / T; None where there is none (the loss is convex in 1/T, with slope
+    """The T > 0 that minimises the loss of margin / T; None if there is none (the loss is convex in 1/T, with slope
     -mean margin / 2 at 0).
     """
     if weights_P @ margins_P <= 0 or (margins_P >= 0).all():
@@ -243,9 +244,10 @@ def temperature(margins_P: Floats, weights_P: Floats) -> float | None:
 
 
 def ties(scores: Scores, items: Sequence[RankingExample], margins_P: Floats) -> dict[str, Any] | None:
-    """Whether answers that were judged equal get scores that are closer than others'; None where none were.
+    """Score differences of tied and of strict pairs; None if there are no ties.
 
-    `auc` is the probability that a strict pair's scores lie farther apart than a tied pair's (Mann-Whitney, ties half).
+    `auc` is the probability that a strict pair's scores differ by more than a tied pair's (Mann-Whitney, ties count
+    half).
     """
     tied = np.abs(np.concatenate([tied_margins(row, item) for row, item in zip(scores, items, strict=True)]))
     if not len(tied):
@@ -261,9 +263,9 @@ def ties(scores: Scores, items: Sequence[RankingExample], margins_P: Floats) -> 
 
 
 def length(judged: Judged, scores: Scores, margins_P: Floats) -> dict[str, Any]:
-    """Whether the model merely likes long answers: how its scores go with length beside how the labeler's order does
-    (1: the longer the better), and how often it is right where the longer answer is the better one and where it is
-    not."""
+    """Length bias: the rank correlation of score and length within prompts, compared with that of the labeler's order
+    (1: longer is better), and the accuracy where the longer answer is better and where the shorter one is.
+    """
     lengths = [lengths_as_scores(item) for item in judged.items]
     orders = [ranks_as_scores(item) for item in judged.items]
     longer_P = judged.margins(lengths)
@@ -278,11 +280,9 @@ def length(judged: Judged, scores: Scores, margins_P: Floats) -> dict[str, Any]:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation of two numbers per answer, those left out that lack the first (NaN); None where either is the
-    same for all.
-    """
-    there = ~np.isnan(first)
-    a, b = np.asarray(first)[there], np.asarray(second)[there]
+    """Rank correlation, without entries that are NaN in `first`; None if either is constant."""
+    known = ~np.isnan(first)
+    a, b = np.asarray(first)[known], np.asarray(second)[known]
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(spearmanr(a, b).statistic)

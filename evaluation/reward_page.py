@@ -1,4 +1,4 @@
-"""Writes the reward model's own page: `reward.html`, which stands alone, and `reward.md` with its pictures in
+"""Writes the reward model's report page: `reward.html`, which is self-contained, and `reward.md` with its pictures in
 `reward_pictures`.
 """
 
@@ -18,24 +18,24 @@ PAPER_KL_COEF = 0.02
 TEMPLATES = Path(__file__).parent / "templates" / "reward_page"
 
 Reports = Mapping[str, Mapping[str, Any]]
-"""What evaluation/reward_model.py says of each split, the one to quote first."""
+"""The report of evaluation/reward_model.py for each split, the main one first."""
 
 
 def write_reward_page(out: Path, name: str, evaluation: Mapping[str, Any]) -> None:
-    """Writes both files and the pictures into `out`; `evaluation` is what `accuracy.json` holds, and parts that it
-    lacks are left out.
+    """Writes both files and the pictures into `out`; `evaluation` has the contents of `accuracy.json`, and missing
+    parts are left out.
     """
     write_pages(out, TEMPLATES, "reward.html", context(name, evaluation), figures(evaluation), "reward_pictures")
     (out / "report.md").replace(out / "reward.md")
 
 
 def reports_of(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The held-out splits that were judged."""
+    """The reports of the held-out splits."""
     return {split: evaluation[split] for split in TITLES if evaluation.get(split)}
 
 
 def figures(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
-    """The pictures that there are numbers for."""
+    """The plots that there are numbers for."""
     reports = reports_of(evaluation)
     drawn = {
         "calibration": reward_plots.calibration_curves(reports),
@@ -46,7 +46,7 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def context(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the templates show but for the pictures."""
+    """The variables of the templates, without the plots."""
     reports = reports_of(evaluation)
     return {
         "run_name": name,
@@ -66,7 +66,7 @@ def context(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head(reports: Reports) -> str:
-    """The number to quote, in a line."""
+    """The main result in one sentence."""
     if not reports:
         return "No held-out rankings were judged."
     split, report = next(iter(reports.items()))
@@ -92,7 +92,7 @@ def beside_best(reports: Reports) -> str:
 
 
 def judges_table(reports: Reports) -> Table:
-    """The model beside every other judge of the same pairs."""
+    """Agreement of the model and of every baseline with the labeler, on the same pairs."""
     names = dict.fromkeys(name for report in reports.values() for name in report["baselines"])
     body: list[list[Cell]] = [[("Reward model", ""), *_judged(list(reports.values()))]]
     for name in names:
@@ -112,7 +112,7 @@ def _judged(judged: Sequence[Mapping[str, Any]]) -> list[Cell]:
 
 
 def grouped_table(reports: Reports, part: str, key: str, title: str) -> Table:
-    """Accuracy and pairs of each group of a part, the splits side by side."""
+    """Accuracy and number of pairs of each group in a part of the report, one pair of columns per split."""
     found = {split: {row[key]: row for row in report[part]} for split, report in reports.items() if report[part]}
     groups = sorted({group for rows in found.values() for group in rows})
     body: list[list[Cell]] = [
@@ -134,30 +134,30 @@ def _share(found: Any) -> Cell:
 
 
 def calibration_table(reports: Reports) -> Table:
-    """How far the model's certainty is from how often it is right, in numbers."""
+    """Calibration error, temperature and loss."""
     return _lines(
         reports,
         "Calibration",
         [
             (
                 "Expected calibration error",
-                "mean gap between certainty and accuracy",
+                "mean gap between confidence and accuracy",
                 ("calibration", "expected_calibration_error"),
                 percent,
             ),
             (
                 "Temperature",
-                "1: well calibrated; above: too sure; below: not sure enough",
+                "1: well calibrated; above: overconfident; below: underconfident",
                 ("calibration", "temperature"),
                 number,
             ),
-            ("Ranking loss", "a coin: 0.693", ("calibration", "loss"), number),
+            ("Ranking loss", "chance: 0.693", ("calibration", "loss"), number),
         ],
     )
 
 
 def ties_table(reports: Reports) -> Table:
-    """Whether what the labeler found equal is nearly equal to the model."""
+    """Score differences of tied and of strict pairs."""
     return _lines(
         {split: report for split, report in reports.items() if report["ties"]},
         "Pairs that the labeler judged equal",
@@ -165,13 +165,13 @@ def ties_table(reports: Reports) -> Table:
             ("Tied pairs", "not trained on", ("ties", "pairs"), number),
             ("Mean difference of scores, tied", "", ("ties", "mean_margin_tied"), number),
             ("Mean difference of scores, strict", "", ("ties", "mean_margin_strict"), number),
-            ("A strict pair's scores differ by more than a tied pair's", "a coin: 50%", ("ties", "auc"), percent),
+            ("A strict pair's scores differ by more than a tied pair's", "chance: 50%", ("ties", "auc"), percent),
         ],
     )
 
 
 def length_table(reports: Reports) -> Table:
-    """Whether the model merely likes length."""
+    """Length bias of the model."""
     return _lines(
         reports,
         "Length in tokens",
@@ -200,7 +200,7 @@ def length_table(reports: Reports) -> Table:
 
 
 def _lines(reports: Reports, title: str, lines: list[tuple[str, str, tuple[str, ...], Format]]) -> Table:
-    """A number a line, a split a column."""
+    """One row per number, one column per split."""
     body: list[list[Cell]] = [
         [(name, note), *(measured(dig(report, *path), form) for report in reports.values())]
         for name, note, path, form in lines
@@ -209,7 +209,7 @@ def _lines(reports: Reports, title: str, lines: list[tuple[str, str, tuple[str, 
 
 
 def spread(reports: Reports, bias: float | None) -> list[str]:
-    """What a unit of score is worth, in sentences."""
+    """Sentences about the spread of scores relative to the KL penalty, and about the score bias."""
     said = []
     if reports:
         split, report = next(iter(reports.items()))

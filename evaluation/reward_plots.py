@@ -1,4 +1,4 @@
-"""The reward model's pictures: parts of `accuracy.json` in, a Figure out; None where there is nothing to draw."""
+"""Plots of the reward model: parts of `accuracy.json` in, a Figure out; None if there is nothing to plot."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,35 +13,35 @@ from data.pages import Interval
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 COLOURS = {"train": "#228833", "valid": "#AA3377", "test": "#4477AA"}
-"""Paul Tol's bright scheme, which colour-blind readers can tell apart; one colour a split in every picture."""
+"""Paul Tol's bright scheme, which colour-blind readers can tell apart; the same colour per split in every plot."""
 MARKS = {"train": "s", "valid": "o", "test": "D"}
-COIN: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": "--"}
+CHANCE: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": "--"}
 
 
 def calibration_curves(reports: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    """One panel a split: how often the labeler agrees with the model's choice, against how sure the model is of it."""
+    """One panel per split: how often the labeler agrees with the model, against the model's predicted probability."""
     shown = {split: report["calibration"]["bins"] for split, report in reports.items() if report["calibration"]["bins"]}
     if not shown:
         return None
-    # One split takes half the width, as each of two does.
+    # A single split takes half the width, like each of two.
     figure, panels = grid(max(2, len(shown)), 2, height=4.4)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     floor = min(0.5, *(found["observed_low"] for bins in shown.values() for found in bins))
     for axes, (split, bins) in zip(panels, shown.items(), strict=False):
-        axes.plot([0.5, 1], [0.5, 1], label="as sure as it is right", **COIN)
+        axes.plot([0.5, 1], [0.5, 1], label="perfect calibration", **CHANCE)
         intervals = [
             {"mean": found["observed"], "low": found["observed_low"], "high": found["observed_high"]} for found in bins
         ]
-        _points(axes, [found["predicted"] for found in bins], intervals, split, "pairs in bins of like certainty")
+        _points(axes, [found["predicted"] for found in bins], intervals, split, "bins of pairs")
         axes.set_xlim(0.49, 1.01)
         # Room above for the legend.
         axes.set_ylim(max(-0.02, floor - 0.03), 1.1)
         axes.set_yticks([tenth / 10 for tenth in range(math.ceil(10 * floor), 11)])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_xlabel("probability that the model gives to the answer which it prefers", fontsize=8)
-        axes.set_ylabel("how often the labeler prefers it too", fontsize=8)
+        axes.set_xlabel("predicted probability of the answer that the model prefers", fontsize=8)
+        axes.set_ylabel("observed agreement of the labeler", fontsize=8)
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
         axes.set_title(f"Calibration, {SPLITS.get(split, split)}", fontsize=10, loc="left")
         tidy(axes)
@@ -49,15 +49,13 @@ def calibration_curves(reports: Mapping[str, Mapping[str, Any]]) -> Figure | Non
 
 
 def epoch_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Accuracy and loss after each epoch on rankings that were trained on and on others: where they part, the model
-    overfits.
-    """
+    """Accuracy and loss after each epoch on training and validation rankings; they diverge when the model overfits."""
     if not epochs:
         return None
     figure, panels = grid(2, 2, height=3.0)
     titles = {
-        "accuracy": ("Pairs ordered right", 0.5, "a coin"),
-        "loss": ("Ranking loss", math.log(2), "log 2: a coin"),
+        "accuracy": ("Accuracy", 0.5, "chance"),
+        "loss": ("Ranking loss", math.log(2), "log 2: chance"),
     }
     for axes, (key, (title, level, name)) in zip(panels, titles.items(), strict=True):
         for split in ("train", "valid"):
@@ -73,12 +71,12 @@ def epoch_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
                     markersize=5,
                     label=SPLITS[split],
                 )
-        axes.axhline(level, label=name, **COIN)
+        axes.axhline(level, label=name, **CHANCE)
         if key == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         else:
             axes.ticklabel_format(axis="y", useOffset=False)
-        # Room above for the legend, and epochs are whole.
+        # Room above for the legend; epochs are integers.
         axes.margins(x=0.08, y=0.25)
         axes.set_xticks([row["epoch"] for row in epochs]) if len(epochs) <= 12 else axes.xaxis.set_major_locator(
             MaxNLocator(8, integer=True)
@@ -91,9 +89,7 @@ def epoch_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Accuracy on the same held-out rankings against the number of prompts trained on; a curve that still climbs asks
-    for more labels.
-    """
+    """Held-out accuracy against the number of training prompts; a curve that still rises suggests more labels."""
     if not rows:
         return None
     ordered = sorted(rows, key=lambda row: row["prompts"])
@@ -101,9 +97,9 @@ def learning_curve(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     places = [row["prompts"] for row in ordered]
     axes.plot(places, [row["accuracy"]["mean"] for row in ordered], color=COLOURS["test"], linewidth=1.2, alpha=0.6)
     _points(axes, places, [row["accuracy"] for row in ordered], "test", "")
-    axes.axhline(0.5, **COIN)
+    axes.axhline(0.5, **CHANCE)
     axes.annotate(
-        "a coin",
+        "chance",
         (1, 0.5),
         xycoords=axes.get_yaxis_transform(),
         xytext=(-4, 4),
@@ -118,17 +114,17 @@ def learning_curve(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.08, y=0.15)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("training prompts (logarithmic), and their share of all", fontsize=8)
-    axes.set_ylabel("held-out pairs ordered right", fontsize=8)
+    axes.set_xlabel("training prompts (log scale), and their share of all", fontsize=8)
+    axes.set_ylabel("held-out accuracy", fontsize=8)
     tidy(axes)
     return figure
 
 
 def _points(axes: Axes, places: Sequence[float], found: Sequence[Interval], split: str, label: str) -> None:
-    """Means with their intervals upright."""
+    """Means with their intervals as vertical error bars."""
     colour = COLOURS.get(split, INK)
     means = [one["mean"] for one in found]
-    # The mean of a bootstrap may miss its percentile interval by rounding.
+    # Rounding can put the mean just outside its percentile interval.
     down = [max(0.0, one["mean"] - one["low"]) for one in found]
     up = [max(0.0, one["high"] - one["mean"]) for one in found]
     axes.errorbar(

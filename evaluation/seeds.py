@@ -1,5 +1,4 @@
-"""The reward models of several runs beside each other, as one Markdown table: the same experiment under different
-seeds, say.
+"""Compares the reward models of several runs in one Markdown table, for example of runs with different seeds.
 
 python -m evaluation.seeds runs/results-truthfulqa-seed0 runs/results-truthfulqa-seed1 runs/results-truthfulqa-seed2
 """
@@ -17,14 +16,15 @@ NAMES = {
     "longest": "longest answer",
     "shortest": "shortest answer",
     "sft_likelihood": "SFT likelihood",
-    "sft_likelihood_per_token": "SFT likelihood a token",
+    "sft_likelihood_per_token": "SFT likelihood per token",
     "random": "random",
 }
 
 
 def table(runs: Sequence[Path]) -> str:
-    """All-pairs accuracy on held-out rankings, of the reward model and of the baselines, then what it took. Raises
-    ValueError for a run without.
+    """The table: held-out accuracy of the reward model and of the baselines, then sizes and costs.
+
+    Raises ValueError for a run without a finished reward model.
     """
     tests, manifests = [], []
     for run in runs:
@@ -61,7 +61,7 @@ def table(runs: Sequence[Path]) -> str:
 
 
 def mean(found: Sequence[dict[str, Any] | None]) -> float | None:
-    """Of the means, each run counting once."""
+    """Mean over runs, each counting once."""
     known = [one["mean"] for one in found if one is not None]
     return sum(known) / len(known) if known else None
 

@@ -35,7 +35,7 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """One sentence, and its kind: better, worse, even or unknown."""
     found = dig(evaluation, "win_rate", "sft")
     if found is None:
-        text = "PPO and SFT were not compared: the evaluate stage has left no win rate here."
+        text = "PPO and SFT were not compared: the evaluate stage recorded no win rate."
         return {"kind": "unknown", "text": text}
     kind = side(found, 0.5)
     sentence = {
@@ -178,7 +178,7 @@ def against_best(judged: Mapping[str, Any], name: str) -> tuple[str, str]:
     baseline, title = judged["baselines"][name], BASELINES.get(name, (name.replace("_", " "), ""))[0]
     text = f"{percent(judged['accuracy']['mean'])} against {percent(baseline['accuracy']['mean'])} ({lower(title)})"
     if (difference := baseline.get("difference")) is None:
-        return "even", f"{text}; their paired difference is not on record."
+        return "even", f"{text}; their paired difference is not recorded."
     text += ", a paired difference of {} ({}).".format(*points(difference))
     return side(difference, 0.0), text
 

@@ -1,4 +1,4 @@
-"""Small judges that need no GPU: how near two texts are, and how offensive one is. All of them can be gamed; see
+"""Small judges that need no GPU: similarity of two texts, and offensiveness of one. All of them can be gamed; see
 docs/labeling.md.
 """
 
@@ -16,13 +16,15 @@ from data.embedded import sentence_encoder
 
 
 class Closeness(Protocol):
-    """How near answers are to references, in [0, 1]."""
+    """Similarity of answers and references, in [0, 1]."""
 
     def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]: ...
 
 
 class SentenceEncoder:
-    """Cosine of MiniLM sentence embeddings: about 0.7 for two texts on one topic, about 0 for unrelated ones."""
+    """Cosine similarity of MiniLM sentence embeddings: about 0.7 for two texts on one topic, about 0 for unrelated
+    ones.
+    """
 
     def __init__(self, batch_size: int = 64) -> None:
         place = sentence_encoder()
@@ -37,7 +39,7 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """Unit vectors: the mean of the token vectors, as the encoder was trained."""
+        """Normalised means of the token vectors, as the encoder was trained."""
         batches = []
         for start in range(0, len(texts), self.batch_size):
             tokens = self.tokenizer(
@@ -54,7 +56,7 @@ class SentenceEncoder:
 
 
 class WordOverlap:
-    """Cosine of word counts. Crude, instant, and needs no model."""
+    """Cosine similarity of word counts: crude and fast, without a model."""
 
     def __init__(self) -> None:
         self.vectorizer = HashingVectorizer(n_features=2**18, alternate_sign=False, norm="l2")
@@ -65,7 +67,7 @@ class WordOverlap:
 
 
 def closeness_judge(name: str) -> Closeness:
-    """`encoder` or `words`."""
+    """The judge with this name, `encoder` or `words`."""
     return SentenceEncoder() if name == "encoder" else WordOverlap()
 
 

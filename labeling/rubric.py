@@ -1,8 +1,7 @@
-"""What the simulated labeler looks at. Helpful: near the reference answer, complete, not repeating itself. Harmless:
-not offensive.
+"""The simulated labeler's rubric. Helpful: close to the reference answer, complete, not repetitive. Harmless: not
+offensive.
 
-No person ranked anything here: a rubric stands in for one, so that the whole chain can be run, measured and understood
-on one machine.
+The rubric stands in for human labelers, so that the whole pipeline can be run, measured and understood on one machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ def judge(
     weights: RubricWeights,
     closeness: Closeness,
 ) -> list[Judged]:
-    """Every answer by the rubric: weights times (closeness + complete) less weights times (repetition + profanity)."""
+    """Scores each answer: weighted closeness and completeness, less weighted repetition and profanity."""
     judged = []
     for near, ended, repeats, offence in zip(
         closeness(answers, references), complete, map(repetition, answers), profanity(answers), strict=True
@@ -46,7 +45,7 @@ def judge(
 
 
 def weighted(parts: Mapping[str, float], weights: RubricWeights, names: Sequence[str] = PARTS) -> float:
-    """The score by these parts of the rubric alone; all parts give the whole score."""
+    """The score from the named parts of the rubric only."""
     return sum((-1 if name in PENALTIES else 1) * getattr(weights, name) * parts[name] for name in names)
 
 

@@ -1,4 +1,4 @@
-"""K answers per prompt from one model, identical ones merged (Ouyang et al. 2022, section 3.5)."""
+"""Samples K answers per prompt from one model and merges identical ones (Ouyang et al. 2022, section 3.5)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ from modeling.generation import Generation, Sampling, by_length, generator_for
 from modeling.seeds import derive_seed
 
 BATCHES_A_BLOCK = 8
-"""Batches decoded between two writes to the scratch file. Smaller blocks are slower: slots idle at a block's end."""
+"""Batches decoded between two writes to the scratch file. Smaller blocks are slower: slots idle at their end."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class AnswerSampler:
     sampling: Sampling
     seed: int
     accelerator: Accelerator
-    """The processes, which share the work."""
+    """The processes that share the work."""
     scratch: Path | None = None
-    """A folder for finished answers, so that a run that was killed samples only the missing ones."""
+    """A folder for finished answers, so that a killed run resumes with the missing ones."""
 
     def answers(self, prompts: Sequence[Prompt], answers_per_prompt: int, stream: str) -> list[list[Generation]]:
         """`answers_per_prompt` responses to each prompt.
@@ -72,7 +72,7 @@ class AnswerSampler:
 
 
 def distinct_samples(tokenizer: Any, prompt: Prompt, generations: Sequence[Generation]) -> Samples:
-    """The prompt with its distinct answers, in the order in which they first came."""
+    """The prompt with its distinct answers, in order of first occurrence."""
     complete: dict[str, bool] = {}
     for generation in generations:
         text = decode_completion(tokenizer, generation.ids, generation.ended)

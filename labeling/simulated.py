@@ -1,4 +1,4 @@
-"""A labeler that ranks by rubric scores, with ties, and that errs at a given rate."""
+"""A labeler that ranks by rubric score, with ties and a given error rate."""
 
 import math
 import random
@@ -19,7 +19,7 @@ def ranks_of(scores: Sequence[float], tie_width: float) -> list[int]:
 
 
 def misjudge(scores: Sequence[float], rate: float, generator: random.Random) -> list[float]:
-    """Each score, with probability `rate`, replaced by one drawn evenly between the lowest and the highest."""
+    """Replaces each score, with probability `rate`, by one drawn uniformly between the lowest and the highest."""
     return [generator.uniform(min(scores), max(scores)) if generator.random() < rate else score for score in scores]
 
 
@@ -61,7 +61,7 @@ def _ranking(row: Samples, judged: list[Judged], config: LabelsConfig, seed: int
 
 
 def has_strict_pair(ranking: Ranking) -> bool:
-    """Whether any answer was put above another."""
+    """Whether any answer is ranked above another."""
     if ranking.preferences is not None:
         return bool(ranking.preferences)
     return len({rank for rank in ranking.ranks or [] if rank is not None}) > 1

@@ -1,4 +1,4 @@
-"""Files that a power cut, a kill or a full disk cannot leave in a state that nobody notices."""
+"""Atomic file operations: a power cut, a kill or a full disk leaves no incomplete file under its final name."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync(path: Path) -> None:
-    """Returns when a file's bytes, or a folder's names, are on the disk."""
+    """Flushes a file's contents, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -22,7 +22,7 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all: beside its name, flushed, then renamed."""
+    """Writes a file atomically: under a temporary name, flushed, then renamed."""
     beside = path.with_name(f".{path.name}.partial")
     beside.write_bytes(content)
     sync(beside)
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder of which no half may be left under its name."""
+    """Removes a folder atomically: it is renamed first, so that no incomplete folder is left under its name."""
     aside = discarded(folder)
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
@@ -40,31 +40,31 @@ def discard(folder: Path) -> None:
 
 
 def discarded(folder: Path) -> Path:
-    """Where a folder goes to be removed; a kill meanwhile leaves the rest of it there."""
+    """The name of a folder while it is removed; after a kill the remainder is there."""
     return folder.with_name(f".{folder.name}.discarded")
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def free_bytes(folder: Path) -> int:
-    """What may still be written below a folder, which need not exist yet."""
+    """Free space on the disk of a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def mib(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes as text, in MiB."""
     return f"{count / 2**20:,.1f} MiB"
 
 
 @contextmanager
 def room_for(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Around what writes to `path`, of about `needed` bytes: raises ValueError with one sentence when the disk or the
+    """Context for a write of about `needed` bytes to `path`: raises ValueError with one sentence when the disk or the
     user's quota is full.
     """
     try:
@@ -81,9 +81,7 @@ def room_for(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def error_number(error: Exception) -> int | None:
-    """The operating system's number of an error. Libraries written in Rust raise errors of their own, which have it in
-    their text alone.
-    """
+    """The errno of an error. Errors raised by libraries written in Rust have it only in their text."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))

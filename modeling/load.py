@@ -1,6 +1,4 @@
-"""Models and tokenizers in Hugging Face form: found, loaded, checked and saved. Weights are safetensors, never
-pickles.
-"""
+"""Loads, checks and saves models and tokenizers in Hugging Face format. Weights are safetensors, never pickles."""
 
 import contextlib
 import json
@@ -32,7 +30,7 @@ from modeling.gpu import implementation, keep_attention
 from modeling.loading import loading, refuse_misfit
 from modeling.tiny import make_tiny_model
 
-# Loaders report new heads and draw a bar for each file; stages say what matters of that themselves.
+# transformers reports new heads and shows a progress bar per file; stages print what matters themselves.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -42,11 +40,11 @@ SUPPRESSED_LOGIT = -1e4
 """Logit of a token that is never sampled: its probability is 0 in float32; bfloat16 and float16 can represent it."""
 LIKELY_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>", "<|endoftext|>")
 RESIDUAL_DROPOUT_NAMES = ("resid_pdrop", "resid_dropout", "hidden_dropout")
-"""What GPT-2 and GPT-J, GPT-Neo, and GPT-NeoX call it."""
+"""The name of residual dropout in the configurations of GPT-2 and GPT-J, GPT-Neo, and GPT-NeoX."""
 
 
 def base_model_place(config: ModelConfig) -> str:
-    """The folder or Hub name behind `model.base`; the embedded model is fetched and the tiny one made on first use.
+    """The folder or Hub name of `model.base`; downloads the embedded model, or creates the tiny one, on first use.
 
     Raises ValueError when a download fails.
     """
@@ -59,12 +57,11 @@ def base_model_place(config: ModelConfig) -> str:
 
 
 def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
-    """The tokenizer, with a checked chat template, the end token of that template as EOS, and a pad token other than
-    EOS.
+    """The tokenizer, with a checked chat template, that template's end token as EOS, and a pad token other than EOS.
 
     If pad is missing or equals EOS, another special token becomes pad, or a new one is added and `load_causal` resizes
-    the model's embeddings. Masks never depend on the pad id, but other classes that load our models use it.
-    Raises ValueError if there is no tokenizer, it has no EOS, or its chat template leaves out the prompt or the answer.
+    the model's embeddings. Masks never depend on the pad id, but other classes that load our models use it. Raises
+    ValueError if there is no tokenizer, it has no EOS, or its chat template leaves out the prompt or the answer.
     """
     with loading(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -87,10 +84,10 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
 
 
 def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -> None:
-    """Sets the configured template, the tokenizer's own, or a plain one; the token that ends an answer in it becomes
+    """Sets the chat template: the configured one, the tokenizer's own, or a plain one. Its end-of-turn token becomes
     EOS.
 
-    Models may end a turn with another token than their tokenizer's EOS (Gemma's `<end_of_turn>`, Llama 3's
+    Models may end a turn with a token other than their tokenizer's EOS (Gemma's `<end_of_turn>`, Llama 3's
     `<|eot_id|>`).
     """
     origin = str(place)
@@ -118,7 +115,7 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
 
 
 def _end_tokens(tokenizer: Any, place: str | Path, config: ModelConfig) -> list[str]:
-    """End tokens that the model's generation config names; [] where there is no such file that can be read."""
+    """End tokens in the model's generation config; [] if it has no readable one."""
     try:
         named = GenerationConfig.from_pretrained(str(place), revision=config.revision).eos_token_id
     except (OSError, ValueError):
@@ -128,13 +125,13 @@ def _end_tokens(tokenizer: Any, place: str | Path, config: ModelConfig) -> list[
 
 
 def stop_ids(model: Any) -> frozenset[int]:
-    """Tokens that end an answer: those of the generation config and of the chat template (see `grow_embeddings`)."""
+    """Token ids that end an answer, from the generation config and the chat template (see `grow_embeddings`)."""
     named = model.generation_config.eos_token_id
     return frozenset([named] if isinstance(named, int) else named or [])
 
 
 def knows_tokens(reader: Any, writer: Any) -> bool:
-    """Whether every token of the second tokenizer has the same id in the first, which may have more."""
+    """Whether `reader` has every token of `writer` with the same id; it may have more."""
     known = reader.get_vocab()
     return all(known.get(token) == number for token, number in writer.get_vocab().items())
 
@@ -142,15 +139,15 @@ def knows_tokens(reader: Any, writer: Any) -> bool:
 def same_tokenizer(a: Any, b: Any) -> bool:
     """Whether both give the same ids for every prompt and every completion, EOS included.
 
-    Templates must be equal to the letter: two that agree on some conversations may not on others.
+    Templates must be identical strings: two that agree on some conversations may differ on others.
     """
     words = [(t.eos_token, t.bos_token, t.chat_template) for t in (a, b)]
     return bool(a.get_vocab() == b.get_vocab() and words[0] == words[1] and _splitting(a) == _splitting(b))
 
 
 def _splitting(tokenizer: Any) -> Any:
-    """How it cuts text into tokens, in a form that can be compared; the same vocabulary may be put together in another
-    order.
+    """The parts of a tokenizer that determine the split into tokens, for comparison. A vocabulary alone does not:
+    merges may be applied in a different order.
     """
     if not tokenizer.is_fast:
         return type(tokenizer)
@@ -159,9 +156,9 @@ def _splitting(tokenizer: Any) -> Any:
 
 
 def read_settings(place: str | Path, config: ModelConfig) -> Any:
-    """The model's configuration alone.
+    """The model's configuration, without its weights.
 
-    Raises ValueError when it is missing, the weights are quantized, or an adapter lies beside them.
+    Raises ValueError if it is missing, the weights are quantized, or the model's folder also holds an adapter.
     """
     with loading(place, "model"):
         settings = AutoConfig.from_pretrained(
@@ -182,9 +179,9 @@ def read_settings(place: str | Path, config: ModelConfig) -> Any:
 
 
 def read_generation_settings(place: str | Path, config: ModelConfig) -> dict[str, Any] | None:
-    """The model's generation_config.json as it is; None if it has none.
+    """The contents of the model's generation_config.json; None if it has none.
 
-    Raises ValueError when it is damaged, since the end tokens in it would be lost.
+    Raises ValueError if it is damaged, since its end tokens would be lost.
     """
     file = cached_file(
         str(place),
@@ -219,9 +216,9 @@ def load_causal(
     """A causal language model in float32 and eval mode, with embeddings for every token of the tokenizer.
 
     Args:
-        residual_dropout: applied in train mode by architectures that have one, with the config's other kinds of
-            dropout; None switches off all of them.
-        quantize: whether it is a frozen base, whose linear layers are stored as `model.quantization` says.
+        residual_dropout: used in train mode by architectures that have it, with the other dropouts of the config; None
+            disables all dropout.
+        quantize: whether the model is a frozen base, whose linear layers are stored as `model.quantization` says.
 
     Raises ValueError when the model is missing.
     """
@@ -243,7 +240,7 @@ def load_causal(
 
 
 def _load(kind: Any, place: str | Path, config: ModelConfig, settings: Any, quantize: bool) -> Any:
-    """The model of this configuration with its weights in float32. Raises ValueError unless all of them fit."""
+    """Loads the model with float32 weights. Raises ValueError unless all of them match the configuration."""
     options = implementation(config, quantize)
     with loading(place, "model"):
         model, found = kind.from_pretrained(
@@ -286,14 +283,14 @@ def switch_off_dropout(settings: Any) -> None:
 
 
 def refuse_language_model(settings: Any, name: str) -> None:
-    """Raises ValueError if a model of this configuration is not a reward model; `name` is the setting that names it."""
+    """Raises ValueError if this is not a reward model's configuration; `name` is the setting, for the message."""
     if not is_classifier(settings):
         kind = ", ".join(settings.architectures or ["unknown"])
         raise ValueError(f"{name} is not a reward model: its architecture is {kind}")
 
 
 def with_end(named: int | list[int] | None, end: int) -> int | list[int]:
-    """The end tokens that a generation config names, with one more where it is missing, in the config's form."""
+    """The end tokens of a generation config, with `end` added if it is missing; an int or a list, as in the config."""
     ends = [named] if isinstance(named, int) else list(named or [])
     if end in ends:
         return ends if isinstance(named, list) else end
@@ -358,11 +355,11 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def context_length(settings: Any, generating: bool = True) -> int:
-    """The most tokens that a model of this configuration can take; a large number where its config names none.
+    """The maximum number of tokens of a model with this configuration; a large number if it has no limit.
 
-    When generating, a sliding window counts as the end: padding inside the key/value cache would shift what the window
-    covers. The original context of longrope (Phi-3) always does: transformers scales the positions of all sequences in
-    a batch when one of them is longer.
+    When generating, a sliding window is a limit too: padding in the KV cache would shift the window. The original
+    context of longrope (Phi-3) always is: transformers scales the positions of all sequences in a batch if one of them
+    is longer.
     """
     text = settings.get_text_config()
     names = ("max_position_embeddings", "sliding_window") if generating else ("max_position_embeddings",)
@@ -375,7 +372,7 @@ def context_length(settings: Any, generating: bool = True) -> int:
 
 
 def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A context for generation with the arithmetic of `model.precision`. Models as modules have their own
+    """Autocast context for generation according to `model.precision`. Model modules have their own
     (modeling/models.py).
     """
     dtype = autocast_dtype(config, device)
@@ -383,7 +380,7 @@ def autocast(config: ModelConfig, device: torch.device) -> contextlib.AbstractCo
 
 
 def autocast_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision that `model.precision` means on this device; None computes in the weights' type."""
+    """The autocast dtype for `model.precision` on this device; None computes in the dtype of the weights."""
     if config.precision == "auto":
         # Older GPUs emulate bfloat16, slower than float32.
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -392,5 +389,5 @@ def autocast_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | N
 
 
 def freeze(module: nn.Module) -> None:
-    """No gradients for any of its weights."""
+    """Disables the gradients of all parameters."""
     module.requires_grad_(False)

@@ -1,9 +1,7 @@
-"""Progress that can be seen: rows of numbers in `metrics.jsonl`, and the same in TensorBoard, Weights & Biases or
-trackio.
+"""Logs metrics to `metrics.jsonl`, and to TensorBoard, Weights & Biases or trackio.
 
-`metrics.jsonl` holds what follows from configuration and seed, so that two runs can be compared byte for byte; what
-hangs on the clock stands in `timings.jsonl` beside it. The trackers, which get both, are accelerate's
-(accelerate.tracking).
+`metrics.jsonl` depends only on configuration and seed, so that two runs can be compared byte for byte; timings are in
+`timings.jsonl`. The trackers, which get both, are accelerate's (accelerate.tracking).
 """
 
 import json
@@ -21,20 +19,20 @@ from modeling.config import TrackingConfig
 from modeling.disk import room_for, sync, write_whole
 
 RUNS = "tracker_runs.json"
-"""Which run of each tracker this one is, so that what was cut off goes on in the same curve."""
+"""The file with the run's id in each tracker, with which a resumed run continues the same curves."""
 CLOCKWORK = ("timings.jsonl", RUNS, "tensorboard")
-"""What a stage leaves of its tracking that differs between two equal runs."""
+"""Files of tracking that differ between two equal runs."""
 
 
 class RowLog:
-    """A file of JSON Lines that grows by a few rows a step and survives being cut off; only the main process should
-    hold one.
+    """A JSON Lines file to which each step appends a few rows, and which survives a kill; only the main process should
+    open one.
     """
 
     def __init__(self, path: Path, resume_after: int = 0) -> None:
-        """Keeps the rows up to step `resume_after` and drops what comes later, which a resumed run makes again.
+        """Keeps the rows up to step `resume_after` and drops later ones, which a resumed run writes again.
 
-        Raises ValueError for a damaged row that no resumed run makes again.
+        Raises ValueError for a damaged row before the last one that is kept.
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +45,7 @@ class RowLog:
             write_whole(path, b"".join(lines[place] for place in kept))
 
     def log(self, step: int, *rows: Mapping[str, Any]) -> None:
-        """Appends rows, which are on the disk when this returns. Raises ValueError when it is full."""
+        """Appends rows and flushes them to the disk. Raises ValueError when it is full."""
         with room_for(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows))
             file.flush()
@@ -55,13 +53,14 @@ class RowLog:
 
 
 class Tracker:
-    """One row of numbers a step, to files and to the trackers of the configuration; only the main process should hold
+    """Logs one row of numbers per step to files and to the configured trackers; only the main process should create
     one.
     """
 
     def __init__(self, folder: Path, resume_after: int = 0, config: TrackingConfig | None = None) -> None:
-        """Goes on after step `resume_after`; rows of later steps are dropped. Raises ValueError when a tracker's
-        package is missing.
+        """Continues after step `resume_after`; rows of later steps are dropped.
+
+        Raises ValueError when a tracker's package is missing.
         """
         config = config or TrackingConfig()
         config.validate()
@@ -71,8 +70,9 @@ class Tracker:
             self.trackers = [start(kind, config.project, folder, resume_after) for kind in config.to]
 
     def log(self, step: int, numbers: Mapping[str, float], timings: Mapping[str, float] | None = None) -> None:
-        """One row: `numbers` that follow from configuration and seed, `timings` that do not. Raises ValueError when the
-        disk is full.
+        """Logs one row: `numbers` depend only on configuration and seed, `timings` do not.
+
+        Raises ValueError when the disk is full.
         """
         self.metrics.log(step, numbers)
         if timings:
@@ -83,7 +83,7 @@ class Tracker:
                 tracker.log(values, step=step)
 
     def close(self) -> None:
-        """Ends the trackers' runs."""
+        """Finishes the trackers' runs."""
         with room_for(self.path.parent):
             for tracker in self.trackers:
                 tracker.finish()
@@ -98,7 +98,7 @@ class Tracker:
 
 
 def start(kind: str, project: str, folder: Path, resume_after: int) -> GeneralTracker:
-    """A tracker of one kind: for a run that was cut off, in the run that it had there."""
+    """Starts a tracker; a resumed run continues its earlier run there."""
     tracker: GeneralTracker
     if kind == "tensorboard":
         tracker = TensorBoardTracker("tensorboard", str(folder), purge_step=resume_after + 1)
@@ -111,13 +111,13 @@ def start(kind: str, project: str, folder: Path, resume_after: int) -> GeneralTr
             )
         else:
             tracker = TrackioTracker(project, name=f"{name}-{run}", group=folder.parent.name, resume="allow")
-    PartialState()  # through which they log; a stage has it, and is not asked again
+    PartialState()  # required by the trackers' logging; stages have created it already
     tracker.start()
     return tracker
 
 
 def run_of(kind: str, folder: Path) -> str:
-    """The tracker's run, drawn once and kept in the folder before anything is sent."""
+    """The id of the run in a tracker, drawn once and stored in the folder before anything is sent."""
     path = folder / RUNS
     runs: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
     if kind not in runs:
@@ -128,8 +128,7 @@ def run_of(kind: str, folder: Path) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; none where there is no file. A last row that was cut off while being written is left
-    out.
+    """The rows of a metrics file; none if there is no file. A truncated last row is left out.
 
     Raises ValueError for a damaged row.
     """
@@ -141,13 +140,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def read_numbers(folder: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.jsonl`, each with what `timings.jsonl` says of its step."""
+    """The rows of `metrics.jsonl`, each with the timings of its step from `timings.jsonl`."""
     timings = {row["step"]: row for row in read_metrics(folder / "timings.jsonl")}
     return [{**row, **timings.get(row["step"], {})} for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """Each whole line with its line break."""
+    """The complete lines of a file, each with its line break; none if there is no file."""
     if not path.is_file():
         return []
     *lines, _ = path.read_bytes().split(b"\n")

@@ -31,14 +31,15 @@ class SFTConfig:
     final_lr_fraction: ClosedUnitInterval = 0.1
     """The cosine schedule ends at this fraction of the peak. C.3."""
     pretraining_fraction: FractionBelowOne = 0.1
-    """Share of training sequences that are plain text, loss on all its tokens. C.3: 10%."""
+    """Share of training sequences that are plain text, with the loss on all tokens. C.3: 10%."""
     residual_dropout: FractionBelowOne = 0.2
-    """In architectures that have one (GPT-2, GPT-NeoX; not Llama or Qwen). C.1, for the baseline; for the RL
-    initialisation it is ours."""
+    """Residual dropout, in architectures that have it (GPT-2, GPT-NeoX; not Llama or Qwen). C.1, for the baseline; for
+    the RL initialisation it is ours.
+    """
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""
     max_train_examples: PositiveInt | None = None
-    """Use only so many demonstrations, spread evenly over the set; null uses all. Ours."""
+    """Maximum number of demonstrations, spread evenly over the set; null uses all. Ours."""
     checkpoint_minutes: NonNegativeFloat = 10.0
     """Minutes between checkpoints, which are also saved at the end of each epoch; 0 saves after every step. A killed
     run loses at most the work since the last one. Ours."""

@@ -1,5 +1,5 @@
-"""Training sequences for stage 1: demonstrations with the loss on the answer alone, and plain text with the loss on all
-of it.
+"""Training sequences for stage 1: demonstrations with the loss on the answer only, and plain text with the loss on all
+tokens.
 """
 
 import random
@@ -13,7 +13,7 @@ from data.tokenize import encode_completion, encode_prompt, generation_prompt
 def demonstration_examples(
     tokenizer: Any, demonstrations: Sequence[Demonstration], context: int
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` and `completion_mask` (1 on answer tokens and EOS), the columns that trl's SFTTrainer knows.
+    """`input_ids` and `completion_mask` (1 on answer tokens and EOS), the columns that trl's SFTTrainer expects.
 
     Raises ValueError for a demonstration longer than the model's context.
     """
@@ -36,15 +36,15 @@ def demonstration_examples(
 
 
 def text_examples(chunks: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:
-    """Plain text as sequences of which every token counts."""
+    """Plain text as sequences with the loss on every token."""
     return [{"input_ids": list(chunk), "completion_mask": [1] * len(chunk)} for chunk in chunks]
 
 
 def mix(
     examples: list[dict[str, list[int]]], texts: list[dict[str, list[int]]], fraction: float, seed: int
 ) -> list[dict[str, list[int]]]:
-    """Examples with as many texts as make up `fraction` of the whole, texts repeated in turn if there are too few
-    (appendix C.3: 10%).
+    """Adds texts so that they make up `fraction` of the whole (appendix C.3: 10%); if there are too few, they are
+    repeated.
     """
     count = round(len(examples) * fraction / (1 - fraction))
     chosen = random.Random(seed).sample(texts, len(texts)) if texts else []

@@ -52,9 +52,9 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
             discard(place)
     for rest in folder.glob(".checkpoint-*"):
         shutil.rmtree(rest)
-    going_on = f"resuming from {whole.name}" if whole is not None else "starting over"
+    outcome = f"resuming from {whole.name}" if whole is not None else "starting over"
     removed = ((place.name, why) for place, why in problems.items())
-    return whole, [f"{name} is incomplete or damaged ({why}) and was removed: {going_on}" for name, why in removed]
+    return whole, [f"{name} is incomplete or damaged ({why}) and was removed: {outcome}" for name, why in removed]
 
 
 class CheckpointCallback(TrainerCallback):
@@ -77,11 +77,11 @@ class CheckpointCallback(TrainerCallback):
 
 
 class EpochOrder(Sampler[int], TrainerCallback):
-    """An order in which examples of similar length are neighbours; it depends only on the seed and the epoch.
+    """An order that groups examples of similar length and depends only on the seed and the epoch.
 
     The Trainer's own sampler uses torch's global generator, so a run resumed in the middle of an epoch would see
     different batches. An epoch's last batch is filled up with its first examples, on any number of processes:
-    accelerate would do so on several processes only, and to another size.
+    accelerate would do so only on several processes, and to a different size.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -102,7 +102,7 @@ class EpochOrder(Sampler[int], TrainerCallback):
         control: TrainerControl,
         **rest: Any,
     ) -> None:
-        """Computed here, since accelerate does not forward `set_epoch` to every sampler that it wraps."""
+        """Sets the epoch here, since accelerate does not forward `set_epoch` to every sampler that it wraps."""
         self.epoch = int(state.epoch or 0.0)
 
 

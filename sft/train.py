@@ -1,4 +1,4 @@
-"""Stage 1 by trl's SFTTrainer (Ouyang et al. 2022, appendices C.1 and C.3)."""
+"""Stage 1 with trl's SFTTrainer (Ouyang et al. 2022, appendices C.1 and C.3)."""
 
 import copy
 import math
@@ -70,7 +70,7 @@ class FiniteCallback(TrainerCallback):
 
 
 def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, float]:
-    """The trainer's numbers under this project's names. In float16 a step whose gradient overflows is skipped, and has
+    """The trainer's metrics under this project's names. In float16 a step whose gradient overflows is skipped; it has
     `skipped` instead of a gradient norm.
     """
     numbers = {NAMES[name]: float(value) for name, value in logs.items() if name in NAMES}
@@ -82,7 +82,7 @@ def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, flo
 
 
 class TrackerCallback(TrainerCallback):
-    """Passes the trainer's numbers on to metrics.jsonl and to a bar, under this project's names."""
+    """Logs the trainer's metrics to metrics.jsonl and a progress bar, under this project's names."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
@@ -115,7 +115,7 @@ class TrackerCallback(TrainerCallback):
 
 @dataclass(frozen=True)
 class Base:
-    """The model that is trained."""
+    """The model to train."""
 
     model: Any
     tokenizer: Any
@@ -200,9 +200,9 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
 
 
 def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
-    """trl's settings. Making them resets accelerate's state, which the trainer then makes again.
+    """trl's settings. Creating them resets accelerate's state, which the trainer then creates again.
 
-    Raises ValueError when the batch does not divide, or for what DeepSpeed does not support.
+    Raises ValueError when the batch does not divide, or DeepSpeed does not support a setting.
     """
     device, zero, settings = run.accelerator.device, launched_for("DEEPSPEED"), base.model.config.get_text_config()
     precision = autocast_dtype(base.config, device)

@@ -20,7 +20,7 @@ def keep_weights_in_float32(args: TrainingArguments, bf16: bool) -> None:
 
 
 def description(args: TrainingArguments) -> str:
-    """A log message, as that of `Sharding.description`."""
+    """A log message, like that of `Sharding.description`."""
     return f"{args.world_size} processes, model sharded (DeepSpeed ZeRO-{args.deepspeed_plugin.zero_stage})"
 
 
@@ -38,7 +38,7 @@ def refuse_other_checkpoint(checkpoint: Path, processes: int) -> None:
 
 
 def gathered_model(trainer: Trainer, blank: Any) -> Any:
-    """The trained model, in the first process; all processes must call this.
+    """The trained model, in the first process. All processes must call this.
 
     Args:
         blank: a copy of the model from before training, into which the gathered weights of ZeRO-3 are loaded.

@@ -26,12 +26,12 @@ from sft.config import SFTConfig
 from stages.config_files import check_config_files
 
 LONGEST_NAME = 255
-"""Most bytes in the name of a folder on the usual file systems."""
+"""Maximum length of a folder's name in bytes on common file systems."""
 
 
 @dataclass
 class RunConfig:
-    """Everything that a run is made from."""
+    """The configuration of a run."""
 
     run_name: str = "demo"
     """Results are in <runs_folder>/<run_name>/<stage>."""
@@ -48,11 +48,11 @@ class RunConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     """K answers per prompt from the SFT model."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
-    """Who ranks the answers."""
+    """The labeler that ranks the answers."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Stage 2: the reward model."""
     evaluate_reward: EvaluateRewardConfig = field(default_factory=EvaluateRewardConfig)
-    """The reward model judged on held-out rankings."""
+    """Evaluation of the reward model on held-out rankings."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Stage 3: PPO-ptx."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -89,9 +89,9 @@ class RunConfig:
 
 
 def refuse_missing_folder(name: str, place: str | None) -> None:
-    """Raises ValueError for a model that can only be meant as a local folder and is not there.
+    """Raises ValueError for a model path that does not exist and cannot be a Hub name.
 
-    A name of the form owner/model is taken for one on the Hub unless a folder `owner` exists here.
+    A name of the form owner/model is taken as a Hub name unless a folder `owner` exists.
     """
     if place is None or "/" not in place or Path(place).exists():
         return
@@ -100,7 +100,7 @@ def refuse_missing_folder(name: str, place: str | None) -> None:
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """jsonargparse, with the nearest valid name in the message for an unknown key."""
+    """jsonargparse's parser, with a suggestion in the message for an unknown key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one sentence and exits with 2."""
@@ -112,7 +112,7 @@ RENAMED = {
     "ppo.iterations": "ppo.total_episodes, which is iterations times ppo.batch_size",
     "ppo.micro_batch_size": "ppo.max_tokens_per_micro_batch, which counts tokens",
 }
-"""What earlier configurations may still hold."""
+"""Keys of older configurations -> their replacements."""
 
 
 def explain(message: str) -> str:
@@ -127,7 +127,7 @@ def explain(message: str) -> str:
     if key is None:
         return wrong_type(sentence) or sentence
     if key in RENAMED:
-        return f"unknown key '{key}': take {RENAMED[key]}"
+        return f"unknown key '{key}': use {RENAMED[key]}"
     near = difflib.get_close_matches(key, names, n=1) or [
         name for name in names if name.split(".")[-1] == key.split(".")[-1]
     ]
@@ -135,9 +135,7 @@ def explain(message: str) -> str:
 
 
 def wrong_type(sentence: str) -> str | None:
-    """jsonargparse's many words on a value that is of none of a field's types, in a few; None where the message is
-    another.
-    """
+    """jsonargparse's message about a value of the wrong type, shortened; None for other messages."""
     choice = re.search(r'key "([\w.]+)": Expected a typing.Literal\[(.*?)\]\. Got value: (.*)', sentence)
     if choice:
         quoted = (
@@ -182,9 +180,7 @@ def dotted_names(config_type: type, prefix: str = "") -> Iterator[str]:
 
 
 def refuse_nulls(namespace: Any, config_type: type, prefix: str = "") -> None:
-    """Raises ValueError where a section is not a section, or a value is null that may not be: jsonargparse lets both
-    pass.
-    """
+    """Raises ValueError if a section is not a mapping, or a null is not allowed: jsonargparse accepts both."""
     for item in dataclasses.fields(config_type):
         value, name = namespace[item.name], prefix + item.name
         if dataclasses.is_dataclass(item.type):
@@ -196,13 +192,13 @@ def refuse_nulls(namespace: Any, config_type: type, prefix: str = "") -> None:
 
 
 Options = Mapping[str, Mapping[str, Any]]
-"""Command-line options beside the configuration: name -> arguments of `add_argument`."""
+"""Command-line options besides the configuration: name -> arguments of `add_argument`."""
 FORCE = {"force": {"action": "store_true", "help": "Run even if nothing changed since the last result."}}
 DRY_RUN = {"dry_run": {"action": "store_true", "help": "Print the plan and the counts, and write nothing."}}
 
 
 def with_home(value: Any) -> Any:
-    """The value with `~/` at the start of any text replaced by the home folder, as a shell does."""
+    """Replaces `~/` at the start of every string by the home folder, as a shell does."""
     if isinstance(value, str):
         return os.path.expanduser(value) if value.startswith("~/") else value
     if isinstance(value, list):

@@ -1,5 +1,4 @@
-"""Checks the files of --config before jsonargparse reads them, since its messages name neither the file nor a
-remedy."""
+"""Checks the files given by --config before jsonargparse reads them, since its messages do not name the file."""
 
 import sys
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ def check_config_files(arguments: Sequence[str] | None) -> None:
 
 
 def check_config_file(path: Path) -> None:
-    """Raises ValueError when the file cannot be read as a YAML mapping, with the line.
+    """Raises ValueError, with the line number, if the file is not a YAML mapping.
 
-    Pipes (`--config <(...)`) are left to jsonargparse, since they can be read only once.
+    Pipes (`--config <(...)`) are not checked, since they can be read only once.
     """
     if path.is_dir():
         raise ValueError(f"--config {path} is a folder: give a YAML file")
@@ -44,7 +43,7 @@ def check_config_file(path: Path) -> None:
 
 
 def refuse_duplicates(node: yaml.Node, path: Path) -> None:
-    """Raises ValueError for a key that is given twice, of which YAML's loader would silently keep the last."""
+    """Raises ValueError for a duplicate key; YAML's loader would silently keep the last one."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             refuse_duplicates(item, path)

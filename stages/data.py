@@ -1,5 +1,4 @@
-"""The data stage: three sets of prompts from the sources, split by user, with a report of what was read, kept and
-removed.
+"""Builds the SFT, RM and RL sets of prompts, split by user, and reports what was read, kept and removed.
 
 python -m stages.data --config configs/demo.yaml
 python -m stages.data --config configs/oasst.yaml --dry_run
@@ -37,7 +36,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     built = curated(config, scratch)
     write(built, out)
     sizes, removed = built.sizes(), built.removed()
-    # The sentences quote the rows; the folder may be published, what stands on the screen is not.
+    # The messages quote rows, and the folder may be published, so personal data is masked here but not in the log.
     skipped = [masked(sentence, finder(config.data)) for sentence in built.bad.examples]
     report = {"rows": sizes, "removed": removed, "skipped": built.bad.count, "skipped_rows": skipped}
     (out / "counts.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -69,7 +68,7 @@ def dry_run(config: RunConfig) -> None:
 
 
 def curated(config: RunConfig, scratch: Path) -> "Built":
-    """The sources, read and curated. Raises ValueError when a prompt leaves no room for a later stage's answers."""
+    """Reads and curates the sources. Raises ValueError if a prompt leaves no room for the answers of later stages."""
     from data.build import build
     from data.language import refuse_unknown
     from data.measure import Measurer
@@ -79,7 +78,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from modeling.load import base_model_place, context_length, load_tokenizer, read_settings
     from stages.inputs import refuse_long_texts
 
-    # Mistakes in names and places are told before a model is looked for.
+    # Names and paths are checked before a model is downloaded.
     all_sources(config.data)
     refuse_unknown(config.data.languages)
     find = None if config.data.personal_data == "off" else detector(config.data.personal_data)
@@ -118,7 +117,7 @@ def refuse_too_little_text(config: RunConfig, built: "Built", tokenizer: Any) ->
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the files that users brought, and the pinned commits of Hub data sets."""
+    """Digests of the user's files, and the pinned commits of Hub data sets."""
     from data.sources.reading import all_sources
 
     found = [source for listed in all_sources(config.data).values() for source in listed]

@@ -139,9 +139,9 @@ def quiet_stdout() -> None:
 
 
 def keep_traceback(error: Exception, root: Path | None, rank: int, known: bool) -> Path | None:
-    """Writes the traceback into the run folder, else into a temporary file; returns its path, or None if not written.
+    """Writes the traceback into the run folder or a temporary file; returns its path, or None if it was not written.
 
-    A `known` error before there is a run folder needs no file.
+    Nothing is written for a `known` error without a run folder.
     """
     text = "".join(traceback.format_exception(error))
     # Path.is_dir raises for a folder that may not be read, or whose name is too long.

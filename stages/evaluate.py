@@ -13,7 +13,7 @@ from stages.runner import STAGES, RunFolder, Stage, stage_main
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Writes generations.jsonl, evaluation.json and headline.json, and best_of_n.jsonl if there is a best-of-n."""
+    """Writes generations.jsonl, evaluation.json and headline.json, and best_of_n.jsonl if best-of-n is configured."""
     from data.sets import evenly, read_set, read_texts
     from evaluation.best_of_n import Proxy
     from evaluation.comparison import Comparison

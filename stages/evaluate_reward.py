@@ -1,4 +1,4 @@
-"""Judges a reward model on held-out rankings, by itself: the run's own, or any other beside the same baselines.
+"""Evaluates a reward model on held-out rankings: the run's own, or any other, against the same baselines.
 
 python -m stages.evaluate_reward --config configs/demo.yaml
 python -m stages.evaluate_reward --config configs/demo.yaml --evaluate_reward.model path/or/hub/name
@@ -16,7 +16,7 @@ SPLITS = ("valid", "test")
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Writes `accuracy.json` and a page of it."""
+    """Writes `accuracy.json` and a report page."""
     from data.sets import evenly
     from evaluation.reward_evaluation import RewardEvaluation, headline
     from modeling.accelerator import make_accelerator
@@ -35,43 +35,43 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from reward.scoring import score_all
     from stages.inputs import left_out_lines, rankings
 
-    accelerator, judging, limit = (
+    accelerator, options, limit = (
         make_accelerator(config.model.device),
         config.evaluate_reward,
         config.reward.max_tokens_per_micro_batch,
     )
-    place, reading = str(run.stage("reward") / "model"), config.model
-    if judging.model is not None:
-        given = {name: getattr(judging, name) for name in ("revision", "trust_remote_code", "chat_template")}
-        place, reading = judging.model, replace(config.model, **given)
-    known = read_settings(place, reading)
+    place, model_config = str(run.stage("reward") / "model"), config.model
+    if options.model is not None:
+        given = {name: getattr(options, name) for name in ("revision", "trust_remote_code", "chat_template")}
+        place, model_config = options.model, replace(config.model, **given)
+    known = read_settings(place, model_config)
     refuse_language_model(known, f"evaluate_reward.model={place}")
-    tokenizer = load_tokenizer(place, reading)
+    tokenizer = load_tokenizer(place, model_config)
     answer_suffix, context = answer_suffix_of(known, tokenizer), context_length(known, generating=False)
     found, left_out = example_sets(
         tokenizer, {split: rankings(config, run, split) for split in SPLITS}, context, answer_suffix
     )
-    loaded = load_scalar(place, reading, tokenizer).to(accelerator.device)
-    model = reward_model(loaded, autocast_dtype(reading, accelerator.device))
+    loaded = load_scalar(place, model_config, tokenizer).to(accelerator.device)
+    model = reward_model(loaded, autocast_dtype(model_config, accelerator.device))
     Sharding.from_environment().shard(loaded)
     lines = left_out_lines(left_out)
     if (reason := model.encoder.plain_reason) is not None:
         lines.append(f"a prompt is encoded again for each of its answers: {reason}")
     for line in lines:
         accelerator.print(f"evaluate_reward: {line}")
-    sets = {split: evenly(examples, judging.max_prompts) for split, examples in found.items()}
+    sets = {split: evenly(examples, options.max_prompts) for split, examples in found.items()}
     scores = {split: score_all(model, examples, limit, accelerator) for split, examples in sets.items()}
-    baseline = run.stage("sft") / "model" if judging.sft_likelihood else None
+    baseline = run.stage("sft") / "model" if options.sft_likelihood else None
     settings = Run(accelerator, config.seed, out)
-    evaluation = RewardEvaluation(settings, limit, judging.bootstrap_resamples, config.model, baseline)
+    evaluation = RewardEvaluation(settings, limit, options.bootstrap_resamples, config.model, baseline)
     numbers = evaluation.reports(scores, sets)
-    name = f"{config.run_name}: {judging.model or 'its reward model'}"
+    name = f"{config.run_name}: {options.model or 'its reward model'}"
     evaluation.write(name, {"bias": model.bias, "left_out": left_out, **numbers})
     return headline(numbers["test"]) | {"report": str(run.stage("evaluate_reward") / "reward.html")}
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the judged model."""
+    """Digests of the evaluated model."""
     if config.evaluate_reward.model is not None:
         return model_digests(config.evaluate_reward.model, config.evaluate_reward.chat_template)
     return {"reward": stage_digest(RunFolder(Path(config.runs_folder) / config.run_name).stage("reward"))}
@@ -88,4 +88,4 @@ STAGE = Stage(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    stage_main(STAGE, "Judges a reward model on held-out rankings.")
+    stage_main(STAGE, "Evaluates a reward model on held-out rankings.")

@@ -1,4 +1,4 @@
-"""What several stages read from earlier ones."""
+"""Inputs of several stages, and checks of their lengths."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from stages.runner import RunFolder
 
 
 def refuse_long_texts(config: RunConfig, settings: Any) -> None:
-    """Raises ValueError when the chunks of plain text are longer than the context of a model of this configuration."""
+    """Raises ValueError if data.pretraining_tokens exceeds the context of a model with this configuration."""
     from modeling.load import context_length
 
     length, context = config.data.pretraining_tokens, context_length(settings, generating=False)
@@ -20,9 +20,9 @@ def refuse_long_texts(config: RunConfig, settings: Any) -> None:
 
 
 def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int) -> None:
-    """Raises ValueError when the longest prompt of a stage and an answer do not fit the model's context.
+    """Raises ValueError if a stage's longest prompt and an answer together exceed the model's context.
 
-    `longest` gives the tokens of the longest prompt by stage.
+    `longest` has the number of tokens of the longest prompt by stage.
     """
     wanted = {name: getattr(config, name).max_new_tokens for name in longest}
     over = [
@@ -32,15 +32,14 @@ def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int)
     ]
     if over:
         raise ValueError(
-            f"prompt and answer are together more than the model's context of {context} tokens with "
+            f"prompt and answer together exceed the model's context of {context} tokens with "
             f"{', '.join(over)}: lower {'that setting' if len(over) == 1 else 'those settings'} or "
             "data.max_prompt_tokens"
         )
 
 
 def rankings(config: RunConfig, run: RunFolder, split: str) -> list[Ranking]:
-    """The labeler's rankings and those that came with the data, each with at most `reward.max_answers_per_prompt`
-    answers.
+    """Rankings of the labeler and of the data stage, each with at most `reward.max_answers_per_prompt` answers.
 
     Raises ValueError when there are none.
     """
@@ -55,7 +54,7 @@ def rankings(config: RunConfig, run: RunFolder, split: str) -> list[Ranking]:
 
 
 def left_out_lines(left_out: dict[str, dict[str, int]]) -> list[str]:
-    """A sentence for each split that lost rankings."""
+    """A log line for each split from which rankings were left out."""
     return [
         f"{split} rankings left out: "
         + ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found.items() if count)

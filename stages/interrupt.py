@@ -125,4 +125,4 @@ def end_process(code: int) -> NoReturn:
 
 
 STOP = Stop()
-"""This process's."""
+"""The signal state of this process."""

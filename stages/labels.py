@@ -1,4 +1,4 @@
-"""Ranks the sampled answers. The simulated labeler is a rubric: no person ranked these (docs/labeling.md).
+"""Ranks the sampled answers. The simulated labeler is a rubric: no human ranked them (docs/labeling.md).
 
 python -m stages.labels --config configs/demo.yaml --labels.disagreement 0.2
 """

@@ -1,4 +1,4 @@
-"""A stage's manifest: what it was made from, what it made, and the digests by which a later run knows whether anything
+"""A stage's manifest: its configuration, inputs and outputs, with digests that tell a later run whether anything
 changed.
 """
 
@@ -20,16 +20,16 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "t
 
 @dataclass
 class Manifest:
-    """Everything that a result can be traced by."""
+    """Provenance of a stage's result."""
 
     stage: str
     fingerprint: str
-    """Of the configuration that matters to the stage and of its inputs; equal fingerprints make equal results."""
+    """Hash of the stage's part of the configuration and of its inputs; equal fingerprints mean equal results."""
     config: dict[str, Any]
     inputs: dict[str, str]
-    """Name to digest."""
+    """Name -> digest."""
     outputs: dict[str, dict[str, Any]]
-    """Path in the stage's folder to {sha256, size, mtime_ns}."""
+    """Path in the stage's folder -> {sha256, size, mtime_ns}."""
     headline: dict[str, Any]
     seed: int
     world_size: int
@@ -38,9 +38,9 @@ class Manifest:
     ended: str
     seconds: float
     cpu_seconds: float | None = None
-    """Of the first process, all its threads."""
+    """CPU time of all threads of the first process."""
     peak_memory_gib: float | None = None
-    """The most that the first process held so far: of resident memory, or of the GPU's where it used one."""
+    """Peak memory of the first process so far: on the GPU if it used one, otherwise resident memory."""
     git_commit: str | None = field(default_factory=lambda: git_commit())
     python: str = field(default_factory=platform.python_version)
     packages: dict[str, str] = field(
@@ -53,7 +53,7 @@ class Manifest:
 
 
 def peak_memory_gib() -> float:
-    """What this process has held at most, of resident memory or, where it uses a GPU, of the GPU's."""
+    """Peak memory of this process: on the GPU if it uses one, otherwise resident memory."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -63,9 +63,7 @@ def peak_memory_gib() -> float:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest in a stage's folder, or None where there is no complete result. Raises ValueError when the file is
-    damaged.
-    """
+    """The manifest in a stage's folder; None if there is no complete result. Raises ValueError if it is damaged."""
     path = folder / NAME
     if not path.is_file():
         return None
@@ -78,14 +76,14 @@ def read(folder: Path) -> Manifest | None:
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """Digest, size and time of a file."""
+    """Digest, size and modification time of a file."""
     stat = path.stat()
     return {"sha256": file_digest(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def model_digests(*places: str | None) -> dict[str, str]:
-    """Digests of local model folders and files by name; of weights, whose hashing takes seconds, the size and time. A
-    Hub name has none.
+    """Path -> digest of local model folders and files. Weights, which take seconds to hash, are represented by their
+    size and modification time. Hub names are skipped.
     """
     found = {}
     for place in places:
@@ -102,15 +100,15 @@ def model_digests(*places: str | None) -> dict[str, str]:
 
 
 def output_records(folder: Path, ignored: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Records of every file below a folder, but for the manifest and the `ignored` subfolders."""
+    """Records of all files below a folder, without the manifest and the `ignored` files and subfolders."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
     return {str(f.relative_to(folder)): file_record(f) for f in files if f.relative_to(folder).parts[0] not in ignored}
 
 
 def stage_digest(folder: Path) -> str:
-    """Digest of a finished stage's outputs; a file that was touched since is hashed again, so that edits by hand count.
+    """Digest of a finished stage's outputs. Files modified since are hashed again, so that manual edits count.
 
-    Raises ValueError when the stage has no result or a file of it is gone.
+    Raises ValueError when the stage has no result or a file of it is missing.
     """
     manifest = read(folder)
     if manifest is None:
@@ -130,12 +128,12 @@ def stage_digest(folder: Path) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of a JSON value."""
+    """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, `+dirty` when files differ from it, or None outside git."""
+    """The checkout's commit, with `+dirty` if tracked or new files differ from it; None outside git."""
     try:
         root = Path(__file__).resolve().parents[1]
         commit = subprocess.run(

@@ -1,5 +1,5 @@
-"""All stages in order, each only if its inputs or its configuration changed. Ends by printing the headline numbers and
-where the report is.
+"""Runs all stages in order, each only if its inputs or its configuration have changed, then prints the headline numbers
+and the path of the report.
 
 python -m stages.pipeline --config configs/demo.yaml
 torchrun --nproc_per_node 8 -m stages.pipeline --config configs/demo.yaml
@@ -50,7 +50,7 @@ def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{verdict(evaluation)['text']}\n",
-            f"reward model, held-out pairs right   {headline['reward_accuracy']:.1%}",
+            f"reward model, held-out accuracy      {headline['reward_accuracy']:.1%}",
             f"KL to the SFT policy                 {headline['kl']:z.2f} nats",
             f"perplexity of held-out text          SFT {headline['perplexity_sft']:,.2f}, PPO "
             f"{headline['perplexity_ppo']:,.2f}",

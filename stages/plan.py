@@ -44,15 +44,15 @@ TRL_CHUNK = 4096 * 32768
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage's items as a function of its micro-batch."""
+    """A stage's memory items as a function of its micro-batch."""
 
     name: str
     micro_batch: str
-    """The setting."""
+    """The name of the setting."""
     configured: int
     build: Callable[[int], list[Item]]
     least: int = 1
-    """The longest example, which is never split."""
+    """The smallest micro-batch: the longest example, which is never split."""
     shards: bool = False
     """Whether the stage supports sharded models."""
     divides: int = 0
@@ -81,7 +81,7 @@ class Planner:
         self.rollout = dry_run.Element(config.data.max_prompt_tokens, config.ppo.max_new_tokens)
 
     def stages(self) -> list[StagePlan]:
-        """Those that use a GPU, in order."""
+        """The stages that use a GPU, in order."""
         samples = [self.answers("samples")] if self.config.labels.labeler != "none" else []
         reward = [self.reward()] if self.config.reward.epochs > 0 else []
         return [self.sft(), *samples, *reward, self.ppo(), self.answers("evaluate")]
@@ -266,7 +266,7 @@ def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
     need, best = min((peak(plan.build(plan.least), one), one.name) for one in columns)
     raise ValueError(
         f"{plan.name}: the longest example, {plan.micro_batch}={plan.least}, needs {need / GIB:.3g} GiB per GPU "
-        f"({best}), and {budget / GIB:.3g} are usable: take larger GPUs, a smaller model or model.adapter=lora"
+        f"({best}), and {budget / GIB:.3g} are usable: use larger GPUs, a smaller model or model.adapter=lora"
     )
 
 

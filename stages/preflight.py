@@ -28,8 +28,8 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
 
     Args:
         model: the base model; loaded if None.
-        whole_chain: also check the initialisation of PPO's value model, which runs that train only a reward model do
-            not configure.
+        whole_chain: also check the initialisation of PPO's value model; runs that only train a reward model need not
+            configure it.
 
     Raises ValueError if a stage cannot use `model.base` or `reward.base`, before weights are loaded if the
     configurations show it.

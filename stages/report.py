@@ -1,4 +1,4 @@
-"""Writes the report of a run: index.html with pictures inline, and report.md.
+"""Writes the report of a run: index.html with inline pictures, and report.md.
 
 python -m stages.report --config configs/demo.yaml
 """

@@ -1,10 +1,8 @@
-"""Runs one stage: lock the run folder, see whether there is anything to do, do it beside the final place, write the
-manifest, rename.
+"""Runs one stage: locks the run folder, decides whether anything is to be done, calls the stage, writes the manifest.
 
-A stage works in `<run>/<stage>.partial` and appears as `<run>/<stage>` only when complete. A partial folder left by a
-run that was cut off is handed to the stage again when nothing that it depends on has changed, so that a stage that can
-resume does. A kill between any two lines here loses nothing: folders change their names whole, and `tidy` takes up what
-was left to do.
+A stage works in `<run>/<stage>.partial`, which is renamed to `<run>/<stage>` when it is complete. The partial folder of
+an interrupted run is passed to the stage again if nothing that it depends on has changed, so that it can resume. A kill
+at any point loses nothing: folders are renamed as a whole, and `tidy` completes an interrupted replacement.
 """
 
 import contextlib
@@ -41,47 +39,46 @@ STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "repo
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The places of a run."""
+    """The paths of a run."""
 
     root: Path
 
     def stage(self, name: str) -> Path:
-        """Where a stage's finished result lies."""
+        """The folder of a stage's finished result."""
         return self.root / name
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the chain."""
+    """One stage of the pipeline."""
 
     name: str
     sections: tuple[str, ...]
-    """The parts of the configuration that its result depends on, by dotted name."""
+    """Parts of the configuration that the result depends on, by dotted name."""
     after: tuple[str, ...]
-    """The stages whose results it reads."""
+    """Stages whose results it reads."""
     work: Callable[[RunConfig, RunFolder, Path], dict[str, Any]]
-    """Does it: (config, the run's places, folder to write to) -> headline numbers."""
+    """Runs the stage: (config, run folder, folder to write to) -> headline numbers."""
     external: Callable[[RunConfig], dict[str, str]] = lambda config: {}
     """Digests of inputs from outside the run."""
     parallel: bool = False
-    """Whether every process works, or only the first."""
+    """Whether all processes run the stage, or only the first."""
     for_people: tuple[str, ...] = ()
-    """Files and folders of its result that no later stage reads: a change in them makes nothing run again."""
+    """Files and folders of the result that no later stage reads: changing them does not make later stages run again."""
     scratch: tuple[str, ...] = ()
-    """Folders that it needs to resume; they go once the result stands, and not before."""
+    """Folders that it needs to resume; removed once the result is complete."""
     discardable: tuple[str, ...] = ()
-    """The same for folders whose loss costs minutes: if the configuration has changed they are discarded, while those
-    of `scratch` stop the run."""
-    hash_exclude: tuple[str, ...] = ()
-    """Settings that it reads but that do not change its result: the fingerprint omits them, so a run may resume with
-    other values.
+    """The same for folders whose loss costs only minutes: they are discarded if the configuration has changed, while
+    those of `scratch` stop the run.
     """
+    hash_exclude: tuple[str, ...] = ()
+    """Settings that do not change the result: the fingerprint omits them, so a run can resume with other values."""
     dry_run: Callable[[RunConfig], None] | None = None
-    """Prints what the stage would do, for those that offer --dry_run."""
+    """Prints what the stage would do; None if it has no --dry_run."""
 
     @property
     def temporary(self) -> tuple[str, ...]:
-        """All folders that do not belong to the result."""
+        """All folders that are not part of the result."""
         return (*self.scratch, *self.discardable)
 
 
@@ -96,7 +93,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
     STOP.check()
     refuse_deepspeed(stage.name)
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
-    if stage.parallel:  # those that run models
+    if stage.parallel:  # the stages that run models
         from modeling.gpu import refuse_without_gpu
 
         refuse_without_gpu(config.model, accelerator.device)
@@ -110,9 +107,9 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             return plan.done
         started, clock, cpu = now(), time.perf_counter(), time.process_time()
         if accelerator.is_main_process:
-            left = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
+            resuming = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
             where = f" on {description(config, accelerator)}" if stage.parallel else ""
-            print(f"{stage.name}: {'resuming' if left else 'running'}{where}", flush=True)
+            print(f"{stage.name}: {'resuming' if resuming else 'running'}{where}", flush=True)
         headline: dict[str, Any] = {}
         with contextlib.nullcontext() if stage.parallel else main_alone(accelerator):
             if stage.parallel or accelerator.is_main_process:
@@ -121,13 +118,13 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             seconds = time.perf_counter() - clock
-            no_outputs = (*CLOCKWORK, FINGERPRINT, *stage.temporary, *stage.for_people)
+            ignored = (*CLOCKWORK, FINGERPRINT, *stage.temporary, *stage.for_people)
             manifest.Manifest(
                 stage=stage.name,
                 fingerprint=plan.fingerprint,
                 config=asdict(config),
                 inputs=plan.inputs,
-                outputs=manifest.output_records(plan.partial, ignored=no_outputs),
+                outputs=manifest.output_records(plan.partial, ignored=ignored),
                 headline=headline,
                 seed=config.seed,
                 world_size=accelerator.num_processes,
@@ -144,17 +141,17 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
 
 SHARES = ("complete", "tied_pairs", "ended", "win_rate", "accuracy", "best_baseline")
-"""Headline numbers with these words in their names are shares."""
+"""Headline numbers whose names contain one of these words are shares."""
 UNITS = {"kl": " nats", "seconds_before_evaluation": " s"}
 
 
 def summary(headline: Mapping[str, Any]) -> str:
-    """The headline numbers of a stage in a line, with their units."""
+    """A stage's headline numbers in one line, with units."""
     return "  ".join(f"{name} {with_unit(name, value)}" for name, value in headline.items())
 
 
 def with_unit(name: str, value: Any) -> str:
-    """A headline number as text: shares in percent, and no exponents for large numbers."""
+    """Formats a headline number: shares in percent, and no exponents for large numbers."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     if name == "above_best_baseline":
@@ -169,7 +166,7 @@ FINGERPRINT = "fingerprint"
 
 @dataclass
 class Plan:
-    """What `prepare` found: a finished result, or a folder to work in."""
+    """The result of `prepare`: a finished result, or a folder to work in."""
 
     done: dict[str, Any] | None
     partial: Path
@@ -179,9 +176,10 @@ class Plan:
 
 
 def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Plan:
-    """Compares the fingerprint of config and inputs with the finished result's, and lays out the partial folder.
+    """Compares the fingerprint of configuration and inputs with that of the finished result, and prepares the partial
+    folder.
 
-    With `force` the stage starts over. If that run is interrupted, the next one without `force` resumes it, although
+    With `force` the stage starts over. If that run is interrupted, the next one without `force` resumes it, even if
     there is a finished result.
     """
     whole = asdict(config)
@@ -196,12 +194,12 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     complete = manifest.read(partial)
     if complete is not None and complete.fingerprint == fingerprint and not force:
         put_in_place(partial, final, stage.temporary)
-    left = (partial / FINGERPRINT).read_text() if (partial / FINGERPRINT).is_file() else ""
+    recorded = (partial / FINGERPRINT).read_text() if (partial / FINGERPRINT).is_file() else ""
     forced = f"{fingerprint} forced"
     finished = manifest.read(final)
-    if finished is not None and finished.fingerprint == fingerprint and not force and left != forced:
+    if finished is not None and finished.fingerprint == fingerprint and not force and recorded != forced:
         return Plan(finished.headline, partial, fingerprint, inputs, False)
-    resumed = left in (fingerprint, forced) and not force
+    resumed = recorded in (fingerprint, forced) and not force
     if not resumed:
         if not force and any(any((partial / name).glob("*")) for name in stage.scratch):
             raise ValueError(
@@ -215,9 +213,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
 
 
 def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> None:
-    """Renames a complete folder to its final name; an older result, and what only resuming needs, go once the new one
-    stands.
-    """
+    """Renames a complete folder to its final name, then removes the older result and the folders in `scratch`."""
     old = final.with_name(f"{final.name}.old")
     discard(old)
     if final.exists():
@@ -228,8 +224,8 @@ def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> Non
 
 
 def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
-    """Ends what `put_in_place` began: an old result whose successor did not come is put back, any other goes, and so
-    does scratch.
+    """Completes an interrupted `put_in_place`: restores the old result if there is no new one, removes it otherwise,
+    and removes the folders in `scratch`.
     """
     old = final.with_name(f"{final.name}.old")
     if old.exists() and not final.exists():
@@ -243,9 +239,9 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the run folder for this process; a lock dies with its process.
+    """Holds the lock of the run folder, which the operating system releases when the process ends.
 
-    Raises InUseError when another process has it, and ValueError when its path leads through a file.
+    Raises InUseError when another process holds it, and ValueError when the folder or one of its parents is a file.
     """
     for folder in (*reversed(root.parents), root):
         if folder.exists() and not folder.is_dir():
@@ -326,8 +322,8 @@ def leave(code: int, at_once: bool = False) -> NoReturn:
     """Ends the process.
 
     Args:
-        at_once: without Python's shutdown, which may wait for worker processes and print tracebacks. With several
-        processes this is always the case: gloo's threads could abort the shutdown, and the others would wait.
+        at_once: skips Python's shutdown, which may wait for worker processes and print tracebacks. With several
+            processes it is always skipped: gloo's threads could abort it, and the other processes would wait.
     """
     if at_once or count() > 1:
         end_process(code)

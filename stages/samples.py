@@ -38,7 +38,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     for split in SPLITS:
         prompts = read_set(run.stage("data"), "rm", split)
         if config.labels.labeler == "simulated":
-            # A rubric compares with a demonstration; a prompt that has none still serves RL.
+            # The rubric compares answers with a demonstration; prompts without one are used in RL only.
             numbers["without_demonstration"] += len(prompts)
             prompts = [prompt for prompt in prompts if isinstance(prompt, Demonstration)]
             numbers["without_demonstration"] -= len(prompts)

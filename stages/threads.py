@@ -1,7 +1,7 @@
 """Chooses how idle OpenMP threads wait, before torch is loaded, because libgomp reads its settings only once.
 
-By default they spin. On an idle machine this is fastest; under other load they take cores from the threads that the
-others wait for.
+By default they spin, which is fastest on an idle machine. Under other load, spinning threads take cores from the
+threads that they wait for.
 """
 
 import os
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SECONDS = 0.2
-"""Seconds for which the load is measured: 20 ticks of the kernel's clock per core."""
+"""Seconds over which the load is measured: 20 ticks of the kernel's clock per core."""
 BUSY_CORES = 0.5
-"""Load of other processes, in cores, from which threads should sleep; a desktop causes less by itself."""
+"""Load of other processes, in cores, from which idle threads sleep; a desktop without work stays below it."""
 OWN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_")
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 

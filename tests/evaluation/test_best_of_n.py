@@ -296,8 +296,8 @@ def test_a_prompt_without_room_in_the_reward_model_is_refused_before_anything_is
     ("changes", "said"),
     [
         ({"best_of_n": -1}, "evaluate.best_of_n=-1 must be at least 0"),
-        ({"best_of_n": 4, "temperature": 0.0}, "greedy answers are all the same"),
-        ({"best_of_n": 4, "top_k": 1}, "greedy answers are all the same"),
+        ({"best_of_n": 4, "temperature": 0.0}, "greedy answers to a prompt are identical"),
+        ({"best_of_n": 4, "top_k": 1}, "greedy answers to a prompt are identical"),
         ({"best_of_n_prompts": 0}, "evaluate.best_of_n_prompts=0 must be at least 1"),
         ({"max_prompts": 0}, "evaluate.max_prompts=0 must be at least 1"),
     ],

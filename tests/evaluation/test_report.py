@@ -263,7 +263,7 @@ def test_numbers_stand_in_their_places(reports):
     assert "Choosing at random baseline, all pairs 50.1%" in seen
     assert "Choosing what is more likely under SFT baseline, all pairs 60.2%" in seen
     assert "more likely per token" not in seen
-    assert "Expected calibration error gap between certainty and accuracy 3.5% 3.5%" in seen
+    assert "Expected calibration error gap between confidence and accuracy 3.5% 3.5%" in seen
     best = (
         "71.2% against 60.2% (choosing what is more likely under SFT), a paired difference of +11.0 points (+7.0 to "
         "+15.1)."
@@ -326,7 +326,11 @@ def test_a_run_without_best_of_n_has_the_curve_of_training_alone(run, tmp_path, 
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [("ema", "Evaluated with EMA weights"), ("last", "Evaluated with the last weights"), (None, "is not on record")],
+    [
+        ("ema", "Evaluated with EMA weights"),
+        ("last", "Evaluated with the last weights"),
+        (None, "is not recorded which"),
+    ],
 )
 def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch, weights, said):
     monkeypatch.setattr("data.pages.png", lambda figure: b"")
@@ -367,8 +371,8 @@ def test_it_says_that_no_person_ranked(reports):
 
 def test_the_note_never_claims_more_than_the_config_says():
     assert "rankings in data.rankings" in labeler_note({"labels": {"labeler": "none"}})
-    assert "joined" in labeler_note({"labels": {"labeler": "simulated"}, "data": {"rankings": ["mine.jsonl"]}})
-    assert "not on record" in labeler_note({})
+    assert "also trained on" in labeler_note({"labels": {"labeler": "simulated"}, "data": {"rankings": ["mine.jsonl"]}})
+    assert "not recorded" in labeler_note({})
 
 
 def test_html_stands_alone(reports):

@@ -494,15 +494,15 @@ def test_a_model_that_merely_likes_length_is_seen_through() -> None:
         (
             [[1.0, math.nan], [0.0, 1.0]],
             None,
-            r"the reward model has a score that is no finite number among those of prompt 0: \[1.0, nan\]",
+            r"the reward model has a score that is not finite for prompt 0: \[1.0, nan\]",
         ),
-        ([[1.0, 0.0], [0.0, -math.inf]], None, "no finite number among those of prompt 1"),
+        ([[1.0, 0.0], [0.0, -math.inf]], None, "not finite for prompt 1"),
         ([[1.0, 0.0]], None, "the reward model has scores of 1 prompts, and there are 2"),
         ([[1.0, 0.0], [1.0, 0.0, 2.0]], None, "3 scores of prompt 1, which has 2 answers"),
         (
             [[1.0, 0.0], [1.0, 0.0]],
             {"sft_likelihood": [[math.nan, 0.0], [0.0, 0.0]]},
-            "sft_likelihood has a score that is no finite number",
+            "sft_likelihood has a score that is not finite",
         ),
         ([[1.0, 0.0], [1.0, 0.0]], {"sft_likelihood": [[0.0, 0.0]]}, "sft_likelihood has scores of 1 prompts"),
     ],
@@ -514,5 +514,5 @@ def test_what_cannot_be_judged_is_refused(scores: list[list[float]], baselines: 
 
 @pytest.mark.parametrize("items", [[], [ranking_example([1, 1], [], ((0, 1),))]])
 def test_without_a_comparison_there_is_no_report(items: list[RankingExample]) -> None:
-    with pytest.raises(ValueError, match="no strict comparison"):
+    with pytest.raises(ValueError, match="no strict pair"):
         report([[0.0, 0.0]] * len(items), items)

@@ -160,13 +160,13 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     assert "| 4 | 68.1% (63.1% to 73.1%) | 300 | – | – |" in markdown
     assert "| 5 | – | – | 61.2% (56.2% to 66.2%) | 33 |" in markdown
     assert "| 2 | 83.1% (78.1% to 88.1%) | 256 | 83.1% (78.1% to 88.1%) | 256 |" in markdown
-    assert "Expected calibration error mean gap between certainty and accuracy 3.5% 3.5%" in seen
-    assert "too sure; below: not sure enough 1.36 1.36" in seen
-    assert "Ranking loss a coin: 0.693 0.568" in seen
+    assert "Expected calibration error mean gap between confidence and accuracy 3.5% 3.5%" in seen
+    assert "overconfident; below: underconfident 1.36 1.36" in seen
+    assert "Ranking loss chance: 0.693 0.568" in seen
     assert "Tied pairs not trained on 89" in seen
     assert "tied 0.432 0.432" in seen
     assert "strict 0.988 0.988" in seen
-    assert "a tied pair's a coin: 50% 72.7%" in seen
+    assert "a tied pair's chance: 50% 72.7%" in seen
     assert "Spearman's correlation within a prompt 0.313 0.263 to 0.363" in seen
     assert "the longer the better – –" in seen
     assert "choosing the longest: 100% 74.7%" in seen
@@ -276,7 +276,7 @@ def test_curves_by_epoch_tell_training_from_validation() -> None:
     drawn = figures(whole())["epochs"]
     assert points(drawn, 0) == [([1, 2, 3], pytest.approx([0.72, 0.74, 0.76])), ([1, 2, 3], [0.6789] * 3)]
     assert points(drawn, 1) == [([1, 2, 3], [0.5123] * 3), ([1, 2, 3], pytest.approx([0.51, 0.52, 0.53]))]
-    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["training", "validation", "a coin"]
+    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["training", "validation", "chance"]
 
 
 def test_the_learning_curve_goes_from_few_prompts_to_all() -> None:

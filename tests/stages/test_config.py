@@ -236,7 +236,7 @@ def test_a_sources_settings_are_in_the_file_and_on_the_command_line(tmp_path: Pa
     [
         (
             "ppo: {iterations: 8}\n",
-            "unknown key 'ppo.iterations': take ppo.total_episodes, which is iterations times ppo.batch_size",
+            "unknown key 'ppo.iterations': use ppo.total_episodes, which is iterations times ppo.batch_size",
         ),
         (
             "ppo: {monitors: {kl: off}}\n",

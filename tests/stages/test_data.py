@@ -242,7 +242,7 @@ def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
         ),
         (
             ["--ppo.max_new_tokens", "50000", "--samples.max_new_tokens", "60000"],
-            rf"together more than the model's context of {CONTEXT} tokens with samples\.max_new_tokens=60000 \(longest "
+            rf"together exceed the model's context of {CONTEXT} tokens with samples\.max_new_tokens=60000 \(longest "
             r"prompt: \d+ tokens\), ppo\.max_new_tokens=50000 \(.*: lower those settings or data\.max_prompt_tokens",
         ),
         (
