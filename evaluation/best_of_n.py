@@ -76,14 +76,14 @@ class Proxy:
     @staticmethod
     def of(sft: Path, reward: Path, config: ModelConfig, trust_reward_code: bool) -> "Proxy":
         """From the folders of the two finished models. Weights are loaded later, by `scores`."""
-        own = replace(config, revision=None, chat_template=None, trust_remote_code=trust_reward_code)
-        policy_tokenizer, tokenizer = load_tokenizer(sft, config), load_tokenizer(reward, own)
+        own = replace(config.of_export(), trust_remote_code=trust_reward_code)
+        policy_tokenizer, tokenizer = load_tokenizer(sft, config.of_export()), load_tokenizer(reward, own)
         tokens = Tokens.between(policy_tokenizer, tokenizer, read_settings(reward, own))
         return Proxy(reward, own, policy_tokenizer, tokenizer, tokens)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError for a prompt that leaves no room for an answer in the reward model's context."""
-        self.tokens.check(prompts)
+        self.tokens.check(prompts, "set evaluate.best_of_n=0, or lower data.max_prompt_tokens")
 
     def scores(
         self,

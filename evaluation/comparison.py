@@ -89,8 +89,9 @@ class Comparison:
     def sample_and_score(self) -> None:
         """Runs the models, one after the other, and the reward model on the answers."""
         for name, place in self.places.items():
-            tokenizer = load_tokenizer(place, self.model_config)
-            model = load_causal(place, self.model_config, tokenizer).to(self.accelerator.device)
+            config = self.model_config if name == "base" else self.model_config.of_export()
+            tokenizer = load_tokenizer(place, config)
+            model = load_causal(place, config, tokenizer).to(self.accelerator.device)
             self.sample(name, model, tokenizer)
             self.score(name, model, tokenizer)
             del model
@@ -120,8 +121,8 @@ class Comparison:
         texts = evenly(chunks, self.settings.perplexity_examples)
         measure = partial(perplexity, policy, texts, SCORING_BATCH, self.accelerator)
         self.perplexities[name] = remembered(self.scratch, f"perplexity {name}", self.accelerator, measure)
-        if name != "base":
-            how = Scoring(self.settings.temperature or 1.0, SCORING_BATCH, self.accelerator)
+        if name != "base" and not self.settings.greedy:
+            how = Scoring(self.settings.temperature, SCORING_BATCH, self.accelerator)
             look = partial(logprobs_of_answers, policy, tokenizer, self.prompts, self.generations["ppo"], how)
             self.logprobs[name] = remembered(self.scratch, f"log-probabilities by {name}", self.accelerator, look)
 
@@ -131,7 +132,7 @@ class Comparison:
         Judges the answers, and writes best_of_n.jsonl if best-of-n is configured.
         """
         labels, resamples, width = self.labels, self.settings.bootstrap_resamples, self.labels.tie_width
-        self.kl = kl_between(self.logprobs["ppo"], self.logprobs["sft"])
+        self.kl = [] if self.settings.greedy else kl_between(self.logprobs["ppo"], self.logprobs["sft"])
         judge = closeness_judge(labels.closeness)
         tokenizer = load_tokenizer(self.places["base"], self.model_config)
         self.answers = {
@@ -147,7 +148,7 @@ class Comparison:
             **rubric_win_rates(answers["ppo"], answers["sft"], labels, resamples),
             "models": parts_table(answers, resamples),
             "perplexity": self.perplexities,
-            "kl": interval(self.kl, resamples),
+            "kl": interval(self.kl, resamples) if self.kl else None,
             "reward_model": reward_model,
         }
         if self.proxy is not None:
@@ -177,7 +178,7 @@ class Comparison:
             "win_rate": won["mean"],
             "win_rate_low": won["low"],
             "win_rate_high": won["high"],
-            "kl": evaluation["kl"]["mean"],
+            "kl": evaluation["kl"] and evaluation["kl"]["mean"],
             "perplexity_sft": self.perplexities["sft"],
             "perplexity_ppo": self.perplexities["ppo"],
             "seconds_before_evaluation": seconds,
@@ -194,7 +195,7 @@ class Comparison:
             "use_case": prompt.use_case,
             "prompt": prompt.text,
             "reference": prompt.completion,
-            "kl": self.kl[index],
+            "kl": self.kl[index] if self.kl else None,
             **{name: [asdict(given) for given in row] for name, row in answers.items()},
             "ppo_against_sft": preference(ours, theirs, self.labels.tie_width),
         }

@@ -21,7 +21,7 @@ class EvaluateConfig:
     max_new_tokens: PositiveInt = 512
     """Maximum length of an answer in tokens. Ours."""
     temperature: NonNegativeFloat = 1.0
-    """Sampling temperature of all models; 0 is greedy. Ours."""
+    """Sampling temperature of all models; 0 is greedy, and then no KL is estimated, which takes samples. Ours."""
     top_k: NonNegativeInt = 0
     """Sample from the k most likely tokens; 0 samples from all. The KL is still between the full distributions, and its
     estimate is biased with `top_k` or `top_p`. Ours.
@@ -45,10 +45,15 @@ class EvaluateConfig:
     best_of_n_prompts: PositiveInt | None = None
     """Maximum number of held-out prompts for best-of-n, spread evenly over the set; null uses all. Ours."""
 
+    @property
+    def greedy(self) -> bool:
+        """Whether answers are the likeliest ones, not samples."""
+        return self.temperature == 0 or self.top_k == 1
+
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "evaluate")
-        if self.best_of_n and (self.temperature == 0 or self.top_k == 1):
+        if self.best_of_n and self.greedy:
             raise ValueError(
                 f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0 and a top_k other than 1: "
                 "greedy answers to a prompt are identical"

@@ -1,7 +1,7 @@
 """The base model, what of it is trained, and where metrics are sent."""
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from data.numbers import PositiveFloat, PositiveInt, check_numbers
@@ -67,6 +67,10 @@ class ModelConfig:
     are exported in float32. Ours."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` uses a GPU where there is one. Ours."""
+
+    def of_export(self) -> "ModelConfig":
+        """The settings for a model that a stage has saved, which has its own chat template."""
+        return replace(self, revision=None, chat_template=None)
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""

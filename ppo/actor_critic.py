@@ -148,7 +148,7 @@ class Loader:
     @property
     def reward_config(self) -> ModelConfig:
         """How to load the reward model, which is a local folder with its own chat template."""
-        return replace(self.config, revision=None, chat_template=None, trust_remote_code=self.trust_reward_code)
+        return replace(self.config.of_export(), trust_remote_code=self.trust_reward_code)
 
     @property
     def scores_itself(self) -> bool:

@@ -111,6 +111,11 @@ class RewardList:
         return total_B, parts, truncated_B
 
 
+def own_config(term: RewardTerm, config: ModelConfig) -> ModelConfig:
+    """How to load the model of a term; `config` is the policy's."""
+    return replace(config, revision=term.revision, chat_template=None, trust_remote_code=term.trust_remote_code)
+
+
 def prepare(term: RewardTerm, config: ModelConfig, tokenizer: Any, device: torch.device) -> Callable[[], Reward]:
     """Checks a term that is not the run's own reward model, without loading weights; returns a function that loads it,
     frozen.
@@ -126,7 +131,7 @@ def prepare(term: RewardTerm, config: ModelConfig, tokenizer: Any, device: torch
         function = response_lengths if term.function is None else load_function(term.function)
         return lambda: RewardFunction(name, function, tokenizer)
     place, name = term.path, f"ppo.rewards: path={term.path}"
-    own = replace(config, revision=term.revision, chat_template=None, trust_remote_code=term.trust_remote_code)
+    own = own_config(term, config)
     settings = read_settings(place, own)
     refuse_language_model(settings, name)
     refuse_by_config(settings, name)

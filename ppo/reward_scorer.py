@@ -57,14 +57,15 @@ class Tokens:
         context, answer_suffix = context_length(settings, generating=False), answer_suffix_of(settings, tokenizer)
         return Tokens(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), answer_suffix)
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(
+        self, prompts: Sequence[Prompt], remedy: str = "lower data.max_prompt_tokens, or choose another reward model"
+    ) -> None:
         """Raises ValueError for a prompt that leaves no room for an answer, or that the chat template rejects."""
         for prompt, count in zip(prompts, count_prompt_tokens(self.tokenizer, prompts), strict=True):
             if self.room(count) < 1:
                 raise ValueError(
                     f"prompt {prompt.prompt_id!r} has {count} tokens for the reward model, which leaves no room for an "
-                    f"answer in its context of {self.context}: lower data.max_prompt_tokens, or choose another "
-                    "reward model"
+                    f"answer in its context of {self.context}: {remedy}"
                 )
 
     def room(self, prompt_tokens: int) -> int:

@@ -24,7 +24,8 @@ class SFTConfig:
     batch_size: PositiveInt = 32
     """Sequences per optimizer step over all processes. C.3 and C.1: 32 at 1.3B and 6B, 8 at 175B."""
     micro_batch_size: PositiveInt = 8
-    """Sequences per forward pass of one process. Ours; does not change the result."""
+    """Sequences per forward pass of one process. Ours; does not change the result, except in mixtures of experts, whose
+    auxiliary loss is not a sum over micro-batches (nor over processes)."""
     activation_checkpointing: bool = False
     """Store only each layer's input and recompute its activations in the backward pass: a third more time for a
     fraction of the memory, with the same result. Ours."""

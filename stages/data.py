@@ -7,13 +7,14 @@ python -m stages.data --config configs/oasst.yaml --dry_run
 import json
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.records import Prompt
 from stages.config import RunConfig
 from stages.inputs import refuse_too_long
 from stages.manifest import file_digest, model_digests
+from stages.readers import reader_digests, readers
 from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
@@ -90,7 +91,14 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
         answer_tokens=lambda completions: count_answer_tokens(tokenizer, completions),
         personal=None if find is None else lambda text: bool(find(text)),
     )
-    built = build(config.data, measurer, scratch, check=partial(check_prompt, tokenizer))
+    others = readers(config)
+
+    def check(prompt: Prompt) -> None:
+        check_prompt(tokenizer, prompt)
+        for reader in others:
+            reader.check_template(prompt)
+
+    built = build(config.data, measurer, scratch, check)
     refuse_too_little_text(config, built, tokenizer)
     longest = int(built.pool.measures.prompt_tokens[built.pool.kept()].max())
     context = context_length(read_settings(place, config.model))
@@ -127,6 +135,7 @@ def external(config: RunConfig) -> dict[str, str]:
         {str(file): file_digest(file) for file in sorted(files)}
         | hub
         | model_digests(config.model.base, config.model.chat_template)
+        | reader_digests(config)
     )
 
 

@@ -40,7 +40,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         config.evaluate_reward,
         config.reward.max_tokens_per_micro_batch,
     )
-    place, model_config = str(run.stage("reward") / "model"), config.model
+    place, model_config = str(run.stage("reward") / "model"), config.model.of_export()
     if options.model is not None:
         given = {name: getattr(options, name) for name in ("revision", "trust_remote_code", "chat_template")}
         place, model_config = options.model, replace(config.model, **given)
@@ -63,7 +63,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     scores = {split: score_all(model, examples, limit, accelerator) for split, examples in sets.items()}
     baseline = run.stage("sft") / "model" if options.sft_likelihood else None
     settings = Run(accelerator, config.seed, out)
-    evaluation = RewardEvaluation(settings, limit, options.bootstrap_resamples, config.model, baseline)
+    evaluation = RewardEvaluation(settings, limit, options.bootstrap_resamples, config.model.of_export(), baseline)
     numbers = evaluation.reports(scores, sets)
     name = f"{config.run_name}: {options.model or 'its reward model'}"
     evaluation.write(name, {"bias": model.bias, "left_out": left_out, **numbers})

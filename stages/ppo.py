@@ -35,12 +35,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     for line in cautions(config, "ppo"):
         accelerator.print(f"ppo: warning: {line}")
     data, sft, reward = (run.stage(name) for name in ("data", "sft", "reward"))
-    tokenizer = load_tokenizer(sft / "model", config.model)
-    refuse_long_texts(config, read_settings(sft / "model", config.model))
+    model_config = config.model.of_export()
+    tokenizer = load_tokenizer(sft / "model", model_config)
+    refuse_long_texts(config, read_settings(sft / "model", model_config))
     # A reward model with a separate base may have its own code; otherwise it has the SFT model's architecture.
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
-    loader = Loader(sft, reward, config.model, config.ppo, config.seed, accelerator.device, trust, sharding)
+    loader = Loader(sft, reward, model_config, config.ppo, config.seed, accelerator.device, trust, sharding)
     models = loader.load(tokenizer)
     policy = models.policy.causal
     accelerator.print(f"ppo: {sharding.description(policy, accelerator.num_processes)}")
@@ -52,7 +53,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     trainer = PPOTrainer(config.ppo, models, tokenizer, PPOData(prompts, chunks, held_out), settings)
     average = trainer.train()
 
-    PolicyExport(sft / "model", config.model, tokenizer, out).write(models, average, accelerator)
+    PolicyExport(sft / "model", model_config, tokenizer, out).write(models, average, accelerator)
     rows = read_metrics(out / "metrics.jsonl")
     first, last = rows[0], rows[-1]
     return {

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling.config import ModelConfig
 from stages.config import RunConfig
 from stages.inputs import refuse_too_long
+from stages.readers import check_readers
 
 if TYPE_CHECKING:
     from reward.start import Start
@@ -43,7 +45,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     settings = read_settings(place, config.model)
     refuse_by_config(settings, name)
     tokenizer = load_tokenizer(place, config.model)
-    start = check_reward_base(config, Path(place))
+    start = check_reward_base(config, config.model, Path(place))
     if whole_chain:
         check_value_start(config, start, tokenizer)
     model = load_causal(place, config.model, tokenizer) if model is None else model
@@ -74,6 +76,7 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
         refuse_undecided(config, data)
     found = check_models(config, model)
     check_rooms(config, data, Path(base_model_place(config.model)), tokenizer)
+    check_readers(config, data, tokenizer)
     return found
 
 
@@ -155,7 +158,7 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
         )
 
 
-def check_reward_base(config: RunConfig, sft: Path) -> "Start":
+def check_reward_base(config: RunConfig, model_config: ModelConfig, sft: Path) -> "Start":
     """The reward model's initialisation; `sft` holds the SFT model or, before there is one, the base model.
 
     Raises ValueError when the configuration of `reward.base` shows that it cannot become a reward model.
@@ -164,7 +167,7 @@ def check_reward_base(config: RunConfig, sft: Path) -> "Start":
     from modeling.load import read_settings
     from reward.start import Start
 
-    start = Start.of(config.reward, config.model, sft)
+    start = Start.of(config.reward, model_config, sft)
     if start.own_base:
         settings, name = read_settings(start.place, start.model_config), f"reward.base={config.reward.base}"
         refuse_by_config(settings, name)

@@ -30,7 +30,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     accelerator, sft = make_accelerator(config.model.device), run.stage("sft") / "model"
     for line in cautions(config, "reward"):
         accelerator.print(f"reward: warning: {line}")
-    start = from_main(accelerator, lambda: check_reward_base(config, sft))
+    start = from_main(accelerator, lambda: check_reward_base(config, config.model.of_export(), sft))
+    if (problem := from_main(accelerator, lambda: unread_prompt(config, run))) is not None:
+        accelerator.print(f"reward: warning: {problem}")
     tokenizer = start.tokenizer()
     answer_suffix = start.answer_suffix(tokenizer)
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
@@ -54,7 +56,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     made = fit(config.reward, start, tokenizer, RewardData(sets["train"], held_out, fitting, watched), settings)
     limit, resamples = config.reward.max_tokens_per_micro_batch, config.evaluate_reward.bootstrap_resamples
     baseline = sft if config.evaluate_reward.sft_likelihood else None
-    evaluation = RewardEvaluation(settings, limit, resamples, config.model, baseline)
+    evaluation = RewardEvaluation(settings, limit, resamples, config.model.of_export(), baseline)
     numbers = evaluation.reports(made["scores"], sets)
     curve = evaluation.learning_curve(config.reward, start, sets)
     if curve:
@@ -66,6 +68,18 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         "train_prompts": len(sets["train"]),
         "bias": made["bias"],
     }
+
+
+def unread_prompt(config: RunConfig, run: RunFolder) -> str | None:
+    """Why a prompt of a later stage cannot be read by a reward model. This one may be trained for another purpose."""
+    from modeling.load import load_tokenizer
+    from stages.readers import check_readers
+
+    try:
+        check_readers(config, run.stage("data"), load_tokenizer(run.stage("sft") / "model", config.model.of_export()))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def external(config: RunConfig) -> dict[str, str]:

@@ -153,7 +153,7 @@ def summary(headline: Mapping[str, Any]) -> str:
 def with_unit(name: str, value: Any) -> str:
     """Formats a headline number: shares in percent, and no exponents for large numbers."""
     if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
     if name == "above_best_baseline":
         return f"{100 * value:+z.1f} points"
     if any(share in name for share in SHARES):

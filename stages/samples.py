@@ -30,8 +30,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     }
     if config.labels.labeler == "none":
         return numbers
-    tokenizer = load_tokenizer(run.stage("sft") / "model", config.model)
-    model = load_causal(run.stage("sft") / "model", config.model, tokenizer).to(accelerator.device)
+    sft, model_config = run.stage("sft") / "model", config.model.of_export()
+    tokenizer = load_tokenizer(sft, model_config)
+    model = load_causal(sft, model_config, tokenizer).to(accelerator.device)
     how = config.samples
     sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
     sampler = AnswerSampler(model, tokenizer, sampling, config.seed, accelerator, out / "scratch")

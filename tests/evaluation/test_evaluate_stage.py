@@ -56,6 +56,21 @@ def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(
     assert [row["kl"] for row in rows] == [0.0, 0.0, 0.0]
 
 
+def test_greedy_answers_have_no_kl_since_an_estimate_takes_samples(
+    run: RunFolder, tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(
+        model=ModelConfig(base=str(tiny_llama), device="cpu"),
+        labels=LabelsConfig(closeness="words"),
+        evaluate=EvaluateConfig(temperature=0.0, max_new_tokens=4, perplexity_examples=2, bootstrap_resamples=50),
+    )
+    config.data.pretraining_tokens = 16
+    headline = work(config, run, tmp_path)
+    assert headline["kl"] is json.loads((tmp_path / "evaluation.json").read_text())["kl"] is None
+    rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
+    assert [row["kl"] for row in rows] == [None, None, None]
+
+
 def test_text_longer_than_the_context_is_refused_before_anything_is_generated(
     run: RunFolder, tiny_llama: Path, tmp_path: Path
 ) -> None:

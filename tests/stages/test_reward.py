@@ -248,6 +248,18 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     assert judged == pytest.approx(direct, rel=1e-5)
 
 
+def test_a_chat_template_that_changes_after_sft_changes_no_later_stage(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.jinja").write_text("{% for m in messages %}{{ m.role + '>' + m.content }}{% endfor %}")
+    changed = config_of(runs, "--model.chat_template", str(tmp_path / "other.jinja"))
+    root, before = runs / "smoke", (runs / "smoke" / "samples" / "samples_train.jsonl").read_bytes()
+    for module in (samples, labels, reward):
+        run_stage(module.STAGE, changed)
+    assert (root / "samples" / "samples_train.jsonl").read_bytes() == before
+    templates = {(root / stage / "model" / "chat_template.jinja").read_text() for stage in ("sft", "reward")}
+    assert len(templates) == 1
+    assert "m.role + '>'" not in templates.pop()
+
+
 def test_training_goes_on_from_a_reward_model_of_ours(runs: Path, tmp_path: Path) -> None:
     run_stage(reward.STAGE, config_of(runs))
     run = RunFolder(runs / "smoke")
