@@ -49,7 +49,8 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
     chat_template: str | None = None
-    """A Jinja file that renders conversations; null takes the tokenizer's own, or a plain one where it has none."""
+    """A Jinja file that renders conversations; null takes the tokenizer's own, or a plain one where it has none. SFT
+    saves it with its model, and later stages use that copy."""
     adapter: Literal["lora", "none"] = "lora"
     """`lora` trains adapters, and one base serves policy, reference, reward and value; `none` trains all weights of
     separate models. Ours."""

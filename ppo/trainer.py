@@ -91,7 +91,7 @@ class PPOTrainer:
         self.config, self.models, self.tokenizer = config, models, tokenizer
         self.run, self.accelerator = run, run.accelerator
         divided(self.accelerator, config.minibatch_size, "ppo.minibatch_size")
-        with self.whole(models.policy):
+        with self.gathered(models.policy):
             self.generator = generator_for(models.policy.causal, config.engine)
         config.refuse_unrecorded(self.generator.records_logprobs)
         config.refuse_rounded(models.autocast_dtype is not None)
@@ -170,7 +170,7 @@ class PPOTrainer:
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         sampling = Sampling(self.config.max_new_tokens, temperature, batch_size=self.config.rollout_batch_size)
         policy = self.models.policy
-        with self.whole(policy), policy.encoder.autocast():
+        with self.gathered(policy), policy.encoder.autocast():
             responses = self.generator.generate(policy.causal, ids, seeds, sampling)
         return Rollout(prompts, ids, responses, self.accelerator.device, self.run.sharding)
 
@@ -187,13 +187,13 @@ class PPOTrainer:
                 logprobs_R = torch.tensor(recorded, dtype=models.dtype, device=rollout.device)
             limit = config.max_tokens_per_micro_batch
             total_B, parts, truncated_B = models.rewards(rollout, limit)
-            with self.passes(models.value):
+            with self.computing(models.value):
                 values_R = rollout.each_token(models.value, models.dtype)
         return Scores(total_B.to(models.dtype), truncated_B, logprobs_R, ref_logprobs_R, values_R, parts)
 
     def logprobs(self, model: PolicyModel, rollout: Rollout, temperature: float, dtype: torch.dtype) -> Tensor:
         """logprobs_R of the responses under policy or reference."""
-        with self.passes(model):
+        with self.computing(model):
             return rollout.each_token(lambda batch: model(batch, temperature, False)[0], dtype)
 
     def advantages(self, scores: Scores, rollout: Rollout) -> Experience:
@@ -237,13 +237,13 @@ class PPOTrainer:
         own = sum(experience.rollout.lengths[row] for rows in minibatch for row in rows)
         tokens = float(reduce(torch.tensor(float(own), dtype=torch.float64, device=self.accelerator.device), "sum"))
         models, reduce_gradients = self.models, self.run.sharding.reduce_gradients
-        with self.passes(models.value):
+        with self.computing(models.value):
             numbers = self.value_gradient(experience, minibatch, tokens)
             reduce_gradients(models.value.encoder.model, models.value_parameters.values())
         numbers |= self.optimizers.step("value")
         if self.optimizers.value_only:
             return numbers
-        with self.passes(models.policy):
+        with self.computing(models.policy):
             numbers |= self.policy_gradient(experience, minibatch, tokens)
             ppo_gradient = self.take_gradient() if first and self.texts is not None else None
             if self.texts is not None:
@@ -332,11 +332,11 @@ class PPOTrainer:
             weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         return norms
 
-    def whole(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
+    def gathered(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
         """Context manager for generation: a sharded model's weights are gathered."""
         return self.run.sharding.gathered(model.encoder.model)
 
-    def passes(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
+    def computing(self, model: PolicyModel | ScalarModel) -> AbstractContextManager[None]:
         """Context manager for a sharded model's passes in scoring and training."""
         return self.run.sharding.computing(model.encoder.model)
 
