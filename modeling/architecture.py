@@ -25,9 +25,15 @@ NEEDED = "choose a causal decoder whose layers attend to past tokens, such as Ll
 
 
 def backbone_of(model: Any) -> Any:
-    """The transformer inside a model with a head, wrapped by peft or not."""
+    """The transformer inside a model with a head, wrapped by peft or not.
+
+    Raises ValueError for a class whose `base_model_prefix` is not the name of its transformer.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(inner, inner.base_model_prefix)
+    found = getattr(inner, inner.base_model_prefix, None)
+    if found is None:
+        raise ValueError(f"{type(inner).__name__} has no transformer called {inner.base_model_prefix!r}: {NEEDED}")
+    return found
 
 
 def layers_of(backbone: nn.Module) -> list[nn.Module]:

@@ -77,6 +77,22 @@ def test_models_that_also_take_images_or_sound_are_refused(kind: str) -> None:
         refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
 
 
+def test_a_model_whose_transformer_has_another_name_than_it_says_is_refused() -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    sizes |= {"vocab_size": 20, "intermediate_size": 8, "intermediate_size_mlp": 8, "num_local_experts": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama4_text", **sizes))
+    with pytest.raises(
+        ValueError, match=r"^Llama4ForCausalLM has no transformer called 'language_model': choose a causal"
+    ):
+        refuse_lookahead(model, "model.base=x")
+
+
 def test_a_bert_decoder_is_causal_but_has_no_scalar_head() -> None:
     settings = AutoConfig.for_model("bert", is_decoder=True, vocab_size=64, **SIZES["bert"])
     refuse_by_config(settings, "x")
