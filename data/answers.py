@@ -5,6 +5,7 @@ ended by themselves or neither did. A judgment between them carries no informati
 it was shown and judged.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -13,6 +14,8 @@ from typing import TypeVar
 from data.records import Ranking
 
 T = TypeVar("T")
+Text = tuple[str, bool]
+"""An answer without surrounding white space, and whether it ended by itself."""
 
 
 def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
@@ -37,15 +40,29 @@ def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
 
 
 def judged_pairs(ranking: Ranking) -> Iterator[tuple[int, int, bool]]:
-    """(better answer, worse answer, whether they tie) of every judgment, identical answers included."""
+    """(better answer, worse answer, whether they tie) of every judged pair, identical answers included.
+
+    If the same two texts were judged in both directions, the majority decides; equally many judgments are a tie.
+    """
     ranked = [(rank, index) for index, rank in enumerate(ranking.ranks or ()) if rank is not None]
-    for (rank, one), (other_rank, other) in combinations(sorted(ranked), 2):
-        yield one, other, rank == other_rank
-    yield from ((better, worse, False) for better, worse in ranking.preferences or ())
-    yield from ((one, other, True) for one, other in ranking.ties or ())
+    judgments = [
+        (one, other, rank == other_rank) for (rank, one), (other_rank, other) in combinations(sorted(ranked), 2)
+    ]
+    judgments += [(better, worse, False) for better, worse in ranking.preferences or ()]
+    judgments += [(one, other, True) for one, other in ranking.ties or ()]
+    texts = identities(ranking)
+    votes = Counter((texts[better], texts[worse]) for better, worse, tied in judgments if not tied)
+    found: dict[tuple[int, int, bool], None] = {}
+    for better, worse, tied in judgments:
+        votes_for, against = votes[texts[better], texts[worse]], votes[texts[worse], texts[better]]
+        if tied or texts[better] == texts[worse] or votes_for > against:
+            found[better, worse, tied] = None
+        elif votes_for == against:
+            found[min(better, worse), max(better, worse), True] = None
+    yield from found
 
 
-def identities(ranking: Ranking) -> list[tuple[str, bool]]:
+def identities(ranking: Ranking) -> list[Text]:
     """A key for each answer; identical answers have equal keys."""
     complete = ranking.complete or [True] * len(ranking.completions)
     return [(text.strip(), ended) for text, ended in zip(ranking.completions, complete, strict=True)]

@@ -7,6 +7,8 @@ from scipy.stats import bootstrap
 
 FEW_PROMPTS, FEW_USERS = 50, 20
 """Below these a test set is too small for firm conclusions."""
+FEWEST_PROMPTS = 10
+"""Below this an interval shows nothing: with 5 prompts and no effect, one in six bootstrap intervals excludes 0."""
 DRAWS_AT_A_TIME = 10_000_000
 """All resamples of many prompts at once would be gigabytes."""
 

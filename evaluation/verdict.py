@@ -7,7 +7,7 @@ interval of the win rate contains 50% or lies on the other side.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.intervals import FEW_PROMPTS, FEW_USERS, interval
+from data.intervals import FEW_PROMPTS, FEW_USERS, FEWEST_PROMPTS, interval
 from data.pages import Interval, between, counted, number, percent, signed
 
 BASELINES = {
@@ -44,7 +44,7 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
         "even": "No difference shown between PPO and SFT",
     }[kind]
     numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {between(found, percent)}, "
-    numbers += f"{number(found['n'])} held-out prompts)"
+    numbers += f"{counted(found['n'], 'held-out prompt')})"
     return {"kind": kind, "text": f"{sentence} by the rubric: {numbers}{because(kind, evaluation)}."}
 
 
@@ -122,7 +122,11 @@ def _left(found: Interval) -> str:
 
 
 def side(found: Interval, level: float) -> str:
-    """better if the whole interval is above the level, worse if it is below, even if it contains the level."""
+    """better if the whole interval is above the level, worse if it is below, even if it contains the level or is that
+    of fewer than FEWEST_PROMPTS.
+    """
+    if found["n"] < FEWEST_PROMPTS:
+        return "even"
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
 
 
@@ -180,7 +184,8 @@ def against_best(judged: Mapping[str, Any], name: str) -> tuple[str, str]:
     if (difference := baseline.get("difference")) is None:
         return "even", f"{text}; their paired difference is not recorded."
     text += ", a paired difference of {} ({}).".format(*points(difference))
-    return side(difference, 0.0), text
+    few = judged.get("prompts", FEWEST_PROMPTS) < FEWEST_PROMPTS
+    return "even" if few else side(difference, 0.0), text
 
 
 def paired(rows: Sequence[Mapping[str, Any]], part: str) -> dict[str, float] | None:

@@ -1,6 +1,6 @@
 """Settings of the samples and labels stages."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from data.numbers import (
@@ -82,3 +82,5 @@ class LabelsConfig:
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "labels")
+        if not any(getattr(self.weights, part.name) for part in fields(self.weights)):
+            raise ValueError("labels.weights are all 0, so all answers would tie: set one of them above 0")

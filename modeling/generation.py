@@ -263,21 +263,31 @@ def decoding_failure(generator: Generator, model: Any) -> str | None:
     failure = f"{type(generator).__name__} cannot decode {type(model).__name__}"
     prompts = [[token % words for token in prompt] for prompt in ((1, 2, 3, 4, 5), (6, 7))]
     temperature = 10.0 if generator.records_logprobs else 0.0  # a high one draws many different tokens
+    sampling = Sampling(4, temperature)
 
     def logits(ids: Sequence[int]) -> Tensor:
         found_SV: Tensor = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].double()
         require_finite({"a logit": float(found_SV.amax())}, "decoding", "weights or activations of the model overflow")
         return found_SV.clamp(min=float(found_SV.amax()) - 100)  # lower ones are masks
 
-    with float32_arithmetic(backbone_of(model)):
+    seen: list[Tensor] = []
+    """Outputs of the output layer."""
+    head = model.get_output_embeddings().register_forward_hook(lambda module, inputs, found: seen.append(found))
+    with head, float32_arithmetic(backbone_of(model)):
         rough = torch.finfo(model.dtype).bits < 32 or getattr(model, "is_quantized", False)
         tolerance = float(logits(prompts[0]).std()) * (0.5 if rough else 5e-3)
+        before = len(seen)
         try:
-            made = generator.generate(model, prompts, [0, 1], Sampling(4, temperature))
+            made = generator.generate(model, prompts, [0, 1], sampling)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             return f"{failure} ({type(error).__name__}: {error})"
-        for prompt, response in zip(prompts, made, strict=True):
+        steps = seen[before:]
+        for row, (prompt, response) in enumerate(zip(prompts, made, strict=True)):
             logits_TV = logits([*prompt, *response.ids])[len(prompt) - 1 : -1]
+            if type(generator) is TransformersGenerator:  # which decodes all prompts together, the longest first
+                step_TV = torch.stack([step[row, -1] for step in steps[: len(logits_TV)]])
+                if not (off := float((step_TV - seen[-1][0, len(prompt) - 1 : -1]).abs().max())) <= tolerance:
+                    return f"{failure} (a logit is off by {off:.2g})"
             expected_T, recorded = logits_TV.amax(-1), response.logprobs
             if recorded is not None:
                 logits_TV = temperature * (logits_TV / temperature).log_softmax(-1)

@@ -8,7 +8,6 @@ at any point loses nothing: folders are renamed as a whole, and `tidy` completes
 import contextlib
 import datetime
 import functools
-import gc
 import io
 import operator
 import os
@@ -289,9 +288,6 @@ def main(
                 if count() > 1:
                     from accelerate import PartialState
 
-                    # gloo threads left alive can abort the interpreter at exit, and sharded models, which are in
-                    # reference cycles, keep them alive.
-                    gc.collect()
                     PartialState().destroy_process_group()
         finally:
             sys.stdout.flush()  # A closed pipe is detected here, not when Python exits.
@@ -301,6 +297,8 @@ def main(
         leave(report(error, None if config is None else Path(config.runs_folder) / config.run_name))
     except KeyboardInterrupt as stop:
         interrupted(stop)
+    if count() > 1:
+        leave(0)  # gloo threads that are still alive could abort Python's shutdown
 
 
 def interrupted(stop: KeyboardInterrupt | None) -> NoReturn:

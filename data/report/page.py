@@ -128,7 +128,7 @@ def length_table(facts: RankingFacts) -> Table:
         longer = facts.longer_better
         body.append(
             [
-                ("Strict pairs won by the longer answer", "a coin: 50%"),
+                ("Strict pairs won by the longer answer", "chance: 50%"),
                 percent(longer["mean"]),
                 between(longer, percent),
             ]
@@ -145,7 +145,7 @@ def agreement_table(found: Agreement | None) -> Table:
         return Table([], [])
     body: list[list[Cell]] = []
     for title, note, rate, paper in (
-        ("Agreement on pairs that both order strictly", "a coin: 50%", found.strict, AGREEMENT),
+        ("Agreement on pairs that both order strictly", "chance: 50%", found.strict, AGREEMENT),
         ("Agreement where a tie is a judgment too", "", found.three_way, ""),
     ):
         if rate:

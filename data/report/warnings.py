@@ -31,7 +31,7 @@ DOMINANT_USER = 0.5
 MANY_TIES = 0.5
 """Share of judged pairs."""
 LENGTH_BIAS = 0.6
-"""Accuracy of `longer is better` that is worth a warning, as is 1 less it, when the interval excludes a coin's."""
+"""Accuracy of `longer is better` that is worth a warning, as is 1 less it, when the interval excludes chance."""
 FEW_RL_PROMPTS = 512
 """One iteration of PPO in the paper draws as many (appendix C.4)."""
 HEAVY_RULE = 0.2

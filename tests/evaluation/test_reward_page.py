@@ -237,7 +237,7 @@ def test_parts_of_a_report_that_say_nothing_are_left_out(tmp_path: Path, unpaint
     assert "By distance" not in markdown
     assert "Ties" not in markdown
     assert "Reward model 71.2% 69.2% to 73.2% –" in text_of(html)
-    assert "not sure enough –" in text_of(html)
+    assert "below: underconfident –" in text_of(html)
 
 
 def test_a_true_report_can_be_shown_as_it_comes_from_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from data.intervals import interval
 from data.pages import percent, signed
 from evaluation.verdict import best_baseline, change, checks, points, too_few, verdict
 from stages.pipeline import summary
@@ -56,6 +57,16 @@ def test_the_verdict_names_the_parts_that_carry_the_win(found: dict[str, Any], e
     text = verdict(found)["text"]
     assert text.startswith(f"PPO is better than SFT by the rubric: PPO won 60.0% of comparisons {NUMBERS}")
     assert text.endswith(ending)
+
+
+@pytest.mark.parametrize(("prompts", "kind"), [(1, "even"), (9, "even"), (10, "better")])
+def test_a_handful_of_prompts_shows_nothing_whatever_their_interval(prompts: int, kind: str) -> None:
+    found = verdict(evaluation({"mean": 1.0, "low": 1.0, "high": 1.0, "n": prompts}))
+    assert found["kind"] == kind
+    assert f", {prompts} held-out prompt{'s' if prompts > 1 else ''})" in found["text"]
+    equal = interval([1.0] * prompts)
+    marks = [row["mark"] for row in checks({"win_rate_both_end": equal}, {}, [])]
+    assert marks == ["holds" if kind == "better" else "open"]
 
 
 def test_a_loss_is_attributed_to_its_part_and_no_difference_to_none() -> None:

@@ -418,6 +418,24 @@ def test_a_generator_that_gives_other_tokens_than_the_model_is_refused(tiny_caus
         generator_for(model, "tgi")
 
 
+def test_transformers_generate_is_refused_if_padding_changes_logits_but_no_token(tiny_causal: Any) -> None:
+    """Greedy tokens stay the same when the hidden states of padded rows are scaled; sampled ones do not."""
+    model, padded = tiny_causal("llama"), [False]
+
+    def note(module: Any, args: Any, options: dict[str, Any]) -> None:
+        mask = options.get("attention_mask")
+        padded[0] = mask is not None and not bool(mask.all())
+
+    def scale(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0] * 1.5 if padded[0] else inputs[0],)
+
+    refuse_wrong_decoding(TRANSFORMERS, model)
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.lm_head.register_forward_pre_hook(scale)
+    with pytest.raises(ValueError, match=r"TransformersGenerator cannot decode LlamaForCausalLM .a logit is off by"):
+        refuse_wrong_decoding(TRANSFORMERS, model)
+
+
 def test_recorded_logprobs_are_refused_before_training_where_our_decoder_cannot(place: Path, tiny_llama: Path) -> None:
     def config(base: Path) -> RunConfig:
         return RunConfig(model=ModelConfig(base=str(base), device="cpu"), ppo=PPOConfig(old_logprobs="rollout"))

@@ -50,8 +50,8 @@ def test_numbers_stand_in_their_places(report):
     assert "Strict pairs 60" in seen
     assert "Answers in a ranking (K) 2: 60 2.00 4 to 9" in seen
     assert "20 prompts, 3 labelers" in seen
-    assert "Agreement on pairs that both order strictly a coin: 50% 33.3% 33.3% to 33.3% 60 72.6 ± 1.5%" in seen
-    assert "Strict pairs won by the longer answer a coin: 50% 33.3%" in seen
+    assert "Agreement on pairs that both order strictly chance: 50% 33.3% 33.3% to 33.3% 60 72.6 ± 1.5%" in seen
+    assert "Strict pairs won by the longer answer chance: 50% 33.3%" in seen
     assert "Longest answer ranked best a random answer: 50.0% 33.3%" in seen
     assert "| Strict pairs | 60 |  |" in markdown
     assert (
