@@ -28,7 +28,8 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     files = {name: groups.index(name.split("/")[0]) + 1 for name in tensors}
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
     with plain_errors():
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=alone())
+        # Sorted, because the order decides which process writes a replicated tensor, and a resumed run has another one.
+        dcp.save(dict(sorted(tensors.items())), storage_writer=writer, no_dist=alone())
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
