@@ -4,10 +4,10 @@ make bench-scale
 python -m benchmarks.scale --rounds 1 --settings ppo_sharded
 
 Strong scaling: the same batches on one process and on two, so 2 is the limit of the ratio. PPO has 256 episodes in 8
-minibatches of 32, since 8 episodes per optimizer step are few for two processes. Speeds are items per wall
-second of training, without loading, and need a machine with two idle cores. Memory is the maximum over
-processes, minus the memory after imports: at the peak (`memory_ratio`), and between phases, when a process holds only
-its shards of a sharded model and optimizer.
+minibatches of 32 (64 in the paper): with few episodes per optimizer step, summing gradients and Adam weigh more. Speeds
+are items per wall second of training, without loading, and need a machine with two idle cores. Memory is the maximum
+over processes, minus the memory after imports: at the peak (`memory_ratio`), and between phases, when a process holds
+only its shards of a sharded model and optimizer.
 """
 
 from benchmarks.compare import Benchmark, Side, main

@@ -6,7 +6,7 @@ it was shown and judged.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import TypeVar
@@ -39,7 +39,7 @@ def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
     )
 
 
-def judged_pairs(ranking: Ranking) -> Iterator[tuple[int, int, bool]]:
+def judged_pairs(ranking: Ranking) -> list[tuple[int, int, bool]]:
     """(better answer, worse answer, whether they tie) of every judged pair, identical answers included.
 
     If the same two texts were judged in both directions, the majority decides; equally many judgments are a tie.
@@ -59,7 +59,7 @@ def judged_pairs(ranking: Ranking) -> Iterator[tuple[int, int, bool]]:
             found[better, worse, tied] = None
         elif votes_for == against:
             found[min(better, worse), max(better, worse), True] = None
-    yield from found
+    return list(found)
 
 
 def identities(ranking: Ranking) -> list[Text]:

@@ -270,23 +270,22 @@ def decoding_failure(generator: Generator, model: Any) -> str | None:
         require_finite({"a logit": float(found_SV.amax())}, "decoding", "weights or activations of the model overflow")
         return found_SV.clamp(min=float(found_SV.amax()) - 100)  # lower ones are masks
 
-    seen: list[Tensor] = []
-    """Outputs of the output layer."""
-    head = model.get_output_embeddings().register_forward_hook(lambda module, inputs, found: seen.append(found))
-    with head, float32_arithmetic(backbone_of(model)):
+    outputs: list[Tensor] = []  # of the output layer
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, found: outputs.append(found))
+    with hook, float32_arithmetic(backbone_of(model)):
         rough = torch.finfo(model.dtype).bits < 32 or getattr(model, "is_quantized", False)
         tolerance = float(logits(prompts[0]).std()) * (0.5 if rough else 5e-3)
-        before = len(seen)
+        outputs.clear()
         try:
             made = generator.generate(model, prompts, [0, 1], sampling)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             return f"{failure} ({type(error).__name__}: {error})"
-        steps = seen[before:]
+        steps = list(outputs)
         for row, (prompt, response) in enumerate(zip(prompts, made, strict=True)):
             logits_TV = logits([*prompt, *response.ids])[len(prompt) - 1 : -1]
-            if type(generator) is TransformersGenerator:  # which decodes all prompts together, the longest first
+            if isinstance(generator, TransformersGenerator):  # it decodes the prompts together, the longest first
                 step_TV = torch.stack([step[row, -1] for step in steps[: len(logits_TV)]])
-                if not (off := float((step_TV - seen[-1][0, len(prompt) - 1 : -1]).abs().max())) <= tolerance:
+                if not (off := float((step_TV - outputs[-1][0, len(prompt) - 1 : -1]).abs().max())) <= tolerance:
                     return f"{failure} (a logit is off by {off:.2g})"
             expected_T, recorded = logits_TV.amax(-1), response.logprobs
             if recorded is not None:

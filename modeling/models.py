@@ -161,8 +161,8 @@ class ValueModel(ScalarModel):
 
 
 def recompute_activations(model: Any) -> None:
-    """Stores only the input of each layer in a forward pass in train mode, and computes the layer's activations again
-    in the backward pass (Chen et al. 2016). Raises ValueError if the architecture does not support it.
+    """Makes a model store only each layer's input in train mode, and compute the layer's activations again in the
+    backward pass (Chen et al. 2016). Raises ValueError if the architecture does not support it.
     """
     refuse_recomputing(model)
     inner = plain(model)

@@ -53,14 +53,14 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     refuse_headless(settings, name, config.model.trust_remote_code)
     refuse_unknown_logits(model, name)
     found = examine(model, config)
-    recomputed = {name for name in ("sft", "reward", "ppo") if getattr(config, name).activation_checkpointing}
-    if recomputed & ({"sft", "ppo"} if start.own_base else {"sft", "reward", "ppo"}):
+    sft, reward, ppo = (part.activation_checkpointing for part in (config.sft, config.reward, config.ppo))
+    if sft or ppo or (reward and not start.own_base):
         refuse_recomputing(model)
     reward_model = None
     if start.own_base:
         reward_model = load_scalar(start.place, start.model_config, start.tokenizer())
         refuse_lookahead(reward_model, f"reward.base={config.reward.base}")
-        if recomputed & {"reward", "ppo"}:
+        if reward or ppo:
             refuse_recomputing(reward_model)
     try_steps(model, reward_model, start, config)
     return found

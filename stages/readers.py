@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import Prompt
+from modeling.config import ModelConfig
 from modeling.disk import file_digest
 from stages.config import RunConfig
 from stages.manifest import digest_of
@@ -21,6 +22,8 @@ class Reader:
     tokenizer: Any
     settings: Any
     """Its configuration."""
+    is_own: bool
+    """Whether it is the run's reward model, which best-of-n uses, or that of a path in `ppo.rewards`."""
 
     def check_template(self, prompt: Prompt) -> None:
         """Raises ValueError when its chat template rejects the prompt."""
@@ -33,23 +36,26 @@ class Reader:
 
 
 def readers(config: RunConfig) -> list[Reader]:
-    """All of them, without weights."""
+    """All of them. Loads tokenizers and configurations, no weights."""
     from modeling.load import load_tokenizer, read_settings
     from ppo.reward_list import own_config
     from reward.start import Start
 
-    places = []
+    def reader(name: str, place: str, model_config: ModelConfig, is_own: bool) -> Reader:
+        return Reader(name, load_tokenizer(place, model_config), read_settings(place, model_config), is_own)
+
+    found = []
     if config.reward.base is not None:
-        start = Start.of(config.reward, config.model, Path())
-        places.append((f"reward.base={config.reward.base}", start.place, start.model_config))
+        start = Start.of(config.reward, config.model, Path())  # a separate base needs no SFT model
+        found.append(reader(f"reward.base={config.reward.base}", start.place, start.model_config, True))
     for term in config.ppo.rewards:
         if term.path is not None:
-            places.append((f"ppo.rewards: path={term.path}", term.path, own_config(term, config.model)))
-    return [Reader(name, load_tokenizer(place, own), read_settings(place, own)) for name, place, own in places]
+            found.append(reader(f"ppo.rewards: path={term.path}", term.path, own_config(term, config.model), False))
+    return found
 
 
 def reader_digests(config: RunConfig) -> dict[str, str]:
-    """What decides which prompts can be read, for a fingerprint: the models' files without their weights."""
+    """Digests for a fingerprint: the prompts that can be read depend on the models' files other than their weights."""
     named = [(config.reward.base, config.reward.revision, config.reward.chat_template)]
     named += [(term.path, term.revision, None) for term in config.ppo.rewards]
     found = {}
@@ -79,16 +85,13 @@ def check_readers(config: RunConfig, data: Path, tokenizer: Any) -> None:
     if config.evaluate.best_of_n:
         prompts = evenly(read_set(data, "sft", "test"), config.evaluate.max_prompts)
         compared = list(evenly(prompts, config.evaluate.best_of_n_prompts))
-    own = any(term.is_own_model for term in config.ppo.rewards)
+    own_scores = any(term.is_own_model for term in config.ppo.rewards)
     for reader in found:
-        tokens, base = (
-            Tokens.between(tokenizer, reader.tokenizer, reader.settings),
-            reader.name.startswith("reward.base"),
-        )
+        tokens = Tokens.between(tokenizer, reader.tokenizer, reader.settings)
         try:
-            if own or not base:
+            if own_scores or not reader.is_own:
                 tokens.check(in_ppo)
-            if base:
+            if reader.is_own:
                 tokens.check(compared, "lower data.max_prompt_tokens, or set evaluate.best_of_n=0")
         except ValueError as error:
             raise ValueError(f"{reader.name}: {error}") from None

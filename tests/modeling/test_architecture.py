@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from modeling.adapters import add_lora, merged_weights, what_lora_adapts
 from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
@@ -91,6 +91,20 @@ def test_a_model_whose_transformer_has_another_name_than_it_says_is_refused() ->
         ValueError, match=r"^Llama4ForCausalLM has no transformer called 'language_model': choose a causal"
     ):
         refuse_lookahead(model, "model.base=x")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_recomputing_activations_is_refused_before_training_where_the_model_cannot(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    config = RunConfig(model=ModelConfig(base=str(tiny_llama), device="cpu"))
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    check_models(config)
+    getattr(config, stage).activation_checkpointing = True
+    with pytest.raises(
+        ValueError, match=r"^LlamaForCausalLM cannot recompute activations: set activation_checkpointing"
+    ):
+        check_models(config)
 
 
 def test_a_bert_decoder_is_causal_but_has_no_scalar_head() -> None:
