@@ -69,7 +69,7 @@ interrupts: setup
 	@$(RUN) -m tests.stages.interrupts $(ARGS)
 
 bench-data: setup
-	@$(RUN) -m data.benchmark $(ARGS)
+	@$(RUN) -m benchmarks.data $(ARGS)
 
 # What reward model and PPO are measured beside, each in an environment of its own; trl 1.12 is the last with PPO. The marker is made last, so that a
 # failed install starts over.
@@ -99,7 +99,7 @@ results-reward: setup
 	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do \
 		$(RUN) -m stages.$$stage --config $(CONFIG) --seed $$seed --data.split_salt $$seed --run_name results-$(NAME)-seed$$seed $(ARGS) || exit $$?; \
 	done; done
-	@$(RUN) -m evaluation.seeds $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
+	@$(RUN) -m reports.seeds $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
 
 check: setup
 	@$(VENV)/bin/ruff check .

@@ -1,67 +1,44 @@
-"""InstructGPT's three data sets, from one pool of prompts (Ouyang et al. 2022, section 3.2 and table 6).
+"""Builds InstructGPT's three data sets from one pool of prompts (Ouyang et al. 2022, section 3.2 and table 6).
 
 SFT: prompts with a demonstration. RM: prompts to sample answers for and rank, and rankings that were made before. RL:
-    api prompts only. Rules that look at one row come first, then those that compare what is left: near-duplicates, a
-    user's cap, evaluation prompts, the mixture. Users are split by hash. Every rule's count and a few of its victims go
-    into the report.
+API prompts only. Rules that look at one record come first, then those that compare the remaining records:
+near-duplicates, the cap per user, evaluation prompts, the mixture. The split is by user.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.annotate import Annotator, asked
 from data.config import DataConfig
-from data.curate import in_languages, thinned, under_cap
+from data.curate import in_languages, refuse_missing, thinned, under_cap
+from data.documents import Documents, collect_documents
 from data.few_shot import expand
 from data.files import BadRows
-from data.measure import Measurer, measure
 from data.near_duplicates import alike, comparable, distinct
-from data.part import TEST, TRAIN, VALID, Collector, Mask, Part, asked, first_among
 from data.ranking_rules import drop_answers, refuse_undecided
-from data.records import SPLITS, Document, FewShot, Prompt, Ranking
+from data.records import SPLITS, Prompt
 from data.sets import (
-    DOCUMENT_SCHEMA,
     POOL_SCHEMA,
     RANKING_SCHEMA,
     SETS,
     TEXT_SPLITS,
     SetName,
     packed,
-    record_of,
     set_file,
     set_schema,
 )  # fmt: skip
 from data.sources.reading import Source, all_sources, read
-from data.split import hash64
-from data.spool import Spool
-
-T = TypeVar("T")
-FEW_DOCUMENTS = 10
-"""Fewer than these leave no whole one to hold out."""
-WRITE_CHARACTERS = 2**24
-"""Of plain text, written at a time."""
-
-
-@dataclass
-class Documents:
-    """Plain text: N documents in the order in which they were read."""
-
-    spool: Spool
-    digest: NDArray[np.uint64]
-    characters: NDArray[np.int64]
-    dataset: NDArray[np.int32]
-    datasets: list[str]
-    removed: dict[str, int]
-    splits: dict[str, NDArray[np.int64]]
-    """Row numbers of `train` and `heldout`, in the order in which they are written."""
+from data.table import Mask, Table, stored
 
 
 @dataclass(frozen=True)
@@ -74,320 +51,224 @@ class Reader:
 
 @dataclass
 class Built:
-    """What curation decided; the texts are still in the spools, which live in the scratch folder."""
+    """The result of curation. The texts are in Arrow files in the scratch folder."""
 
     sources: list[Source]
-    pool: Part
-    """Prompts with and without a demonstration: what SFT, RM and RL are made from."""
-    rankings: Part
+    pool: Table
+    """Prompts with and without a demonstration, from which SFT, RM and RL are made."""
+    rankings: Table
     documents: Documents
     bad: BadRows
+    dropped_answers: dict[str, int]
+    """Answers dropped from rankings that were kept, by rule."""
 
     @property
     def conversational(self) -> bool:
-        """Whether any prompt is a conversation, and so all are written as such."""
-        return any(bool(part.conversational[part.kept()].any()) for part in (self.pool, self.rankings))
+        """Whether any prompt is a conversation; then all are written as conversations."""
+        return any(bool(table.notes["conversational"][table.kept()].any()) for table in (self.pool, self.rankings))
 
-    def members(self, name: SetName, split: int) -> Mask:
-        """The rows of the pool, or of the rankings, that a set's split is made from."""
-        if name == "rankings":
-            return self.rankings.kept(split)
-        kept = self.pool.kept(split)
-        return kept & {"sft": self.pool.answered, "rm": kept, "rl": self.pool.api}[name]
+    def table(self, name: SetName) -> Table:
+        """The table that a set is made from."""
+        return self.rankings if name == "rankings" else self.pool
+
+    def members(self, name: SetName, split: str | None = None) -> Mask:
+        """The records of a set, in a split or in all of them."""
+        kept = self.table(name).kept(split)
+        if name in ("sft", "rl"):
+            kept = kept & self.pool.notes["answered" if name == "sft" else "api"].to_numpy()
+        return kept
 
     def sizes(self) -> dict[str, int]:
         """Rows by set and split."""
-        found = {}
-        for name in SETS:
-            copies = self.rankings.copies if name == "rankings" else self.pool.copies
-            for split, split_name in enumerate(SPLITS):
-                found[f"{name}_{split_name}"] = int(copies[self.members(name, split)].sum())
+        found = {
+            f"{name}_{split}": int(self.table(name).notes["copies"][self.members(name, split)].sum())
+            for name in SETS
+            for split in SPLITS
+        }
         return found | {f"texts_{split}": len(rows) for split, rows in self.documents.splits.items()}
 
     def removed(self) -> dict[str, dict[str, int]]:
-        """Removed rows by kind and rule, in the rules' order, and answers dropped from rankings that were kept."""
+        """Removed records by kind and rule, in the rules' order, and answers dropped from rankings that were kept."""
         return {
-            "prompts": self.pool.ledger.removed,
-            "rankings": self.rankings.ledger.removed,
-            "answers": self.rankings.dropped,
+            "prompts": self.pool.removed(),
+            "rankings": self.rankings.removed(),
+            "answers": self.dropped_answers,
             "documents": self.documents.removed,
         }
 
 
-def build(
-    config: DataConfig, measurer: Measurer, scratch: Path, check: Callable[[Prompt], object] | None = None
-) -> Built:
-    """Reads the sources and applies the rules; the spools go into the folder `scratch`, which must outlive the result.
+def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object] | None = None) -> Built:
+    """Reads the sources and applies the rules. The folder `scratch` must outlive the result.
 
-    `check` raises ValueError for a prompt that cannot be used. Raises ValueError on a malformed row or such a prompt
-    (unless `bad_rows: skip`), on a missing source, on a source of rankings without a strict pair, and when a split that
+    `check` raises ValueError for a prompt that cannot be used. Raises ValueError for a malformed row or such a prompt
+    (unless `bad_rows: skip`), for a missing source, for a source of rankings without a strict pair, and if a split that
     a later stage needs has no rows.
     """
+    config = annotator.config
     found = all_sources(config)
-    reader = Reader(BadRows(skip=config.bad_rows == "skip"), check)
-    bad = reader.bad
-    pool = collect([*found["demonstrations"], *found["prompts"]], config, reader, scratch / "pool.arrow", POOL_SCHEMA)
+    bad = BadRows(skip=config.bad_rows == "skip")
+    reader = Reader(bad, check)
+    pool = collect([*found["demonstrations"], *found["prompts"]], annotator, reader, scratch / "pool.arrow")
     refuse_repeated_ids(pool)
-    rankings = collect(found["rankings"], config, reader, scratch / "rankings.arrow", RANKING_SCHEMA)
+    rankings = collect(found["rankings"], annotator, reader, scratch / "rankings.arrow")
     refuse_undecided(rankings)
-    documents = collect_documents(found["pretraining"], config, bad, scratch / "documents.arrow")
+    documents = collect_documents(shown(found["pretraining"], Reader(bad, None)), config, scratch / "documents.arrow")
 
-    for part, record_type in ((pool, Prompt), (rankings, Ranking)):
-        drop_unfit(part, record_type, config, measurer)
-    # What is left is compared, so that nobody leaves for the sake of a row that leaves as well.
-    pool.ledger.apply("repeated", first_among(pool.identity, pool.kept()))
-    pool.ledger.apply("near_duplicate", distinct_among(pool, config.near_duplicate_fraction))
-    rankings.ledger.apply("repeated", first_among(rankings.row, rankings.kept()))
-    for part in (pool, rankings):
-        capped = np.zeros(part.count, dtype=bool)
-        left = np.flatnonzero(part.kept())
-        capped[left] = under_cap(part.group[left], part.item[left], config.max_prompts_per_group)
-        part.ledger.apply("over_cap", capped)
+    drop_unfit(pool, config)
+    pool.remove("answer_too_long", pool.notes["answer_tokens"] > config.max_answer_tokens)
+    pool.remove("personal_data", pool.notes["personal"])
+    drop_unfit(rankings, config)
+    dropped_answers = drop_answers(rankings, annotator)
+    # From here on records are compared with each other, but not with records that were removed.
+    pool.remove("repeated", pool.left().duplicated("identity"))
+    drop_near_duplicates(pool, config.near_duplicate_fraction)
+    rankings.remove("repeated", rankings.left().duplicated("row"))
+    for table in (pool, rankings):
+        table.remove("over_cap", ~under_cap(table.left(), config.max_prompts_per_group))
     drop_evaluation_prompts(pool, rankings, config.near_duplicate_fraction)
-    answered = np.where(pool.answered, "demonstrations", "prompts")
-    for part, role_of in ((pool, answered), (rankings, np.full(rankings.count, "rankings"))):
-        thin(part, role_of, config)
+    thin(pool, config)
+    thin(rankings, config)
 
-    built = Built([source for role in found.values() for source in role], pool, rankings, documents, bad)
+    sources = [source for role in found.values() for source in role]
+    built = Built(sources, pool, rankings, documents, bad, dropped_answers)
     refuse_empty(built)
     return built
 
 
-def collect(found: Sequence[Source], config: DataConfig, reader: Reader, path: Path, schema: pa.Schema) -> Part:
-    """All records of the sources, in order."""
-    collector = Collector(path, schema, config.group_by, config.split_salt)
-    for source in found:
-        for record in shown(read(source, reader.bad, reader.check), f"data: {source.role} of {source.name}"):
-            collector.add(record)
-    return collector.finish(config.valid_fraction, config.test_fraction)
+def collect(sources: Sequence[Source], annotator: Annotator, reader: Reader, path: Path) -> Table:
+    """All records of the sources, in order, with their annotations."""
+    rows = (packed(record) for record in shown(sources, reader))
+    records = stored(path, rows, RANKING_SCHEMA if "rankings" in path.name else POOL_SCHEMA)
+    names = list(dict.fromkeys(source.name for source in sources))
+    return Table(records, annotator.annotate(records, names), names)
 
 
-def shown(records: Iterable[T], what: str) -> Iterable[T]:
-    """The records, with a count on the screen while they are read."""
-    return tqdm(records, desc=what, unit=" rows", unit_scale=True, disable=None, leave=False)
+def shown(sources: Sequence[Source], reader: Reader) -> Iterator[Any]:
+    """The records of the sources, with a progress bar."""
+    for source in sources:
+        found = read(source, reader.bad, reader.check)
+        yield from tqdm(
+            found,
+            desc=f"data: {source.role} of {source.name}",
+            unit=" rows",
+            unit_scale=True,
+            disable=None,
+            leave=False,
+        )
 
 
-def drop_unfit(part: Part, record_type: type[Prompt], config: DataConfig, measurer: Measurer) -> None:
-    """The rules that look at one row by itself."""
-    part.measures = measure(part.spool, record_type, part.kept(), part.split == TRAIN, measurer, config.workers)
-    part.ledger.apply("other_language", in_languages(part.measures.language, config.languages))
-    part.ledger.apply("prompt_too_long", part.measures.prompt_tokens <= config.max_prompt_tokens)
-    if record_type is Ranking:
-        drop_answers(part, config, measurer)
-        return
-    part.ledger.apply("answer_too_long", part.measures.answer_tokens <= config.max_answer_tokens)
-    part.ledger.apply("personal_data", ~part.measures.personal)
+def drop_unfit(table: Table, config: DataConfig) -> None:
+    """The rules that look at one prompt."""
+    table.remove("other_language", ~in_languages(table.notes["language"], config.languages))
+    table.remove("prompt_too_long", table.notes["prompt_tokens"] > config.max_prompt_tokens)
 
 
-def distinct_among(pool: Part, fraction: float) -> Mask:
-    """The rows that are left and no near-duplicate of an earlier one that is."""
-    stays = pool.kept().copy()
-    stays[stays] = distinct(lambda: kept_keys(pool), fraction)
-    return stays
+def drop_near_duplicates(pool: Table, fraction: float) -> None:
+    """Removes near-duplicates of earlier records."""
+    kept = pool.kept()
+    stays = distinct(lambda: pool.keys(kept), fraction)
+    pool.remove("near_duplicate", pd.Series(~stays, index=np.flatnonzero(kept)))
 
 
-def kept_keys(part: Part) -> Iterator[pa.StringArray]:
-    """What the rows that are left are compared by."""
-    for start, keys in zip(part.spool.starts, part.spool.column("key"), strict=False):
-        yield keys.filter(pa.array(part.kept()[start : start + len(keys)]))
+def drop_evaluation_prompts(pool: Table, rankings: Table, fraction: float) -> None:
+    """Removes training records whose prompt is a near-duplicate of a validation or test prompt of any set, and
+    validation records whose prompt is one of a test prompt.
 
-
-def drop_evaluation_prompts(pool: Part, rankings: Part, fraction: float) -> None:
-    """Drops training rows whose prompt is a near-duplicate of a validation or test prompt of any set, and validation
-    rows whose is of a test prompt.
-
-    Within the pool no prompt has a twin any more; between pool and rankings, among rankings, and among the examples
-    that few-shot prompts become, one prompt may come from users in different splits.
+    Within the pool near-duplicates are gone already; between pool and rankings, among rankings, and among the examples
+    of few-shot prompts, users in different splits may have the same prompt.
     """
     examples, owners = few_shot_examples(pool)
-    parts = (pool, rankings)
-    row = np.concatenate(
-        [*(np.flatnonzero(part.kept()) + start for part, start in zip(parts, (0, pool.count), strict=True)), owners]
-    )
-    split = np.concatenate([part.split for part in parts])[row]
+    kept = (pool.kept(), rankings.kept())
+    rows = np.concatenate([np.flatnonzero(kept[0]), np.flatnonzero(kept[1]) + pool.count, owners])
+    splits = np.concatenate([pool.notes["split"], rankings.notes["split"]])[rows]
     seen = np.zeros(pool.count + rankings.count, dtype=bool)
-    if rankings.kept().any() or len(owners):
+    if kept[1].any() or len(owners):
 
         def texts() -> Iterator[pa.StringArray]:
-            return itertools.chain(kept_keys(pool), kept_keys(rankings), [examples])
+            return itertools.chain(pool.keys(kept[0]), rankings.keys(kept[1]), [examples])
 
-        for candidates, others in ((split == TRAIN, split != TRAIN), (split == VALID, split == TEST)):
-            seen[row[alike(texts, candidates, others, fraction)]] = True
-    for part, found in zip(parts, np.split(seen, [pool.count]), strict=True):
-        part.ledger.apply("evaluation_prompt", ~found)
+        train, valid, test = (splits == SPLITS.index(name) for name in ("train", "valid", "test"))
+        for candidates, others in ((train, ~train), (valid, test)):
+            seen[rows[alike(texts, candidates, others, fraction)]] = True
+    pool.remove("evaluation_prompt", pd.Series(seen[: pool.count]))
+    rankings.remove("evaluation_prompt", pd.Series(seen[pool.count :]))
 
 
-def few_shot_examples(pool: Part) -> tuple[pa.StringArray, NDArray[np.int64]]:
-    """(what each example of the few-shot prompts that are left is compared by, the row that it belongs to)."""
+def few_shot_examples(pool: Table) -> tuple[pa.StringArray, NDArray[np.int64]]:
+    """(key of each example of the remaining few-shot prompts, the number of its record)."""
     keys, owners = list[str](), list[int]()
-    numbers = np.flatnonzero(pool.kept() & pool.few_shot)
-    for number, row in zip(numbers, pool.spool.rows(numbers), strict=True):
-        record = record_of(row, Prompt)
-        assert isinstance(record, FewShot)
+    mask = pool.kept() & pool.notes["few_shot"].to_numpy()
+    for number, record in zip(np.flatnonzero(mask), pool.each(mask), strict=True):
         for example in expand(record):
             keys.append(comparable(asked(example)))
             owners.append(int(number))
     return pa.array(keys, pa.string()), np.array(owners, dtype=np.int64)
 
 
-def thin(part: Part, role_of: NDArray[np.str_], config: DataConfig) -> None:
-    """Brings the training rows of each role to the proportions that its sources' weights ask for."""
-    stays = np.ones(part.count, dtype=bool)
-    for role in np.unique(role_of):
-        weights = weights_of(config, role)
-        rows = np.flatnonzero(part.kept(TRAIN) & (role_of == role))
-        if weights:
-            index = np.array([list(weights).index(name) if name in weights else -1 for name in part.datasets])
-            sources_of = index[part.dataset[rows]]
-            refuse_missing(role, list(weights), sources_of)
-            stays[rows] = thinned(
-                sources_of, list(weights.values()), part.copies[rows].astype(float), part.identity[rows]
-            )
-    part.ledger.apply("over_mixture_share", stays)
+def thin(table: Table, config: DataConfig) -> None:
+    """Brings the training records of each role to the proportions of its sources' weights."""
+    notes = table.notes.rename(columns={"copies": "size", "identity": "hash"})
+    notes["source"] = notes["dataset"].map(dict(enumerate(table.sources)))
+    is_demonstration = notes["answered"]
+    roles = (
+        {"rankings": is_demonstration | True}
+        if table.is_rankings
+        else {"demonstrations": is_demonstration, "prompts": ~is_demonstration}
+    )
+    gone = pd.Series(False, index=notes.index)
+    for role, mine in roles.items():
+        weights = config.weights(role)
+        if mine.any() and weights:
+            train = notes[mine & table.kept("train")]
+            refuse_missing(role, weights, train["source"])
+            gone[train.index] = ~thinned(train, weights)
+    table.remove("over_mixture_share", gone)
 
 
-def refuse_missing(role: str, names: Sequence[str], sources_of: NDArray[np.int64]) -> None:
-    """Raises ValueError when a source with a weight has no training rows: its share of anything is nothing."""
-    for place, name in enumerate(names):
-        if not (sources_of == place).any():
-            raise ValueError(
-                f"data.{role}: source {name!r} has a weight but no training rows are left of it after curation"
-            )
-
-
-def weights_of(config: DataConfig, role: str) -> dict[str, float]:
-    """The weights of a role's sources by name; empty where they have none."""
-    names: list[str] = getattr(config, role)
-    weights = {name: config.sources[name].weight if name in config.sources else None for name in names}
-    return {name: weight for name, weight in weights.items() if weight is not None}
-
-
-def refuse_repeated_ids(part: Part) -> None:
-    """Raises ValueError when two different prompts have the same prompt_id; the same prompt twice is left to the
-    near-duplicate rule.
-    """
-    order = np.lexsort((part.item, part.identity))
-    same_id = part.identity[order][1:] == part.identity[order][:-1]
-    other_text = part.item[order][1:] != part.item[order][:-1]
-    clash = np.flatnonzero(same_id & other_text)
-    if len(clash):
-        one, other = part.spool.rows([int(order[clash[0]]), int(order[clash[0] + 1])])
+def refuse_repeated_ids(table: Table) -> None:
+    """Raises ValueError if two different prompts have the same prompt_id."""
+    notes = table.notes
+    clash = notes["item"] != notes.groupby("identity")["item"].transform("first")
+    if clash.any():
+        number = int(clash.idxmax())
+        first = int((notes["identity"] == notes["identity"][number]).idxmax())
+        one, other = table.read([first, number])
         raise ValueError(
-            f"prompt_id {one['prompt_id']!r} stands on two different prompts, of {one['dataset']!r} and of "
-            f"{other['dataset']!r}; where ids are not "
-            "unique, leave them out with columns: {prompt_id: null}"
+            f"prompt_id {one.prompt_id!r} is on two different prompts, of {one.dataset!r} and of {other.dataset!r}; "
+            "if ids are not unique, leave them out with columns: {prompt_id: null}"
         )
 
 
 def refuse_empty(built: Built) -> None:
-    """Raises ValueError when a split that a later stage needs is empty."""
+    """Raises ValueError if a split that a later stage needs is empty."""
     sizes = built.sizes()
     needed = [(name, split) for name in ("sft", "rm") for split in SPLITS]
     for name, split in [*needed, ("rl", "train")]:
         if not sizes[f"{name}_{split}"]:
             lacking = {"sft": "prompt with a demonstration", "rm": "prompt", "rl": "api prompt"}[name]
-            why = ", ".join(f"{count} {rule}" for rule, count in built.pool.ledger.removed.items() if count) or "none"
+            why = ", ".join(f"{count} {rule}" for rule, count in built.pool.removed().items() if count) or "none"
             raise ValueError(
                 f"the {name} {split} split is empty after curation: no {lacking} is left among the {split} users; "
                 f"try another data.split_salt or other fractions, or look at what was removed ({why})"
             )
 
 
-def collect_documents(found: Sequence[Source], config: DataConfig, bad: BadRows, path: Path) -> Documents:
-    """All plain text, each document once. One document in ten is held out, by hash, and none that alone is over a tenth
-    of the text.
-
-    Of fewer than ten documents each is cut in two, and its last tenth held out.
-    """
-    texts: Iterator[Document] = (
-        document for source in found for document in shown(read(source, bad), f"data: text of {source.name}")
-    )
-    first = list(itertools.islice(texts, FEW_DOCUMENTS))
-    few = len(first) < FEW_DOCUMENTS
-    if few:
-        first = [part for document in first for part in cut(document)]
-    spool, names = Spool(path, DOCUMENT_SCHEMA), dict[str, int]()
-    digests, sizes, codes = list[int](), list[int](), list[int]()
-    for document in itertools.chain(first, texts):
-        spool.append({"text": document.text, "dataset": document.dataset})
-        digests.append(hash64(f"{config.split_salt}:{document.text}"))
-        sizes.append(len(document.text))
-        codes.append(names.setdefault(document.dataset, len(names)))
-    spool.close()
-    if not digests:
-        raise ValueError("data.pretraining: no source has a document")
-    digest, characters, dataset = np.array(digests, np.uint64), np.array(sizes, np.int64), np.array(codes, np.int32)
-    kept = first_among(digest, np.ones(len(digest), dtype=bool))
-    removed = {"repeated": int((~kept).sum())}
-    if few:
-        train, heldout = (np.flatnonzero(kept[place::2]) * 2 + place for place in (0, 1))
-    else:
-        ordered = np.flatnonzero(kept)[np.argsort(digest[kept], kind="stable")]
-        small = ordered[characters[ordered] <= characters[kept].sum() / 10]
-        heldout = small[: max(1, len(ordered) // 10)]
-        train = ordered[~np.isin(ordered, heldout)]
-    weights = weights_of(config, "pretraining")
-    if weights:
-        sources_of = np.array([list(weights).index(name) for name in names])[dataset[train]]
-        refuse_missing("pretraining", list(weights), sources_of)
-        stays = thinned(sources_of, list(weights.values()), characters[train].astype(float), digest[train])
-        removed["over_mixture_share"] = int((~stays).sum())
-        train = train[stays]
-    return Documents(spool, digest, characters, dataset, list(names), removed, {"train": train, "heldout": heldout})
-
-
-def cut(document: Document) -> tuple[Document, Document]:
-    """A document but for its last tenth, and that tenth."""
-    place = len(document.text) * 9 // 10
-    return Document(text=document.text[:place], dataset=document.dataset), Document(
-        text=document.text[place:], dataset=document.dataset
-    )
-
-
 def write(built: Built, folder: Path) -> None:
-    """Writes every set's splits that have rows (data/sets.py)."""
-    for name in SETS:
-        part = built.rankings if name == "rankings" else built.pool
-        for split, split_name in enumerate(SPLITS):
-            members = built.members(name, split)
-            if members.any():
-                with pq.ParquetWriter(
-                    set_file(folder, name, split_name), set_schema(name, built.conversational)
-                ) as writer:
-                    for batch in _selected(part, members, writer.schema, built.conversational):
-                        writer.write_batch(batch)
-    for split_name in TEXT_SPLITS:
-        rows = built.documents.splits[split_name]
-        with pq.ParquetWriter(set_file(folder, "texts", split_name), DOCUMENT_SCHEMA) as writer:
-            for piece in in_pieces(rows, built.documents.characters[rows]):
-                writer.write_batch(pa.RecordBatch.from_pylist(list(built.documents.spool.rows(piece)), DOCUMENT_SCHEMA))
-
-
-def in_pieces(rows: NDArray[np.int64], characters: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The rows in their order, some WRITE_CHARACTERS of text at a time."""
-    pieces = np.cumsum(characters) // WRITE_CHARACTERS
-    yield from np.split(rows, np.flatnonzero(np.diff(pieces)) + 1) if len(rows) else ()
-
-
-def _selected(part: Part, members: Mask, schema: pa.Schema, conversational: bool) -> Iterator[pa.RecordBatch]:
-    """The members as batches of the schema, in order; a few-shot prompt's examples follow its batch's other rows."""
-    start = 0
-    for batch in part.spool.batches():
-        chosen = members[start : start + len(batch)]
-        several = chosen & part.few_shot[start : start + len(batch)]
-        start += len(batch)
-        plain = batch.filter(pa.array(chosen & ~several))
-        # Some readers of Parquet take no row groups without rows.
-        if len(plain):
-            yield _as_set(plain, schema, conversational)
-        if several.any():
-            groups = [record_of(row, Prompt) for row in batch.filter(pa.array(several)).to_pylist()]
-            rows = [packed(example, "") for group in groups if isinstance(group, FewShot) for example in expand(group)]
-            yield _as_set(pa.RecordBatch.from_pylist(rows, POOL_SCHEMA), schema, conversational)
-
-
-def _as_set(batch: pa.RecordBatch, schema: pa.Schema, conversational: bool) -> pa.RecordBatch:
-    columns = {"prompt": batch.column("messages" if conversational else "prompt")}
-    return pa.RecordBatch.from_arrays(
-        [columns[name] if name in columns else batch.column(name) for name in schema.names], schema=schema
-    )
+    """Writes every split that has rows (data/sets.py). The examples of few-shot prompts come last."""
+    for name, split in itertools.product(SETS, SPLITS):
+        table, members = built.table(name), built.members(name, split)
+        if not members.any():
+            continue
+        schema = set_schema(name, built.conversational)
+        source = {"prompt": "messages"} if built.conversational else {}
+        columns = [source.get(column, column) for column in schema.names]
+        several = members & table.notes["few_shot"].to_numpy()
+        with pq.ParquetWriter(set_file(folder, name, split), schema) as writer:
+            for batch in table.batches(members & ~several, columns):
+                writer.write_table(batch.rename_columns(schema.names).cast(schema))
+            if several.any():
+                examples = (example for record in table.each(several) for example in expand(record))
+                rows = pa.Table.from_pylist([packed(example) for example in examples], POOL_SCHEMA)
+                writer.write_table(rows.select(columns).rename_columns(schema.names))
+    for split in TEXT_SPLITS:
+        built.documents.rows(split).to_parquet(set_file(folder, "texts", split))

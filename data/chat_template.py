@@ -1,18 +1,10 @@
-"""Chat templates in Jinja: the two of this project, and `portable`, which removes what only transformers understands.
+"""The chat template for tokenizers without one, and `portable`, which removes what only transformers understands.
 
-Neither of the two adds a system prompt. Both are plain Jinja, so that other Jinja implementations can parse them.
+PLAIN adds no system prompt. It is plain Jinja, so that other Jinja implementations can parse it.
 """
 
 import datetime
 import re
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""For tokenizers whose special tokens are `<|im_start|>` and `<|im_end|>`, the latter their EOS."""
 
 PLAIN = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
@@ -23,7 +15,7 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-"""For any other tokenizer that has no template of its own: a label and a line break. An answer is tokenised apart from
+"""For tokenizers that have no template of their own: a label and a line break. An answer is tokenised apart from
 its prompt, and a word that starts a line is written without a blank before it, as it is when it stands alone."""
 
 TODAY = datetime.date(2024, 7, 26)

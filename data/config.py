@@ -54,7 +54,7 @@ class DataConfig:
     directly.
     """
     demonstrations: list[str] = field(default_factory=lambda: ["seed"])
-    """Sources of prompts with an answer to imitate; `seed` is the set written for this project (data/seed)."""
+    """Sources of prompts with an answer to imitate; `seed` is the set written for this project (demo/seed)."""
     prompts: list[str] = field(default_factory=list)
     """Sources of additional prompts without answers."""
     rankings: list[str] = field(default_factory=list)
@@ -116,6 +116,12 @@ class DataConfig:
                 "room for training: their sum must be below 1"
             )
         self._validate_sources()
+
+    def weights(self, role: str) -> dict[str, float]:
+        """The weights of a role's sources by name; empty if they have none."""
+        names: list[str] = getattr(self, role)
+        found = {name: self.sources[name].weight if name in self.sources else None for name in names}
+        return {name: weight for name, weight in found.items() if weight is not None}
 
     def _validate_sources(self) -> None:
         for name in self.sources:

@@ -1,63 +1,48 @@
-"""The paper's rules as pure functions over columns: each gives a mask of the rows that stay (section 3.2, appendix
-A.2).
-
-Near-duplicates and personal data have files of their own. Shapes: N rows, in the order in which they were read.
+"""The paper's rules as pure functions of annotations: each returns a mask of the records that stay (section 3.2,
+appendix A.2). Near-duplicates and personal data have files of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-Mask = NDArray[np.bool_]
+from data.language import UNDETERMINED
 
 
-def under_cap(groups: NDArray[np.uint64], items: NDArray[np.uint64], limit: int) -> Mask:
-    """At most `limit` different items of a group, the first ones (section 3.2: 200 prompts of a user).
+def under_cap(records: pd.DataFrame, limit: int) -> pd.Series:
+    """The records of the first `limit` different items of each group (section 3.2: 200 prompts per user).
 
-    `groups` and `items` are N hashes; rows of a kept item all stay, so several rankings of one prompt count once.
+    Records of one item count once, so several rankings of one prompt stay together.
     """
-    keep = np.zeros(len(groups), dtype=bool)
-    order = np.lexsort((np.arange(len(groups)), items, groups))
-    group, item = groups[order], items[order]
-    opens = np.ones(len(order), dtype=bool)
-    opens[1:] = (group[1:] != group[:-1]) | (item[1:] != item[:-1])
-    first_row = order[opens]
-    # Of each group's items, in the order of their first rows, the place of each.
-    by_group = np.lexsort((first_row, groups[first_row]))
-    grouped = groups[first_row][by_group]
-    starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]]) if len(grouped) else np.empty(0, dtype=np.int64)
-    place = np.empty(len(first_row), dtype=np.int64)
-    place[by_group] = np.arange(len(grouped)) - np.repeat(starts, np.diff(np.r_[starts, len(grouped)]))
-    keep[order] = (place < limit)[np.cumsum(opens) - 1]
-    return keep
+    is_new = ~records.duplicated(["group", "item"])
+    place = is_new.groupby(records["group"]).cumsum()
+    # Later records of an item get the place of its first.
+    return place.groupby([records["group"], records["item"]]).transform("first") <= limit
 
 
-def in_languages(found: NDArray[np.object_], wanted: Sequence[str]) -> Mask:
-    """Rows of a wanted language; all of them where none is named. Text of no determined language (`und`) stays: nobody
-    can say it is foreign.
+def in_languages(found: pd.Series, wanted: Sequence[str]) -> pd.Series:
+    """Records in a wanted language, or all if none is named. Text of undetermined language stays."""
+    return found.isin([*wanted, UNDETERMINED]) if wanted else found.notna()
+
+
+def thinned(records: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
+    """The largest part of the records in which the sources have these weights; no source is repeated, and at least one
+    stays whole.
+
+    `records` has the columns `source`, `size` (1, or the characters of a text) and `hash`, which decides who stays: the
+    choice does not depend on the order, and a source that grows keeps nearly the same records.
     """
-    if not wanted:
-        return np.ones(len(found), dtype=bool)
-    return np.isin(found, [*wanted, "und"])
+    share = pd.Series(weights) / sum(weights.values())
+    whole = (records.groupby("source")["size"].sum() / share).min()
+    ordered = records.sort_values("hash", kind="stable")
+    cumulative = ordered.groupby("source")["size"].cumsum()
+    return (cumulative <= ordered["source"].map(share) * whole + 1e-6).reindex(records.index)
 
 
-def thinned(
-    sources: NDArray[np.int64], weights: Sequence[float], sizes: NDArray[np.float64], lots: NDArray[np.uint64]
-) -> Mask:
-    """The largest part of the rows in which source i has weights[i] of the whole; no source is repeated, and at least
-    one stays whole.
-
-    `sources` are N indices into the weights; `sizes` is what each row counts (1, or its characters); `lots` are N
-    hashes of the rows, so that who stays does not depend on the order, and a source that grows keeps nearly the same
-    rows.
-    """
-    keep = np.zeros(len(sources), dtype=bool)
-    share = np.asarray(weights) / np.sum(weights)
-    totals = np.bincount(sources, weights=sizes, minlength=len(share))
-    whole = (totals / share).min()
-    for index, part in enumerate(share):
-        rows = np.flatnonzero(sources == index)
-        rows = rows[np.argsort(lots[rows], kind="stable")]
-        keep[rows[np.cumsum(sizes[rows]) <= part * whole + 1e-6]] = True
-    return keep
+def refuse_missing(role: str, weights: Mapping[str, float], sources: pd.Series) -> None:
+    """Raises ValueError if a source with a weight has no training records: its share cannot be reached."""
+    for name in weights:
+        if not (sources == name).any():
+            raise ValueError(
+                f"data.{role}: source {name!r} has a weight but no training rows are left of it after curation"
+            )

@@ -1,24 +1,23 @@
-"""Curation of rankings by answer: drops unusable answers, and rankings in which no strict pair is left."""
+"""Curation of rankings: drops unusable answers, and rankings in which no strict pair is left."""
 
 import numpy as np
+import pandas as pd
 
+from data.annotate import Annotator, full_text
 from data.answers import has_strict_pair, identical_pairs, with_answers
-from data.config import DataConfig
-from data.measure import Measurer, full_text
-from data.part import Part
 from data.records import Ranking
-from data.sets import packed, record_of
-from data.spool import Spool
+from data.sets import packed
+from data.table import Table
 
 
-def refuse_undecided(part: Part) -> None:
-    """Raises ValueError when no ranking of a source puts an answer above a different one."""
-    for place, name in enumerate(part.datasets):
-        rows = part.dataset == place
-        if part.decided[rows].any():
+def refuse_undecided(table: Table) -> None:
+    """Raises ValueError if no ranking of a source puts an answer above a different one."""
+    for place, name in enumerate(table.sources):
+        mine = table.notes[table.notes["dataset"] == place]
+        if mine["decided"].any() or not len(mine):
             continue
-        of_source = f"data.rankings: all {int(rows.sum()):,} rankings of {name!r}"
-        if (part.identical[rows] > 0).all():
+        of_source = f"data.rankings: all {len(mine):,} rankings of {name!r}"
+        if (mine["identical"] > 0).all():
             raise ValueError(
                 f"{of_source} compare identical answers, which gives a reward model no signal: "
                 "check which columns hold the better and the worse answer"
@@ -29,44 +28,43 @@ def refuse_undecided(part: Part) -> None:
         )
 
 
-def drop_answers(part: Part, config: DataConfig, measurer: Measurer) -> None:
-    """Drops answers that are too long or, in training rows, hold personal data; then rankings without a strict pair."""
+def drop_answers(table: Table, annotator: Annotator) -> dict[str, int]:
+    """Drops answers that are too long or, in training rows, contain personal data; then rankings without a strict pair.
+
+    Returns the number of answers dropped from rankings that stay, by rule.
+    """
+    limit, notes = annotator.config.max_answer_tokens, table.notes
     shorter: dict[int, Ranking] = {}
-    stays = {rule: np.ones(part.count, dtype=bool) for rule in ("answer_too_long", "personal_data")}
-    part.dropped = dict.fromkeys(stays, 0)
-    suspects = np.flatnonzero(
-        part.kept() & ((part.measures.answer_tokens > config.max_answer_tokens) | part.measures.personal)
-    )
-    for number, row in zip(suspects.tolist(), part.spool.rows(suspects), strict=True):
-        ranking = record_of(row, Ranking)
-        tokens = measurer.answer_tokens(ranking.completions)
-        short = [place for place, count in enumerate(tokens) if count <= config.max_answer_tokens]
-        fit = _without_personal_data(ranking, short, measurer) if part.measures.personal[number] else short
-        left_out = {"answer_too_long": len(tokens) - len(short), "personal_data": len(short) - len(fit)}
-        unusable = [
-            rule for rule, kept in (("answer_too_long", short), ("personal_data", fit)) if not _usable(ranking, kept)
-        ]
-        if unusable:
-            stays[unusable[0]][number] = False
+    unusable: dict[str, list[int]] = {"answer_too_long": [], "personal_data": []}
+    dropped = dict.fromkeys(unusable, 0)
+    suspects = np.flatnonzero(table.kept() & ((notes["answer_tokens"] > limit) | notes["personal"]).to_numpy())
+    for number, ranking in zip(suspects.tolist(), table.read(suspects), strict=True):
+        tokens = annotator.answer_tokens(ranking.completions)
+        short = [place for place, count in enumerate(tokens) if count <= limit]
+        fit = _without_personal_data(ranking, short, annotator) if notes["personal"][number] else short
+        reasons = [rule for rule, kept in zip(unusable, (short, fit), strict=True) if not _usable(ranking, kept)]
+        if reasons:
+            unusable[reasons[0]].append(number)
             continue
         shorter[number] = with_answers(ranking, fit)
-        part.identical[number] = identical_pairs(shorter[number])
-        for rule, count in left_out.items():
-            part.dropped[rule] += count
-    for rule, mask in stays.items():
-        part.ledger.apply(rule, mask)
-    part.ledger.apply("identical_answers", part.decided | (part.identical == 0))
+        notes.loc[number, "identical"] = identical_pairs(shorter[number])
+        dropped["answer_too_long"] += len(tokens) - len(short)
+        dropped["personal_data"] += len(short) - len(fit)
+    for rule, numbers in unusable.items():
+        table.remove(rule, pd.Series(True, index=numbers, dtype=bool))
+    table.remove("identical_answers", ~notes["decided"] & (notes["identical"] > 0))
     if shorter:
-        part.spool = _rewritten(part.spool, shorter)
+        table.replace({number: packed(ranking) for number, ranking in shorter.items()})
+    return dropped
 
 
-def _without_personal_data(ranking: Ranking, places: list[int], measurer: Measurer) -> list[int]:
-    """The indices in `kept` of answers without personal data; none if the prompt itself has some."""
-    personal = measurer.personal
+def _without_personal_data(ranking: Ranking, places: list[int], annotator: Annotator) -> list[int]:
+    """The indices in `places` of answers without personal data; none if the prompt itself contains some."""
+    personal = annotator.personal
     if personal is None:
         return places
     fit = [] if personal(ranking.text) else [place for place in places if not personal(ranking.completions[place])]
-    # A match across the border of two texts cannot be attributed to one of them.
+    # A match that spans two texts cannot be attributed to one of them.
     return fit if len(fit) < len(places) or not fit or not personal(full_text(with_answers(ranking, fit))) else []
 
 
@@ -74,15 +72,3 @@ def _usable(ranking: Ranking, places: list[int]) -> bool:
     return len(places) == len(ranking.completions) or (
         len(places) > 1 and has_strict_pair(with_answers(ranking, places))
     )
-
-
-def _rewritten(spool: Spool, shorter: dict[int, Ranking]) -> Spool:
-    """The spool with these rankings in place of the rows with these numbers."""
-    found = Spool(spool.path.with_name(f"shorter_{spool.path.name}"), spool.schema)
-    number = 0
-    for batch in spool.batches():
-        for row in batch.to_pylist():
-            found.append(packed(shorter[number], row["key"]) if number in shorter else row)
-            number += 1
-    found.close()
-    return found

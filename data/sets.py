@@ -39,8 +39,8 @@ RANKING_FIELDS = [
     pa.field("ratings", pa.list_(pa.string())),  # JSON objects, since labelers rate different things
 ]
 
-WAITING_FIELDS = [pa.field("prompt", pa.string()), pa.field("messages", MESSAGES), pa.field("key", pa.string())]
-"""Columns before curation. A bare string is in `prompt` too; near-duplicates are detected by `key`."""
+WAITING_FIELDS = [pa.field("prompt", pa.string()), pa.field("messages", MESSAGES)]
+"""The prompt before curation; `prompt` is null if it is a conversation."""
 POOL_SCHEMA = pa.schema([*WAITING_FIELDS, *PROMPT_FIELDS, *ANSWER_FIELDS, pa.field("examples", EXAMPLES)])
 RANKING_SCHEMA = pa.schema([*WAITING_FIELDS, *PROMPT_FIELDS, *RANKING_FIELDS])
 DOCUMENT_SCHEMA = pa.schema([pa.field("text", pa.large_string()), pa.field("dataset", pa.string())])
@@ -75,12 +75,11 @@ def read_texts(folder: Path, split: str) -> Iterator[str]:
     return (row["text"] for _, row in read_rows(set_file(folder, "texts", split)))
 
 
-def packed(record: Prompt, key: str) -> dict[str, Any]:
+def packed(record: Prompt) -> dict[str, Any]:
     """A record as a row of POOL_SCHEMA or RANKING_SCHEMA."""
     row = dict(record.__dict__) | {
         "messages": record.messages,
         "prompt": record.prompt if isinstance(record.prompt, str) else None,
-        "key": key,
     }
     if isinstance(record, Ranking) and record.ratings is not None:
         row["ratings"] = [json.dumps(rating, default=str) for rating in record.ratings]
@@ -104,7 +103,7 @@ def _decoded(rating: object) -> object:
 
 def record_of(row: dict[str, Any], record_type: type[RecordT]) -> RecordT:
     """The record in a row of POOL_SCHEMA or RANKING_SCHEMA. For Prompt, the columns of the row determine its type."""
-    filled = {key: value for key, value in row.items() if value is not None and key not in ("key", "messages")}
+    filled = {key: value for key, value in row.items() if value is not None and key != "messages"}
     filled.setdefault("prompt", row["messages"])
     kind: type[Prompt] = record_type
     if record_type is Prompt:

@@ -95,13 +95,17 @@ def report(
     judged = Judged(items, np.repeat(np.arange(len(items)), [item.pairs for item in items]), resamples, seed)
     margins_P = judged.margins(scores)
     flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
+    beside = {name: judged.beside(given, margins_P) for name, given in judges.items()}
     return {
         **judged.right(scores, margins_P),
         "score_mean": float(flat.mean()),
         "score_std": float(flat.std()),
         "prompts": len(items),
         "pairs": len(margins_P),
-        "baselines": {name: judged.beside(given, margins_P) for name, given in judges.items()},
+        "baselines": beside,
+        "best_baseline": max(
+            (name for name in beside if name != "random"), key=lambda name: beside[name]["accuracy"]["mean"]
+        ),
         "by_k": by_answers(judged, margins_P),
         "by_distance": by_distance(judged, margins_P),
         "calibration": calibration(judged, margins_P),

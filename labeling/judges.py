@@ -12,7 +12,7 @@ from profanity_check import predict_prob
 from sklearn.feature_extraction.text import HashingVectorizer
 from transformers import AutoModel, AutoTokenizer
 
-from data.embedded import sentence_encoder
+from demo.assets import SENTENCE_ENCODER
 
 
 class Closeness(Protocol):
@@ -27,7 +27,7 @@ class SentenceEncoder:
     """
 
     def __init__(self, batch_size: int = 64) -> None:
-        place = sentence_encoder()
+        place = SENTENCE_ENCODER.path()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(place))
         self.model: Any = AutoModel.from_pretrained(str(place), use_safetensors=True, dtype=torch.float32).eval()
         self.batch_size = batch_size

@@ -21,8 +21,8 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from data.chat_template import PLAIN, portable
 from data.control_tokens import flag_control_tokens
-from data.embedded import base_model, cache_folder
 from data.tokenize import end_of_turn, layout
+from demo.assets import BASE_MODEL, cache_folder
 from modeling.architecture import is_classifier, refuse_headless
 from modeling.config import ModelConfig
 from modeling.finite import require_finite_weights
@@ -49,7 +49,7 @@ def base_model_place(config: ModelConfig) -> str:
     Raises ValueError when a download fails.
     """
     if config.base == "embedded":
-        return str(base_model())
+        return str(BASE_MODEL.path())
     if config.base == "tiny":
         folder = cache_folder() / "tiny-llama"
         return str(folder if (folder / "config.json").is_file() else make_tiny_model(folder))

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from data.chat_template import CHATML
+from demo.assets import CHATML
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "gpt_neox")

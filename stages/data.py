@@ -7,6 +7,7 @@ python -m stages.data --config configs/oasst.yaml --dry_run
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,53 +27,58 @@ FOR_PEOPLE = ("report.html", "report.md", "report_pictures", "README.md")
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes the sets, counts.json, the data card and the report."""
     from data.build import write
-    from data.card import write_card
-    from data.report.page import write_report
-    from data.report.plan import skipped_lines
-    from data.report.removed import finder, masked
+    from reports.card import write_card
+    from reports.data import write_data_report
+    from reports.plan import skipped_lines
 
     scratch = out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     built = curated(config, scratch)
     write(built, out)
-    sizes, removed = built.sizes(), built.removed()
-    # The messages quote rows, and the folder may be published, so personal data is masked here but not in the log.
-    skipped = [masked(sentence, finder(config.data)) for sentence in built.bad.examples]
-    report = {"rows": sizes, "removed": removed, "skipped": built.bad.count, "skipped_rows": skipped}
-    (out / "counts.json").write_text(json.dumps(report, indent=2) + "\n")
-    write_card(built, config.data, config.run_name, out)
-    warnings = write_report(built, config.data, config.run_name, out)
+    facts = described(built, config)
+    (out / "counts.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_card(facts, config.run_name, out)
+    write_data_report(facts, config.run_name, out)
     shutil.rmtree(scratch)
-    for kind, rules in removed.items():
+    for kind, rules in facts["removed"].items():
         for rule, count in rules.items():
             if count:
                 print(f"data: {count} {kind} removed: {rule}")
-    for sentence in warnings:
+    for sentence in facts["warnings"]:
         print(f"data: warning: {sentence}")
-    for line in skipped_lines(built):
+    # The log is private, so personal data in malformed rows is not masked here.
+    for line in skipped_lines(built.bad.examples, built.bad.count):
         print(f"data: skipped: {line}")
     shown = ("sft_train", "rm_train", "rl_train", "rm_valid", "rm_test", "rankings_train")
-    return {name: sizes[name] for name in shown} | {
-        "removed": sum(sum(rules.values()) for rules in removed.values()),
-        "skipped": built.bad.count,
+    return {name: facts["rows"][name] for name in shown} | {
+        "removed": sum(sum(rules.values()) for rules in facts["removed"].values()),
+        "skipped": facts["skipped"],
         "report": str(run.stage("data") / "report.html"),
     }
 
 
 def dry_run(config: RunConfig) -> None:
     """Prints the sources, what each rule would remove and the sizes of the sets."""
-    from data.report.plan import plan
+    from reports.plan import plan
 
     with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as scratch:
-        print(plan(curated(config, Path(scratch)), config.data))
+        print(plan(described(curated(config, Path(scratch)), config)))
+
+
+def described(built: "Built", config: RunConfig) -> dict[str, Any]:
+    """Statistics of the data, with the agreement of labelers."""
+    from data.facts import facts_of
+    from labeling.agreement import agreement, judged_prompts
+
+    return facts_of(built, config.data) | {"agreement": agreement(judged_prompts(built))}
 
 
 def curated(config: RunConfig, scratch: Path) -> "Built":
     """Reads and curates the sources. Raises ValueError if a prompt leaves no room for the answers of later stages."""
+    from data.annotate import Annotator
     from data.build import build
     from data.language import refuse_unknown
-    from data.measure import Measurer
     from data.personal_data import detector
     from data.sources.reading import all_sources
     from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens
@@ -86,10 +92,11 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     place = base_model_place(config.model)
     tokenizer = load_tokenizer(place, config.model)
     refuse_long_texts(config, read_settings(place, config.model))
-    measurer = Measurer(
-        prompt_tokens=lambda prompts: count_prompt_tokens(tokenizer, prompts),
-        answer_tokens=lambda completions: count_answer_tokens(tokenizer, completions),
-        personal=None if find is None else lambda text: bool(find(text)),
+    annotator = Annotator(
+        config.data,
+        prompt_tokens=partial(count_prompt_tokens, tokenizer),
+        answer_tokens=partial(count_answer_tokens, tokenizer),
+        personal=find,
     )
     others = readers(config)
 
@@ -98,23 +105,21 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
         for reader in others:
             reader.check_template(prompt)
 
-    built = build(config.data, measurer, scratch, check)
+    built = build(annotator, scratch, check)
     refuse_too_little_text(config, built, tokenizer)
-    longest = int(built.pool.measures.prompt_tokens[built.pool.kept()].max())
+    longest = int(built.pool.left()["prompt_tokens"].max())
     context = context_length(read_settings(place, config.model))
     refuse_too_long(config, dict.fromkeys(("samples", "ppo", "evaluate"), longest), context)
     return built
 
 
 def refuse_too_little_text(config: RunConfig, built: "Built", tokenizer: Any) -> None:
-    """Raises ValueError when a split of the plain text is too short for a pretraining example."""
-    from data.build import in_pieces
+    """Raises ValueError if a split of the plain text is too short for a pretraining example."""
     from data.tokenize import pretraining_chunks
 
-    documents, length = built.documents, config.data.pretraining_tokens
-    for split, rows in documents.splits.items():
-        pieces = in_pieces(rows, documents.characters[rows])
-        texts = (row["text"] for piece in pieces for row in documents.spool.rows(piece))
+    length = config.data.pretraining_tokens
+    for split in built.documents.splits:
+        texts = (row["text"] for row in built.documents.rows(split))
         try:
             pretraining_chunks(tokenizer, texts, length, limit=1)
         except ValueError as error:

@@ -31,6 +31,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.models import answer_suffix_of, reward_model
     from modeling.run import Run
     from modeling.sharding import Sharding
+    from reports.reward import write_reward_page
     from reward.batches import example_sets
     from reward.scoring import score_all
     from stages.inputs import left_out_lines, rankings
@@ -66,7 +67,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     evaluation = RewardEvaluation(settings, limit, options.bootstrap_resamples, config.model.of_export(), baseline)
     numbers = evaluation.reports(scores, sets)
     name = f"{config.run_name}: {options.model or 'its reward model'}"
-    evaluation.write(name, {"bias": model.bias, "left_out": left_out, **numbers})
+    results = {"bias": model.bias, "left_out": left_out, **numbers}
+    if accelerator.is_main_process:
+        evaluation.write(results)
+        write_reward_page(out, name, results)
     return headline(numbers["test"]) | {"report": str(run.stage("evaluate_reward") / "reward.html")}
 
 

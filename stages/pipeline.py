@@ -45,7 +45,7 @@ def work(config: RunConfig, force: bool) -> None:
 
 def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:
     """The report's verdict, and the headline numbers."""
-    from evaluation.verdict import too_few, verdict
+    from reports.verdict import too_few, verdict
 
     return "\n".join(
         [

@@ -4,6 +4,7 @@ python -m stages.ppo --config configs/demo.yaml --ppo.kl_coef 0.05
 torchrun --nproc_per_node 8 -m stages.ppo --config configs/demo.yaml
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from ppo.actor_critic import Loader
     from ppo.evaluation import held_out_prompts
     from ppo.export import PolicyExport
+    from ppo.monitors import warnings_of
     from ppo.trainer import PPOData, PPOTrainer
     from stages.cautions import cautions, refuse_uneven_batches
 
@@ -55,6 +57,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
     PolicyExport(sft / "model", model_config, tokenizer, out).write(models, average, accelerator)
     rows = read_metrics(out / "metrics.jsonl")
+    if accelerator.is_main_process:
+        warnings = warnings_of(config.ppo.monitors, [*rows, *read_metrics(out / "held_out.jsonl")])
+        (out / "warnings.json").write_text(json.dumps(warnings, indent=2) + "\n")
     first, last = rows[0], rows[-1]
     return {
         "episodes": last["episodes"],

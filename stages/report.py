@@ -12,7 +12,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes both files."""
-    from evaluation.report import write_report
+    from reports.run import write_report
 
     write_report(run.root, out, config.run_name, config.evaluate.samples_in_report)
     return {"report": str(run.stage("report") / "index.html")}

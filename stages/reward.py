@@ -21,6 +21,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.accelerator import from_main, make_accelerator
     from modeling.run import Run
     from modeling.sharding import Sharding
+    from reports.reward import write_reward_page
     from reward.batches import demonstrations, example_sets
     from reward.fit import RewardData, fit
     from stages.cautions import cautions
@@ -62,7 +63,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if curve:
         curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
     found = {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve}
-    evaluation.write(config.run_name, found)
+    if accelerator.is_main_process:
+        evaluation.write(found)
+        write_reward_page(out, config.run_name, found)
     return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],
         "train_prompts": len(sets["train"]),

@@ -27,8 +27,9 @@ from modeling.load import load_causal, load_scalar, load_tokenizer  # noqa: E402
 from modeling.tiny import make_tiny_model  # noqa: E402
 
 torch.set_num_threads(1)
-# A shell's background job ignores SIGINT, which some tests send to themselves.
+# Shells ignore SIGINT in background jobs and nohup ignores SIGHUP; some tests send both to themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

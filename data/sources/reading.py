@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data.config import BUILT_IN, DataConfig, SourceConfig
-from data.embedded import wikipedia_file
 from data.few_shot import expand
 from data.files import BadRows, Placed, is_data_file, is_missing, read_rows
 from data.messages import other_keys
@@ -22,8 +21,9 @@ from data.records import Demonstration, FewShot, Prompt, Ranking, UnknownKeyErro
 from data.sources.adapter import Adapter, Role
 from data.sources.folders import folder_files
 from data.sources.registry import ADAPTERS
+from demo.assets import ARTICLES, SEED_FOLDER
 
-SEED_FOLDER = Path(__file__).parents[1] / "seed"
+EMBEDDED = {"seed": "written for this project (Apache-2.0)", "wikipedia": f"{ARTICLES.what}; {ARTICLES.licence}"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 RECORD_TYPES: dict[Role, type[Prompt]] = {"demonstrations": Demonstration, "prompts": Prompt, "rankings": Ranking}
 
@@ -55,6 +55,15 @@ class Source:
         return f"{self.hub}{f' ({subset})' if subset else ''}, split {self.split}, at {self.settings.revision}"
 
     @property
+    def about(self) -> str:
+        """A description, with the licence if it is known."""
+        if self.settings.format != "rows":
+            return self.adapter.about
+        if self.name in EMBEDDED:
+            return EMBEDDED[self.name]
+        return f"rows of the user's own; {self.settings.licence or 'licence not recorded'}"
+
+    @property
     def split(self) -> str:
         """The Hub split."""
         return self.settings.split or self.adapter.split
@@ -78,7 +87,7 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
     settings = config.sources.get(name)
     where = f"data.{role}: {name!r}" if settings is None else f"data.sources.{name}"
     if settings is None:
-        place = SEED_FOLDER if name == "seed" else wikipedia_file() if name == "wikipedia" else Path(name)
+        place = SEED_FOLDER if name == "seed" else ARTICLES.path() if name == "wikipedia" else Path(name)
         settings = SourceConfig(place=str(place))
         if not is_there(place):
             near = difflib.get_close_matches(name, [*config.sources, "seed", "wikipedia"], n=1)

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.annotate import Annotator
 from data.build import Built, write
-from data.measure import Measurer
+from data.config import DataConfig
 from data.records import SPLITS, Prompt
 from data.sets import SETS, SetName, read_set, set_file
 
@@ -21,7 +22,9 @@ def words(texts: Iterable[Any]) -> list[int]:
     return [len((text.text if isinstance(text, Prompt) else text).split()) for text in texts]
 
 
-MEASURER = Measurer(prompt_tokens=words, answer_tokens=words, personal=lambda text: "@" in text)
+def annotator(config: DataConfig) -> Annotator:
+    """Counts words as tokens, and takes an @ for personal data."""
+    return Annotator(config, words, words, lambda text: "@" in text)
 
 
 def rows(file: Path, count: int, start: int = 0, **extra: Any) -> str:

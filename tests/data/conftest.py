@@ -7,7 +7,7 @@ import pytest
 
 from data.build import Built, build
 from data.config import DataConfig
-from tests.data.building import MEASURER, Sets, rows
+from tests.data.building import Sets, annotator, rows
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> DataConfig:
 
 @pytest.fixture
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DataConfig], Built]:
-    return lambda config: build(config, MEASURER, tmp_path_factory.mktemp("scratch"))
+    return lambda config: build(annotator(config), tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture

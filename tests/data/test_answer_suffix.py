@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from data.chat_template import CHATML
 from data.records import Demonstration, Ranking
 from data.tokenize import check_prompt, count_answer_tokens, decode_completion, encode_completion, layout
+from demo.assets import CHATML
 from reward.batches import ranking_example
 
 SUFFIXES = ["</answer>", " ", "\\n[done]", "\\n\\n"]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+import data.annotate
 import data.build
-import data.spool
+import data.table
 from data.build import Built
 from data.config import DataConfig, SourceConfig
 from data.records import SPLITS, Demonstration, Prompt, Ranking
@@ -80,11 +81,11 @@ def test_every_removed_row_is_counted_under_its_rule(
         "documents": {"repeated": 0},
     }  # fmt: skip
     assert built.pool.kept().sum() + sum(built.removed()["prompts"].values()) == 120 + len(added) + 1
-    kept = {row["user_id"] for row in built.pool.spool.rows(built.pool.kept().nonzero()[0])}
+    kept = {record.user_id for record in built.pool.each(built.pool.kept())}
     assert "glutton" in kept
     assert not {"copycat", "talker", "writer"} & kept
-    (victim,) = built.pool.spool.rows(built.pool.ledger.examples["near_duplicate"])
-    assert victim["user_id"] == "copycat", "the report can show who it was"
+    (victim,) = built.pool.read(built.pool.examples("near_duplicate"))
+    assert victim.user_id == "copycat", "the report can show who it was"
 
 
 LONG = "four words are many"
@@ -185,7 +186,7 @@ def test_personal_data_leaves_training_and_stays_where_the_model_is_only_measure
     )
     built = made(config)
     found = {
-        split: sum("@" in row["prompt"] for row in built.pool.spool.rows(built.pool.kept(place).nonzero()[0]))
+        split: sum("@" in record.prompt for record in built.pool.each(built.pool.kept(split)))
         for place, split in enumerate(SPLITS)
     }
     assert found["train"] == 0
@@ -214,7 +215,7 @@ def test_a_row_that_leaves_for_itself_takes_no_twin_with_it(
     built = made(config)
     assert built.removed()["prompts"]["answer_too_long"] == 1
     assert built.removed()["prompts"]["repeated"] == 0
-    assert "tell me of tundra" in {row["prompt"] for row in built.pool.spool.rows(built.pool.kept().nonzero()[0])}
+    assert "tell me of tundra" in {record.prompt for record in built.pool.each(built.pool.kept())}
 
 
 def test_another_salt_moves_users_and_documents(
@@ -224,11 +225,8 @@ def test_another_salt_moves_users_and_documents(
     first = made(config)
     config.split_salt = "another"
     second = made(config)
-    assert first.pool.split.tolist() != second.pool.split.tolist()
-    held_out = [
-        {row["text"] for row in built.documents.spool.rows(built.documents.splits["heldout"])}
-        for built in (first, second)
-    ]
+    assert first.pool.notes["split"].tolist() != second.pool.notes["split"].tolist()
+    held_out = [set(built.documents.rows("heldout")["text"]) for built in (first, second)]
     assert held_out[0] != held_out[1]
 
 
@@ -321,21 +319,20 @@ def test_one_id_on_two_different_prompts_is_refused(config: DataConfig, tmp_path
     config.prompts.append(written(tmp_path / "same.jsonl", [{"prompt": "amber number 0 please", "prompt_id": "p0"}]))
     made(config)
     config.prompts[-1] = written(tmp_path / "other.jsonl", [{"prompt": "How?", "prompt_id": "p0"}])
-    with pytest.raises(ValueError, match="prompt_id 'p0' stands on two different prompts"):
+    with pytest.raises(ValueError, match="prompt_id 'p0' is on two different prompts"):
         made(config)
 
 
 def test_measuring_in_two_processes_changes_nothing(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any
 ) -> None:
-    monkeypatch.setattr(data.spool, "BATCH_ROWS", 16)
+    monkeypatch.setattr(data.annotate, "ROWS_PER_WORKER", 10)
     config.max_prompt_tokens = 4
     one = made(config)
     config.workers = 2
     two = made(config)
     assert one.removed() == two.removed()
-    assert one.pool.measures.prompt_tokens.tolist() == two.pool.measures.prompt_tokens.tolist()
-    assert one.pool.spool.batch_count > 4
+    assert one.pool.notes.equals(two.pool.notes)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ def test_an_evaluation_prompt_that_somebody_else_ranked_leaves_training(
     own.
     """
     built = made(config)
-    (held_out, *_) = built.pool.spool.rows(built.pool.kept(SPLITS.index("test")).nonzero()[0])
-    (trained, *_) = built.rankings.spool.rows(built.rankings.kept(SPLITS.index("train")).nonzero()[0])
+    (held_out, *_) = built.pool.each(built.pool.kept("test"))
+    (trained, *_) = built.rankings.each(built.rankings.kept("train"))
     copied = {
-        "prompt": held_out["prompt"].upper() + "!",
-        "user_id": trained["user_id"],
+        "prompt": held_out.prompt.upper() + "!",
+        "user_id": trained.user_id,
         "completions": ["a", "b"],
         "ranks": [2, 1],
     }
@@ -71,7 +71,7 @@ def test_a_validation_prompt_counts_as_evaluation_and_leaves_for_a_test_prompt(
         ]
         config.rankings = [*rankings, written(tmp_path / "petals.jsonl", lines)]
         built = made(config)
-        kept = {row["user_id"] for row in built.rankings.spool.rows(built.rankings.kept().nonzero()[0])}
+        kept = {record.user_id for record in built.rankings.each(built.rankings.kept())}
         assert users[-1] in kept
         return built.removed()["rankings"]["evaluation_prompt"]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from data.chat_template import CHATML, PLAIN
+from data.chat_template import PLAIN
 from data.control_tokens import user_text_ids
 from data.records import Demonstration, Prompt
 from data.tokenize import (
@@ -22,6 +22,7 @@ from data.tokenize import (
     encode_prompt,
     pretraining_chunks,
 )
+from demo.assets import CHATML
 from modeling.config import ModelConfig
 from modeling.load import load_tokenizer, same_tokenizer
 

@@ -6,23 +6,17 @@ from typing import Any
 
 import pytest
 
-import data.build
-import data.spool
 from data.build import write
 from data.config import DataConfig, SourceConfig
 from data.sets import read_texts
 from tests.data.building import written
 
 
-def test_a_long_document_does_not_wait_for_thousands_of_others(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any
-) -> None:
-    monkeypatch.setattr(data.spool, "BATCH_CHARACTERS", 1000)
-    monkeypatch.setattr(data.build, "WRITE_CHARACTERS", 700)
+def test_a_long_document_does_not_wait_for_thousands_of_others(config: DataConfig, tmp_path: Path, made: Any) -> None:
     texts = [f"{number:04d}" * (100 if number % 7 == 0 else 1) for number in range(60)]
     config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": text} for text in texts))]
     built = made(config)
-    assert built.documents.spool.batch_count > 3
+    assert max(len(batch) for batch in built.documents.texts.data.to_batches()) <= 16
     write(built, tmp_path)
     assert sorted([*read_texts(tmp_path, "train"), *read_texts(tmp_path, "heldout")]) == sorted(texts)
 
@@ -34,7 +28,7 @@ def test_no_document_is_both_trained_on_and_held_out(config: DataConfig, tmp_pat
     for order in (texts, texts[::-1] + texts[:1]):
         config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": text, "title": "x"} for text in order))]
         documents = made(config).documents
-        found = {split: [row["text"] for row in documents.spool.rows(rows)] for split, rows in documents.splits.items()}
+        found = {split: list(documents.rows(split)["text"]) for split in documents.splits}
         assert len(found["heldout"]) == max(1, count // 10)
         assert sorted(found["train"] + found["heldout"]) == sorted(texts)
         assert documents.removed == {"repeated": len(order) - count}
@@ -79,6 +73,6 @@ def test_weights_of_plain_text_are_shares_of_its_characters(config: DataConfig, 
     }
     config.pretraining = ["long", "short"]
     documents = made(config).documents
-    names = [documents.datasets[code] for code in documents.dataset[documents.splits["train"]]]
+    names = documents.rows("train")["dataset"]
     assert Counter(names)["long"] <= 1, "a hundred short ones are as much text as one long one"
     assert Counter(names)["short"] > 80

@@ -16,7 +16,7 @@ from data.language import UNDETERMINED, identify
 ROOT = Path(__file__).parents[2]
 SEED = [
     json.loads(line)
-    for path in sorted((ROOT / "data" / "seed").glob("*.jsonl"))
+    for path in sorted((ROOT / "demo" / "seed").glob("*.jsonl"))
     for line in path.read_text(encoding="utf-8").splitlines()
 ]
 ELSEWHERE = {

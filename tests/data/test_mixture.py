@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from data.config import DataConfig, SourceConfig
-from data.records import SPLITS
 from data.split import split_of
 from tests.data.building import WORDS, rows, written
 
@@ -21,11 +20,9 @@ def test_weights_thin_the_training_rows_of_a_role_and_leave_evaluation_alone(
     }
     config.demonstrations, config.prompts = ["many", "few"], []
     built = made(config)
-    train = Counter(row["dataset"] for row in built.pool.spool.rows(built.pool.kept(0).nonzero()[0]))
+    train = Counter(record.dataset for record in built.pool.each(built.pool.kept("train")))
     assert train["few"] == 3 * train["many"] > 0 or abs(train["few"] - 3 * train["many"]) < 3
-    rest = Counter(
-        row["dataset"] for row in built.pool.spool.rows((built.pool.kept(1) | built.pool.kept(2)).nonzero()[0])
-    )
+    rest = Counter(record.dataset for record in built.pool.each(built.pool.kept("valid") | built.pool.kept("test")))
     assert rest["many"] > rest["few"]
     assert built.removed()["prompts"]["over_mixture_share"] == 260 - sum(train.values()) - sum(rest.values())
 
@@ -45,9 +42,9 @@ def test_the_examples_of_few_shot_prompts_count_as_rows_of_a_mixture(
     }
     config.demonstrations, config.prompts = ["few_shot", "plain"], []
     built = made(config)
-    kept = built.pool.kept(SPLITS.index("train"))
-    few = int(built.pool.copies[kept & built.pool.few_shot].sum())
-    assert 0 <= int((kept & ~built.pool.few_shot).sum()) - few < 4, (
+    kept = built.pool.kept("train")
+    few = int(built.pool.notes["copies"][kept & built.pool.notes["few_shot"]].sum())
+    assert 0 <= int((kept & ~built.pool.notes["few_shot"]).sum()) - few < 4, (
         "as many rows of either, but for a few-shot prompt that is not cut"
     )
     assert few > 20

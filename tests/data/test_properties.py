@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.build
-import data.spool
+import data.table
+from data.annotate import asked, full_text
 from data.build import Built, build
 from data.config import DataConfig
-from data.measure import full_text
 from data.near_duplicates import comparable
-from data.part import asked
 from data.records import SPLITS
 from data.sets import SETS
-from tests.data.building import MEASURER, WORDS, Sets, written
+from tests.data.building import WORDS, Sets, annotator, written
 from tests.data.test_near_duplicates import near
 
 USERS = st.sampled_from([f"user {number}" for number in range(12)])
@@ -94,8 +93,8 @@ def made_in(folder: Path, name: str, config: DataConfig) -> Built:
     (folder / f"{name}.scratch").mkdir()
     # Batches of three, so that columns and batches part where they can.
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(data.spool, "BATCH_ROWS", 3)
-        return build(config, MEASURER, folder / f"{name}.scratch")
+        small.setattr(data.table, "BATCH", 3)
+        return build(annotator(config), folder / f"{name}.scratch")
 
 
 def homes_of(found: Sets) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 from datasets import load_dataset
 
 import data.build
-import data.spool
+import data.table
 from data.config import DataConfig
 from data.records import Ranking
 from data.sets import set_file
@@ -56,8 +56,8 @@ def test_conversations_that_share_a_long_history_are_not_twins_and_those_that_as
     )
     built = made(config)
     assert built.removed()["prompts"]["near_duplicate"] == 1
-    (victim,) = built.pool.spool.rows(built.pool.ledger.examples["near_duplicate"])
-    assert victim["messages"][-1]["content"] == "Do you ship abroad"
+    (victim,) = built.pool.read(built.pool.examples("near_duplicate"))
+    assert victim.messages[-1]["content"] == "Do you ship abroad"
 
 
 def test_all_that_a_ranking_holds_is_on_disk(config: DataConfig, tmp_path: Path, sets: Any) -> None:
@@ -80,7 +80,7 @@ def test_all_that_a_ranking_holds_is_on_disk(config: DataConfig, tmp_path: Path,
 
 def test_the_sets_are_data_sets_to_anyone(config: DataConfig, sets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of which no row is in a set leave nothing behind that a reader of Parquet stumbles over."""
-    monkeypatch.setattr(data.spool, "BATCH_ROWS", 3)
+    monkeypatch.setattr(data.table, "BATCH", 3)
     found = sets(config)
     loaded = load_dataset(
         "parquet",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data.chat_template import CHATML, PLAIN
+from data.chat_template import PLAIN
 from data.records import Demonstration, Prompt
 from data.tokenize import (
     check_prompt,
@@ -21,6 +21,7 @@ from data.tokenize import (
     encode_prompt,
     pretraining_chunks,
 )
+from demo.assets import CHATML
 from sft.examples import demonstration_examples
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]

@@ -19,9 +19,9 @@ from data.records import Prompt
 from evaluation.best_of_n import Proxy, best_of_n, best_of_n_kl, choice_weights, sizes
 from evaluation.compare import Answer
 from evaluation.config import EvaluateConfig
-from evaluation.verdict import against_best_of_n
 from modeling.generation import Generation
 from modeling.tiny import make_tiny_model
+from reports.verdict import against_best_of_n
 from tests.ppo.conftest import ALONE, PROMPTS, Chain, build_chain, chain_of, save_reward
 
 ROUNDING = 1e-13

@@ -164,6 +164,8 @@ def test_every_mean_is_that_of_a_loop(case: Case) -> None:
     scores, items = case
     found = report(scores, items, resamples=20)
     json.dumps(found, allow_nan=False)
+    simple = {name: judge["accuracy"]["mean"] for name, judge in found["baselines"].items() if name != "random"}
+    assert simple[found["best_baseline"]] == max(simple.values())
     pairs = [(n, i, j) for n, item in enumerate(items) for i, j in pairs_of(item)]
 
     def judged(of: Any, chosen: Any = lambda n, i, j: True) -> float | None:

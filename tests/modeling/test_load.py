@@ -18,8 +18,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from data.chat_template import CHATML, PLAIN
+from data.chat_template import PLAIN
 from data.tokenize import encode_completion
+from demo.assets import CHATML
 from modeling.batch import Batch
 from modeling.config import ModelConfig
 from modeling.export import export

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.chat_template import CHATML
+from demo.assets import CHATML
 from modeling.tiny import ARCHITECTURES, CONTEXT_LENGTH, make_tiny_model
 
 TEXT = "Why? Ünïcode, \t tabs\n\nand 1234 digits."

@@ -1,0 +1,1 @@
+"""Reports as HTML and Markdown, made from the JSON files of a run."""

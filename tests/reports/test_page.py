@@ -1,0 +1,102 @@
+"""What every report is made of: forms of numbers, tables that hold whatever text, and both pages."""
+
+import math
+import re
+
+import pytest
+from jinja2 import UndefinedError
+from matplotlib.figure import Figure
+
+from reports.page import (
+    Box,
+    Bullets,
+    Columns,
+    Details,
+    Heading,
+    Page,
+    Picture,
+    Quote,
+    Table,
+    Text,
+    Tiles,
+    between,
+    counted,
+    duration,
+    environment,
+    fenced,
+    markdown_cell,
+    measured,
+    number,
+    percent,
+    share,
+)
+
+
+def test_forms():
+    assert [number(v) for v in (0.1234, 1.234, 12.34, 1234.5, 7, None, math.nan)] == [
+        "0.123",
+        "1.23",
+        "12.3",
+        "1,234",
+        "7",
+        "–",
+        "–",
+    ]
+    assert [percent(v) for v in (0.1234, None)] == ["12.3%", "–"]
+    assert [share(1, 8), share(0, 0)] == ["12.5%", "–"]
+    assert [counted(1, "user"), counted(2000, "user")] == ["1 user", "2,000 users"]
+    assert [duration(v) for v in (59.6, 7260.0, 12.0, None)] == ["1 min 0 s", "2 h 1 min", "12 s", "–"]
+    assert between({"mean": 0.5, "low": 0.4, "high": 0.6}, percent) == "40.0% to 60.0%"
+    assert measured({"mean": 0.5, "low": 0.4, "high": 0.6}, percent) == ("50.0%", "40.0% to 60.0%")
+    assert measured(None, percent) == "–"
+    assert markdown_cell(("a|b", "<i>")) == "a\\|b (&lt;i>)"
+    assert fenced("a ``` b").startswith("````text")
+
+
+BLOCKS = [
+    Box("It <works>.", tone="better"),
+    Box("", "Warnings", ("one | two",), "worse"),
+    Tiles([("Rate", "5%", "4% to 6%")]),
+    Heading("First part"),
+    Text("See", link=("that", "other.html")),
+    Table(["Name", "Words", "Count", "Paper"], [["<b>", "a|b", ("1", "one"), "2"]], quiet=(3,), words=(1,)),
+    Table([], [], empty="Nothing."),
+    Picture("one", "One"),
+    Picture("two", "Two"),
+    Bullets([("It holds", "5%")], ["holds"]),
+    Details("More", [Quote("``` <i>", note="said"), Columns([Quote("x", "SFT", "3 tokens")], ["sft"])]),
+]
+
+
+def test_a_page_is_written_as_html_and_as_markdown(tmp_path):
+    Page("r<u>n", BLOCKS, "page.html", "page.md", "pictures").write(tmp_path, {"one": Figure(figsize=(1, 1))})
+    html, markdown = (tmp_path / "page.html").read_text(), (tmp_path / "page.md").read_text()
+    row = '<td>&lt;b&gt;</td><td class="words">a|b</td><td>1<small>one</small></td><td class="quiet">2</td>'
+    assert f"<tr>{row}</tr>" in html
+    assert "<title>r&lt;u&gt;n</title>" in html
+    assert re.findall(r'<img src="data:image/png;base64,[\w+/=]+" alt="(\w+)">', html) == ["One"]
+    assert '<p class="quiet">Nothing.</p>' in html
+    assert '<a href="#first-part">First part</a>' in html
+    assert '<h2 id="first-part">' in html
+    assert '<p>See <a href="other.html">that</a></p>' in html
+    assert "It &lt;works&gt;." in html
+    assert "<pre>``` &lt;i&gt;</pre>" in html
+    assert "\n**It <works>.**\n" in markdown
+    assert "\n- one \\| two\n" in markdown
+    assert (
+        "\n\n| Name | Words | Count | Paper |\n| --- | --- | ---: | ---: |\n| &lt;b> | a\\|b | 1 (one) | 2 |\n"
+        in markdown
+    )
+    assert "| Number | Value | Detail |\n| --- | ---: | --- |\n| Rate | 5% | 4% to 6% |\n" in markdown
+    assert "See [that](other.html)" in markdown
+    assert "\nNothing.\n" in markdown
+    assert "\n- **holds**: It holds. 5%\n" in markdown
+    assert "\n````text\n``` <i>\n````\n\nsaid\n" in markdown
+    assert "\nSFT: 3 tokens\n\n```text\nx\n```\n" in markdown
+    assert re.findall(r"!\[(\w+)\]\((.*)\)", markdown) == [("One", "pictures/one.png")]
+    assert (tmp_path / "pictures" / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_undefined_variable_is_an_error():
+    with pytest.raises(UndefinedError, match="page"):
+        environment().get_template("page.html.j2").render(pictures={})

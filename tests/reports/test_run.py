@@ -1,0 +1,449 @@
+"""The report shows the run folder's numbers in their places, stands alone, and does without what a run lacks."""
+
+import json
+import math
+import random
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from reports.run import labeler_note, write_report
+from reports.verdict import change
+
+PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
+HOSTILE = "<script>alert('no')</script> | ```` and \n# a heading"
+
+
+def around(mean: float, width: float = 0.05, n: int = 120) -> dict[str, float]:
+    return {"mean": mean, "low": mean - width, "high": mean + width, "n": n}
+
+
+def put(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = value if path.suffix == ".jsonl" else [value]
+    assert isinstance(rows, list)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def fake_best_of_n() -> dict[str, object]:
+    """Of a reward model that is pleased more and more while chrF turns down."""
+    rows = []
+    for n in (1, 2, 4, 8, 16):
+        root = math.sqrt(math.log(n) - (n - 1) / n)
+        means = {
+            "proxy": 1.3 * root - 0.1,
+            "score": 0.55 + 0.2 * root - 0.05 * root**2,
+            "chrf": 0.19 + 0.02 * root - 0.012 * root**2,
+        }
+        rows.append(
+            {"n": n, "kl": root**2, "win_rate": around(0.5 + 0.15 * root)}
+            | {key: around(mean, 0.06 * mean) for key, mean in means.items()}
+        )
+    ppo = {
+        "kl": around(8.765, 0.6),
+        "proxy": around(1.612, 0.1),
+        "score": around(0.82, 0.04),
+        "chrf": around(0.181, 0.01),
+    }
+    against = {"n": 16, "kl": rows[-1]["kl"], "win_rate": around(0.5321, 0.06, 40)}
+    return {
+        "prompts": 40,
+        "samples": 16,
+        "rows": rows,
+        "ppo": ppo | {"win_rate": around(0.6412)},
+        "ppo_against": against,
+    }
+
+
+def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 40) -> Path:
+    """Every file that the report reads, with numbers of a plausible run."""
+    noise = random.Random(0)
+    config = {
+        "run_name": "fake",
+        "data": {"rankings": []},
+        "labels": {
+            "labeler": "simulated",
+            "disagreement": 0.1,
+            "weights": {"closeness": 1.0, "complete": 0.3, "repetition": 0.3, "profanity": 0.5},
+        },
+        "ppo": {"kl_coef": 0.02, "ptx_coef": 27.8 if ptx else 0.0},
+        "evaluate": {"answers_per_prompt": 1, "temperature": 1.0, "weights": "ema"},
+    }
+    for index, stage in enumerate(("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")):
+        headline = {
+            "samples": {"prompts": 900, "complete": 0.81},
+            "labels": {"rankings": 900, "all_tied": 14, "tied_pairs": 0.19},
+        }.get(stage, {})
+        put(
+            run / stage / "manifest.json",
+            {
+                "stage": stage, "seconds": 100.0 + index, "device": "cuda:0", "world_size": 1, "python": "3.11.9",
+                "headline": headline,
+                "git_commit": "0123456789abcdef0123456789abcdef01234567+dirty",
+                "packages": {"torch": "2.9.1", "trl": "1.16.0"}, "config": config,
+            },
+        )  # fmt: skip
+    sizes = {
+        "sft_train": 1234,
+        "sft_valid": 130,
+        "sft_test": prompts,
+        "rl_train": 987,
+        "texts_train": 450,
+        "texts_heldout": 50,
+    }
+    put(
+        run / "data" / "counts.json",
+        {"rows": sizes, "removed": {"prompts": {"near_duplicate": 31, "over_cap": 7}, "rankings": {"repeated": 5}}}
+        | {"skipped": 23, "skipped_rows": ["a.jsonl:3: not JSON"]},
+    )
+    sft: list[dict[str, float]] = [
+        {"step": step, "loss": 1.9 + math.exp(-step / 15) + noise.gauss(0, 0.05), "token_accuracy": 0.55 + 0.001 * step}
+        for step in range(1, 81)
+    ]
+    put(run / "sft" / "metrics.jsonl", sft + [{"step": 40, "valid_loss": 2.05}, {"step": 80, "valid_loss": 2.0}])
+    reward = [
+        {
+            "step": k,
+            "loss": 0.5 + 0.25 * math.exp(-k / 9) + noise.gauss(0, 0.03),
+            "accuracy": min(1, 0.55 + k / 150 + noise.gauss(0, 0.05)),
+        }
+        for k in range(1, 31)
+    ]
+    put(run / "reward" / "metrics.jsonl", reward)
+    judges = {"longest": 0.5432, "shortest": 0.4568, "random": 0.5011, "sft_likelihood": 0.6021}
+    test = {
+        "accuracy": around(0.7123, 0.02, 700),
+        "best_vs_worst": around(0.8457),
+        "score_std": 1.234,
+        "prompts": 120,
+        "pairs": 700,
+    }
+    test["best_baseline"] = "sft_likelihood"
+    test["baselines"] = {
+        name: {
+            "accuracy": around(mean, 0.03, 700),
+            "best_vs_worst": None,
+            "difference": around(0.7123 - mean, 0.0404, 700),
+        }
+        for name, mean in judges.items()
+    }
+    test["calibration"] = {"bins": [], "expected_calibration_error": 0.0345, "loss": 0.5678, "temperature": 1.2}
+    left_out = {
+        "train": {"all_tied": 11, "too_long": 2},
+        "valid": {"all_tied": 1, "too_long": 0},
+        "test": {"all_tied": 2, "too_long": 0},
+    }
+    put(run / "reward" / "accuracy.json", {"bias": 0.31, "left_out": left_out, "valid": test, "test": test})
+    ppo, timings = [], []
+    for k in range(1, iterations + 1):
+        kl = 9 * (1 - math.exp(-k / 8)) + noise.gauss(0, 0.3)
+        row = {
+            "step": k,
+            "episodes": 512.0 * k,
+            "score": 0.45 * math.sqrt(max(kl, 0)) - 0.2 + noise.gauss(0, 0.04),
+            "kl": kl,
+            "kl_k3": kl + 0.4,
+        }
+        row |= {
+            "entropy": 1.9 - 0.02 * k,
+            "ended": 0.78 + 0.006 * k,
+            "length": 92 + k,
+            "clip_fraction": 0.03 + 0.001 * k,
+            "ratio_max": 2.5 + 0.05 * k,
+        }
+        row |= {"value_loss": 0.05 + 0.3 * math.exp(-k / 4), "explained_variance": math.nan if k == 1 else 0.7 - 1 / k}
+        row |= {"ptx_loss": 2.9 - 0.004 * k, "ptx_to_ppo_grad_ratio": 4 + noise.random()} if ptx else {}
+        timings.append(
+            {
+                "step": k,
+                "seconds_rollout": 21.0 + noise.random(),
+                "seconds_score": 6.0,
+                "seconds_update": 33.0 + noise.random(),
+            }
+        )
+        ppo.append(row)
+    put(run / "ppo" / "metrics.jsonl", ppo)
+    put(run / "ppo" / "timings.jsonl", timings)
+
+    means = {
+        "closeness": (0.412, 0.533, 0.561),
+        "complete": (0.6, 0.81, 0.92),
+        "repetition": (0.12, 0.041, 0.033),
+        "profanity": (0.02, 0.021, 0.019),
+    }
+    means |= {"score": (0.55, 0.76, 0.82), "chrf": (0.19, 0.255, 0.262), "tokens": (120.0, 93.0, 104.0)}
+    table = {
+        model: {key: around(row[index], 0.03 * max(row[index], 0.1)) for key, row in means.items()}
+        for index, model in enumerate(("base", "sft", "ppo"))
+    }
+    evaluation = {
+        "prompts": prompts, "weights": "ema", "answers_per_prompt": 1, "best_of_n": fake_best_of_n(),
+        "win_rate": {"sft": around(0.6346), "base": around(0.8766, 0.03)}, "models": table,
+        "win_rate_length_matched": around(0.5987, 0.08, 71), "win_rate_both_end": around(0.4953, 0.062, 88),
+        "win_rate_without": {
+            "closeness": around(0.5911), "complete": around(0.5264, 0.055),
+            "repetition": around(0.6322), "profanity": around(0.6233),
+        },
+        "win_rate_by_part": {
+            "closeness": around(0.5111), "complete": around(0.5822),
+            "repetition": around(0.5033), "profanity": around(0.4944),
+        },
+        "perplexity": {"base": 17.01, "sft": 18.12, "ppo": 19.03},
+        "kl": around(8.765, 0.6), "reward_model": test,
+    }  # fmt: skip
+    put(run / "evaluate" / "evaluation.json", evaluation)
+    put(run / "evaluate" / "headline.json", {"win_rate": 0.6346})
+    rows = []
+    for index in range(prompts):
+        row = {
+            "prompt_id": f"p{index:03d}",
+            "use_case": "open_qa",
+            "prompt": f"Question {index}: why is the sky blue?",
+            "kl": 8.7,
+        }
+        for column, model in enumerate(("base", "sft", "ppo")):
+            parts = {key: value[column] + noise.gauss(0, 0.02) for key, value in means.items() if key != "tokens"}
+            text = (
+                HOSTILE
+                if index == 0
+                else f"Answer of {model} to {index}. " + "Light scatters off the molecules of the air. " * (2 + column)
+            )
+            row[model] = [{"text": text, "complete": model != "base", "tokens": 90 + index, "parts": parts}]
+        rows.append(
+            row
+            | {"reference": "Because shorter waves scatter more.", "ppo_against_sft": (1.0, 0.5, 0.0, 1.0)[index % 4]}
+        )
+    put(run / "evaluate" / "generations.jsonl", rows)
+    return run
+
+
+def rendered(run: Path, out: Path, samples: int = 4) -> tuple[str, str]:
+    write_report(run, out, "fake", samples)
+    return (out / "index.html").read_text(), (out / "report.md").read_text()
+
+
+def text_of(html: str) -> str:
+    """What a reader sees, tags taken as gaps."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html.split("<body>")[1])))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def reports(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
+    out = tmp_path_factory.mktemp("report")
+    return *rendered(run, out), out
+
+
+def test_numbers_stand_in_their_places(reports):
+    html, markdown, _ = reports
+    seen = text_of(html)
+    sentence = (
+        "PPO is better than SFT by the rubric: PPO won 63.5% of comparisons (95% interval 58.5% to 68.5%, 120 held-out "
+        "prompts); the win comes from the bonus for ending: without it no difference is shown (52.6%, 47.1% to 58.1%)."
+    )
+    assert sentence in seen
+    assert f"**{sentence}**" in markdown
+    assert (
+        "open PPO wins among pairs where both answers end by themselves 49.5% (43.3% to 55.7%) over 88 prompts" in seen
+    )
+    assert "holds PPO wins without closeness to the reference 59.1% (54.1% to 64.1%)" in seen
+    assert "open PPO wins without the bonus for ending 52.6% (47.1% to 58.1%)" in seen
+    assert "PPO vs SFT, both answers end 49.5% 43.3% to 55.7% 88 no difference shown" in seen
+    assert "| the bonus for ending (weight 0.3) | 52.6% (47.1% to 58.1%) | 58.2% (53.2% to 63.2%) |" in markdown
+    assert "PPO vs base 87.7% 84.7% to 90.7% 120 PPO better" in seen
+    assert "PPO vs SFT, similar length 59.9% 51.9% to 67.9% 71 PPO better" in seen
+    assert "Accuracy, best vs worst the easier number 84.6%" in seen
+    assert "Choosing the longest answer baseline, all pairs 54.3% 51.3% to 57.3%" in seen
+    assert "Choosing the shortest answer baseline, all pairs 45.7%" in seen
+    assert "Choosing at random baseline, all pairs 50.1%" in seen
+    assert "Choosing what is more likely under SFT baseline, all pairs 60.2%" in seen
+    assert "more likely per token" not in seen
+    assert "Expected calibration error gap between confidence and accuracy 3.5% 3.5%" in seen
+    best = (
+        "71.2% against 60.2% (choosing what is more likely under SFT), a paired difference of +11.0 points (+7.0 to "
+        "+15.1)."
+    )
+    assert (
+        f"holds The reward model beats the best simple baseline {best} The best baseline is chosen on these same pairs"
+        in seen
+    )
+    assert "71.2% 69.2% to 73.2%, best baseline 60.2%" in seen
+    assert "train 11 2" in seen
+    assert "18.1 → 19.0 +5.0%, SFT → PPO" in seen
+    assert "PPO 19.0 +11.9% +5.0%" in seen
+    assert "8.77" in seen
+    assert "12 min 1 s" in seen
+    assert "sft 1 min 41 s 101 cuda:0 1 0123456789+dirty" in seen
+    assert "sft 1,234 130 40" in seen
+    assert "prompts near duplicate 31" in seen
+    assert "rankings repeated 5" in seen
+    assert "23 malformed rows were skipped" in seen
+    assert "| prompts | near duplicate | 31 |" in markdown
+    assert "| PPO vs SFT | 63.5% | 58.5% to 68.5% | 120 | PPO better |" in markdown
+    assert "| PPO | 19.0 | +11.9% | +5.0% |" in markdown
+    assert "chrF held-out judge: no reward model saw it" in seen
+
+
+def test_best_of_n_stands_beside_ppo(reports):
+    html, markdown, _ = reports
+    seen = text_of(html)
+    assert (
+        "Best of 1 plain SFT answers, other than those of the win rate: 50% but for sampling noise 0.000 -0.100" in seen
+    )
+    assert "Best of 4 0.636 0.937" in seen
+    assert (
+        "PPO 8.77 8.17 to 9.37 1.61 1.51 to 1.71 0.820 0.780 to 0.860 0.181 0.171 to 0.191 64.1% 59.1% to 69.1%" in seen
+    )
+    sentence = (
+        "No difference shown to best-of-n at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with "
+        "best of 16 (1.84 nats)"
+    )
+    assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO has a higher KL than any choice among 16 answers" in seen
+    assert sentence in markdown
+    assert "| Best of 4 | 0.636 | 0.937 (" in markdown
+
+
+def test_a_run_without_best_of_n_has_the_curve_of_training_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "reports.page.png", lambda figure: str(sum(bool(axes.collections) for axes in figure.axes)).encode()
+    )
+    shutil.copytree(run, tmp_path / "run")
+    place = tmp_path / "run" / "evaluate" / "evaluation.json"
+    html, _ = rendered(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "pictures" / "over_optimisation.png").read_text() == "3", "proxy, rubric and chrF"
+    put(place, {key: value for key, value in json.loads(place.read_text()).items() if key != "best_of_n"})
+    html, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "pictures" / "over_optimisation.png").read_text() == "2", (
+        "the score, and the scale of iterations"
+    )
+    assert "Best-of-n" not in html + markdown
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("ema", "Evaluated with EMA weights"),
+        ("last", "Evaluated with the last weights"),
+        (None, "is not recorded which"),
+    ],
+)
+def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch, weights, said):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    shutil.copytree(run, tmp_path / "run")
+    place = tmp_path / "run" / "evaluate" / "evaluation.json"
+    put(place, json.loads(place.read_text()) | {"weights": weights})
+    manifest = tmp_path / "run" / "evaluate" / "manifest.json"
+    # What was measured counts, whatever the configuration says by now.
+    put(
+        manifest,
+        json.loads(manifest.read_text())
+        | {"config": {"evaluate": {"weights": {"ema": "last"}.get(weights, "unknown"), "temperature": 0.7}}},
+    )
+    html, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    assert said in html.replace("&#39;", "'")
+    assert said in markdown
+    assert "1 answer per prompt from PPO and from SFT, one from base, at temperature 0.7." in markdown
+
+
+@pytest.mark.parametrize(
+    ("warnings", "said"),
+    [(["step 3: too much KL"], "step 3: too much KL"), ([], "The monitors raised no warning."), (None, "")],
+)
+def test_the_report_shows_the_warnings_of_the_monitors(run, tmp_path, monkeypatch, warnings, said):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    shutil.copytree(run, tmp_path / "run")
+    if warnings is not None:
+        put(tmp_path / "run" / "ppo" / "warnings.json", warnings)
+    html, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    for page in (text_of(html), markdown):
+        assert said in page
+        assert page.count("Warnings of the monitors") == bool(warnings)
+        assert page.count("The monitors raised") == (warnings == [])
+
+
+def test_it_says_that_no_person_ranked(reports):
+    assert all("No person ranked any answer of this run" in text for text in reports[:2])
+
+
+def test_the_note_never_claims_more_than_the_config_says():
+    assert "rankings in data.rankings" in labeler_note({"labels": {"labeler": "none"}})
+    assert "also trained on" in labeler_note({"labels": {"labeler": "simulated"}, "data": {"rankings": ["mine.jsonl"]}})
+    assert "not recorded" in labeler_note({})
+
+
+def test_html_stands_alone(reports):
+    html, _, _ = reports
+    assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
+    assert "<script" not in html
+    assert len(re.findall(r'<img src="data:image/png;base64,', html)) == len(PICTURES)
+    assert html.count("<img ") == len(PICTURES)
+
+
+def test_markdown_refers_to_pictures_beside_it(reports):
+    _, markdown, out = reports
+    assert sorted(re.findall(r"\]\(pictures/(\w+)\.png\)", markdown)) == PICTURES
+    assert sorted(path.stem for path in (out / "pictures").iterdir()) == PICTURES
+
+
+def test_answers_cannot_break_out(reports):
+    html, markdown, _ = reports
+    assert "&lt;script&gt;alert(" in html
+    assert f"`````text\n{HOSTILE}\n`````" in markdown
+
+
+def test_samples_are_evenly_spaced(reports):
+    html, markdown, _ = reports
+    assert re.findall(r"Question (\d+):", html) == ["0", "10", "20", "30"]
+    assert re.findall(r"Question (\d+):", markdown) == ["0", "10", "20", "30"]
+    assert "4 of 40 held-out prompts" in text_of(html)
+    assert "above SFT's 20 times, tied 10 times, below 10 times" in text_of(html)
+
+
+def test_without_ptx_its_panels_are_left_out(tmp_path):
+    html, _ = rendered(fake_run(tmp_path / "run", ptx=False, iterations=1), tmp_path / "out")
+    assert html.count("<img ") == len(PICTURES)
+
+
+@pytest.mark.parametrize("missing", ["data", "sft", "samples", "labels", "reward", "ppo", "evaluate"])
+def test_a_missing_stage_leaves_a_gap_and_no_more(run, tmp_path, monkeypatch, missing):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / missing)
+    html, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    pictures = {"sft": 1, "reward": 1, "ppo": 1, "evaluate": 2}
+    assert html.count("<img ") == len(PICTURES) - pictures.get(missing, 0)
+    assert markdown.startswith("# fake")
+
+
+def test_an_empty_run_says_so(tmp_path):
+    html, _ = rendered(tmp_path, tmp_path / "out")
+    assert "PPO and SFT were not compared" in html
+    assert "<img " not in html
+
+
+def test_no_pairs_of_like_length_and_numbers_that_are_none(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    shutil.copytree(run, tmp_path / "run")
+    place = tmp_path / "run" / "evaluate" / "evaluation.json"
+    evaluation = json.loads(place.read_text()) | {
+        "win_rate_length_matched": None,
+        "perplexity": {"base": math.inf, "sft": math.nan, "ppo": 19.0},
+    }
+    put(place, evaluation)
+    put(tmp_path / "run" / "ppo" / "metrics.jsonl", [{"step": 1, "episodes": 8.0, "score": math.nan, "kl": None}])
+    (tmp_path / "run" / "ppo" / "timings.jsonl").unlink()
+    html, _ = rendered(tmp_path / "run", tmp_path / "out")
+    assert "PPO vs SFT, similar length – – 0 no such pairs" in text_of(html)
+    assert "nan" not in text_of(html).lower()
+    assert html.count("<img ") == len(PICTURES) - 1
+
+
+def test_a_change_is_told_in_percent():
+    assert [change(20.0, 21.0), change(None, 1.0)] == ["+5.0%", "–"]

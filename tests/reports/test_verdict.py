@@ -1,0 +1,139 @@
+"""The verdict on PPO and the checks of the reward model, on hand-made intervals."""
+
+from typing import Any
+
+import pytest
+
+from data.intervals import interval
+from reports.page import percent, signed
+from reports.verdict import change, checks, points, too_few, verdict
+from stages.pipeline import summary
+
+
+def rate(mean: float, low: float, high: float, n: int = 137) -> dict[str, float]:
+    return {"mean": mean, "low": low, "high": high, "n": n}
+
+
+WIN, LOSS = rate(0.6, 0.55, 0.65), rate(0.4, 0.35, 0.45)
+EVEN = rate(0.526, 0.471, 0.583)
+PARTS = ("closeness", "complete", "repetition", "profanity")
+
+
+def evaluation(whole: dict[str, float], without: dict[str, dict[str, float]] | None = None) -> dict[str, Any]:
+    return {"win_rate": {"sft": whole}, "win_rate_without": dict.fromkeys(PARTS, whole) | (without or {})}
+
+
+@pytest.mark.parametrize(("mean", "kind"), [(0.6, "better"), (0.4, "worse"), (0.55, "even"), (0.45, "even")])
+def test_the_verdict_follows_the_interval(mean: float, kind: str) -> None:
+    found = rate(mean, round(mean - 0.05, 6), round(mean + 0.05, 6))
+    assert verdict({"win_rate": {"sft": found}})["kind"] == kind
+
+
+NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"
+
+
+@pytest.mark.parametrize(
+    ("found", "ending"),
+    [
+        (
+            evaluation(WIN, {"complete": EVEN}),
+            "; the win comes from the bonus for ending: without it no difference is shown (52.6%, 47.1% to 58.3%).",
+        ),
+        (
+            evaluation(WIN, {"closeness": LOSS}),
+            "; the win comes from closeness to the reference: without it PPO is worse (40.0%, 35.0% to 45.0%).",
+        ),
+        (
+            evaluation(WIN, {"complete": EVEN, "profanity": LOSS}),
+            "; the win depends on 2 parts of the rubric: without the bonus for ending no difference is shown "
+            "(52.6%, 47.1% to 58.3%), without the penalty for profanity PPO is worse (40.0%, 35.0% to 45.0%).",
+        ),
+        (evaluation(WIN), "; no single part of the rubric carries the win: it remains without each of them."),
+        ({"win_rate": {"sft": WIN}}, f"{NUMBERS}."),
+    ],
+    ids=["one", "flips", "several", "none", "not measured"],
+)
+def test_the_verdict_names_the_parts_that_carry_the_win(found: dict[str, Any], ending: str) -> None:
+    text = verdict(found)["text"]
+    assert text.startswith(f"PPO is better than SFT by the rubric: PPO won 60.0% of comparisons {NUMBERS}")
+    assert text.endswith(ending)
+
+
+@pytest.mark.parametrize(("prompts", "kind"), [(1, "even"), (9, "even"), (10, "better")])
+def test_a_handful_of_prompts_shows_nothing_whatever_their_interval(prompts: int, kind: str) -> None:
+    found = verdict(evaluation({"mean": 1.0, "low": 1.0, "high": 1.0, "n": prompts}))
+    assert found["kind"] == kind
+    assert f", {prompts} held-out prompt{'s' if prompts > 1 else ''})" in found["text"]
+    equal = interval([1.0] * prompts)
+    marks = [row["mark"] for row in checks({"win_rate_both_end": equal}, {}, [])]
+    assert marks == ["holds" if kind == "better" else "open"]
+
+
+def test_a_loss_is_attributed_to_its_part_and_no_difference_to_none() -> None:
+    text = verdict(evaluation(LOSS, {"complete": WIN}))["text"]
+    assert text.endswith("the loss comes from the bonus for ending: without it PPO is better (60.0%, 55.0% to 65.0%).")
+    text = verdict(evaluation(EVEN, {"complete": LOSS}))["text"]
+    assert text.startswith("No difference shown between PPO and SFT by the rubric: PPO won 52.6%")
+    assert text.endswith("137 held-out prompts).")
+
+
+def test_the_pipeline_ends_with_the_verdict_of_the_report() -> None:
+    found = evaluation(WIN, {"complete": EVEN})
+    headline = {"reward_accuracy": 0.645, "kl": 0.92, "perplexity_sft": 68.4, "perplexity_ppo": 65.7}
+    assert summary(headline, found).startswith(verdict(found)["text"])
+
+
+def judged(**baselines: dict[str, Any]) -> dict[str, Any]:
+    """A reward model of 64.5%."""
+    return {"accuracy": rate(0.645, 0.59, 0.7), "baselines": baselines}
+
+
+def baseline(mean: float, low: float, high: float) -> dict[str, Any]:
+    """A baseline with accuracy 64.5% minus `mean`; the paired difference is `mean`, between `low` and `high`."""
+    return {"accuracy": rate(mean, mean - 0.05, mean + 0.05), "difference": rate(0.645 - mean, low, high)}
+
+
+LONGEST, SHORTEST = baseline(0.361, 0.2, 0.36), baseline(0.639, -0.05, 0.06)
+LIKELIHOOD, BETTER = baseline(0.673, -0.09, 0.034), baseline(0.8, -0.2, -0.1)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "best", "mark"),
+    [
+        ({"longest": LONGEST}, "longest", "holds"),
+        ({"longest": LONGEST, "shortest": SHORTEST}, "shortest", "open"),
+        ({"longest": LONGEST, "shortest": SHORTEST, "sft_likelihood": LIKELIHOOD}, "sft_likelihood", "open"),
+        ({"longest": LONGEST, "random": baseline(0.7, -0.1, -0.01)}, "longest", "holds"),
+        ({"shortest": SHORTEST, "sft_likelihood_per_token": BETTER}, "sft_likelihood_per_token", "fails"),
+        ({"shortest": {"accuracy": rate(0.5, 0.4, 0.6)}}, "shortest", "open"),
+    ],
+)
+def test_the_reward_model_is_compared_with_the_best_baseline(baselines: dict[str, Any], best: str, mark: str) -> None:
+    test = judged(**baselines) | {"best_baseline": best}
+    (found,) = checks({}, {"test": test}, [])
+    assert (found["claim"], found["mark"]) == ("The reward model beats the best simple baseline", mark)
+    assert "The best baseline is chosen on these same pairs" in found["numbers"]
+
+
+def test_without_baselines_nothing_is_claimed() -> None:
+    assert checks({}, {"test": judged()}, []) == checks({}, {}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "users", "rankings", "said"),
+    [
+        (50, 20, 50, ""),
+        (18, 13, 25, "the comparison has 18 prompts of 13 users and the reward model was tested on 25 rankings."),
+        (137, 19, 50, "the comparison has 137 prompts of 19 users."),
+        (50, None, 7, "the reward model was tested on 7 rankings."),
+    ],
+)
+def test_a_small_test_set_is_named_beside_the_checks(prompts: int, users: int | None, rankings: int, said: str) -> None:
+    found = too_few({"prompts": prompts, "users": users}, {"test": {"prompts": rankings}})
+    assert (said in found) if said else (found == "")
+
+
+def test_zero_has_no_sign() -> None:
+    assert change(50_171.0, 50_170.0) == "0.0%"
+    assert points(rate(-0.0001, -0.02, 0.0)) == ("0.0 points", "-2.0 to 0.0")
+    assert [percent(-0.0001), signed(-0.00001), signed(0.0), signed(0.0005)] == ["0.0%", "0.0000", "0.0000", "+0.0005"]
