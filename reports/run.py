@@ -143,7 +143,7 @@ def blocks(results: Results, samples: int) -> list[Block]:
         Tiles(tiles(results)),
         Box(labeler_note(results.config()), "Who judged."),
         *trust(checks(evaluation, results.accuracy, results.generations)),
-        *([Box(few)] if few else []),
+        *([Box(few, "Note.")] if few else []),
         *win_rates(results),
         Heading("Rubric"),
         parts_table(evaluation.get("models", {}), results.weights()),

@@ -297,8 +297,9 @@ def main(
         leave(report(error, None if config is None else Path(config.runs_folder) / config.run_name))
     except KeyboardInterrupt as stop:
         interrupted(stop)
-    if count() > 1:
-        leave(0)  # gloo threads that are still alive could abort Python's shutdown
+    if count() > 1 or STOP.is_command:
+        # Python's shutdown adds nothing, and gloo threads that are still alive, or a signal, could abort it.
+        leave(0, at_once=True)
 
 
 def interrupted(stop: KeyboardInterrupt | None) -> NoReturn:
