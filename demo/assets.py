@@ -114,8 +114,11 @@ class Asset:
 
 
 def cache_folder() -> Path:
-    """`$RLHF_PTX_CACHE`, or `~/.cache/rlhf-ptx`."""
-    return Path(os.environ.get("RLHF_PTX_CACHE") or "~/.cache/rlhf-ptx").expanduser()
+    """`$RLHF_PTX_CACHE`, or `~/.cache/rlhf-ptx`. Raises ValueError if the user has no home folder."""
+    try:
+        return Path(os.environ.get("RLHF_PTX_CACHE") or "~/.cache/rlhf-ptx").expanduser()
+    except RuntimeError:  # such as a user of a container who is not in its passwd file
+        raise ValueError("this user has no home folder: set RLHF_PTX_CACHE to a folder for the demo's models") from None
 
 
 def unpack(asset: Asset, folder: Path) -> None:

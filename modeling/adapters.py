@@ -33,6 +33,10 @@ fused experts hold a low-rank pair for each expert, and every forward pass mater
 experts: they are left out."""
 
 
+UNTRAINED = 0.01
+"""Distance of an untrained row from the mean, relative to the median of all rows. transformers adds noise of 3e-5."""
+
+
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
     """Adapters on every linear layer of the transformer, or of its top layers, except for `FUSED_EXPERT_NAMES` and
     those that `is_adaptable` excludes.
@@ -56,6 +60,25 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
         layers_to_transform=None if settings.top_layers is None else list(range(layers - settings.top_layers, layers)),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),
     )
+
+
+@torch.no_grad()
+def refuse_untrained_end(model: Any, tokenizer: Any, name: str) -> None:
+    """Raises ValueError if the row of EOS in the output layer is the mean of all rows, as for a token that the base
+    lacked.
+
+    The probability of such a token is at most 1 / (number of tokens) after any text (`modeling.load.fill_with_mean`),
+    and LoRA trains no embeddings, so a model could not learn to end its answers.
+    """
+    rows_VD = model.get_output_embeddings().weight
+    if not rows_VD.is_floating_point():  # quantized
+        return
+    distance_V = (rows_VD.float() - rows_VD.float().mean(0)).norm(dim=1)
+    if distance_V[tokenizer.eos_token_id] < UNTRAINED * distance_V.median():
+        raise ValueError(
+            f"{name}: EOS ({tokenizer.eos_token}) has no trained embedding in the base model, and LoRA trains none, so "
+            "answers could never end: set model.adapter=none, or use a base model that was trained with this token"
+        )
 
 
 @torch.no_grad()

@@ -354,15 +354,21 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+POSITIONS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
+"""Names of the number of positions in configurations; transformers maps others, such as n_positions, to the first."""
+WINDOWS = ("sliding_window", "window_size", "attention_window", "local_attention", "attention_chunk_size")
+"""Names of the width of local attention."""
+
+
 def context_length(settings: Any, generating: bool = True) -> int:
     """The maximum number of tokens of a model with this configuration; a large number if it has no limit.
 
-    When generating, a sliding window is a limit too: padding in the KV cache would shift the window. The original
-    context of longrope (Phi-3) always is: transformers scales the positions of all sequences in a batch if one of them
-    is longer.
+    When generating, the window of local attention is a limit too: padding in the KV cache would shift the window. The
+    original context of longrope (Phi-3) always is: transformers scales the positions of all sequences in a batch if one
+    of them is longer.
     """
     text = settings.get_text_config()
-    names = ("max_position_embeddings", "sliding_window") if generating else ("max_position_embeddings",)
+    names = POSITIONS + WINDOWS if generating else POSITIONS
     limits = [getattr(text, name, None) for name in names]
     rope = getattr(text, "rope_parameters", None) or {}
     for part in (rope, *rope.values()):  # of all layers, or of each kind of layer

@@ -145,7 +145,7 @@ class PPOConfig:
     whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that number in our units."""
     ptx_examples_per_episode: PositiveInt = 8
     """Pretraining examples per episode. C.4."""
-    ema_decay: ClosedUnitInterval = 0.992
+    ema_decay: FractionBelowOne = 0.992
     """Decay of the policy's EMA, per optimizer step. C.4 does not name the unit; per step is ours."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"
     """Old log-probabilities: recorded while decoding, or recomputed in the same way as in the update, which costs one

@@ -78,6 +78,8 @@ def validate_terms(terms: Sequence[RewardTerm], value_init: str) -> None:
         if term.label in known:
             raise ValueError(f"{where}: the name {term.label!r} is taken by {known[term.label]}: set another name")
         known[term.label] = where
+    if not any(term.weight for term in terms):
+        raise ValueError("the weights in ppo.rewards are all 0, so there is nothing to learn: set one of them")
     if value_init == "reward" and not any(term.is_own_model for term in terms):
         raise ValueError(
             "ppo.rewards does not contain the run's reward model, from which the value model starts: add {kind: model} "

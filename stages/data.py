@@ -6,6 +6,7 @@ python -m stages.data --config configs/oasst.yaml --dry_run
 
 import json
 import shutil
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,8 @@ def described(built: "Built", config: RunConfig) -> dict[str, Any]:
 
 def curated(config: RunConfig, scratch: Path) -> "Built":
     """Reads and curates the sources. Raises ValueError if a prompt leaves no room for the answers of later stages."""
+    import datasets
+
     from data.annotate import Annotator
     from data.build import build
     from data.language import refuse_unknown
@@ -85,6 +88,8 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from modeling.load import base_model_place, context_length, load_tokenizer, read_settings
     from stages.inputs import refuse_long_texts
 
+    if not sys.stderr.isatty():  # datasets would write a line to the log for each update of a bar
+        datasets.disable_progress_bars()
     # Names and paths are checked before a model is downloaded.
     all_sources(config.data)
     refuse_unknown(config.data.languages)

@@ -36,6 +36,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     Raises ValueError if a stage cannot use `model.base` or `reward.base`, before weights are loaded if the
     configurations show it.
     """
+    from modeling.adapters import refuse_untrained_end
     from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
     from modeling.logprobs import refuse_unknown_logits
@@ -52,6 +53,8 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     refuse_lookahead(model, name)
     refuse_headless(settings, name, config.model.trust_remote_code)
     refuse_unknown_logits(model, name)
+    if config.model.adapter == "lora":
+        refuse_untrained_end(model, tokenizer, name)
     found = examine(model, config)
     sft, reward, ppo = (part.activation_checkpointing for part in (config.sft, config.reward, config.ppo))
     if sft or ppo or (reward and not start.own_base):
@@ -68,10 +71,13 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
 
 def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> Answer:
     """`check_models` for a loaded base model, and checks of the finished data sets in `data` for later stages."""
+    from demo.assets import SENTENCE_ENCODER
     from modeling.load import base_model_place
     from stages.inputs import refuse_long_texts
 
     refuse_long_texts(config, model.config)
+    if config.labels.closeness == "encoder":
+        SENTENCE_ENCODER.path()  # the judge; a download that fails must not fail after training
     if config.labels.labeler == "none":
         refuse_undecided(config, data)
     found = check_models(config, model)

@@ -4,6 +4,7 @@ import bz2
 import dataclasses
 import hashlib
 import json
+import pwd
 import shutil
 import subprocess
 import threading
@@ -189,6 +190,19 @@ def test_the_cache_is_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPa
     assert cache_folder() == Path.home() / ".cache" / "rlhf-ptx"
     monkeypatch.setenv("RLHF_PTX_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of a container who is not in its passwd file."""
+
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("RLHF_PTX_CACHE", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(ValueError, match="no home folder: set RLHF_PTX_CACHE"):
+        cache_folder()
 
 
 def test_every_asset_is_pinned_and_contains_no_pickle() -> None:

