@@ -95,7 +95,7 @@ def source_facts(built: Built, source: Source) -> Facts:
     return {
         "name": source.name,
         "role": source.role,
-        "format": source.adapter.name,
+        "format": source.format.name,
         "place": source.place,
         "about": source.about,
         "read": rows + skipped,

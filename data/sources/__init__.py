@@ -1,1 +1,1 @@
-"""Where records come from: one small adapter for each published format, and the reader that all of them share."""
+"""Sources of records: the table of formats, their row functions, and the reader that all of them share."""

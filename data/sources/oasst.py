@@ -1,39 +1,31 @@
-"""OpenAssistant Conversations: trees of messages by volunteers, the replies to a message ranked by others.
+"""OpenAssistant Conversations: trees of messages by volunteers, with the replies to a message ranked by others.
 
-Two published shapes, told apart row by row: the export file, one tree a line with nested `prompt.replies` (human `rank`
-from 0), and the flat rows of the Hub's data set, where the messages of a tree follow one another and name their
-`parent_id`.
+Two published forms are distinguished row by row: the export, one tree a line with nested `prompt.replies`, and the flat
+rows of the Hub's data set, where the messages of a tree are consecutive and name their `parent_id`.
 
-Every turn of a prompter, with all that was said before it, is a prompt. It is a ranking where at least two of its
-replies have a rank, and a demonstration by its best reply, or its only one. Deleted messages, messages that failed
-review, and empty ones are left out with all that hangs below them. Messages of a tree share its beginning, so the tree
-is the user: a split never cuts one.
+Every turn of a prompter, with the conversation before it, is a prompt. It is a ranking if at least two of its replies
+have a rank (from 0), and a demonstration by its best reply, or its only one. Deleted messages, messages that failed
+review, and empty ones are left out with all replies below them. The tree is the user, since its messages share a start.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from data.messages import Message
-from data.sources.adapter import Adapter, Row, identifier, need, together
+from data.sources.convert import Answers, Convert, Fields, Role, Row, best, identifier, need, objects, ranked
 
 SPEAKERS = {"prompter": "user", "assistant": "assistant"}
 NEXT = {"prompter": "assistant", "assistant": "prompter"}
 Replies = Callable[[Row], Sequence[Row]]
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What a prompter said, after what, and what was answered."""
-
-    record: dict[str, Any]
-    """The fields of a Prompt."""
-    replies: list[tuple[str, int | None]]
-    """(text, rank from 1) of each answer."""
+def _converter(part: Callable[[Answers], Fields | None]) -> Convert:
+    """The converter of a tree's rows; `part` gives what a record adds to its prompt, or None to leave the turn out."""
+    return lambda rows: [turn | more for turn, replies in _turns(rows) if (more := part(replies)) is not None]
 
 
-def _turns(rows: Sequence[Row]) -> Iterator[Turn]:
+def _turns(rows: Sequence[Row]) -> Iterator[tuple[Fields, Answers]]:
+    """(the fields of a Prompt, the replies) of each of the prompter's turns; an only reply counts as ranked."""
     if "prompt" not in rows[0]:
         yield from _turns_of_tree(*_flat(rows))
         return
@@ -42,18 +34,15 @@ def _turns(rows: Sequence[Row]) -> Iterator[Turn]:
 
 
 def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
-    """(tree's id, its first message, message -> replies) from rows that name their parents.
+    """(the tree's id, its first message, message -> replies) of rows that name their parents.
 
-    A message whose parent is missing cannot be reached from the first one, and so is left out, as below a deleted
-    message.
+    A message whose parent is missing cannot be reached from the first one, so it is left out.
     """
     tree_id = identifier(rows[0], "message_tree_id")
     children: dict[str, list[Row]] = defaultdict(list)
-    roots = []
+    roots = [row for row in rows if row.get("parent_id") is None]
     for row in rows:
-        if row.get("parent_id") is None:
-            roots.append(row)
-        else:
+        if row.get("parent_id") is not None:
             children[identifier(row, "parent_id")].append(row)
     if len(roots) != 1:
         raise ValueError(
@@ -64,40 +53,35 @@ def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
 
 
 def _nested(message: Row) -> Sequence[Row]:
-    replies = [] if message.get("replies") is None else need(message, "replies", list)
-    if not all(isinstance(reply, dict) for reply in replies):
-        raise ValueError("'replies' must be a list of messages")
-    return replies
+    return [] if message.get("replies") is None else objects(message, "replies", "'replies' must be a list of messages")
 
 
-def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[Turn]:
-    """The prompter's turns, each before what follows it. A loop rather than a recursion: a thread may be long."""
+def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[tuple[Fields, Answers]]:
+    """The prompter's turns, each before those below it. Not recursive, since a thread may be long."""
     pending: list[tuple[list[Message], Row, str]] = [([], root, "prompter")] if _usable(root) else []
     seen: set[str] = set()
     while pending:
         before, message, role = pending.pop()
-        identity = identifier(message, "message_id")
-        if identity in seen:
-            raise ValueError(f"message {identity!r} stands twice in tree {tree_id!r}")
-        seen.add(identity)
+        message_id = identifier(message, "message_id")
+        if message_id in seen:
+            raise ValueError(f"message {message_id!r} stands twice in tree {tree_id!r}")
+        seen.add(message_id)
         if need(message, "role", str) != role:
             raise ValueError(
                 f"'role' must be {role!r} here, as speakers alternate from the prompter on, found {message['role']!r}"
             )
-        said = [*before, Message(role=SPEAKERS[role], content=need(message, "text", str))]
+        turns = [*before, Message(role=SPEAKERS[role], content=need(message, "text", str))]
         replies = [reply for reply in replies_to(message) if _usable(reply)]
         if role == "prompter":
-            record = {"prompt": said, "prompt_id": identifier(message, "message_id"), "user_id": tree_id}
-            yield Turn(record, [(need(reply, "text", str), _rank(reply)) for reply in replies])
-        pending += [(said, reply, NEXT[role]) for reply in reversed(replies)]
+            fields = {"prompt": turns, "prompt_id": message_id, "user_id": tree_id}
+            answers = [(need(reply, "text", str), _rank(reply)) for reply in replies]
+            yield fields, answers if len(answers) > 1 else [(text, 1) for text, _ in answers]
+        pending += [(turns, reply, NEXT[role]) for reply in reversed(replies)]
 
 
 def _usable(message: Row) -> bool:
-    return (
-        not message.get("deleted")
-        and message.get("review_result") is not False
-        and bool(need(message, "text", str).strip())
-    )
+    kept = not message.get("deleted") and message.get("review_result") is not False
+    return kept and bool(need(message, "text", str).strip())
 
 
 def _rank(reply: Row) -> int | None:
@@ -109,35 +93,6 @@ def _rank(reply: Row) -> int | None:
     return rank + 1
 
 
-def _prompts(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
-    return (turn.record for turn in _turns(rows))
-
-
-def _demonstrations(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
-    for turn in _turns(rows):
-        ranked = [(rank, text) for text, rank in turn.replies if rank is not None]
-        if ranked:
-            yield turn.record | {"completion": min(ranked, key=lambda reply: reply[0])[1]}
-        elif len(turn.replies) == 1:
-            yield turn.record | {"completion": turn.replies[0][0]}
-
-
-def _rankings(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
-    for turn in _turns(rows):
-        if sum(rank is not None for _, rank in turn.replies) > 1:
-            texts, ranks = zip(*turn.replies, strict=True)
-            yield turn.record | {"completions": list(texts), "ranks": list(ranks)}
-
-
-ADAPTER = Adapter(
-    name="oasst",
-    keys=(("message_tree_id",),),
-    about="OpenAssistant Conversations, human replies ranked by humans (Apache-2.0)",
-    convert={
-        "demonstrations": together(_demonstrations),
-        "prompts": together(_prompts),
-        "rankings": together(_rankings),
-    },
-    hub="OpenAssistant/oasst1",
-    group=lambda row: str(row.get("message_tree_id")),
-)
+CONVERT: dict[Role, Convert] = {
+    "demonstrations": _converter(best), "prompts": _converter(lambda _: {}), "rankings": _converter(ranked),
+}  # fmt: skip

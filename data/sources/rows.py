@@ -1,24 +1,19 @@
-"""This project's own records, and the forms that trl's trainers take: prompt-completion, chosen-rejected and
-conversational.
+"""Row functions of this project's records and of trl's formats: prompt-completion, chosen-rejected and conversational.
 
-Which of them a row is shows in its keys. Anything else is what a source's `columns` setting is for: it gives columns
-our names, or none.
+The keys of a row determine its form. Columns with other names are renamed, or left out, by the source's `columns`.
 """
 
-from collections.abc import Iterator
 from itertools import takewhile
-from typing import Any
 
 from data.messages import Message, conversation
 from data.sets import unpacked
-from data.sources.adapter import Adapter, Row, identifier, need, single
+from data.sources.convert import ANSWER_KEYS, Fields, Row, identifier, need, without
 
 IDS = ("prompt_id", "user_id", "organisation_id", "labeler_id")
-Turns = list[Message]
 
 
-def demonstrations(row: Row) -> Iterator[dict[str, Any]]:
-    """Our Demonstrations and FewShots as they are; `messages` ending in the assistant's; the chosen one of a pair."""
+def demonstration(row: Row) -> Fields:
+    """A Demonstration or FewShot as it is; the last of `messages`; the chosen answer of a pair."""
     ours = _ours(row)
     if "messages" in ours:
         turns = _conversation(ours, "messages")
@@ -26,75 +21,51 @@ def demonstrations(row: Row) -> Iterator[dict[str, Any]]:
             raise ValueError("the last of 'messages' must be the assistant's, which is what there is to learn from")
         if ours["messages"][-1].get("weight") == 0:
             raise ValueError("the last message has 'weight' 0, which excludes it from training: leave the row out")
-        yield _without(ours, "messages") | {"prompt": turns[:-1], "completion": turns[-1]["content"]}
-    elif "chosen" in ours:
+        return without(ours, "messages") | {"prompt": turns[:-1], "completion": turns[-1]["content"]}
+    if "chosen" in ours:
         prompt, chosen, _ = _pair(ours)
-        yield _without(ours, "chosen", "rejected") | {"prompt": prompt, "completion": chosen}
-    elif "completion" in ours:
-        yield ours | {"completion": _answer(ours, "completion")}
-    else:
-        yield ours
+        return without(ours, "chosen", "rejected") | {"prompt": prompt, "completion": chosen}
+    return ours | ({"completion": _answer(ours, "completion")} if "completion" in ours else {})
 
 
-def prompts(row: Row) -> Iterator[dict[str, Any]]:
-    """The prompt of any form; answers beside it are left out."""
+def prompt(row: Row) -> Fields:
+    """The prompt of any form, without its answers."""
     ours = _ours(row)
     if "messages" in ours:
         turns = _conversation(ours, "messages")
-        yield _without(ours, "messages") | {"prompt": turns[:-1] if turns[-1]["role"] == "assistant" else turns}
-    elif "chosen" in ours:
-        yield _without(ours, "chosen", "rejected") | {"prompt": _pair(ours)[0]}
-    elif "examples" in ours:
+        return without(ours, "messages") | {"prompt": turns[:-1] if turns[-1]["role"] == "assistant" else turns}
+    if "chosen" in ours:
+        return without(ours, "chosen", "rejected") | {"prompt": _pair(ours)[0]}
+    if "examples" in ours:
         raise ValueError(
             "a row with 'examples' is a demonstration: name its source under data.demonstrations; RM and RL get its "
             "prompts too"
         )
-    else:
-        yield _without(
-            ours,
-            "completion",
-            "completions",
-            "ranks",
-            "preferences",
-            "ties",
-            "labeler",
-            "labeler_id",
-            "complete",
-            "ratings",
-        )
+    return without(ours, *ANSWER_KEYS)
 
 
-def rankings(row: Row) -> Iterator[dict[str, Any]]:
-    """Our Rankings as they are; a chosen and a rejected answer are a ranking of two."""
+def ranking(row: Row) -> Fields:
+    """A Ranking as it is; a chosen and a rejected answer are a ranking of two."""
     ours = _ours(row)
     if "chosen" in ours or "rejected" in ours:
-        prompt, chosen, rejected = _pair(ours)
-        yield _without(ours, "chosen", "rejected") | {
-            "prompt": prompt,
-            "completions": [chosen, rejected],
-            "ranks": [1, 2],
-        }
-    else:
-        if isinstance(ranks := ours.get("ranks"), list):  # tables hold integers beside null as floats
-            ours["ranks"] = [int(rank) if isinstance(rank, float) and rank.is_integer() else rank for rank in ranks]
-        yield unpacked(ours)
+        prompt, *pair = _pair(ours)
+        return without(ours, "chosen", "rejected") | {"prompt": prompt, "completions": pair, "ranks": [1, 2]}
+    if isinstance(ranks := ours.get("ranks"), list):  # tables store integers beside null as floats
+        ours["ranks"] = [int(rank) if isinstance(rank, float) and rank.is_integer() else rank for rank in ranks]
+    return unpacked(ours)
 
 
-def documents(row: Row) -> Iterator[dict[str, Any]]:
-    """Plain text under `text`; whatever stands beside it is left out."""
-    yield {"text": need(row, "text", str, "a string")}
+def document(row: Row) -> Fields:
+    """Plain text under `text`; other columns are left out."""
+    return {"text": need(row, "text", str, "a string")}
 
 
-def _ours(row: Row) -> dict[str, Any]:
+def _ours(row: Row) -> Fields:
     """The row with ids as text; tables store them as numbers."""
     return {key: identifier(row, key) if key in IDS else value for key, value in row.items()}
 
 
-def _without(row: Row, *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in keys}
-
-
-def _conversation(row: Row, key: str) -> Turns:
+def _conversation(row: Row, key: str) -> list[Message]:
     turns = conversation(need(row, key, list, "a list of messages"), key)
     if len(turns) < 2:
         raise ValueError(f"{key!r} needs a prompt and an answer, found {len(turns)} messages")
@@ -102,7 +73,7 @@ def _conversation(row: Row, key: str) -> Turns:
 
 
 def _answer(row: Row, key: str) -> str:
-    """An answer's text: a string, or in trl's conversational form one message of the assistant's."""
+    """An answer's text: a string, or in trl's conversational form a list of one assistant message."""
     value = row[key]
     if isinstance(value, str):
         return value
@@ -113,10 +84,8 @@ def _answer(row: Row, key: str) -> str:
     raise ValueError(f"{key!r} must be a string, or a list of one message of the assistant's")
 
 
-def _pair(row: Row) -> tuple[str | Turns, str, str]:
-    """(prompt, chosen answer, rejected answer) of trl's preference form, whose prompt may be what both answers start
-    with.
-    """
+def _pair(row: Row) -> tuple[str | list[Message], str, str]:
+    """(prompt, chosen, rejected) of trl's preference form; a missing prompt is what both answers start with."""
     for key in ("chosen", "rejected"):
         if key not in row:
             raise ValueError(f"missing key {key!r}: a row with one of 'chosen' and 'rejected' needs both")
@@ -134,29 +103,9 @@ def _pair(row: Row) -> tuple[str | Turns, str, str]:
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The common start, up to its last space, is the prompt; what follows are the answers."""
+    """The prompt is the common start up to its last space; the rest are the answers."""
     common = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     cut = max(common.rfind(space) for space in " \n\t") + 1
     if not chosen[:cut].strip():
         raise ValueError("without a 'prompt', 'chosen' and 'rejected' must start with the same words: the prompt")
     return chosen[:cut].rstrip(), chosen[cut:], rejected[cut:]
-
-
-ADAPTER = Adapter(
-    name="rows",
-    anywhere=True,
-    keys=(
-        ("messages",),
-        ("prompt", "completion"),
-        ("chosen", "rejected"),
-        ("prompt", "completions"),
-        ("prompt", "examples"),
-    ),
-    about="this project's records and trl's forms, from anyone's files or the Hub",
-    convert={
-        "demonstrations": single(demonstrations),
-        "prompts": single(prompts),
-        "rankings": single(rankings),
-        "pretraining": single(documents),
-    },
-)

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from data.messages import SHAREGPT, conversation, other_keys
-from data.sources import no_robots, rows, sharegpt, ultrafeedback_binarized
-from data.sources.adapter import Adapter, Role
+from data.sources.convert import Role
 from tests.data.sources.converting import convert
 
 USER, GOOD = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
@@ -78,35 +77,35 @@ def turns(*messages: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-EVERYWHERE: list[tuple[Adapter, Role, Any]] = [
-    (rows.ADAPTER, "demonstrations", lambda *said: {"messages": [*said]}),
-    (rows.ADAPTER, "prompts", lambda *said: {"messages": [*said]}),
-    (rows.ADAPTER, "prompts", lambda *said: {"prompt": [*said[:-1]]}),
-    (rows.ADAPTER, "rankings", lambda *said: {"chosen": [*said], "rejected": [*said[:-1], GOOD]}),
-    (rows.ADAPTER, "rankings", lambda *said: {"prompt": [*said[:-1]], "chosen": [said[-1]], "rejected": [GOOD]}),
-    (no_robots.ADAPTER, "demonstrations", lambda *said: {"messages": [*said]}),
-    (ultrafeedback_binarized.ADAPTER, "prompts", lambda *said: {"chosen": [*said], "rejected": [*said[:-1], GOOD]}),
-    (sharegpt.ADAPTER, "demonstrations", lambda *said: {"conversations": turns(*said)}),
-    (sharegpt.ADAPTER, "prompts", lambda *said: {"conversations": [*said]}),
+EVERYWHERE: list[tuple[str, Role, Any]] = [
+    ("rows", "demonstrations", lambda *said: {"messages": [*said]}),
+    ("rows", "prompts", lambda *said: {"messages": [*said]}),
+    ("rows", "prompts", lambda *said: {"prompt": [*said[:-1]]}),
+    ("rows", "rankings", lambda *said: {"chosen": [*said], "rejected": [*said[:-1], GOOD]}),
+    ("rows", "rankings", lambda *said: {"prompt": [*said[:-1]], "chosen": [said[-1]], "rejected": [GOOD]}),
+    ("no_robots", "demonstrations", lambda *said: {"messages": [*said]}),
+    ("ultrafeedback_binarized", "prompts", lambda *said: {"chosen": [*said], "rejected": [*said[:-1], GOOD]}),
+    ("sharegpt", "demonstrations", lambda *said: {"conversations": turns(*said)}),
+    ("sharegpt", "prompts", lambda *said: {"conversations": [*said]}),
 ]
 
 
-@pytest.mark.parametrize(("adapter", "role", "row"), EVERYWHERE)
-def test_every_format_checks_its_messages_alike(adapter: Adapter, role: Role, row: Any) -> None:
+@pytest.mark.parametrize(("name", "role", "row"), EVERYWHERE)
+def test_every_format_checks_its_messages_alike(name: str, role: Role, row: Any) -> None:
     parts = {"role": "assistant", "content": [{"type": "text", "text": "So."}], "weight": 1}
     tool = {"role": "tool", "content": "42", "tool_call_id": "c0"}
     asked: list[dict[str, Any]] = [USER, GOOD, tool | {"name": "weather"}]
-    (record,) = convert(adapter, role, row(*asked, parts))
+    (record,) = convert(name, role, row(*asked, parts))
     assert record.prompt == [USER, GOOD, {"role": "tool", "content": "42"}]
     with pytest.raises(ValueError, match="has 'tool_calls', which is not supported"):
-        convert(adapter, role, row(USER, CALL, tool, parts))
+        convert(name, role, row(USER, CALL, tool, parts))
 
 
 def test_sharegpt_speakers_map_to_roles() -> None:
     said = turns({"role": "system", "content": "Be brief."}, USER, GOOD)
-    (record,) = convert(sharegpt.ADAPTER, "demonstrations", {"id": "x0", "conversations": said})
+    (record,) = convert("sharegpt", "demonstrations", {"id": "x0", "conversations": said})
     assert (record.prompt, record.completion) == ([{"role": "system", "content": "Be brief."}, USER], "So.")
-    (other,) = convert(sharegpt.ADAPTER, "prompts", {"conversations": said[1:], "system": "Be brief."})
+    (other,) = convert("sharegpt", "prompts", {"conversations": said[1:], "system": "Be brief."})
     assert (other.prompt, other.user_id) == (record.prompt, record.user_id), "the same conversation in its other form"
     with pytest.raises(
         ValueError, match="'from' of message 1 of 'conversations' is 'bing'; allowed are system, human, user, gpt"
@@ -116,11 +115,11 @@ def test_sharegpt_speakers_map_to_roles() -> None:
 
 def test_a_sharegpt_ranking_has_its_answers_in_separate_fields() -> None:
     row = {"conversations": turns(USER), "chosen": turns(GOOD)[0], "rejected": {"from": "gpt", "value": "No."}}
-    (ranking,) = convert(sharegpt.ADAPTER, "rankings", row)
+    (ranking,) = convert("sharegpt", "rankings", row)
     assert (ranking.prompt, ranking.completions, ranking.ranks) == ([USER], ["So.", "No."], [1, 2])
 
 
 def test_an_answer_of_weight_zero_is_refused_as_a_demonstration() -> None:
     with pytest.raises(ValueError, match="'weight' 0, which excludes it from training"):
-        convert(rows.ADAPTER, "demonstrations", {"messages": [USER, GOOD | {"weight": 0}]})
-    assert convert(rows.ADAPTER, "prompts", {"messages": [USER, GOOD | {"weight": 0}]})[0].prompt == [USER]
+        convert("rows", "demonstrations", {"messages": [USER, GOOD | {"weight": 0}]})
+    assert convert("rows", "prompts", {"messages": [USER, GOOD | {"weight": 0}]})[0].prompt == [USER]

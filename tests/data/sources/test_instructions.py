@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from data.records import USE_CASES, FewShot
-from data.sources import alpaca, dolly, no_robots, self_instruct
-from data.sources.adapter import Adapter
-from tests.data.sources.converting import convert, read_place, user
+from data.sources.instructions import USE_CASES as CATEGORIES
+from tests.data.sources.converting import assert_refused, convert, read_place, user
 
 DOLLY: dict[str, Any] = {
     "instruction": "What opened?",
@@ -42,58 +41,57 @@ TASK: dict[str, Any] = {
 
 
 def test_the_context_follows_the_instruction_and_an_empty_one_leaves_no_trace() -> None:
-    (demonstration,) = convert(dolly.ADAPTER, "demonstrations", DOLLY)
+    (demonstration,) = convert("dolly", "demonstrations", DOLLY)
     assert demonstration.prompt == "What opened?\n\nThe mill opened."
     assert (demonstration.completion, demonstration.use_case) == ("The mill.", "closed_qa")
-    assert convert(dolly.ADAPTER, "prompts", DOLLY | {"context": ""})[0].prompt == "What opened?"
-    assert convert(alpaca.ADAPTER, "prompts", ALPACA | {"input": ""})[0].prompt == "Add them."
-    (demonstration,) = convert(alpaca.ADAPTER, "demonstrations", ALPACA)
+    assert convert("dolly", "prompts", DOLLY | {"context": ""})[0].prompt == "What opened?"
+    assert convert("alpaca", "prompts", ALPACA | {"input": ""})[0].prompt == "Add them."
+    (demonstration,) = convert("alpaca", "demonstrations", ALPACA)
     assert (demonstration.prompt, demonstration.completion) == ("Add them.\n\n1 and 2", "3")
 
 
 @pytest.mark.parametrize(
-    ("adapter", "row"),
-    [(dolly.ADAPTER, DOLLY), (alpaca.ADAPTER, ALPACA), (no_robots.ADAPTER, ROBOTS), (self_instruct.ADAPTER, TASK)],
+    ("name", "row"), [("dolly", DOLLY), ("alpaca", ALPACA), ("no_robots", ROBOTS), ("self_instruct", TASK)]
 )
-def test_prompts_written_for_training_never_pass_for_a_users(adapter: Adapter, row: dict[str, Any]) -> None:
+def test_prompts_written_for_training_never_pass_for_a_users(name: str, row: dict[str, Any]) -> None:
     for role in ("prompts", "demonstrations"):
-        (record,) = convert(adapter, role, row)
+        (record,) = convert(name, role, row)
         assert (record.source, record.kind) == ("labeler", "plain")
 
 
 def test_an_answer_that_nobody_gave_is_left_out() -> None:
-    assert convert(dolly.ADAPTER, "demonstrations", DOLLY | {"response": ""}) == []
-    assert convert(alpaca.ADAPTER, "demonstrations", ALPACA | {"output": " "}) == []
-    assert len(convert(alpaca.ADAPTER, "prompts", ALPACA | {"output": ""})) == 1
+    assert convert("dolly", "demonstrations", DOLLY | {"response": ""}) == []
+    assert convert("alpaca", "demonstrations", ALPACA | {"output": " "}) == []
+    assert len(convert("alpaca", "prompts", ALPACA | {"output": ""})) == 1
 
 
 def test_categories_are_the_papers_or_none() -> None:
-    assert set(dolly.USE_CASES.values()) | set(no_robots.USE_CASES.values()) == set(USE_CASES)
-    assert convert(dolly.ADAPTER, "prompts", DOLLY | {"category": "creative_writing"})[0].use_case == "generation"
-    assert convert(dolly.ADAPTER, "prompts", DOLLY | {"category": "something new"})[0].use_case is None
-    assert convert(no_robots.ADAPTER, "prompts", ROBOTS)[0].use_case == "other"
+    assert set(CATEGORIES.values()) == set(USE_CASES)
+    assert convert("dolly", "prompts", DOLLY | {"category": "creative_writing"})[0].use_case == "generation"
+    assert convert("dolly", "prompts", DOLLY | {"category": "something new"})[0].use_case is None
+    assert convert("no_robots", "prompts", ROBOTS)[0].use_case == "other"
 
 
 def test_the_last_reply_of_a_conversation_is_the_demonstration() -> None:
-    (demonstration,) = convert(no_robots.ADAPTER, "demonstrations", ROBOTS)
+    (demonstration,) = convert("no_robots", "demonstrations", ROBOTS)
     assert demonstration.prompt == user("Hi!", "Hello.", "Why?")
     assert (demonstration.completion, demonstration.prompt_id) == ("Because.", "abc")
 
 
 def test_an_application_is_the_user_of_the_tasks_written_for_it() -> None:
-    (record,) = convert(self_instruct.ADAPTER, "demonstrations", TASK | {"motivation_app": "Grammarly"})
+    (record,) = convert("self_instruct", "demonstrations", TASK | {"motivation_app": "Grammarly"})
     assert (record.kind, record.user_id, record.prompt_id) == ("user_based", "Grammarly", "task_1")
-    (seed,) = convert(self_instruct.ADAPTER, "demonstrations", TASK | {"is_classification": True})
+    (seed,) = convert("self_instruct", "demonstrations", TASK | {"is_classification": True})
     assert (seed.kind, seed.use_case, seed.prompt, seed.completion) == ("plain", "classification", "Add.\n\n1, 2", "3")
 
 
 def test_several_instances_are_a_few_shot_prompt() -> None:
     row = TASK | {"instances": [{"input": "1, 2", "output": "3"}, {"input": "2, 2", "output": "4"}]}
-    (record,) = convert(self_instruct.ADAPTER, "demonstrations", row)
+    (record,) = convert("self_instruct", "demonstrations", row)
     assert isinstance(record, FewShot)
     assert (record.kind, record.prompt) == ("few_shot", "Add.")
     assert record.examples == [{"prompt": "1, 2", "completion": "3"}, {"prompt": "2, 2", "completion": "4"}]
-    first, second = convert(self_instruct.ADAPTER, "prompts", row)
+    first, second = convert("self_instruct", "prompts", row)
     assert (first.prompt, second.prompt) == ("Add.\n\n1, 2", "Add.\n\n2, 2")
     assert first.prompt_id != second.prompt_id, "another prompt needs another id"
     assert first.user_id == second.user_id
@@ -103,37 +101,35 @@ def test_instances_without_an_input_stand_alone() -> None:
     row = TASK | {
         "instances": [{"input": "", "output": "3"}, {"input": "2, 2", "output": "4"}, {"input": "x", "output": " "}]
     }
-    assert [(record.prompt, record.completion) for record in convert(self_instruct.ADAPTER, "demonstrations", row)] == [
+    assert [(record.prompt, record.completion) for record in convert("self_instruct", "demonstrations", row)] == [
         ("Add.", "3"),
         ("Add.\n\n2, 2", "4"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("adapter", "row", "sentence"),
+    ("name", "row", "sentence"),
     [
-        (dolly.ADAPTER, [], "expected a JSON object, found list"),
-        (dolly.ADAPTER, {"context": "", "response": "a"}, "missing key 'instruction'"),
-        (dolly.ADAPTER, DOLLY | {"response": None}, "'response' must be str"),
-        (alpaca.ADAPTER, ALPACA | {"input": 3}, "'input' must be str"),
+        ("dolly", [], "expected a JSON object, found list"),
+        ("dolly", {"context": "", "response": "a"}, "missing key 'instruction'"),
+        ("dolly", DOLLY | {"response": None}, "'response' must be str"),
+        ("alpaca", ALPACA | {"input": 3}, "'input' must be str"),
         (
-            no_robots.ADAPTER,
+            "no_robots",
             ROBOTS | {"messages": user("Hi!")},
             "'messages' must be a prompt followed by the assistant's answer",
         ),
         (
-            no_robots.ADAPTER,
+            "no_robots",
             ROBOTS | {"messages": [None]},
             "message 1 of 'messages' must be an object with 'role' and 'content', found NoneType",
         ),
-        (self_instruct.ADAPTER, TASK | {"instances": []}, "'instances' must be a list of objects"),
-        (self_instruct.ADAPTER, TASK | {"instances": [{"input": "a"}]}, "missing key 'output'"),
+        ("self_instruct", TASK | {"instances": []}, "'instances' must be a list of objects"),
+        ("self_instruct", TASK | {"instances": [{"input": "a"}]}, "missing key 'output'"),
     ],
 )
-def test_a_malformed_row_is_refused_in_one_sentence(adapter: Adapter, row: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=r".") as caught:
-        convert(adapter, "demonstrations", row)
-    assert sentence in str(caught.value)
+def test_a_malformed_row_is_refused_in_one_sentence(name: str, row: Any, sentence: str) -> None:
+    assert_refused(sentence, name, "demonstrations", row)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +141,7 @@ def test_the_published_tasks_all_arrive(
 ) -> None:
     file = shared_data(f"self_instruct/{name}.jsonl")
     published = {row["id"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
-    records = read_place(self_instruct.ADAPTER, "demonstrations", file)
+    records = read_place("self_instruct", "demonstrations", file)
     assert len(records) == len(published) == tasks
     assert len({record.user_id for record in records}) == users
     assert {record.kind for record in records} == {kind}

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from data.sources.qa_feedback import ADAPTER
-from tests.data.sources.converting import convert, read_place
+from tests.data.sources.converting import assert_refused, convert, read_place
 
 ROW: dict[str, Any] = {
     "question": "When did the mill open? ",
@@ -28,7 +27,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_six_comparisons_stay_raw_and_in_their_published_order() -> None:
-    (ranking,) = convert(ADAPTER, "rankings", ROW)
+    (ranking,) = convert("qa_feedback", "rankings", ROW)
     assert ranking.completions == ["In 1850.", "In 1950.", "Long ago.", "In 1850, I believe."]
     assert ranking.preferences == [[0, 1], [0, 2], [2, 1], [3, 1], [3, 2]]
     assert ranking.ties == [[0, 3]]
@@ -36,12 +35,12 @@ def test_the_six_comparisons_stay_raw_and_in_their_published_order() -> None:
 
 
 def test_a_cycle_is_kept_as_a_cycle() -> None:
-    (ranking,) = convert(ADAPTER, "rankings", row(preference=[1, 2, 0, 1, 0, 0]))
+    (ranking,) = convert("qa_feedback", "rankings", row(preference=[1, 2, 0, 1, 0, 0]))
     assert ranking.preferences == [[0, 1], [2, 0], [1, 2]]
 
 
 def test_the_prompt_holds_each_passage_once_on_a_line_then_the_question() -> None:
-    (prompt,) = convert(ADAPTER, "prompts", ROW)
+    (prompt,) = convert("qa_feedback", "prompts", ROW)
     assert prompt.prompt == (
         "Answer the question from the passages.\n\nOld Mill: Old Mill is a mill. It opened in 1850.\nRivers: Some "
         "are long.\n\n"
@@ -66,17 +65,17 @@ def test_the_prompt_holds_each_passage_once_on_a_line_then_the_question() -> Non
     ],
 )
 def test_only_a_heading_is_taken_for_the_repeated_title(passage: list[str], line: str) -> None:
-    assert convert(ADAPTER, "prompts", row(passages=[passage]))[0].prompt.split("\n")[2] == line
+    assert convert("qa_feedback", "prompts", row(passages=[passage]))[0].prompt.split("\n")[2] == line
 
 
 def test_a_question_without_passages_stands_alone() -> None:
-    (prompt,) = convert(ADAPTER, "prompts", row(passages=[]))
+    (prompt,) = convert("qa_feedback", "prompts", row(passages=[]))
     assert (prompt.prompt, prompt.use_case) == ("When did the mill open?", "open_qa")
 
 
 def test_all_roles_ask_in_the_same_words() -> None:
     (prompt,), (demonstration,), (ranking,) = (
-        convert(ADAPTER, role, ROW) for role in ("prompts", "demonstrations", "rankings")
+        convert("qa_feedback", role, ROW) for role in ("prompts", "demonstrations", "rankings")
     )
     assert prompt.prompt == demonstration.prompt == ranking.prompt
     assert demonstration.completion == "The mill opened in 1850."
@@ -89,7 +88,7 @@ def test_rows_of_the_supervised_file_have_a_list_of_answers() -> None:
         "text": "question: Why? context: T S.",
         "answer": [" Because. ", "So."],
     }
-    (demonstration,) = convert(ADAPTER, "demonstrations", supervised)
+    (demonstration,) = convert("qa_feedback", "demonstrations", supervised)
     assert demonstration.completion == "Because."
     assert demonstration.prompt.endswith("T: S.\n\nQuestion: Why?")
 
@@ -110,21 +109,19 @@ def test_rows_of_the_supervised_file_have_a_list_of_answers() -> None:
     ],
 )
 def test_a_malformed_row_is_refused_in_one_sentence(malformed: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=r".") as caught:
-        convert(ADAPTER, "rankings", malformed)
-    assert sentence in str(caught.value)
+    assert_refused(sentence, "qa_feedback", "rankings", malformed)
 
 
 @pytest.mark.parametrize("answer", [[], [3], "Because."])
 def test_a_malformed_answer_is_refused(answer: Any) -> None:
     with pytest.raises(ValueError, match="'answer' must be a list of"):
-        convert(ADAPTER, "demonstrations", {"question": "Why?", "passages": [], "answer": answer})
+        convert("qa_feedback", "demonstrations", {"question": "Why?", "passages": [], "answer": answer})
 
 
 def test_the_published_comparisons_all_arrive_and_none_is_added(shared_data: Callable[[str], Path]) -> None:
     file = shared_data("qa_feedback/dev_feedback.json")
     published = json.loads(file.read_text(encoding="utf-8"))
-    rankings = read_place(ADAPTER, "rankings", file)
+    rankings = read_place("qa_feedback", "rankings", file)
     assert len(rankings) == len(published) == 500
     assert sum(len(ranking.ties) for ranking in rankings) == sum(row["preference"].count(0) for row in published) == 384
     assert sum(len(ranking.preferences) for ranking in rankings) == 2616
@@ -142,4 +139,4 @@ def test_the_published_comparisons_all_arrive_and_none_is_added(shared_data: Cal
                 "no word of a passage is lost"
             )
     assert len({ranking.prompt_id for ranking in rankings}) == 500
-    assert len(read_place(ADAPTER, "demonstrations", file)) == 500
+    assert len(read_place("qa_feedback", "demonstrations", file)) == 500

@@ -13,9 +13,8 @@ import pytest
 from data.config import DataConfig, SourceConfig
 from data.files import STOP, BadRows
 from data.records import Document, FewShot, Prompt
-from data.sources.adapter import Adapter
-from data.sources.reading import find, grouped, read, sources
-from data.sources.registry import ADAPTERS
+from data.sources.formats import FORMATS, Format
+from data.sources.reading import find, grouped, read
 
 
 def written(file: Path, rows: Iterable[Any]) -> str:
@@ -24,15 +23,18 @@ def written(file: Path, rows: Iterable[Any]) -> str:
 
 
 def records(config: DataConfig, role: Any, bad: BadRows = STOP) -> list[Any]:
-    return [record for source in sources(config, role) for record in read(source, bad)]
+    return [record for name in getattr(config, role) for record in read(find(name, config, role), bad)]
+
+
+def configured(role: str, *, place: Any = "", **settings: Any) -> DataConfig:
+    source = SourceConfig(place=str(place), **settings)
+    return DataConfig(sources={"x": source}, **{role: ["x"]})  # type: ignore[arg-type]
 
 
 def test_a_file_needs_no_entry_and_gives_its_name_to_its_rows(tmp_path: Path) -> None:
     place = written(tmp_path / "mine.jsonl", [{"prompt": "Why?"}, {"prompt": "How?", "dataset": "elsewhere"}])
-    assert [(r.prompt, r.dataset) for r in records(DataConfig(prompts=[place]), "prompts")] == [
-        ("Why?", place),
-        ("How?", place),
-    ]
+    found = records(DataConfig(prompts=[place]), "prompts")
+    assert [(record.prompt, record.dataset) for record in found] == [("Why?", place), ("How?", place)]
 
 
 def test_a_folder_is_all_of_its_data_files_in_order(tmp_path: Path) -> None:
@@ -50,39 +52,29 @@ def test_the_embedded_set_is_there_by_name() -> None:
 def test_columns_are_renamed_or_left_out_and_reading_ends_at_the_limit(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", ({"question": f"Why {n}?", "answer": "So.", "score": n} for n in range(9)))
     columns: dict[str, str | None] = {"question": "prompt", "answer": "completion", "score": None}
-    config = DataConfig(sources={"x": SourceConfig(place=place, columns=columns, limit=4)}, demonstrations=["x"])
+    config = configured("demonstrations", place=place, columns=columns, limit=4)
     assert [record.prompt for record in records(config, "demonstrations")] == [f"Why {n}?" for n in range(4)]
 
 
 @pytest.mark.parametrize("columns", [{"question": "prompt"}, {"question": "prompt", "prompt": "prompt"}])
 def test_two_columns_with_one_name_are_a_bad_row(tmp_path: Path, columns: dict[str, str | None]) -> None:
     place = written(tmp_path / "x.jsonl", [{"question": "Why?"}, {"question": "Why?", "prompt": "SYSTEM"}])
-    config = DataConfig(sources={"x": SourceConfig(place=place, columns=columns)}, prompts=["x"])
+    config = configured("prompts", place=place, columns=columns)
     with pytest.raises(ValueError, match=r"x\.jsonl:2: two columns would be called 'prompt'"):
         records(config, "prompts")
 
 
 def test_a_renamed_column_that_no_row_has_is_told(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "user": "ann"}, {"prompt": "How?"}])
-    assert (
-        len(
-            records(
-                DataConfig(sources={"x": SourceConfig(place=place, columns={"user": "user_id"})}, prompts=["x"]),
-                "prompts",
-            )
-        )
-        == 2
-    )
-    config = DataConfig(
-        sources={"x": SourceConfig(place=place, columns={"usr": "user_id", "user": None})}, prompts=["x"]
-    )
+    assert len(records(configured("prompts", place=place, columns={"user": "user_id"}), "prompts")) == 2
+    config = configured("prompts", place=place, columns={"usr": "user_id", "user": None})
     with pytest.raises(ValueError, match=r"data\.sources\.x\.columns: no row has 'usr'"):
         records(config, "prompts")
 
 
 def test_a_limit_counts_what_belongs_together(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
     place = str(shared_data("truthfulqa"))
-    config = DataConfig(sources={"x": SourceConfig(format="truthfulqa", place=place, limit=30)}, rankings=["x"])
+    config = configured("rankings", format="truthfulqa", place=place, limit=30)
     assert len(records(config, "rankings")) == 30
 
 
@@ -116,10 +108,7 @@ def test_documents_come_from_text_files_and_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (
-            SourceConfig(format="oast", place="x.jsonl"),
-            r"data\.sources\.x\.format='oast' is unknown, did you mean 'oasst'\?",
-        ),
+        (SourceConfig(format="oast", place="x"), r"data\.sources\.x\.format='oast' is unknown, did you mean 'oasst'\?"),
         (SourceConfig(format="truthfulqa"), r"data\.sources\.x\.place is missing"),
         (SourceConfig(place="nowhere/rows.jsonl"), r"data\.sources\.x: nowhere/rows\.jsonl: no such file or folder"),
         (SourceConfig(format="truthfulqa", place="nowhere/truthfulqa"), "nowhere/truthfulqa: no such file or folder"),
@@ -138,7 +127,7 @@ def test_documents_come_from_text_files_and_rows(tmp_path: Path) -> None:
 )
 def test_a_source_that_is_not_there_is_told_before_anything_is_read(settings: SourceConfig, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        sources(DataConfig(sources={"x": settings}, rankings=["x"]), "rankings")
+        find("x", DataConfig(sources={"x": settings}, rankings=["x"]), "rankings")
 
 
 def test_a_name_that_nothing_has_is_told_with_the_nearest() -> None:
@@ -222,7 +211,7 @@ def test_the_error_names_the_format_of_a_row_in_another_format(
 
 def test_the_error_names_our_format_for_a_row_in_it(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", [{"messages": [USER, USER], "category": "Chat"}])
-    config = DataConfig(sources={"x": SourceConfig(format="sharegpt", place=place)}, prompts=["x"])
+    config = configured("prompts", format="sharegpt", place=place)
     with pytest.raises(
         ValueError, match=r"x\.jsonl:1: this looks like this project's records and trl's forms: set format: rows"
     ):
@@ -242,7 +231,7 @@ def test_a_prompt_that_cannot_be_used_is_a_bad_row_at_its_place(tmp_path: Path) 
     pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "forbidden", "completion": "non"}]
     good = {"prompt": "Why?", "completion": "So."}
     place = written(tmp_path / "x.jsonl", [good, system, {"prompt": "In French.", "examples": pairs}, good])
-    (source,) = sources(DataConfig(demonstrations=[place]), "demonstrations")
+    source = find(place, DataConfig(demonstrations=[place]), "demonstrations")
     with pytest.raises(
         ValueError, match=r"x\.jsonl:2: the chat template refuses this conversation: System role not supported"
     ):
@@ -275,33 +264,16 @@ def test_null_values_are_left_out_and_ids_may_be_numbers_in_every_format(tmp_pat
     }
     for name, row in rows.items():
         place = written(tmp_path / f"{name}.jsonl", [row])
-        config = DataConfig(sources={"x": SourceConfig(format=name, place=place)}, prompts=["x"])
+        config = configured("prompts", format=name, place=place)
         assert [record.user_id for record in records(config, "prompts")] == ["7"], name
 
 
-PAIRS = Adapter(name="pairs", about="", convert={}, group=lambda row: row.get("id"))
-
-
-def test_rows_of_a_group_come_together_where_they_stand_together() -> None:
-    placed = [
-        ("p1", {"id": 1, "n": 1}),
-        ("p2", {"id": 1, "n": 2}),
-        ("p3", {"id": 2, "n": 3}),
-        ("p4", ["no object"]),
-        ("p5", {"id": 1, "n": 4}),
-    ]
-    assert [(place, len(rows)) for place, rows in grouped(placed, PAIRS)] == [
-        ("p1", 2),
-        ("p3", 1),
-        ("p4", 1),
-        ("p5", 1),
-    ]
-
-
-def test_rows_of_a_group_that_are_strewn_about_are_gathered() -> None:
-    placed = [("p1", {"id": 1}), ("p2", {"id": 2}), ("p3", {"id": 1})]
-    adapter = Adapter(name="pairs", about="", convert={}, group=lambda row: row.get("id"), adjacent=False)
-    assert [(place, len(rows)) for place, rows in grouped(placed, adapter)] == [("p1", 2), ("p2", 1)]
+@pytest.mark.parametrize(("adjacent", "found"), [(True, "p1:2 p3:1 p4:1 p5:1"), (False, "p1:3 p3:1 p4:1")])
+def test_rows_of_a_group_come_together(adjacent: bool, found: str) -> None:
+    rows: list[Any] = [{"id": 1, "n": 1}, {"id": 1, "n": 2}, {"id": 2, "n": 3}, ["no object"], {"id": 1, "n": 4}]
+    placed = [(f"p{number}", row) for number, row in enumerate(rows, start=1)]
+    form = Format(name="pairs", about="", convert={}, group=lambda row: row.get("id"), adjacent=adjacent)
+    assert " ".join(f"{place}:{len(rows)}" for place, rows in grouped(placed, form)) == found
 
 
 @pytest.fixture
@@ -323,10 +295,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], lis
 
 def test_a_hub_data_set_is_streamed_at_its_pinned_commit(hub: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
     asked = hub([{"prompt": "Why?", "kind": None}, {"prompt": "How?", "kind": "plain"}])
-    config = DataConfig(
-        sources={"x": SourceConfig(place="somebody/rows", revision="abc123", subset="part", split="test")},
-        prompts=["x"],
-    )
+    config = configured("prompts", place="somebody/rows", revision="abc123", subset="part", split="test")
     assert records(config, "prompts") == [
         Prompt(prompt="Why?", dataset="x"),
         Prompt(prompt="How?", kind="plain", dataset="x"),
@@ -338,18 +307,18 @@ def test_a_format_knows_where_its_data_are_published(hub: Callable[[list[dict[st
     asked = hub([{"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."}])
     config = DataConfig(sources={"hh": SourceConfig(format="hh_rlhf", revision="abc123")}, rankings=["hh"])
     assert records(config, "rankings")[0].completions == ["So.", "No."]
-    assert asked[0][0][0] == ADAPTERS["hh_rlhf"].hub == "Anthropic/hh-rlhf"
+    assert asked[0][0][0] == FORMATS["hh_rlhf"].hub == "Anthropic/hh-rlhf"
 
 
 def test_a_bad_row_of_a_hub_data_set_has_a_place_too(hub: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
     hub([{"prompt": "Why?"}, {"prompt": "  "}])
-    config = DataConfig(sources={"x": SourceConfig(place="somebody/rows", revision="main")}, prompts=["x"])
+    config = configured("prompts", place="somebody/rows", revision="main")
     with pytest.raises(ValueError, match="somebody/rows train: row 2: 'prompt' must be a non-empty string"):
         records(config, "prompts")
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence() -> None:
     """Tests run offline, so this is the real library's real refusal."""
-    config = DataConfig(sources={"x": SourceConfig(place="somebody/no-such-rows", revision="main")}, prompts=["x"])
+    config = configured("prompts", place="somebody/no-such-rows", revision="main")
     with pytest.raises(ValueError, match=r"^cannot read somebody/no-such-rows at main from the Hub \([^\n]+\)$"):
         records(config, "prompts")

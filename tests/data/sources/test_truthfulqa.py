@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from data.sources.truthfulqa import ADAPTER
-from tests.data.sources.converting import convert, read_place
+from data.sources.formats import FORMATS
+from tests.data.sources.converting import assert_refused, convert, read_place
 
 
 def judged(
@@ -33,7 +33,7 @@ def test_truth_comes_before_help_and_equal_scores_tie() -> None:
         *judged("Helpful only.", False, True),
         *judged("Both, too.", True, True),
     ]
-    (ranking,) = convert(ADAPTER, "rankings", *rows)
+    (ranking,) = convert("truthfulqa", "rankings", *rows)
     order = dict(zip(ranking.completions, ranking.ranks, strict=True))
     assert order == {"Both.": 1, "Both, too.": 1, "True only.": 2, "Helpful only.": 3, "False and no help.": 4}
     assert ranking.prompt == ranking.user_id == "Is it?"
@@ -46,7 +46,7 @@ def test_an_answer_that_only_one_file_knows_is_left_out() -> None:
         *judged("C.", true=True),
         *judged("D.", helpful=True),
     ]
-    assert convert(ADAPTER, "rankings", *rows)[0].completions == ["A.", "B."]
+    assert convert("truthfulqa", "rankings", *rows)[0].completions == ["A.", "B."]
 
 
 def test_an_answer_judged_both_ways_is_left_out_and_one_judged_alike_twice_is_one() -> None:
@@ -57,31 +57,31 @@ def test_an_answer_judged_both_ways_is_left_out_and_one_judged_alike_twice_is_on
         *judged("C.", True, True),
         *judged("C.", True, False),
     ]
-    assert convert(ADAPTER, "rankings", *rows)[0].completions == ["A.", "B."]
+    assert convert("truthfulqa", "rankings", *rows)[0].completions == ["A.", "B."]
 
 
 def test_a_question_with_a_stray_space_is_the_same_question() -> None:
     rows = [*judged("A.", True, True), *judged("B.", True, False, question="Is it? ")]
-    assert ADAPTER.group is not None
-    assert len({ADAPTER.group(row) for row in rows}) == 1
-    assert convert(ADAPTER, "rankings", *reversed(rows))[0].prompt == "Is it?"
+    assert FORMATS["truthfulqa"].group is not None
+    assert len({FORMATS["truthfulqa"].group(row) for row in rows}) == 1
+    assert convert("truthfulqa", "rankings", *reversed(rows))[0].prompt == "Is it?"
 
 
 def test_an_empty_answer_is_an_answer() -> None:
     rows = [*judged("", True, False), *judged("A.\nB.", True, True)]
-    (ranking,) = convert(ADAPTER, "rankings", *rows)
+    (ranking,) = convert("truthfulqa", "rankings", *rows)
     assert (ranking.completions, ranking.ranks) == (["", "A.\nB."], [2, 1])
 
 
 def test_a_question_with_one_usable_answer_is_no_ranking() -> None:
-    assert convert(ADAPTER, "rankings", *judged("A.", True, True), *judged("B.", true=False)) == []
+    assert convert("truthfulqa", "rankings", *judged("A.", True, True), *judged("B.", true=False)) == []
 
 
 def test_one_file_alone_is_refused_with_what_to_do() -> None:
     with pytest.raises(
         ValueError, match=r"judgments of one kind only: read finetune_truth\.jsonl and finetune_info\.jsonl together"
     ):
-        convert(ADAPTER, "rankings", *judged("A.", true=True), *judged("B.", true=False))
+        convert("truthfulqa", "rankings", *judged("A.", true=True), *judged("B.", true=False))
 
 
 @pytest.mark.parametrize(
@@ -98,15 +98,13 @@ def test_one_file_alone_is_refused_with_what_to_do() -> None:
     ],
 )
 def test_a_malformed_judgment_is_refused_in_one_sentence(row: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=r".") as caught:
-        convert(ADAPTER, "rankings", row)
-    assert sentence in str(caught.value)
+    assert_refused(sentence, "truthfulqa", "rankings", row)
 
 
 def test_a_question_of_the_table_is_trimmed_so_that_it_is_the_judgments_question() -> None:
     row = {"Type": "Adversarial", "Question": "Is it? ", "Best Answer": "It is", "Correct Answers": "It is; Yes"}
-    (prompt,) = convert(ADAPTER, "prompts", row)
-    (demonstration,) = convert(ADAPTER, "demonstrations", row)
+    (prompt,) = convert("truthfulqa", "prompts", row)
+    (demonstration,) = convert("truthfulqa", "demonstrations", row)
     assert prompt.prompt == prompt.user_id == demonstration.user_id == "Is it?"
     assert demonstration.completion == "It is"
 
@@ -124,7 +122,7 @@ def test_the_published_files_give_a_ranking_a_question(shared_data: Callable[[st
         if len(found["True"]) == len(found["Helpful"]) == 1:
             scores[question][answer] = 2 * (found["True"] == {" yes"}) + (found["Helpful"] == {" yes"})
 
-    rankings = read_place(ADAPTER, "rankings", folder)
+    rankings = read_place("truthfulqa", "rankings", folder)
     assert len(rankings) == len(scores) == 817
     for ranking in rankings:
         expected = scores[ranking.prompt]
@@ -140,10 +138,10 @@ def test_the_published_table_asks_the_same_questions_as_the_judgments(shared_dat
     folder = shared_data("truthfulqa")
     with (folder / "TruthfulQA.csv").open(encoding="utf-8-sig", newline="") as file:
         best = {row["Question"].strip(): row["Best Answer"] for row in csv.DictReader(file)}
-    demonstrations = read_place(ADAPTER, "demonstrations", folder)
+    demonstrations = read_place("truthfulqa", "demonstrations", folder)
     assert {demonstration.prompt: demonstration.completion for demonstration in demonstrations} == best
     assert len(best) == 817
-    prompts = read_place(ADAPTER, "prompts", folder)
+    prompts = read_place("truthfulqa", "prompts", folder)
     assert {prompt.prompt for prompt in prompts} == {
-        ranking.prompt for ranking in read_place(ADAPTER, "rankings", folder)
+        ranking.prompt for ranking in read_place("truthfulqa", "rankings", folder)
     }

@@ -1,0 +1,133 @@
+"""What row functions share: checks of values, conversations, ranks, and the converters of each role.
+
+A row function maps one published row to fields of a record (data/records.py). It returns None to leave the row out and
+raises ValueError, in a sentence without the place, if the row is malformed.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, TypeVar
+
+from data.messages import Message, conversation
+from data.records import Demonstration, Prompt, Ranking
+
+Role = Literal["demonstrations", "prompts", "rankings", "pretraining"]
+"""The list of the data section that names a source."""
+
+Row = Mapping[str, Any]
+Fields = dict[str, Any]
+RowFunction = Callable[[Row], Fields | None]
+Convert = Callable[[Sequence[Row]], Iterable[Fields]]
+"""Rows that belong together (usually one) to the fields of each of their records."""
+Answers = Sequence[tuple[str, int | None]]
+"""(text, rank from 1, or None if not ranked) of each answer to a prompt."""
+
+T = TypeVar("T")
+ANSWER_KEYS = {field.name for kind in (Demonstration, Ranking) for field in fields(kind)} - {
+    field.name for field in fields(Prompt)
+}
+
+
+def first(function: RowFunction) -> Convert:
+    """The converter of rows that stand alone, or of the first row of a group."""
+    return lambda rows: [] if (fields := function(rows[0])) is None else [fields]
+
+
+def roles(
+    prompt: RowFunction,
+    demonstration: RowFunction | None = None,
+    ranking: RowFunction | None = None,
+    answers: Callable[[Row], Answers] | None = None,
+) -> dict[Role, Convert]:
+    """The converters of a format by role, from the fields of a prompt and what a demonstration or a ranking adds.
+
+    With `answers`, a demonstration adds the best of them, and a ranking all.
+    """
+    if answers is not None:
+        demonstration, ranking = (lambda row: best(answers(row))), (lambda row: ranked(answers(row)))
+
+    def added(function: RowFunction) -> Convert:
+        def record(row: Row) -> Fields | None:
+            more, fields = function(row), prompt(row)
+            return None if fields is None or more is None else fields | more
+
+        return first(record)
+
+    converters: dict[Role, Convert] = {"demonstrations": added(demonstration)} if demonstration else {}
+    return converters | {"prompts": first(prompt)} | ({"rankings": added(ranking)} if ranking else {})
+
+
+def prompt_of(function: RowFunction) -> RowFunction:
+    """The prompt of demonstrations or rankings."""
+    return lambda row: None if (fields := function(row)) is None else without(fields, *ANSWER_KEYS)
+
+
+def without(row: Row, *keys: str) -> Fields:
+    return {key: value for key, value in row.items() if key not in keys}
+
+
+def need(row: Row, key: str, kind: type[T], what: str | None = None) -> T:
+    """The value under a key. Raises ValueError if it is missing or of another type."""
+    if key not in row:
+        raise ValueError(f"missing key {key!r}; found {', '.join(map(repr, row)) or 'none'}")
+    value = row[key]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{key!r} must be {what or kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def optional(row: Row, key: str, default: T, what: str | None = None) -> T:
+    """The value under a key, or the default if it is missing or null. Raises ValueError if it is of another type."""
+    return default if row.get(key) is None else need(row, key, type(default), what)
+
+
+def identifier(row: Row, key: str, default: str | None = None) -> str:
+    """An id as text; tables store ids as numbers, and as floats if some are missing. Raises ValueError as `need`."""
+    value = row.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if type(value) in (int, str) else need(row, key, str)
+
+
+def objects(row: Row, key: str, requirement: str) -> list[Row]:
+    """The list of objects under a key. Raises ValueError with the requirement if an item is no object."""
+    items: list[Row] = need(row, key, list)
+    if not all(isinstance(item, dict) for item in items):
+        raise ValueError(requirement)
+    return items
+
+
+def answered(row: Row, key: str) -> tuple[list[Message], str]:
+    """(prompt, answer) of a conversation. Raises ValueError unless it ends with the assistant's turn."""
+    turns = conversation(need(row, key, list, "a list of messages"), key)
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise ValueError(f"{key!r} must be a prompt followed by the assistant's answer")
+    return turns[:-1], turns[-1]["content"]
+
+
+def opening_id(messages: Sequence[Message]) -> str:
+    """A hash of the first user message, as the user's id: all prefixes of a conversation share it, and so a split."""
+    opening = next((message["content"] for message in messages if message["role"] == "user"), "")
+    return hashlib.sha256(opening.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def dense_ranks(scores: Sequence[float | None]) -> list[int | None]:
+    """1 for the highest score, 2 for the next lower one, and so on; equal scores tie, and no score is no rank."""
+    order = sorted({score for score in scores if score is not None}, reverse=True)
+    return [None if score is None else order.index(score) + 1 for score in scores]
+
+
+def ranked(answers: Answers) -> Fields | None:
+    """The fields of a ranking; None if fewer than two answers have a rank."""
+    if sum(rank is not None for _, rank in answers) < 2:
+        return None
+    return {"completions": [text for text, _ in answers], "ranks": [rank for _, rank in answers]}
+
+
+def best(answers: Answers) -> Fields | None:
+    """The best ranked answer that is not empty, as the fields of a demonstration; None if there is none."""
+    found = [(rank, text) for text, rank in answers if rank is not None and text]
+    return {"completion": min(found, key=lambda answer: answer[0])[1]} if found else None
