@@ -5,6 +5,7 @@ raises ValueError, in a sentence without the place, if the row is malformed.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ Answers = Sequence[tuple[str, int | None]]
 """(text, rank from 1, or None if not ranked) of each answer to a prompt."""
 
 T = TypeVar("T")
+WHOLE_FLOAT = re.compile(r"-?[0-9]+\.0")
 ANSWER_KEYS = {field.name for kind in (Demonstration, Ranking) for field in fields(kind)} - {
     field.name for field in fields(Prompt)
 }
@@ -83,10 +85,15 @@ def optional(row: Row, key: str, default: T, what: str | None = None) -> T:
 
 
 def identifier(row: Row, key: str, default: str | None = None) -> str:
-    """An id as text; tables store ids as numbers, and as floats if some are missing. Raises ValueError as `need`."""
+    """An id as text; tables store ids as numbers, and as floats if some are missing. Raises ValueError as `need`.
+
+    pandas writes such floats to CSV as `1.0`, which must not be another user than the 1 of another file.
+    """
     value = row.get(key)
     if value is None and default is not None:
         return default
+    if isinstance(value, str) and WHOLE_FLOAT.fullmatch(value):
+        return value.removesuffix(".0")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if type(value) in (int, str) else need(row, key, str)

@@ -249,7 +249,7 @@ def test_keys_of_messages_that_are_not_read_are_counted(tmp_path: Path) -> None:
     assert bad.ignored == {"name": 2, "weight": 2}
 
 
-@pytest.mark.parametrize("identity", [7, 7.0, "7"])
+@pytest.mark.parametrize("identity", [7, 7.0, "7", "7.0"])
 def test_null_values_are_left_out_and_ids_may_be_numbers_in_every_format(tmp_path: Path, identity: object) -> None:
     rows = {
         "rows": {"prompt": "Why?", "user_id": identity, "kind": None, "completion": None},
