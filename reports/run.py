@@ -28,7 +28,6 @@ from reports.page import (
     Text,
     Tiles,
     between,
-    counted,
     duration,
     number,
     percent,
@@ -53,13 +52,14 @@ from reports.verdict import (
     against_best_of_n,
     change,
     checks,
+    compared,
     dig,
+    labeler_note,
     too_few,
     verdict,
 )
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
-WEIGHTS = {"ema": "Evaluated with EMA weights", "last": "Evaluated with the last weights, not their EMA"}
 
 
 @dataclass(frozen=True)
@@ -355,39 +355,6 @@ def tiles(results: Results) -> list[tuple[str, str, str]]:
         ("Perplexity, plain text", f"{number(before)} → {number(after)}", f"{change(before, after)}, SFT → PPO"),
         ("Total time", duration(seconds), f"{len(results.manifests)} stages"),
     ]
-
-
-def labeler_note(config: Mapping[str, Any]) -> str:
-    """A note on who ranked the answers, for the reward model and for this report."""
-    rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
-    brought = bool(dig(config, "data", "rankings"))
-    labeler = dig(config, "labels", "labeler")
-    if labeler == "simulated":
-        taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
-        return (
-            f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is "
-            "a win by that rubric only."
-        )
-    if labeler == "none":
-        return (
-            "The reward model was trained on the rankings in data.rankings. The win rates below are judged by "
-            f"{rubric}, not by a person."
-        )
-    return (
-        f"The reward model's labeler is not recorded here. The win rates below are judged by {rubric}, not by a person."
-    )
-
-
-def compared(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Which weights of PPO and how many answers were compared; empty without an evaluation."""
-    if not evaluation:
-        return ""
-    weights = evaluation.get("weights") or dig(config, "evaluate", "weights")
-    answers = f"{counted(evaluation['answers_per_prompt'], 'answer')} per prompt from PPO and from SFT, one from base"
-    temperature = dig(config, "evaluate", "temperature")
-    at = f", at temperature {temperature:g}" if isinstance(temperature, int | float) else ""
-    unknown = "It is not recorded which of PPO's weights were evaluated"
-    return f"{WEIGHTS.get(weights, unknown)}. {answers}{at}."
 
 
 def _json(path: Path, missing: Any = MappingProxyType({})) -> Any:

@@ -31,6 +31,9 @@ PARTS = {
 """Names of the rubric's parts in sentences."""
 
 
+WEIGHTS = {"ema": "Evaluated with EMA weights", "last": "Evaluated with the last weights, not their EMA"}
+
+
 def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """One sentence, and its kind: better, worse, even or unknown."""
     found = dig(evaluation, "win_rate", "sft")
@@ -46,6 +49,39 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {between(found, percent)}, "
     numbers += f"{counted(found['n'], 'held-out prompt')})"
     return {"kind": kind, "text": f"{sentence} by the rubric: {numbers}{because(kind, evaluation)}."}
+
+
+def labeler_note(config: Mapping[str, Any]) -> str:
+    """A note on who ranked the answers, for the reward model and for this report."""
+    rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
+    brought = bool(dig(config, "data", "rankings"))
+    labeler = dig(config, "labels", "labeler")
+    if labeler == "simulated":
+        taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
+        return (
+            f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is "
+            "a win by that rubric only."
+        )
+    if labeler == "none":
+        return (
+            "The reward model was trained on the rankings in data.rankings. The win rates below are judged by "
+            f"{rubric}, not by a person."
+        )
+    return (
+        f"The reward model's labeler is not recorded here. The win rates below are judged by {rubric}, not by a person."
+    )
+
+
+def compared(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Which weights of PPO and how many answers were compared; empty without an evaluation."""
+    if not evaluation:
+        return ""
+    weights = evaluation.get("weights") or dig(config, "evaluate", "weights")
+    answers = f"{counted(evaluation['answers_per_prompt'], 'answer')} per prompt from PPO and from SFT, one from base"
+    temperature = dig(config, "evaluate", "temperature")
+    at = f", at temperature {temperature:g}" if isinstance(temperature, int | float) else ""
+    unknown = "It is not recorded which of PPO's weights were evaluated"
+    return f"{WEIGHTS.get(weights, unknown)}. {answers}{at}."
 
 
 def too_few(evaluation: Mapping[str, Any], accuracy: Mapping[str, Any]) -> str:

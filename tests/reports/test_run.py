@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reports.run import labeler_note, write_report
-from reports.verdict import change
+from reports.run import write_report
+from reports.verdict import change, labeler_note
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
 HOSTILE = "<script>alert('no')</script> | ```` and \n# a heading"
