@@ -128,8 +128,8 @@ class Annotator:
 
 
 def asked(record: Prompt) -> str:
-    """The text that near-duplicates share. Of a conversation the newest turn comes first, because many share a system
-    prompt or a long history.
+    """The text by which near-duplicates are detected. Conversations are joined from the newest turn back, since many
+    share a system prompt or history.
     """
     if isinstance(record, FewShot):
         return whole_text(record)

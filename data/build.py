@@ -42,7 +42,7 @@ from data.table import Mask, Table, stored
 
 
 @dataclass(frozen=True)
-class Reader:
+class RowChecks:
     """How malformed rows are handled, and a check that may refuse prompts of well-formed rows."""
 
     bad: BadRows
@@ -107,12 +107,14 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     config = annotator.config
     found = all_sources(config)
     bad = BadRows(skip=config.bad_rows == "skip")
-    reader = Reader(bad, check)
-    pool = collect([*found["demonstrations"], *found["prompts"]], annotator, reader, scratch / "pool.arrow")
+    checks = RowChecks(bad, check)
+    pool = collect([*found["demonstrations"], *found["prompts"]], annotator, checks, scratch / "pool.arrow")
     refuse_repeated_ids(pool)
-    rankings = collect(found["rankings"], annotator, reader, scratch / "rankings.arrow")
+    rankings = collect(found["rankings"], annotator, checks, scratch / "rankings.arrow")
     refuse_undecided(rankings)
-    documents = collect_documents(shown(found["pretraining"], Reader(bad, None)), config, scratch / "documents.arrow")
+    documents = collect_documents(
+        shown(found["pretraining"], RowChecks(bad, None)), config, scratch / "documents.arrow"
+    )
 
     drop_unfit(pool, config)
     pool.remove("answer_too_long", pool.notes["answer_tokens"] > config.max_answer_tokens)
@@ -135,18 +137,18 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     return built
 
 
-def collect(sources: Sequence[Source], annotator: Annotator, reader: Reader, path: Path) -> Table:
+def collect(sources: Sequence[Source], annotator: Annotator, checks: RowChecks, path: Path) -> Table:
     """All records of the sources, in order, with their annotations."""
-    rows = (packed(record) for record in shown(sources, reader))
+    rows = (packed(record) for record in shown(sources, checks))
     records = stored(path, rows, RANKING_SCHEMA if "rankings" in path.name else POOL_SCHEMA)
     names = list(dict.fromkeys(source.name for source in sources))
     return Table(records, annotator.annotate(records, names), names)
 
 
-def shown(sources: Sequence[Source], reader: Reader) -> Iterator[Any]:
+def shown(sources: Sequence[Source], checks: RowChecks) -> Iterator[Any]:
     """The records of the sources, with a progress bar."""
     for source in sources:
-        found = read(source, reader.bad, reader.check)
+        found = read(source, checks.bad, checks.check)
         yield from tqdm(
             found,
             desc=f"data: {source.role} of {source.name}",
@@ -172,7 +174,7 @@ def drop_near_duplicates(pool: Table, fraction: float) -> None:
 
 def drop_evaluation_prompts(pool: Table, rankings: Table, fraction: float) -> None:
     """Removes training records whose prompt is a near-duplicate of a validation or test prompt of any set, and
-    validation records whose prompt is one of a test prompt.
+    validation records that are near-duplicates of test prompts.
 
     Within the pool near-duplicates are gone already; between pool and rankings, among rankings, and among the examples
     of few-shot prompts, users in different splits may have the same prompt.
@@ -245,7 +247,7 @@ def refuse_empty(built: Built) -> None:
     needed = [(name, split) for name in ("sft", "rm") for split in SPLITS]
     for name, split in [*needed, ("rl", "train")]:
         if not sizes[f"{name}_{split}"]:
-            lacking = {"sft": "prompt with a demonstration", "rm": "prompt", "rl": "api prompt"}[name]
+            lacking = {"sft": "prompt with a demonstration", "rm": "prompt", "rl": "API prompt"}[name]
             why = ", ".join(f"{count} {rule}" for rule, count in built.pool.removed().items() if count) or "none"
             raise ValueError(
                 f"the {name} {split} split is empty after curation: no {lacking} is left among the {split} users; "

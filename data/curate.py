@@ -26,11 +26,11 @@ def in_languages(found: pd.Series, wanted: Sequence[str]) -> pd.Series:
 
 
 def thinned(records: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
-    """The largest part of the records in which the sources have these weights; no source is repeated, and at least one
-    stays whole.
+    """The largest subset of the records with these source weights: at least one source is kept whole, and no record is
+    repeated.
 
-    `records` has the columns `source`, `size` (1, or the characters of a text) and `hash`, which decides who stays: the
-    choice does not depend on the order, and a source that grows keeps nearly the same records.
+    `records` has the columns `source`, `size` (1, or the characters of a text) and `hash`. Records with the smallest
+    hashes are kept, so the choice does not depend on the order, and a source that grows keeps nearly the same records.
     """
     share = pd.Series(weights) / sum(weights.values())
     whole = (records.groupby("source")["size"].sum() / share).min()

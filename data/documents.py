@@ -40,9 +40,9 @@ class Documents:
 
 
 def collect_documents(documents: Iterable[Document], config: DataConfig, path: Path) -> Documents:
-    """Reads the documents and holds out one in ten, by hash, but none that has more than a tenth of the text.
+    """Reads the documents and holds out one in ten, chosen by hash, except those longer than a tenth of all text.
 
-    Of fewer than ten documents the last tenth of each is held out. Raises ValueError if there is none.
+    With fewer than ten documents, the last tenth of each is held out. Raises ValueError if there is none.
     """
     read = iter(documents)
     first = list(itertools.islice(read, FEW_DOCUMENTS))

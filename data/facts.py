@@ -109,11 +109,11 @@ def set_facts(built: Built, name: Any, config: DataConfig) -> Facts:
     everyone = table.notes[built.members(name)]
     return {
         "splits": {split: split_facts(table.notes[built.members(name, split)]) for split in SPLITS},
-        "prompts_per_user": spread(everyone["group"].value_counts().value_counts()),
+        "prompts_per_user": histogram(everyone["group"].value_counts().value_counts()),
         "use_cases": {
             "none" if place < 0 else USE_CASES[place]: rows for place, rows in counted(everyone, "use_case").items()
         },
-        "prompt_tokens": spread(everyone.groupby("prompt_tokens")["copies"].sum()),
+        "prompt_tokens": histogram(everyone.groupby("prompt_tokens")["copies"].sum()),
         "largest_user": largest_user(table, table.notes[built.members(name, "train")], config),
     }
 
@@ -185,7 +185,7 @@ def counted(rows: pd.DataFrame, column: str) -> dict[Any, int]:
     return {value: int(count) for value, count in counts.items()}
 
 
-def spread(counts: pd.Series) -> dict[str, int]:
+def histogram(counts: pd.Series) -> dict[str, int]:
     """A histogram with a bar for each value."""
     return {str(value): int(count) for value, count in counts.sort_index().items()}
 

@@ -1,4 +1,4 @@
-"""Statistics of the rankings: how many answers, how many ties, who ranked, and whether length gives the order away.
+"""Statistics of the rankings: how many answers, how many ties, who ranked, and whether length predicts the order.
 
 Lengths are in characters.
 """
@@ -13,7 +13,7 @@ from data.intervals import ratio_interval
 from data.records import Ranking
 
 MOST_UNITS = 1000
-"""The bootstrap resamples at most this many units; more rankings are dealt into so many groups."""
+"""The bootstrap resamples at most this many units; more rankings are pooled into this many groups."""
 RESAMPLES = 2000
 
 
@@ -63,7 +63,7 @@ def ranking_facts(rankings: Iterable[Ranking]) -> dict[str, Any]:
 def longest_is_best(ranking: Ranking) -> tuple[float, float] | None:
     """(whether the longest ranked answer is ranked best, the chance that a random one is).
 
-    Several longest answers share. None if all ranked answers are tied or equally long, or there are no ranks.
+    Ties for longest count as a fraction. None if all ranked answers are tied or equally long, or there are no ranks.
     """
     ranked = [
         (rank, len(text))

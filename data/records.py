@@ -40,7 +40,7 @@ class Prompt:
     prompt_id: str = ""
     """Unique. Default: a hash of the prompt."""
     source: str = "api"
-    """`labeler` (written for training) or `api` (came from a user). RL trains on api prompts only (table 6)."""
+    """`labeler` (written for training) or `api` (came from a user). RL trains on API prompts only (table 6)."""
     kind: str | None = None
     """Labeler prompts are `plain`, `few_shot` or `user_based` (section 3.2)."""
     user_id: str = ""

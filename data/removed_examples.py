@@ -41,12 +41,13 @@ def meaning(rule: str, config: DataConfig) -> str:
         "over_cap": f"beyond the first {config.max_prompts_per_group} prompts of its {group}",
         "other_language": f"in another language than {', '.join(config.languages)}"
         if config.languages
-        else "in a language not wanted (all are)",
+        else "in a language not in data.languages, which is empty",
         "prompt_too_long": f"prompt of more than {config.max_prompt_tokens:,} tokens",
         "answer_too_long": f"an answer of more than {config.max_answer_tokens:,} tokens",
         "personal_data": "personal data in a training row",
         "identical_answers": "no answer is ranked above a different one, only above one with the same text",
-        "evaluation_prompt": "training row whose prompt is also one for validation or test",
+        "evaluation_prompt": "near-duplicate of an evaluation prompt of another split (training against validation and "
+        "test, validation against test)",
         "over_mixture_share": "thinned to the sources' weights",
     }.get(rule, rule.replace("_", " "))
 
@@ -82,7 +83,7 @@ class Removed:
         if self.rule == "personal_data":
             kinds = Counter(finding.entity for finding in find(full_text(record)))
             named = ", ".join(f"{kind} × {count}" if count > 1 else kind for kind, count in kinds.items())
-            return {"text": named or "found by another engine", "note": "", "twin": ""}
+            return {"text": named or "not found again in the joined text", "note": "", "twin": ""}
         notes = self.table.notes.loc[self.number]
         note = {
             "prompt_too_long": f"{notes['prompt_tokens']:,} tokens",

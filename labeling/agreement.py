@@ -54,12 +54,12 @@ def judgment(record: Ranking) -> Judgment:
 
 
 def agreement(prompts: Iterable[Judged]) -> dict[str, Any] | None:
-    """Agreement of every two labelers of each prompt; None if no two judged the same pair.
+    """Pairwise agreement of labelers on each prompt; None if no two judged the same pair.
 
     `strict`: of the pairs that both order strictly, the share ordered the same way. `three_way`: of all pairs, the
     share with the same of three judgments (one, the other, a tie). Both have bootstrap intervals over prompts. `tau`:
-    mean of Kendall's tau-b over prompts and pairs of labelers, None if every one of them ties all. `alpha`:
-    Krippendorff's.
+    mean of Kendall's tau-b over prompts and pairs of labelers, None if it is defined for none. `alpha`:
+    Krippendorff's alpha.
     """
     counts: list[tuple[int, int, int, int]] = []
     taus: list[float] = []

@@ -34,7 +34,7 @@ experts: they are left out."""
 
 
 UNTRAINED = 0.01
-"""Distance of an untrained row from the mean, relative to the median of all rows. transformers adds noise of 3e-5."""
+"""An EOS row closer to the mean than this share of the median distance counts as untrained."""
 
 
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
@@ -64,8 +64,7 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
 
 @torch.no_grad()
 def refuse_untrained_end(model: Any, tokenizer: Any, name: str) -> None:
-    """Raises ValueError if the row of EOS in the output layer is the mean of all rows, as for a token that the base
-    lacked.
+    """Raises ValueError if EOS was added to the base model: its row in the output layer is still the mean of all rows.
 
     The probability of such a token is at most 1 / (number of tokens) after any text (`modeling.load.fill_with_mean`),
     and LoRA trains no embeddings, so a model could not learn to end its answers.

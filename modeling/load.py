@@ -363,9 +363,9 @@ WINDOWS = ("sliding_window", "window_size", "attention_window", "local_attention
 def context_length(settings: Any, generating: bool = True) -> int:
     """The maximum number of tokens of a model with this configuration; a large number if it has no limit.
 
-    When generating, the window of local attention is a limit too: padding in the KV cache would shift the window. The
-    original context of longrope (Phi-3) always is: transformers scales the positions of all sequences in a batch if one
-    of them is longer.
+    When generating, the window of local attention is a limit too: padding in the KV cache would shift the window.
+    Models with longrope (Phi-3) are always limited to their original context: beyond it transformers rescales the
+    positions of the whole batch.
     """
     text = settings.get_text_config()
     names = POSITIONS + WINDOWS if generating else POSITIONS

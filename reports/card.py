@@ -22,22 +22,22 @@ HOLDS = {
 }
 COLUMNS = {
     "prompt": ("sft, rm, rl, rankings", "the prompt: a string, or messages of `role` and `content`"),
-    "prompt_id": ("sft, rm, rl, rankings", "one for each prompt"),
+    "prompt_id": ("sft, rm, rl, rankings", "unique id of the prompt"),
     "source": ("sft, rm, rl, rankings", "`labeler`: written for training; `api`: sent by a user"),
     "kind": ("sft, rm, rl, rankings", "`plain`, `few_shot` or `user_based`, of labeler prompts"),
     "user_id": ("sft, rm, rl, rankings", "who wrote it"),
-    "organisation_id": ("sft, rm, rl, rankings", "whom the user belongs to"),
+    "organisation_id": ("sft, rm, rl, rankings", "the user's organisation"),
     "use_case": ("sft, rm, rl, rankings", "one of the paper's ten"),
     "dataset": ("all", "the source that the row came from"),
     "completion": ("sft, rm", "the demonstration"),
     "completions": ("rankings", "the answers"),
     "ranks": ("rankings", "of each answer: 1 is best, equal is a tie, null is not ranked"),
-    "preferences": ("rankings", "instead of ranks: judged pairs [better, worse] as places in completions"),
+    "preferences": ("rankings", "instead of ranks: judged pairs [better, worse] as indices into completions"),
     "ties": ("rankings", "beside preferences: pairs found equal"),
     "labeler_id": ("rankings", "who ranked"),
     "labeler": ("rankings", "`human`, `simulated` or `llm`"),
     "complete": ("rankings", "of each answer: whether it ended by itself"),
-    "ratings": ("rankings", "of each answer: what else was said of it, as JSON"),
+    "ratings": ("rankings", "of each answer: the labeler's other ratings, as JSON"),
     "text": ("texts", "the document"),
 }
 MAIN_LANGUAGES = 0.01
@@ -119,7 +119,7 @@ def sizes_table(sizes: dict[str, int]) -> Table:
 
 
 def sources_table(facts: Mapping[str, Any]) -> Table:
-    """The sources of the rows, with the licence that each format's adapter states."""
+    """The sources of the rows, with the licence that each format states."""
     body: list[list[Cell]] = [
         [
             *(source[key] for key in ("name", "role", "place", "about")),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.language import UNDETERMINED
 from reports.data_plots import figures
 from reports.page import (
     Block,
@@ -30,14 +31,13 @@ from reports.paper import (
     ANSWERS_PER_RANKING,
     ENGLISH_SHARE,
     PROMPTS_PER_CUSTOMER,
+    SET_TITLES,
     SIZES,
     USE_CASE_SHARES,
 )
 
 Facts = Mapping[str, Any]
-TITLES = {"sft": "SFT", "rm": "RM", "rl": "RL", "rankings": "Rankings"}
 SPLIT_TITLES = {"train": "training", "valid": "validation", "test": "test", "heldout": "held out"}
-UNDETERMINED = {"und": "undetermined"}
 LANGUAGES_SHOWN = 15
 NO_USE_CASE = "No prompt names its use case."
 SUMMARY = ("mean", "std", "min", "25%", "50%", "75%", "max")
@@ -146,7 +146,7 @@ def without_demonstration(facts: Facts) -> str:
         return ""
     return (
         f"{number(found['lacking'])} of {counted(found['prompts'], 'RM prompt')} have no demonstration: the simulated "
-        "labeler, which compares answers with one, leaves them out of the rankings; RL uses them if they are api "
+        "labeler, which compares answers with one, leaves them out of the rankings; RL uses them if they are API "
         "prompts."
     )
 
@@ -167,7 +167,7 @@ def splits_of(facts: Facts) -> Iterable[tuple[str, str, str, Facts]]:
     """(set, split, title, facts) of every split of every set that has rows."""
     for name, found in facts["sets"].items():
         for split, numbers in found["splits"].items():
-            yield name, split, f"{TITLES[name]} {SPLIT_TITLES[split]}", numbers
+            yield name, split, f"{SET_TITLES[name]} {SPLIT_TITLES[split]}", numbers
 
 
 def sizes_table(facts: Facts) -> Table:
@@ -220,7 +220,7 @@ def use_cases_table(facts: Facts) -> Table:
     body.append(
         ["share of rows that name none", *(share(unnamed[name], total[name] + unnamed[name]) for name in sets), ""]
     )
-    return Table(["Use case", *(TITLES[name] for name in sets), "Paper"], body, quiet=(len(sets) + 1,))
+    return Table(["Use case", *(SET_TITLES[name] for name in sets), "Paper"], body, quiet=(len(sets) + 1,))
 
 
 def lengths_by_split(facts: Facts) -> Iterable[tuple[str, Facts]]:
@@ -256,7 +256,7 @@ def languages_table(facts: Facts) -> Table:
             rest = sum(count for other, count in found.items() if other not in shown)
             count = rest if language == "others" else found.get(language, 0)
             cells += [number(count), share(count, sum(found.values()))]
-        body.append([UNDETERMINED.get(language, language), *cells])
+        body.append(["undetermined" if language == UNDETERMINED else language, *cells])
     return Table(["Language", *(title for kind in kinds for title in (kind.capitalize(), "Share"))], body)
 
 

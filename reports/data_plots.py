@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from data.language import UNDETERMINED
 from reports.figures import INK, WIDTH, grid, tidy
+from reports.paper import SET_TITLES as TITLES
 from reports.paper import USE_CASE_SHARES
 
 Facts = Mapping[str, Any]
-TITLES = {"sft": "SFT", "rm": "RM", "rl": "RL", "rankings": "Rankings"}
 COLOURS = {"sft": "#4477AA", "rm": "#228833", "rl": "#EE6677", "rankings": "#AA3377"}
 """Paul Tol's bright scheme, which colour-blind readers can tell apart; the same colour per set in every plot."""
 PAPER = "#BBBBBB"
@@ -95,7 +96,7 @@ def language_bars(counts: Mapping[str, int]) -> Figure:
     total = sum(counts.values())
     bars = axes.barh(range(len(counts)), [count / total for count in counts.values()], 0.7, color=COLOURS["rm"])
     axes.bar_label(bars, [f"{count:,}" for count in counts.values()], padding=3, fontsize=8)
-    axes.set_yticks(range(len(counts)), ["undetermined" if name == "und" else name for name in counts])
+    axes.set_yticks(range(len(counts)), ["undetermined" if name == UNDETERMINED else name for name in counts])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1 * max(counts.values()) / total)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))

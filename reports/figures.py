@@ -1,4 +1,4 @@
-"""What all pictures of the reports share: their width, their panels, and axes without clutter."""
+"""Shared layout of all plots: width, panels and axes style."""
 
 import math
 

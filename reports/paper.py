@@ -1,5 +1,5 @@
-"""The paper's numbers that stand beside one's own (Ouyang et al. 2022). Its set `ppo` is our `rl`; it lists no test
-split of the three.
+"""The paper's numbers, shown beside the run's (Ouyang et al. 2022). Its PPO set is our `rl`; it reports no test
+splits.
 """
 
 USE_CASE_SHARES = {
@@ -30,3 +30,6 @@ ANSWERS_PER_RANKING = (4, 9)
 
 AGREEMENT = "72.6 ± 1.5%"
 """Section 3.4: how often its training labelers agreed with each other."""
+
+SET_TITLES = {"sft": "SFT", "rm": "RM", "rl": "RL", "rankings": "Rankings"}
+"""Titles of the sets, as the paper has them."""

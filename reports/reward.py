@@ -144,7 +144,7 @@ def blocks(evaluation: Mapping[str, Any]) -> list[Block]:
     for title, parts in sections:
         if isinstance(parts[0], Table) and parts[0].rows:
             found += [Heading(title), *parts]
-        if title == "Ties" and (sentences := spread(reports, evaluation.get("bias"))):
+        if title == "Ties" and (sentences := score_spread(reports, evaluation.get("bias"))):
             found += [Heading("Scores and the KL penalty"), *map(Text, sentences)]
     return found
 
@@ -292,7 +292,7 @@ def _lines(reports: Reports, title: str, lines: list[tuple[str, str, tuple[str, 
     return Table([title, *(TITLES[split] for split in reports)], body if reports else [])
 
 
-def spread(reports: Reports, bias: float | None) -> list[str]:
+def score_spread(reports: Reports, bias: float | None) -> list[str]:
     """Sentences about the spread of scores relative to the KL penalty, and about the score bias."""
     said = []
     if reports:
@@ -302,8 +302,8 @@ def spread(reports: Reports, bias: float | None) -> list[str]:
             f"Over all answers ({TITLES[split].lower()}) scores have a mean of {number(report['score_mean'])} and a "
             "standard deviation of "
             f"{number(deviation)}. PPO maximises score less kl_coef times KL, so one standard deviation of score "
-            f"outweighs {number(deviation)} / "
-            f"kl_coef nats of KL per answer: at the paper's kl_coef of {PAPER_KL_COEF}, "
+            f"equals the penalty for {number(deviation)} / kl_coef nats of KL per answer: at the paper's kl_coef of "
+            f"{PAPER_KL_COEF}, "
             f"{number(deviation / PAPER_KL_COEF)} nats. If that is far "
             "more than the KL that you want to allow, raise kl_coef."
         )

@@ -1,6 +1,6 @@
 """The report of a run: whether PPO is better, by how much, at what cost, and whether to trust the result.
 
-It shows the files of the run folder; parts without files are left out. run_plots.py and ppo_plots.py draw the plots.
+It shows the files of the run folder; parts without files say so. run_plots.py and ppo_plots.py draw the plots.
 """
 
 import json
@@ -138,7 +138,7 @@ def blocks(results: Results, samples: int) -> list[Block]:
     said = verdict(evaluation)
     few = too_few(evaluation, results.accuracy)
     return [
-        Text("SFT, reward model and PPO-ptx after Ouyang et al. 2022, compared on prompts of users not trained on."),
+        Text("SFT, reward model and PPO-ptx after Ouyang et al. 2022, compared on prompts of held-out users."),
         Box(said["text"], tone=said["kind"]),
         Tiles(tiles(results)),
         Box(labeler_note(results.config()), "Who judged."),
@@ -200,7 +200,7 @@ def training(results: Results) -> list[Block]:
         "sft": ("Stage 1: supervised fine-tuning", "Rising validation loss with falling training loss is overfitting."),
         "reward": (
             "Stage 2: reward model",
-            "At log 2 the model guesses. Each batch is scored before its step; in the first epoch its rankings are "
+            "log 2 is chance level. Each batch is scored before its step; in the first epoch its rankings are "
             "new to the model.",
         ),
         "ppo": (
@@ -230,7 +230,7 @@ def over_optimisation(results: Results) -> list[Block]:
     if best_of_n:
         caption += " Numbers on the curve are n; bands and bars are 95% intervals over prompts."
     if (coefficient := dig(results.config(), "ppo", "kl_coef")) is not None:
-        caption += f" KL costs {coefficient} of score per nat."
+        caption += f" KL penalty coefficient (beta): {coefficient}."
     found: list[Block] = [
         Heading("Over-optimisation"),
         Text(
@@ -245,7 +245,7 @@ def over_optimisation(results: Results) -> list[Block]:
         *found,
         Heading("Best-of-n sampling from SFT", 3),
         Text(
-            "Of n SFT answers the one with the highest score is chosen: the baseline for PPO at the same KL. "
+            "Best-of-n takes the SFT answer with the highest score: the baseline for PPO at the same KL. "
             + against_best_of_n(best_of_n)
         ),
         best_of_n_table(best_of_n),
@@ -286,7 +286,7 @@ def answers(rows: Sequence[Mapping[str, Any]], samples: int) -> list[Block]:
     outcomes = [row["ppo_against_sft"] for row in rows]
     found.append(
         Text(
-            f"{count} of {len(rows)} held-out prompts, evenly spaced in the file's order: not picked by anyone, nor by "
+            f"{count} of {len(rows)} held-out prompts, evenly spaced in the file's order: not selected by hand or "
             "outcome. Each model's first answer is shown. Of all first answers PPO's was ranked above SFT's "
             f"{outcomes.count(1.0)} times, tied {outcomes.count(0.5)} times, below {outcomes.count(0.0)} times."
         )

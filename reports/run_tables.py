@@ -61,7 +61,7 @@ def best_of_n_table(found: Mapping[str, Any]) -> Table:
         cells = [measured(measures[key], number) for key in ("proxy", "score", "chrf")]
         return [(name, note), measured(kl, number), *cells, measured(measures["win_rate"], percent)]
 
-    names = {1: ("Best of 1", "plain SFT answers, other than those of the win rate: 50% but for sampling noise")}
+    names = {1: ("Best of 1", "a second sample of SFT answers; expected win rate 50%")}
     rows = [row(*names.get(line["n"], (f"Best of {line['n']}", "")), line["kl"], line) for line in found["rows"]]
     rows.append(row("PPO", "", found["ppo"]["kl"], found["ppo"]))
     titles = ["Reward model's score", "Rubric", "chrF", "Win rate against SFT"]
@@ -160,7 +160,7 @@ def counts_table(rows: Mapping[str, int]) -> Table:
 
 
 def removed_table(removed: Mapping[str, Mapping[str, int]]) -> Table:
-    """Rows that curation removed, by kind and rule."""
+    """Records that curation removed, by kind and rule."""
     rows: list[list[Cell]] = [
         [kind, rule.replace("_", " "), number(count)]
         for kind, rules in removed.items()

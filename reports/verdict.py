@@ -118,7 +118,7 @@ def against_best_of_n(found: Mapping[str, Any]) -> str:
     sentence = {
         "better": "PPO is better than best-of-n",
         "worse": "PPO is worse than best-of-n",
-        "even": "No difference shown to best-of-n",
+        "even": "No difference from best-of-n shown",
     }[side(rate, 0.5)]
     text = (
         f"{sentence} at the nearest KL: PPO ({number(ours['mean'])} nats) won {percent(rate['mean'])} of comparisons "

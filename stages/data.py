@@ -30,7 +30,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.build import write
     from reports.card import write_card
     from reports.data import write_data_report
-    from reports.plan import skipped_lines
+    from reports.dry_run import skipped_lines
 
     scratch = out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -61,7 +61,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 def dry_run(config: RunConfig) -> None:
     """Prints the sources, what each rule would remove and the sizes of the sets."""
-    from reports.plan import plan
+    from reports.dry_run import plan
 
     with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as scratch:
         print(plan(described(curated(config, Path(scratch)), config)))

@@ -1,7 +1,7 @@
 """What row functions share: checks of values, conversations, ranks, and the converters of each role.
 
 A row function maps one published row to fields of a record (data/records.py). It returns None to leave the row out and
-raises ValueError, in a sentence without the place, if the row is malformed.
+raises ValueError, in a sentence without file and line, if the row is malformed.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from data.messages import Message, conversation
 from data.records import Demonstration, Prompt, Ranking
 
 Role = Literal["demonstrations", "prompts", "rankings", "pretraining"]
-"""The list of the data section that names a source."""
+"""The list of the data section in which a source is named."""
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
@@ -87,7 +87,7 @@ def optional(row: Row, key: str, default: T, what: str | None = None) -> T:
 def identifier(row: Row, key: str, default: str | None = None) -> str:
     """An id as text; tables store ids as numbers, and as floats if some are missing. Raises ValueError as `need`.
 
-    pandas writes such floats to CSV as `1.0`, which must not be another user than the 1 of another file.
+    pandas writes such floats to CSV as `1.0`, which must be the same user as the 1 of another file.
     """
     value = row.get(key)
     if value is None and default is not None:

@@ -28,7 +28,7 @@ USE_CASES = {
     "Open QA": "open_qa", "Extract": "extract", "Summarize": "summarization", "Chat": "chat", "Rewrite": "rewrite",
     "Coding": "other",
 }  # fmt: skip
-"""The categories of Dolly and No Robots -> the paper's use cases. The paper has no coding; others have no use case."""
+"""The categories of Dolly and No Robots -> the paper's use cases. Unlisted categories have no use case."""
 
 
 def dolly(row: Row) -> Fields:

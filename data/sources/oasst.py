@@ -1,7 +1,7 @@
 """OpenAssistant Conversations: trees of messages by volunteers, with the replies to a message ranked by others.
 
-Two published forms are distinguished row by row: the export, one tree a line with nested `prompt.replies`, and the flat
-rows of the Hub's data set, where the messages of a tree are consecutive and name their `parent_id`.
+There are two published forms: the export, one tree a line with nested `prompt.replies`, and the flat rows of the Hub's
+data set, where the messages of a tree are consecutive and name their `parent_id`.
 
 Every turn of a prompter, with the conversation before it, is a prompt. It is a ranking if at least two of its replies
 have a rank (from 0), and a demonstration by its best reply, or its only one. Deleted messages, messages that failed

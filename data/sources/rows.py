@@ -18,7 +18,7 @@ def demonstration(row: Row) -> Fields:
     if "messages" in ours:
         turns = _conversation(ours, "messages")
         if turns[-1]["role"] != "assistant":
-            raise ValueError("the last of 'messages' must be the assistant's, which is what there is to learn from")
+            raise ValueError("the last of 'messages' must be the assistant's, the training target")
         if ours["messages"][-1].get("weight") == 0:
             raise ValueError("the last message has 'weight' 0, which excludes it from training: leave the row out")
         return without(ours, "messages") | {"prompt": turns[:-1], "completion": turns[-1]["content"]}
@@ -81,7 +81,7 @@ def _answer(row: Row, key: str) -> str:
         message = conversation(value, key)[0]
         if message["role"] == "assistant":
             return message["content"]
-    raise ValueError(f"{key!r} must be a string, or a list of one message of the assistant's")
+    raise ValueError(f"{key!r} must be a string, or a list with one assistant message")
 
 
 def _pair(row: Row) -> tuple[str | list[Message], str, str]:

@@ -202,7 +202,7 @@ def test_of_a_prompt_with_and_without_an_answer_the_answer_stays(
     assert sum(built.sizes()[f"sft_{split}"] for split in SPLITS) == 60
 
 
-def test_a_row_that_leaves_for_itself_takes_no_twin_with_it(
+def test_a_record_removed_by_its_own_rule_does_not_remove_its_duplicate(
     config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
 ) -> None:
     """A demonstration with too long an answer is no demonstration, but its prompt, named among prompts, is one to rank
@@ -300,7 +300,7 @@ def test_an_empty_split_stops_the_run_with_its_name(
 def test_a_run_without_api_prompts_is_told_so(config: DataConfig, tmp_path: Path, made: Any) -> None:
     config.prompts = []
     config.demonstrations = [rows(tmp_path / "labeler.jsonl", 60, completion="So.", source="labeler")]
-    with pytest.raises(ValueError, match="the rl train split is empty after curation: no api prompt"):
+    with pytest.raises(ValueError, match="the rl train split is empty after curation: no API prompt"):
         made(config)
 
 

@@ -12,7 +12,7 @@ from data.sets import read_texts
 from tests.data.building import written
 
 
-def test_a_long_document_does_not_wait_for_thousands_of_others(config: DataConfig, tmp_path: Path, made: Any) -> None:
+def test_documents_are_written_in_small_batches(config: DataConfig, tmp_path: Path, made: Any) -> None:
     texts = [f"{number:04d}" * (100 if number % 7 == 0 else 1) for number in range(60)]
     config.pretraining = [written(tmp_path / "texts.jsonl", ({"text": text} for text in texts))]
     built = made(config)
@@ -50,7 +50,7 @@ def test_of_a_few_documents_the_last_tenth_of_each_is_held_out(config: DataConfi
 
 
 @pytest.mark.parametrize("salt", ["", "a", "b", "c"])
-def test_a_document_that_is_much_of_the_text_is_never_held_out(
+def test_a_document_of_more_than_a_tenth_of_the_text_is_never_held_out(
     config: DataConfig, tmp_path: Path, salt: str, made: Any
 ) -> None:
     config.pretraining = [

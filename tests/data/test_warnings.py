@@ -44,7 +44,7 @@ def test_small_splits_and_few_rl_prompts(tmp_path):
     found = said(tmp_path)
     assert "Too small to tell two models apart: SFT validation (" in found
     assert "SFT training" not in found
-    assert "prompts to train RL on, fewer than one iteration of the paper's (512)" in found
+    assert "prompts to train RL on, fewer than one of the paper's iterations (512)" in found
 
 
 def test_a_user_who_is_half_of_a_split_is_named_and_masked(tmp_path):

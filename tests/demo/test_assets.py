@@ -1,4 +1,4 @@
-"""The demo's assets: what is kept, what is refused, and what is never done twice. No test here uses the network."""
+"""The demo's assets are downloaded once, checked and complete. No test here uses the network."""
 
 import bz2
 import dataclasses
@@ -193,7 +193,7 @@ def test_the_cache_is_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one of a container who is not in its passwd file."""
+    """Such as a user of a container without an entry in its passwd file."""
 
     def unknown(user: int) -> None:
         raise KeyError(user)

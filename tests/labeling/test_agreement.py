@@ -56,7 +56,7 @@ def test_three_labelers_are_three_pairs():
     assert (found["strict"]["mean"], found["strict"]["n"]) == (pytest.approx(1 / 3), 3)
 
 
-def test_only_ties_say_nothing_of_strict_agreement():
+def test_without_strict_pairs_there_is_no_strict_agreement():
     found = agreement([[("a", {("x", "y"): 0}), ("b", {("x", "y"): 0})]])
     assert found is not None
     assert found["strict"] is None

@@ -10,7 +10,7 @@ from data.config import SourceConfig
 from data.facts import facts_of
 from data.sets import set_file
 from reports.data import write_data_report
-from reports.plan import plan
+from reports.dry_run import plan
 from tests.data.making import demonstrations, described, file_of, made, prompts, rankings, twins, written
 
 HOSTILE = "<script>alert('no')</script> | ![x](http://tracker/x.png) ```` and \n# a heading"

@@ -1,4 +1,4 @@
-"""What every report is made of: forms of numbers, tables that hold whatever text, and both pages."""
+"""The report kit: formats of numbers, and every block as HTML and as Markdown."""
 
 import math
 import re

@@ -175,8 +175,8 @@ def test_numbers_stand_in_their_places(tmp_path: Path, unpainted: None) -> None:
     assert "a mean of -0.210 and a standard deviation of 1.23." in seen
     # 1.234 / 0.02
     assert (
-        "one standard deviation of score outweighs 1.23 / kl_coef nats of KL per answer: at the paper's kl_coef of "
-        "0.02, 61.7 nats" in seen
+        "one standard deviation of score equals the penalty for 1.23 / kl_coef nats of KL per answer: at the paper's "
+        "kl_coef of 0.02, 61.7 nats" in seen
     )
     assert "saved model's logit minus config.score_bias (0.311)" in seen.replace("&#39;", "'")
     assert "| 2 | 74.0% | 67.9% | 0.512 | 0.520 |" in markdown

@@ -294,15 +294,13 @@ def test_numbers_stand_in_their_places(reports):
 def test_best_of_n_stands_beside_ppo(reports):
     html, markdown, _ = reports
     seen = text_of(html)
-    assert (
-        "Best of 1 plain SFT answers, other than those of the win rate: 50% but for sampling noise 0.000 -0.100" in seen
-    )
+    assert "Best of 1 a second sample of SFT answers; expected win rate 50% 0.000 -0.100" in seen
     assert "Best of 4 0.636 0.937" in seen
     assert (
         "PPO 8.77 8.17 to 9.37 1.61 1.51 to 1.71 0.820 0.780 to 0.860 0.181 0.171 to 0.191 64.1% 59.1% to 69.1%" in seen
     )
     sentence = (
-        "No difference shown to best-of-n at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with "
+        "No difference from best-of-n shown at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with "
         "best of 16 (1.84 nats)"
     )
     assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO has a higher KL than any choice among 16 answers" in seen

@@ -1,4 +1,4 @@
-"""What holds for every format: whatever a row is, it becomes records or one sentence, never a crash."""
+"""Property tests of all formats: any JSON gives records or a ValueError of one line."""
 
 import contextlib
 from pathlib import Path

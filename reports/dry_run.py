@@ -1,4 +1,4 @@
-"""The plan of the data stage as plain text, for a dry run, which reads and curates everything and writes nothing."""
+"""What the data stage would read, remove and write, as plain text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
