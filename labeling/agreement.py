@@ -70,7 +70,9 @@ def agreement(prompts: Iterable[Judged]) -> dict[str, Any] | None:
         for labeler, found in judged:
             for pair, value in found.items():
                 values[pair].setdefault(labeler, value)
-        units += [list(by_labeler.values()) for by_labeler in values.values()]
+        for by_labeler in values.values():
+            # Which answer of a pair comes first is arbitrary, so each pair counts in both orders.
+            units += [list(by_labeler.values()), [-value for value in by_labeler.values()]]
         both_judged: list[tuple[int, int]] = []
         for (one, first), (other, second) in itertools.combinations(judged, 2):
             both = [(first[pair], second[pair]) for pair in first.keys() & second.keys()]

@@ -26,6 +26,7 @@ Answers = Sequence[tuple[str, int | None]]
 
 T = TypeVar("T")
 WHOLE_FLOAT = re.compile(r"-?[0-9]+\.0")
+ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+?[0-9]+")
 ANSWER_KEYS = {field.name for kind in (Demonstration, Ranking) for field in fields(kind)} - {
     field.name for field in fields(Prompt)
 }
@@ -95,7 +96,9 @@ def identifier(row: Row, key: str, default: str | None = None) -> str:
     if isinstance(value, str) and WHOLE_FLOAT.fullmatch(value):
         return value.removesuffix(".0")
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
+        value = int(value) if abs(value) < 2**53 else repr(value)
+    if isinstance(value, str) and ROUNDED.fullmatch(value):
+        raise ValueError(f"{key!r} is {value}, a large id that a table has rounded: write ids as text")
     return str(value) if type(value) in (int, str) else need(row, key, str)
 
 

@@ -97,6 +97,19 @@ def test_labelers_are_found_in_the_data(tmp_path):
     assert agreement(judged_prompts(made(tmp_path / "other", {"rankings": alone})[0])) is None
 
 
+def test_alpha_does_not_depend_on_which_answer_comes_first():
+    """Two labelers prefer one model in nine of ten prompts, and disagree once; perfect agreement is 1."""
+    votes = [(1, 1)] * 8 + [(-1, -1), (1, -1)]
+    for flipped in ([1] * 10, [1, -1] * 5):
+        prompts = [
+            [("anna", {("x", "y"): a * sign}), ("ben", {("x", "y"): b * sign})]
+            for (a, b), sign in zip(votes, flipped, strict=True)
+        ]
+        # Of 20 votes in both orders 18 agree: observed 0.4 of squared differences 4; expected 2 * 40 / 39.
+        assert agreement(prompts)["alpha"] == pytest.approx(1 - 0.4 * 39 / 80)
+    assert agreement([[("a", {("x", "y"): 1}), ("b", {("x", "y"): 1})]])["alpha"] == 1.0
+
+
 def test_alpha_is_krippendorffs():
     # Krippendorff (2011): his example with missing data, four observers and twelve units; interval alpha 0.849.
     unknown = None

@@ -268,6 +268,14 @@ def test_null_values_are_left_out_and_ids_may_be_numbers_in_every_format(tmp_pat
         assert [record.user_id for record in records(config, "prompts")] == ["7"], name
 
 
+@pytest.mark.parametrize("identity", [1.7564823950012346e17, "1.7564823950012346e+17"])
+def test_an_id_that_a_table_has_rounded_is_refused(tmp_path: Path, identity: object) -> None:
+    """It would be another user than the same id in another file, or two users in one."""
+    place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "user_id": identity}])
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: 'user_id' is 1\.7\S+, a large id that a table has rounded"):
+        records(DataConfig(prompts=[place]), "prompts")
+
+
 @pytest.mark.parametrize(("adjacent", "found"), [(True, "p1:2 p3:1 p4:1 p5:1"), (False, "p1:3 p3:1 p4:1")])
 def test_rows_of_a_group_come_together(adjacent: bool, found: str) -> None:
     rows: list[Any] = [{"id": 1, "n": 1}, {"id": 1, "n": 2}, {"id": 2, "n": 3}, ["no object"], {"id": 1, "n": 4}]
