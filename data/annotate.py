@@ -71,16 +71,24 @@ class Annotator:
             return Dataset(NOTES.empty_table())
         workers = min(self.config.workers, len(records) // ROWS_PER_WORKER)
         identify([])  # workers inherit the language model
-        return records.map(
-            self.batch,
-            fn_kwargs={"sources": list(sources)},
-            batched=True,
-            remove_columns=records.column_names,
-            features=Features.from_arrow_schema(NOTES),
-            num_proc=workers if workers > 1 else None,
-            new_fingerprint=f"{records._fingerprint}-notes",
-            desc="data: tokens, languages",
-        )
+        try:
+            return records.map(
+                self.batch,
+                fn_kwargs={"sources": list(sources)},
+                batched=True,
+                remove_columns=records.column_names,
+                features=Features.from_arrow_schema(NOTES),
+                num_proc=workers if workers > 1 else None,
+                new_fingerprint=f"{records._fingerprint}-notes",
+                desc="data: tokens, languages",
+            )
+        except (RuntimeError, TimeoutError, ConnectionError, EOFError) as error:
+            if workers < 2 or (isinstance(error, RuntimeError) and "died" not in str(error)):
+                raise
+            raise ValueError(
+                f"a process that counts tokens was killed ({type(error).__name__}), probably because memory ran out: "
+                "lower data.workers"
+            ) from error
 
     def batch(self, batch: dict[str, list[Any]], sources: Sequence[str]) -> dict[str, Any]:
         """The annotations of a batch of rows of POOL_SCHEMA or RANKING_SCHEMA."""

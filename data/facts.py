@@ -1,4 +1,5 @@
-"""Statistics of the curated data, as one JSON object: the contents of `counts.json`, from which the reports are made.
+"""Statistics of the curated data, as one JSON object: the contents of `facts.json`, from which the report and
+the card are made.
 
 A few-shot prompt of K pairs is one prompt that becomes K rows of a set. Sizes, lengths, languages and use cases count
 rows; the prompts of a user are counted as prompts.

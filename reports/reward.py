@@ -24,7 +24,7 @@ from reports.page import (
     percent,
 )
 from reports.run_tables import left_out_table
-from reports.verdict import BASELINES, CHOSEN_AFTERWARDS, against_best, dig, points
+from reports.verdict import BASELINES, CHOSEN_AFTERWARDS, against_best, best_baseline, dig, points
 
 TITLES = {"test": "Held-out test", "valid": "Validation"}
 PAPER_KL_COEF = 0.02
@@ -164,7 +164,7 @@ def head(reports: Reports) -> str:
 def beside_best(reports: Reports) -> str:
     """Sentences that compare the model with the best baseline on the main split; empty if none was measured."""
     test = next(iter(reports.values()), {})
-    if (name := test.get("best_baseline")) is None:
+    if (name := best_baseline(test)) is None:
         return ""
     kind, numbers = against_best(test, name)
     claim = {

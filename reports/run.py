@@ -50,6 +50,7 @@ from reports.run_tables import (
 from reports.verdict import (
     PARTS,
     against_best_of_n,
+    best_baseline,
     change,
     checks,
     compared,
@@ -342,7 +343,7 @@ def tiles(results: Results) -> list[tuple[str, str, str]]:
     before, after = (dig(evaluation, "perplexity", model) for model in ("sft", "ppo"))
     seconds = sum(found.get("seconds", 0.0) for found in results.manifests.values())
     test = results.accuracy.get("test", {})
-    name = test.get("best_baseline")
+    name = best_baseline(test)
     beside = f"best baseline {percent(test['baselines'][name]['accuracy']['mean'])}" if name else "held-out pairs"
 
     def tile(label: str, found: Interval | None, form: Format, detail: str) -> tuple[str, str, str]:

@@ -196,10 +196,20 @@ def checks(
             numbers = f"{signed(difference['mean'])} ({between(difference, signed)})"
             add(claim, side(difference, 0.0), f"{title}, PPO minus SFT on the same prompts: {numbers}")
     test = accuracy.get("test", {})
-    if name := test.get("best_baseline"):
+    if name := best_baseline(test):
         kind, text = against_best(test, name)
         add("The reward model beats the best simple baseline", kind, f"{text} {CHOSEN_AFTERWARDS}")
     return found
+
+
+def best_baseline(judged: Mapping[str, Any]) -> str | None:
+    """The most accurate baseline without chance, which earlier versions did not record; None if there is none."""
+    means = {
+        name: found["accuracy"]["mean"]
+        for name, found in (judged.get("baselines") or {}).items()
+        if name != "random" and dig(found, "accuracy", "mean") is not None
+    }
+    return judged.get("best_baseline") or max(means, key=means.__getitem__, default=None)
 
 
 def against_best(judged: Mapping[str, Any], name: str) -> tuple[str, str]:

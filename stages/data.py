@@ -22,11 +22,11 @@ from stages.runner import RunFolder, Stage, stage_main
 if TYPE_CHECKING:
     from data.build import Built
 
-FOR_PEOPLE = ("report.html", "report.md", "report_pictures", "README.md")
+FOR_PEOPLE = ("facts.json", "report.html", "report.md", "report_pictures", "README.md")
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Writes the sets, counts.json, the data card and the report."""
+    """Writes the sets, counts.json, facts.json, the data card and the report."""
     from data.build import write
     from reports.card import write_card
     from reports.data import write_data_report
@@ -38,7 +38,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     built = curated(config, scratch)
     write(built, out)
     facts = described(built, config)
-    (out / "counts.json").write_text(json.dumps(facts, indent=2) + "\n")
+    counts = {name: facts[name] for name in ("rows", "removed", "skipped", "skipped_rows")}
+    for name, content in (("counts", counts), ("facts", facts)):
+        (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     write_card(facts, config.run_name, out)
     write_data_report(facts, config.run_name, out)
     shutil.rmtree(scratch)

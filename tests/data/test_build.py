@@ -1,5 +1,7 @@
 """The three sets: who may be in which, and that every row that is missing from them is accounted for."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +12,13 @@ import pytest
 import data.annotate
 import data.build
 import data.table
-from data.build import Built
+from data.annotate import Annotator
+from data.build import Built, build
 from data.config import DataConfig, SourceConfig
 from data.records import SPLITS, Demonstration, Prompt, Ranking
 from data.sets import SETS
 from data.split import split_of
-from tests.data.building import WORDS, Sets, rows, written
+from tests.data.building import WORDS, Sets, rows, words, written
 
 
 def test_rl_sees_api_prompts_only_and_no_answers(config: DataConfig, sets: Callable[[DataConfig], Sets]) -> None:
@@ -333,6 +336,21 @@ def test_measuring_in_two_processes_changes_nothing(
     two = made(config)
     assert one.removed() == two.removed()
     assert one.pool.notes.equals(two.pool.notes)
+
+
+def test_a_killed_worker_is_one_sentence(config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the kernel when memory runs out."""
+    main = os.getpid()
+
+    def die(text: str) -> bool:
+        if os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    monkeypatch.setattr(data.annotate, "ROWS_PER_WORKER", 10)
+    config.workers = 2
+    with pytest.raises(ValueError, match=r"was killed \(\w+\), probably because memory ran out: lower data\.workers"):
+        build(Annotator(config, words, words, die), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,9 @@ def test_a_failed_download_shows_no_addresses(asset: Asset, monkeypatch: pytest.
     answer.stderr = ""
     with pytest.raises(ValueError, match="pip: exit 1"):
         texts(asset)
+    answer.stdout = "An error occurred during configuration: option timeout: invalid value\n"
+    with pytest.raises(ValueError, match="option timeout: invalid value"):
+        texts(asset)
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(

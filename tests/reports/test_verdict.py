@@ -6,7 +6,7 @@ import pytest
 
 from data.intervals import interval
 from reports.page import percent, signed
-from reports.verdict import change, checks, points, too_few, verdict
+from reports.verdict import best_baseline, change, checks, points, too_few, verdict
 from stages.pipeline import summary
 
 
@@ -109,7 +109,8 @@ LIKELIHOOD, BETTER = baseline(0.673, -0.09, 0.034), baseline(0.8, -0.2, -0.1)
     ],
 )
 def test_the_reward_model_is_compared_with_the_best_baseline(baselines: dict[str, Any], best: str, mark: str) -> None:
-    test = judged(**baselines) | {"best_baseline": best}
+    test = judged(**baselines)
+    assert best_baseline(test) == best_baseline({"best_baseline": best}) == best
     (found,) = checks({}, {"test": test}, [])
     assert (found["claim"], found["mark"]) == ("The reward model beats the best simple baseline", mark)
     assert "The best baseline is chosen on these same pairs" in found["numbers"]

@@ -191,7 +191,7 @@ def test_a_finished_folder_holds_what_the_plan_promised(
         {"valid": "validation"}.get(split, split): len(read_set(folder, "rankings", split)) for split in SPLITS
     }
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert not [name for name in manifest["outputs"] if name.startswith(("report", "README"))], (
+    assert not [name for name in manifest["outputs"] if name.startswith(("report", "README", "facts"))], (
         "a picture that changed runs nothing again"
     )
     assert run_stage(STAGE, config) == headline
