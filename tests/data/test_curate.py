@@ -12,7 +12,7 @@ from data.curate import in_languages, thinned, under_cap
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=ROWS, limit=st.integers(1, 4))
 def test_no_group_keeps_more_items_than_the_cap_and_its_first_ones_stay_with_all_their_rows(
     rows: list[tuple[int, int]], limit: int
@@ -43,7 +43,7 @@ def records(sources: list[int], hashes: list[int], sizes: list[float] | None = N
     return pd.DataFrame({"source": sources, "size": sizes or [1] * len(sources), "hash": hashes})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=4), data=st.data())
 def test_a_mixture_has_its_proportions_and_is_as_large_as_they_allow(counts: list[int], data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=len(counts), max_size=len(counts)))

@@ -39,7 +39,7 @@ def test_k_pairs_give_k_examples_each_with_the_others_in_order() -> None:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pairs=st.lists(st.tuples(WORD, WORD), min_size=2, max_size=6))
 def test_an_example_never_shows_the_pair_that_it_asks_for(pairs: list[tuple[str, str]]) -> None:
     record = few_shot(*pairs)

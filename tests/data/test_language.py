@@ -62,7 +62,7 @@ def test_what_is_too_short_or_not_language_is_undetermined(text: str) -> None:
     assert identify([text]) == [UNDETERMINED]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=st.text(string.digits + string.punctuation + string.whitespace + "€£–…😀", max_size=300))
 @example(text="0.5 1.5 2.5 3.5 " * 20)
 @example(text="----------" * 20)
@@ -72,7 +72,7 @@ def test_a_text_without_letters_is_in_no_language(text: str) -> None:
     assert identify([text]) == [UNDETERMINED]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(st.text(max_size=80), max_size=8))
 def test_every_text_has_one_code_of_two_letters_whatever_stands_beside_it(texts: list[str]) -> None:
     codes = identify(texts)

@@ -38,7 +38,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.near_duplicates, "CHUNK_BYTES", 24)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(texts=TEXTS, fraction=FRACTIONS)
 @example(texts=["aaaaaaaaab", "aaaaaaaaabbbbbbbbbb", "aaaaaaaaac"], fraction=0.9)
 @example(texts=["abbbbb", "ab", "abb"], fraction=0.6)
@@ -54,7 +54,7 @@ def test_no_two_kept_texts_are_near_duplicates_and_each_dropped_one_has_an_earli
     assert np.flatnonzero(distinct(in_chunks(texts), fraction)).tolist() == expected
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     marked=st.lists(st.tuples(st.text("ab", max_size=9), st.sampled_from("cons"), st.booleans()), max_size=25),
     fraction=FRACTIONS,
