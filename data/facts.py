@@ -15,10 +15,9 @@ from data.config import DataConfig
 from data.ranking_facts import ranking_facts
 from data.records import SPLITS, USE_CASES
 from data.removed_examples import examples, finder, masked, meaning
-from data.sets import SETS
+from data.sets import SETS, SetName
 from data.sources.reading import Source
 from data.table import Table
-from data.warnings import warnings
 
 Facts = dict[str, Any]
 SETTINGS = (
@@ -48,7 +47,7 @@ def facts_of(built: Built, config: DataConfig) -> Facts:
         "documents": len(built.documents.notes),
     }
     left = pool.left()
-    facts: Facts = {
+    return {
         "rows": built.sizes(),
         "read": read,
         "removed": removed,
@@ -70,13 +69,14 @@ def facts_of(built: Built, config: DataConfig) -> Facts:
             for kind, table in (("prompts", pool), ("rankings", rankings))
             if table.kept().any()
         },
-        "rankings": ranking_facts(rankings.each(rankings.kept()))
-        | {"identical": int(rankings.notes["identical"].sum())},
+        "rankings": {
+            **ranking_facts(rankings.each(rankings.kept())),
+            "identical": int(rankings.notes["identical"].sum()),
+            "with_identical": int((rankings.notes["identical"] > 0).sum()),
+        },
         "texts": text_facts(built),
         "settings": {name: getattr(config, name) for name in SETTINGS},
     }
-    facts["rankings"]["with_identical"] = int((rankings.notes["identical"] > 0).sum())
-    return facts | {"warnings": warnings(facts)}
 
 
 def source_facts(built: Built, source: Source) -> Facts:
@@ -104,7 +104,7 @@ def source_facts(built: Built, source: Source) -> Facts:
     }
 
 
-def set_facts(built: Built, name: Any, config: DataConfig) -> Facts:
+def set_facts(built: Built, name: SetName, config: DataConfig) -> Facts:
     """Sizes, users, use cases and lengths of a set."""
     table = built.table(name)
     everyone = table.notes[built.members(name)]
@@ -193,11 +193,11 @@ def histogram(counts: pd.Series) -> dict[str, int]:
 
 def text_facts(built: Built) -> dict[str, dict[str, dict[str, int]]]:
     """Documents and characters of the pretraining text, by source and split."""
-    documents = built.documents
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    for split, rows in documents.splits.items():
-        chosen = documents.notes.loc[rows].groupby("dataset", sort=False)["characters"]
-        for name in dict.fromkeys(documents.notes["dataset"]):
-            sizes = chosen.agg(["count", "sum"]).to_dict("index").get(name, {"count": 0, "sum": 0})
-            found.setdefault(name, {})[split] = {"documents": int(sizes["count"]), "characters": int(sizes["sum"])}
+    documents, found = built.documents, dict[str, dict[str, dict[str, int]]]()
+    for name in dict.fromkeys(documents.notes["dataset"]):
+        found[name] = {}
+        for split, rows in documents.splits.items():
+            chosen = documents.notes.loc[rows]
+            sizes = chosen.loc[chosen["dataset"] == name, "characters"]
+            found[name][split] = {"documents": len(sizes), "characters": int(sizes.sum())}
     return found

@@ -118,5 +118,8 @@ class Table:
     def replace(self, records: dict[int, dict[str, Any]]) -> None:
         """Replaces the rows with these numbers."""
         self.records = self.records.map(
-            lambda row, number: records.get(number, row), with_indices=True, desc="data: dropped answers"
+            lambda row, number: records.get(number, row),
+            with_indices=True,
+            features=self.records.features,
+            desc="data: dropped answers",
         )

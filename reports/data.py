@@ -8,6 +8,7 @@ from typing import Any
 
 from data.language import UNDETERMINED
 from reports.data_plots import figures
+from reports.data_warnings import warnings
 from reports.page import (
     Block,
     Box,
@@ -51,11 +52,10 @@ def write_data_report(facts: Facts, run_name: str, folder: Path) -> None:
 
 def blocks(facts: Facts) -> list[Block]:
     """The content of the page."""
+    found_warnings = warnings(facts)
     found: list[Block] = [
         Text(head(facts)),
-        Box("", "Warnings", tuple(facts["warnings"]), "worse")
-        if facts["warnings"]
-        else Box("", "No warnings", (), "better"),
+        Box("", "Warnings", tuple(found_warnings), "worse") if found_warnings else Box("", "No warnings", (), "better"),
         Text(
             "Columns that begin with Paper are the paper's numbers (Ouyang et al. 2022), for its own data. SFT: "
             "prompts with a demonstration. RM: prompts whose answers are to be ranked. RL: API prompts. Rankings: "

@@ -6,6 +6,7 @@ from typing import Any
 from data.records import SPLITS
 from data.sets import SETS, TEXT_SPLITS
 from reports.data import head, removals, without_demonstration
+from reports.data_warnings import warnings
 from reports.page import number, share
 
 SKIPPED_SHOWN = 5
@@ -25,7 +26,7 @@ def plan(facts: Mapping[str, Any]) -> str:
         "Sources": aligned([source_line(source) for source in facts["sources"]]),
         "Rules, in order": aligned(rules),
         "Rows": [*aligned(rows), f"texts: {texts}", *filter(None, [without_demonstration(facts)])],
-        "Warnings": [f"- {warning}" for warning in facts["warnings"]] or ["none"],
+        "Warnings": [f"- {warning}" for warning in warnings(facts)] or ["none"],
         **({"Malformed rows": skipped_lines(facts["skipped_rows"], facts["skipped"])} if facts["skipped"] else {}),
         "Files": [*(f"{name}.parquet" for name, count in sizes.items() if count), *OTHER_FILES],
     }

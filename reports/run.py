@@ -12,6 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from data.files import read_rows
+from modeling.tracking import read_metrics, read_numbers
 from reports import ppo_plots, run_plots
 from reports.page import (
     Block,
@@ -78,17 +80,18 @@ class Results:
 
     @staticmethod
     def read(run: Path) -> "Results":
-        """All files below `run` that the report shows."""
+        """All files below `run` that the report shows. Raises ValueError if one is damaged."""
+        generations = run / "evaluate" / "generations.jsonl"
         return Results(
             evaluation=_json(run / "evaluate" / "evaluation.json"),
             accuracy=_json(run / "reward" / "accuracy.json"),
             counts=_json(run / "data" / "counts.json"),
             manifests={name: found for name in STAGES if (found := _json(run / name / "manifest.json"))},
             metrics={
-                **{name: _numbers(run / name) for name in ("sft", "reward", "ppo")},
-                "held_out": _rows(run / "ppo" / "held_out.jsonl"),
+                **{name: read_numbers(run / name) for name in ("sft", "reward", "ppo")},
+                "held_out": read_metrics(run / "ppo" / "held_out.jsonl"),
             },
-            generations=_rows(run / "evaluate" / "generations.jsonl"),
+            generations=[row for _, row in read_rows(generations)] if generations.is_file() else [],
             warnings=_json(run / "ppo" / "warnings.json", None),
         )
 
@@ -360,17 +363,3 @@ def tiles(results: Results) -> list[tuple[str, str, str]]:
 
 def _json(path: Path, missing: Any = MappingProxyType({})) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else missing
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file, without a truncated last one; [] if there is no file."""
-    if not path.is_file():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
-
-
-def _numbers(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, each with the timings of its step."""
-    timings = {row["step"]: row for row in _rows(folder / "timings.jsonl")}
-    return [row | timings.get(row["step"], {}) for row in _rows(folder / "metrics.jsonl")]

@@ -30,6 +30,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.build import write
     from reports.card import write_card
     from reports.data import write_data_report
+    from reports.data_warnings import warnings
     from reports.dry_run import skipped_lines
 
     scratch = out / "scratch"
@@ -48,7 +49,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         for rule, count in rules.items():
             if count:
                 print(f"data: {count} {kind} removed: {rule}")
-    for sentence in facts["warnings"]:
+    for sentence in warnings(facts):
         print(f"data: warning: {sentence}")
     # The log is private, so personal data in malformed rows is not masked here.
     for line in skipped_lines(built.bad.examples, built.bad.count):

@@ -95,6 +95,16 @@ LONG = "four words are many"
 MAIL = "ask ann@birch.com"
 
 
+def test_a_record_is_counted_under_the_first_rule_that_removes_it(
+    config: DataConfig, tmp_path: Path, made: Callable[[DataConfig], Built]
+) -> None:
+    row = {"prompt": "one two three four five six", "completion": "very long answer indeed", "user_id": "writer"}
+    config.demonstrations.append(written(tmp_path / "long.jsonl", [row]))
+    config.max_prompt_tokens, config.max_answer_tokens = 5, 3
+    removed = made(config).removed()["prompts"]
+    assert (removed["prompt_too_long"], removed["answer_too_long"]) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("judged", "left", "dropped"),
     [

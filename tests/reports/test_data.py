@@ -10,6 +10,7 @@ from data.config import SourceConfig
 from data.facts import facts_of
 from data.sets import set_file
 from reports.data import write_data_report
+from reports.data_warnings import warnings
 from reports.dry_run import plan
 from tests.data.making import demonstrations, described, file_of, made, prompts, rankings, twins, written
 
@@ -20,7 +21,7 @@ PICTURES = ["languages", "prompt_lengths", "prompts_per_user", "rankings", "use_
 def reported(folder: Path, rows: dict[str, Any] | None = None, **settings: Any) -> tuple[str, str, list[str]]:
     facts = described(folder, rows, **settings)
     write_data_report(facts, "fake", folder)
-    return (folder / "report.html").read_text(), (folder / "report.md").read_text(), facts["warnings"]
+    return (folder / "report.html").read_text(), (folder / "report.md").read_text(), warnings(facts)
 
 
 def text_of(html: str) -> str:

@@ -59,6 +59,7 @@ BLOCKS = [
     Tiles([("Rate", "5%", "4% to 6%")]),
     Heading("First part"),
     Text("See", link=("that", "other.html")),
+    Text("An id of <script>"),
     Table(["Name", "Words", "Count", "Paper"], [["<b>", "a|b", ("1", "one"), "2"]], quiet=(3,), words=(1,)),
     Table([], [], empty="Nothing."),
     Picture("one", "One"),
@@ -89,6 +90,7 @@ def test_a_page_is_written_as_html_and_as_markdown(tmp_path):
     )
     assert "| Number | Value | Detail |\n| --- | ---: | --- |\n| Rate | 5% | 4% to 6% |\n" in markdown
     assert "See [that](other.html)" in markdown
+    assert "An id of &lt;script>" in markdown
     assert "\nNothing.\n" in markdown
     assert "\n- **holds**: It holds. 5%\n" in markdown
     assert "\n````text\n``` <i>\n````\n\nsaid\n" in markdown

@@ -366,6 +366,13 @@ def test_the_report_shows_the_warnings_of_the_monitors(run, tmp_path, monkeypatc
         assert page.count("The monitors raised") == (warnings == [])
 
 
+def test_a_damaged_file_is_named(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "ppo" / "metrics.jsonl").write_text('{"step": 1}\nnot JSON\n')
+    with pytest.raises(ValueError, match=r"ppo/metrics\.jsonl"):
+        write_report(tmp_path / "run", tmp_path / "out", "fake", 1)
+
+
 def test_it_says_that_no_person_ranked(reports):
     assert all("No person ranked any answer of this run" in text for text in reports[:2])
 

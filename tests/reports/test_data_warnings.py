@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from data.split import split_of
-from data.warnings import doubtful_rankings
+from reports.data_warnings import doubtful_rankings, warnings
 from tests.data.making import demonstrations, described, made, prompts, rankings, twins
 
 
 def said(folder, rows: dict[str, list[Any]] | None = None, **settings: Any) -> str:
-    return "\n".join(described(folder, rows, **settings)["warnings"])
+    return "\n".join(warnings(described(folder, rows, **settings)))
 
 
 def facts(**more: Any) -> dict[str, Any]:

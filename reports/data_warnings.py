@@ -1,12 +1,12 @@
-"""Warnings about the data, each with advice. None of them stops a run. All are computed from the facts of
-data/facts.py.
-"""
+"""Warnings about the data, each with advice, from the facts of data/facts.py. None of them stops a run."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.intervals import FEW_PROMPTS, FEW_USERS
 from data.language import UNDETERMINED
+from reports.page import between, counted, percent
+from reports.paper import SET_TITLES
 
 DOMINANT_USER = 0.5
 """Share of a set's training prompts that one user may send."""
@@ -62,7 +62,7 @@ def warnings(facts: Facts) -> list[str]:
 def malformed_rows(facts: Facts) -> Iterator[str]:
     """Skipped rows, and keys of messages that are not read."""
     if count := facts["skipped"]:
-        yield f"{_counted(count, 'malformed row')} skipped: correct the source; the first are listed below."
+        yield f"{counted(count, 'malformed row')} skipped: correct the source; the first are listed below."
     if facts["ignored_keys"]:
         found = ", ".join(f"{key!r} ({count:,} messages)" for key, count in facts["ignored_keys"].items())
         yield f"Only the role and the text of messages are read; these other keys were ignored: {found}."
@@ -72,8 +72,8 @@ def identical_answers(facts: Facts) -> Iterator[str]:
     """Judgments between identical answers."""
     if count := facts["rankings"]["identical"]:
         yield (
-            f"Identical answers were compared in {_counted(count, 'judgment')} "
-            f"({_counted(facts['rankings']['with_identical'], 'ranking')}). Training and accuracy leave them out: "
+            f"Identical answers were compared in {counted(count, 'judgment')} "
+            f"({counted(facts['rankings']['with_identical'], 'ranking')}). Training and accuracy leave them out: "
             "check how answers were sampled or joined."
         )
 
@@ -85,7 +85,7 @@ def heavy_rules(facts: Facts) -> Iterator[str]:
             # A prompt that is also a demonstration is no loss; a ranking that is there twice is a mistake.
             if count > HEAVY_RULE * facts["read"][kind] and (kind, rule) != ("prompts", "repeated"):
                 yield (
-                    f"{_percent(count / facts['read'][kind])} of all {kind} were removed by one rule, {rule} "
+                    f"{percent(count / facts['read'][kind])} of all {kind} were removed by one rule, {rule} "
                     f"({facts['rules'][rule]}): {ADVICE.get(rule, 'look at its examples')}."
                 )
 
@@ -97,7 +97,7 @@ def small_splits(facts: Facts) -> Iterator[str]:
         for split, title in (("valid", "validation"), ("test", "test")):
             count, users = sum(found["splits"][split]["rows"].values()), found["splits"][split]["groups"]
             if count < FEW_PROMPTS or users < FEW_USERS:
-                small.append(f"{_title(name)} {title} ({_counted(count, 'row')} of {_counted(users, 'user')})")
+                small.append(f"{SET_TITLES[name]} {title} ({counted(count, 'row')} of {counted(users, 'user')})")
     if small:
         yield (
             f"Too small to tell two models apart: {', '.join(small)}. Raise data.valid_fraction and "
@@ -121,8 +121,8 @@ def dominant_users(facts: Facts) -> Iterator[str]:
         largest = found["largest_user"]
         if largest and largest["share"] >= DOMINANT_USER:
             yield (
-                f"One {facts['settings']['group_by']}, {largest['name']!r}, sent {_percent(largest['share'])} of the "
-                f"{_title(name)} training prompts, and will dominate the models: lower data.max_prompts_per_group."
+                f"One {facts['settings']['group_by']}, {largest['name']!r}, sent {percent(largest['share'])} of the "
+                f"{SET_TITLES[name]} training prompts, and will dominate the models: lower data.max_prompts_per_group."
             )
 
 
@@ -131,8 +131,8 @@ def few_rl_prompts(facts: Facts) -> Iterator[str]:
     count = facts["rows"]["rl_train"]
     if count < FEW_RL_PROMPTS:
         yield (
-            f"Only {_counted(count, 'prompt')} to train RL on, fewer than one of the paper's iterations "
-            f"({FEW_RL_PROMPTS}), so each is used several times per iteration: add API prompts; they need no answers "
+            f"Only {counted(count, 'prompt')} to train RL on, fewer than one of the paper's iterations "
+            f"({FEW_RL_PROMPTS}), so that some are used more than once in it: add API prompts; they need no answers "
             "(data.prompts)."
         )
 
@@ -144,7 +144,7 @@ def dominant_use_case(facts: Facts) -> Iterator[str]:
     for case, count in found.items():
         if case != "none" and count > DOMINANT_USE_CASE * total:
             yield (
-                f"{_percent(count / total)} of the prompts that name a use case are {case.replace('_', ' ')}: expect "
+                f"{percent(count / total)} of the prompts that name a use case are {case.replace('_', ' ')}: expect "
                 "weak results on other use cases, or mix in other sources."
             )
 
@@ -156,7 +156,7 @@ def mixed_languages(facts: Facts) -> Iterator[str]:
         language, count = max(found.items(), key=lambda item: item[1])
         if count < MAIN_LANGUAGE * sum(found.values()):
             yield (
-                f"Only {_percent(count / sum(found.values()))} of the prompts are in the main language ({language}): "
+                f"Only {percent(count / sum(found.values()))} of the prompts are in the main language ({language}): "
                 f"if the others are not intended, set data.languages to [{language}]; if they are, check that the "
                 "base model was trained on them."
             )
@@ -179,7 +179,7 @@ def doubtful_rankings(facts: Facts) -> Iterator[str]:
     pairs = found["strict"] + found["tied"]
     if found["tied"] > MANY_TIES * pairs:
         yield (
-            f"{_percent(found['tied'] / pairs)} of the judged pairs are ties, from which a reward model learns "
+            f"{percent(found['tied'] / pairs)} of the judged pairs are ties, from which a reward model learns "
             "nothing: ask labelers to prefer one where they can, or have them compare answers that differ more."
         )
     if set(found["answers"]) == {"2"}:
@@ -192,24 +192,12 @@ def doubtful_rankings(facts: Facts) -> Iterator[str]:
         kind = "longer" if longer["mean"] > 0.5 else "shorter"
         yield (
             f"Length predicts the order: the {kind} answer is better in "
-            f"{_percent(max(longer['mean'], 1 - longer['mean']))} of pairs (longer: {_percent(longer['low'])} to "
-            f"{_percent(longer['high'])}). The reward model may learn length alone, so look at the win rate among "
+            f"{percent(max(longer['mean'], 1 - longer['mean']))} of pairs (longer: {between(longer, percent)}"
+            f"). The reward model may learn length alone, so look at the win rate among "
             "answers of similar length."
         )
     if without := found["labeler_ids"]["rankings_without"]:
         yield (
-            f"{_percent(without / found['count'])} of the rankings name no labeler, so agreement between labelers "
+            f"{percent(without / found['count'])} of the rankings name no labeler, so agreement between labelers "
             "cannot be measured: set labeler_id, and have two labelers rank some of the same prompts."
         )
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def _title(name: str) -> str:
-    return name if name == "rankings" else name.upper()
