@@ -17,7 +17,8 @@ from data.annotate import full_text
 from data.build import Built
 from data.config import DataConfig
 from data.few_shot import whole_text
-from data.personal_data import Finding, detector
+from data.personal_data import Finding
+from data.presidio import detector
 from data.records import SPLITS, FewShot, Prompt
 from data.table import Mask, Table
 

@@ -85,7 +85,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from data.annotate import Annotator
     from data.build import build
     from data.language import refuse_unknown
-    from data.personal_data import detector
+    from data.presidio import detector
     from data.sources.reading import all_sources
     from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens
     from modeling.load import base_model_place, context_length, load_tokenizer, read_settings

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data.personal_data import ENGINES, Finding, detector, find
+from data.personal_data import Finding, find
+from data.presidio import ENGINES, detector
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "personal-data.md").read_text(encoding="utf-8")
