@@ -20,7 +20,9 @@ def loading(place: str | Path, what: str) -> Iterator[None]:
     """
     folder = Path(place)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load")
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = ": it is a LoRA adapter; merge it into its base and save that" if adapter else ""
+        raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load{hint}")
     try:
         yield
     except Exception as error:

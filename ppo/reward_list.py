@@ -6,6 +6,7 @@ Shapes: B episodes of this process.
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from modeling.models import reward_model
 from modeling.sharding import Sharding
 from ppo.experience import Rollout
 from ppo.reward_scorer import RewardScorer
-from ppo.reward_terms import RewardTerm, load_function
+from ppo.reward_terms import RewardTerm, load_function, torch_settings_restored
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ class RewardFunction:
         columns = {item.name: [getattr(prompt, item.name) for prompt in prompts] for item in fields(Prompt)}
         asked = columns.pop("prompt")
         try:
-            found = self.function(prompts=asked, completions=completions, completion_ids=rollout.ids, **columns)
-            values = [float(value) for value in found]
-        except Exception as error:
+            with torch_settings_restored():
+                # Copies, since it may change what it is given: trl passes lists that are not used again.
+                ids, asked, columns = deepcopy((rollout.ids, asked, columns))
+                found = self.function(prompts=asked, completions=completions, completion_ids=ids, **columns)
+                values = [float(value) for value in found]
+        except (Exception, SystemExit) as error:
             raise ValueError(f"the reward function {self.name!r} failed: {type(error).__name__}: {error}") from error
         if len(values) != len(prompts):
             raise ValueError(

@@ -1,10 +1,13 @@
 """The terms of an episode's reward, as configured in `ppo.rewards`. docs/reward.md has an example."""
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +110,36 @@ def function_file(function: str) -> str | None:
     return found.origin if found.has_location else None
 
 
+@contextmanager
+def torch_settings_restored() -> Iterator[None]:
+    """Undoes what scripts often set when a user's code runs within: gradients on or off, the default dtype and device,
+    and the working directory.
+    """
+    import torch
+
+    gradients, dtype, device, folder = (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        os.getcwd(),
+    )
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        os.chdir(folder)
+
+
 def load_function(function: str) -> Callable[..., Any]:
     """Imports a function. Raises ValueError if that fails or it is not callable."""
+    with torch_settings_restored():
+        return _load(function)
+
+
+def _load(function: str) -> Callable[..., Any]:
     file, (place, _, name) = function_file(function), function.rpartition(":")
     try:
         if place.endswith(".py"):
@@ -120,11 +151,13 @@ def load_function(function: str) -> Callable[..., Any]:
             spec.loader.exec_module(module)
         else:
             module = import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"the reward function {function!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(f"the reward function {function!r} is not callable: {place} has no function {name!r}")
+    if iscoroutinefunction(found):
+        raise ValueError(f"the reward function {function!r} is asynchronous: write `def {name}`, without async")
     return found

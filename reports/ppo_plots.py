@@ -4,7 +4,7 @@ Panels without data are left out. docs/metrics.md explains the metrics and their
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -116,9 +116,16 @@ PHASES = {
 }
 
 
-def ppo_curves(rows: Rows, held_out: Rows = (), kl_target: float | None = None) -> Figure | None:
-    """Metrics of PPO and the time of each phase; None if there is nothing to plot."""
-    shown = [panel for panel in PANELS if _worth_showing(panel, rows, held_out)]
+def ppo_curves(
+    rows: Rows, held_out: Rows = (), kl_target: float | None = None, weighted: bool = False
+) -> Figure | None:
+    """Metrics of PPO and the time of each phase; None if there is nothing to plot.
+
+    Args:
+        weighted: the score is a weighted sum of rewards, not the reward model's.
+    """
+    panels = [replace(PANELS[0], unit="weighted sum of ppo.rewards", mark=None), *PANELS[1:]] if weighted else PANELS
+    shown = [panel for panel in panels if _worth_showing(panel, rows, held_out)]
     phases = [key for key in PHASES if any(series(rows, key, "step")[1])]
     if not shown and not phases:
         return None

@@ -128,12 +128,30 @@ def figures(results: Results) -> dict[str, Figure]:
     curves = {"sft": run_plots.sft_curves, "reward": run_plots.reward_curves}
     drawn = {name: draw(results.metrics[name]) for name, draw in curves.items()}
     drawn["ppo"] = ppo_plots.ppo_curves(
-        results.metrics["ppo"], results.metrics["held_out"], dig(results.config(), "ppo", "kl_target")
+        results.metrics["ppo"],
+        results.metrics["held_out"],
+        dig(results.config(), "ppo", "kl_target"),
+        weighted=reward_metric(results.config()) != "score",
     )
-    drawn["over_optimisation"] = run_plots.over_optimisation(
-        results.metrics["ppo"], results.evaluation.get("best_of_n")
-    )
+    drawn["over_optimisation"] = run_plots.over_optimisation(model_scores(results), results.evaluation.get("best_of_n"))
     return found | {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def reward_metric(config: Mapping[str, Any]) -> str | None:
+    """The metric of PPO with the score of the run's reward model; None if `ppo.rewards` does not contain the model."""
+    terms = dig(config, "ppo", "rewards") or [{"kind": "model"}]
+    own = [term for term in terms if term["kind"] == "model" and not term.get("path")]
+    if not own:
+        return None
+    if len(terms) == 1:
+        return "score" if own[0].get("weight", 1.0) == 1.0 else None
+    return f"score_{own[0].get('name') or 'model'}"
+
+
+def model_scores(results: Results) -> list[dict[str, float]]:
+    """PPO's metrics, with the score of the run's reward model in place of the weighted sum of rewards."""
+    metric = reward_metric(results.config())
+    return [row | {"score": row[metric]} for row in results.metrics["ppo"] if metric in row]
 
 
 def blocks(results: Results, samples: int) -> list[Block]:
@@ -235,11 +253,15 @@ def over_optimisation(results: Results) -> list[Block]:
         caption += " Numbers on the curve are n; bands and bars are 95% intervals over prompts."
     if (coefficient := dig(results.config(), "ppo", "kl_coef")) is not None:
         caption += f" KL penalty coefficient (beta): {coefficient}."
+    aim = {
+        "score": "PPO maximises the reward model's score.",
+        None: "PPO's reward is not the score of the run's reward model, so that its path is not drawn.",
+    }.get(reward_metric(results.config()), "The reward model's score is one of several rewards that PPO maximises.")
     found: list[Block] = [
         Heading("Over-optimisation"),
         Text(
-            "PPO maximises the reward model's score. If this curve still rises while the win rates and chrF above do "
-            "not, the policy exploits the reward model's mistakes. ppo/samples.jsonl has answers from training."
+            f"{aim} If this curve still rises while the win rates and chrF above do not, the policy exploits the "
+            "reward model's mistakes. ppo/samples.jsonl has answers from training."
         ),
         Picture("over_optimisation", caption),
     ]

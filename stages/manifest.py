@@ -24,8 +24,9 @@ class Manifest:
 
     stage: str
     fingerprint: str
-    """Hash of the stage's part of the configuration and of its inputs; equal fingerprints mean equal results."""
+    """Hash of `settings` and `inputs`; equal fingerprints mean equal results."""
     config: dict[str, Any]
+    """The whole configuration."""
     inputs: dict[str, str]
     """Name -> digest."""
     outputs: dict[str, dict[str, Any]]
@@ -41,6 +42,8 @@ class Manifest:
     """CPU time of all threads of the first process."""
     peak_memory_gib: float | None = None
     """Peak memory of the first process so far: on the GPU if it used one, otherwise resident memory."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The parts of `config` that the result depends on, by dotted name."""
     git_commit: str | None = field(default_factory=lambda: git_commit())
     python: str = field(default_factory=platform.python_version)
     packages: dict[str, str] = field(

@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.config import RunConfig
 from stages.manifest import model_digests
-from stages.runner import RunFolder, Stage, stage_main
+from stages.runner import RunFolder, Stage, refuse_own_result, stage_main
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
@@ -86,16 +86,8 @@ def unread_prompt(config: RunConfig, run: RunFolder) -> str | None:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of a local `reward.base`. Raises ValueError if it is this stage's own output."""
-    own = RunFolder(Path(config.runs_folder) / config.run_name).stage("reward").resolve()
-    if config.reward.base is not None and own in (
-        Path(config.reward.base).resolve(),
-        *Path(config.reward.base).resolve().parents,
-    ):
-        raise ValueError(
-            f"reward.base={config.reward.base} is this run's own reward model, which the stage would train again and "
-            "again: copy it elsewhere"
-        )
+    """Digests of a local `reward.base`. Raises ValueError if it is a result of this run."""
+    refuse_own_result(config, "reward.base", config.reward.base)
     return model_digests(config.reward.base, config.reward.chat_template)
 
 

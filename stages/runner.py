@@ -31,6 +31,7 @@ from stages.config import DRY_RUN, FORCE, Options, RunConfig, parse_config
 from stages.errors import InUseError, report, say
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, description, refuse_deepspeed
+from stages.outdated import outdated
 from stages.ranks import count, failures, own_rank
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
@@ -45,6 +46,16 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         """The folder of a stage's finished result."""
         return self.root / name
+
+
+def refuse_own_result(config: RunConfig, setting: str, place: str | None) -> None:
+    """Raises ValueError if a setting names a result of this run, which would change its own input in every run."""
+    root = (Path(config.runs_folder) / config.run_name).resolve()
+    if place is not None and any(Path(place).resolve().is_relative_to(root / name) for name in STAGES):
+        raise ValueError(
+            f"{setting}={place} is a result of this run, so that the run would train it again and again: copy it "
+            "elsewhere, or choose another run_name"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 stage=stage.name,
                 fingerprint=plan.fingerprint,
                 config=asdict(config),
+                settings=plan.settings,
                 inputs=plan.inputs,
                 outputs=manifest.output_records(plan.partial, ignored=ignored),
                 headline=headline,
@@ -170,13 +182,14 @@ class Plan:
     done: dict[str, Any] | None
     partial: Path
     fingerprint: str
+    settings: dict[str, Any]
     inputs: dict[str, str]
     resumed: bool
 
 
 def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Plan:
     """Compares the fingerprint of configuration and inputs with that of the finished result, and prepares the partial
-    folder.
+    folder. Raises ValueError if earlier results do not belong together (stages/outdated.py).
 
     With `force` the stage starts over. If that run is interrupted, the next one without `force` resumes it, even if
     there is a finished result.
@@ -186,6 +199,8 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
         *path, last = name.split(".")
         functools.reduce(operator.getitem, path, whole).pop(last)
     settings = {name: functools.reduce(operator.getitem, name.split("."), whole) for name in (*stage.sections, "seed")}
+    for line in outdated(run.root, stage.after, asdict(config)):
+        print(f"{stage.name}: warning: {line}", flush=True)
     inputs = {name: manifest.stage_digest(run.stage(name)) for name in stage.after} | stage.external(config)
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
     final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"
@@ -197,7 +212,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     forced = f"{fingerprint} forced"
     finished = manifest.read(final)
     if finished is not None and finished.fingerprint == fingerprint and not force and recorded != forced:
-        return Plan(finished.headline, partial, fingerprint, inputs, False)
+        return Plan(finished.headline, partial, fingerprint, settings, inputs, False)
     resumed = recorded in (fingerprint, forced) and not force
     if not resumed:
         if not force and any(any((partial / name).glob("*")) for name in stage.scratch):
@@ -208,7 +223,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
         discard(partial)
         partial.mkdir(parents=True)
         write_whole(partial / FINGERPRINT, (forced if force else fingerprint).encode())
-    return Plan(None, partial, fingerprint, inputs, resumed)
+    return Plan(None, partial, fingerprint, settings, inputs, resumed)
 
 
 def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> None:

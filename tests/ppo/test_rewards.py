@@ -2,11 +2,14 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from modeling.tiny import make_tiny_model
@@ -123,6 +126,7 @@ def test_a_function_is_called_as_trl_calls_reward_functions(chains: Callable[[st
         (lambda prompts, **given: [0.0] * (len(prompts) - 1), "returned 5 values for 6 prompts"),
         (lambda prompts, **given: [0.0] * 5 + [math.nan], "returned nan, which is not a finite number"),
         (lambda prompts, **given: [None] * 6, "failed: TypeError"),
+        (lambda **given: sys.exit("no key"), "failed: SystemExit: no key"),
     ],
 )
 def test_a_function_that_fails_is_named(chains: Callable[[str], Chain], function: Any, said: str):
@@ -178,6 +182,55 @@ def test_a_term_that_cannot_be_loaded_is_refused_before_the_models_are(chains: C
     file.write_text("import no_such_thing\n")
     with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError"):
         prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)
+    file.write_text("async def f(**given): return []\n")
+    with pytest.raises(ValueError, match="is asynchronous: write `def f`, without async"):
+        prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)
+
+
+def test_a_function_may_change_its_arguments(chains: Callable[[str], Chain]):
+    def reward(prompts: Any, completion_ids: Any, user_id: Any, **columns: Any) -> list[float]:
+        for prompt in prompts:
+            if isinstance(prompt, list):
+                prompt.append({"role": "assistant", "content": "x"})
+        for ids in completion_ids:
+            ids.clear()
+        user_id.clear()
+        return [0.0] * len(prompts)
+
+    chain = chains("lora")
+    case = every_ending(chain.tokenizer)
+    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device)
+    before = deepcopy((rollout.prompts, rollout.ids, [response.ids for response in rollout.responses]))
+    assert any(isinstance(prompt.prompt, list) for prompt in rollout.prompts)
+    RewardFunction("f", reward, chain.tokenizer)(rollout)
+    assert (rollout.prompts, rollout.ids, [response.ids for response in rollout.responses]) == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["torch.set_grad_enabled(False)", "torch.set_default_dtype(torch.bfloat16)", "torch.set_default_device('meta')",
+     "os.chdir('/')"],
+)  # fmt: skip
+def test_settings_of_a_users_module_and_function_do_not_reach_the_training(
+    chains: Callable[[str], Chain], tmp_path: Path, setting: str
+):
+    def settings() -> tuple[Any, ...]:
+        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), Path.cwd()
+
+    chain, before = chains("lora"), settings()
+    for number, text in enumerate(
+        (
+            f"import os, torch\n{setting}\ndef f(prompts, **given): return [1.0] * len(prompts)\n",
+            f"import os, torch\ndef f(prompts, **given):\n    {setting}\n    return [1.0] * len(prompts)\n",
+        )
+    ):
+        file = tmp_path / f"judge{number}.py"
+        file.write_text(text)
+        reward = prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)()
+        assert settings() == before
+        case = every_ending(chain.tokenizer)
+        reward(Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device))
+        assert settings() == before
 
 
 def test_a_changed_file_or_folder_changes_the_inputs_of_the_stage(other: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.run import write_report
+from reports.run import reward_metric, write_report
 from reports.verdict import change, labeler_note
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
@@ -322,6 +322,41 @@ def test_a_run_without_best_of_n_has_the_curve_of_training_alone(run, tmp_path, 
         "the score, and the scale of iterations"
     )
     assert "Best-of-n" not in html + markdown
+
+
+@pytest.mark.parametrize(
+    ("terms", "metric"),
+    [
+        (None, "score"),
+        ([{"kind": "model", "weight": 1.0}], "score"),
+        ([{"kind": "model", "weight": 0.5}], None),
+        ([{"kind": "model", "weight": 0.1}, {"kind": "length"}], "score_model"),
+        ([{"kind": "model", "name": "mine"}, {"kind": "length"}], "score_mine"),
+        ([{"kind": "model", "path": "other"}, {"kind": "length"}], None),
+    ],
+)
+def test_the_path_of_training_is_the_reward_models_score(terms, metric):
+    assert reward_metric({"ppo": {} if terms is None else {"rewards": terms}}) == metric
+
+
+def test_other_rewards_are_not_called_the_reward_models(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    drawn = {}
+    for name in ("ppo_plots.ppo_curves", "run_plots.over_optimisation"):
+        monkeypatch.setattr(
+            f"reports.run.{name}", lambda *given, name=name, **named: drawn.update({name: (given, named)})
+        )
+    place = tmp_path / "run" / "ppo"
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["config"].setdefault("ppo", {})["rewards"] = [{"kind": "model"}, {"kind": "length"}]
+    put(place / "manifest.json", manifest)
+    rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    put(place / "metrics.jsonl", [row | {"score_model": -1.0 - row["step"]} for row in rows])
+    html, _ = rendered(tmp_path / "run", tmp_path / "out")
+    assert "The reward model's score is one of several rewards that PPO maximises." in html.replace("&#39;", "'")
+    assert drawn["ppo_plots.ppo_curves"][1] == {"weighted": True}
+    [path, _] = drawn["run_plots.over_optimisation"][0]
+    assert [row["score"] for row in path] == [-1.0 - row["step"] for row in rows]
 
 
 @pytest.mark.parametrize(

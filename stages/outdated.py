@@ -1,0 +1,78 @@
+"""Checks that the results which a stage reads belong together and to the configuration."""
+
+import functools
+import json
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages import manifest
+
+SAME_MODEL = ("model.base", "model.revision")
+"""Must be equal in all stages: a later one combines this model with the results of the earlier ones."""
+
+
+def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """A warning for each result that was made with other settings than `config` has: of these stages in the run folder,
+    and of those that they were made from.
+
+    Raises ValueError if one was made from a result that has been replaced since, or from another base model.
+    """
+    warnings, waiting, known = list[str](), list(stages), set[str]()
+    while waiting:
+        name = waiting.pop()
+        made = None if name in known else manifest.read(root / name)
+        known.add(name)
+        if made is None:
+            continue
+        for source, digest in made.inputs.items():
+            try:
+                current = manifest.stage_digest(root / source)
+            except ValueError:  # not a stage, or files of its result have been removed
+                continue
+            if current != digest:
+                raise ValueError(
+                    f"{root / name} was made from an older result of the {source} stage: run `make {name}` again, or "
+                    "`make pipeline`, which runs all stages whose inputs or settings have changed"
+                )
+            waiting.append(source)
+        changed = changed_settings(made.settings, config)
+        for key in SAME_MODEL:
+            if key in changed:
+                raise ValueError(
+                    f"{root / name} was made with {key}={changed[key]}: use the same here, or another run_name"
+                )
+        if changed:
+            listed = ", ".join(f"{key}={shortened(value)}" for key, value in changed.items())
+            warnings.append(f"{root / name} was made with other settings: {listed}")
+    return warnings
+
+
+def changed_settings(made: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings in `made`, by dotted name, that differ in `config`; without those that `config` does not have."""
+    found: dict[str, Any] = {}
+    for name, value in made.items():
+        try:
+            now = functools.reduce(operator.getitem, name.split("."), config)
+        except (KeyError, TypeError):
+            continue
+        if isinstance(value, Mapping) and isinstance(now, Mapping):
+            found |= changed_settings(value, now, f"{prefix}{name}.")
+        elif json.loads(json.dumps(now)) != value and not is_same_place(now, value):
+            found[prefix + name] = value
+    return found
+
+
+def is_same_place(one: Any, other: Any) -> bool:
+    """Whether these are two spellings of the path of a file or folder."""
+    if not (isinstance(one, str) and isinstance(other, str) and os.path.exists(one)):
+        return False
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def shortened(value: Any) -> str:
+    """A setting in a message."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,105 @@
+"""A stage does not combine results that do not belong together, and warns about settings that have changed since."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import sft
+from stages.config import RunConfig
+from stages.outdated import changed_settings, outdated
+from stages.runner import RunFolder, Stage, run_stage
+
+CHAIN = {"data": (), "sft": ("data",), "samples": ("data", "sft"), "labels": ("samples",), "reward": ("sft", "labels")}
+SECTIONS = {"data": ("data",), "sft": ("model", "sft"), "samples": ("samples",), "reward": ("model", "reward")}
+
+
+def write_seed(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """The work of every stage."""
+    (out / "made.txt").write_text(
+        f"{config.data.test_fraction} {config.sft.epochs} {config.samples.answers_per_prompt}"
+    )
+    return {}
+
+
+STAGES = {
+    name: Stage(name, sections=SECTIONS.get(name, ()), after=after, work=write_seed) for name, after in CHAIN.items()
+}
+PPO = Stage("ppo", sections=("ppo",), after=("data", "sft", "reward"), work=write_seed)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
+    config.model.device = "cpu"
+    for stage in STAGES.values():
+        run_stage(stage, config)
+    return config
+
+
+def test_results_that_belong_together_are_used_without_a_word(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(PPO, config)
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("remade", "older"),
+    [("data", "(sft|samples|reward)"), ("sft", "(samples|reward)"), ("samples", "labels")],
+)
+def test_a_result_made_from_one_that_has_been_replaced_is_refused(config: RunConfig, remade: str, older: str) -> None:
+    config.data.test_fraction, config.sft.epochs, config.samples.answers_per_prompt = 0.4, 7, 5
+    run_stage(STAGES[remade], config)
+    with pytest.raises(ValueError, match=rf"{older} was made from an older result of the {remade} stage: run `make"):
+        run_stage(PPO, config)
+    for stage in STAGES.values():  # as the pipeline does
+        run_stage(stage, config)
+    run_stage(PPO, config)
+
+
+def test_a_result_that_was_made_again_without_a_difference_is_used(config: RunConfig) -> None:
+    run_stage(STAGES["sft"], config, force=True)
+    run_stage(PPO, config)
+
+
+def test_another_base_model_is_refused(config: RunConfig) -> None:
+    config.model.base = "some/other"
+    with pytest.raises(ValueError, match=r"was made with model.base=embedded: use the same here, or another run_name"):
+        run_stage(PPO, config)
+
+
+def test_other_settings_are_named_with_the_values_that_were_used(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.sft.learning_rate, epochs = 0.5, config.reward.epochs
+    config.reward.epochs = 9
+    run_stage(PPO, config)
+    out = capsys.readouterr().out
+    assert "ppo: warning: " in out
+    assert f"reward was made with other settings: reward.epochs={epochs}" in out
+    assert "sft was made with other settings: sft.learning_rate=" in out
+
+
+def test_a_removed_intermediate_result_is_no_obstacle(config: RunConfig) -> None:
+    (Path(config.runs_folder) / "run" / "samples" / "made.txt").unlink()
+    assert outdated(Path(config.runs_folder) / "run", ("reward",), {}) == []
+
+
+def test_settings_are_compared_by_value(tmp_path: Path) -> None:
+    made = {"model": {"base": str(tmp_path), "lora": {"rank": 8}}, "data.tokens": 3, "gone": 1, "weights": [1, 2]}
+    now = {
+        "model": {"base": f"{tmp_path}/../{tmp_path.name}", "lora": {"rank": 4}},
+        "data": {"tokens": 4},
+        "weights": (1, 2),
+    }
+    assert changed_settings(made, now) == {"model.lora.rank": 8, "data.tokens": 3}
+
+
+@pytest.mark.parametrize("place", ["ppo/model_ema", "sft/model", "reward"])
+def test_a_result_of_the_run_is_no_base_of_it(config: RunConfig, place: str) -> None:
+    config.model.base = f"{config.runs_folder}/run/{place}"
+    with pytest.raises(ValueError, match="is a result of this run, so that the run would train it again and again"):
+        sft.STAGE.external(config)
+    config.run_name = "another"
+    sft.STAGE.external(config)
