@@ -23,7 +23,7 @@ from data.config import DataConfig
 from data.curate import in_languages, refuse_missing, thinned, under_cap
 from data.documents import Documents, collect_documents
 from data.few_shot import expand
-from data.files import BadRows
+from data.lines import BadRows
 from data.near_duplicates import alike, comparable, distinct
 from data.ranking_rules import drop_answers, refuse_undecided
 from data.records import SPLITS, Prompt

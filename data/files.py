@@ -5,34 +5,26 @@ which are parsed as a whole. The beginning of a JSON file, not its name, determi
 row per line.
 """
 
-import codecs
 import csv
 import gzip
 import json
 import os
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.json_files import read_json
+from data.lines import MAX_LINE_BYTES, STOP, BadRows, Placed, numbered_lines, opened, text_of
 from data.records import Prompt, RecordT, parse, to_row
 
-MAX_LINE_BYTES = 64 * 2**20
-"""No row of text is longer; a file that has no line breaks must not fill the memory before anybody learns what is wrong
-with it.
-"""
-HALF_A_PAIR = "not text: half of a surrogate pair (\\ud800 to \\udfff) stands alone"
-JSON_SPACE = " \t\r\n"
-MAX_JSON_BYTES = MAX_TEXT_BYTES = 2 * 2**30
-"""What is one value, and so must be in memory whole, is no larger."""
-LONGEST_PROBLEM = 300
-"""Characters of what is said of a malformed row."""
+MAX_TEXT_BYTES = 2 * 2**30
+"""A plain text is one document, which must fit into memory."""
 PARQUET_BATCH = 1024
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 """Names of pandas' index column in Parquet, in a table that was read again, and in CSV. It is not data."""
@@ -43,45 +35,12 @@ MESSAGES_AS_TEXT = re.compile(
 OTHER_FORMATS = "a table holds plain text only; save conversations as JSON Lines or Parquet"
 TEXT_SUFFIXES = (".txt", ".md")
 
-Placed = tuple[str, Any]
-"""(`file:line`, the row there)."""
-
-
-class BadRows:
-    """What happens to malformed rows: the first one stops the run, or all are counted and the first few kept in
-    words.
-    """
-
-    def __init__(self, skip: bool = False, keep: int = 20) -> None:
-        self.skip, self.keep = skip, keep
-        self.count = 0
-        self.examples: list[str] = []
-        self.of_source: Counter[tuple[str, str]] = Counter()
-        """Number of malformed rows by the role and the name of their source."""
-        self.ignored: Counter[str] = Counter()
-        """Number of messages for each key that was left out of the messages of well-formed rows."""
-
-    def __call__(self, place: str, problem: str) -> None:
-        """Raises ValueError as `place: problem`, or counts it."""
-        # Problems quote values, which may be megabytes.
-        sentence = f"{place}: {problem if len(problem) <= LONGEST_PROBLEM else problem[:LONGEST_PROBLEM] + ' ...'}"
-        if not self.skip:
-            raise ValueError(sentence)
-        self.count += 1
-        if len(self.examples) < self.keep:
-            self.examples.append(sentence)
-
-
-STOP = BadRows()
-"""For files that this project wrote itself: there any malformed row is the end."""
-
 
 def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
-    """Yields (`file:line`, decoded row), by the file's suffix, of which `.gz` may follow the text forms; one without is
-    plain text.
+    """Yields (`file:line`, decoded row). The suffix determines the reader; without one the file is plain text.
 
-    A malformed row goes to `bad`. Raises ValueError when the file is missing, empty, cut off, damaged or of an unknown
-    form.
+    Malformed rows go to `bad`. Raises ValueError if the file is missing, empty, truncated, damaged or of an unknown
+    kind.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -135,183 +94,15 @@ def write_records(path: Path, records: Iterable[Prompt]) -> None:
     write_rows(path, (to_row(record) for record in records))
 
 
-class _Decoder(json.JSONDecoder):
-    """Strict JSON. Python's own decoder accepts NaN and, for duplicate keys, uses the last."""
-
-    def __init__(self) -> None:
-        super().__init__(object_pairs_hook=self._object, parse_constant=self._constant)
-        self._problem = ""
-
-    def value(self, text: str, start: int = 0) -> tuple[Any, int, str]:
-        """(value that begins at `start`, its end, a problem that decoding does not report or ""). Raises
-        JSONDecodeError."""
-        self._problem = ""
-        found, end = self.raw_decode(text, start)
-        if not self._problem and "\\ud" in text[start:end].lower() and not _encodable(found):
-            self._problem = HALF_A_PAIR
-        return found, end, self._problem
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = next(key for place, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:place]))
-            self._problem = f"not valid JSON: duplicate key {twice!r} in one object"
-        return found
-
-    def _constant(self, name: str) -> None:
-        self._problem = f"not valid JSON: {name} is not a JSON number; write null for a missing value"
-
-
-def _json(path: Path, bad: BadRows) -> Iterator[Placed]:
-    """Both suffixes, .json and .jsonl, are used for files of either kind."""
-    return _json_array(path, bad) if _is_array(path) else _json_lines(path, bad)
-
-
-def _is_array(path: Path) -> bool:
-    """Whether the file is one JSON value rather than one per line."""
-    named_lines = ".jsonl" in path.name.lower()
-    with _opened(path) as file:
-        head = file.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
-        if named_lines:
-            return re.match(rb"\[\s*\{", head) is not None
-        if head[:1] != b"{":
-            return True
-        first, _, rest = (head + file.read(MAX_LINE_BYTES)).partition(b"\n")
-    try:
-        json.loads(first)
-    except (ValueError, RecursionError):
-        return True
-    return not rest.strip()
-
-
-def _json_lines(path: Path, bad: BadRows) -> Iterator[Placed]:
-    decoder = _Decoder()
-    with _opened(path) as file:
-        for number, line in _lines(path, file):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8").strip(JSON_SPACE)
-                row, end, problem = decoder.value(text)
-                if end < len(text):
-                    raise json.JSONDecodeError("Extra data", text, _after_space(text, end))
-            except UnicodeDecodeError as error:
-                bad(place, f"not UTF-8 text (byte {error.start} of the line)")
-            except json.JSONDecodeError as error:
-                cut = (
-                    ""
-                    if line.endswith(b"\n") or error.msg == "Extra data"
-                    else "; the file ends in the middle of this row, was it cut off?"
-                )
-                bad(place, f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{cut}")
-            except RecursionError:
-                bad(place, "not valid JSON: nested too deep")
-            except ValueError as error:  # a number of thousands of digits
-                bad(place, f"not valid JSON: {error}")
-            else:
-                if problem:
-                    bad(place, problem)
-                else:
-                    yield place, row
-
-
-def _encodable(row: Any) -> bool:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if len(line) > MAX_LINE_BYTES:
-            # What follows the break would be read as rows of their own, so this is no row to skip but the end of the
-            # file.
-            raise ValueError(
-                f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one "
-                "row per line?"
-            )
-        yield number, line
-
-
-def _json_array(path: Path, bad: BadRows) -> Iterator[Placed]:
-    too_large = (
-        f"{path}: a JSON array of over {MAX_JSON_BYTES // 2**30} GiB must be held in memory whole; write it "
-        "as .jsonl, one row per line"
-    )
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(too_large)
-    with _opened(path) as file:
-        content = file.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(too_large)
-    text = _text_of(path, content)
-    try:
-        for number, (row, problem) in enumerate(_items(path, text), start=1):
-            if problem:
-                bad(f"{path}: row {number}", problem)
-            else:
-                yield f"{path}: row {number}", row
-    except json.JSONDecodeError as error:
-        hint = (
-            "; was it cut off?" if error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated") else ""
-        )
-        raise ValueError(
-            f"{path}:{error.lineno}: not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{path}: not valid JSON: nested too deep") from None
-
-
-def _items(path: Path, text: str) -> Iterator[tuple[Any, str]]:
-    """(item, its problem or "") of a JSON array. Raises JSONDecodeError."""
-    decoder = _Decoder()
-    place = _after_space(text, 0)
-    if text[place : place + 1] != "[":
-        found, _, _ = decoder.value(text, place)
-        keys = f" with the keys {', '.join(map(repr, found))}" if isinstance(found, dict) and found else ""
-        raise ValueError(f"{path}: expected an array of rows, found {type(found).__name__}{keys}")
-    place = _after_space(text, place + 1)
-    closed = text[place : place + 1] == "]"
-    while not closed:
-        item, end, problem = decoder.value(text, place)
-        yield item, problem
-        place = _after_space(text, end)
-        closed = text[place : place + 1] == "]"
-        if not closed:
-            if text[place : place + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
-            place = _after_space(text, place + 1)
-    if (end := _after_space(text, place + 1)) < len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
-
-
-def _after_space(text: str, place: int) -> int:
-    while place < len(text) and text[place] in JSON_SPACE:
-        place += 1
-    return place
-
-
-def _text_of(path: Path, content: bytes) -> str:
-    try:
-        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
-
-
 def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
     def read(path: Path, bad: BadRows) -> Iterator[Placed]:
         # Python's own limit of 128 KiB a field is meant for tables of numbers.
         csv.field_size_limit(MAX_LINE_BYTES)
-        with _opened(path) as file:
+        with opened(path) as file:
             reader = csv.reader(
-                (_decoded(path, number, line) for number, line in _lines(path, file)), delimiter=delimiter, strict=True
+                (_decoded(path, number, line) for number, line in numbered_lines(path, file)),
+                delimiter=delimiter,
+                strict=True,
             )
             header: list[str] | None = None
             try:
@@ -388,14 +179,8 @@ def _text(path: Path, bad: BadRows) -> Iterator[Placed]:
             f"{path}: one document of over {MAX_TEXT_BYTES // 2**30} GiB; write its documents as .jsonl, a row with "
             "`text` each"
         )
-    with _opened(path) as file:
-        yield str(path), {"text": _text_of(path, file.read())}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        yield file  # type: ignore[misc]
+    with opened(path) as file:
+        yield str(path), {"text": text_of(path, file.read())}
 
 
 @contextmanager
@@ -419,10 +204,10 @@ def _sentence_for_damage(path: Path) -> Iterator[None]:
 
 
 READERS: dict[str, Callable[[Path, BadRows], Iterator[Placed]]] = {
-    ".jsonl": _json,
-    ".jsonl.gz": _json,
-    ".json": _json,
-    ".json.gz": _json,
+    ".jsonl": read_json,
+    ".jsonl.gz": read_json,
+    ".json": read_json,
+    ".json.gz": read_json,
     ".parquet": _parquet,
     ".arrow": _arrow,
     ".csv": _separated(","),

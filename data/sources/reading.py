@@ -15,7 +15,8 @@ from typing import Any, get_args
 
 from data.config import BUILT_IN, DataConfig, SourceConfig
 from data.few_shot import expand
-from data.files import BadRows, Placed, is_data_file, is_missing, read_rows
+from data.files import is_data_file, is_missing, read_rows
+from data.lines import BadRows, Placed
 from data.messages import other_keys
 from data.records import Demonstration, FewShot, Prompt, Ranking, UnknownKeyError, parse, parse_document
 from data.sources.convert import Fields, Role

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.files import BadRows, is_data_file, read_records, read_rows, write_records, write_rows
+from data.files import is_data_file, read_records, read_rows, write_records, write_rows
+from data.lines import BadRows
 from data.records import Demonstration, Prompt
 
 GOOD = b'{"prompt": "Why?"}\n'

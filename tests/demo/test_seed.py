@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from data.config import DataConfig
-from data.files import STOP, read_records
+from data.files import read_records
+from data.lines import STOP
 from data.near_duplicates import comparable, distinct
 from data.records import KINDS, SOURCES, USE_CASES, Demonstration
 from data.sources.reading import find, read

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.config import DataConfig, SourceConfig
-from data.files import BadRows
+from data.lines import BadRows
 from data.sources import reading
 from data.sources.convert import Role
 from data.sources.formats import FORMATS

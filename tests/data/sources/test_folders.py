@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from data.config import DataConfig, SourceConfig
-from data.files import BadRows
+from data.lines import BadRows
 from data.sources.reading import Source, find, read
 
 ROWS = [{"prompt": f"Why {number}?", "user_id": f"u{number}"} for number in range(7)]

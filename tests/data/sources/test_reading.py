@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from data.config import DataConfig, SourceConfig
-from data.files import STOP, BadRows
+from data.lines import STOP, BadRows
 from data.records import Document, FewShot, Prompt
 from data.sources.formats import FORMATS, Format
 from data.sources.reading import find, grouped, read

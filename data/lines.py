@@ -1,0 +1,72 @@
+"""Opens text files, reads their lines, and collects malformed rows."""
+
+import codecs
+import gzip
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+MAX_LINE_BYTES = 64 * 2**20
+"""Longer lines are refused, since a file without line breaks would fill the memory."""
+LONGEST_PROBLEM = 300
+"""Characters of the description of a malformed row."""
+Placed = tuple[str, Any]
+"""(`file:line`, the row there)."""
+
+
+class BadRows:
+    """Malformed rows: either the first one raises ValueError, or all are counted and the first few described."""
+
+    def __init__(self, skip: bool = False, keep: int = 20) -> None:
+        self.skip, self.keep = skip, keep
+        self.count = 0
+        self.examples: list[str] = []
+        self.of_source: Counter[tuple[str, str]] = Counter()
+        """Number of malformed rows by the role and the name of their source."""
+        self.ignored: Counter[str] = Counter()
+        """Number of messages for each key that was left out of the messages of well-formed rows."""
+
+    def __call__(self, place: str, problem: str) -> None:
+        """Raises ValueError as `place: problem`, or counts it."""
+        # Problems quote values, which may be megabytes.
+        sentence = f"{place}: {problem if len(problem) <= LONGEST_PROBLEM else problem[:LONGEST_PROBLEM] + ' ...'}"
+        if not self.skip:
+            raise ValueError(sentence)
+        self.count += 1
+        if len(self.examples) < self.keep:
+            self.examples.append(sentence)
+
+
+STOP = BadRows()
+"""For files that this project wrote itself."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        yield file  # type: ignore[misc]
+
+
+def numbered_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if len(line) > MAX_LINE_BYTES:
+            # What follows the break would be read as rows of their own, so this is no row to skip but the end of the
+            # file.
+            raise ValueError(
+                f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one "
+                "row per line?"
+            )
+        yield number, line
+
+
+def text_of(path: Path, content: bytes) -> str:
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
