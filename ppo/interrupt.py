@@ -37,6 +37,7 @@ class Interrupt:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+        self._owner = os.getpid()
         self.number = 0
         """The signal received; 0 if none."""
         self._since = 0.0
@@ -86,6 +87,8 @@ class Interrupt:
         return Interrupted(self.number, f"{where}: run the command again (without --force) to resume")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked worker of a reward function, such as multiprocessing.Pool ends
+            os._exit(128 + number)
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if self.accelerator.is_main_process:

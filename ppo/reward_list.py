@@ -22,7 +22,7 @@ from modeling.models import reward_model
 from modeling.sharding import Sharding
 from ppo.experience import Rollout
 from ppo.reward_scorer import RewardScorer
-from ppo.reward_terms import RewardTerm, load_function, torch_settings_restored
+from ppo.reward_terms import RewardTerm, load_function, settings_restored
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RewardFunction:
         columns = {item.name: [getattr(prompt, item.name) for prompt in prompts] for item in fields(Prompt)}
         asked = columns.pop("prompt")
         try:
-            with torch_settings_restored():
+            with settings_restored():
                 # Copies, since it may change what it is given: trl passes lists that are not used again.
                 ids, asked, columns = deepcopy((rollout.ids, asked, columns))
                 found = self.function(prompts=asked, completions=completions, completion_ids=ids, **columns)

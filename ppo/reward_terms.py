@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from inspect import iscoroutinefunction
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
+from warnings import catch_warnings
 
 TAKEN = ("std", "scaled")
 """Names that would clash with the metrics `score_std` and `score_scaled`."""
@@ -111,21 +114,21 @@ def function_file(function: str) -> str | None:
 
 
 @contextmanager
-def torch_settings_restored() -> Iterator[None]:
-    """Undoes what scripts often set when a user's code runs within: gradients on or off, the default dtype and device,
-    and the working directory.
+def settings_restored() -> Iterator[None]:
+    """Undoes what scripts often set when a user's code runs within: torch's gradients, autocast, default dtype and
+    device, filters of warnings, and the working directory.
     """
     import torch
 
-    gradients, dtype, device, folder = (
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        os.getcwd(),
-    )
+    switches = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    gradients, dtype, folder = torch.is_grad_enabled(), torch.get_default_dtype(), os.getcwd()
+    device = torch.get_default_device()
     try:
-        yield
+        with catch_warnings():
+            yield
     finally:
+        for kind, enabled in switches.items():
+            torch.set_autocast_enabled(kind, enabled)
         torch.set_grad_enabled(gradients)
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
@@ -135,20 +138,29 @@ def torch_settings_restored() -> Iterator[None]:
 
 def load_function(function: str) -> Callable[..., Any]:
     """Imports a function. Raises ValueError if that fails or it is not callable."""
-    with torch_settings_restored():
+    with settings_restored():
         return _load(function)
+
+
+@cache
+def _module(file: str, mtime_ns: int) -> ModuleType:
+    """A file as a module, executed again only if it has changed: pickled functions must be those of `sys.modules`."""
+    spec = spec_from_file_location(Path(file).stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    known = sys.modules.get(module.__name__)
+    if known is None or getattr(known, "__file__", None) == module.__file__:  # never a library of that name
+        sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _load(function: str) -> Callable[..., Any]:
     file, (place, _, name) = function_file(function), function.rpartition(":")
     try:
-        if place.endswith(".py"):
-            spec = spec_from_file_location(Path(place).stem, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = module_from_spec(spec)
-            sys.modules.setdefault(module.__name__, module)  # dataclasses look up their module
-            spec.loader.exec_module(module)
+        if file is not None and place.endswith(".py"):
+            module = _module(file, Path(file).stat().st_mtime_ns)
         else:
             module = import_module(place)
     except (Exception, SystemExit) as error:
@@ -158,6 +170,6 @@ def _load(function: str) -> Callable[..., Any]:
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(f"the reward function {function!r} is not callable: {place} has no function {name!r}")
-    if iscoroutinefunction(found):
+    if iscoroutinefunction(found) or iscoroutinefunction(type(found).__call__):
         raise ValueError(f"the reward function {function!r} is asynchronous: write `def {name}`, without async")
     return found

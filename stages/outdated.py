@@ -15,8 +15,8 @@ SAME_MODEL = ("model.base", "model.revision")
 
 
 def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """A warning for each result that was made with other settings than `config` has: of these stages in the run folder,
-    and of those that they were made from.
+    """Warnings about the results of these stages in the run folder, and of those that they were made from: settings
+    that differ from `config`, and a base model whose files have changed since.
 
     Raises ValueError if one was made from a result that has been replaced since, or from another base model.
     """
@@ -38,6 +38,9 @@ def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> li
                     "`make pipeline`, which runs all stages whose inputs or settings have changed"
                 )
             waiting.append(source)
+        base = manifest.model_digests(config.get("model", {}).get("base"))
+        if any(made.inputs.get(path, digest) != digest for path, digest in base.items()):
+            warnings.append(f"the files in {next(iter(base))} have changed since {root / name} was made from them")
         changed = changed_settings(made.settings, config)
         for key in SAME_MODEL:
             if key in changed:

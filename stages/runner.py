@@ -199,9 +199,9 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
         *path, last = name.split(".")
         functools.reduce(operator.getitem, path, whole).pop(last)
     settings = {name: functools.reduce(operator.getitem, name.split("."), whole) for name in (*stage.sections, "seed")}
-    for line in outdated(run.root, stage.after, asdict(config)):
-        print(f"{stage.name}: warning: {line}", flush=True)
     inputs = {name: manifest.stage_digest(run.stage(name)) for name in stage.after} | stage.external(config)
+    for line in outdated(run.root, [name for name in inputs if name in STAGES], asdict(config)):
+        print(f"{stage.name}: warning: {line}", flush=True)
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
     final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"
     tidy(final, stage.temporary)

@@ -2,9 +2,11 @@
 
 import ctypes
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import torch
 
 import ppo.interrupt
 from ppo.checkpoint import Checkpoints
-from ppo.interrupt import Interrupted
+from ppo.interrupt import Interrupt, Interrupted
 from ppo.trainer import PPOTrainer
 from tests.cuts import state
+from tests.fakes import FakeAccelerator
 from tests.ppo.conftest import small
 
 
@@ -32,6 +35,17 @@ def results(out: Path) -> dict[str, bytes]:
         for name, content in state(out).items()
         if name.split("/")[0] not in ("timings.jsonl", "tensorboard")
     }
+
+
+def test_a_worker_forked_within_a_run_ends_at_sigterm() -> None:
+    """multiprocessing.Pool, in a user's reward function, ends its workers so and waits for them."""
+    with Interrupt(FakeAccelerator()) as interrupt:
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == 128 + signal.SIGTERM
+    assert interrupt.number == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """The reward of an episode is the weighted sum of its terms; an unusable term is named in one sentence."""
 
 import math
+import os
+import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +20,7 @@ from modeling.tracking import read_metrics
 from ppo.config import HeldOutSettings
 from ppo.experience import Rollout
 from ppo.reward_list import RewardFunction, prepare
-from ppo.reward_terms import RewardTerm
+from ppo.reward_terms import RewardTerm, load_function
 from ppo.trainer import PPOData
 from stages import ppo
 from stages.config import RunConfig, parse_config
@@ -182,9 +185,25 @@ def test_a_term_that_cannot_be_loaded_is_refused_before_the_models_are(chains: C
     file.write_text("import no_such_thing\n")
     with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError"):
         prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)
-    file.write_text("async def f(**given): return []\n")
-    with pytest.raises(ValueError, match="is asynchronous: write `def f`, without async"):
-        prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)
+    for text in ("async def f(**given): return []\n", "class F:\n    async def __call__(self): ...\nf = F()\n"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="is asynchronous: write `def f`, without async"):
+            prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)
+
+
+def test_functions_of_a_file_that_is_loaded_again_can_be_pickled_and_a_changed_file_counts(tmp_path: Path):
+    file, library = tmp_path / "my_judge.py", sys.modules["json"]
+    file.write_text("def f(): return 1\ndef g(): return f\n")
+    first, second = load_function(f"{file}:f"), load_function(f"{file}:g")()
+    assert pickle.loads(pickle.dumps(first)) is first is second
+    file.write_text("def f(): return 2\n")
+    os.utime(file, ns=(0, 0))
+    changed = load_function(f"{file}:f")
+    assert changed() == 2
+    assert pickle.loads(pickle.dumps(changed)) is changed
+    (tmp_path / "json.py").write_text("def f(): return 3\n")
+    assert load_function(f"{tmp_path / 'json.py'}:f")() == 3
+    assert sys.modules["json"] is library
 
 
 def test_a_function_may_change_its_arguments(chains: Callable[[str], Chain]):
@@ -209,19 +228,20 @@ def test_a_function_may_change_its_arguments(chains: Callable[[str], Chain]):
 @pytest.mark.parametrize(
     "setting",
     ["torch.set_grad_enabled(False)", "torch.set_default_dtype(torch.bfloat16)", "torch.set_default_device('meta')",
-     "os.chdir('/')"],
+     "torch.set_autocast_enabled('cpu', True)", "warnings.simplefilter('error')", "os.chdir('/')"],
 )  # fmt: skip
 def test_settings_of_a_users_module_and_function_do_not_reach_the_training(
     chains: Callable[[str], Chain], tmp_path: Path, setting: str
 ):
     def settings() -> tuple[Any, ...]:
-        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), Path.cwd()
+        of_torch = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+        return *of_torch, torch.is_autocast_enabled("cpu"), list(warnings.filters), Path.cwd()
 
     chain, before = chains("lora"), settings()
     for number, text in enumerate(
         (
-            f"import os, torch\n{setting}\ndef f(prompts, **given): return [1.0] * len(prompts)\n",
-            f"import os, torch\ndef f(prompts, **given):\n    {setting}\n    return [1.0] * len(prompts)\n",
+            f"import os, torch, warnings\n{setting}\ndef f(prompts, **given): return [1.0] * len(prompts)\n",
+            f"import os, torch, warnings\ndef f(prompts, **given):\n    {setting}\n    return [1.0] * len(prompts)\n",
         )
     ):
         file = tmp_path / f"judge{number}.py"

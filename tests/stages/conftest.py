@@ -1,4 +1,4 @@
-"""Stages write their reports without drawing the plots, which take most of a tiny run's time; tests/reports draws them."""
+"""Stages write their reports without drawing the plots, most of a tiny run's time; tests/reports draws them."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,6 @@
 """A stage does not combine results that do not belong together, and warns about settings that have changed since."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from stages import sft
 from stages.config import RunConfig
+from stages.manifest import model_digests
 from stages.outdated import changed_settings, outdated
 from stages.runner import RunFolder, Stage, run_stage
 
@@ -79,6 +81,34 @@ def test_other_settings_are_named_with_the_values_that_were_used(
     assert "ppo: warning: " in out
     assert f"reward was made with other settings: reward.epochs={epochs}" in out
     assert "sft was made with other settings: sft.learning_rate=" in out
+
+
+def test_a_reward_model_is_not_evaluated_on_data_that_it_may_have_been_trained_on(config: RunConfig) -> None:
+    """`evaluate_reward` names its model among the inputs from outside."""
+    evaluation = replace(PPO, after=("data", "labels"), external=lambda config: {"reward": "its digest"})
+    config.data.test_fraction = 0.4
+    for name in ("data", "sft", "samples", "labels"):
+        run_stage(STAGES[name], config)
+    with pytest.raises(ValueError, match="reward was made from an older result"):
+        run_stage(evaluation, config)
+
+
+def test_other_files_of_the_base_model_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
+    config.model.device, config.model.base = "cpu", str(tmp_path / "base")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    base = replace(STAGES["sft"], after=(), external=lambda config: model_digests(config.model.base))
+    later = replace(PPO, after=("sft",))
+    run_stage(base, config)
+    run_stage(later, config)
+    assert "warning" not in capsys.readouterr().out
+    (tmp_path / "base" / "config.json").write_text("{ }")
+    run_stage(later, config)
+    said = capsys.readouterr().out
+    assert (
+        f"ppo: warning: the files in {tmp_path / 'base'} have changed since {tmp_path / 'runs' / 'run' / 'sft'}" in said
+    )
 
 
 def test_a_removed_intermediate_result_is_no_obstacle(config: RunConfig) -> None:
