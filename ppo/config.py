@@ -177,7 +177,9 @@ class PPOConfig:
             ("responses_per_prompt", "minibatch_size"),
         ):
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}")
+                raise ValueError(
+                    f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}: set both"
+                )
         if self.value_warmup_iterations >= self.iterations:
             raise ValueError(
                 f"ppo.value_warmup_iterations={self.value_warmup_iterations} must be below the {self.iterations} "

@@ -190,12 +190,12 @@ def trust(found: Sequence[Mapping[str, str]]) -> list[Block]:
         return []
     return [
         Heading("Can the result be trusted?", 3),
-        Bullets([(check["claim"], check["numbers"]) for check in found], [check["mark"] for check in found]),
         Text(
-            "holds and fails: the whole 95% interval is on that side. open: it contains the level of no difference. "
-            "Intervals are bootstraps over prompts.",
+            "Claims that this run was checked for. holds or fails: the whole 95% interval is on that side; open: it "
+            "contains the level of no difference. Intervals are bootstraps over prompts.",
             small=True,
         ),
+        Bullets([(check["claim"], check["numbers"]) for check in found], [check["mark"] for check in found]),
     ]
 
 
@@ -236,7 +236,7 @@ def training(results: Results) -> list[Block]:
         drawn = Picture(name, caption) if results.metrics[name] else Text("No metrics in this run.")
         found += [Heading(title, 3), drawn]
     if results.warnings:
-        found += [Text("Warnings of the monitors, each where it first appeared:"), Bullets(results.warnings)]
+        found += [Text("Warnings about PPO's settings and metrics:"), Bullets(results.warnings)]
     elif results.warnings is not None:
         found.append(Text("The monitors raised no warning."))
     return found

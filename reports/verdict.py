@@ -178,6 +178,12 @@ def checks(
         mark = {"better": "holds", "worse": "fails"}.get(kind, "open")
         found.append({"claim": claim, "mark": mark, "numbers": numbers})
 
+    if moved := evaluation.get("kl"):
+        add(
+            "PPO differs from SFT",
+            side(moved, 0.0),
+            f"KL to SFT {number(moved['mean'])} nats ({between(moved, number)})",
+        )
     if matched := evaluation.get("win_rate_length_matched"):
         lengths = [dig(evaluation, "models", name, "tokens", "mean") for name in ("sft", "ppo")]
         text = f"{_rate(matched)} among answers of similar length; mean length {change(*lengths)} against SFT"

@@ -59,6 +59,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     rows = read_metrics(out / "metrics.jsonl")
     if accelerator.is_main_process:
         warnings = warnings_of(config.ppo.monitors, [*rows, *read_metrics(out / "held_out.jsonl")])
+        warnings = [*cautions(config, "ppo"), *warnings]
         (out / "warnings.json").write_text(json.dumps(warnings, indent=2) + "\n")
     first, last = rows[0], rows[-1]
     return {

@@ -66,6 +66,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if accelerator.is_main_process:
         evaluation.write(found)
         write_reward_page(out, config.run_name, found)
+    if (accuracy := numbers["test"]["accuracy"])["low"] <= 0.5:
+        accelerator.print(
+            "reward: warning: on held-out pairs the reward model is not shown to be better than chance: "
+            f"{accuracy['mean']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%}), so PPO may maximize noise. "
+            "Give it more rankings, or raise reward.epochs or reward.learning_rate"
+        )
     return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],
         "train_prompts": len(sets["train"]),

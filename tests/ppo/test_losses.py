@@ -115,7 +115,8 @@ def test_score_stands_at_the_last_response_token_and_rewards_add_up():
 
 def test_kl_estimates_are_sums_over_the_episode():
     new, ref = random_BT(0), random_BT(1)
-    k1, k3 = kl_estimates(poisoned(new), ref, MASK).values()
+    found = kl_estimates(poisoned(new), ref, MASK)
+    k1, k3 = found["kl"], found["kl_k3"]
     for b, length in enumerate(LENGTHS):
         ratios = [math.exp(float(ref[b, t] - new[b, t])) for t in range(length)]
         assert k1[b].item() == pytest.approx(-sum(math.log(r) for r in ratios), rel=1e-12)

@@ -397,7 +397,7 @@ def test_the_report_shows_the_warnings_of_the_monitors(run, tmp_path, monkeypatc
     html, markdown = rendered(tmp_path / "run", tmp_path / "out")
     for page in (text_of(html), markdown):
         assert said in page
-        assert page.count("Warnings of the monitors") == bool(warnings)
+        assert page.count("Warnings about PPO's settings and metrics") == bool(warnings)
         assert page.count("The monitors raised") == (warnings == [])
 
 
