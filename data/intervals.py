@@ -1,14 +1,16 @@
-"""95% bootstrap intervals; the unit that is resampled is a prompt."""
+"""95% bootstrap intervals; the unit that is resampled is a prompt, or a user with all of her prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 FEW_PROMPTS, FEW_USERS = 50, 20
 """Below these a test set is too small for firm conclusions."""
 FEWEST_PROMPTS = 10
-"""Below this an interval shows nothing: with 5 prompts and no effect, one in six bootstrap intervals excludes 0."""
+"""With fewer prompts or users an interval shows nothing: with 5 and no effect, one in six intervals excludes 0."""
 DRAWS_AT_A_TIME = 10_000_000
 """All resamples of many prompts at once would be gigabytes."""
 
@@ -51,3 +53,43 @@ def ratio_interval(
         means[start : start + step] = total[rows].sum(1) / np.maximum(count[rows].sum(1), 1e-12)
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": mean, "low": float(low), "high": float(high), "n": int(count.sum())}
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Percentile bootstrap of means over prompts. A user's prompts are resampled together, since they resemble each
+    other: intervals over independent prompts would be too narrow.
+    """
+
+    resamples: int = 10_000
+    users: Sequence[str] | None = None
+    """The user of each prompt; None if prompts are independent."""
+
+    def interval(self, values: Sequence[float | None]) -> dict[str, float]:
+        """{mean, low, high, n}, and the number of users if they are known, of a number per prompt; None leaves a prompt
+        out. Raises ValueError if nothing is left.
+        """
+        kept = [value for value in values if value is not None]
+        if self.users is None:
+            return interval(kept, self.resamples)
+        groups: dict[str, list[float]] = {}
+        for value, user in zip(values, self.users, strict=True):
+            if value is not None:
+                groups.setdefault(user, []).append(value)
+        if len(groups) in (0, 1, len(kept)) or np.ptp(kept) == 0:
+            return interval(kept, self.resamples) | {"users": len(groups)}
+        sums, counts = [sum(group) for group in groups.values()], [float(len(group)) for group in groups.values()]
+        return ratio_interval(sums, counts, self.resamples) | {"users": len(groups)}
+
+    def draws(self, prompts: int, resamples: int) -> Iterator[NDArray[np.float64]]:
+        """How often each prompt is drawn, for at most so many resamples."""
+        users = [str(number) for number in range(prompts)] if self.users is None else list(self.users)
+        numbers = {user: number for number, user in enumerate(dict.fromkeys(users))}
+        user_P, rng = np.array([numbers[user] for user in users]), np.random.default_rng(0)
+        for _ in range(min(resamples, self.resamples)):
+            counts = np.bincount(rng.integers(0, len(numbers), len(numbers)), minlength=len(numbers))
+            yield counts[user_P].astype(float)
+
+    def among(self, places: Sequence[int]) -> "Bootstrap":
+        """That of some of the prompts."""
+        return Bootstrap(self.resamples, None if self.users is None else [self.users[place] for place in places])

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from data.intervals import interval
+from data.intervals import Bootstrap
 from data.records import Prompt
 from data.tokenize import encode_prompt
 from evaluation.compare import Answer, preference, win_rate
@@ -133,7 +133,7 @@ def with_proxy(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[fl
 def best_of_n(
     candidates: Sequence[Sequence[Answer]], ppo: Sequence[Sequence[Answer]], sft: Sequence[Sequence[Answer]],
     kl: Sequence[float], tie_width: float,
-    resamples: int,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:  # fmt: skip
     """Results of best-of-n for each of `sizes(N)`, of PPO, and of PPO against best-of-n at the n of nearest KL.
 
@@ -151,7 +151,7 @@ def best_of_n(
     def chosen(n: int, values: Sequence[Sequence[float]]) -> dict[str, float]:
         """Mean value of the chosen answers."""
         weights = [choice_weights([answer.parts["proxy"] for answer in row], n) for row in candidates]
-        return interval([float(own @ np.asarray(row)) for own, row in zip(weights, values, strict=True)], resamples)
+        return bootstrap.interval([float(own @ np.asarray(row)) for own, row in zip(weights, values, strict=True)])
 
     values = {name: [[answer.parts[name] for answer in row] for row in candidates] for name in MEASURES}
     values["win_rate"] = [preferred(row, others, tie_width) for row, others in zip(candidates, sft, strict=True)]
@@ -159,10 +159,10 @@ def best_of_n(
         [1 - won for won in preferred(row, others, tie_width)] for row, others in zip(candidates, ppo, strict=True)
     ]
     ours = {
-        name: interval([sum(answer.parts[name] for answer in row) / len(row) for row in ppo], resamples)
+        name: bootstrap.interval([sum(answer.parts[name] for answer in row) / len(row) for row in ppo])
         for name in MEASURES
     }
-    distance = interval(kl, resamples)
+    distance = bootstrap.interval(kl)
     nearest = min(range(1, count + 1), key=lambda n: abs(best_of_n_kl(n) - distance["mean"]))
     return {
         "prompts": len(candidates),
@@ -170,7 +170,7 @@ def best_of_n(
         "rows": [
             {"n": n, "kl": best_of_n_kl(n)} | {name: chosen(n, of) for name, of in values.items()} for n in sizes(count)
         ],
-        "ppo": {"kl": distance, **ours, "win_rate": win_rate(ppo, sft, tie_width, resamples)},
+        "ppo": {"kl": distance, **ours, "win_rate": win_rate(ppo, sft, tie_width, bootstrap)},
         "ppo_against": {"n": nearest, "kl": best_of_n_kl(nearest), "win_rate": chosen(nearest, lost_to_ppo)},
     }
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.intervals import interval
+from data.intervals import Bootstrap
 from data.overlap import chrf
 from data.records import Demonstration
 from data.tokenize import decode_completion, encode_prompt
@@ -70,7 +70,7 @@ def win_rate(
     ours: Answers,
     theirs: Answers,
     tie_width: float,
-    resamples: int,
+    bootstrap: Bootstrap,
     score: Score = whole_rubric,
 ) -> dict[str, float]:
     """How often the labeler prefers our answers, ties counting half: all our answers to a prompt against all of theirs.
@@ -81,7 +81,7 @@ def win_rate(
         sum(preference(score(a), score(b), tie_width) for a in left for b in right) / (len(left) * len(right))
         for left, right in zip(ours, theirs, strict=True)
     ]
-    return interval(per_prompt, resamples)
+    return bootstrap.interval(per_prompt)
 
 
 def preference(ours: float, theirs: float, tie_width: float) -> float:
@@ -94,17 +94,16 @@ def win_rate_among(
     ours: Answers,
     theirs: Answers,
     tie_width: float,
-    resamples: int,
+    bootstrap: Bootstrap,
     counts: Callable[[Answer, Answer], bool],
 ) -> dict[str, float] | None:
     """The win rate over the selected pairs of answers; prompts without one are left out. None if there is no such
     pair."""
-    per_prompt = []
+    per_prompt: list[float | None] = []
     for left, right in zip(ours, theirs, strict=True):
         pairs = [(whole_rubric(a), whole_rubric(b)) for a in left for b in right if counts(a, b)]
-        if pairs:
-            per_prompt.append(sum(preference(a, b, tie_width) for a, b in pairs) / len(pairs))
-    return interval(per_prompt, resamples) if per_prompt else None
+        per_prompt.append(sum(preference(a, b, tie_width) for a, b in pairs) / len(pairs) if pairs else None)
+    return bootstrap.interval(per_prompt) if any(rate is not None for rate in per_prompt) else None
 
 
 def like_length(a: Answer, b: Answer, slack: float = 0.25) -> bool:
@@ -117,7 +116,7 @@ def both_end(a: Answer, b: Answer) -> bool:
     return a.complete and b.complete
 
 
-def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, resamples: int) -> dict[str, Any]:
+def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, bootstrap: Bootstrap) -> dict[str, Any]:
     """The win rate broken down by the rubric's parts and by kinds of pairs, as stored in evaluation.json.
 
     `win_rate_without`: without each part of the rubric in turn; `win_rate_by_part`: by each part alone;
@@ -127,10 +126,10 @@ def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, resam
     used = [part for part in PARTS if getattr(labels.weights, part)]
 
     def by(parts: Sequence[str]) -> dict[str, float]:
-        return win_rate(ours, theirs, labels.tie_width, resamples, lambda a: weighted(a.parts, labels.weights, parts))
+        return win_rate(ours, theirs, labels.tie_width, bootstrap, lambda a: weighted(a.parts, labels.weights, parts))
 
     def among(counts: Callable[[Answer, Answer], bool]) -> dict[str, float] | None:
-        return win_rate_among(ours, theirs, labels.tie_width, resamples, counts)
+        return win_rate_among(ours, theirs, labels.tie_width, bootstrap, counts)
 
     return {
         "win_rate_length_matched": among(like_length),
@@ -141,7 +140,7 @@ def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, resam
 
 
 def parts_table(
-    answers: Mapping[str, Sequence[Sequence[Answer]]], resamples: int
+    answers: Mapping[str, Sequence[Sequence[Answer]]], bootstrap: Bootstrap
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Means per model, with intervals over prompts: each rubric part, the whole rubric, chrF and the length."""
     names = [*PARTS, "score", "chrf"]
@@ -150,7 +149,7 @@ def parts_table(
         return sum(answer.tokens if name == "tokens" else answer.parts[name] for answer in row) / len(row)
 
     return {
-        model: {name: interval([mean(row, name) for row in rows], resamples) for name in [*names, "tokens"]}
+        model: {name: bootstrap.interval([mean(row, name) for row in rows]) for name in [*names, "tokens"]}
         for model, rows in answers.items()
     }
 

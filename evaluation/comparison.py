@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from data.files import write_rows
-from data.intervals import interval
+from data.intervals import Bootstrap
 from data.records import Demonstration
 from data.sets import evenly
 from data.tokenize import pretraining_chunks
@@ -26,6 +26,7 @@ from evaluation.compare import (
     win_rate,
 )
 from evaluation.config import EvaluateConfig
+from evaluation.length_control import length_controlled
 from labeling.config import LabelsConfig
 from labeling.judges import closeness_judge
 from labeling.sampling import AnswerSampler
@@ -131,7 +132,8 @@ class Comparison:
 
         Judges the answers, and writes best_of_n.jsonl if best-of-n is configured.
         """
-        labels, resamples, width = self.labels, self.settings.bootstrap_resamples, self.labels.tie_width
+        labels, width = self.labels, self.labels.tie_width
+        bootstrap = Bootstrap(self.settings.bootstrap_resamples, [prompt.user_id for prompt in self.prompts])
         self.kl = [] if self.settings.greedy else kl_between(self.logprobs["ppo"], self.logprobs["sft"])
         judge = closeness_judge(labels.closeness)
         tokenizer = load_tokenizer(self.places["base"], self.model_config)
@@ -144,11 +146,12 @@ class Comparison:
             "users": len({prompt.user_id for prompt in self.prompts}),
             "weights": self.settings.weights,
             "answers_per_prompt": self.settings.answers_per_prompt,
-            "win_rate": {name: win_rate(answers["ppo"], answers[name], width, resamples) for name in ("sft", "base")},
-            **rubric_win_rates(answers["ppo"], answers["sft"], labels, resamples),
-            "models": parts_table(answers, resamples),
+            "win_rate": {name: win_rate(answers["ppo"], answers[name], width, bootstrap) for name in ("sft", "base")},
+            "win_rate_length_controlled": length_controlled(answers["ppo"], answers["sft"], width, bootstrap),
+            **rubric_win_rates(answers["ppo"], answers["sft"], labels, bootstrap),
+            "models": parts_table(answers, bootstrap),
             "perplexity": self.perplexities,
-            "kl": interval(self.kl, resamples) if self.kl else None,
+            "kl": bootstrap.interval(self.kl) if self.kl else None,
             "reward_model": reward_model,
         }
         if self.proxy is not None:
@@ -156,7 +159,9 @@ class Comparison:
             sampled = judged_answers(tokenizer, self.chosen_prompts, self.candidates, labels, judge)
             sampled = with_proxy(sampled, self.scores[0])
             kl = [self.kl[index] for index in self.chosen]
-            evaluation["best_of_n"] = best_of_n(sampled, with_proxy(ours, self.scores[1]), theirs, kl, width, resamples)
+            evaluation["best_of_n"] = best_of_n(
+                sampled, with_proxy(ours, self.scores[1]), theirs, kl, width, bootstrap.among(self.chosen)
+            )
             rows = [
                 {"prompt_id": prompt.prompt_id, "answers": [asdict(given) for given in row]}
                 for prompt, row in zip(self.chosen_prompts, sampled, strict=True)
@@ -172,12 +177,14 @@ class Comparison:
         """
         (self.out / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
         write_rows(self.out / "generations.jsonl", [self._row(index) for index in range(len(self.prompts))])
-        won = evaluation["win_rate"]["sft"]
+        won, reward_model = evaluation["win_rate"]["sft"], evaluation["reward_model"]
         headline = {
-            "reward_accuracy": evaluation["reward_model"]["accuracy"]["mean"],
+            "reward_accuracy": reward_model["accuracy"]["mean"],
             "win_rate": won["mean"],
             "win_rate_low": won["low"],
             "win_rate_high": won["high"],
+            **ends("win_rate_both_end", evaluation["win_rate_both_end"]),
+            **ends("win_rate_length_controlled", evaluation["win_rate_length_controlled"]),
             "kl": evaluation["kl"] and evaluation["kl"]["mean"],
             "perplexity_sft": self.perplexities["sft"],
             "perplexity_ppo": self.perplexities["ppo"],
@@ -192,6 +199,7 @@ class Comparison:
         ours, theirs = (answers[name][0].parts["score"] for name in ("ppo", "sft"))
         return {
             "prompt_id": prompt.prompt_id,
+            "user_id": prompt.user_id,
             "use_case": prompt.use_case,
             "prompt": prompt.text,
             "reference": prompt.completion,
@@ -199,3 +207,9 @@ class Comparison:
             **{name: [asdict(given) for given in row] for name, row in answers.items()},
             "ppo_against_sft": preference(ours, theirs, self.labels.tie_width),
         }
+
+
+def ends(name: str, found: Mapping[str, float] | None) -> dict[str, float | None]:
+    """A mean and its interval as three headline numbers."""
+    keys = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+    return {key: None if found is None else found[end] for key, end in keys.items()}

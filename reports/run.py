@@ -192,7 +192,7 @@ def trust(found: Sequence[Mapping[str, str]]) -> list[Block]:
         Heading("Can the result be trusted?", 3),
         Text(
             "Claims that this run was checked for. holds or fails: the whole 95% interval is on that side; open: it "
-            "contains the level of no difference. Intervals are bootstraps over prompts.",
+            "contains the level of no difference. Intervals are bootstraps over users with all their prompts.",
             small=True,
         ),
         Bullets([(check["claim"], check["numbers"]) for check in found], [check["mark"] for check in found]),

@@ -19,6 +19,7 @@ MEASURES = {
 COMPARISONS = {
     "PPO vs SFT": ("win_rate", "sft"),
     "PPO vs base": ("win_rate", "base"),
+    "PPO vs SFT, length-controlled": ("win_rate_length_controlled",),
     "PPO vs SFT, similar length": ("win_rate_length_matched",),
     "PPO vs SFT, both answers end": ("win_rate_both_end",),
 }

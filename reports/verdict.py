@@ -7,7 +7,7 @@ interval of the win rate contains 50% or lies on the other side.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.intervals import FEW_PROMPTS, FEW_USERS, FEWEST_PROMPTS, interval
+from data.intervals import FEW_PROMPTS, FEW_USERS, FEWEST_PROMPTS, Bootstrap
 from reports.page import Interval, between, counted, number, percent, signed
 
 BASELINES = {
@@ -159,9 +159,9 @@ def _left(found: Interval) -> str:
 
 def side(found: Interval, level: float) -> str:
     """better if the whole interval is above the level, worse if it is below, even if it contains the level or is that
-    of fewer than FEWEST_PROMPTS.
+    of fewer than FEWEST_PROMPTS prompts or users.
     """
-    if found["n"] < FEWEST_PROMPTS:
+    if min(found["n"], found.get("users", found["n"])) < FEWEST_PROMPTS:
         return "even"
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
 
@@ -184,10 +184,13 @@ def checks(
             side(moved, 0.0),
             f"KL to SFT {number(moved['mean'])} nats ({between(moved, number)})",
         )
+    if controlled := evaluation.get("win_rate_length_controlled"):
+        text = f"{_rate(controlled)}, what a logistic regression on the difference in length predicts for equal length"
+        add("PPO wins with length controlled for", side(controlled, 0.5), text)
     if matched := evaluation.get("win_rate_length_matched"):
         lengths = [dig(evaluation, "models", name, "tokens", "mean") for name in ("sft", "ppo")]
-        text = f"{_rate(matched)} among answers of similar length; mean length {change(*lengths)} against SFT"
-        add("PPO wins at equal length too", side(matched, 0.5), text)
+        text = f"{_rate(matched)}; mean length {change(*lengths)} against SFT"
+        add("PPO wins among answers of similar length", side(matched, 0.5), text)
     if both := evaluation.get("win_rate_both_end"):
         text = f"{_rate(both)} over {number(both['n'])} prompts with such pairs"
         add("PPO wins among pairs where both answers end by themselves", side(both, 0.5), text)
@@ -236,7 +239,9 @@ def paired(rows: Sequence[Mapping[str, Any]], part: str) -> dict[str, float] | N
     def mean(answers: Sequence[Mapping[str, Any]]) -> float:
         return sum(answer["parts"][part] for answer in answers) / len(answers)
 
-    return interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None
+    users = [row["user_id"] for row in rows if "user_id" in row]
+    bootstrap = Bootstrap(users=users if len(users) == len(rows) else None)  # earlier versions did not record them
+    return bootstrap.interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None
 
 
 def dig(tree: Any, *path: str) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import data.intervals
-from data.intervals import interval, ratio_interval
+from data.intervals import Bootstrap, interval, ratio_interval
 
 RESAMPLES = 10_000
 # A resampled 2.5% quantile has a standard error of sqrt(p (1 - p) / R) over the density there, 0.027 of the mean's own
@@ -94,3 +94,44 @@ def test_resampling_in_pieces_draws_the_same(monkeypatch: pytest.MonkeyPatch) ->
     whole = ratio_interval(sums, counts, resamples=501)
     monkeypatch.setattr(data.intervals, "DRAWS_AT_A_TIME", 40)
     assert ratio_interval(sums, counts, resamples=501) == whole
+
+
+def test_users_are_resampled_with_all_their_prompts() -> None:
+    """Each user's prompts have one value here, so taking them for independent would give less than half the width."""
+    generator = np.random.default_rng(6)
+    counts = generator.integers(1, 12, size=40)
+    values = np.repeat(generator.random(40), counts)
+    users = [f"user {number}" for number in np.repeat(np.arange(40), counts)]
+    found = Bootstrap(RESAMPLES, users).interval(list(values))
+    sums = np.array([values[np.array(users) == user].sum() for user in dict.fromkeys(users)])
+    low, high, error = own_bootstrap(sums, counts.astype(float))
+    assert found["mean"] == pytest.approx(values.mean(), rel=1e-12)
+    assert (found["n"], found["users"]) == (len(values), 40)
+    assert found["low"] == pytest.approx(low, abs=TOLERANCE * error)
+    assert found["high"] == pytest.approx(high, abs=TOLERANCE * error)
+    apart = Bootstrap(RESAMPLES).interval(list(values))
+    assert found["high"] - found["low"] > 2 * (apart["high"] - apart["low"])
+
+
+def test_an_interval_over_users_covers_the_truth_and_one_over_prompts_does_not() -> None:
+    generator, covered = np.random.default_rng(7), np.zeros(2)
+    users = [str(number // 8) for number in range(240)]
+    for _ in range(200):
+        values = list(np.repeat(generator.normal(size=30), 8) + 0.3 * generator.normal(size=240))
+        for place, given in enumerate((users, None)):
+            found = Bootstrap(400, given).interval(values)
+            covered[place] += found["low"] <= 0 <= found["high"]
+    together, apart = covered / 200
+    assert together > 0.88
+    assert apart < 0.7
+
+
+def test_prompts_without_a_value_and_users_of_one_prompt() -> None:
+    values = [0.1, None, 0.4, 0.9, None, 0.3]
+    kept = [value for value in values if value is not None]
+    plain = interval(kept, RESAMPLES)
+    assert Bootstrap(RESAMPLES).interval(values) == plain
+    assert Bootstrap(RESAMPLES, list("abcdef")).interval(values) == plain | {"users": 4}
+    assert Bootstrap(RESAMPLES, list("aabbcc")).among([0, 2, 3]) == Bootstrap(RESAMPLES, list("abb"))
+    with pytest.raises(ValueError, match="nothing to take a mean of"):
+        Bootstrap(RESAMPLES, ["a"]).interval([None])

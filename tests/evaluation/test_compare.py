@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.intervals import Bootstrap
 from data.records import Demonstration
 from data.tokenize import encode_completion, encode_prompt
 from evaluation.compare import (
@@ -73,8 +74,8 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(
     data: st.DataObject, ours: list[list[float]], width: float
 ) -> None:
     theirs = [data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1.0]), min_size=1, max_size=3)) for _ in ours]
-    rate = win_rate(answers(ours), answers(theirs), width, 20)["mean"]
-    assert rate + win_rate(answers(theirs), answers(ours), width, 20)["mean"] == pytest.approx(1, abs=1e-12)
+    rate = win_rate(answers(ours), answers(theirs), width, Bootstrap(20))["mean"]
+    assert rate + win_rate(answers(theirs), answers(ours), width, Bootstrap(20))["mean"] == pytest.approx(1, abs=1e-12)
 
     def better(a: float, b: float) -> float:
         left, right = (math.floor(a * 4), math.floor(b * 4)) if width else (a, b)
@@ -92,9 +93,9 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(
 @settings(max_examples=30, deadline=None)
 @given(rows=ROWS, width=st.sampled_from([0.0, 0.05, 0.25]))
 def test_a_model_against_itself_wins_exactly_half(rows: list[list[float]], width: float) -> None:
-    found = win_rate(answers(rows), answers(rows), width, 20)
+    found = win_rate(answers(rows), answers(rows), width, Bootstrap(20))
     assert (found["mean"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
-    matched = win_rate_among(answers(rows), answers(rows), width, 20, like_length)
+    matched = win_rate_among(answers(rows), answers(rows), width, Bootstrap(20), like_length)
     assert matched is not None
     assert matched["mean"] == 0.5
 
@@ -104,17 +105,17 @@ def test_only_pairs_of_like_length_count_when_length_is_matched() -> None:
     theirs = answers([[0.5, 0.5], [0.0], [1.0]], [[8, 30], [10], [10]])
     # 10 and 8 match (2 <= 0.25 * 10), a win; 20 and 30 do not (10 > 7.5); 20 and 8, 10 and 30 do not. Nothing in the
     # second. A loss in the third.
-    assert win_rate_among(ours, theirs, 0.0, 20, like_length) == pytest.approx(
+    assert win_rate_among(ours, theirs, 0.0, Bootstrap(20), like_length) == pytest.approx(
         {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
     )
     # 20 and 30 match too at a third: a loss, which makes the first prompt a half.
-    found = win_rate_among(ours, theirs, 0.0, 20, partial(like_length, slack=1 / 3))
+    found = win_rate_among(ours, theirs, 0.0, Bootstrap(20), partial(like_length, slack=1 / 3))
     assert found is not None
     assert found["mean"] == pytest.approx((0.5 + 0) / 2)
 
 
 def test_no_pair_of_like_length_gives_no_number() -> None:
-    assert win_rate_among(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, 20, like_length) is None
+    assert win_rate_among(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, Bootstrap(20), like_length) is None
 
 
 def rated(closeness: float, ended: bool, repetition: float = 0.0, profanity: float = 0.0) -> Answer:
@@ -127,13 +128,13 @@ def rated(closeness: float, ended: bool, repetition: float = 0.0, profanity: flo
 def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
     ours = [[rated(0.4, True)], [rated(0.5, True)], [rated(0.6, True, profanity=0.2)], [rated(0.72, True)]]
     theirs = [[rated(0.4, False)], [rated(0.6, False)], [rated(0.7, True)], [rated(0.72, True, repetition=0.5)]]
-    found = rubric_win_rates(ours, theirs, LabelsConfig(), 50)
+    found = rubric_win_rates(ours, theirs, LabelsConfig(), Bootstrap(50))
     means = {
         name: {part: rate["mean"] for part, rate in found[name].items()}
         for name in ("win_rate_without", "win_rate_by_part")
     }
     # Whole: win, win (0.8 against 0.6), loss (0.8 against 1.0), win (1.02 against 0.87).
-    assert win_rate(ours, theirs, 0.05, 50)["mean"] == 3 / 4
+    assert win_rate(ours, theirs, 0.05, Bootstrap(50))["mean"] == 3 / 4
     # Without ending: tie, loss, loss, win. Without closeness: 0.3, 0, then 0.2 and 0.3, then 0.3 and 0.15.
     # Without repetition the last is a tie; without profanity the third is still a loss, 0.9 against 1.0.
     assert list(means["win_rate_without"].values()) == [3 / 4, 1.5 / 4, 2.5 / 4, 3 / 4]
@@ -145,7 +146,9 @@ def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
 
 def test_parts_without_weight_are_left_out_and_cut_off_answers_give_no_pair_that_ends() -> None:
     ours, theirs = [[rated(0.4, True)]], [[rated(0.1, False)]]
-    found = rubric_win_rates(ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, profanity=0.0)), 20)
+    found = rubric_win_rates(
+        ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, profanity=0.0)), Bootstrap(20)
+    )
     assert list(found["win_rate_without"]) == list(found["win_rate_by_part"]) == ["closeness", "complete"]
     assert found["win_rate_both_end"] is None
 
@@ -156,7 +159,7 @@ def test_the_table_of_parts_is_a_mean_over_prompts() -> None:
         [Answer("", True, 2, dict.fromkeys(names, 0.0)), Answer("", True, 4, dict.fromkeys(names, 1.0))],
         [Answer("", True, 7, dict.fromkeys(names, 1.0))],
     ]
-    table = parts_table({"sft": rows, "ppo": rows[::-1]}, 20)
+    table = parts_table({"sft": rows, "ppo": rows[::-1]}, Bootstrap(20))
     assert set(table["sft"]) == {*names, "tokens"}
     assert {table[model][name]["mean"] for model in table for name in names} == {0.75}
     assert table["sft"]["tokens"]["mean"] == table["ppo"]["tokens"]["mean"] == 5.0
