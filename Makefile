@@ -46,7 +46,7 @@ plan: setup
 	@$(RUN) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)
 
 test: setup
-	@HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
+	@HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow

@@ -4,8 +4,8 @@ cut off, refused.
 pytest tests/stages/test_reward.py
 """
 
+import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -101,16 +101,26 @@ def other_reward_model(other_base: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-FRESH = """
+READER = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-place, rows = sys.argv[1], json.load(sys.stdin)
-tokenizer = AutoTokenizer.from_pretrained(place)
-model = AutoModelForSequenceClassification.from_pretrained(place).eval()
-with torch.no_grad():
-    batch = tokenizer(rows, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-    print(json.dumps([model.config.score_bias, model(**batch).logits[:, 0].tolist()]))
+for line in sys.stdin:
+    place, rows = json.loads(line)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+    with torch.no_grad():
+        batch = tokenizer(rows, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+        print(json.dumps([model.config.score_bias, model(**batch).logits[:, 0].tolist()]), flush=True)
 """
+
+
+@functools.cache
+def reader() -> subprocess.Popen[str]:
+    """A process with nothing but transformers, which reads [folder, rows] a line and ends with this one."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", READER], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def plain_scores(place: Path, rankings: list[Ranking], answer_suffix: str = "") -> list[list[float]]:
@@ -124,16 +134,12 @@ def plain_scores(place: Path, rankings: list[Ranking], answer_suffix: str = "") 
         for ranking in rankings
         for text, ended in zip(ranking.completions, ranking.complete or [True] * len(ranking.completions), strict=True)
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(place)],
-        input=json.dumps(rows),
-        capture_output=True,
-        text=True,
-        env=os.environ,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    bias, logits = json.loads(done.stdout)
+    stdin, stdout = reader().stdin, reader().stdout
+    assert stdin is not None
+    assert stdout is not None
+    stdin.write(json.dumps([str(place), rows]) + "\n")
+    stdin.flush()
+    bias, logits = json.loads(stdout.readline())
     flat = iter(logits)
     return [[next(flat) - bias for _ in ranking.completions] for ranking in rankings]
 

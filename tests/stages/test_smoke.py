@@ -71,6 +71,7 @@ def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tup
         "win_rate",
         "win_rate_low",
         "win_rate_high",
+        *(f"win_rate_{kind}{end}" for kind in ("both_end", "length_controlled") for end in ("", "_low", "_high")),
         "kl",
         "perplexity_sft",
         "perplexity_ppo",
