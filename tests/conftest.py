@@ -7,6 +7,7 @@ import signal
 import tempfile
 
 # Read by libraries and by data/ when they are imported or first used, so set before any of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at a time, and idle threads spin
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
