@@ -1,6 +1,6 @@
 """95% bootstrap intervals; the unit that is resampled is a prompt, or a user with all of her prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +62,9 @@ class Bootstrap:
     """
 
     resamples: int = 10_000
-    users: Sequence[str] | None = None
+    users: Sequence[Hashable] | None = None
     """The user of each prompt; None if prompts are independent."""
+    seed: int = 0
 
     def interval(self, values: Sequence[float | None]) -> dict[str, float]:
         """{mean, low, high, n}, and the number of users if they are known, of a number per prompt; None leaves a prompt
@@ -71,25 +72,26 @@ class Bootstrap:
         """
         kept = [value for value in values if value is not None]
         if self.users is None:
-            return interval(kept, self.resamples)
-        groups: dict[str, list[float]] = {}
+            return interval(kept, self.resamples, self.seed)
+        groups: dict[Hashable, list[float]] = {}
         for value, user in zip(values, self.users, strict=True):
             if value is not None:
                 groups.setdefault(user, []).append(value)
         if len(groups) in (0, 1, len(kept)) or np.ptp(kept) == 0:
-            return interval(kept, self.resamples) | {"users": len(groups)}
+            return interval(kept, self.resamples, self.seed) | {"users": len(groups)}
         sums, counts = [sum(group) for group in groups.values()], [float(len(group)) for group in groups.values()]
-        return ratio_interval(sums, counts, self.resamples) | {"users": len(groups)}
+        return ratio_interval(sums, counts, self.resamples, self.seed) | {"users": len(groups)}
 
     def draws(self, prompts: int, resamples: int) -> Iterator[NDArray[np.float64]]:
         """How often each prompt is drawn, for at most so many resamples."""
-        users = [str(number) for number in range(prompts)] if self.users is None else list(self.users)
+        users: Sequence[Hashable] = range(prompts) if self.users is None else self.users
         numbers = {user: number for number, user in enumerate(dict.fromkeys(users))}
-        user_P, rng = np.array([numbers[user] for user in users]), np.random.default_rng(0)
+        user_P, rng = np.array([numbers[user] for user in users]), np.random.default_rng(self.seed)
         for _ in range(min(resamples, self.resamples)):
             counts = np.bincount(rng.integers(0, len(numbers), len(numbers)), minlength=len(numbers))
             yield counts[user_P].astype(float)
 
     def among(self, places: Sequence[int]) -> "Bootstrap":
         """That of some of the prompts."""
-        return Bootstrap(self.resamples, None if self.users is None else [self.users[place] for place in places])
+        users = None if self.users is None else [self.users[place] for place in places]
+        return Bootstrap(self.resamples, users, self.seed)

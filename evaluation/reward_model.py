@@ -1,8 +1,8 @@
 """Evaluates a reward model on held-out rankings: accuracy against baselines that do not read the answers, calibration,
 ties and length bias.
 
-Shapes: N prompts with K answers each; P strict pairs of all prompts, concatenated. Bootstrap intervals resample
-prompts, not pairs, since the pairs of a prompt share its answers.
+Shapes: N rankings of K answers each; P strict pairs of all rankings, concatenated. Bootstrap intervals resample users
+with all their rankings, not pairs, since the pairs of a ranking share its answers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scipy.stats import mannwhitneyu, spearmanr
 
-from data.intervals import interval, ratio_interval
+from data.intervals import Bootstrap, ratio_interval
 from reward.accuracy import Floats, best_vs_worst, lengths_as_scores, pair_margins, ranks_as_scores, tied_margins
 from reward.batches import RankingExample
 
@@ -29,10 +29,12 @@ PAIRS_A_BIN = 20
 
 @dataclass(frozen=True)
 class Judged:
-    """Rankings, the prompt of each strict pair, and the settings of the bootstrap."""
+    """Rankings, the ranking of each strict pair, and the settings of the bootstrap."""
 
     items: Sequence[RankingExample]
     prompt_P: NDArray[np.int64]
+    user_N: NDArray[np.int64]
+    """The user of each ranking, see `users_of`."""
     resamples: int
     seed: int
 
@@ -42,9 +44,9 @@ class Judged:
 
     def share(self, values_P: Floats, chosen_P: Any = slice(None)) -> dict[str, float] | None:
         """Mean of a number over the chosen pairs, with its interval; None if no pair is chosen."""
-        prompts = self.prompt_P[chosen_P]
+        prompts = self.user_N[self.prompt_P[chosen_P]]
         counts, sums = np.bincount(prompts), np.bincount(prompts, values_P[chosen_P])
-        # Prompts without such a pair are left out: a resample of only those would have no mean.
+        # Users without such a pair are left out: a resample of only those would have no mean.
         used = counts > 0
         return (
             ratio_interval(sums[used].tolist(), counts[used].tolist(), self.resamples, self.seed)
@@ -54,8 +56,10 @@ class Judged:
 
     def mean(self, values: Sequence[float | None]) -> dict[str, float] | None:
         """Mean over the prompts that have a number, with its interval; None if none has."""
-        found = [value for value in values if value is not None]
-        return interval(found, self.resamples, self.seed) if found else None
+        if all(value is None for value in values):
+            return None
+        found = Bootstrap(self.resamples, self.user_N.tolist(), self.seed).interval(values)
+        return {name: found[name] for name in ("mean", "low", "high", "n")}
 
     def right(self, scores: Scores, margins_P: Floats) -> dict[str, Any]:
         """Accuracy over all pairs, and over pairs of a best and a worst answer, which are easier (None if there are
@@ -92,7 +96,8 @@ def report(
     judges = {**cheap_judges(items, seed), **(baselines or {})}
     for name, given in {"the reward model": scores, **judges}.items():
         check(name, given, items)
-    judged = Judged(items, np.repeat(np.arange(len(items)), [item.pairs for item in items]), resamples, seed)
+    prompt_P, user_N = np.repeat(np.arange(len(items)), [item.pairs for item in items]), users_of(items)
+    judged = Judged(items, prompt_P, user_N, resamples, seed)
     margins_P = judged.margins(scores)
     flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
     beside = {name: judged.beside(given, margins_P) for name, given in judges.items()}
@@ -100,7 +105,8 @@ def report(
         **judged.right(scores, margins_P),
         "score_mean": float(flat.mean()),
         "score_std": float(flat.std()),
-        "prompts": len(items),
+        "prompts": len({item.ranking.text if item.ranking else index for index, item in enumerate(items)}),
+        "users": len(set(user_N.tolist())),
         "pairs": len(margins_P),
         "baselines": beside,
         "best_baseline": max(
@@ -112,6 +118,14 @@ def report(
         "ties": ties(scores, items, margins_P),
         "length": length(judged, scores, margins_P),
     }
+
+
+def users_of(items: Sequence[RankingExample]) -> NDArray[np.int64]:
+    """The number of each ranking's user; without a user its prompt counts as one, and without a record the ranking."""
+    named = ((index, item.ranking) for index, item in enumerate(items))
+    keys = [index if ranking is None else ranking.user_id or ranking.text for index, ranking in named]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
 
 
 def check(name: str, scores: Scores, items: Sequence[RankingExample]) -> None:

@@ -145,6 +145,8 @@ def load_function(function: str) -> Callable[..., Any]:
 @cache
 def _module(file: str, mtime_ns: int) -> ModuleType:
     """A file as a module, executed again only if it has changed: pickled functions must be those of `sys.modules`."""
+    if (folder := str(Path(file).resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # spawned workers inherit the path, and import the module of a pickled function
     spec = spec_from_file_location(Path(file).stem, file)
     assert spec is not None
     assert spec.loader is not None

@@ -67,7 +67,7 @@ def blocks(evaluation: Mapping[str, Any]) -> list[Block]:
                 judges_table(reports),
                 Text(
                     "All pairs is the number to quote. Best vs worst, an answer that none beats against one that beats "
-                    "none, is the easier number. Equal scores count half. Intervals are 95% bootstraps over prompts. "
+                    "none, is the easier number. Equal scores count half. Intervals are 95% bootstraps over users. "
                     "Compare judges by their paired difference: separate intervals overlap even if the difference is "
                     "clear.",
                     small=True,

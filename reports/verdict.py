@@ -93,7 +93,7 @@ def too_few(evaluation: Mapping[str, Any], accuracy: Mapping[str, Any]) -> str:
         of_users = f" of {counted(users, 'user')}" if users is not None else ""
         found.append(f"the comparison has {counted(prompts, 'prompt')}{of_users}")
     if rankings is not None and rankings < FEW_PROMPTS:
-        found.append(f"the reward model was tested on {counted(rankings, 'ranking')}")
+        found.append(f"the reward model was tested on rankings of {counted(rankings, 'prompt')}")
     if not found:
         return ""
     return (
@@ -229,7 +229,7 @@ def against_best(judged: Mapping[str, Any], name: str) -> tuple[str, str]:
     if (difference := baseline.get("difference")) is None:
         return "even", f"{text}; their paired difference is not recorded."
     text += ", a paired difference of {} ({}).".format(*points(difference))
-    few = judged.get("prompts", FEWEST_PROMPTS) < FEWEST_PROMPTS
+    few = min(judged.get(unit, FEWEST_PROMPTS) for unit in ("prompts", "users")) < FEWEST_PROMPTS
     return "even" if few else side(difference, 0.0), text
 
 

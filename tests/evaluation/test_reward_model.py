@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import combinations, permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -18,6 +19,9 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import mannwhitneyu, spearmanr
 
+import data.intervals
+from data.intervals import interval
+from data.records import Ranking
 from evaluation import reward_model
 from evaluation.reward_model import report
 from reward.batches import RankingExample
@@ -359,9 +363,9 @@ def test_prompts_without_such_a_pair_do_not_widen_its_interval() -> None:
 
 def test_resamples_and_seed_reach_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    for name in ("interval", "ratio_interval"):
-        plain = getattr(reward_model, name)
-        monkeypatch.setattr(reward_model, name, lambda *given, plain=plain: asked.append(given[-2:]) or plain(*given))
+    for module, name in ((data.intervals, "interval"), (reward_model, "ratio_interval")):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, plain=plain: asked.append(given[-2:]) or plain(*given))
     report(*simulated(1, 40, 1.0), resamples=37, seed=5)
     assert len(asked) > 20
     assert set(asked) == {(37, 5)}
@@ -518,3 +522,26 @@ def test_what_cannot_be_judged_is_refused(scores: list[list[float]], baselines: 
 def test_without_a_comparison_there_is_no_report(items: list[RankingExample]) -> None:
     with pytest.raises(ValueError, match="no strict pair"):
         report([[0.0, 0.0]] * len(items), items)
+
+
+def test_rankings_of_a_user_and_of_a_prompt_are_resampled_together() -> None:
+    """Six labelers rank each prompt alike, and each user has two prompts."""
+    generator = np.random.default_rng(8)
+    items, scores = [], []
+    for user in range(30):
+        right = generator.random() < 0.6
+        for prompt in range(2):
+            for _ in range(6):
+                record = Ranking(
+                    prompt=f"{user} {prompt}", completions=["a", "b"], ranks=[1, 2], user_id=f"user {user}"
+                )
+                items.append(replace(ranked([3, 5], [1, 2]), ranking=record))
+                scores.append([1.0, 0.0] if right else [0.0, 1.0])
+    found = report(scores, items, resamples=2000)
+    assert (found["prompts"], found["users"], found["pairs"]) == (60, 30, 360)
+    right_by_user = [float(scores[12 * user][0]) for user in range(30)]
+    expected = interval(right_by_user, 2000)
+    assert found["accuracy"]["mean"] == pytest.approx(expected["mean"])
+    for end in ("low", "high"):
+        assert found["accuracy"][end] == pytest.approx(expected[end], abs=0.035)
+        assert found["best_vs_worst"][end] == pytest.approx(expected[end], abs=0.035)

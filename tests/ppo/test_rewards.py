@@ -196,6 +196,7 @@ def test_functions_of_a_file_that_is_loaded_again_can_be_pickled_and_a_changed_f
     file.write_text("def f(): return 1\ndef g(): return f\n")
     first, second = load_function(f"{file}:f"), load_function(f"{file}:g")()
     assert pickle.loads(pickle.dumps(first)) is first is second
+    assert str(tmp_path) in sys.path, "workers that are spawned import it from there"
     file.write_text("def f(): return 2\n")
     os.utime(file, ns=(0, 0))
     changed = load_function(f"{file}:f")

@@ -124,9 +124,14 @@ def test_without_baselines_nothing_is_claimed() -> None:
     ("prompts", "users", "rankings", "said"),
     [
         (50, 20, 50, ""),
-        (18, 13, 25, "the comparison has 18 prompts of 13 users and the reward model was tested on 25 rankings."),
+        (
+            18,
+            13,
+            25,
+            "the comparison has 18 prompts of 13 users and the reward model was tested on rankings of 25 prompts.",
+        ),
         (137, 19, 50, "the comparison has 137 prompts of 19 users."),
-        (50, None, 7, "the reward model was tested on 7 rankings."),
+        (50, None, 7, "the reward model was tested on rankings of 7 prompts."),
     ],
 )
 def test_a_small_test_set_is_named_beside_the_checks(prompts: int, users: int | None, rankings: int, said: str) -> None:
