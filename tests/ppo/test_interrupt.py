@@ -40,8 +40,11 @@ def results(out: Path) -> dict[str, bytes]:
 def test_a_worker_forked_within_a_run_ends_at_sigterm() -> None:
     """multiprocessing.Pool, in a user's reward function, ends its workers so and waits for them."""
     with Interrupt(FakeAccelerator()) as interrupt:
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        fork = multiprocessing.get_context("fork")
+        started = fork.Event()
+        worker = fork.Process(target=lambda: (started.set(), time.sleep(60)))
         worker.start()
+        assert started.wait(20)
         worker.terminate()
         worker.join(20)
         assert worker.exitcode == 128 + signal.SIGTERM
