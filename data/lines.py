@@ -45,19 +45,20 @@ STOP = BadRows()
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for reading, decompressed if it ends in .gz."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         yield file  # type: ignore[misc]
 
 
 def numbered_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(number, line) from 1, without a byte order mark. Raises ValueError for a line over MAX_LINE_BYTES."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > MAX_LINE_BYTES:
-            # What follows the break would be read as rows of their own, so this is no row to skip but the end of the
-            # file.
+            # Not a malformed row to skip: the rest of the line would be read as further rows.
             raise ValueError(
                 f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one "
                 "row per line?"
@@ -66,6 +67,7 @@ def numbered_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def text_of(path: Path, content: bytes) -> str:
+    """Decodes a whole file, without a byte order mark. Raises ValueError if it is not UTF-8."""
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -41,9 +41,10 @@ CARD = re.compile(
     r"(?<![\w.-])(?:\d{14,16}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-]|[.,]\d)", re.ASCII
 )
 ISSUED = re.compile(  # Visa, Mastercard, Amex, Discover, JCB, Diners
-    r"4\d{15}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|6(?:011|5\d\d|4[4-9]\d)\d{12}|35\d{14}|3(?:0[0-5]|[68]\d)\d{11}"
+    r"4\d{15}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
+    r"|6(?:011|5\d\d|4[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|3(?:0[0-5]|[68]\d)\d{11}"
 )
-NATIONAL_ID = re.compile(r"(?<![\w-])(?:\d[ -]?){8,11}\d(?![\w-])", re.ASCII)
+NINE_DIGITS = re.compile(r"[0-9](?:[ -]?[0-9]){8}")
 NATIONAL_IDS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ("", r"\d{3}-\d\d-\d{4}", ssn.is_valid),
     (r"\bSSN|\bssn|(?i:social security)", r"\d{3}[ -]?\d\d[ -]?\d{4}", ssn.is_valid),
@@ -53,7 +54,8 @@ NATIONAL_IDS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
 )
 """(name that must precede the number, grouping, check). One number in ten passes a check digit, hence the name."""
 IP_ADDRESS = re.compile(
-    r"(?<![\w.:-])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w/-]|\.\d)|[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:/]))",
+    r"(?<![\w.:-])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w/-]|\.\d)"
+    r"|[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:/]))",
     re.ASCII,
 )
 VERSION = re.compile(
@@ -78,15 +80,15 @@ STREET = (
 UNIT = r"(?:(?:Apt|Apartment|Unit|Suite|Ste|Flat|Room)\.? ?#?[0-9A-Z]{1,5}|#[0-9A-Z]{1,5})"
 TOWN = (
     r"(?:\.?,? (?:[A-Za-z][A-Za-z.'’]*(?: [A-Za-z][A-Za-z.'’]*){0,2},? )?"
-    r"(?:[A-Za-z]{2} \d{5}(?:-\d{4})?|[A-Z]{1,2}\d[0-9A-Z]? \d[A-Z]{2})\b)"
+    r"(?:[A-Za-z]{2} [0-9]{5}(?:-[0-9]{4})?|[A-Z]{1,2}[0-9][0-9A-Z]? [0-9][A-Z]{2})\b)"
 )
 """With its postal code."""
 STREET_ADDRESS = re.compile(
-    rf"(?<![\w.,$€£/-])(?:{UNIT},? )?(?:(?P<number>\d{{1,5}}[A-Fa-f]?(?:[-/]\d{{1,5}})?) (?:"
-    rf"(?:(?:[A-Z]|\d+(?:st|nd|rd|th)\b)[\w.'’-]* ){{1,4}}{STREET}\b(?P<rest>(?:\.?,? {UNIT})?{TOWN}?)"
-    rf"|(?:[a-z][\w.'’-]* ){{1,4}}(?i:{STREET})\b(?:\.?,? {UNIT})?{TOWN})|P\.?O\.? Box \d{{1,6}}{TOWN}?)"
+    rf"(?<![\w.,$€£/-])(?:{UNIT},? )?(?:(?P<number>[0-9]{{1,5}}[A-Fa-f]?(?:[-/][0-9]{{1,5}})?) (?:"
+    rf"(?:(?:[A-Z]|[0-9]+(?:st|nd|rd|th)\b)[\w.'’-]* ){{1,4}}{STREET}\b(?P<rest>(?:\.?,? {UNIT})?{TOWN}?)"
+    rf"|(?:[a-z][\w.'’-]* ){{1,4}}(?i:{STREET})\b(?:\.?,? {UNIT})?{TOWN})|P\.?O\.? Box [0-9]{{1,6}}{TOWN}?)"
 )
-YEAR = re.compile(r"1[5-9]\d\d|20\d\d")
+YEAR = re.compile(r"1[5-9][0-9][0-9]|20[0-9][0-9]")
 ANYTHING = re.compile(r"[0-9@]|hf_|-----BEGIN")
 """Found in every text with a finding; most texts have none of these."""
 
@@ -138,14 +140,15 @@ def ibans(text: str) -> Iterator[tuple[int, int]]:
             yield match.start(), match.start() + len(number)
 
 
-def is_national_id(match: Match) -> bool:
-    """Has the grouping and check digit of one of `NATIONAL_IDS`, and follows its name."""
-    return match[0] != "123-45-6789" and any(
-        re.fullmatch(grouping, match[0])
-        and is_valid(clean(match[0], " -"))
-        and re.search(name, match.string[: match.start()])
-        for name, grouping, is_valid in NATIONAL_IDS
-    )
+def national_ids(text: str) -> Iterator[tuple[int, int]]:
+    """Numbers with the grouping and check digit of one of `NATIONAL_IDS` that follow its name."""
+    if not NINE_DIGITS.search(text):
+        return
+    for name, grouping, is_valid in NATIONAL_IDS:
+        if named := re.search(name, text):
+            for match in re.compile(rf"(?a:(?<![\w-]){grouping}(?![\w-]))").finditer(text, named.end()):
+                if match[0] != "123-45-6789" and is_valid(clean(match[0], " -")):
+                    yield match.span()
 
 
 def is_host(match: Match) -> bool:
@@ -203,7 +206,7 @@ RULES: dict[str, Callable[[str], Iterator[tuple[int, int]]]] = {
     "EMAIL": checked(EMAIL, is_mailbox, "@"),
     "IBAN": ibans,
     "CARD": checked(CARD, is_card),
-    "NATIONAL_ID": checked(NATIONAL_ID, is_national_id, r"[0-9](?:[ -]?[0-9]){8}"),
+    "NATIONAL_ID": national_ids,
     "IP_ADDRESS": checked(IP_ADDRESS, is_host),
     "PHONE": phones,
     # A year before "Abbey Road" is no house number unless a town and its postal code follow.

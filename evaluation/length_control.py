@@ -1,7 +1,8 @@
 """The win rate without the influence of length, after AlpacaEval 2 (Dubois et al. 2024).
 
-A logistic regression explains which of two answers is preferred by a constant and by their difference in length. The
-length-controlled win rate is its prediction for answers of equal length. Shapes: N pairs of answers.
+A logistic regression predicts which of two answers is preferred from a constant and the tanh of their difference in
+length. The length-controlled win rate is its prediction for equal lengths. *Ours*: the difference is scaled by its root
+mean square, and there are no terms for instructions. Shapes: N pairs of answers; P prompts.
 """
 
 import numpy as np

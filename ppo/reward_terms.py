@@ -152,7 +152,8 @@ def _module(file: str, mtime_ns: int) -> ModuleType:
     assert spec.loader is not None
     module = module_from_spec(spec)
     known = sys.modules.get(module.__name__)
-    if known is None or getattr(known, "__file__", None) == module.__file__:  # never a library of that name
+    # A file called json.py must not replace the library for the rest of the program.
+    if known is None or getattr(known, "__file__", None) == module.__file__:
         sys.modules[module.__name__] = module
     spec.loader.exec_module(module)
     return module

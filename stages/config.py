@@ -25,6 +25,8 @@ from reward.config import RewardConfig
 from sft.config import SFTConfig
 from stages.config_files import check_config_files
 
+STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
+"""In the order of the pipeline."""
 LONGEST_NAME = 255
 """Maximum length of a folder's name in bytes on common file systems."""
 
@@ -80,12 +82,23 @@ class RunConfig:
             *((f"ppo.rewards[{index}].path", term.path) for index, term in enumerate(self.ppo.rewards)),
         ):
             refuse_missing_folder(name, place)
+        self.refuse_own_result("model.base", self.model.base)
+        self.refuse_own_result("reward.base", self.reward.base)
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
             if dataclasses.is_dataclass(value):
                 value.validate()  # type: ignore[union-attr]
         if self.model.quantization != "none" and self.ppo.engine == "vllm":
             raise ValueError("ppo.engine=vllm does not support model.quantization: set ppo.engine=native")
+
+    def refuse_own_result(self, setting: str, place: str | None) -> None:
+        """Raises ValueError if a base model is a result of this run, so that every run would change its own input."""
+        root = Path(self.runs_folder) / self.run_name
+        if place and any(Path(place).resolve().is_relative_to((root / name).resolve()) for name in STAGES):
+            raise ValueError(
+                f"{setting}={place} is a result of this run, which would train it again and again: copy it elsewhere, "
+                "or choose another run_name"
+            )
 
 
 def refuse_missing_folder(name: str, place: str | None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stages import manifest
-from stages.config import RunConfig
-from stages.runner import STAGES, RunFolder, Stage, stage_main
+from stages.config import STAGES, RunConfig
+from stages.runner import RunFolder, Stage, stage_main
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:

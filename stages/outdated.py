@@ -1,4 +1,4 @@
-"""Checks that the results which a stage reads belong together and to the configuration."""
+"""Checks that the results of earlier stages fit together and match the configuration."""
 
 import functools
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import manifest
+from stages.config import STAGES
 
 SAME_MODEL = ("model.base", "model.revision")
 """Must be equal in all stages: a later one combines this model with the results of the earlier ones."""
@@ -21,24 +22,24 @@ def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> li
     Raises ValueError if one was made from a result that has been replaced since, or from another base model.
     """
     warnings, waiting, known = list[str](), list(stages), set[str]()
+    base = manifest.model_digests(config.get("model", {}).get("base"))
     while waiting:
         name = waiting.pop()
         made = None if name in known else manifest.read(root / name)
         known.add(name)
         if made is None:
             continue
-        for source, digest in made.inputs.items():
+        for source in (source for source in made.inputs if source in STAGES):
             try:
                 current = manifest.stage_digest(root / source)
-            except ValueError:  # not a stage, or files of its result have been removed
+            except ValueError:  # files of its result have been removed
                 continue
-            if current != digest:
+            if current != made.inputs[source]:
                 raise ValueError(
                     f"{root / name} was made from an older result of the {source} stage: run `make {name}` again, or "
                     "`make pipeline`, which runs all stages whose inputs or settings have changed"
                 )
             waiting.append(source)
-        base = manifest.model_digests(config.get("model", {}).get("base"))
         if any(made.inputs.get(path, digest) != digest for path, digest in base.items()):
             warnings.append(f"the files in {next(iter(base))} have changed since {root / name} was made from them")
         changed = changed_settings(made.settings, config)

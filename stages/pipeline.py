@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.config import RunConfig
+from stages.config import STAGES, RunConfig
 from stages.launch import refuse_deepspeed
-from stages.runner import STAGES, main, run_stage
+from stages.runner import main, run_stage
 
 
 def work(config: RunConfig, force: bool) -> None:
@@ -31,13 +31,10 @@ def work(config: RunConfig, force: bool) -> None:
     refuse_without_gpu(config.model, accelerator.device)
     config.ppo.refuse_rounded(autocast_dtype(config.model, accelerator.device) is not None)
     refuse_uneven_batches(config, accelerator.num_processes)
-    stages = [importlib.import_module(f"stages.{name}").STAGE for name in STAGES]
-    for stage in stages:
-        stage.external(config)  # raises for inputs that a later stage cannot use
     from_main(accelerator, lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models loaded by the check
-    for stage in stages:
-        run_stage(stage, config, force)
+    for name in STAGES:
+        run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
     if accelerator.is_main_process:
         root = Path(config.runs_folder) / config.run_name
         files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]

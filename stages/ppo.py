@@ -58,8 +58,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     PolicyExport(sft / "model", model_config, tokenizer, out).write(models, average, accelerator)
     rows = read_metrics(out / "metrics.jsonl")
     if accelerator.is_main_process:
-        warnings = warnings_of(config.ppo.monitors, [*rows, *read_metrics(out / "held_out.jsonl")])
-        warnings = [*cautions(config, "ppo"), *warnings]
+        of_run = warnings_of(config.ppo.monitors, [*rows, *read_metrics(out / "held_out.jsonl")])
+        warnings = [*cautions(config, "ppo"), *of_run]
         (out / "warnings.json").write_text(json.dumps(warnings, indent=2) + "\n")
     first, last = rows[0], rows[-1]
     return {

@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.config import RunConfig
 from stages.manifest import model_digests
-from stages.runner import RunFolder, Stage, refuse_own_result, stage_main
+from stages.runner import RunFolder, Stage, stage_main
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
@@ -92,8 +92,7 @@ def unread_prompt(config: RunConfig, run: RunFolder) -> str | None:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of a local `reward.base`. Raises ValueError if it is a result of this run."""
-    refuse_own_result(config, "reward.base", config.reward.base)
+    """Digests of a local `reward.base`."""
     return model_digests(config.reward.base, config.reward.chat_template)
 
 

@@ -27,14 +27,12 @@ from filelock import FileLock, Timeout
 
 from modeling.disk import discard, discarded, sync, write_whole
 from stages import manifest
-from stages.config import DRY_RUN, FORCE, Options, RunConfig, parse_config
+from stages.config import DRY_RUN, FORCE, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, report, say
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, description, refuse_deepspeed
 from stages.outdated import outdated
 from stages.ranks import count, failures, own_rank
-
-STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         """The folder of a stage's finished result."""
         return self.root / name
-
-
-def refuse_own_result(config: RunConfig, setting: str, place: str | None) -> None:
-    """Raises ValueError if a setting names a result of this run, which would change its own input in every run."""
-    root = (Path(config.runs_folder) / config.run_name).resolve()
-    if place is not None and any(Path(place).resolve().is_relative_to(root / name) for name in STAGES):
-        raise ValueError(
-            f"{setting}={place} is a result of this run, so that the run would train it again and again: copy it "
-            "elsewhere, or choose another run_name"
-        )
 
 
 @dataclass(frozen=True)

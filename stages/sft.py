@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.config import RunConfig
 from stages.manifest import model_digests
-from stages.runner import RunFolder, Stage, refuse_own_result, stage_main
+from stages.runner import RunFolder, Stage, stage_main
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
@@ -42,8 +42,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of a local base model. Raises ValueError if it is a result of this run."""
-    refuse_own_result(config, "model.base", config.model.base)
+    """Digests of a local base model."""
     return model_digests(config.model.base, config.model.chat_template)
 
 

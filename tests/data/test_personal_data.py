@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from stdnum import luhn
 
 from data.personal_data import Finding, find
 from data.presidio import ENGINES, detector
@@ -168,6 +169,18 @@ def test_a_national_number_is_found_where_its_name_stands_before_it_and_nowhere_
     wrong = number[:-1] + str((int(number[-1]) + 1) % 10)
     if "S" not in text[:9].upper().replace("SIN", ""):  # the American number has no check digit
         assert entities(text.replace(number, wrong)) == []
+
+
+@pytest.mark.parametrize("behind", ["12 years", "2024", "7", "34-5678"])
+def test_a_number_after_it_does_not_hide_a_national_number(behind: str) -> None:
+    assert entities(f"My SSN is 183-57-3770 {behind}") == [("NATIONAL_ID", "183-57-3770")]
+    assert entities(f"NHS number 490 084 7453 {behind}") == [("NATIONAL_ID", "490 084 7453")]
+
+
+@pytest.mark.parametrize("number", ["2200000000000004", "2720990000000007", "2721000000000004", "3527000000000008"])
+def test_a_card_number_is_in_the_range_of_an_issuer(number: str) -> None:
+    assert luhn.is_valid(number)
+    assert entities(number) == ([("CARD", number)] if number.startswith("2720") else [])
 
 
 def test_a_plain_row_of_digits_is_a_phone_number_only_after_a_word_that_says_so() -> None:

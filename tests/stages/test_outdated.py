@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from stages import sft
 from stages.config import RunConfig
 from stages.manifest import model_digests
 from stages.outdated import changed_settings, outdated
@@ -111,6 +110,15 @@ def test_other_files_of_the_base_model_are_named(tmp_path: Path, capsys: pytest.
     )
 
 
+def test_a_stage_of_another_run_among_the_inputs_is_no_earlier_result(config: RunConfig) -> None:
+    other = replace(config, run_name="other")
+    run_stage(STAGES["data"], other)
+    place = str(Path(config.runs_folder) / "other" / "data")
+    named = replace(STAGES["reward"], external=lambda config: {place: "its digest"})
+    run_stage(named, config)
+    run_stage(PPO, config)
+
+
 def test_a_removed_intermediate_result_is_no_obstacle(config: RunConfig) -> None:
     (Path(config.runs_folder) / "run" / "samples" / "made.txt").unlink()
     assert outdated(Path(config.runs_folder) / "run", ("reward",), {}) == []
@@ -128,8 +136,15 @@ def test_settings_are_compared_by_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["ppo/model_ema", "sft/model", "reward"])
 def test_a_result_of_the_run_is_no_base_of_it(config: RunConfig, place: str) -> None:
-    config.model.base = f"{config.runs_folder}/run/{place}"
-    with pytest.raises(ValueError, match="is a result of this run, so that the run would train it again and again"):
-        sft.STAGE.external(config)
-    config.run_name = "another"
-    sft.STAGE.external(config)
+    (disk := Path(config.runs_folder) / "disk" / "model_ema").mkdir(parents=True)
+    (Path(config.runs_folder) / "run" / "ppo").symlink_to(disk.parent)  # results are often moved to another disk
+    (base := Path(config.runs_folder) / "run" / place).mkdir(parents=True, exist_ok=True)
+    (elsewhere := Path(config.runs_folder) / "link").symlink_to(base)
+    for setting in (config.model, config.reward):
+        for path in (base, elsewhere):
+            setting.base, config.run_name = str(path), "run"
+            with pytest.raises(ValueError, match="is a result of this run, which would train it again and again"):
+                config.validate()
+            config.run_name = "another"
+            config.validate()
+        setting.base = type(setting)().base

@@ -313,7 +313,7 @@ def test_its_own_result_is_no_base(runs: Path) -> None:
     run_stage(reward.STAGE, config_of(runs))
     with pytest.raises(
         ValueError,
-        match="is a result of this run, so that the run would train it again and again: copy it elsewhere",
+        match="is a result of this run, which would train it again and again: copy it elsewhere",
     ):
         run_stage(reward.STAGE, config_of(runs, "--reward.base", str(runs / "smoke" / "reward" / "model")))
 
