@@ -19,6 +19,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
 
+from modeling.forks import not_in_forked_workers
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_SECONDS = 2.0
 """A signal so soon after the first is a duplicate: the terminal and torchrun both forward Ctrl-C."""
@@ -37,7 +39,6 @@ class Interrupt:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self._owner = os.getpid()
         self.number = 0
         """The signal received; 0 if none."""
         self._since = 0.0
@@ -86,9 +87,8 @@ class Interrupt:
         where = f"stopped by {name} after {done} of {iterations} iterations"
         return Interrupted(self.number, f"{where}: run the command again (without --force) to resume")
 
+    @not_in_forked_workers
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked worker of a reward function, such as multiprocessing.Pool ends
-            os._exit(128 + number)
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if self.accelerator.is_main_process:

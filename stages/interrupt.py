@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from modeling.forks import not_in_forked_workers
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_SECONDS = 2.0
 """Seconds after which KeyboardInterrupt is raised again if the work has not ended."""
@@ -35,7 +37,6 @@ class Stop:
         """Whether this process is `python -m stages.<stage>`, so that it may be ended as a whole."""
         self._since = 0.0
         self._working = False
-        self._owner = os.getpid()
 
     def begin_command(self) -> None:
         """Installs the handlers of these signals before the stage's imports."""
@@ -44,7 +45,6 @@ class Stop:
 
     def install(self) -> dict[int, Any]:
         """Installs the handlers of these signals unless they are ignored (nohup). Returns the previous handlers."""
-        self._owner = os.getpid()
         before: dict[int, Any] = {}
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -86,9 +86,8 @@ class Stop:
         name = signal.Signals(self.number or signal.SIGINT).name
         return f"interrupted ({name}): run the command again (without --force) to resume from the last checkpoint"
 
+    @not_in_forked_workers
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked worker, whose parent received the signal too
-            os._exit(128 + number)
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if self._working:

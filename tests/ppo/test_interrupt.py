@@ -37,18 +37,35 @@ def results(out: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_worker_forked_within_a_run_ends_at_sigterm() -> None:
+def test_a_worker_forked_within_a_run_ends_at_sigterm_while_python_runs_no_handler() -> None:
     """multiprocessing.Pool, in a user's reward function, ends its workers so and waits for them."""
     with Interrupt(FakeAccelerator()) as interrupt:
         fork = multiprocessing.get_context("fork")
         started = fork.Event()
-        worker = fork.Process(target=lambda: (started.set(), time.sleep(60)))
+
+        def work() -> None:
+            started.set()
+            ctypes.PyDLL(None).sleep(60)  # keeps the GIL, so that a handler written in Python would not run
+
+        worker = fork.Process(target=work)
         worker.start()
         assert started.wait(20)
         worker.terminate()
         worker.join(20)
-        assert worker.exitcode == 128 + signal.SIGTERM
+        assert worker.exitcode == -signal.SIGTERM
     assert interrupt.number == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "the parent hears signals again"
+
+
+def test_a_worker_ended_in_the_moment_of_its_fork_does_not_lose_the_signal() -> None:
+    fork = multiprocessing.get_context("fork")
+    with Interrupt(FakeAccelerator()):
+        for _ in range(20):
+            worker = fork.Process(target=time.sleep, args=(60,))
+            worker.start()
+            worker.terminate()
+            worker.join(20)
+            assert worker.exitcode == -signal.SIGTERM
 
 
 @pytest.fixture(scope="module")
