@@ -85,8 +85,8 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def model_digests(*places: str | None) -> dict[str, str]:
-    """Path -> digest of local model folders and files. Weights, which take seconds to hash, are represented by their
-    size and modification time. Hub names are skipped.
+    """Path -> digest of local model folders and files, without model cards. Weights, which take seconds to hash, are
+    represented by their size and modification time. Hub names are skipped.
     """
     found = {}
     for place in places:
@@ -96,7 +96,7 @@ def model_digests(*places: str | None) -> dict[str, str]:
             stats = {
                 str(f): [f.stat().st_size, f.stat().st_mtime_ns] if f.suffix == ".safetensors" else file_digest(f)
                 for f in files
-                if f.is_file()
+                if f.is_file() and f.name != "README.md"
             }
             found[str(path)] = digest_of(stats)
     return found

@@ -1,4 +1,4 @@
-"""Writes the report of a run: index.html with inline pictures, and report.md.
+"""Writes the report of a run: index.html with inline pictures, and report.md; and a model card beside each model.
 
 python -m stages.report --config configs/demo.yaml
 """
@@ -11,9 +11,11 @@ from stages.runner import RunFolder, Stage, stage_main
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Writes both files."""
+    """Writes both files, and README.md in the folders of the run's models."""
+    from reports.model_card import write_model_cards
     from reports.run import write_report
 
+    write_model_cards(run.root, config.run_name)
     write_report(run.root, out, config.run_name, config.evaluate.samples_in_report)
     return {"report": str(run.stage("report") / "index.html")}
 

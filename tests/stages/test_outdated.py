@@ -100,6 +100,7 @@ def test_other_files_of_the_base_model_are_named(tmp_path: Path, capsys: pytest.
     base = replace(STAGES["sft"], after=(), external=lambda config: model_digests(config.model.base))
     later = replace(PPO, after=("sft",))
     run_stage(base, config)
+    (tmp_path / "base" / "README.md").write_text("a model card, as another run's report writes it")
     run_stage(later, config)
     assert "warning" not in capsys.readouterr().out
     (tmp_path / "base" / "config.json").write_text("{ }")

@@ -1,0 +1,154 @@
+"""Model cards: a README.md beside each trained model, with metadata and results that the Hugging Face Hub shows."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from reports.page import Cell, Table, between, environment, number, percent
+from reports.verdict import dig, labeler_note
+
+PAPER = "arxiv:2203.02155"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of trained model, and how others use it."""
+
+    stage: str
+    about: str
+    task: str
+    """The Hub's name of the task."""
+    settings: tuple[str, ...]
+    """The settings of the stage that the card lists."""
+
+
+KINDS = {
+    "sft/model": Kind(
+        "sft",
+        "the supervised model (stage 1), from which PPO starts",
+        "text-generation",
+        ("epochs", "learning_rate", "batch_size", "pretraining_fraction", "residual_dropout"),
+    ),
+    "reward/model": Kind(
+        "reward",
+        "the reward model (stage 2), which scores an answer to a prompt",
+        "text-classification",
+        ("epochs", "learning_rate", "batch_size"),
+    ),
+    "ppo/model": Kind(
+        "ppo",
+        "the policy after PPO-ptx (stage 3), with its last weights",
+        "text-generation",
+        ("total_episodes", "batch_size", "learning_rate", "kl_coef", "ptx_coef", "clip_range"),
+    ),
+    "ppo/model_ema": Kind(
+        "ppo",
+        "the policy after PPO-ptx (stage 3), with the moving average (EMA) of its weights",
+        "text-generation",
+        ("total_episodes", "batch_size", "learning_rate", "kl_coef", "ptx_coef", "clip_range", "ema_decay"),
+    ),
+}
+"""By the model's folder in the run folder."""
+Result = tuple[str, str, Any, str]
+"""Type and name of a metric, its value, and the value as text."""
+
+
+def write_model_cards(run: Path, run_name: str) -> None:
+    """Writes README.md into the folder of every model in the run folder."""
+    for place, kind in KINDS.items():
+        if (run / place).is_dir() and (run / kind.stage / "manifest.json").is_file():
+            (run / place / "README.md").write_text(card(run, place, run_name), encoding="utf-8")
+
+
+def card(run: Path, place: str, run_name: str) -> str:
+    """The text of a model's README.md."""
+    kind = KINDS[place]
+    manifest = read(run / kind.stage / "manifest.json")
+    config = manifest["config"]
+    base, found = config["model"]["base"], results(run, place, config)
+    name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
+    settings: list[list[Cell]] = [[f"`{kind.stage}.{key}`", str(dig(config, kind.stage, key))] for key in kind.settings]
+    head = ModelCardData(
+        model_name=name,
+        base_model=base if "/" in base and not Path(base).exists() else None,
+        library_name="transformers",
+        pipeline_tag=kind.task,
+        tags=["rlhf", "rlhf-ptx", PAPER],
+        eval_results=[
+            EvalResult(
+                task_type=kind.task,
+                dataset_type="held-out",
+                dataset_name=f"held-out users of {run_name}",
+                metric_type=metric,
+                metric_name=title,
+                metric_value=round(value, 6),
+            )
+            for metric, title, value, _ in found
+        ]
+        or None,
+    )
+    return (
+        environment()
+        .get_template("model_card.md.j2")
+        .render(
+            head=head.to_yaml(),
+            name=name,
+            kind=kind,
+            base=base,
+            adapter=config["model"]["adapter"],
+            settings=Table(["Setting", "Value"], settings, words=(1,)),
+            seed=manifest["seed"],
+            commit=manifest["git_commit"],
+            packages=manifest["packages"],
+            sources=[*config["data"]["demonstrations"], *config["data"]["prompts"], *config["data"]["rankings"]],
+            results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
+            judge=labeler_note(config),
+            is_evaluated_policy=place == evaluated(config),
+        )
+    )
+
+
+def evaluated(config: Mapping[str, Any]) -> str:
+    """The folder of the policy that the evaluation stage compares."""
+    return "ppo/model_ema" if dig(config, "evaluate", "weights") == "ema" else "ppo/model"
+
+
+def results(run: Path, place: str, config: Mapping[str, Any]) -> list[Result]:
+    """The measured results of a model; empty before its evaluation."""
+    evaluation, accuracy = read(run / "evaluate" / "evaluation.json"), read(run / "reward" / "accuracy.json")
+    found: list[Result] = []
+
+    def add(metric: str, title: str, value: Any, percents: bool = False) -> None:
+        form = percent if percents else number
+        if isinstance(value, Mapping):
+            found.append((metric, title, value["mean"], f"{form(value['mean'])} ({between(value, form)})"))
+        elif value is not None:
+            found.append((metric, title, value, form(value)))
+
+    if place == "reward/model":
+        test = accuracy.get("test", {})
+        add("accuracy", "Pairwise accuracy on held-out rankings", test.get("accuracy"), True)
+        if best := test.get("best_baseline"):
+            title = f"Accuracy of the best simple baseline ({best.replace('_', ' ')})"
+            add("baseline_accuracy", title, dig(test, "baselines", best, "accuracy"), True)
+    elif place == "sft/model":
+        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity", "sft"))
+    elif place == evaluated(config):
+        add("win_rate", "Win rate against SFT", dig(evaluation, "win_rate", "sft"), True)
+        title = "Win rate against SFT, length-controlled"
+        add("win_rate_length_controlled", title, evaluation.get("win_rate_length_controlled"), True)
+        title = "Win rate against SFT where both answers end"
+        add("win_rate_both_end", title, evaluation.get("win_rate_both_end"), True)
+        add("kl", "KL to SFT in nats", evaluation.get("kl"))
+        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity", "ppo"))
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file; empty if there is none."""
+    loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return loaded

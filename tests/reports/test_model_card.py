@@ -1,0 +1,78 @@
+"""Model cards: the Hub reads their metadata, and the policy that was evaluated has the results."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from reports.model_card import write_model_cards
+
+RATE = {"mean": 0.6, "low": 0.55, "high": 0.65, "n": 100}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with the files that the cards read."""
+    settings = {"epochs": 2, "learning_rate": 1e-5, "batch_size": 8}
+    config = {
+        "model": {"base": "owner/model", "adapter": "lora"},
+        "data": {"demonstrations": ["seed"], "prompts": [], "rankings": ["oasst"]},
+        "sft": settings,
+        "reward": settings,
+        "ppo": {"kl_coef": 0.02},
+        "evaluate": {"weights": "ema"},
+        "labels": {"labeler": "none"},
+    }
+    manifest = {"config": config, "seed": 0, "git_commit": None, "packages": {"torch": "2.13.0"}}
+    for place in ("sft/model", "reward/model", "ppo/model", "ppo/model_ema"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place).with_name("manifest.json").write_text(json.dumps(manifest))
+    test = {"accuracy": RATE | {"mean": 0.7}, "best_baseline": "shortest"}
+    test["baselines"] = {"shortest": {"accuracy": RATE}}
+    (tmp_path / "reward" / "accuracy.json").write_text(json.dumps({"test": test}))
+    return tmp_path
+
+
+def evaluated(run: Path) -> None:
+    (run / "evaluate").mkdir()
+    found = {"win_rate": {"sft": RATE}, "kl": {"mean": 0.8, "low": 0.7, "high": 0.9}, "perplexity": {"ppo": 71.5}}
+    (run / "evaluate" / "evaluation.json").write_text(json.dumps(found))
+
+
+def measured(folder: Path) -> dict[str, float]:
+    """The metrics as the Hub reads them."""
+    card = ModelCard.load(folder / "README.md")
+    return {item.metric_type: item.metric_value for item in card.data.eval_results or []}
+
+
+def test_the_hub_reads_the_results_of_the_evaluated_policy_and_of_the_reward_model(run: Path) -> None:
+    evaluated(run)
+    write_model_cards(run, "mine")
+    assert measured(run / "ppo" / "model_ema") == {"win_rate": 0.6, "kl": 0.8, "perplexity": 71.5}
+    assert measured(run / "ppo" / "model") == {}
+    assert measured(run / "reward" / "model") == {"accuracy": 0.7, "baseline_accuracy": 0.6}
+    card = ModelCard.load(run / "ppo" / "model_ema" / "README.md")
+    assert card.data.base_model == "owner/model"
+    assert card.data.model_name == "mine-ppo-ema"
+    assert "| Win rate against SFT | 60.0% (55.0% to 65.0%) |" in card.text
+    assert "Data: seed, oasst." in card.text
+
+
+def test_a_card_before_the_evaluation_says_so_and_a_local_base_is_not_taken_for_a_hub_name(run: Path) -> None:
+    path = run / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["model"]["base"] = str(run / "sft")
+    path.write_text(json.dumps(manifest))
+    write_model_cards(run, "mine")
+    card = ModelCard.load(run / "sft" / "model" / "README.md")
+    assert card.data.base_model is None
+    assert "Not evaluated." in card.text
+    assert measured(run / "sft" / "model") == {}
+
+
+def test_a_stage_without_a_result_gets_no_card(run: Path) -> None:
+    (run / "ppo" / "manifest.json").unlink()
+    write_model_cards(run, "mine")
+    assert not (run / "ppo" / "model" / "README.md").exists()
+    assert (run / "reward" / "model" / "README.md").exists()
