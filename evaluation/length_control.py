@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from data.intervals import Bootstrap
+from data.intervals import Bootstrap, tail
 from evaluation.compare import Answers, preference, whole_rubric
 
 RESAMPLES = 1000
@@ -39,7 +39,8 @@ def length_controlled(ours: Answers, theirs: Answers, tie_width: float, bootstra
         rate_at_equal_length(longer_N, won_N, weight_N * counts_P[list(prompts)])
         for counts_P in bootstrap.draws(len(ours), RESAMPLES)
     ]
-    low, high = np.percentile(means, [2.5, 97.5])
+    outside = tail(len(set(range(len(ours)) if bootstrap.users is None else bootstrap.users)))
+    low, high = np.quantile(means, [outside, 1 - outside])
     mean = rate_at_equal_length(longer_N, won_N, weight_N)
     users = {} if bootstrap.users is None else {"users": len(set(bootstrap.users))}
     return {"mean": mean, "low": float(low), "high": float(high), "n": len(ours)} | users

@@ -1,7 +1,9 @@
 """Loads, checks and saves models and tokenizers in Hugging Face format. Weights are safetensors, never pickles."""
 
 import contextlib
+import functools
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from jinja2 import Environment, TemplateSyntaxError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -34,6 +37,7 @@ from modeling.tiny import make_tiny_model
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+log = logging.getLogger(__name__)
 
 ADDED_PAD = "<|pad|>"
 SUPPRESSED_LOGIT = -1e4
@@ -109,9 +113,22 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
         layout(tokenizer)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
+    warn_unless_plain(tokenizer.chat_template, origin)
     if (end := end_of_turn(tokenizer)) is not None:
         tokenizer.eos_token = end
         flag_control_tokens(tokenizer)
+
+
+@functools.lru_cache
+def warn_unless_plain(template: str, origin: str) -> None:
+    """Logs a warning, once, about tags such as `{% break %}`, an extension of Jinja that transformers enables."""
+    try:
+        Environment().parse(template)
+    except TemplateSyntaxError as error:
+        log.warning(
+            f"{origin}: the chat template, which exported models keep, has a tag that transformers reads and plain "
+            f"Jinja does not (line {error.lineno}: {(error.message or '').split('.')[0]})"
+        )
 
 
 def _end_tokens(tokenizer: Any, place: str | Path, config: ModelConfig) -> list[str]:

@@ -40,7 +40,8 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     if found is None:
         text = "PPO and SFT were not compared: the evaluate stage recorded no win rate."
         return {"kind": "unknown", "text": text}
-    kind = side(found, 0.5)
+    moved = evaluation.get("kl")
+    kind = side(found, 0.5) if not moved or side(moved, 0.0) == "better" else "even"
     sentence = {
         "better": "PPO is better than SFT",
         "worse": "PPO is worse than SFT",
@@ -48,6 +49,8 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     }[kind]
     numbers = f"PPO won {percent(found['mean'])} of comparisons (95% interval {between(found, percent)}, "
     numbers += f"{counted(found['n'], 'held-out prompt')})"
+    if moved and kind != side(found, 0.5):
+        numbers += f", but PPO is not shown to differ from SFT (KL {between(moved, number)} nats)"
     return {"kind": kind, "text": f"{sentence} by the rubric: {numbers}{because(kind, evaluation)}."}
 
 
@@ -64,12 +67,10 @@ def labeler_note(config: Mapping[str, Any]) -> str:
         )
     if labeler == "none":
         return (
-            "The reward model was trained on the rankings in data.rankings. The win rates below are judged by "
+            "The reward model was trained on the rankings in data.rankings. The win rates are judged by "
             f"{rubric}, not by a person."
         )
-    return (
-        f"The reward model's labeler is not recorded here. The win rates below are judged by {rubric}, not by a person."
-    )
+    return f"The reward model's labeler is not recorded here. The win rates are judged by {rubric}, not by a person."
 
 
 def compared(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:

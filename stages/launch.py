@@ -12,10 +12,12 @@ PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 """accelerate's names of mixed precision, and torch's."""
 
 
-def refuse_deepspeed(stage: str) -> None:
-    """Raises ValueError for DeepSpeed in a stage other than SFT."""
+def refuse_unsupported(stage: str) -> None:
+    """Raises ValueError for FSDP1, and for DeepSpeed in a stage other than SFT, before processes are connected."""
     from modeling.accelerator import launched_for
+    from modeling.sharding import Sharding
 
+    Sharding.from_environment()
     if launched_for("DEEPSPEED") and stage != "sft":
         raise ValueError(
             f"DeepSpeed is for the sft stage alone: run {stage} with configs/accelerate/fsdp2.yaml or ddp.yaml"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import STAGES, RunConfig
-from stages.launch import refuse_deepspeed
+from stages.launch import refuse_unsupported
 from stages.runner import main, run_stage
 
 
@@ -25,7 +25,7 @@ def work(config: RunConfig, force: bool) -> None:
     from stages.cautions import refuse_uneven_batches
     from stages.preflight import check_models
 
-    refuse_deepspeed("pipeline")
+    refuse_unsupported("pipeline")
     start = time.perf_counter()
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     refuse_without_gpu(config.model, accelerator.device)

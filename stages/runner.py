@@ -30,7 +30,7 @@ from stages import manifest
 from stages.config import DRY_RUN, FORCE, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, report, say
 from stages.interrupt import STOP, end_process
-from stages.launch import check_launch, description, refuse_deepspeed
+from stages.launch import check_launch, description, refuse_unsupported
 from stages.outdated import outdated
 from stages.ranks import count, failures, own_rank
 
@@ -89,7 +89,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
     from modeling.tracking import CLOCKWORK
 
     STOP.check()
-    refuse_deepspeed(stage.name)
+    refuse_unsupported(stage.name)
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     if stage.parallel:  # the stages that run models
         from modeling.gpu import refuse_without_gpu

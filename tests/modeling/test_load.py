@@ -152,6 +152,20 @@ def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(
     assert load_tokenizer(copied, model_config).chat_template == PLAIN
 
 
+def test_a_template_that_plain_jinja_cannot_parse_is_named_once(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers enables the extension with these tags; the exported template keeps them."""
+    (tmp_path / "own.jinja").write_text(
+        CHATML.replace("{% endfor %}", "\n{% if false %}{% break %}{% endif %}{% endfor %}")
+    )
+    config = ModelConfig(chat_template=str(tmp_path / "own.jinja"))
+    for _ in range(2):
+        load_tokenizer(tiny_llama, config)
+    (record,) = caplog.records
+    assert "plain Jinja does not (line 4: Encountered unknown tag 'break'" in record.message
+
+
 def test_a_byte_order_mark_of_a_template_file_is_not_part_of_the_template(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text(CHATML, encoding="utf-8-sig")
     assert load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja"))).chat_template == CHATML

@@ -59,6 +59,14 @@ def test_the_verdict_names_the_parts_that_carry_the_win(found: dict[str, Any], e
     assert text.endswith(ending)
 
 
+@pytest.mark.parametrize(("kl", "kind"), [((0.0, 0.0), "even"), ((-0.01, 0.02), "even"), ((0.01, 0.03), "better")])
+def test_a_policy_that_did_not_move_neither_wins_nor_loses(kl: tuple[float, float], kind: str) -> None:
+    """Two samples of the same policy differ by chance, and one of twenty intervals excludes 50%."""
+    found = verdict(evaluation(WIN) | {"kl": rate(sum(kl) / 2, *kl)})
+    assert found["kind"] == kind
+    assert ("PPO is not shown to differ from SFT (KL" in found["text"]) == (kind == "even")
+
+
 @pytest.mark.parametrize(("prompts", "kind"), [(1, "even"), (9, "even"), (10, "better")])
 def test_a_handful_of_prompts_shows_nothing_whatever_their_interval(prompts: int, kind: str) -> None:
     found = verdict(evaluation({"mean": 1.0, "low": 1.0, "high": 1.0, "n": prompts}))

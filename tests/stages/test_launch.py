@@ -8,7 +8,7 @@ import torch
 
 from stages import pipeline, samples
 from stages.config import RunConfig
-from stages.launch import check_launch, description, refuse_deepspeed
+from stages.launch import check_launch, description, refuse_unsupported
 from stages.runner import run_stage
 from tests.fakes import FakeAccelerator
 
@@ -40,7 +40,18 @@ def test_deepspeed_is_refused_before_any_work_in_other_stages_than_sft(
     with pytest.raises(ValueError, match="DeepSpeed is for the sft stage alone: run samples with"):
         run_stage(samples.STAGE, RunConfig(runs_folder=str(tmp_path / "runs")))
     assert not (tmp_path / "runs").exists()
-    refuse_deepspeed("sft")
+    refuse_unsupported("sft")
+
+
+def test_fsdp1_is_refused_before_any_work_and_by_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="uses FSDP1: set fsdp_version: 2"):
+        run_stage(samples.STAGE, RunConfig(runs_folder=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    refuse_unsupported("samples")
 
 
 @pytest.mark.parametrize(("asked", "precision"), [("bf16", "float32"), ("fp16", "bfloat16")])
