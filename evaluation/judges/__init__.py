@@ -1,0 +1,1 @@
+"""Judges that compare the answers of two models."""
