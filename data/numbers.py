@@ -69,6 +69,8 @@ def check_numbers(config: Any, name: str = "") -> None:
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
+    if kind is Any:
+        return
     if dataclasses.is_dataclass(value):
         check_numbers(value, name)
     elif isinstance(value, dict):

@@ -184,7 +184,9 @@ def test_a_key_in_the_wrong_place_is_not_shown(tmp_path: Path, monkeypatch: pyte
         {"concurrency": 0},
     ],
 )
-def test_contradictions_are_refused(settings: dict[str, Any]) -> None:
+def test_contradictions_are_refused_and_any_further_field_is_accepted(settings: dict[str, Any]) -> None:
+    further = {"seed": 1, "stop": ["x"], "chat_template_kwargs": {"enable_thinking": False}}
+    LLMConfig(endpoint="http://host/v1", model="judge", extra_body=further).validate()
     with pytest.raises(ValueError, match=r"^evaluate\.llm\."):
         LLMConfig(**{"endpoint": "http://host/v1", "model": "judge", **settings}).validate()
 
