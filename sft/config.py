@@ -1,11 +1,14 @@
 """Stage 1's settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from data.numbers import (
     ClosedUnitInterval,
+    FractionAboveZero,
     FractionBelowOne,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     check_numbers,
@@ -16,6 +19,7 @@ from data.numbers import (
 class SFTConfig:
     """Supervised fine-tuning. Defaults are those of the paper's RL initialisation (appendix C.3) unless marked ours."""
 
+    section: ClassVar[str] = "sft"  # for messages
     epochs: PositiveInt = 2
     """Passes over the demonstrations. C.3: 2 for the model that RL starts from (C.1: 16 for the baseline)."""
     learning_rate: PositiveFloat = 5e-6
@@ -47,8 +51,67 @@ class SFTConfig:
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
-        check_numbers(self, "sft")
+        check_numbers(self, self.section)
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
-                f"sft.micro_batch_size={self.micro_batch_size} does not divide sft.batch_size={self.batch_size}"
+                f"{self.section}.micro_batch_size={self.micro_batch_size} does not divide "
+                f"{self.section}.batch_size={self.batch_size}"
+            )
+
+
+@dataclass
+class EpochScoringConfig:
+    """How the reward model scores the baseline's epochs: it scores their answers to the prompts of the validation
+    demonstrations. All ours.
+    """
+
+    max_prompts: PositiveInt | None = None
+    """Maximum number of validation prompts, spread evenly over the set; null uses all. Ours."""
+    answers_per_prompt: PositiveInt = 1
+    """Answers sampled per prompt and epoch; more of them reduce the noise of each prompt. Ours."""
+    max_new_tokens: PositiveInt = 512
+    """Maximum length of an answer in tokens. Ours."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature; 0 is greedy. The default is that of PPO's roll-outs and of `evaluate`. Ours."""
+    top_k: NonNegativeInt = 0
+    """Sample from the k most likely tokens; 0 samples from all. Ours."""
+    top_p: FractionAboveZero = 1.0
+    """Sample from the smallest set of most likely tokens with at least this total probability; 1 samples from all.
+    Ours.
+    """
+    batch_size: PositiveInt = 64
+    """Answers decoded together in one process; affects only speed and memory, apart from rounding. Ours."""
+    bootstrap_resamples: PositiveInt = 10_000
+    """Bootstrap resamples for the 95% intervals. Ours."""
+
+
+@dataclass
+class SFTBaselineConfig(SFTConfig):
+    """The supervised baseline that the paper compares PPO with. Defaults are C.1's and section 3.5's; all other fields
+    are those of `sft`.
+    """
+
+    section: ClassVar[str] = "sft_baseline"
+    epochs: PositiveInt = 16
+    """Passes over the demonstrations. C.1 and section 3.5: 16."""
+    learning_rate: PositiveFloat = 9.65e-6
+    """Peak learning rate. C.1: 9.65e-6 at 1.3B and 6B, 5.03e-6 at 175B. With LoRA use about 2e-4."""
+    pretraining_fraction: FractionBelowOne = 0.0
+    """Share of training sequences that are plain text. C.1 names none."""
+    keep_every: PositiveInt = 1
+    """Epochs between two that are kept and can be chosen; the last one is always kept. Ours."""
+    max_kept_gib: PositiveFloat = 20.0
+    """Maximum size of all kept epochs in GiB, 1.07e9 bytes; a run that needs more stops before training. An epoch
+    takes the size of an adapter with LoRA, and 4 bytes per weight otherwise. Ours."""
+    scoring: EpochScoringConfig = field(default_factory=EpochScoringConfig)
+    """How the reward model scores the epochs; it can be changed without training again."""
+
+    def validate(self) -> None:
+        """Raises ValueError on contradictions."""
+        super().validate()
+        how = self.scoring
+        if how.answers_per_prompt > 1 and (how.temperature == 0 or how.top_k == 1):
+            raise ValueError(
+                f"sft_baseline.scoring.answers_per_prompt={how.answers_per_prompt} needs a temperature above 0 and a "
+                "top_k other than 1: greedy answers to a prompt are identical"
             )

@@ -57,6 +57,9 @@ class FiniteCallback(TrainerCallback):
     saved.
     """
 
+    def __init__(self, section: str) -> None:
+        self.section = section
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -66,7 +69,8 @@ class FiniteCallback(TrainerCallback):
         **rest: Any,
     ) -> None:
         numbers = numbers_of(args, logs or {})
-        require_finite(numbers, f"sft, step {state.global_step}", "lower sft.learning_rate; nothing is exported")
+        advice = f"lower {self.section}.learning_rate; nothing is exported"
+        require_finite(numbers, f"{self.section}, step {state.global_step}", advice)
 
 
 def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, float]:
@@ -84,14 +88,14 @@ def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, flo
 class TrackerCallback(TrainerCallback):
     """Logs the trainer's metrics to metrics.jsonl and a progress bar, under this project's names."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, section: str) -> None:
+        self.tracker, self.section = tracker, section
         self.bar = tqdm(disable=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft", unit="step")
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.section, unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -131,8 +135,33 @@ class SFTData:
     chunks: Sequence[Sequence[int]]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A model after training, and its last losses."""
+
+    model: Any
+    numbers: dict[str, float]
+
+
 def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, float]:
-    """Trains, saves the model to `run.out/model` and returns the last losses.
+    """Trains, saves the model to `run.out/model` and returns the last losses. Raises like `fit`."""
+    assert run.out is not None
+    out, model_config, tokenizer = run.out, base.config, base.tokenizer
+    trained = fit(config, base, data, run)
+
+    def save() -> None:
+        saved = trained.model
+        if model_config.quantization != "none":
+            fresh = load_causal(base.model.name_or_path, model_config, tokenizer)
+            saved = copy_trained(saved, add_lora(fresh, model_config.lora))
+        export(merged(saved), tokenizer, out / "model", model_config)
+
+    from_main(run.accelerator, save)
+    return trained.numbers
+
+
+def fit(config: SFTConfig, base: Base, data: SFTData, run: Run, *more: TrainerCallback) -> Trained:
+    """Trains, with `more` callbacks.
 
     Resumes from the newest complete checkpoint below `run.out`.
 
@@ -140,7 +169,7 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
     is longer than the context, a loss or gradient norm is not finite, or every checkpoint is damaged.
     """
     assert run.out is not None
-    model, tokenizer, model_config = base.model, base.tokenizer, base.config
+    model, tokenizer, model_config, section = base.model, base.tokenizer, base.config, config.section
     accelerator, seed, out = run.accelerator, run.seed, run.out
     context = context_length(model.config)
     rows = demonstration_examples(tokenizer, data.train, context)
@@ -148,24 +177,25 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
     if model_config.adapter == "lora":
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
-        accelerator.print(f"sft: {what_lora_adapts(model)}")
+        accelerator.print(f"{section}: {what_lora_adapts(model)}")
     if config.activation_checkpointing:
         recompute_activations(model)
     zero = launched_for("DEEPSPEED")
     blank = copy.deepcopy(model) if zero and accelerator.is_main_process else None
     checkpoint, said = from_main(accelerator, lambda: newest_complete(out / "trainer"))
     for line in said:
-        accelerator.print(f"sft: {line}")
+        accelerator.print(f"{section}: {line}")
     if checkpoint is not None:
         refuse_other_checkpoint(checkpoint, accelerator.num_processes if zero else 0)
     done = step_of(checkpoint) if checkpoint is not None else 0
     with Tracker(out, done, run.tracking) if accelerator.is_main_process else nullcontext() as tracker:
         callbacks: list[TrainerCallback] = [
-            FiniteCallback(),
+            FiniteCallback(section),
             CheckpointCallback(config.checkpoint_minutes, accelerator),
+            *more,
         ]
         if tracker is not None:
-            callbacks.append(TrackerCallback(tracker))
+            callbacks.append(TrackerCallback(tracker, section))
         trainer = ResumableTrainer(
             model=model,
             processing_class=tokenizer,
@@ -175,28 +205,19 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
             compute_metrics=mean_of_tokens,
             args=trainer_settings(config, base, run),
         )
-        check_batch_size(trainer.args, config.batch_size)
+        check_batch_size(trainer.args, config)
         if zero:
             precision = autocast_dtype(model_config, accelerator.device)
             keep_weights_in_float32(trainer.args, precision == torch.bfloat16)
-        accelerator.print(
-            f"sft: {description(trainer.args) if zero else Sharding().description(model, accelerator.num_processes)}"
-        )
+        how = description(trainer.args) if zero else Sharding().description(model, accelerator.num_processes)
+        accelerator.print(f"{section}: {how}")
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         history = trainer.state.log_history
     trained = gathered_model(trainer, blank) if zero else trainer.accelerator.unwrap_model(trainer.model)
-
-    def save() -> None:
-        saved = trained
-        if model_config.quantization != "none":
-            base = load_causal(model.name_or_path, model_config, tokenizer)
-            saved = copy_trained(trained, add_lora(base, model_config.lora))
-        export(merged(saved), tokenizer, out / "model", model_config)
-
-    from_main(accelerator, save)
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
-    return {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
+    numbers = {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
+    return Trained(trained, numbers)
 
 
 def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
@@ -208,10 +229,11 @@ def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
     precision = autocast_dtype(base.config, device)
     if zero and (precision == torch.float16 or base.config.quantization != "none"):
         raise ValueError("with DeepSpeed, set model.precision to float32 or bfloat16 and model.quantization to none")
-    per_process = divided(run.accelerator, config.batch_size, "sft.batch_size")
+    per_process = divided(run.accelerator, config.batch_size, f"{config.section}.batch_size")
     micro = min(config.micro_batch_size, per_process)
     if per_process % micro:
-        raise ValueError(f"sft.micro_batch_size={micro} does not divide the {per_process} sequences of each process")
+        setting = f"{config.section}.micro_batch_size={micro}"
+        raise ValueError(f"{setting} does not divide the {per_process} sequences of each process")
     return OneDevice(
         output_dir=f"{run.out}/trainer",
         num_train_epochs=config.epochs,
@@ -248,11 +270,12 @@ def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
     )
 
 
-def check_batch_size(args: TrainingArguments, asked: int) -> None:
+def check_batch_size(args: TrainingArguments, config: SFTConfig) -> None:
     """Raises ValueError unless the trainer takes the configured number of sequences per optimizer step."""
     found = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if found != asked:
+    if found != config.batch_size:
         raise ValueError(
-            f"sft.batch_size={asked}, but the trainer would take {found} sequences per step: {args.world_size} "
-            f"processes with {args.n_gpu} devices each; start one process per GPU with torchrun or make's GPUS="
+            f"{config.section}.batch_size={config.batch_size}, but the trainer would take {found} sequences per step: "
+            f"{args.world_size} processes with {args.n_gpu} devices each; start one process per GPU with torchrun or "
+            "make's GPUS="
         )

@@ -1,5 +1,6 @@
 """Inputs of several stages, and checks of their lengths."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +23,9 @@ def refuse_long_texts(config: RunConfig, settings: Any) -> None:
 def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int) -> None:
     """Raises ValueError if a stage's longest prompt and an answer together exceed the model's context.
 
-    `longest` has the number of tokens of the longest prompt by stage.
+    `longest` has the number of tokens of the longest prompt by section.
     """
-    wanted = {name: getattr(config, name).max_new_tokens for name in longest}
+    wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in longest}
     over = [
         f"{name}.max_new_tokens={count} (longest prompt: {longest[name]} tokens)"
         for name, count in wanted.items()
