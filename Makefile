@@ -16,9 +16,9 @@ TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
 LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(RUN) -m,$(TORCHRUN)))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-STAGES := sft samples labels reward evaluate_reward ppo evaluate report pipeline
+STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) plan gpu-check
+.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) sft-baseline plan gpu-check
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -41,6 +41,8 @@ smoke: setup
 
 data $(STAGES): setup
 	@$(LAUNCH) stages.$@ --config $(CONFIG) $(ARGS)
+
+sft-baseline: sft_baseline
 
 plan: setup
 	@$(RUN) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)

@@ -5,16 +5,17 @@ errors for batch sizes that are not divisible by the number of processes.
 import operator
 from typing import Any
 
-from stages.config import RunConfig
+from stages.config import STAGES, RunConfig
 
 LORA_RATES = {
     "sft.learning_rate": (5e-6, 2e-4),
+    "sft_baseline.learning_rate": (9.65e-6, 2e-4),
     "reward.learning_rate": (9e-6, 2e-4),
     "ppo.learning_rate": (5e-6, 1e-4),
     "ppo.value_learning_rate": (9e-6, 2e-4),
 }
 """(default, for full fine-tuning; approximate value for LoRA)."""
-SHARED_BATCHES = ("sft.batch_size", "ppo.minibatch_size")
+SHARED_BATCHES = {"sft": "batch_size", "ppo": "minibatch_size", "sft_baseline": "batch_size"}
 """Batches of which each process takes an equal part."""
 
 
@@ -45,10 +46,11 @@ def setting(config: RunConfig, name: str) -> Any:
 
 
 def refuse_uneven_batches(config: RunConfig, processes: int, stage: str = "") -> None:
-    """Raises ValueError when a batch of the stage, or of any stage if none is given, is not divisible by the number of
-    processes.
+    """Raises ValueError when a batch of the stage, or of any stage of the pipeline if none is given, is not divisible
+    by the number of processes.
     """
-    for name in SHARED_BATCHES:
+    for section in (stage,) if stage else (name for name in SHARED_BATCHES if name in STAGES):
+        name = f"{section}.{SHARED_BATCHES[section]}"
         size = setting(config, name)
-        if name.startswith(stage) and size % processes:
+        if size % processes:
             raise ValueError(f"{name}={size} is not divisible by the {processes} processes: change it or their number")

@@ -22,11 +22,13 @@ from modeling.config import ModelConfig, ProcessesConfig, TrackingConfig
 from ppo.config import PPOConfig
 from ppo.reward_terms import RewardTerm
 from reward.config import RewardConfig
-from sft.config import SFTConfig
+from sft.config import SFTBaselineConfig, SFTConfig
 from stages.config_files import check_config_files
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate", "report")
 """In the order of the pipeline."""
+SIDE_STAGES = ("sft_baseline_epochs", "sft_baseline")
+"""Stages outside the pipeline whose results others read; `make sft_baseline` runs both."""
 LONGEST_NAME = 255
 """Maximum length of a folder's name in bytes on common file systems."""
 
@@ -47,6 +49,8 @@ class RunConfig:
     """The base model and how it is adapted."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Stage 1: supervised fine-tuning."""
+    sft_baseline: SFTBaselineConfig = field(default_factory=SFTBaselineConfig)
+    """The supervised model to compare with, outside the pipeline."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     """K answers per prompt from the SFT model."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
@@ -93,8 +97,8 @@ class RunConfig:
 
     def refuse_own_result(self, setting: str, place: str | None) -> None:
         """Raises ValueError if a base model is a result of this run, so that every run would change its own input."""
-        root = Path(self.runs_folder) / self.run_name
-        if place and any(Path(place).resolve().is_relative_to((root / name).resolve()) for name in STAGES):
+        root, names = Path(self.runs_folder) / self.run_name, (*STAGES, *SIDE_STAGES)
+        if place and any(Path(place).resolve().is_relative_to((root / name).resolve()) for name in names):
             raise ValueError(
                 f"{setting}={place} is a result of this run, which would train it again and again: copy it elsewhere, "
                 "or choose another run_name"

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 """accelerate's names of mixed precision, and torch's."""
+SFT = ("sft", "sft_baseline_epochs")
+"""Stages that train with transformers' Trainer."""
 
 
 def refuse_unsupported(stage: str) -> None:
@@ -50,9 +52,9 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
         accelerator.print(
             f"{stage}: warning: the launch command asks for FSDP, but there is only one process: models are not sharded"
         )
-    elif launched_for("FSDP") and stage == "sft" and accelerator.device.type == "cpu":
+    elif launched_for("FSDP") and stage in SFT and accelerator.device.type == "cpu":
         accelerator.print(
-            "sft: warning: the launch command asks for FSDP, but on a CPU the Trainer replicates the model (DDP)"
+            f"{stage}: warning: the launch command asks for FSDP, but on a CPU the Trainer replicates the model (DDP)"
         )
 
 

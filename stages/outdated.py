@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import manifest
-from stages.config import STAGES
+from stages.config import SIDE_STAGES, STAGES
 
 SAME_MODEL = ("model.base", "model.revision")
 """Must be equal in all stages: a later one combines this model with the results of the earlier ones."""
@@ -29,16 +29,15 @@ def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> li
         known.add(name)
         if made is None:
             continue
-        for source in (source for source in made.inputs if source in STAGES):
+        for source in (source for source in made.inputs if source in (*STAGES, *SIDE_STAGES)):
             try:
                 current = manifest.stage_digest(root / source)
             except ValueError:  # files of its result have been removed
                 continue
             if current != made.inputs[source]:
-                raise ValueError(
-                    f"{root / name} was made from an older result of the {source} stage: run `make {name}` again, or "
-                    "`make pipeline`, which runs all stages whose inputs or settings have changed"
-                )
+                pipeline = ", or `make pipeline`, which runs all stages whose inputs or settings have changed"
+                again = "`make sft_baseline` again" if name in SIDE_STAGES else f"`make {name}` again{pipeline}"
+                raise ValueError(f"{root / name} was made from an older result of the {source} stage: run {again}")
             waiting.append(source)
         if any(made.inputs.get(path, digest) != digest for path, digest in base.items()):
             warnings.append(f"the files in {next(iter(base))} have changed since {root / name} was made from them")

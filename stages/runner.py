@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from modeling.disk import discard, discarded, sync, write_whole
 from stages import manifest
-from stages.config import DRY_RUN, FORCE, STAGES, Options, RunConfig, parse_config
+from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, report, say
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, description, refuse_unsupported
@@ -188,7 +188,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
         functools.reduce(operator.getitem, path, whole).pop(last)
     settings = {name: functools.reduce(operator.getitem, name.split("."), whole) for name in (*stage.sections, "seed")}
     inputs = {name: manifest.stage_digest(run.stage(name)) for name in stage.after} | stage.external(config)
-    for line in outdated(run.root, [name for name in inputs if name in STAGES], asdict(config)):
+    for line in outdated(run.root, [name for name in inputs if name in (*STAGES, *SIDE_STAGES)], asdict(config)):
         print(f"{stage.name}: warning: {line}", flush=True)
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
     final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"

@@ -34,13 +34,14 @@ def classes(config_type: type = RunConfig) -> list[type]:
 
 
 def documented(config_type: type) -> dict[str, str]:
-    """Field name to the string below it in the source."""
+    """Field name to the string below it in the source, of the class or of one that it inherits from."""
     [body] = [
         node.body
         for node in ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
         if isinstance(node, ast.ClassDef)
     ]
-    return {
+    inherited = [documented(base) for base in config_type.__bases__ if base is not object]
+    return {name: text for found in inherited for name, text in found.items()} | {
         node.target.id: inspect.cleandoc(after.value.value)
         for node, after in itertools.pairwise(body)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
@@ -341,6 +342,11 @@ def test_null_stays_possible_where_it_means_something(tmp_path: Path) -> None:
         (["--sft.max_grad_norm", "0"], "sft.max_grad_norm=0.0 must be above 0"),
         (["--ppo.kl_coef", ".inf"], "ppo.kl_coef=inf must be a finite number, at least 0"),
         (["--sft.micro_batch_size", "7"], "sft.micro_batch_size=7 does not divide sft.batch_size=32"),
+        (["--sft_baseline.micro_batch_size", "7"], "micro_batch_size=7 does not divide sft_baseline.batch_size=32"),
+        (
+            ["--sft_baseline.scoring.answers_per_prompt", "2", "--sft_baseline.scoring.temperature", "0"],
+            "sft_baseline.scoring.answers_per_prompt=2 needs a temperature above 0",
+        ),
         (["--samples.answers_per_prompt", "1"], "samples.answers_per_prompt=1 must be at least 2"),
         (["--labels.disagreement", "1"], "labels.disagreement=1.0 must be at least 0 and below 1"),
         (["--data.valid_fraction", "0.6", "--data.test_fraction", "0.4"], "data.test_fraction=0.4 must leave room"),
@@ -371,6 +377,8 @@ ZERO_IS_ALLOWED = {
     "reward.epoch_evaluation_prompts",
     "reward.final_lr_fraction", "reward.adam_beta2", "sft.pretraining_fraction", "sft.residual_dropout",
     "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",
+    *(f"sft_baseline.{name}" for name in ("pretraining_fraction", "residual_dropout", "final_lr_fraction",
+    "checkpoint_minutes", "scoring.temperature", "scoring.top_k")),
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
     "ppo.warmup_iterations", "ppo.value_warmup_iterations",
     "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
@@ -381,11 +389,12 @@ ZERO_IS_ALLOWED = {
 }  # fmt: skip
 ONE_IS_ALLOWED = {
     "data.near_duplicate_fraction", "sft.final_lr_fraction", "reward.final_lr_fraction", "ppo.discount",
-    "ppo.gae_lambda", "samples.top_p", "evaluate.top_p",
+    "ppo.gae_lambda", "samples.top_p", "evaluate.top_p", "sft_baseline.final_lr_fraction", "sft_baseline.scoring.top_p",
 }  # fmt: skip
 FRACTIONS = ONE_IS_ALLOWED | {
     "data.valid_fraction", "data.test_fraction", "labels.disagreement", "sft.pretraining_fraction",
-    "sft.residual_dropout", "reward.learning_curve", "reward.adam_beta2", "ppo.adam_beta1", "ppo.adam_beta2",
+    "sft.residual_dropout", "sft_baseline.pretraining_fraction", "sft_baseline.residual_dropout",
+    "reward.learning_curve", "reward.adam_beta2", "ppo.adam_beta1", "ppo.adam_beta2",
     "ppo.ema_decay",
     "ppo.monitors.min_entropy_fraction",
 }  # fmt: skip

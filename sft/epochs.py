@@ -1,0 +1,89 @@
+"""The weights of each epoch of the supervised baseline: `epoch-03.safetensors` holds those that are trained, which are
+the adapter's with LoRA.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from modeling.accelerator import from_main
+from modeling.disk import free_bytes, mib, room_for, sync
+from sft.config import SFTBaselineConfig
+
+
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """The file with an epoch's weights; epochs count from 1."""
+    return folder / f"epoch-{epoch:02d}.safetensors"
+
+
+def kept_epochs(config: SFTBaselineConfig) -> list[int]:
+    """The epochs to keep, in order: every `keep_every`-th and the last."""
+    return sorted({*range(config.keep_every, config.epochs + 1, config.keep_every), config.epochs})
+
+
+def trained_weights(model: Any) -> dict[str, Tensor]:
+    """The weights that training changes, by name."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+class KeepEpochs(TrainerCallback):
+    """Writes the trained weights to a folder at the end of each epoch.
+
+    An epoch is written before the Trainer saves the checkpoint of that step, so a run that is killed in between writes
+    it again, with the same bytes.
+    """
+
+    def __init__(self, folder: Path, config: SFTBaselineConfig, accelerator: Accelerator) -> None:
+        self.folder, self.config, self.accelerator = folder, config, accelerator
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **rest: Any
+    ) -> None:
+        """Raises ValueError if the epochs need more space than allowed, or than the disk has."""
+        size = sum(weight.numel() * weight.element_size() for weight in trained_weights(model).values())
+        epochs, section = kept_epochs(self.config), self.config.section
+        told = f"{len(epochs)} kept epochs of {mib(size)} need {mib(size * len(epochs))}"
+        if size * len(epochs) > self.config.max_kept_gib * 2**30:
+            raise ValueError(
+                f"{told}, more than {section}.max_kept_gib={self.config.max_kept_gib:g} allows: raise it, raise "
+                f"{section}.keep_every, or set model.adapter=lora"
+            )
+        missing = sum(not epoch_file(self.folder, epoch).exists() for epoch in epochs)
+        free = from_main(self.accelerator, lambda: free_bytes(self.folder))
+        if size * missing > free:
+            raise ValueError(
+                f"{told}, and {mib(free)} are free in {self.folder}: free some space, raise {section}.keep_every, or "
+                "choose another --runs_folder"
+            )
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **rest: Any
+    ) -> None:
+        epoch = round(state.epoch or 0.0)
+        if epoch in kept_epochs(self.config):
+            from_main(self.accelerator, lambda: write_epoch(epoch_file(self.folder, epoch), model))
+
+
+def write_epoch(path: Path, model: Any) -> None:
+    """Writes the trained weights atomically. Raises ValueError when the disk is full."""
+    beside = path.with_name(f".{path.name}.partial")
+    with room_for(path):
+        save_file({name: weight.cpu().contiguous() for name, weight in trained_weights(model).items()}, beside)
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+
+
+@torch.no_grad()
+def load_epoch(path: Path, model: Any) -> None:
+    """Copies an epoch's weights into a model of the same base and adapter. Raises ValueError if they do not fit."""
+    saved, weights = load_file(path), trained_weights(model)
+    if {name: weight.shape for name, weight in saved.items()} != {name: w.shape for name, w in weights.items()}:
+        raise ValueError(f"{path} does not fit the base model: run the stage again with --force")
+    for name, weight in weights.items():
+        weight.copy_(saved[name])
