@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling.batch import Batch
-from modeling.config import ModelConfig
-from modeling.generation import NativeGenerator, Sampling
+from modeling.config import GenerationSettings, ModelConfig
+from modeling.generation import NativeGenerator
 from modeling.load import autocast_dtype
 from modeling.models import policy_model
 
@@ -65,7 +65,7 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype | None) -> dict
         torch.cuda.reset_peak_memory_stats(device)
 
     def generate(new_tokens: int) -> list[Any]:
-        sampling = Sampling(new_tokens, batch_size=size.prompts)
+        sampling = GenerationSettings(new_tokens, batch_size=size.prompts)
         with policy.encoder.autocast():
             return NativeGenerator().generate(policy.causal, prompts, range(size.prompts), sampling)
 

@@ -32,7 +32,7 @@ from labeling.judges import closeness_judge
 from labeling.sampling import AnswerSampler
 from labeling.scratch import remembered
 from modeling.config import ModelConfig
-from modeling.generation import Generation, Sampling
+from modeling.generation import Generation
 from modeling.load import autocast, autocast_dtype, load_causal, load_tokenizer
 from modeling.models import policy_model
 from modeling.run import Run
@@ -105,8 +105,7 @@ class Comparison:
     def sample(self, name: str, model: Any, tokenizer: Any) -> None:
         """Samples a model's answers, and from SFT the candidates for best-of-n."""
         how = self.settings
-        sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
-        sampler = AnswerSampler(model, tokenizer, sampling, self.run.seed, self.accelerator, self.scratch)
+        sampler = AnswerSampler(model, tokenizer, how, self.run.seed, self.accelerator, self.scratch)
         count = 1 if name == "base" else how.answers_per_prompt
         with autocast(self.model_config, self.accelerator.device):
             self.generations[name] = sampler.answers(self.prompts, count, f"evaluate {name}")

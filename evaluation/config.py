@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from data.numbers import FractionAboveZero, NonNegativeFloat, NonNegativeInt, PositiveInt, check_numbers
+from data.numbers import NonNegativeInt, PositiveInt, check_numbers
+from modeling.config import GenerationSettings
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(GenerationSettings):
     """Comparison of base, SFT and PPO on the prompts of held-out users. All ours unless a section is named."""
 
     weights: Literal["ema", "last"] = "ema"
@@ -18,20 +19,6 @@ class EvaluateConfig:
     """Answers sampled per prompt from PPO and from SFT; the base model, shown for orientation, gives one. More answers
     reduce the noise of each prompt; the bootstrap resamples prompts. Ours.
     """
-    max_new_tokens: PositiveInt = 512
-    """Maximum length of an answer in tokens. Ours."""
-    temperature: NonNegativeFloat = 1.0
-    """Sampling temperature of all models; 0 is greedy, and then no KL is estimated, which takes samples. Ours."""
-    top_k: NonNegativeInt = 0
-    """Sample from the k most likely tokens; 0 samples from all. The KL is still between the full distributions, and its
-    estimate is biased with `top_k` or `top_p`. Ours.
-    """
-    top_p: FractionAboveZero = 1.0
-    """Sample from the smallest set of most likely tokens with at least this total probability; 1 samples from all.
-    Ours.
-    """
-    batch_size: PositiveInt = 64
-    """Answers decoded together in one process; affects only speed and memory, apart from rounding. Ours."""
     perplexity_examples: PositiveInt = 32
     """Number of held-out pretraining examples for perplexity. Ours."""
     samples_in_report: NonNegativeInt = 10
@@ -44,11 +31,6 @@ class EvaluateConfig:
     """
     best_of_n_prompts: PositiveInt | None = None
     """Maximum number of held-out prompts for best-of-n, spread evenly over the set; null uses all. Ours."""
-
-    @property
-    def greedy(self) -> bool:
-        """Whether answers are the likeliest ones, not samples."""
-        return self.temperature == 0 or self.top_k == 1
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""

@@ -3,37 +3,17 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from data.numbers import (
-    AtLeastTwo,
-    FractionAboveZero,
-    FractionBelowOne,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    check_numbers,
-)
+from data.numbers import AtLeastTwo, FractionBelowOne, NonNegativeFloat, PositiveInt, check_numbers
+from modeling.config import GenerationSettings
 
 
 @dataclass
-class SamplesConfig:
+class SamplesConfig(GenerationSettings):
     """K answers per prompt from the SFT model (section 3.5: K between 4 and 9)."""
 
     answers_per_prompt: AtLeastTwo = 4
     """K, at least 2, since one answer cannot be ranked. Section 3.5: 4 to 9. Identical answers are merged, so a prompt
     may have fewer."""
-    max_new_tokens: PositiveInt = 512
-    """Maximum length of an answer in tokens; appendix C allows 1,000."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature, above 0, since greedy answers to a prompt are identical. Ours."""
-    top_k: NonNegativeInt = 0
-    """Sample from the k most likely tokens; 0 samples from all. Ours."""
-    top_p: FractionAboveZero = 1.0
-    """Sample from the smallest set of most likely tokens with at least this total probability; 1 samples from all.
-    Ours.
-    """
-    batch_size: PositiveInt = 64
-    """Answers decoded together in one process; affects only speed and memory, apart from rounding. Ours."""
     max_train_prompts: PositiveInt | None = None
     """Maximum number of training prompts, spread evenly over the set; null uses all. Ours."""
     max_heldout_prompts: PositiveInt | None = None
@@ -42,6 +22,10 @@ class SamplesConfig:
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "samples")
+        if self.temperature == 0:
+            raise ValueError(
+                f"samples.temperature={self.temperature!r} must be above 0: greedy answers to a prompt are identical"
+            )
         if self.top_k == 1:
             raise ValueError("samples.top_k=1 is greedy, and greedy answers to a prompt are identical: raise it")
 

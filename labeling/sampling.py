@@ -13,7 +13,8 @@ from data.records import Demonstration, Prompt, Samples
 from data.tokenize import decode_completion, encode_prompt
 from labeling.scratch import AnswerScratch
 from modeling.accelerator import share_of
-from modeling.generation import Generation, Sampling, by_length, generator_for
+from modeling.config import GenerationSettings
+from modeling.generation import Generation, by_length, generator_for
 from modeling.seeds import derive_seed
 
 BATCHES_A_BLOCK = 8
@@ -26,7 +27,7 @@ class AnswerSampler:
 
     model: Any
     tokenizer: Any
-    sampling: Sampling
+    sampling: GenerationSettings
     seed: int
     accelerator: Accelerator
     """The processes that share the work."""

@@ -1,10 +1,10 @@
-"""The base model, what of it is trained, and where metrics are sent."""
+"""The base model, what of it is trained, how answers are generated, and where metrics are sent."""
 
 import importlib.util
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
-from data.numbers import PositiveFloat, PositiveInt, check_numbers
+from data.numbers import FractionAboveZero, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_numbers
 
 TIMEOUT_MINUTES = 120.0
 
@@ -89,6 +89,33 @@ class ModelConfig:
             raise ValueError(
                 f"model.quantization={self.quantization} needs a GPU and bitsandbytes: pip install -e '.[bnb]'"
             )
+
+
+@dataclass
+class GenerationSettings:
+    """How answers are generated: the same settings for samples, evaluation and PPO's roll-outs."""
+
+    max_new_tokens: PositiveInt = 512
+    """Maximum length of an answer in tokens. Ours; appendix C allows 1,000."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature; 0 is greedy. Ours."""
+    top_k: NonNegativeInt = 0
+    """Sample from the k most likely tokens; 0 samples from all, and 1 is greedy. Ours."""
+    top_p: FractionAboveZero = 1.0
+    """Sample from the smallest set of most likely tokens with at least this total probability; 1 samples from all.
+    Ours.
+    """
+    batch_size: PositiveInt = 64
+    """Answers decoded together in one process; affects only speed and memory, apart from rounding. Ours."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether answers are the likeliest ones, not samples."""
+        return self.temperature == 0 or self.top_k == 1
+
+    def recorded(self, seed: int) -> dict[str, Any]:
+        """The settings and the seed, which are stored with every result."""
+        return {item.name: getattr(self, item.name) for item in fields(GenerationSettings)} | {"seed": seed}
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Generates responses with our KV-cache decoder, transformers' `generate` or vLLM (docs/generation.md).
 
-    responses = generator_for(model).generate(model, prompts, seeds, Sampling(max_new_tokens=64))
+    responses = generator_for(model).generate(model, prompts, seeds, GenerationSettings(max_new_tokens=64))
 
 In our decoder each response has its own random stream, so in float64 its text depends only on model, prompt and seed,
 not on batch size, order of prompts or number of processes. In float32, batches of other shapes round differently, which
@@ -21,6 +21,7 @@ from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
 from modeling.adapters import merged_weights
 from modeling.architecture import NEEDED, backbone_of, float32_arithmetic
+from modeling.config import GenerationSettings
 from modeling.finite import require_finite
 from modeling.kv_cache import KVCache
 from modeling.load import context_length, stop_ids
@@ -32,21 +33,6 @@ responses end with probability p per step, sqrt(2 p) is cheapest."""
 Prompts = Sequence[Sequence[int]]
 OnBatch = Callable[[int], object] | None
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling parameters."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_k: int = 0
-    """Sample from this many most likely tokens; 0 means all."""
-    top_p: float = 1.0
-    """Sample from the smallest set of most likely tokens with at least this total probability; 1 means all."""
-    batch_size: int = 64
-    """Sequences decoded together; affects only speed and memory, apart from rounding."""
 
 
 @dataclass
@@ -68,7 +54,7 @@ class Generator(Protocol):
     records_logprobs: bool
 
     def generate(
-        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: GenerationSettings, on_batch: OnBatch = None
     ) -> list[Generation]:
         """A response to each prompt, in order. End tokens are `modeling.load.stop_ids(model)`.
 
@@ -87,7 +73,7 @@ class NativeGenerator:
 
     @torch.no_grad()
     def generate(
-        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: GenerationSettings, on_batch: OnBatch = None
     ) -> list[Generation]:
         """See `Generator`. A finished sequence leaves the batch, and a waiting prompt takes its slot."""
         check_room(model, prompts, sampling)
@@ -125,7 +111,7 @@ def uniform_numbers(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[list[int], list[float]]:
+def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: GenerationSettings) -> tuple[list[int], list[float]]:
     """(sampled tokens, their log-probabilities), by inverting the cumulative distribution, in float64."""
     logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
     top = float(logits_BV.amax(-1).sum())  # minus infinity excludes a token
@@ -155,7 +141,7 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def generate(
-        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: GenerationSettings, on_batch: OnBatch = None
     ) -> list[Generation]:
         """See `Generator`. Batches are of similar length, padded on the left."""
         check_room(model, prompts, sampling)
@@ -196,7 +182,7 @@ def by_length(prompts: Prompts) -> list[int]:
     return sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
 
 
-def check_room(model: Any, prompts: Prompts, sampling: Sampling) -> None:
+def check_room(model: Any, prompts: Prompts, sampling: GenerationSettings) -> None:
     """Raises ValueError for a prompt that is empty or leaves no room for an answer in the model's context."""
     room, lengths, new = context_length(model.config), [len(prompt) for prompt in prompts], sampling.max_new_tokens
     if 0 in lengths:
@@ -263,7 +249,7 @@ def decoding_failure(generator: Generator, model: Any) -> str | None:
     failure = f"{type(generator).__name__} cannot decode {type(model).__name__}"
     prompts = [[token % words for token in prompt] for prompt in ((1, 2, 3, 4, 5), (6, 7))]
     temperature = 10.0 if generator.records_logprobs else 0.0  # a high one draws many different tokens
-    sampling = Sampling(4, temperature)
+    sampling = GenerationSettings(4, temperature)
 
     def logits(ids: Sequence[int]) -> Tensor:
         found_SV: Tensor = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].double()

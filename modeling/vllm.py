@@ -13,7 +13,8 @@ from peft import PeftModel
 from torch import nn
 
 from modeling.adapters import merged_weights
-from modeling.generation import Generation, OnBatch, Prompts, Sampling, check_room
+from modeling.config import GenerationSettings
+from modeling.generation import Generation, OnBatch, Prompts, check_room
 from modeling.load import context_length, stop_ids
 
 
@@ -29,7 +30,7 @@ class VLLMGenerator:
 
     @torch.no_grad()
     def generate(
-        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: Sampling, on_batch: OnBatch = None
+        self, model: Any, prompts: Prompts, seeds: Sequence[int], sampling: GenerationSettings, on_batch: OnBatch = None
     ) -> list[Generation]:
         """See `Generator`. vLLM does not guarantee the same text for a seed in a different batch."""
         from trl.generation import vllm_generation

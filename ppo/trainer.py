@@ -20,8 +20,9 @@ from data.tokenize import encode_prompt
 from modeling.accelerator import divided, from_main, share_of
 from modeling.batch import micro_batches, text_batch
 from modeling.checkpoint import Stateful, TrainingState, random_state
+from modeling.config import GenerationSettings
 from modeling.finite import require_finite_weights
-from modeling.generation import Sampling, generator_for
+from modeling.generation import generator_for
 from modeling.models import PolicyModel, ScalarModel
 from modeling.run import Run
 from modeling.seeds import derive_seed
@@ -168,7 +169,9 @@ class PPOTrainer:
     def respond(self, prompts: list[Prompt], seeds: Sequence[int], temperature: float) -> Rollout:
         """Samples the policy's response to each of this process's prompts."""
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        sampling = Sampling(self.config.max_new_tokens, temperature, batch_size=self.config.rollout_batch_size)
+        sampling = GenerationSettings(
+            self.config.max_new_tokens, temperature, batch_size=self.config.rollout_batch_size
+        )
         policy = self.models.policy
         with self.gathered(policy), policy.encoder.autocast():
             responses = self.generator.generate(policy.causal, ids, seeds, sampling)

@@ -353,7 +353,8 @@ def stages(results: Results) -> list[Block]:
         )
     for name in ("samples", "labels"):
         if headline := dig(results.manifests, name, "headline"):
-            numbers = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in headline.items())
+            found_numbers = {key: value for key, value in headline.items() if isinstance(value, int | float)}
+            numbers = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in found_numbers.items())
             found.append(Text(f"{name}: {numbers}", small=True))
     return [
         *found,

@@ -150,7 +150,9 @@ def summary(headline: Mapping[str, Any]) -> str:
 
 
 def with_unit(name: str, value: Any) -> str:
-    """Formats a headline number: shares in percent, and no exponents for large numbers."""
+    """Formats a headline number: shares in percent, and no exponents for large numbers. Settings are listed."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {with_unit(key, setting)}" for key, setting in value.items())
     if not isinstance(value, float):
         return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
     if name == "above_best_baseline":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import RunConfig
-from stages.runner import RunFolder, Stage, stage_main
+from stages.runner import RunFolder, Stage, stage_main, summary
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
@@ -17,7 +17,6 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.sets import evenly, read_set
     from labeling.sampling import AnswerSampler, distinct_samples, rankable
     from modeling.accelerator import make_accelerator
-    from modeling.generation import Sampling
     from modeling.load import autocast, load_causal, load_tokenizer
 
     accelerator = make_accelerator(config.model.device)
@@ -34,8 +33,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(sft, model_config)
     model = load_causal(sft, model_config, tokenizer).to(accelerator.device)
     how = config.samples
-    sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
-    sampler = AnswerSampler(model, tokenizer, sampling, config.seed, accelerator, out / "scratch")
+    numbers["generation"] = how.recorded(config.seed)
+    accelerator.print(f"samples: generation with {summary(numbers['generation'])}", flush=True)
+    sampler = AnswerSampler(model, tokenizer, how, config.seed, accelerator, out / "scratch")
     for split in SPLITS:
         prompts = read_set(run.stage("data"), "rm", split)
         if config.labels.labeler == "simulated":

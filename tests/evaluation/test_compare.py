@@ -30,8 +30,8 @@ from evaluation.compare import (
 )
 from labeling.config import LabelsConfig, RubricWeights
 from labeling.judges import WordOverlap
-from modeling.config import ModelConfig
-from modeling.generation import Generation, NativeGenerator, Sampling
+from modeling.config import GenerationSettings, ModelConfig
+from modeling.generation import Generation, NativeGenerator
 from modeling.load import autocast, load_causal
 from modeling.models import policy_model
 from tests.conftest import enliven
@@ -202,7 +202,7 @@ def other(tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> Any:
 
 def sampled(model: Any, tokenizer: Any, temperature: float) -> list[list[Generation]]:
     prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS for _ in range(2)]
-    flat = NativeGenerator().generate(model, prompts, list(range(6)), Sampling(7, temperature))
+    flat = NativeGenerator().generate(model, prompts, list(range(6)), GenerationSettings(7, temperature))
     return [flat[0:2], flat[2:4], flat[4:6]]
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from modeling.adapters import add_lora
 from modeling.architecture import refuse_lookahead
 from modeling.batch import Batch
-from modeling.config import LoraSettings, ModelConfig
-from modeling.generation import NativeGenerator, Sampling, decoding_failure, generator_for
+from modeling.config import GenerationSettings, LoraSettings, ModelConfig
+from modeling.generation import NativeGenerator, decoding_failure, generator_for
 from modeling.load import autocast_dtype, load_causal
 from modeling.logprobs import logits_per_chunk
 from modeling.models import policy_model, reward_model
@@ -60,7 +60,7 @@ def test_in_float32_log_probabilities_gradients_and_texts_equal_the_cpus(
             limit = 1e-5 + 1e-4 * float(expected.grad.abs().max())
             torch.testing.assert_close(found.grad.cpu(), expected.grad, atol=limit, rtol=0, msg=name)
     texts = [
-        NativeGenerator().generate(model, PROMPT_IDS, [0, 1, 2], Sampling(8, temperature=0))
+        NativeGenerator().generate(model, PROMPT_IDS, [0, 1, 2], GenerationSettings(8, temperature=0))
         for model in (on_cpu, on_gpu)
     ]
     assert [row.ids for row in texts[0]] == [row.ids for row in texts[1]]
@@ -119,7 +119,7 @@ def test_flash_attention_is_near_sdpa_and_can_be_decoded(
     assert flash.config._attn_implementation == "flash_attention_2"
     torch.testing.assert_close(logprobs(flash, torch.bfloat16), logprobs(sdpa, torch.bfloat16), atol=0.05, rtol=0)
     with torch.autocast("cuda", torch.bfloat16):
-        made = [generator.generate(model, PROMPT_IDS, [0, 1, 2], Sampling(6, 0)) for model in (flash, sdpa)]
+        made = [generator.generate(model, PROMPT_IDS, [0, 1, 2], GenerationSettings(6, 0)) for model in (flash, sdpa)]
     for one, other in zip(*made, strict=True):
         assert one.logprobs is not None
         assert other.logprobs is not None

@@ -12,7 +12,8 @@ from data.records import Demonstration, Prompt, Samples
 from data.tokenize import encode_completion
 from labeling.sampling import AnswerSampler, distinct_samples, rankable
 from labeling.scratch import remembered
-from modeling.generation import Generation, NativeGenerator, Sampling
+from modeling.config import GenerationSettings
+from modeling.generation import Generation, NativeGenerator
 from modeling.load import load_causal
 from tests.conftest import enliven
 from tests.cuts import Cut
@@ -22,7 +23,7 @@ PROMPTS = [
     Prompt(prompt=text, prompt_id=text)
     for text in ("Why?", "What is the capital of France?", "Write a poem.", "How do I boil an egg?")
 ]
-SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, batch_size=3)
+SAMPLING = GenerationSettings(max_new_tokens=8, temperature=1.0, batch_size=3)
 
 
 class SentError(Exception):

@@ -22,8 +22,8 @@ from modeling.adapters import adapter_parameters, add_lora
 from modeling.config import LoraSettings, ModelConfig
 from modeling.generation import (
     Generation,
+    GenerationSettings,
     NativeGenerator,
-    Sampling,
     TransformersGenerator,
     decoding_failure,
     draw,
@@ -81,7 +81,7 @@ def texts(generations: list[Generation]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def distribution(model: Any, ids: list[int], sampling: Sampling) -> np.ndarray:
+def distribution(model: Any, ids: list[int], sampling: GenerationSettings) -> np.ndarray:
     """probability_V of the next token, written down by hand: temperature, then top-k, then top-p."""
     logits_V = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy()
     weight_V = np.exp((logits_V - logits_V.max()) / (sampling.temperature or 1.0))
@@ -94,7 +94,7 @@ def distribution(model: Any, ids: list[int], sampling: Sampling) -> np.ndarray:
     return weight_V / weight_V.sum()
 
 
-def oracle(model: Any, prompt: list[int], seed: int, sampling: Sampling) -> tuple[list[int], list[float]]:
+def oracle(model: Any, prompt: list[int], seed: int, sampling: GenerationSettings) -> tuple[list[int], list[float]]:
     """(tokens, log-probabilities) by a pass over the whole text for each token."""
     uniforms = torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ids, logprobs = list[int](), list[float]()
@@ -115,17 +115,17 @@ def oracle(model: Any, prompt: list[int], seed: int, sampling: Sampling) -> tupl
 @pytest.mark.parametrize(
     ("architecture", "sampling"),
     [
-        ("llama", Sampling(12)),
-        ("llama", Sampling(12, temperature=0)),
-        ("llama", Sampling(12, temperature=2.0, top_k=40, top_p=0.7)),
-        ("gpt2", Sampling(12, temperature=0.7, top_k=3)),
-        ("gemma", Sampling(12, temperature=1.5, top_p=0.8)),
-        ("gemma2", Sampling(12)),
-        ("bloom", Sampling(12)),
+        ("llama", GenerationSettings(12)),
+        ("llama", GenerationSettings(12, temperature=0)),
+        ("llama", GenerationSettings(12, temperature=2.0, top_k=40, top_p=0.7)),
+        ("gpt2", GenerationSettings(12, temperature=0.7, top_k=3)),
+        ("gemma", GenerationSettings(12, temperature=1.5, top_p=0.8)),
+        ("gemma2", GenerationSettings(12)),
+        ("bloom", GenerationSettings(12)),
     ],
 )
 def test_in_float64_text_and_logprobs_are_the_oracles_for_any_batch_size_order_and_share(
-    tiny_causal: Make, architecture: str, sampling: Sampling
+    tiny_causal: Make, architecture: str, sampling: GenerationSettings
 ) -> None:
     model = (tiny_causal(architecture) if architecture in ARCHITECTURES else small(architecture, head_dim=8)).double()
     with_ends(model, *range(0, 512, 12))
@@ -136,7 +136,9 @@ def test_in_float64_text_and_logprobs_are_the_oracles_for_any_batch_size_order_a
     for batch_size, order in (
         *((size, everyone) for size in (1, 3, 64)), (4, shuffled), (3, everyone[::2]), (3, everyone[1::2])
     ):  # fmt: skip
-        how = Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_k, sampling.top_p, batch_size)
+        how = GenerationSettings(
+            sampling.max_new_tokens, sampling.temperature, sampling.top_k, sampling.top_p, batch_size
+        )
         made = NATIVE.generate(model, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], how)
         for index, found in zip(order, made, strict=True):
             ids, logprobs = expected[index]
@@ -151,7 +153,7 @@ def test_in_float32_recorded_logprobs_agree_with_a_plain_pass(
     tiny_causal: Make, architecture: str, temperature: float
 ) -> None:
     model = with_ends(tiny_causal(architecture))
-    made = NATIVE.generate(model, PROMPTS, SEEDS, Sampling(12, temperature, batch_size=4))
+    made = NATIVE.generate(model, PROMPTS, SEEDS, GenerationSettings(12, temperature, batch_size=4))
     for prompt, found in zip(PROMPTS, made, strict=True):
         with torch.no_grad():
             logits_TV = model(input_ids=torch.tensor([prompt + found.ids])).logits[0, len(prompt) - 1 : -1].double()
@@ -166,12 +168,12 @@ def test_in_float32_recorded_logprobs_agree_with_a_plain_pass(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_texts_are_those_of_transformers_generate(tiny_causal: Make, architecture: str) -> None:
     model = with_ends(tiny_causal(architecture), *range(0, 512, 12))
-    made = NATIVE.generate(model, PROMPTS, SEEDS, Sampling(9, temperature=0, batch_size=4))
+    made = NATIVE.generate(model, PROMPTS, SEEDS, GenerationSettings(9, temperature=0, batch_size=4))
     how = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0}
     for prompt, found in zip(PROMPTS, made, strict=True):
         expected = model.generate(torch.tensor([prompt]), **how)[0, len(prompt) :].tolist()
         assert (found.ids, found.ended) == (expected, expected[-1] % 12 == 0)
-    other = TRANSFORMERS.generate(model, PROMPTS, SEEDS, Sampling(9, temperature=0, batch_size=4))
+    other = TRANSFORMERS.generate(model, PROMPTS, SEEDS, GenerationSettings(9, temperature=0, batch_size=4))
     assert [(row.ids, row.ended) for row in other] == [(row.ids, row.ended) for row in made]
 
 
@@ -182,7 +184,7 @@ def test_first_and_second_words_of_many_episodes_come_as_often_as_the_model_says
     # From seeds to tokens: streams that are not uniform, or that repeat between steps or episodes, show here.
     model = with_ends(few_words(tiny_causal("llama"), words=5))
     model.get_output_embeddings().weight.data *= 0.4 * temperature
-    episodes, prompt, sampling = 3000, PROMPTS[0], Sampling(2, temperature, batch_size=1000)
+    episodes, prompt, sampling = 3000, PROMPTS[0], GenerationSettings(2, temperature, batch_size=1000)
     seeds = [derive_seed(7, "rollout", 0, episode) for episode in range(episodes)]
     made = NATIVE.generate(model, [prompt] * episodes, seeds, sampling)
     first_V = distribution(model, prompt, sampling)[:5]
@@ -197,10 +199,10 @@ def test_the_same_prompt_with_another_seed_gets_another_answer_and_a_longer_limi
     tiny_causal: Make,
 ) -> None:
     model = with_ends(tiny_causal("llama"))
-    made = texts(NATIVE.generate(model, [PROMPTS[0]] * 6, [1, 2, 3, 1, 2, 3], Sampling(9)))
+    made = texts(NATIVE.generate(model, [PROMPTS[0]] * 6, [1, 2, 3, 1, 2, 3], GenerationSettings(9)))
     assert made[:3] == made[3:]
     assert len(set(map(tuple, made))) == 3
-    short = texts(NATIVE.generate(model, [PROMPTS[0]] * 3, [1, 2, 3], Sampling(4)))
+    short = texts(NATIVE.generate(model, [PROMPTS[0]] * 3, [1, 2, 3], GenerationSettings(4)))
     assert short == [ids[:4] for ids in made[:3]]
 
 
@@ -216,7 +218,7 @@ def test_no_uniform_number_draws_a_token_of_probability_zero(
     logits_BV = torch.randn(16, vocabulary, generator=torch.Generator().manual_seed(0), dtype=dtype)
     never = [0, 1, 4, vocabulary - 2, vocabulary - 1]
     logits_BV[:, never] = torch.tensor([-torch.inf, -1e4, -1e4, -1e4, -torch.inf], dtype=dtype)
-    tokens, logprobs = draw(logits_BV, torch.full((16,), uniform, dtype=torch.float64), Sampling(1))
+    tokens, logprobs = draw(logits_BV, torch.full((16,), uniform, dtype=torch.float64), GenerationSettings(1))
     assert not set(tokens) & set(never)
     expected_BV = logits_BV.double().log_softmax(-1)
     # A log-softmax in float32 is off by a few roundings of numbers of about 16.
@@ -231,16 +233,16 @@ def test_a_sum_that_rounding_lifts_at_a_token_of_probability_zero_does_not_draw_
     monkeypatch.setattr(torch.Tensor, "cumsum", lambda *_, **__: rounded.clone())
     logits_BV = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]])
     for uniform, token in ((0.5, 2), (LAST, 2), (0.4, 0)):
-        assert draw(logits_BV, torch.tensor([uniform], dtype=torch.float64), Sampling(1))[0] == [token]
+        assert draw(logits_BV, torch.tensor([uniform], dtype=torch.float64), GenerationSettings(1))[0] == [token]
 
 
 @pytest.mark.parametrize("wrong", [[0.0, torch.nan], [0.0, torch.inf], [-torch.inf, -torch.inf]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_refused_in_a_sentence(wrong: list[float], temperature: float) -> None:
     logits_BV, uniform_B = torch.tensor([[0.0, -torch.inf], wrong]), torch.tensor([0.5, 0.5], dtype=torch.float64)
-    assert draw(logits_BV[:1], uniform_B[:1], Sampling(1, temperature))[0] == [0]
+    assert draw(logits_BV[:1], uniform_B[:1], GenerationSettings(1, temperature))[0] == [0]
     with pytest.raises(ValueError, match=r"decoding: a logit is -?(nan|inf): weights or activations"):
-        draw(logits_BV, uniform_B, Sampling(1, temperature))
+        draw(logits_BV, uniform_B, GenerationSettings(1, temperature))
 
 
 # Ends and limits
@@ -250,17 +252,17 @@ def test_logits_that_are_not_finite_are_refused_in_a_sentence(wrong: list[float]
 def test_all_may_end_at_once_and_an_end_at_the_last_step_counts(tiny_causal: Make, generator: Any) -> None:
     model = with_ends(few_words(tiny_causal("llama"), words=1), 0)
     for batch_size, limit in ((1, 5), (3, 5), (64, 1)):
-        made = generator.generate(model, PROMPTS, SEEDS, Sampling(limit, batch_size=batch_size))
+        made = generator.generate(model, PROMPTS, SEEDS, GenerationSettings(limit, batch_size=batch_size))
         assert [(row.ids, row.ended) for row in made] == [([0], True)] * len(PROMPTS)
-    assert not any(row.ended for row in generator.generate(with_ends(model), PROMPTS, SEEDS, Sampling(2)))
+    assert not any(row.ended for row in generator.generate(with_ends(model), PROMPTS, SEEDS, GenerationSettings(2)))
 
 
 @BOTH
 def test_progress_counts_every_prompt_once_and_no_prompts_give_nothing(tiny_causal: Make, generator: Any) -> None:
     model, told = with_ends(tiny_causal("llama")), list[int]()
-    generator.generate(model, PROMPTS, SEEDS, Sampling(2, batch_size=4), on_batch=told.append)
+    generator.generate(model, PROMPTS, SEEDS, GenerationSettings(2, batch_size=4), on_batch=told.append)
     assert told == [4, 4, 2]
-    assert generator.generate(model, [], [], Sampling(2)) == []
+    assert generator.generate(model, [], [], GenerationSettings(2)) == []
 
 
 @BOTH
@@ -269,23 +271,23 @@ def test_prompts_without_room_or_tokens_are_refused_before_anything_is_computed(
 ) -> None:
     model = with_ends(tiny_causal("gpt2"))
     prompts = [[5], [5] * (CONTEXT_LENGTH - 3)]
-    assert [len(ids) for ids in texts(generator.generate(model, prompts, [0, 1], Sampling(3)))] == [3, 3]
+    assert [len(ids) for ids in texts(generator.generate(model, prompts, [0, 1], GenerationSettings(3)))] == [3, 3]
     model.forward = None  # would raise TypeError
     sizes = f"a prompt of {CONTEXT_LENGTH - 3} tokens and 4 new ones do not fit the model's context of {CONTEXT_LENGTH}"
     with pytest.raises(ValueError, match=sizes):
-        generator.generate(model, prompts, [0, 1], Sampling(4))
+        generator.generate(model, prompts, [0, 1], GenerationSettings(4))
     with pytest.raises(ValueError, match="a prompt has no tokens"):
-        generator.generate(model, [[5], []], [0, 1], Sampling(3))
+        generator.generate(model, [[5], []], [0, 1], GenerationSettings(3))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_sliding_window_is_the_end_of_the_context(attention: str) -> None:
     model = small("mistral", sliding_window=40, attn_implementation=attention).double()
     whole = small("mistral", sliding_window=None).double()
-    made = texts(NATIVE.generate(model, PROMPTS, SEEDS, Sampling(10, batch_size=3)))
-    assert made == [oracle(whole, *row, Sampling(10))[0] for row in zip(PROMPTS, SEEDS, strict=True)]
+    made = texts(NATIVE.generate(model, PROMPTS, SEEDS, GenerationSettings(10, batch_size=3)))
+    assert made == [oracle(whole, *row, GenerationSettings(10))[0] for row in zip(PROMPTS, SEEDS, strict=True)]
     with pytest.raises(ValueError, match="a prompt of 30 tokens and 11 new ones do not fit the model's context of 40"):
-        NATIVE.generate(model, PROMPTS, SEEDS, Sampling(11))
+        NATIVE.generate(model, PROMPTS, SEEDS, GenerationSettings(11))
 
 
 # Adapters and precision
@@ -300,7 +302,10 @@ def test_lora_is_merged_while_decoding_and_leaves_the_base_as_it_was(
     for number, parameter in enumerate(adapter_parameters(model, "default").values()):
         values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
         parameter.data = 0.2 * values.double()
-    base, sampling = {name: value.clone() for name, value in model.state_dict().items()}, Sampling(5, temperature=0)
+    base, sampling = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        GenerationSettings(5, temperature=0),
+    )
     expected = [oracle(model, *row, sampling)[0] for row in zip(PROMPTS[:4], SEEDS, strict=False)]
     assert texts(generator.generate(model, PROMPTS[:4], SEEDS[:4], sampling)) == expected
     assert all(torch.equal(value, base[name]) for name, value in model.state_dict().items())
@@ -315,7 +320,7 @@ def test_under_bfloat16_the_output_layer_computes_in_float32(tiny_causal: Make, 
     head = model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = generator.generate(model, PROMPTS, SEEDS, Sampling(3, batch_size=3))
+        made = generator.generate(model, PROMPTS, SEEDS, GenerationSettings(3, batch_size=3))
         handle.remove()
         hidden_1SH = model.model(torch.tensor(PROMPTS[:1])).last_hidden_state
         assert head(hidden_1SH).dtype == torch.bfloat16, "autocast is on again"
@@ -350,7 +355,7 @@ def test_transformers_samples_as_asked_and_takes_nothing_from_the_models_own_set
     model.get_output_embeddings().weight.data *= 0.3
     model.generation_config.top_p = model.generation_config.repetition_penalty = 0.5
     state, episodes = torch.get_rng_state(), 2000
-    for sampling in (Sampling(1, 0.7, batch_size=1000), Sampling(1, 0.7, 4, 0.8, batch_size=1000)):
+    for sampling in (GenerationSettings(1, 0.7, batch_size=1000), GenerationSettings(1, 0.7, 4, 0.8, batch_size=1000)):
         made = TRANSFORMERS.generate(model, [PROMPTS[0]] * episodes, list(range(episodes)), sampling)
         expected = episodes * distribution(model, PROMPTS[0], sampling)
         counts, possible = np.bincount([row.ids[0] for row in made], minlength=512), expected > 0.1
@@ -361,7 +366,7 @@ def test_transformers_samples_as_asked_and_takes_nothing_from_the_models_own_set
     assert torch.equal(torch.get_rng_state(), state)
     assert model.generation_config.top_p == 0.5
     again, same, other = (
-        texts(TRANSFORMERS.generate(model, [PROMPTS[0]] * 10, list(range(start, start + 10)), Sampling(4)))
+        texts(TRANSFORMERS.generate(model, [PROMPTS[0]] * 10, list(range(start, start + 10)), GenerationSettings(4)))
         for start in (0, 0, 10)
     )
     assert again == same != other
@@ -385,12 +390,15 @@ def test_transformers_decodes_what_our_decoder_cannot_and_the_log_gives_the_reas
     with caplog.at_level(logging.WARNING):
         assert isinstance(generator_for(model), TransformersGenerator)
         accelerator = FakeAccelerator()
-        sampler = AnswerSampler(model, tiny_tokenizer, Sampling(5, temperature=0), 0, accelerator)
+        sampler = AnswerSampler(model, tiny_tokenizer, GenerationSettings(5, temperature=0), 0, accelerator)
         answers = sampler.answers(prompts, alone, "s")
     (message,) = [record.message for record in caplog.records if "Lfm2ForCausalLM" in record.message]
     assert "using transformers' generate" in message
     for prompt, (found,) in zip(prompts, answers, strict=True):
-        assert found.ids == oracle(with_ends(model, 2), encode_prompt(tiny_tokenizer, prompt), 0, Sampling(5, 0))[0]
+        assert (
+            found.ids
+            == oracle(with_ends(model, 2), encode_prompt(tiny_tokenizer, prompt), 0, GenerationSettings(5, 0))[0]
+        )
 
 
 @pytest.mark.parametrize("forgotten", ["attention_mask", "position_ids", "past_key_values"])

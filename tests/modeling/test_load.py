@@ -31,9 +31,9 @@ from data.chat_template import PLAIN
 from data.tokenize import encode_completion
 from demo.assets import CHATML
 from modeling.batch import Batch
-from modeling.config import ModelConfig
+from modeling.config import GenerationSettings, ModelConfig
 from modeling.export import export
-from modeling.generation import NativeGenerator, Sampling, TransformersGenerator
+from modeling.generation import NativeGenerator, TransformersGenerator
 from modeling.load import (
     autocast,
     base_model_place,
@@ -614,7 +614,7 @@ def test_an_added_pad_token_is_never_sampled_where_all_logits_lie_near_minus_36(
     for ours in (model, again):
         with torch.no_grad():
             assert float(ours(IDS).logits[0].softmax(-1)[:, 512].max()) == 0
-        prompts, sampling = [[3, 40]] * 8, Sampling(12)
+        prompts, sampling = [[3, 40]] * 8, GenerationSettings(12)
         made = NativeGenerator().generate(ours, prompts, list(range(8)), sampling)
         other = TransformersGenerator().generate(ours, prompts, list(range(8)), sampling)
         assert not any(512 in generation.ids for generation in (*made, *other))

@@ -17,8 +17,8 @@ from trl.generation import vllm_generation
 
 from modeling import vllm
 from modeling.adapters import adapter_parameters, add_lora
-from modeling.config import LoraSettings
-from modeling.generation import NativeGenerator, Sampling, generator_for
+from modeling.config import GenerationSettings, LoraSettings
+from modeling.generation import NativeGenerator, generator_for
 from tests.modeling.test_generation import PROMPTS, SEEDS, texts, with_ends
 
 
@@ -47,7 +47,9 @@ class StandIn:
         self.asked.append(params)
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
         with_ends(self.model, *params[0].stop_token_ids)
-        made = NativeGenerator().generate(self.model, ids, SEEDS, Sampling(params[0].max_tokens, temperature=0))
+        made = NativeGenerator().generate(
+            self.model, ids, SEEDS, GenerationSettings(params[0].max_tokens, temperature=0)
+        )
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(row.ids))]) for row in made]
 
 
@@ -79,8 +81,8 @@ def test_every_generation_is_from_the_policys_present_weights(
         for number, parameter in enumerate(adapter_parameters(model, "default").values()):
             chance = torch.Generator().manual_seed(100 * update + number)
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=chance)
-        made = generator.generate(model, PROMPTS, SEEDS, Sampling(6, 0.7, 5, 0.9))
-        expected = NativeGenerator().generate(model, PROMPTS, SEEDS, Sampling(6, temperature=0))
+        made = generator.generate(model, PROMPTS, SEEDS, GenerationSettings(6, 0.7, 5, 0.9))
+        expected = NativeGenerator().generate(model, PROMPTS, SEEDS, GenerationSettings(6, temperature=0))
         assert [(row.ids, row.ended) for row in made] == [(row.ids, row.ended) for row in expected]
         assert all(row.logprobs is None for row in made)
         found.append(texts(made))

@@ -229,6 +229,7 @@ def test_the_last_line_of_a_stage_has_units() -> None:
         "rankings 1,234  tied_pairs 25.0%  reward_accuracy 67.8%  above_best_baseline -6.8 points  kl 0 nats  "
         "perplexity_ppo 50,171  perplexity_sft 68.41  seconds_before_evaluation 54.7 s  report a/b.html"
     )
+    assert summary({"generation": {"temperature": 1.0, "seed": 3}}) == "generation temperature 1, seed 3"
 
 
 @pytest.mark.parametrize("change", ["config", "input"])
