@@ -12,26 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from data.intervals import Bootstrap
 from data.records import Prompt
 from data.tokenize import encode_prompt
-from evaluation.compare import Answer, preference, win_rate
+from evaluation.compare import Answer, by_scores, preference, scores_of, win_rate
+from evaluation.reward_scores import SavedRewardModel
 from modeling.config import ModelConfig
 from modeling.generation import Generation
-from modeling.load import autocast_dtype, load_scalar, load_tokenizer, read_settings
-from modeling.models import reward_model
-from modeling.sharding import Sharding
+from modeling.load import load_tokenizer
 from ppo.reward_scorer import Episode, Tokens
-from reward.batches import RankingExample
-from reward.scoring import score_all
 
 MEASURES = ("proxy", "score", "chrf")
 """The reward model, which chooses; the labeler's rubric, on which it was trained; chrF, on which it was not."""
-NO_PAIRS = torch.zeros(0, 0, dtype=torch.bool)
 
 
 def choice_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:
@@ -66,10 +61,8 @@ def sizes(largest: int) -> list[int]:
 class Proxy:
     """The run's reward model, which encodes answers as in PPO."""
 
-    place: Path
-    model_config: ModelConfig
+    model: SavedRewardModel
     policy_tokenizer: Any
-    tokenizer: Any
     tokens: Tokens
     """As in PPO's RewardScorer."""
 
@@ -77,9 +70,8 @@ class Proxy:
     def of(sft: Path, reward: Path, config: ModelConfig, trust_reward_code: bool) -> "Proxy":
         """From the folders of the two finished models. Weights are loaded later, by `scores`."""
         own = replace(config.of_export(), trust_remote_code=trust_reward_code)
-        policy_tokenizer, tokenizer = load_tokenizer(sft, config.of_export()), load_tokenizer(reward, own)
-        tokens = Tokens.between(policy_tokenizer, tokenizer, read_settings(reward, own))
-        return Proxy(reward, own, policy_tokenizer, tokenizer, tokens)
+        policy_tokenizer, model = load_tokenizer(sft, config.of_export()), SavedRewardModel.of(reward, own, str(reward))
+        return Proxy(model, policy_tokenizer, Tokens.between(policy_tokenizer, model.tokenizer, model.settings))
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError for a prompt that leaves no room for an answer in the reward model's context."""
@@ -96,24 +88,11 @@ class Proxy:
 
         `max_tokens` limits a forward pass.
         """
-        items: list[RankingExample] = []
-        owners: list[int] = []
-        for index, (prompt, *rows) in enumerate(zip(prompts, *sets, strict=True)):
-            before, answers = self._read(prompt, [generation for row in rows for generation in row])
-            together = max(1, (max_tokens - len(before)) // max(map(len, answers)))
-            items += [
-                RankingExample(before, answers[start : start + together], NO_PAIRS)
-                for start in range(0, len(answers), together)
-            ]
-            owners += [index] * (len(items) - len(owners))
-        model = load_scalar(self.place, self.model_config, self.tokenizer).to(accelerator.device)
-        scorer = reward_model(model, autocast_dtype(self.model_config, accelerator.device))
-        Sharding.from_environment().shard(model)
-        scored = score_all(scorer, items, max_tokens, accelerator)
-        of_prompt: list[list[float]] = [[] for _ in prompts]
-        for owner, row in zip(owners, scored, strict=True):
-            of_prompt[owner] += row
-        flat = [iter(row) for row in of_prompt]
+        asked = [
+            self._read(prompt, [generation for row in rows for generation in row])
+            for prompt, *rows in zip(prompts, *sets, strict=True)
+        ]
+        flat = [iter(row) for row in self.model.scores(asked, max_tokens, accelerator)]
         return [[[next(left) for _ in row] for left, row in zip(flat, rows, strict=True)] for rows in sets]
 
     def _read(self, prompt: Prompt, responses: list[Generation]) -> tuple[list[int], list[list[int]]]:
@@ -162,6 +141,7 @@ def best_of_n(
         name: bootstrap.interval([sum(answer.parts[name] for answer in row) / len(row) for row in ppo])
         for name in MEASURES
     }
+    rate = win_rate(by_scores(scores_of(ppo), scores_of(sft), tie_width), bootstrap)
     distance = bootstrap.interval(kl)
     nearest = min(range(1, count + 1), key=lambda n: abs(best_of_n_kl(n) - distance["mean"]))
     return {
@@ -170,7 +150,7 @@ def best_of_n(
         "rows": [
             {"n": n, "kl": best_of_n_kl(n)} | {name: chosen(n, of) for name, of in values.items()} for n in sizes(count)
         ],
-        "ppo": {"kl": distance, **ours, "win_rate": win_rate(ppo, sft, tie_width, bootstrap)},
+        "ppo": {"kl": distance, **ours, "win_rate": rate},
         "ppo_against": {"n": nearest, "kl": best_of_n_kl(nearest), "win_rate": chosen(nearest, lost_to_ppo)},
     }
 

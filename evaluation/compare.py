@@ -1,7 +1,7 @@
-"""Compares base, SFT and PPO on held-out prompts: win rates, the rubric's parts, KL and perplexity."""
+"""Win rates from verdicts on pairs of answers, the rubric's parts, and KL and perplexity of the compared models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,79 +9,37 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data.intervals import Bootstrap
-from data.overlap import chrf
-from data.records import Demonstration
-from data.tokenize import decode_completion, encode_prompt
+from data.records import Prompt
+from data.tokenize import encode_prompt
 from labeling.config import LabelsConfig
-from labeling.judges import Closeness
-from labeling.rubric import PARTS, judge, weighted
+from labeling.rubric import PARTS, weighted
 from labeling.simulated import ranks_of
 from modeling.accelerator import share_of
 from modeling.batch import Batch, text_batch
 from modeling.generation import Generation
 from modeling.models import PolicyModel
 
-MODELS = ("base", "sft", "ppo")
-
 
 @dataclass
 class Answer:
-    """An answer and its judgments."""
+    """An answer and its measures."""
 
     text: str
     complete: bool
+    """Whether it ended by itself rather than being cut off."""
     tokens: int
-    parts: dict[str, float]
+    """Its length in tokens of the SFT model."""
+    parts: dict[str, float] = field(default_factory=dict)
     """The rubric's parts and their weighted `score`; `chrf`, the character overlap with the reference, on which no
-    reward model was trained.
+    reward model was trained; scores of other judges by their names.
     """
 
 
-def judged_answers(
-    tokenizer: Any,
-    prompts: Sequence[Demonstration],
-    generations: Sequence[Sequence[Generation]],
-    labels: LabelsConfig,
-    closeness: Closeness,
-) -> list[list[Answer]]:
-    """Each prompt's answers with the simulated labeler's scores, without its random errors."""
-    flat = [(prompt, generation) for prompt, row in zip(prompts, generations, strict=True) for generation in row]
-    texts = [decode_completion(tokenizer, generation.ids, generation.ended) for _, generation in flat]
-    references = [prompt.completion for prompt, _ in flat]
-    judged = judge(texts, [generation.ended for _, generation in flat], references, labels.weights, closeness)
-    answers = iter(
-        Answer(text, generation.ended, len(generation.ids), vars(verdict) | {"chrf": chrf(text, reference)})
-        for text, (_, generation), verdict, reference in zip(texts, flat, judged, references, strict=True)
-    )
-    return [[next(answers) for _ in row] for row in generations]
-
-
-Score = Callable[[Answer], float]
 Answers = Sequence[Sequence[Answer]]
-"""The answers to each prompt."""
-
-
-def whole_rubric(answer: Answer) -> float:
-    """The labeler's score."""
-    return answer.parts["score"]
-
-
-def win_rate(
-    ours: Answers,
-    theirs: Answers,
-    tie_width: float,
-    bootstrap: Bootstrap,
-    score: Score = whole_rubric,
-) -> dict[str, float]:
-    """How often the labeler prefers our answers, ties counting half: all our answers to a prompt against all of theirs.
-
-    Swapping the two sides gives one minus the rate.
-    """
-    per_prompt = [
-        sum(preference(score(a), score(b), tie_width) for a in left for b in right) / (len(left) * len(right))
-        for left, right in zip(ours, theirs, strict=True)
-    ]
-    return bootstrap.interval(per_prompt)
+"""The answers to each prompt; a prompt may have none."""
+Verdicts = Sequence[Sequence[Sequence[float | None]]]
+"""For each prompt, a row per answer of ours with an entry per answer of theirs: 1 if ours is preferred, 0 if theirs,
+1/2 for a tie, the mean where several labelers disagree, None without a verdict."""
 
 
 def preference(ours: float, theirs: float, tie_width: float) -> float:
@@ -90,20 +48,45 @@ def preference(ours: float, theirs: float, tie_width: float) -> float:
     return 0.5 + 0.5 * ((ours_rank < theirs_rank) - (ours_rank > theirs_rank))
 
 
-def win_rate_among(
-    ours: Answers,
-    theirs: Answers,
-    tie_width: float,
-    bootstrap: Bootstrap,
-    counts: Callable[[Answer, Answer], bool],
-) -> dict[str, float] | None:
-    """The win rate over the selected pairs of answers; prompts without one are left out. None if there is no such
-    pair."""
-    per_prompt: list[float | None] = []
-    for left, right in zip(ours, theirs, strict=True):
-        pairs = [(whole_rubric(a), whole_rubric(b)) for a in left for b in right if counts(a, b)]
-        per_prompt.append(sum(preference(a, b, tie_width) for a, b in pairs) / len(pairs) if pairs else None)
+def by_scores(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], tie_width: float) -> Verdicts:
+    """The verdicts of a judge who prefers higher scores."""
+    return [
+        [[preference(a, b, tie_width) for b in right] for a in left] for left, right in zip(ours, theirs, strict=True)
+    ]
+
+
+def scores_of(answers: Answers, name: str = "score") -> list[list[float]]:
+    """A measure of each answer; the labeler's score by default."""
+    return [[answer.parts[name] for answer in row] for row in answers]
+
+
+def win_rate(verdicts: Verdicts, bootstrap: Bootstrap) -> dict[str, float] | None:
+    """How often our answers are preferred, ties counting half: the mean over prompts of the mean over their pairs.
+
+    Pairs and prompts without a verdict are left out; None if nothing is left. Swapping the two sides gives one minus
+    the rate.
+    """
+    per_prompt = [mean([verdict for row in rows for verdict in row]) for rows in verdicts]
     return bootstrap.interval(per_prompt) if any(rate is not None for rate in per_prompt) else None
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that are not None; None if there is none."""
+    kept = [value for value in values if value is not None]
+    return sum(kept) / len(kept) if kept else None
+
+
+def among(
+    verdicts: Verdicts, ours: Answers, theirs: Answers, counts: Callable[[Answer, Answer], bool]
+) -> list[list[list[float | None]]]:
+    """The verdicts on the pairs of answers that count; None for the others."""
+    return [
+        [
+            [value if counts(a, b) else None for b, value in zip(right, row, strict=True)]
+            for a, row in zip(left, rows, strict=True)
+        ]
+        for left, right, rows in zip(ours, theirs, verdicts, strict=True)
+    ]
 
 
 def like_length(a: Answer, b: Answer, slack: float = 0.25) -> bool:
@@ -117,41 +100,37 @@ def both_end(a: Answer, b: Answer) -> bool:
 
 
 def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, bootstrap: Bootstrap) -> dict[str, Any]:
-    """The win rate broken down by the rubric's parts and by kinds of pairs, as stored in evaluation.json.
+    """The win rate by the rubric broken down by its parts, as stored in evaluation.json.
 
-    `win_rate_without`: without each part of the rubric in turn; `win_rate_by_part`: by each part alone;
-    `win_rate_both_end`: among pairs in which both answers end by themselves; `win_rate_length_matched`: among pairs of
-    similar length. Weights and tie width are the labeler's.
+    `win_rate_without`: without each part of the rubric in turn; `win_rate_by_part`: by each part alone. Weights and tie
+    width are the labeler's.
     """
     used = [part for part in PARTS if getattr(labels.weights, part)]
 
-    def by(parts: Sequence[str]) -> dict[str, float]:
-        return win_rate(ours, theirs, labels.tie_width, bootstrap, lambda a: weighted(a.parts, labels.weights, parts))
-
-    def among(counts: Callable[[Answer, Answer], bool]) -> dict[str, float] | None:
-        return win_rate_among(ours, theirs, labels.tie_width, bootstrap, counts)
+    def by(parts: Sequence[str]) -> dict[str, float] | None:
+        left, right = (
+            [[weighted(answer.parts, labels.weights, parts) for answer in row] for row in rows]
+            for rows in (ours, theirs)
+        )
+        return win_rate(by_scores(left, right, labels.tie_width), bootstrap)
 
     return {
-        "win_rate_length_matched": among(like_length),
-        "win_rate_both_end": among(both_end),
         "win_rate_without": {part: by([other for other in used if other != part]) for part in used},
         "win_rate_by_part": {part: by([part]) for part in used},
     }
 
 
-def parts_table(
-    answers: Mapping[str, Sequence[Sequence[Answer]]], bootstrap: Bootstrap
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Means per model, with intervals over prompts: each rubric part, the whole rubric, chrF and the length."""
-    names = [*PARTS, "score", "chrf"]
+def parts_table(answers: Mapping[str, Answers], bootstrap: Bootstrap) -> dict[str, dict[str, dict[str, float]]]:
+    """Means per model, with intervals over prompts: each measure in the answers' `parts`, and the length."""
 
-    def mean(row: Sequence[Answer], name: str) -> float:
-        return sum(answer.tokens if name == "tokens" else answer.parts[name] for answer in row) / len(row)
+    def value(row: Sequence[Answer], name: str) -> float | None:
+        return mean([answer.tokens if name == "tokens" else answer.parts[name] for answer in row])
 
-    return {
-        model: {name: bootstrap.interval([mean(row, name) for row in rows]) for name in [*names, "tokens"]}
-        for model, rows in answers.items()
-    }
+    found = {}
+    for model, rows in answers.items():
+        names = next(list(answer.parts) for row in rows for answer in row)
+        found[model] = {name: bootstrap.interval([value(row, name) for row in rows]) for name in [*names, "tokens"]}
+    return found
 
 
 @dataclass(frozen=True)
@@ -168,7 +147,7 @@ class Scoring:
 def logprobs_of_answers(
     policy: PolicyModel,
     tokenizer: Any,
-    prompts: Sequence[Demonstration],
+    prompts: Sequence[Prompt],
     generations: Sequence[Sequence[Generation]],
     how: Scoring,
 ) -> list[list[float]]:

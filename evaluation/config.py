@@ -1,22 +1,80 @@
 """Settings of the evaluation stages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from data.numbers import NonNegativeInt, PositiveInt, check_numbers
 from modeling.config import GenerationSettings
 
+COMPARED = ("base", "sft", "ppo")
+"""Models that are always compared."""
+NULL_BASELINES = ("random", "longest", "echo")
+"""Baselines without a model, see evaluation/baselines.py."""
+SPECIAL = ("base_few_shot", "ppo_ema", "ppo_last", "sft_baseline")
+"""Names in `evaluate.models` that are neither folders nor models on the Hub."""
+
+
+@dataclass
+class GoldConfig:
+    """A held-out ("gold") reward model as a judge, from which neither PPO nor the run's reward model has learned. All
+    ours.
+    """
+
+    model: str | None = None
+    """Reward model with any tokenizer: a folder, or a model on the Hub."""
+    revision: str | None = None
+    """Commit or tag of `model` on the Hub."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with `model`. Off unless you trust its author."""
+    chat_template: str | None = None
+    """A Jinja file that renders conversations for `model`; null uses the tokenizer's own, or a plain one if it has
+    none.
+    """
+
+
+@dataclass
+class HumanConfig:
+    """People's rankings as a judge. All ours."""
+
+    path: str | None = None
+    """Rankings of the compared answers in JSON Lines (docs/labeling.md): `completions` are answers of
+    generations.jsonl. Pairs that nobody ranked are left out.
+    """
+
 
 @dataclass
 class EvaluateConfig(GenerationSettings):
-    """Comparison of base, SFT and PPO on the prompts of held-out users. All ours unless a section is named."""
+    """Comparison of base, SFT, PPO and other models on the prompts of held-out users. All ours unless a section is
+    named.
+
+    With a `temperature` of 0 no KL is estimated, which takes samples. With `top_k` or `top_p` the KL is still between
+    the full distributions, and its estimate is biased.
+    """
 
     weights: Literal["ema", "last"] = "ema"
     """PPO's weights to evaluate: the EMA or the last ones. C.4: EMA."""
+    models: list[str] = field(default_factory=list)
+    """Models to compare besides base, SFT and PPO: folders or models on the Hub, each with its own tokenizer and chat
+    template; `base_few_shot`, the base with demonstrations in its prompt; `ppo_ema` or `ppo_last`, whichever `weights`
+    is not; `sft_baseline`, the SFT baseline of C.1, if that stage has run.
+    """
+    trust_remote_code: bool = False
+    """Run Python code that comes with the folders and Hub models in `models`. Off unless you trust their authors."""
+    few_shot_examples: PositiveInt = 4
+    """Demonstrations of the training split in each prompt of `base_few_shot`. Ours."""
+    judges: list[Literal["rubric", "chrf", "gold", "human", "llm"]] = field(default_factory=lambda: ["rubric", "chrf"])
+    """Judges of the answers; the first gives the headline. `rubric`, the simulated labeler; `chrf`, character overlap
+    with the reference; `gold`, a held-out reward model; `human`, people's rankings; `llm`, a language model. Ours.
+    """
+    gold: GoldConfig = field(default_factory=GoldConfig)
+    """Settings of the judge `gold`."""
+    human: HumanConfig = field(default_factory=HumanConfig)
+    """Settings of the judge `human`."""
     max_prompts: PositiveInt | None = None
     """Maximum number of held-out prompts, spread evenly over the set; null uses all. Ours."""
     answers_per_prompt: PositiveInt = 1
-    """Answers sampled per prompt from PPO and from SFT; the base model, shown for orientation, gives one. More answers
+    """Answers sampled per prompt from each model; the base model, shown for orientation, gives one. More answers
     reduce the noise of each prompt; the bootstrap resamples prompts. Ours.
     """
     perplexity_examples: PositiveInt = 32
@@ -32,6 +90,11 @@ class EvaluateConfig(GenerationSettings):
     best_of_n_prompts: PositiveInt | None = None
     """Maximum number of held-out prompts for best-of-n, spread evenly over the set; null uses all. Ours."""
 
+    @property
+    def places(self) -> list[str]:
+        """The folders and Hub models in `models`."""
+        return [name for name in self.models if name not in SPECIAL]
+
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "evaluate")
@@ -40,6 +103,39 @@ class EvaluateConfig(GenerationSettings):
                 f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0 and a top_k other than 1: "
                 "greedy answers to a prompt are identical"
             )
+        self._validate_models()
+        self._validate_judges()
+
+    def _validate_models(self) -> None:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"evaluate.models={self.models} names a model twice")
+        taken = {*COMPARED, *NULL_BASELINES, "best_of_n"}
+        for name in self.models:
+            if name in taken:
+                raise ValueError(
+                    f"evaluate.models: {name!r} is compared anyway; write ./{name} if you mean a folder of that name"
+                )
+        if f"ppo_{self.weights}" in self.models:
+            raise ValueError(
+                f"evaluate.models names ppo_{self.weights}, which evaluate.weights={self.weights} compares as ppo "
+                "anyway: leave it out"
+            )
+
+    def _validate_judges(self) -> None:
+        if not self.judges:
+            raise ValueError("evaluate.judges is empty: name at least one judge")
+        if len(set(self.judges)) < len(self.judges):
+            raise ValueError(f"evaluate.judges={self.judges} names a judge twice")
+        for judge, setting, value in (
+            ("gold", "evaluate.gold.model, a reward model that PPO has not seen", self.gold.model),
+            ("human", "evaluate.human.path, a file of people's rankings", self.human.path),
+        ):
+            if judge in self.judges and value is None:
+                raise ValueError(f"the judge {judge} needs {setting}: set it, or take {judge} out of evaluate.judges")
+            if judge not in self.judges and value is not None:
+                raise ValueError(f"evaluate.{judge} is set, but {judge} is not in evaluate.judges: add it there")
+        if self.human.path is not None and not Path(self.human.path).is_file():
+            raise ValueError(f"evaluate.human.path={self.human.path}: no such file")
 
 
 @dataclass

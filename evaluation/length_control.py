@@ -5,45 +5,56 @@ length. The length-controlled win rate is its prediction for equal lengths. *Our
 mean square, and there are no terms for instructions. Shapes: N pairs of answers; P prompts.
 """
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from data.intervals import Bootstrap, tail
-from evaluation.compare import Answers, preference, whole_rubric
+from evaluation.compare import Answers, Verdicts
 
-RESAMPLES = 1000
-"""At most; each takes a regression."""
+RESAMPLES = 500
+"""At most; each takes a regression of about 2 ms."""
 WEAK = 100.0
 """Inverse strength of the regularization of the length's coefficient, which keeps it finite in small samples."""
 
 Floats = NDArray[np.float64]
 
 
-def length_controlled(ours: Answers, theirs: Answers, tie_width: float, bootstrap: Bootstrap) -> dict[str, float]:
+def length_controlled(
+    ours: Answers, theirs: Answers, verdicts: Verdicts, bootstrap: Bootstrap
+) -> dict[str, float] | None:
     """{mean, low, high, n} as of `evaluation.compare.win_rate`, for answers of equal length."""
     pairs = [
-        (
-            index,
-            a.tokens - b.tokens,
-            preference(whole_rubric(a), whole_rubric(b), tie_width),
-            1 / (len(left) * len(right)),
-        )
-        for index, (left, right) in enumerate(zip(ours, theirs, strict=True))
-        for a in left
-        for b in right
+        [
+            (a.tokens - b.tokens, value)
+            for a, row in zip(left, rows, strict=True)
+            for b, value in zip(right, row, strict=True)
+            if value is not None
+        ]
+        for left, right, rows in zip(ours, theirs, verdicts, strict=True)
     ]
-    prompts, *columns = zip(*pairs, strict=True)
-    longer_N, won_N, weight_N = (np.array(column, dtype=float) for column in columns)
-    means = [
-        rate_at_equal_length(longer_N, won_N, weight_N * counts_P[list(prompts)])
-        for counts_P in bootstrap.draws(len(ours), RESAMPLES)
-    ]
-    outside = tail(len(set(range(len(ours)) if bootstrap.users is None else bootstrap.users)))
+    judged = [place for place, found in enumerate(pairs) if found]
+    if not judged:
+        return None
+    prompt_N = np.repeat(np.arange(len(judged)), [len(pairs[place]) for place in judged])
+    weight_N = np.repeat([1 / len(pairs[place]) for place in judged], [len(pairs[place]) for place in judged])
+    longer_N, won_N = np.array([pair for place in judged for pair in pairs[place]], dtype=float).T
+    among = bootstrap.among(judged)
+    with warnings.catch_warnings():
+        # Where almost all pairs have the same winner, scikit-learn warns and uses a slower solver.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        means = [
+            rate_at_equal_length(longer_N, won_N, weight_N * counts_P[prompt_N])
+            for counts_P in among.draws(len(judged), RESAMPLES)
+        ]
+        mean = rate_at_equal_length(longer_N, won_N, weight_N)
+    outside = tail(len(set(judged if among.users is None else among.users)))
     low, high = np.quantile(means, [outside, 1 - outside])
-    mean = rate_at_equal_length(longer_N, won_N, weight_N)
-    users = {} if bootstrap.users is None else {"users": len(set(bootstrap.users))}
-    return {"mean": mean, "low": float(low), "high": float(high), "n": len(ours)} | users
+    users = {} if among.users is None else {"users": len(set(among.users))}
+    return {"mean": mean, "low": float(low), "high": float(high), "n": len(judged)} | users
 
 
 def rate_at_equal_length(longer_N: Floats, won_N: Floats, weight_N: Floats) -> float:
@@ -55,5 +66,5 @@ def rate_at_equal_length(longer_N: Floats, won_N: Floats, weight_N: Floats) -> f
         return float(np.average(won_N, weights=weight_N))
     length_2N = np.tile(np.tanh(longer_N / spread), 2)[:, None]
     used = weights_2N > 0
-    model = LogisticRegression(C=WEAK).fit(length_2N[used], labels_2N[used], weights_2N[used])
+    model = LogisticRegression(C=WEAK, solver="newton-cholesky").fit(length_2N[used], labels_2N[used], weights_2N[used])
     return float(model.predict_proba(np.zeros((1, 1)))[0, 1])

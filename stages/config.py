@@ -83,6 +83,8 @@ class RunConfig:
             ("model.base", self.model.base),
             ("reward.base", self.reward.base),
             ("evaluate_reward.model", self.evaluate_reward.model),
+            ("evaluate.gold.model", self.evaluate.gold.model),
+            *(("evaluate.models", place) for place in self.evaluate.places),
             *((f"ppo.rewards[{index}].path", term.path) for index, term in enumerate(self.ppo.rewards)),
         ):
             refuse_missing_folder(name, place)
@@ -94,6 +96,26 @@ class RunConfig:
                 value.validate()  # type: ignore[union-attr]
         if self.model.quantization != "none" and self.ppo.engine == "vllm":
             raise ValueError("ppo.engine=vllm does not support model.quantization: set ppo.engine=native")
+        self.refuse_known_gold()
+
+    def refuse_known_gold(self) -> None:
+        """Raises ValueError if the gold reward model is one that PPO was trained on."""
+        gold, root = self.evaluate.gold, Path(self.runs_folder) / self.run_name
+        if gold.model is None:
+            return
+        known: list[tuple[str, str, str | None]] = [
+            ("the run's own reward model", str(root / "reward" / "model"), None),
+            *(("in ppo.rewards", term.path, term.revision) for term in self.ppo.rewards if term.path is not None),
+        ]
+        if self.reward.base is not None and self.reward.epochs == 0:
+            known.append(("reward.base", self.reward.base, self.reward.revision))
+        for what, place, revision in known:
+            same = Path(place).resolve() == Path(gold.model).resolve()
+            if same and (Path(place).exists() or revision == gold.revision):
+                raise ValueError(
+                    f"evaluate.gold.model={gold.model} is {what}, on which PPO was trained: give a reward model that "
+                    "was trained on other rankings"
+                )
 
     def refuse_own_result(self, setting: str, place: str | None) -> None:
         """Raises ValueError if a base model is a result of this run, so that every run would change its own input."""
@@ -130,6 +152,12 @@ RENAMED = {
     "ppo.micro_batch_size": "ppo.max_tokens_per_micro_batch, which counts tokens",
 }
 """Keys of older configurations -> their replacements."""
+REFUSED = dict.fromkeys(
+    ("ppo.top_k", "ppo.top_p"),
+    "roll-outs are sampled from the whole distribution, because log-probabilities of a truncated one are not those of "
+    "the policy, so that importance ratios and KL would be wrong; use ppo.temperature, or leave it out",
+)
+"""Settings of other stages that a stage does not have -> the reason."""
 
 
 def explain(message: str) -> str:
@@ -145,6 +173,8 @@ def explain(message: str) -> str:
         return wrong_type(sentence) or sentence
     if key in RENAMED:
         return f"unknown key '{key}': use {RENAMED[key]}"
+    if key in REFUSED:
+        return f"there is no {key}: {REFUSED[key]}"
     near = difflib.get_close_matches(key, names, n=1) or [
         name for name in names if name.split(".")[-1] == key.split(".")[-1]
     ]

@@ -1,15 +1,20 @@
-"""Compares base, SFT and PPO on the prompts of held-out users.
+"""Compares base, SFT, PPO and other models on the prompts of held-out users.
 
 python -m stages.evaluate --config configs/demo.yaml
+python -m stages.evaluate --config configs/demo.yaml --evaluate.judges [rubric,gold] --evaluate.gold.model owner/name
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from modeling.disk import file_digest
 from stages import manifest
 from stages.config import STAGES, RunConfig
-from stages.runner import RunFolder, Stage, stage_main
+from stages.runner import RunFolder, Stage, stage_main, summary
+
+if TYPE_CHECKING:
+    from evaluation.models import ComparedModel
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
@@ -17,37 +22,97 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.sets import evenly, read_set, read_texts
     from evaluation.best_of_n import Proxy
     from evaluation.comparison import Comparison
+    from evaluation.judges import JudgeInputs, make_judges
+    from evaluation.results import Results
     from modeling.accelerator import from_main, make_accelerator
     from modeling.load import base_model_place, read_settings
     from modeling.run import Run
     from stages.inputs import refuse_long_texts
 
     accelerator, settings, data = make_accelerator(config.model.device), config.evaluate, run.stage("data")
-    sft, reward = run.stage("sft") / "model", run.stage("reward")
-    places = {
-        "ppo": str(run.stage("ppo") / ("model_ema" if settings.weights == "ema" else "model")),
-        "sft": str(sft),
-        "base": from_main(accelerator, lambda: base_model_place(config.model)),
-    }
-    refuse_long_texts(config, read_settings(places["base"], config.model))
+    sft, reward, max_tokens = run.stage("sft"), run.stage("reward"), config.reward.max_tokens_per_micro_batch
+    base = from_main(accelerator, lambda: base_model_place(config.model))
+    refuse_long_texts(config, read_settings(base, config.model))
+    refuse_copied_gold(settings.gold.model, reward / "model")
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
+    prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
+    of_run = Run(accelerator, config.seed, out)
+    inputs = JudgeInputs(
+        settings=settings, labels=config.labels, model_config=config.model, prompts=prompts, run=of_run,
+        max_tokens=max_tokens,
+    )  # fmt: skip
     comparison = Comparison(
         settings=settings,
-        labels=config.labels,
-        model_config=config.model,
-        run=Run(accelerator, config.seed, out),
-        places=places,
-        prompts=evenly(read_set(data, "sft", "test"), settings.max_prompts),
+        run=of_run,
+        models=models(config, run, base),
+        prompts=prompts,
+        judges=make_judges(inputs),
         texts=list(read_texts(data, "heldout")),
         text_tokens=config.data.pretraining_tokens,
-        proxy=Proxy.of(sft, reward / "model", config.model, trust) if settings.best_of_n else None,
-        max_tokens=config.reward.max_tokens_per_micro_batch,
+        proxy=Proxy.of(sft / "model", reward / "model", config.model, trust) if settings.best_of_n else None,
+        max_tokens=max_tokens,
     )
+    accelerator.print(f"evaluate: generation with {summary(settings.recorded(config.seed))}", flush=True)
     comparison.sample_and_score()
     if not accelerator.is_main_process:
         return {}
     accuracy = json.loads((reward / "accuracy.json").read_text())
-    return comparison.write(comparison.compare(accuracy["test"]), seconds_so_far(run))
+    return Results(comparison, config.labels).write(accuracy["test"], seconds_so_far(run))
+
+
+def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]":
+    """The models to compare; `base` is the place of the base model."""
+    from data.sets import read_set
+    from evaluation.few_shot import FewShotModel
+    from evaluation.models import compared_models
+
+    settings, ppo = config.evaluate, {"ema": run.stage("ppo") / "model_ema", "last": run.stage("ppo") / "model"}
+    folders = {f"ppo_{name}": place for name, place in ppo.items()} | {
+        "sft_baseline": sft_baseline(config),
+        "ppo": ppo[settings.weights],
+        "sft": run.stage("sft") / "model",
+    }
+    if "sft_baseline" in settings.models and not folders["sft_baseline"].is_dir():
+        raise ValueError(
+            f"evaluate.models names sft_baseline, but there is no {folders['sft_baseline']}: run the stage "
+            "sft_baseline first, or leave it out"
+        )
+    places = {name: str(place) for name, place in folders.items()} | {"base": base}
+    found = compared_models(settings, config.model, places)
+    if "base_few_shot" in settings.models:
+        shown = read_set(run.stage("data"), "sft", "train")
+        few_shot = FewShotModel(
+            "base_few_shot", base, config.model, 1, settings.few_shot_examples, shown, settings.max_new_tokens,
+            config.seed,
+        )  # fmt: skip
+        found.append(few_shot)
+    return found
+
+
+def sft_baseline(config: RunConfig) -> Path:
+    """The SFT baseline of C.1, which only some runs have."""
+    return Path(config.runs_folder) / config.run_name / "sft_baseline" / "model"
+
+
+def refuse_copied_gold(gold: str | None, reward: Path) -> None:
+    """Raises ValueError if the gold reward model has the weights of the run's own."""
+    if gold is None or not Path(gold).is_dir():
+        return
+    theirs, ours = (sorted(folder.glob("*.safetensors")) for folder in (Path(gold), reward))
+    if not ours or [file.stat().st_size for file in theirs] != [file.stat().st_size for file in ours]:
+        return
+    if [file_digest(file) for file in theirs] == [file_digest(file) for file in ours]:
+        raise ValueError(
+            f"evaluate.gold.model={gold} has the weights of the run's own reward model, on which PPO was trained: give "
+            "a reward model that was trained on other rankings"
+        )
+
+
+def external(config: RunConfig) -> dict[str, str]:
+    """Digests of the models and files from outside the stages before this one."""
+    settings = config.evaluate
+    local = [*settings.places, *([str(sft_baseline(config))] if "sft_baseline" in settings.models else [])]
+    return manifest.model_digests(*local, settings.gold.model, settings.gold.chat_template, settings.human.path)
 
 
 def seconds_so_far(run: RunFolder) -> float:
@@ -64,9 +129,10 @@ STAGE = Stage(
     ),
     after=("data", "sft", "reward", "ppo"),
     work=work,
+    external=external,
     parallel=True,
     discardable=("scratch",),
 )  # fmt: skip
 
 if __name__ == "__main__":
-    stage_main(STAGE, "Compares base, SFT and PPO on held-out prompts.")
+    stage_main(STAGE, "Compares models on held-out prompts.")

@@ -19,18 +19,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes `accuracy.json` and a report page."""
     from data.sets import evenly
     from evaluation.reward_evaluation import RewardEvaluation, headline
+    from evaluation.reward_scores import SavedRewardModel
     from modeling.accelerator import make_accelerator
-    from modeling.load import (
-        autocast_dtype,
-        context_length,
-        load_scalar,
-        load_tokenizer,
-        read_settings,
-        refuse_language_model,
-    )
-    from modeling.models import answer_suffix_of, reward_model
     from modeling.run import Run
-    from modeling.sharding import Sharding
     from reports.reward import write_reward_page
     from reward.batches import example_sets
     from reward.scoring import score_all
@@ -45,16 +36,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if options.model is not None:
         given = {name: getattr(options, name) for name in ("revision", "trust_remote_code", "chat_template")}
         place, model_config = options.model, replace(config.model, **given)
-    known = read_settings(place, model_config)
-    refuse_language_model(known, f"evaluate_reward.model={place}")
-    tokenizer = load_tokenizer(place, model_config)
-    answer_suffix, context = answer_suffix_of(known, tokenizer), context_length(known, generating=False)
+    saved = SavedRewardModel.of(place, model_config, f"evaluate_reward.model={place}")
     found, left_out = example_sets(
-        tokenizer, {split: rankings(config, run, split) for split in SPLITS}, context, answer_suffix
+        saved.tokenizer, {split: rankings(config, run, split) for split in SPLITS}, saved.context, saved.answer_suffix
     )
-    loaded = load_scalar(place, model_config, tokenizer).to(accelerator.device)
-    model = reward_model(loaded, autocast_dtype(model_config, accelerator.device))
-    Sharding.from_environment().shard(loaded)
+    model = saved.load(accelerator.device)
     lines = left_out_lines(left_out)
     if (reason := model.encoder.plain_reason) is not None:
         lines.append(f"a prompt is encoded again for each of its answers: {reason}")

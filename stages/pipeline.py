@@ -43,15 +43,16 @@ def work(config: RunConfig, force: bool) -> None:
         print(f"\n{summary(headline, evaluation)}\n\n{time.perf_counter() - start:.0f} s in total; report: {page}")
 
 
-def summary(headline: dict[str, float], evaluation: dict[str, Any]) -> str:
+def summary(headline: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """The report's verdict, and the headline numbers."""
     from reports.verdict import too_few, verdict
 
+    kl = "not estimated, since answers are greedy" if headline["kl"] is None else f"{headline['kl']:z.2f} nats"
     return "\n".join(
         [
             f"{verdict(evaluation)['text']}\n",
             f"reward model, held-out accuracy      {headline['reward_accuracy']:.1%}",
-            f"KL to the SFT policy                 {headline['kl']:z.2f} nats",
+            f"KL to the SFT policy                 {kl}",
             f"perplexity of held-out text          SFT {headline['perplexity_sft']:,.2f}, PPO "
             f"{headline['perplexity_ppo']:,.2f}",
             *filter(None, [too_few(evaluation, {"test": evaluation.get("reward_model")})]),

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from data.intervals import Bootstrap
 from data.records import Demonstration
-from data.tokenize import encode_completion, encode_prompt
+from data.tokenize import encode_prompt
 from evaluation.compare import (
     Answer,
     Scoring,
-    judged_answers,
+    among,
+    both_end,
+    by_scores,
     kl_between,
     like_length,
     logprobs_of_answers,
@@ -25,11 +27,10 @@ from evaluation.compare import (
     perplexity,
     preference,
     rubric_win_rates,
+    scores_of,
     win_rate,
-    win_rate_among,
 )
 from labeling.config import LabelsConfig, RubricWeights
-from labeling.judges import WordOverlap
 from modeling.config import GenerationSettings, ModelConfig
 from modeling.generation import Generation, NativeGenerator
 from modeling.load import autocast, load_causal
@@ -43,6 +44,20 @@ PROMPTS = [
     for text in ("Why?", "What is the capital of France?", "Write a poem.")
 ]
 ROWS = st.lists(st.lists(st.integers(-32, 32).map(lambda n: n / 16), min_size=1, max_size=3), min_size=1, max_size=8)
+
+
+def verdicts(ours: list[list[Answer]], theirs: list[list[Answer]], width: float = 0.0) -> Any:
+    return by_scores(scores_of(ours), scores_of(theirs), width)
+
+
+def rate(ours: list[list[Answer]], theirs: list[list[Answer]], width: float = 0.0) -> dict[str, float]:
+    found = win_rate(verdicts(ours, theirs, width), Bootstrap(20))
+    assert found is not None
+    return found
+
+
+def rate_among(ours: list[list[Answer]], theirs: list[list[Answer]], counts: Any) -> dict[str, float] | None:
+    return win_rate(among(verdicts(ours, theirs), ours, theirs, counts), Bootstrap(20))
 
 
 def answers(scores: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]] | None = None) -> list[list[Answer]]:
@@ -74,8 +89,8 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(
     data: st.DataObject, ours: list[list[float]], width: float
 ) -> None:
     theirs = [data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1.0]), min_size=1, max_size=3)) for _ in ours]
-    rate = win_rate(answers(ours), answers(theirs), width, Bootstrap(20))["mean"]
-    assert rate + win_rate(answers(theirs), answers(ours), width, Bootstrap(20))["mean"] == pytest.approx(1, abs=1e-12)
+    won = rate(answers(ours), answers(theirs), width)["mean"]
+    assert won + rate(answers(theirs), answers(ours), width)["mean"] == pytest.approx(1, abs=1e-12)
 
     def better(a: float, b: float) -> float:
         left, right = (math.floor(a * 4), math.floor(b * 4)) if width else (a, b)
@@ -85,7 +100,7 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(
     for left, right in zip(ours, theirs, strict=True):
         pairs = [better(a, b) for a in left for b in right]
         means.append(sum(pairs) / len(pairs))
-    assert rate == pytest.approx(sum(means) / len(means), abs=1e-12), (
+    assert won == pytest.approx(sum(means) / len(means), abs=1e-12), (
         "a mean over prompts, whatever the number of answers"
     )
 
@@ -93,9 +108,9 @@ def test_swapping_the_two_models_gives_one_minus_the_rate(
 @settings(max_examples=30, deadline=None)
 @given(rows=ROWS, width=st.sampled_from([0.0, 0.05, 0.25]))
 def test_a_model_against_itself_wins_exactly_half(rows: list[list[float]], width: float) -> None:
-    found = win_rate(answers(rows), answers(rows), width, Bootstrap(20))
+    found = rate(answers(rows), answers(rows), width)
     assert (found["mean"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
-    matched = win_rate_among(answers(rows), answers(rows), width, Bootstrap(20), like_length)
+    matched = rate_among(answers(rows), answers(rows), like_length)
     assert matched is not None
     assert matched["mean"] == 0.5
 
@@ -105,17 +120,28 @@ def test_only_pairs_of_like_length_count_when_length_is_matched() -> None:
     theirs = answers([[0.5, 0.5], [0.0], [1.0]], [[8, 30], [10], [10]])
     # 10 and 8 match (2 <= 0.25 * 10), a win; 20 and 30 do not (10 > 7.5); 20 and 8, 10 and 30 do not. Nothing in the
     # second. A loss in the third.
-    assert win_rate_among(ours, theirs, 0.0, Bootstrap(20), like_length) == pytest.approx(
-        {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
-    )
+    assert rate_among(ours, theirs, like_length) == pytest.approx({"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2})
     # 20 and 30 match too at a third: a loss, which makes the first prompt a half.
-    found = win_rate_among(ours, theirs, 0.0, Bootstrap(20), partial(like_length, slack=1 / 3))
+    found = rate_among(ours, theirs, partial(like_length, slack=1 / 3))
     assert found is not None
     assert found["mean"] == pytest.approx((0.5 + 0) / 2)
 
 
 def test_no_pair_of_like_length_gives_no_number() -> None:
-    assert win_rate_among(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), 0.0, Bootstrap(20), like_length) is None
+    assert rate_among(answers([[1.0]], [[10]]), answers([[0.0]], [[40]]), like_length) is None
+
+
+def test_pairs_without_a_verdict_are_left_out_and_swapping_sides_still_gives_one_minus_the_rate() -> None:
+    found = [[[1.0, None], [0.5, None]], [[None, None]], [[0.0, 1.0, 0.25]]]
+    # A win and a tie; nothing; a loss, a win and one labeler of four: means 3/4 and 5/12.
+    rates = win_rate(found, Bootstrap(50, ["ann", "ann", "ben"]))
+    assert rates is not None
+    assert (rates["mean"], rates["n"], rates["users"]) == (pytest.approx((3 / 4 + 5 / 12) / 2), 2, 2)
+    swapped = [[[None if v is None else 1 - v for v in column] for column in zip(*rows, strict=True)] for rows in found]
+    other = win_rate(swapped, Bootstrap(50))
+    assert other is not None
+    assert rates["mean"] + other["mean"] == pytest.approx(1)
+    assert win_rate([[[None]], []], Bootstrap(50)) is None
 
 
 def rated(closeness: float, ended: bool, repetition: float = 0.0, profanity: float = 0.0) -> Answer:
@@ -134,14 +160,16 @@ def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
         for name in ("win_rate_without", "win_rate_by_part")
     }
     # Whole: win, win (0.8 against 0.6), loss (0.8 against 1.0), win (1.02 against 0.87).
-    assert win_rate(ours, theirs, 0.05, Bootstrap(50))["mean"] == 3 / 4
+    assert rate(ours, theirs, 0.05)["mean"] == 3 / 4
     # Without ending: tie, loss, loss, win. Without closeness: 0.3, 0, then 0.2 and 0.3, then 0.3 and 0.15.
     # Without repetition the last is a tie; without profanity the third is still a loss, 0.9 against 1.0.
     assert list(means["win_rate_without"].values()) == [3 / 4, 1.5 / 4, 2.5 / 4, 3 / 4]
     # Alone: tie, loss, loss, tie; win, win, tie, tie; tie, tie, tie, win; tie, tie, loss, tie.
     assert list(means["win_rate_by_part"].values()) == [1 / 4, 3 / 4, 2.5 / 4, 1.5 / 4]
     # Both end in the last two alone: a loss and a win.
-    assert (found["win_rate_both_end"]["mean"], found["win_rate_both_end"]["n"]) == (1 / 2, 2)
+    ending = rate_among(ours, theirs, both_end)
+    assert ending is not None
+    assert (ending["mean"], ending["n"]) == (1 / 2, 2)
 
 
 def test_parts_without_weight_are_left_out_and_cut_off_answers_give_no_pair_that_ends() -> None:
@@ -150,7 +178,7 @@ def test_parts_without_weight_are_left_out_and_cut_off_answers_give_no_pair_that
         ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, profanity=0.0)), Bootstrap(20)
     )
     assert list(found["win_rate_without"]) == list(found["win_rate_by_part"]) == ["closeness", "complete"]
-    assert found["win_rate_both_end"] is None
+    assert rate_among(ours, theirs, both_end) is None
 
 
 def test_the_table_of_parts_is_a_mean_over_prompts() -> None:
@@ -163,25 +191,6 @@ def test_the_table_of_parts_is_a_mean_over_prompts() -> None:
     assert set(table["sft"]) == {*names, "tokens"}
     assert {table[model][name]["mean"] for model in table for name in names} == {0.75}
     assert table["sft"]["tokens"]["mean"] == table["ppo"]["tokens"]["mean"] == 5.0
-
-
-def test_judged_answers_are_the_text_without_eos_and_its_parts(tiny_tokenizer: Any) -> None:
-    def said(text: str, ended: bool) -> Generation:
-        ids = encode_completion(tiny_tokenizer, text, ended)
-        return Generation(ids, [0.0] * len(ids), ended)
-
-    given = [[said("So it is.", True), said("So it", False)], [said("", True), said("So it is.", True)]]
-    found = judged_answers(tiny_tokenizer, PROMPTS[:2], given, LabelsConfig(disagreement=0.99), WordOverlap())
-    [[same, cut], [nothing, again]] = found
-    assert (same.text, same.complete, same.tokens) == ("So it is.", True, len(given[0][0].ids))
-    assert (cut.text, cut.complete) == ("So it", False)
-    assert (same.parts["chrf"], same.parts["closeness"]) == pytest.approx((1, 1))
-    assert same.parts["score"] == pytest.approx(1.3 - 0.5 * same.parts["profanity"]), (
-        "closeness 1.0 + complete 0.3, nothing repeated"
-    )
-    assert 0 < cut.parts["chrf"] < 1
-    assert (nothing.parts["chrf"], nothing.parts["closeness"]) == (0, 0)
-    assert again == same, "a labeler without misjudgements"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The evaluate stage on a hand-made run folder: evaluation.json of a PPO model that equals the SFT model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.records import Demonstration
+from data.files import write_records
+from data.records import Demonstration, Ranking
 from data.sets import DOCUMENT_SCHEMA, set_file, set_schema
-from evaluation.config import EvaluateConfig
+from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
 from labeling.config import LabelsConfig
 from modeling.config import ModelConfig
-from modeling.load import load_causal, save
+from modeling.load import load_causal, load_scalar, save
+from modeling.tiny import make_tiny_model
 from stages.config import RunConfig
 from stages.evaluate import work
 from stages.runner import RunFolder
 from tests.conftest import enliven
+from tests.ppo.conftest import save_reward
 
 ASKED = [Demonstration(prompt=text, completion="So it is.") for text in ("Why?", "Name two rivers", "Write a poem.")]
 
@@ -28,13 +32,15 @@ def run(tmp_path_factory: Any, tiny: Any, model_config: ModelConfig, tiny_tokeni
     root = tmp_path_factory.mktemp("run")
     model = enliven(load_causal(tiny("llama"), model_config, tiny_tokenizer))
     save(model, tiny_tokenizer, root / "sft" / "model")
-    save(model, tiny_tokenizer, root / "ppo" / "model_ema")
-    (root / "reward").mkdir()
+    for name in ("model_ema", "model"):
+        save(model, tiny_tokenizer, root / "ppo" / name)
+    save(enliven(load_scalar(tiny("llama"), model_config, tiny_tokenizer)), tiny_tokenizer, root / "reward" / "model")
     (root / "reward" / "accuracy.json").write_text(json.dumps({"test": {"accuracy": {"mean": 0.5}}}))
     (root / "data").mkdir()
     schema = set_schema("sft", conversational=False)
     rows = [{field: getattr(prompt, field, None) for field in schema.names} for prompt in ASKED]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), set_file(root / "data", "sft", "test"))
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), set_file(root / "data", "sft", split))
     texts = [{"text": "The sky is blue and the sea is deep. " * 8, "dataset": "mine"}]
     pq.write_table(pa.Table.from_pylist(texts, schema=DOCUMENT_SCHEMA), set_file(root / "data", "texts", "heldout"))
     return RunFolder(root)
@@ -79,3 +85,83 @@ def test_text_longer_than_the_context_is_refused_before_anything_is_generated(
     with pytest.raises(ValueError, match=r"data\.pretraining_tokens=513 is more than the model's context of 512"):
         work(config, run, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headline(
+    run: RunFolder, tiny_llama: Path, tmp_path: Path
+) -> None:
+    people, other = tmp_path / "people.jsonl", make_tiny_model(tmp_path / "other", "gpt2", vocab_size=300)
+    gold = save_reward(tmp_path / "gold", make_tiny_model(tmp_path / "made", vocab_size=320)) / "model"
+    write_records(people, [Ranking(prompt="Why?", completions=["x", "y"], ranks=[1, 2])])
+    config = RunConfig(
+        run_name=run.root.name,
+        runs_folder=str(run.root.parent),
+        model=ModelConfig(base=str(tiny_llama), device="cpu"),
+        labels=LabelsConfig(closeness="words"),
+        evaluate=EvaluateConfig(
+            judges=["chrf", "gold", "human"], gold=GoldConfig(model=str(gold)), human=HumanConfig(path=str(people)),
+            models=["base_few_shot", "ppo_last", str(other)], few_shot_examples=2, answers_per_prompt=2, best_of_n=3,
+            best_of_n_prompts=2, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=20,
+        ),
+    )  # fmt: skip
+    config.validate()
+    config.data.pretraining_tokens = 16
+    out = tmp_path / "out"
+    headline = work(config, run, out)
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    comparisons = evaluation["comparisons"]
+    models = {"base", "ppo", "ppo_last", "base_few_shot", str(other), "best_of_n", "random", "longest", "echo"}
+    assert set(comparisons) == models
+    assert all(list(found) == ["chrf", "gold", "human"] for found in comparisons.values())
+    assert evaluation["win_rate"]["sft"] == comparisons["ppo"]["chrf"]["win_rate"], "the first judge"
+    assert headline["win_rate"] == evaluation["win_rate"]["sft"]["mean"]
+    assert comparisons["ppo"]["human"] == {
+        "win_rate": None, "length_controlled": None, "both_end": None, "no_verdict": 3 * 2 * 2
+    }  # fmt: skip
+    assert comparisons["best_of_n"]["gold"]["win_rate"]["n"] == comparisons["longest"]["gold"]["win_rate"]["n"] == 2
+    assert comparisons["ppo_last"]["gold"]["win_rate"]["n"] == 3
+    assert evaluation["generation"] == {
+        "max_new_tokens": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "batch_size": 64, "seed": 0
+    }  # fmt: skip
+    assert evaluation["judges"][0] == {"name": "chrf", "taught": False}
+    # All are the SFT model. Neither other tokens nor other prompts have a KL to SFT, or a comparable perplexity.
+    assert {name: found["high"] for name, found in evaluation["kl_by_model"].items()} == {"ppo": 0.0, "ppo_last": 0.0}
+    assert set(evaluation["perplexity"]) == {"base", "sft", "ppo", "ppo_last"}
+    assert evaluation["judge_agreement"]["between"][0]["judges"] == ["chrf", "gold"]
+    assert "gold" in evaluation["models"]["random"]
+    rows = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
+    assert set(rows[0]["others"]) == {"base_few_shot", "ppo_last", str(other)}
+    assert rows[0]["ppo_against_sft"] in (0.0, 0.5, 1.0)
+    # Ranking one pair as people do: it is read back from the answers that were written.
+    best, worst = rows[1]["ppo"][0]["text"], rows[1]["sft"][0]["text"]
+    write_records(people, [Ranking(prompt=ASKED[1].prompt, completions=[best, worst], ranks=[1, 2])])
+    again = work(config, run, out)
+    found = json.loads((out / "evaluation.json").read_text())["comparisons"]["ppo"]["human"]
+    assert (found["win_rate"]["mean"], found["win_rate"]["n"]) == (1.0, 1)
+    assert again == headline, "sampled answers and model scores are kept in the scratch folder"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"models": ["sft_baseline"]}, "evaluate.models names sft_baseline, but there is no"),
+        (
+            {"judges": ["gold"], "gold": "copy"},
+            "has the weights of the run's own reward model, on which PPO was trained",
+        ),
+        ({"judges": ["gold"], "gold": "sft"}, "is not a reward model: its architecture is LlamaForCausalLM"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_generated(
+    run: RunFolder, tiny_llama: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    places = {"copy": tmp_path / "copy", "sft": run.stage("sft") / "model"}
+    shutil.copytree(run.stage("reward") / "model", places["copy"])
+    gold = GoldConfig(model=str(places[changes["gold"]])) if "gold" in changes else GoldConfig()
+    config = RunConfig(
+        model=ModelConfig(base=str(tiny_llama), device="cpu"), evaluate=EvaluateConfig(**changes | {"gold": gold})
+    )
+    config.data.pretraining_tokens = 16
+    with pytest.raises(ValueError, match=sentence):
+        work(config, run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

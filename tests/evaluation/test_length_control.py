@@ -6,10 +6,26 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from data.intervals import Bootstrap
-from evaluation.compare import Answer, win_rate
-from evaluation.length_control import WEAK, length_controlled
+from evaluation import length_control
+from evaluation.compare import Answer, by_scores, scores_of, win_rate
+from evaluation.length_control import WEAK
 
 Rows = list[list[Answer]]
+
+
+def length_controlled(ours: Rows, theirs: Rows, bootstrap: Bootstrap) -> dict[str, float]:
+    """By the scores."""
+    verdicts = by_scores(scores_of(ours), scores_of(theirs), 0.0)
+    found = length_control.length_controlled(ours, theirs, verdicts, bootstrap)
+    assert found is not None
+    return found
+
+
+def plain(ours: Rows, theirs: Rows) -> dict[str, float]:
+    """The win rate with all lengths."""
+    found = win_rate(by_scores(scores_of(ours), scores_of(theirs), 0.0), Bootstrap(200))
+    assert found is not None
+    return found
 
 
 def answer(score: float, tokens: int) -> Answer:
@@ -31,12 +47,12 @@ def duels(bias: float, strength: float, longer: float, prompts: int = 400, seed:
 
 def test_a_planted_preference_for_length_is_taken_out() -> None:
     ours, theirs = duels(bias=3.0, strength=0.0, longer=60)
-    assert win_rate(ours, theirs, 0.0, Bootstrap(200))["low"] > 0.7, "by length alone"
-    found = length_controlled(ours, theirs, 0.0, Bootstrap(200))
+    assert plain(ours, theirs)["low"] > 0.7, "by length alone"
+    found = length_controlled(ours, theirs, Bootstrap(200))
     assert found["low"] < 0.5 < found["high"]
     ours, theirs = duels(bias=3.0, strength=1.0, longer=-60)
-    assert win_rate(ours, theirs, 0.0, Bootstrap(200))["mean"] < 0.5
-    found = length_controlled(ours, theirs, 0.0, Bootstrap(200))
+    assert plain(ours, theirs)["mean"] < 0.5
+    found = length_controlled(ours, theirs, Bootstrap(200))
     assert found["low"] < expit(1.0) < found["high"]
     assert found["low"] > 0.5, "better, though shorter"
 
@@ -68,29 +84,41 @@ def test_it_is_the_regression_at_equal_length_with_ties_as_halves_and_prompts_we
         return float(-likelihood.sum() + theta[1] ** 2 / (2 * WEAK))
 
     expected = expit(minimize(loss, np.zeros(2), tol=1e-12).x[0])
-    assert length_controlled(ours, theirs, 0.0, Bootstrap(1))["mean"] == pytest.approx(expected, abs=2e-4)
-    swapped = length_controlled(theirs, ours, 0.0, Bootstrap(1))["mean"]
+    assert length_controlled(ours, theirs, Bootstrap(1))["mean"] == pytest.approx(expected, abs=2e-4)
+    swapped = length_controlled(theirs, ours, Bootstrap(1))["mean"]
     assert swapped == pytest.approx(1 - expected, abs=2e-4)
 
 
 def test_equal_lengths_and_one_sided_results_give_the_plain_win_rate() -> None:
     same = [[answer(score, 10)] for score in (1.0, 0.0, 1.0, 0.5)], [[answer(0.5, 10)] for _ in range(4)]
-    assert length_controlled(*same, 0.0, Bootstrap(20))["mean"] == 5 / 8
+    assert length_controlled(*same, Bootstrap(20))["mean"] == 5 / 8
     always = [[answer(1.0, 10 + n)] for n in range(5)], [[answer(0.0, 9)] for _ in range(5)]
-    assert length_controlled(*always, 0.0, Bootstrap(20)) == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 5}
+    assert length_controlled(*always, Bootstrap(20)) == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 5}
 
 
 def test_its_interval_covers_the_truth_and_is_wider_where_users_repeat_their_prompts() -> None:
     covered = 0
     for seed in range(40):
-        found = length_controlled(*duels(1.0, 0.5, 20, prompts=120, seed=seed), 0.0, Bootstrap(150))
+        found = length_controlled(*duels(1.0, 0.5, 20, prompts=120, seed=seed), Bootstrap(150))
         covered += found["low"] <= expit(0.5) <= found["high"]
     assert covered >= 34, "about 38 of 40"
     ours, theirs = duels(1.0, 0.5, 20, prompts=60)
     repeated = [row for row in ours for _ in range(5)], [row for row in theirs for _ in range(5)]
     users = [str(number // 5) for number in range(300)]
-    apart = length_controlled(*repeated, 0.0, Bootstrap(300))
-    together = length_controlled(*repeated, 0.0, Bootstrap(300, users))
+    apart = length_controlled(*repeated, Bootstrap(300))
+    together = length_controlled(*repeated, Bootstrap(300, users))
     assert together["users"] == 60
     assert together["mean"] == pytest.approx(apart["mean"], abs=1e-9)
     assert together["high"] - together["low"] > 1.7 * (apart["high"] - apart["low"])
+
+
+def test_pairs_without_a_verdict_are_as_if_they_had_not_been_drawn() -> None:
+    ours, theirs = duels(2.0, 0.3, 20, prompts=80)
+    verdicts = by_scores(scores_of(ours), scores_of(theirs), 0.0)
+    users = [str(number // 2) for number in range(80)]
+    judged = [place for place in range(80) if place % 3]
+    gaps = [rows if place % 3 else [[None]] for place, rows in enumerate(verdicts)]
+    found = length_control.length_controlled(ours, theirs, gaps, Bootstrap(50, users))
+    left, right = ([rows[place] for place in judged] for rows in (ours, theirs))
+    assert found == length_controlled(left, right, Bootstrap(50, [users[place] for place in judged]))
+    assert length_control.length_controlled(ours, theirs, [[[None]]] * 80, Bootstrap(50)) is None

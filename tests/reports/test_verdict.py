@@ -89,6 +89,7 @@ def test_the_pipeline_ends_with_the_verdict_of_the_report() -> None:
     found = evaluation(WIN, {"complete": EVEN})
     headline = {"reward_accuracy": 0.645, "kl": 0.92, "perplexity_sft": 68.4, "perplexity_ppo": 65.7}
     assert summary(headline, found).startswith(verdict(found)["text"])
+    assert "not estimated, since answers are greedy" in summary(headline | {"kl": None}, found)
 
 
 def judged(**baselines: dict[str, Any]) -> dict[str, Any]:

@@ -34,19 +34,20 @@ def classes(config_type: type = RunConfig) -> list[type]:
 
 
 def documented(config_type: type) -> dict[str, str]:
-    """Field name to the string below it in the source, of the class or of one that it inherits from."""
+    """Field name to the string below it in the source, or in that of the class which it is inherited from."""
+    inherited = [documented(base) for base in config_type.__bases__ if dataclasses.is_dataclass(base)]
     [body] = [
         node.body
         for node in ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
         if isinstance(node, ast.ClassDef)
     ]
-    inherited = [documented(base) for base in config_type.__bases__ if base is not object]
-    return {name: text for found in inherited for name, text in found.items()} | {
+    own = {
         node.target.id: inspect.cleandoc(after.value.value)
         for node, after in itertools.pairwise(body)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
     }
+    return {name: text for found in [*inherited, own] for name, text in found.items()}
 
 
 def leaves(config_type: type = RunConfig, prefix: str = "") -> dict[str, str]:
@@ -243,6 +244,7 @@ def test_a_sources_settings_are_in_the_file_and_on_the_command_line(tmp_path: Pa
             "ppo: {monitors: {kl: off}}\n",
             "ppo.monitors.kl: expected stop or warn or ignore, found False; YAML reads off, no, on and yes as",
         ),
+        ("ppo: {top_k: 50}\n", "there is no ppo.top_k: roll-outs are sampled from the whole distribution, because"),
         ("ppo: {engine: hf}\n", "ppo.engine: expected native or transformers or vllm, found hf"),
     ],
 )
@@ -329,6 +331,9 @@ def test_null_stays_possible_where_it_means_something(tmp_path: Path) -> None:
     assert parse("--config", str(file)).sft.max_train_examples is None
 
 
+GOLD = ("--evaluate.judges", "[gold]", "--evaluate.gold.model")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -352,12 +357,30 @@ def test_null_stays_possible_where_it_means_something(tmp_path: Path) -> None:
         (["--data.valid_fraction", "0.6", "--data.test_fraction", "0.4"], "data.test_fraction=0.4 must leave room"),
         (["--reward.epochs", "0"], "reward.epochs=0"),
         (["--evaluate.best_of_n", "4", "--evaluate.temperature", "0"], "evaluate.best_of_n=4 needs"),
+        (["--evaluate.judges", "[gold]"], "the judge gold needs evaluate.gold.model"),
+        (["--evaluate.judges", "[human]"], "the judge human needs evaluate.human.path"),
+        (["--evaluate.judges", "[]"], "evaluate.judges is empty"),
+        (["--evaluate.judges", "[chrf, chrf]"], "names a judge twice"),
+        (["--evaluate.gold.model", "org/name"], "evaluate.gold is set, but gold is not in evaluate.judges"),
+        (["--evaluate.models", "[sft]"], "'sft' is compared anyway"),
+        (["--evaluate.models", "[ppo_ema]"], "evaluate.weights=ema compares as ppo anyway"),
+        (["--evaluate.models", "[a/b/c]"], "evaluate.models=a/b/c: no such folder"),
+        ([*GOLD, "org/gold", "--reward.base", "org/gold", "--reward.epochs", "0"], "is reward.base, on which PPO"),
+        ([*GOLD, "org/gold", "--ppo.rewards", "[{kind: model}, {kind: model, path: org/gold}]"], "in ppo.rewards"),
     ],
 )
 def test_contradictions_are_refused_by_the_name_of_the_field(arguments: list[str], sentence: str) -> None:
     """Every section's own validate() is reached."""
     with pytest.raises(ValueError, match=re.escape(sentence)):
         parse(*arguments)
+
+
+def test_the_runs_own_reward_model_is_no_gold_model_however_its_path_is_written(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "reward" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "demo" / "reward" / "model")
+    for place in ("link", "demo/reward/../reward/model"):
+        with pytest.raises(ValueError, match="is the run's own reward model, on which PPO was trained"):
+            parse("--runs_folder", str(tmp_path), *GOLD, str(tmp_path / place))
 
 
 def numbers(config_type: type = RunConfig, prefix: str = "") -> dict[str, Any]:

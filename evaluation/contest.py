@@ -1,0 +1,77 @@
+"""Every compared model against SFT by every judge."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from data.intervals import Bootstrap
+from data.records import Demonstration
+from evaluation.agreement import calls_of, judge_agreement
+from evaluation.compare import Answers, Verdicts, among, both_end, like_length, win_rate
+from evaluation.config import NULL_BASELINES
+from evaluation.judges.protocol import Judge, preferences
+from evaluation.length_control import length_controlled
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The answers of all models, and who judges them."""
+
+    prompts: Sequence[Demonstration]
+    answers: Mapping[str, Answers]
+    """By the model's name."""
+    judges: Sequence[Judge]
+    """The first gives the headline."""
+    bootstrap: Bootstrap
+
+    @cached_property
+    def verdicts(self) -> dict[str, dict[str, Verdicts]]:
+        """The verdicts on each model against SFT, by model and judge."""
+        return {
+            name: {judge.name: self.against(name, "sft", judge) for judge in self.judges}
+            for name in self.answers
+            if name != "sft"
+        }
+
+    def against(self, ours: str, theirs: str, judge: Judge) -> Verdicts:
+        """A judge's verdicts on one model's answers against another's."""
+        return preferences(judge, self.prompts, self.answers[ours], self.answers[theirs])
+
+    def comparisons(self) -> dict[str, dict[str, Any]]:
+        """The contents of `comparisons` in evaluation.json: results against SFT by model and judge."""
+        return {
+            name: {judge: self._result(name, found) for judge, found in by_judge.items()}
+            for name, by_judge in self.verdicts.items()
+        }
+
+    def _result(self, name: str, verdicts: Verdicts) -> dict[str, Any]:
+        ours, theirs = self.answers[name], self.answers["sft"]
+        return {
+            "win_rate": win_rate(verdicts, self.bootstrap),
+            "length_controlled": length_controlled(ours, theirs, verdicts, self.bootstrap),
+            "both_end": win_rate(among(verdicts, ours, theirs, both_end), self.bootstrap),
+            "no_verdict": sum(value is None for rows in verdicts for row in rows for value in row),
+        }
+
+    def headline(self, comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """PPO's win rates by the first judge, as stored in evaluation.json."""
+        judge, ours, theirs = self.judges[0], self.answers["ppo"], self.answers["sft"]
+        found, verdicts = comparisons["ppo"][judge.name], self.verdicts["ppo"][judge.name]
+        return {
+            "win_rate": {
+                "sft": found["win_rate"],
+                "base": win_rate(self.against("ppo", "base", judge), self.bootstrap),
+            },
+            "win_rate_length_controlled": found["length_controlled"],
+            "win_rate_length_matched": win_rate(among(verdicts, ours, theirs, like_length), self.bootstrap),
+            "win_rate_both_end": found["both_end"],
+        }
+
+    def agreement(self) -> dict[str, Any] | None:
+        """Agreement between the judges on the answers of all models; null baselines, which are easy to judge, are left
+        out."""
+        models = [by_judge for name, by_judge in self.verdicts.items() if name not in NULL_BASELINES]
+        return judge_agreement(
+            {judge.name: [call for found in models for call in calls_of(found[judge.name])] for judge in self.judges}
+        )

@@ -1,0 +1,66 @@
+"""People's rankings of the compared answers as a judge."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from data.files import read_records
+from data.records import Demonstration, Prompt, Ranking
+from evaluation.compare import Answers, Verdicts
+from labeling.agreement import judgment
+
+Question = tuple[tuple[str, str], ...]
+"""(role, content) of each message of a prompt."""
+
+
+def question(prompt: Prompt) -> Question:
+    """What was asked; records of the same prompt may have different ids."""
+    return tuple((message["role"], message["content"]) for message in prompt.messages)
+
+
+class HumanJudge:
+    """Prefers what people preferred; the mean of several labelers. An answer is recognised by its text."""
+
+    name, taught = "human", False
+
+    def __init__(self, rankings: Iterable[Ranking]) -> None:
+        self.votes: dict[Question, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+        """For two texts in alphabetical order, each labeler's preference for the first."""
+        self.ranked: dict[Question, set[str]] = defaultdict(set)
+        """The texts that somebody ranked."""
+        for ranking in rankings:
+            stripped = replace(ranking, completions=[text.strip() for text in ranking.completions])
+            for pair, sign in judgment(stripped).items():
+                self.votes[question(ranking)][pair].append(0.5 + 0.5 * sign)
+                self.ranked[question(ranking)] |= {*pair}
+
+    @staticmethod
+    def of(path: str, prompts: Sequence[Demonstration]) -> "HumanJudge":
+        """From a JSON Lines file. Raises ValueError if it is malformed or compares no answers to these prompts."""
+        rankings = read_records(Path(path), Ranking)
+        found = HumanJudge(rankings)
+        if not any(question(prompt) in found.votes for prompt in prompts):
+            raise ValueError(
+                f"evaluate.human.path={path}: none of its {len(rankings)} rankings is of one of the {len(prompts)} "
+                "held-out prompts that are compared"
+            )
+        return found
+
+    def preferences(self, prompts: Sequence[Demonstration], ours: Answers, theirs: Answers) -> Verdicts:
+        """See `PairwiseJudge`; None for a pair that nobody ranked."""
+        return [
+            [[self.verdict(question(prompt), a.text, b.text) for b in right] for a in left]
+            for prompt, left, right in zip(prompts, ours, theirs, strict=True)
+        ]
+
+    def verdict(self, asked: Question, ours: str, theirs: str) -> float | None:
+        """The mean preference for our text. Equal texts tie if somebody ranked them."""
+        ours, theirs = ours.strip(), theirs.strip()
+        if ours == theirs:
+            return 0.5 if ours in self.ranked.get(asked, ()) else None
+        votes = self.votes.get(asked, {}).get((min(ours, theirs), max(ours, theirs)))
+        if not votes:
+            return None
+        return fmean(votes) if ours < theirs else 1 - fmean(votes)

@@ -1,0 +1,82 @@
+"""Judges that compare answers with the reference: the simulated labeler's rubric, and chrF."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from data.overlap import chrf
+from data.records import Demonstration
+from evaluation.compare import Answer
+from labeling.config import LabelsConfig
+from labeling.judges import Closeness, closeness_judge
+from labeling.rubric import Judged, judge
+
+T = TypeVar("T")
+Asked = tuple[Demonstration, Answer]
+
+
+class Once(Generic[T]):
+    """Judges every answer once, however many comparisons it is in.
+
+    `judge` gives a value for each (prompt, answer) of a list.
+    """
+
+    def __init__(self, judge: Callable[[Sequence[Asked]], Sequence[T]]) -> None:
+        self.judge = judge
+        self.known: dict[tuple[str, str, bool], T] = {}
+
+    def __call__(self, prompts: Sequence[Demonstration], answers: Sequence[Sequence[Answer]]) -> list[list[T]]:
+        """A value for each answer to each prompt."""
+        new = {
+            key(prompt, answer): (prompt, answer)
+            for prompt, row in zip(prompts, answers, strict=True)
+            for answer in row
+            if key(prompt, answer) not in self.known
+        }
+        if new:
+            self.known |= dict(zip(new, self.judge(list(new.values())), strict=True))
+        return [
+            [self.known[key(prompt, answer)] for answer in row] for prompt, row in zip(prompts, answers, strict=True)
+        ]
+
+
+def key(prompt: Demonstration, answer: Answer) -> tuple[str, str, bool]:
+    """Answers to a prompt with the same text and ending are the same answer."""
+    return prompt.prompt_id, answer.text, answer.complete
+
+
+class RubricJudge:
+    """The simulated labeler, without its random errors."""
+
+    name = "rubric"
+
+    def __init__(self, labels: LabelsConfig) -> None:
+        self.labels, self.tie_width, self.taught = labels, labels.tie_width, labels.labeler == "simulated"
+        self.parts = Once(self._judge)
+        """`parts(prompts, answers)`: the rubric's parts and weighted score of each answer."""
+
+    def scores(self, prompts: Sequence[Demonstration], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        """See `ScoringJudge`."""
+        return [[judged.score for judged in row] for row in self.parts(prompts, answers)]
+
+    @cached_property
+    def closeness(self) -> Closeness:
+        """Loaded on first use."""
+        return closeness_judge(self.labels.closeness)
+
+    def _judge(self, asked: Sequence[Asked]) -> list[Judged]:
+        texts, complete = [answer.text for _, answer in asked], [answer.complete for _, answer in asked]
+        return judge(texts, complete, [prompt.completion for prompt, _ in asked], self.labels.weights, self.closeness)
+
+
+class ChrfJudge:
+    """Character overlap with the reference, from which no model has learned."""
+
+    name, taught, tie_width = "chrf", False, 0.0
+
+    def __init__(self) -> None:
+        self.overlap = Once(lambda asked: [chrf(answer.text, prompt.completion) for prompt, answer in asked])
+
+    def scores(self, prompts: Sequence[Demonstration], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        """See `ScoringJudge`."""
+        return self.overlap(prompts, answers)

@@ -1,0 +1,218 @@
+"""Every judge finds a planted preference whichever side it is on; gold scores are evaluate_reward's, and people's
+records are read back.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.files import write_records
+from data.records import Demonstration, Ranking
+from data.tokenize import encode_completion
+from evaluation.compare import Answer, Verdicts
+from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
+from evaluation.judges import JUDGES, JudgeInputs, make_judges
+from evaluation.judges.gold import GoldJudge
+from evaluation.judges.human import HumanJudge
+from evaluation.judges.protocol import preferences
+from evaluation.judges.simulated import ChrfJudge, RubricJudge
+from evaluation.models import ComparedModel
+from evaluation.reward_scores import SavedRewardModel
+from labeling.config import LabelsConfig
+from modeling.config import ModelConfig
+from modeling.generation import Generation
+from modeling.load import autocast_dtype, load_scalar
+from modeling.models import reward_model
+from modeling.run import Run
+from modeling.tiny import make_tiny_model
+from reward.batches import ranking_example
+from reward.scoring import score_all
+from tests.fakes import FakeAccelerator
+from tests.ppo.conftest import save_reward
+
+PROMPTS = [
+    Demonstration(prompt=text, completion=f"So it is with {text.lower()}", user_id=user)
+    for text, user in (("Why?", "ann"), ("What is the capital of France?", "ann"), ("Write a poem.", "ben"))
+]
+WORDS = LabelsConfig(closeness="words")
+
+
+def said(*texts: str, complete: bool = True) -> list[Answer]:
+    return [Answer(text, complete, len(text)) for text in texts]
+
+
+def swapped(verdicts: Verdicts) -> list[list[list[float | None]]]:
+    """What the same judge has to say with the two sides exchanged."""
+    return [
+        [[None if row[place] is None else 1 - row[place] for row in rows] for place in range(len(rows[0]))]  # type: ignore[operator]
+        for rows in verdicts
+    ]
+
+
+def human(prompts: Sequence[Demonstration], ours: Any, theirs: Any) -> HumanJudge:
+    """People who prefer our first answer to their first one."""
+    return HumanJudge(
+        Ranking(prompt=prompt.prompt, completions=[left[0].text, right[0].text], ranks=[1, 2])
+        for prompt, left, right in zip(prompts, ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["rubric", "chrf", "gold", "human"])
+def test_a_planted_preference_is_found_on_either_side(
+    name: str, tiny_scalar: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    ours = [said(prompt.completion) for prompt in PROMPTS]
+    theirs = [said("Nothing of the kind, sir, nothing", prompt.completion) for prompt in PROMPTS]
+    assert set(JUDGES) >= {"rubric", "chrf", "gold", "human"}
+    if name == "gold":
+        place = save_reward(tmp_path, make_tiny_model(tmp_path / "made"))
+        config = ModelConfig(base="unused", device="cpu")
+        judge: Any = GoldJudge.of(GoldConfig(model=str(place / "model")), config, 200, FakeAccelerator())
+        # A reward model of random weights prefers something: take what it prefers as ours.
+        flat = judge.scores(PROMPTS, [[*a, *b] for a, b in zip(ours, theirs, strict=True)])
+        assert all(row[0] != row[1] for row in flat)
+        expected = [[[float(row[0] > row[1]), 0.5]] for row in flat]
+    else:
+        judge = {"rubric": RubricJudge(WORDS), "chrf": ChrfJudge(), "human": human(PROMPTS, ours, theirs)}[name]
+        expected = [[[1.0, 0.5]]] * 3
+    assert judge.name == name
+    assert judge.taught == (name == "rubric")
+    found = preferences(judge, PROMPTS, ours, theirs)
+    assert found == expected
+    assert preferences(judge, PROMPTS, theirs, ours) == swapped(found)
+
+
+def test_the_rubric_ties_within_its_width_and_chrf_only_at_equal_scores() -> None:
+    near = [said(prompt.completion + " indeed so") for prompt in PROMPTS]
+    same = [said(prompt.completion) for prompt in PROMPTS]
+    wide = RubricJudge(LabelsConfig(closeness="words", tie_width=10.0))
+    assert preferences(wide, PROMPTS, near, same) == [[[0.5]]] * 3
+    assert preferences(ChrfJudge(), PROMPTS, near, same) == [[[0.0]]] * 3
+    assert RubricJudge(LabelsConfig(labeler="none")).taught is False, "the reward model learned from other rankings"
+
+
+def test_an_answer_is_judged_once_however_many_comparisons_it_is_in() -> None:
+    judge, asked = ChrfJudge(), list[str]()
+    overlap = judge.overlap.judge
+
+    def counted(new: Any) -> Any:
+        asked.extend(answer.text for _, answer in new)
+        return overlap(new)
+
+    judge.overlap.judge = counted
+    rows = [said("a", "b"), said("a"), said("c", "c")]
+    first = judge.scores(PROMPTS, rows)
+    assert judge.scores(PROMPTS, rows) == first
+    assert asked == ["a", "b", "a", "c"], "the same text answers two prompts"
+
+
+def test_answers_are_the_text_without_eos_and_its_measures(tiny_tokenizer: Any, tiny_llama: Path) -> None:
+    def generated(text: str, ended: bool) -> Generation:
+        ids = encode_completion(tiny_tokenizer, text, ended)
+        return Generation(ids, [0.0] * len(ids), ended)
+
+    reference = PROMPTS[0].completion
+    given = [[generated(reference, True), generated("So it", False)], [generated("", True)]]
+    model = ComparedModel("sft", str(tiny_llama), ModelConfig(device="cpu"), 1)
+    answers = model.answers(given, tiny_tokenizer, tiny_tokenizer)
+    same, cut = answers[0]
+    assert (same.text, same.complete, same.tokens) == (reference, True, len(given[0][0].ids))
+    assert (cut.text, cut.complete) == ("So it", False)
+    rubric = RubricJudge(LabelsConfig(closeness="words", disagreement=0.99))
+    [[whole, part], [empty]] = rubric.parts(PROMPTS[:2], answers)
+    assert whole.closeness == pytest.approx(1)
+    assert whole.score == pytest.approx(1.3 - 0.5 * whole.profanity), "closeness 1.0 + complete 0.3, nothing repeated"
+    assert rubric.scores(PROMPTS[:2], answers)[0] == [whole.score, part.score], "a labeler without misjudgments"
+    [[full, some], [none]] = ChrfJudge().scores(PROMPTS[:2], answers)
+    assert (full, none, empty.closeness) == (pytest.approx(1), 0, 0)
+    assert 0 < some < 1
+
+
+LOUD = (
+    "{% for message in messages %}<<{{ message['role'] }}>> {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<<assistant>> {% endif %}"
+)
+
+
+@pytest.mark.parametrize("suffix", [None, [7, 9]])
+def test_gold_scores_are_those_of_evaluate_reward(suffix: list[int] | None, tmp_path: Path) -> None:
+    """For a reward model of another family, tokenizer, template and context, downloaded or trained here."""
+    corpus = ["zebra quartz vexing jumps over lazy dogs; what a cat is, and why rivers are cold. " * 3]
+    made = make_tiny_model(tmp_path / "made", "gpt2", vocab_size=330, hidden_size=48, layers=3, seed=4, corpus=corpus)
+    place = save_reward(tmp_path / "gold", made, LOUD, eos="</s>", answer_suffix=suffix) / "model"
+    config = ModelConfig(base="unused", device="cpu")
+    texts, complete = ["A cat is what it is.", "quartz", "", "Because rivers are cold"], [True, False, True, False]
+    answers = [[Answer(text, ended, 1) for text, ended in zip(texts, complete, strict=True)]] * len(PROMPTS)
+    # As stages/evaluate_reward.py scores rankings of the same answers.
+    saved = SavedRewardModel.of(place, config, "evaluate_reward.model")
+    rankings = [
+        Ranking(prompt=prompt.prompt, completions=texts, complete=complete, ranks=[1, 2, 3, 4]) for prompt in PROMPTS
+    ]
+    items = [ranking_example(saved.tokenizer, ranking, saved.answer_suffix) for ranking in rankings]
+    model = reward_model(load_scalar(place, config, saved.tokenizer), autocast_dtype(config, FakeAccelerator().device))
+    expected = score_all(model, items, 10_000, FakeAccelerator())
+    assert len({score for row in expected for score in row}) == 12, "the model tells all answers apart"
+    for max_tokens in (30, 1000):
+        judge = GoldJudge.of(GoldConfig(model=str(place)), config, max_tokens, FakeAccelerator())
+        judge.check(PROMPTS)
+        found = judge.scores(PROMPTS, answers)
+        for row, other in zip(found, expected, strict=True):
+            assert row == pytest.approx(other, abs=5e-5)
+
+
+def test_a_prompt_that_leaves_the_gold_model_no_room_is_refused_and_a_long_answer_truncated(tmp_path: Path) -> None:
+    place = save_reward(tmp_path / "gold", make_tiny_model(tmp_path / "made"), context=60) / "model"
+    judge = GoldJudge.of(GoldConfig(model=str(place)), ModelConfig(base="unused", device="cpu"), 500, FakeAccelerator())
+    with pytest.raises(ValueError, match="for the judge gold, which leaves no room for an answer in its context of 60"):
+        judge.check([Demonstration(prompt="Why? " * 60, completion="So.")])
+    long, longer = "So it is, my friend. " * 30, "So it is, my friend. " * 40
+    assert len(set(judge.scores(PROMPTS[:1], [said(long, longer, complete=False)])[0])) == 1
+
+
+def test_peoples_records_are_read_back_and_pairs_that_nobody_ranked_have_no_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "people.jsonl"
+    asked = PROMPTS[0].prompt
+    write_records(
+        path,
+        [
+            Ranking(prompt=asked, completions=["good", "bad ", "other"], ranks=[1, 2, None], labeler_id="ann"),
+            Ranking(prompt=asked, completions=["bad", "good"], ranks=[1, 2], labeler_id="ben"),
+            Ranking(prompt=asked, completions=["good", "bad"], preferences=[[0, 1]], labeler_id="cleo"),
+            Ranking(prompt=asked, completions=["good", "fair"], preferences=[], ties=[[0, 1]], labeler_id="cleo"),
+            Ranking(prompt="Another question?", completions=["x", "y"], ranks=[1, 2], labeler_id="ann"),
+        ],
+    )
+    judge = HumanJudge.of(str(path), PROMPTS)
+    ours, theirs = (
+        [said("good", "other"), said("good"), []],
+        [said("bad", "fair", "good"), said("bad", "good"), said("bad")],
+    )
+    found = judge.preferences(PROMPTS, ours, theirs)
+    # Two of three labelers prefer good to bad; it ties with fair and with itself; nobody ranked `other`, nor anything
+    # for the second prompt.
+    assert found == [[[pytest.approx(2 / 3), 0.5, 0.5], [None, None, None]], [[None, None]], []]
+    assert judge.preferences(PROMPTS[:2], theirs[:2], ours[:2])[0] == [
+        [pytest.approx(1 / 3), None],
+        [0.5, None],
+        [0.5, None],
+    ]
+    with pytest.raises(ValueError, match="none of its 5 rankings is of one of the 1 held-out prompts"):
+        HumanJudge.of(str(path), PROMPTS[1:2])
+    path.write_text(json.dumps({"prompt": "Why?", "completions": ["a"], "ranks": [1]}) + "\n")
+    with pytest.raises(ValueError, match=r"people\.jsonl:1: a ranking needs at least 2 completions"):
+        HumanJudge.of(str(path), PROMPTS)
+
+
+def test_judges_come_in_the_configured_order(tmp_path: Path) -> None:
+    path = tmp_path / "people.jsonl"
+    write_records(path, [Ranking(prompt="Why?", completions=["a", "b"], ranks=[1, 2])])
+    settings = EvaluateConfig(judges=["human", "chrf", "rubric"], human=HumanConfig(path=str(path)))
+    settings.validate()
+    run = Run(FakeAccelerator(), 0, tmp_path)  # type: ignore[arg-type]
+    inputs = JudgeInputs(
+        settings=settings, labels=WORDS, model_config=ModelConfig(), prompts=PROMPTS, run=run, max_tokens=100
+    )
+    assert [judge.name for judge in make_judges(inputs)] == ["human", "chrf", "rubric"]
