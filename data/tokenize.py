@@ -357,6 +357,11 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     return chunks
 
 
+def start_of_text(tokenizer: Any) -> list[int]:
+    """Token ids that the tokenizer puts before a text by itself, such as BOS; [] if there are none."""
+    return _around_text(tokenizer)[0]
+
+
 def _around_text(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids that the tokenizer puts before and after a text by itself, such as BOS."""
     (inner,), whole = text_ids(tokenizer, ["a"], False), tokenizer("a")["input_ids"]

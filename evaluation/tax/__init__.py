@@ -1,0 +1,1 @@
+"""Alignment tax: saved models on public tests, before and after training (Ouyang et al. 2022, appendix D)."""

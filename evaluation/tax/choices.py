@@ -1,0 +1,62 @@
+"""Multiple choice by likelihood: which of several texts a model finds more probable."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from data.tokenize import start_of_text, user_text_ids
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """Texts that may follow a context."""
+
+    place: str
+    """`file:line`, for messages."""
+    context: str
+    """May be empty."""
+    completions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Alternatives as token ids: what they have in common, and the rest of each, which is never empty."""
+
+    place: str
+    prompt: list[int]
+    answers: list[list[int]]
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest alternative."""
+        return len(self.prompt) + max(map(len, self.answers))
+
+
+def encode_choices(tokenizer: Any, asked: Sequence[Alternatives]) -> list[Choice]:
+    """The token ids of plain text, without a chat template.
+
+    Context and completion are tokenised together. The tokens that all alternatives have in common become the prompt,
+    which is encoded once: their probability cancels in comparisons of the alternatives. A text without a context
+    starts with the tokenizer's BOS token, or with EOS if it has none, since its first token needs a condition too; a
+    text with a context starts with BOS only if the tokenizer adds it by itself.
+    """
+    texts = [one.context + completion for one in asked for completion in one.completions]
+    ids, start = iter(user_text_ids(tokenizer, texts)), start_of_text(tokenizer)
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+    alone = start or [next(token for token in ends if token is not None)]
+    found = []
+    for one in asked:
+        rows = [next(ids) for _ in one.completions]
+        columns = zip(*(row[:-1] for row in rows), strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        begin = start if one.context else alone
+        found.append(Choice(one.place, [*begin, *rows[0][:shared]], [row[shared:] for row in rows]))
+    return found
+
+
+def refuse_long(choices: Sequence[Choice], context: int, model: str) -> None:
+    """Raises ValueError for a text that is longer than the model's context."""
+    for choice in choices:
+        if choice.longest > context:
+            raise ValueError(f"{choice.place}: {choice.longest} tokens are more than the context of {model}, {context}")

@@ -1,0 +1,117 @@
+"""A saved model under test: likelihoods of texts, and greedy answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from data.records import Prompt
+from data.tokenize import check_prompt, count_prompt_tokens, decode_completion
+from evaluation.likelihood import likelihoods
+from evaluation.tax.choices import Choice
+from evaluation.tax.config import TaxConfig
+from labeling.sampling import AnswerSampler
+from modeling.architecture import is_classifier, refuse_by_config
+from modeling.config import ModelConfig
+from modeling.generation import Sampling
+from modeling.load import autocast, autocast_dtype, context_length, load_causal, load_tokenizer, read_settings
+from modeling.logprobs import refuse_unknown_logits
+from modeling.models import PolicyModel, policy_model
+from reward.batches import RankingExample
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is, and how it is loaded."""
+
+    name: str
+    """`base`, `sft`, `ppo`, or the folder or Hub name."""
+    key: str
+    """A name for files."""
+    folder: str
+    """A folder, or a model on the Hub."""
+    config: ModelConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and its place in the user's file."""
+
+    place: str
+    prompt: Prompt
+
+
+class TaxModel:
+    """A model whose parts are loaded when they are first used, so that a resumed run loads no finished model."""
+
+    def __init__(self, place: Place, settings: TaxConfig, accelerator: Accelerator, scratch: Path) -> None:
+        self.place, self.settings, self.accelerator, self.scratch = place, settings, accelerator, scratch
+        self.name = place.name
+
+    @cached_property
+    def model_settings(self) -> Any:
+        """The configuration. Raises ValueError for anything but a causal language model."""
+        found = read_settings(self.place.folder, self.place.config)
+        if is_classifier(found):
+            raise ValueError(f"tax: {self.name} is a classifier or reward model, not a language model")
+        refuse_by_config(found, f"tax: {self.name}")
+        return found
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """With the model's chat template."""
+        return load_tokenizer(self.place.folder, self.place.config)
+
+    @cached_property
+    def causal(self) -> Any:
+        """The language model. Raises ValueError if its log-probabilities cannot be computed."""
+        model = load_causal(self.place.folder, self.place.config, self.tokenizer).to(self.accelerator.device)
+        refuse_unknown_logits(model, f"tax: {self.name}")
+        return model
+
+    @cached_property
+    def policy(self) -> PolicyModel:
+        """The same as a module that returns log-probabilities."""
+        return policy_model(self.causal, autocast_dtype(self.place.config, self.accelerator.device))
+
+    @property
+    def context(self) -> int:
+        """Maximum number of tokens of a text whose likelihood is computed."""
+        return context_length(self.model_settings, generating=False)
+
+    def likelihoods(self, choices: Sequence[Choice]) -> list[list[float]]:
+        """The log-probability of each answer given its prompt, in nats."""
+        # Nothing here ranks the answers.
+        items = [
+            RankingExample(choice.prompt, choice.answers, torch.zeros(len(choice.answers), len(choice.answers)).bool())
+            for choice in choices
+        ]
+        return likelihoods(self.policy, items, self.settings.max_tokens_per_micro_batch, self.accelerator)[0]
+
+    def check_room(self, asked: Sequence[Asked]) -> None:
+        """Raises ValueError for a prompt that the chat template refuses, or that leaves no room for an answer."""
+        context, new = context_length(self.model_settings), self.settings.max_new_tokens
+        for one in asked:
+            try:
+                check_prompt(self.tokenizer, one.prompt)
+            except ValueError as error:
+                raise ValueError(f"{one.place}: {error} ({self.name})") from None
+        for one, tokens in zip(asked, count_prompt_tokens(self.tokenizer, [one.prompt for one in asked]), strict=True):
+            if tokens + new > context:
+                raise ValueError(
+                    f"{one.place}: the prompt has {tokens} tokens, which together with tax.max_new_tokens={new} is "
+                    f"more than the context of {self.name}, {context}"
+                )
+
+    def answers(self, asked: Sequence[Asked], stream: str) -> list[str]:
+        """The greedy answer to each prompt, up to the first line break (appendix D)."""
+        sampling = Sampling(self.settings.max_new_tokens, temperature=0.0, batch_size=self.settings.batch_size)
+        sampler = AnswerSampler(self.causal, self.tokenizer, sampling, 0, self.accelerator, self.scratch)
+        with autocast(self.place.config, self.accelerator.device):
+            rows = sampler.answers([one.prompt for one in asked], 1, f"{self.place.key} {stream}")
+        texts = [decode_completion(self.tokenizer, answer.ids, answer.ended) for (answer,) in rows]
+        return [text.split("\n", 1)[0].strip() for text in texts]
