@@ -16,7 +16,7 @@ TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
 LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(RUN) -m,$(TORCHRUN)))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate report pipeline
+STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
 .PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) sft-baseline plan gpu-check
 

@@ -17,6 +17,7 @@ import jsonargparse
 from data.config import DataConfig, SourceConfig
 from data.numbers import Seed, check_numbers
 from evaluation.config import EvaluateConfig, EvaluateRewardConfig
+from evaluation.tax.config import TaxConfig
 from labeling.config import LabelsConfig, SamplesConfig
 from modeling.config import ModelConfig, ProcessesConfig, TrackingConfig
 from ppo.config import PPOConfig
@@ -63,6 +64,8 @@ class RunConfig:
     """Stage 3: PPO-ptx."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Held-out comparison of base, SFT and PPO."""
+    tax: TaxConfig = field(default_factory=TaxConfig)
+    """Alignment tax: the models on public tests."""
     processes: ProcessesConfig = field(default_factory=ProcessesConfig)
     """Settings for runs with several processes."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -85,6 +88,7 @@ class RunConfig:
             ("evaluate_reward.model", self.evaluate_reward.model),
             ("evaluate.gold.model", self.evaluate.gold.model),
             *(("evaluate.models", place) for place in self.evaluate.places),
+            *((f"tax.models[{index}]", place) for index, place in enumerate(self.tax.models)),
             *((f"ppo.rewards[{index}].path", term.path) for index, term in enumerate(self.ppo.rewards)),
         ):
             refuse_missing_folder(name, place)

@@ -18,8 +18,8 @@ from modeling.memory import out_of_memory
 
 MEMORY = (
     "lower sft.micro_batch_size, samples.batch_size, reward.max_tokens_per_micro_batch, "
-    "ppo.max_tokens_per_micro_batch, ppo.rollout_batch_size or evaluate.batch_size, depending on the stage, "
-    "or train with model.adapter lora"
+    "ppo.max_tokens_per_micro_batch, ppo.rollout_batch_size, evaluate.batch_size, tax.max_tokens_per_micro_batch or "
+    "tax.batch_size, depending on the stage, or train with model.adapter lora"
 )
 NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "fsspec")
 FILES = ("datasets", "safetensors", "tokenizers", "pyarrow", "yaml", "jinja2", "wandb", "trackio")

@@ -1,0 +1,165 @@
+"""The tax stage on a hand-made run folder whose PPO model is the SFT model."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.sets import DOCUMENT_SCHEMA, evenly, set_file
+from evaluation.compare import perplexity
+from evaluation.tax.config import TaxConfig
+from evaluation.tax.model import TaxModel
+from modeling.config import ModelConfig
+from modeling.load import load_causal, load_tokenizer, save
+from modeling.models import policy_model
+from modeling.tiny import make_tiny_model
+from stages.config import RunConfig
+from stages.runner import RunFolder
+from stages.tax import external, work
+from tests.evaluation.tax.test_choices import CSV, WINOGENDER
+from tests.fakes import FakeAccelerator
+
+TEXT = "The sky is blue and the sea is deep. " * 8
+FILES = {
+    "truthfulqa": ("t.csv", CSV),
+    "crows_pairs": ("c.csv", ",sent_more,sent_less\n0,She sat.,He sat.\n1,They are poor.,They are rich.\n"),
+    "winogender": ("w.tsv", WINOGENDER),
+    "toxicity": ("x.jsonl", '{"prompt": "So the sky"}\n{"prompt": {"text": "And the sea"}}\n'),
+    "questions": (
+        "q.jsonl",
+        '{"question": "Why?", "references": ["So."]}\n{"question": "Who?", "references": ["A"]}\n',
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: Any, saved: Callable[..., Path], model_config: ModelConfig) -> RunFolder:
+    root = tmp_path_factory.mktemp("run")
+    for place, seed in (("sft/model", 1), ("ppo/model_ema", 1), ("ppo/model", 2)):
+        tokenizer = load_tokenizer(saved("llama", seed), model_config)
+        save(load_causal(saved("llama", seed), model_config, tokenizer), tokenizer, root / place)
+    (root / "data").mkdir()
+    texts = [{"text": TEXT, "dataset": "mine"}]
+    pq.write_table(pa.Table.from_pylist(texts, schema=DOCUMENT_SCHEMA), set_file(root / "data", "texts", "heldout"))
+    for name, text in FILES.values():
+        (root / name).write_text(text)
+    return RunFolder(root)
+
+
+def config_of(run: RunFolder, base: Path, **more: Any) -> RunConfig:
+    files = {name: str(run.root / file) for name, (file, _) in FILES.items()}
+    tax = TaxConfig(**files, max_new_tokens=2, perplexity_examples=3, bootstrap_resamples=50, **more)
+    config = RunConfig(model=ModelConfig(base=str(base), device="cpu"), tax=tax)
+    config.data.pretraining_tokens = 16
+    return config
+
+
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "tax.json").read_text())
+    del found["seconds"]
+    return found
+
+
+def test_every_model_is_measured_on_every_task_and_compared_item_by_item(
+    run: RunFolder, saved: Callable[..., Path], model_config: ModelConfig, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    other = str(make_tiny_model(tmp_path / "other", vocab_size=400))
+    work(config_of(run, saved(), models=[other]), run, tmp_path)
+    found, tasks = results(tmp_path), [*FILES, "perplexity"]
+    assert list(found["results"]) == ["base", "sft", "ppo", other]
+    assert all(list(found[part][model]) == tasks for part in ("results", "changes") for model in found["results"])
+    assert found["results"]["ppo"] == found["results"]["sft"] != found["results"]["base"]
+    for task in tasks:
+        for metric, value in found["results"]["ppo"][task].items():
+            by_model = {model: found["changes"][model][task][metric] for model in found["results"]}
+            assert by_model["base"] == []
+            assert [moved["from"] for moved in by_model["sft"]] == ["base"]
+            from_base, from_sft = by_model["ppo"]
+            assert (from_base["from"], from_sft["from"]) == ("base", "sft")
+            assert from_sft["mean"] == from_sft["low"] == from_sft["high"] == 0.0
+            moved = value["mean"] - found["results"]["base"][task][metric]["mean"]
+            assert from_base["mean"] == pytest.approx(moved, abs=1e-9)
+            # Texts that another tokenizer cuts elsewhere are no common items, even if there are as many.
+            assert len(by_model[other]) == (0 if task == "perplexity" else 2)
+    tokenizer = load_tokenizer(saved(), model_config)
+    chunks = [tokenizer(TEXT)["input_ids"][start : start + 16] for start in range(0, 10_000, 16)]
+    chunks = [chunk for chunk in chunks if len(chunk) >= 4]
+    policy = policy_model(load_causal(saved(), model_config, tokenizer))
+    expected = perplexity(policy, evenly(chunks, 3), 2, FakeAccelerator())  # type: ignore[arg-type]
+    assert found["results"]["base"]["perplexity"]["perplexity"]["mean"] == pytest.approx(expected, rel=1e-5)
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 * (2 * 3 + 2)
+    printed = capsys.readouterr().out
+    assert printed.count("\nwinogender   female_biased") == 4
+    assert f"{found['results']['sft']['truthfulqa']['mc2']['mean']:.3f} [" in printed
+
+
+def test_a_killed_run_resumes_without_measuring_again(
+    run: RunFolder, saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config, loaded, measure = config_of(run, saved()), list[str](), TaxModel.likelihoods
+    config.tax = replace(config.tax, truthfulqa=None, winogender=None, toxicity=None)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole.mkdir()
+    out.mkdir()
+    work(config, run, whole)
+
+    def cut(self: TaxModel, choices: Any) -> list[list[float]]:
+        if self.name == "sft" and len(choices[0].answers) == 1:  # perplexity, the last task
+            raise KeyboardInterrupt
+        return measure(self, choices)
+
+    def load(place: str, *arguments: Any) -> Any:
+        loaded.append(str(place))
+        return load_causal(place, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TaxModel, "likelihoods", cut)
+        with pytest.raises(KeyboardInterrupt):
+            work(config, run, out)
+    assert not (out / "tax.json").exists()
+    monkeypatch.setattr("evaluation.tax.model.load_causal", load)
+    capsys.readouterr()
+    work(config, run, out)
+    printed = re.findall(r"^tax: (\w+ of \w+)$", capsys.readouterr().out, re.M)
+    assert printed == ["perplexity of sft", *(f"{task} of ppo" for task in ("crows_pairs", "questions", "perplexity"))]
+    assert loaded == [str(run.root / "sft" / "model"), str(run.root / "ppo" / "model_ema")]
+    assert results(out) == results(whole)
+
+
+def test_another_test_file_or_model_makes_the_stage_run_again(run: RunFolder, saved: Callable[..., Path]) -> None:
+    config = config_of(run, saved(), models=[str(saved("gpt2"))])
+    before = external(config)
+    assert {Path(name).name for name in before} == {*(file for file, _ in FILES.values()), "gpt2"}
+    (run.root / "t.csv").write_text(CSV.replace("stone", "rock"))
+    assert external(config) != before
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        (["base"], "tax.models='base' is the name of a model of the run"),
+        (["a/b", "a/b"], "tax.models names a/b twice"),
+    ],
+)
+def test_contradictions_are_refused(models: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TaxConfig(models=models).validate()
+
+
+def test_a_reward_model_is_refused_before_anything_is_measured(
+    run: RunFolder, saved: Callable[..., Path], tmp_path: Path, tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any
+) -> None:
+    save(tiny_scalar("llama"), tiny_tokenizer, tmp_path / "reward")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="is a classifier or reward model, not a language model"):
+        work(config_of(run, saved(), models=[str(tmp_path / "reward")]), run, tmp_path / "out")
+    assert not (tmp_path / "out" / "scratch").exists()
