@@ -153,7 +153,11 @@ class PPOConfig:
     checkpoint_every: PositiveInt = 10
     """Iterations between checkpoints. Ours."""
     keep_checkpoints: PositiveInt = 2
-    """Number of newest checkpoints to keep. Ours."""
+    """Number of newest checkpoints to keep until the run is complete. Ours."""
+    snapshot_every: NonNegativeInt = 0
+    """Iterations between snapshots of the policy's weights, one more after the last iteration; 0 writes none. They hold
+    no optimizer state and no EMA, and stay when the run is complete, for the sweep over the KL (`make sweep-kl`). Ours.
+    """
     samples_every: PositiveInt = 1
     """Iterations between writes of samples to samples.jsonl. Ours."""
     samples_per_iteration: NonNegativeInt = 2

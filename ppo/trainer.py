@@ -44,6 +44,7 @@ from ppo.optimizers import ADVICE, Optimizers
 from ppo.rewards import token_rewards
 from ppo.samplers import Sampler, own_minibatches, shuffled_minibatches
 from ppo.scaling import ScoreScale
+from ppo.snapshots import save_snapshot
 
 Numbers = dict[str, float]
 
@@ -367,8 +368,10 @@ class PPOTrainer:
             states=self.trained.states(),
             random=random_state(self.accelerator.device),
         )
-        # Before the checkpoint: a resumed run assumes that the rows up to its checkpoint have been written.
+        # Before the checkpoint: a resumed run assumes that all rows and snapshots up to its checkpoint exist.
         self.logger.log(done, numbers, timings, samples)
+        if config.snapshot_every and (done % config.snapshot_every == 0 or done == config.iterations):
+            save_snapshot(self.out, done, self.models.policy_parameters, self.accelerator)
         if done % config.checkpoint_every == 0 or done == config.iterations:
             self.checkpoints.save(self.progress, self.trained)
         self.stop_if_interrupted()

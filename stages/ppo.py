@@ -5,17 +5,21 @@ torchrun --nproc_per_node 8 -m stages.ppo --config configs/demo.yaml
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
 from stages.inputs import refuse_long_texts
 from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
+if TYPE_CHECKING:
+    from ppo.trainer import PPOTrainer
 
-def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-    """Trains; saves `model` (last weights) and `model_ema`."""
+
+def trainer_of(config: RunConfig, run: RunFolder, out: Path) -> "PPOTrainer":
+    """The trainer of a run, which resumes from the checkpoints in `out`."""
     from data.sets import evenly, read_set, read_texts
     from data.tokenize import pretraining_chunks
     from modeling.accelerator import make_accelerator
@@ -23,11 +27,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from modeling.load import load_tokenizer, read_settings
     from modeling.run import Run
     from modeling.sharding import Sharding
-    from modeling.tracking import read_metrics
     from ppo.actor_critic import Loader
     from ppo.evaluation import held_out_prompts
-    from ppo.export import PolicyExport
-    from ppo.monitors import warnings_of
     from ppo.trainer import PPOData, PPOTrainer
     from stages.cautions import cautions, refuse_uneven_batches
 
@@ -40,9 +41,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     model_config = config.model.of_export()
     tokenizer = load_tokenizer(sft / "model", model_config)
     refuse_long_texts(config, read_settings(sft / "model", model_config))
-    # A reward model with a separate base may have its own code; otherwise it has the SFT model's architecture.
-    trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     held_out = evenly(held_out_prompts(data, config.ppo.held_out), config.ppo.held_out.prompts)
+    trust = trusts_reward_code(config)
     loader = Loader(sft, reward, model_config, config.ppo, config.seed, accelerator.device, trust, sharding)
     models = loader.load(tokenizer)
     policy = models.policy.causal
@@ -52,15 +52,38 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     prompts = read_set(data, "rl", "train")
     chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
     settings = Run(accelerator, config.seed, out, config.tracking, sharding)
-    trainer = PPOTrainer(config.ppo, models, tokenizer, PPOData(prompts, chunks, held_out), settings)
-    average = trainer.train()
+    return PPOTrainer(config.ppo, models, tokenizer, PPOData(prompts, chunks, held_out), settings)
 
-    PolicyExport(sft / "model", model_config, tokenizer, out).write(models, average, accelerator)
+
+def trusts_reward_code(config: RunConfig) -> bool:
+    """Whether to run Python code that comes with the reward model. With a separate base it may have its own; otherwise
+    it has the SFT model's architecture.
+    """
+    return (config.model if config.reward.base is None else config.reward).trust_remote_code
+
+
+def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    """Trains; saves `model` (last weights) and `model_ema`."""
+    from modeling.tracking import read_metrics
+    from ppo.export import PolicyExport
+    from ppo.monitors import warnings_of
+    from stages.cautions import cautions
+
+    trainer = trainer_of(config, run, out)
+    average, accelerator = trainer.train(), trainer.accelerator
+
+    export = PolicyExport(run.stage("sft") / "model", config.model.of_export(), trainer.tokenizer, out)
+    export.write(trainer.models, average, accelerator)
     rows = read_metrics(out / "metrics.jsonl")
     if accelerator.is_main_process:
         of_run = warnings_of(config.ppo.monitors, [*rows, *read_metrics(out / "held_out.jsonl")])
         warnings = [*cautions(config, "ppo"), *of_run]
         (out / "warnings.json").write_text(json.dumps(warnings, indent=2) + "\n")
+    return headline(rows)
+
+
+def headline(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The results in metrics.jsonl that the manifest and the last log line show."""
     first, last = rows[0], rows[-1]
     return {
         "episodes": last["episodes"],
@@ -83,6 +106,7 @@ STAGE = Stage(
     work=work,
     external=external,
     parallel=True,
+    for_people=("snapshots",),  # only the KL sweep reads them, and takes them as inputs from outside
     scratch=("checkpoints",),
     hash_exclude=(
         "tracking",

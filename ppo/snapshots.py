@@ -1,0 +1,73 @@
+"""Snapshots of the policy's weights during PPO: its trained weights alone, a fraction of a checkpoint's size.
+
+Checkpoints are removed when a run is complete; snapshots stay, so that the policy can be evaluated along its training.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from modeling.accelerator import from_main
+from modeling.adapters import add_lora, merged
+from modeling.config import ModelConfig
+from modeling.disk import room_for, sync
+from modeling.load import load_causal
+from modeling.sharding import full
+
+FOLDER = "snapshots"
+
+
+def save_snapshot(out: Path, iteration: int, weights: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Writes the snapshot of an iteration into the folder of a PPO run; all processes call it."""
+    save_policy(out / FOLDER / f"iteration-{iteration:08d}.safetensors", weights, accelerator)
+
+
+def save_policy(path: Path, weights: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Writes the policy's trained weights (`ActorCritic.policy_parameters`) atomically; all processes call it.
+
+    Raises ValueError when the disk is full.
+    """
+    # Shards are gathered by all processes, one weight at a time.
+    whole = {name: full(weight.detach()).cpu().contiguous() for name, weight in weights.items()}
+
+    def write() -> None:
+        beside = path.with_name(f".{path.name}.partial")
+        with room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(whole, beside)
+            sync(beside)
+            beside.replace(path)
+            sync(path.parent)
+
+    from_main(accelerator, write)
+
+
+def snapshots(ppo: Path) -> dict[int, Path]:
+    """The snapshots in the folder of a PPO run, by iteration, in order."""
+    return {int(path.stem.removeprefix("iteration-")): path for path in sorted((ppo / FOLDER).glob("*.safetensors"))}
+
+
+def load_policy(path: Path, sft: Path, config: ModelConfig, tokenizer: Any) -> Any:
+    """The language model with the weights of `save_policy`; adapters are merged.
+
+    Args:
+        sft: the folder of the SFT model that PPO started from.
+        config: as in PPO, for `adapter` and `lora`.
+
+    Raises ValueError for weights of another model or of another `config`.
+    """
+    model = load_causal(sft, config, tokenizer)
+    if config.adapter == "lora":
+        model = add_lora(model, config.lora, name="policy")
+    found = load_file(path)
+    expected = dict(model.named_parameters())
+    missing = [name for name, weight in expected.items() if weight.requires_grad and name not in found]
+    wrong = [name for name, weight in found.items() if name not in expected or expected[name].shape != weight.shape]
+    if missing or wrong:
+        raise ValueError(f"{path} does not fit the model in {sft} with these settings (model.adapter, model.lora)")
+    model.load_state_dict(found, strict=False)
+    return merged(model)
