@@ -18,11 +18,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) sft-baseline plan gpu-check
+.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) sft-baseline sweep-kl sweep-ptx plan gpu-check
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
-	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES)"
+	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES) sweep-kl sweep-ptx"
 	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
 
 setup: $(VENV)/.installed
@@ -43,6 +43,10 @@ data $(STAGES): setup
 	@$(LAUNCH) stages.$@ --config $(CONFIG) $(ARGS)
 
 sft-baseline: sft_baseline
+
+# Over-optimisation: scores against the KL to SFT; pretraining loss against reward over PPO's coefficients.
+sweep-kl sweep-ptx: setup
+	@$(LAUNCH) stages.$(subst -,_,$@) --config $(CONFIG) $(ARGS)
 
 plan: setup
 	@$(RUN) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)

@@ -17,6 +17,7 @@ import jsonargparse
 from data.config import DataConfig, SourceConfig
 from data.numbers import Seed, check_numbers
 from evaluation.config import EvaluateConfig, EvaluateRewardConfig
+from evaluation.sweeps.config import SweepKLConfig, SweepPtxConfig
 from evaluation.tax.config import TaxConfig
 from labeling.config import LabelsConfig, SamplesConfig
 from modeling.config import ModelConfig, ProcessesConfig, TrackingConfig
@@ -66,6 +67,10 @@ class RunConfig:
     """Held-out comparison of base, SFT and PPO."""
     tax: TaxConfig = field(default_factory=TaxConfig)
     """Alignment tax: the models on public tests."""
+    sweep_kl: SweepKLConfig = field(default_factory=SweepKLConfig)
+    """Scores against the KL to SFT; not a part of the pipeline."""
+    sweep_ptx: SweepPtxConfig = field(default_factory=SweepPtxConfig)
+    """Pretraining loss against reward over PPO's coefficients; not a part of the pipeline."""
     processes: ProcessesConfig = field(default_factory=ProcessesConfig)
     """Settings for runs with several processes."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -89,11 +94,18 @@ class RunConfig:
             ("evaluate.gold.model", self.evaluate.gold.model),
             *(("evaluate.models", place) for place in self.evaluate.places),
             *((f"tax.models[{index}]", place) for index, place in enumerate(self.tax.models)),
+            ("sweep_kl.gold", self.sweep_kl.gold),
+            ("sweep_ptx.gold", self.sweep_ptx.gold),
             *((f"ppo.rewards[{index}].path", term.path) for index, term in enumerate(self.ppo.rewards)),
         ):
             refuse_missing_folder(name, place)
         self.refuse_own_result("model.base", self.model.base)
         self.refuse_own_result("reward.base", self.reward.base)
+        own = Path(self.runs_folder) / self.run_name / "reward" / "model"
+        for name in ("sweep_kl", "sweep_ptx"):
+            gold = getattr(self, name).gold
+            if gold is not None and Path(gold).resolve() == own.resolve():
+                raise ValueError(f"{name}.gold={gold} is this run's own reward model, which gives the proxy score")
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
             if dataclasses.is_dataclass(value):

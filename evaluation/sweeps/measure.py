@@ -1,0 +1,220 @@
+"""Measures one policy of a sweep on held-out prompts and texts: its answers, their scores, its KL to SFT and its loss
+on pretraining text.
+
+All policies answer with the same random numbers, so that differences between them have less noise; SFT has others.
+Shapes: P prompts, C chunks of text.
+"""
+
+import contextlib
+import gc
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from data.intervals import Bootstrap
+from data.records import Demonstration
+from data.sets import evenly
+from data.tokenize import pretraining_chunks
+from evaluation.best_of_n import Proxy, with_proxy
+from evaluation.compare import Answer, Scoring, judged_answers, kl_between, logprobs_of_answers
+from labeling.config import LabelsConfig
+from labeling.judges import closeness_judge
+from labeling.sampling import AnswerSampler
+from labeling.scratch import remembered
+from modeling.accelerator import share_of
+from modeling.batch import text_batch
+from modeling.config import ModelConfig
+from modeling.disk import write_whole
+from modeling.generation import Generation, Sampling
+from modeling.load import autocast, autocast_dtype, load_causal, load_tokenizer
+from modeling.models import PolicyModel, policy_model
+from modeling.run import Run
+
+BATCH = 16
+"""Sequences per forward pass, which limits the memory for logits."""
+FILE = "measured.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A policy's results."""
+
+    answers: list[list[Answer]]
+    """Of each prompt; their parts include `proxy`, the run's reward model, and `gold`."""
+    kl: list[float]
+    """Of each prompt, to SFT, in nats: an estimate from its answers."""
+    losses: list[float]
+    """Of each chunk of pretraining text, in nats per token."""
+    documents: list[int]
+    """The document of each chunk."""
+    users: list[str | None]
+    """The user of each prompt."""
+
+    def write(self, folder: Path) -> None:
+        """Writes measured.json."""
+        write_whole(folder / FILE, f"{json.dumps(asdict(self))}\n".encode())
+
+    @staticmethod
+    def read(folder: Path) -> "Measured":
+        """What `write` wrote."""
+        found = json.loads((folder / FILE).read_text())
+        return Measured(**found | {"answers": [[Answer(**given) for given in row] for row in found["answers"]]})
+
+    def means(self, part: str) -> list[float]:
+        """The mean of a part over each prompt's answers; `tokens` and `complete` too."""
+        return [sum(value_of(answer, part) for answer in row) / len(row) for row in self.answers]
+
+    def loss_interval(self, losses: Sequence[float], bootstrap: Bootstrap) -> dict[str, float]:
+        """{mean, low, high, n, documents} of a number per chunk of text; documents are resampled.
+
+        Args:
+            bootstrap: for the number of resamples and the seed.
+        """
+        found = Bootstrap(bootstrap.resamples, self.documents, bootstrap.seed).interval(losses)
+        return {("documents" if name == "users" else name): value for name, value in found.items()}
+
+
+def value_of(answer: Answer, part: str) -> float:
+    """A part of an answer's judgment, or its length."""
+    return float(answer.tokens) if part == "tokens" else answer.parts[part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is the same for all policies of a sweep. A measurement that was killed continues from `run.out/scratch`."""
+
+    run: Run
+    sft: Path
+    model_config: ModelConfig
+    """For models that this run has saved."""
+    prompts: Sequence[Demonstration]
+    texts: Iterable[str]
+    text_tokens: int
+    """Tokens per chunk of the texts."""
+    examples: int
+    """Number of chunks, spread evenly over the texts."""
+    sampling: Sampling
+    labels: LabelsConfig
+    proxy: Proxy
+    gold: Proxy | None
+    """The gold reward model; None takes the rubric."""
+    max_tokens: int
+    """Maximum number of tokens per forward pass of a reward model."""
+
+    def measure(self, load: Callable[[], Any] | None, answers: int) -> Measured | None:
+        """Results of the policy that `load` loads, or of SFT if that is None; the first process gets them, the others
+        None.
+
+        Raises ValueError for a prompt that leaves no room for an answer in a reward model's context.
+        """
+        judges = {"proxy": self.proxy} | ({"gold": self.gold} if self.gold is not None else {})
+        for judge in judges.values():
+            judge.tokens.check(self.prompts, "lower data.max_prompt_tokens")
+        tokenizer = self._tokenizer()
+        chunks, documents = chunks_of_documents(tokenizer, self.texts, self.text_tokens, self.examples)
+        generations, losses, logprobs = self._by_policy(load, answers, chunks)
+        kl = [0.0] * len(self.prompts)
+        if logprobs is not None:
+            name, reference = "log-probabilities by SFT", partial(self._logprobs_by_sft, generations)
+            kl = kl_between(logprobs, remembered(self._scratch, name, self.run.accelerator, reference))
+        scores = {name: self._scores(name, judge, generations) for name, judge in judges.items()}
+        if not self.run.accelerator.is_main_process:
+            return None
+        closeness = closeness_judge(self.labels.closeness)
+        judged = judged_answers(tokenizer, self.prompts, generations, self.labels, closeness)
+        judged = with_gold(with_proxy(judged, scores["proxy"]), scores.get("gold"))
+        return Measured(judged, kl, losses, documents, [prompt.user_id for prompt in self.prompts])
+
+    def _by_policy(
+        self, load: Callable[[], Any] | None, count: int, chunks: Sequence[list[int]]
+    ) -> tuple[list[list[Generation]], list[float], list[list[float]] | None]:
+        """(answers to each prompt, the loss of each chunk, log-probabilities of the answers: None for SFT)."""
+        accelerator, tokenizer = self.run.accelerator, self._tokenizer()
+        policy = self._policy(load or self._load_sft)
+        sampler = AnswerSampler(policy.causal, tokenizer, self.sampling, self.run.seed, accelerator, self._scratch)
+        with autocast(self.model_config, accelerator.device):
+            stream = "sweep SFT" if load is None else "sweep policy"
+            generations = sampler.answers(self.prompts, count, stream)
+        losses = remembered(self._scratch, "losses", accelerator, partial(text_losses, policy, chunks, accelerator))
+        if load is None:
+            return generations, losses, None
+        look = partial(logprobs_of_answers, policy, tokenizer, self.prompts, generations, self._scoring)
+        return generations, losses, remembered(self._scratch, "log-probabilities", accelerator, look)
+
+    def _logprobs_by_sft(self, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
+        """SFT's log-probabilities of all answers, in the policy's batches."""
+        policy = self._policy(self._load_sft)
+        return logprobs_of_answers(policy, self._tokenizer(), self.prompts, given, self._scoring)
+
+    def _scores(self, name: str, judge: Proxy, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
+        """A reward model's scores of all answers."""
+        score = partial(judge.scores, self.prompts, [given], self.max_tokens, self.run.accelerator)
+        return remembered(self._scratch, f"{name} scores", self.run.accelerator, score)[0]
+
+    @property
+    def _scratch(self) -> Path:
+        assert self.run.out is not None
+        return self.run.out / "scratch"
+
+    @property
+    def _scoring(self) -> Scoring:
+        return Scoring(self.sampling.temperature, BATCH, self.run.accelerator)
+
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.sft, self.model_config)
+
+    def _load_sft(self) -> Any:
+        return load_causal(self.sft, self.model_config, self._tokenizer())
+
+    def _policy(self, load: Callable[[], Any]) -> PolicyModel:
+        gc.collect()  # frees the model before
+        device = self.run.accelerator.device
+        return policy_model(load().to(device), autocast_dtype(self.model_config, device))
+
+
+def with_gold(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[float]] | None) -> list[list[Answer]]:
+    """The answers with the gold score among their parts: these, or the rubric's."""
+    given = scores or [[answer.parts["score"] for answer in row] for row in answers]
+    return [
+        [replace(answer, parts=answer.parts | {"gold": score}) for answer, score in zip(row, own, strict=True)]
+        for row, own in zip(answers, given, strict=True)
+    ]
+
+
+def chunks_of_documents(
+    tokenizer: Any, texts: Iterable[str], length: int, count: int
+) -> tuple[list[list[int]], list[int]]:
+    """(`count` chunks of `length` tokens spread evenly over the texts, the number of the document of each).
+
+    Raises ValueError if no text is long enough.
+    """
+    found: list[tuple[int, list[int]]] = []
+    for number, text in enumerate(texts):
+        with contextlib.suppress(ValueError):  # too short for a chunk
+            found += [(number, chunk) for chunk in pretraining_chunks(tokenizer, [text], length)]
+    if not found:
+        raise ValueError(f"the held-out pretraining text is too short for a single example of {length} tokens")
+    kept = evenly(found, count)
+    return [chunk for _, chunk in kept], [number for number, _ in kept]
+
+
+@torch.no_grad()
+def text_losses(policy: PolicyModel, chunks: Sequence[list[int]], accelerator: Accelerator) -> list[float]:
+    """The mean next-token loss of each chunk, in nats per token, in order; the processes share the work."""
+    mine = sorted(share_of(accelerator, list(enumerate(chunks))), key=lambda item: len(item[1]))
+    found: list[tuple[int, float]] = []
+    for start in range(0, len(mine), BATCH):
+        numbers, texts = zip(*mine[start : start + BATCH], strict=True)
+        batch = text_batch(texts, accelerator.device)
+        logprobs_R, _ = policy(batch, with_entropy=False)
+        sums = batch.padded(logprobs_R.double()).sum(1).tolist()
+        found += [(number, -total / (len(text) - 1)) for number, text, total in zip(numbers, texts, sums, strict=True)]
+    losses = dict(gather_object(found))
+    return [losses[number] for number in range(len(chunks))]

@@ -1,0 +1,82 @@
+"""Loss on pretraining text against reward over PPO's coefficients: the contents of sweep.json.
+
+Figures 33 and 34 of Ouyang et al. 2022 show public benchmarks and the validation reward over the coefficient of the
+pretraining mix, and over that of the KL penalty without the mix. Here the loss on held-out pretraining text takes the
+place of the benchmarks (ours).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.intervals import Bootstrap
+from evaluation.compare import win_rate
+from evaluation.sweeps.measure import Measured
+
+PARTS = ("proxy", "gold", "chrf", "complete", "tokens")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The PPO runs with these coefficients."""
+
+    gamma: float
+    beta: float
+    runs: Mapping[int, Measured]
+    """By seed."""
+
+    def mean(self, rows: Sequence[Sequence[float]]) -> list[float]:
+        """The mean over the seeds."""
+        return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+
+    def report(self, sft: Measured, tie_width: float, bootstrap: Bootstrap) -> dict[str, Any]:
+        """Means over seeds with intervals over users (the loss: over documents), and each seed's reward and loss.
+
+        `perplexity` is exp of the mean loss, and the win rate is by the labeler's rubric, against SFT.
+        """
+        runs = list(self.runs.values())
+        losses = self.mean([run.losses for run in runs])
+        loss = sft.loss_interval(losses, bootstrap)
+        own = {part: self.mean([run.means(part) for run in runs]) for part in PARTS}
+        answers = [
+            [given for run in rows for given in run] for rows in zip(*(run.answers for run in runs), strict=True)
+        ]
+        return {
+            "gamma": self.gamma,
+            "beta": self.beta,
+            "pretraining_loss": loss,
+            "pretraining_loss_change": sft.loss_interval(minus(losses, sft.losses), bootstrap),
+            "perplexity": math.exp(loss["mean"]),
+            **{part: bootstrap.interval(values) for part, values in own.items()},
+            **{
+                f"{judge}_change": bootstrap.interval(minus(own[judge], sft.means(judge)))
+                for judge in ("proxy", "gold", "chrf")
+            },
+            "kl": bootstrap.interval(self.mean([run.kl for run in runs])),
+            "win_rate": win_rate(answers, sft.answers, tie_width, bootstrap),
+            "seeds": {
+                str(seed): {"proxy": average(run.means("proxy")), "pretraining_loss": average(run.losses)}
+                for seed, run in self.runs.items()
+            },
+        }
+
+
+def ptx_sweep(sft: Measured, points: Sequence[Point], tie_width: float, bootstrap: Bootstrap) -> dict[str, Any]:
+    """SFT and every point."""
+    own = Point(0.0, 0.0, {0: sft}).report(sft, tie_width, bootstrap)
+    shown = ("pretraining_loss", "perplexity", *PARTS)
+    return {
+        "sft": {name: own[name] for name in shown},
+        "points": [point.report(sft, tie_width, bootstrap) for point in points],
+    }
+
+
+def minus(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """The differences."""
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
+
+
+def average(values: Sequence[float]) -> float:
+    """The mean."""
+    return sum(values) / len(values)
