@@ -35,19 +35,20 @@ def classes(config_type: type = RunConfig) -> list[type]:
 
 def documented(config_type: type) -> dict[str, str]:
     """Field name to the string below it in the source, or in that of the class which it is inherited from."""
-    inherited = [documented(base) for base in config_type.__bases__ if dataclasses.is_dataclass(base)]
-    [body] = [
+    bodies = [
         node.body
-        for node in ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
+        for base in reversed(config_type.__mro__)
+        if dataclasses.is_dataclass(base)
+        for node in ast.parse(textwrap.dedent(inspect.getsource(base))).body
         if isinstance(node, ast.ClassDef)
     ]
-    own = {
+    return {
         node.target.id: inspect.cleandoc(after.value.value)
+        for body in bodies
         for node, after in itertools.pairwise(body)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
     }
-    return {name: text for found in [*inherited, own] for name, text in found.items()}
 
 
 def leaves(config_type: type = RunConfig, prefix: str = "") -> dict[str, str]:
@@ -403,7 +404,8 @@ ZERO_IS_ALLOWED = {
     *(f"sft_baseline.{name}" for name in ("pretraining_fraction", "residual_dropout", "final_lr_fraction",
     "checkpoint_minutes", "scoring.temperature", "scoring.top_k")),
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
-    "ppo.warmup_iterations", "ppo.value_warmup_iterations",
+    "ppo.warmup_iterations", "ppo.value_warmup_iterations", "ppo.snapshot_every",
+    "sweep_kl.seeds", "sweep_kl.kl_coef", "sweep_ptx.gammas", "sweep_ptx.betas", "sweep_ptx.seeds",
     "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
     "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes",
     "ppo.monitors.min_entropy",
@@ -424,6 +426,7 @@ FRACTIONS = ONE_IS_ALLOWED | {
 LEAST = {
     "data.pretraining_tokens": 2, "samples.answers_per_prompt": 2, "reward.max_answers_per_prompt": 2,
     "ppo.held_out.prompts": 2, "ppo.monitors.over_optimisation_evaluations": 3,
+    "sweep_kl.snapshots": 3, "sweep_kl.best_of_n": 3,
 }  # fmt: skip
 
 
@@ -450,7 +453,7 @@ def test_every_number_outside_its_range_is_refused_by_name(name: str) -> None:
     for value in bad:
         with pytest.raises(ValueError, match=re.escape(f"{name}{'[0]' if several else ''}={value!r} must be ")):
             validate(value)
-    if name in ZERO_IS_ALLOWED - {"reward.epochs"}:
+    if name in ZERO_IS_ALLOWED - {"reward.epochs", "sweep_kl.kl_coef"}:
         validate(0)
     if name in ONE_IS_ALLOWED:
         validate(1)
