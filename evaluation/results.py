@@ -14,7 +14,7 @@ from evaluation.comparison import Comparison
 from evaluation.config import COMPARED, NULL_BASELINES
 from evaluation.contest import Contest
 from evaluation.judges.protocol import Judge, PairwiseJudge
-from evaluation.judges.simulated import ChrfJudge, RubricJudge
+from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
 from labeling.config import LabelsConfig
 
 
@@ -42,18 +42,18 @@ class Results:
         """The answers with the rubric's parts, chrF and the scores of these judges."""
         assert isinstance(self.rubric, RubricJudge)
         assert isinstance(self.chrf, ChrfJudge)
-        found = [[vars(judged) for judged in row] for row in self.rubric.parts(prompts, answers)]
-        for judge in (self.chrf, *judges):
-            if not isinstance(judge, PairwiseJudge) and judge.name != "rubric":
+        found = with_parts(prompts, answers, self.rubric, self.chrf)
+        for judge in judges:
+            if not isinstance(judge, PairwiseJudge) and judge.name not in ("rubric", "chrf"):
                 scores = judge.scores(prompts, answers)
                 found = [
-                    [parts | {judge.name: score} for parts, score in zip(row, own, strict=True)]
+                    [
+                        replace(answer, parts=answer.parts | {judge.name: score})
+                        for answer, score in zip(row, own, strict=True)
+                    ]
                     for row, own in zip(found, scores, strict=True)
                 ]
-        return [
-            [replace(answer, parts=parts) for answer, parts in zip(row, own, strict=True)]
-            for row, own in zip(answers, found, strict=True)
-        ]
+        return found
 
     def evaluate(self, reward_model: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of evaluation.json; `reward_model` is the reward model's report on held-out rankings.

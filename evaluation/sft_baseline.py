@@ -20,7 +20,7 @@ from evaluation.best_of_n import Proxy
 from labeling.sampling import AnswerSampler
 from labeling.scratch import remembered
 from modeling.config import ModelConfig
-from modeling.generation import Generation, Sampling
+from modeling.generation import Generation
 from modeling.load import autocast
 from modeling.run import Run
 from sft.config import EpochScoringConfig
@@ -79,14 +79,13 @@ class EpochScorer:
         memory of the CPU.
         """
         how, accelerator = self.settings, self.run.accelerator
-        sampling = Sampling(how.max_new_tokens, how.temperature, how.top_k, how.top_p, how.batch_size)
         model.to(accelerator.device)
         found: dict[int, list[list[Generation]]] = {}
         for epoch, file in files.items():
             accelerator.print(f"sft_baseline: answers of epoch {epoch}")
             load_epoch(file, model)
             scratch = self.scratch / f"epoch-{epoch:02d}"
-            sampler = AnswerSampler(model, self.proxy.policy_tokenizer, sampling, self.run.seed, accelerator, scratch)
+            sampler = AnswerSampler(model, self.proxy.policy_tokenizer, how, self.run.seed, accelerator, scratch)
             with autocast(self.model_config, accelerator.device):
                 found[epoch] = sampler.answers(self.prompts, how.answers_per_prompt, "sft baseline")
         model.to("cpu")  # frees the GPU for the reward model

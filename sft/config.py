@@ -5,14 +5,13 @@ from typing import ClassVar
 
 from data.numbers import (
     ClosedUnitInterval,
-    FractionAboveZero,
     FractionBelowOne,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     check_numbers,
 )
+from modeling.config import GenerationSettings
 
 
 @dataclass
@@ -60,7 +59,7 @@ class SFTConfig:
 
 
 @dataclass
-class EpochScoringConfig:
+class EpochScoringConfig(GenerationSettings):
     """How the reward model scores the baseline's epochs: it scores their answers to the prompts of the validation
     demonstrations. All ours.
     """
@@ -69,18 +68,6 @@ class EpochScoringConfig:
     """Maximum number of validation prompts, spread evenly over the set; null uses all. Ours."""
     answers_per_prompt: PositiveInt = 1
     """Answers sampled per prompt and epoch; more of them reduce the noise of each prompt. Ours."""
-    max_new_tokens: PositiveInt = 512
-    """Maximum length of an answer in tokens. Ours."""
-    temperature: NonNegativeFloat = 1.0
-    """Sampling temperature; 0 is greedy. The default is that of PPO's roll-outs and of `evaluate`. Ours."""
-    top_k: NonNegativeInt = 0
-    """Sample from the k most likely tokens; 0 samples from all. Ours."""
-    top_p: FractionAboveZero = 1.0
-    """Sample from the smallest set of most likely tokens with at least this total probability; 1 samples from all.
-    Ours.
-    """
-    batch_size: PositiveInt = 64
-    """Answers decoded together in one process; affects only speed and memory, apart from rounding. Ours."""
     bootstrap_resamples: PositiveInt = 10_000
     """Bootstrap resamples for the 95% intervals. Ours."""
 
@@ -110,7 +97,7 @@ class SFTBaselineConfig(SFTConfig):
         """Raises ValueError on contradictions."""
         super().validate()
         how = self.scoring
-        if how.answers_per_prompt > 1 and (how.temperature == 0 or how.top_k == 1):
+        if how.answers_per_prompt > 1 and how.greedy:
             raise ValueError(
                 f"sft_baseline.scoring.answers_per_prompt={how.answers_per_prompt} needs a temperature above 0 and a "
                 "top_k other than 1: greedy answers to a prompt are identical"

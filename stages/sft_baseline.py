@@ -97,15 +97,14 @@ def choose_epoch(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]
 def proxy(config: RunConfig, run: RunFolder, tokenizer: Any) -> "Proxy":
     """The run's reward model."""
     from evaluation.best_of_n import Proxy
-    from modeling.load import load_tokenizer, read_settings
+    from evaluation.reward_scores import SavedRewardModel
     from ppo.reward_scorer import Tokens
 
     place = run.stage("reward") / "model"
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     own = replace(config.model.of_export(), trust_remote_code=trust)
-    of_reward = load_tokenizer(place, own)
-    tokens = Tokens.between(tokenizer, of_reward, read_settings(place, own))
-    return Proxy(place, own, tokenizer, of_reward, tokens)
+    model = SavedRewardModel.of(place, own, str(place))
+    return Proxy(model, tokenizer, Tokens.between(tokenizer, model.tokenizer, model.settings))
 
 
 def reward_digest(run: RunFolder) -> dict[str, str]:

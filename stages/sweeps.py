@@ -112,7 +112,7 @@ def measure_policy(config: RunConfig, sweep: str, weights: Path | None, answers:
     from evaluation.best_of_n import Proxy
     from evaluation.sweeps.measure import Measurement
     from modeling.accelerator import from_main, make_accelerator
-    from modeling.generation import Sampling
+    from modeling.config import GenerationSettings
     from modeling.load import load_tokenizer, read_settings, refuse_language_model
     from modeling.run import Run
     from ppo.snapshots import load_policy
@@ -132,7 +132,7 @@ def measure_policy(config: RunConfig, sweep: str, weights: Path | None, answers:
         texts=list(read_texts(data, "heldout")),
         text_tokens=config.data.pretraining_tokens,
         examples=options.perplexity_examples,
-        sampling=Sampling(how.max_new_tokens, how.temperature, batch_size=how.batch_size),
+        sampling=GenerationSettings(how.max_new_tokens, how.temperature, batch_size=how.batch_size),
         labels=config.labels,
         proxy=Proxy.of(sft, run.stage("reward") / "model", config.model, trust),
         gold=gold,

@@ -1,12 +1,13 @@
 """Judges that compare answers with the reference: the simulated labeler's rubric, and chrF."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
 from data.overlap import chrf
 from data.records import Demonstration
-from evaluation.compare import Answer
+from evaluation.compare import Answer, Answers
 from labeling.config import LabelsConfig
 from labeling.judges import Closeness, closeness_judge
 from labeling.rubric import Judged, judge
@@ -80,3 +81,13 @@ class ChrfJudge:
     def scores(self, prompts: Sequence[Demonstration], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
         """See `ScoringJudge`."""
         return self.overlap(prompts, answers)
+
+
+def with_parts(
+    prompts: Sequence[Demonstration], answers: Answers, rubric: RubricJudge, overlap: ChrfJudge
+) -> list[list[Answer]]:
+    """The answers with the rubric's parts, its `score` and `chrf` as their parts."""
+    return [
+        [replace(answer, parts=vars(judged) | {"chrf": shared}) for answer, judged, shared in zip(*rows, strict=True)]
+        for rows in zip(answers, rubric.parts(prompts, answers), overlap.scores(prompts, answers), strict=True)
+    ]

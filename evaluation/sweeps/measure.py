@@ -21,18 +21,18 @@ from accelerate.utils import gather_object
 from data.intervals import Bootstrap
 from data.records import Demonstration
 from data.sets import evenly
-from data.tokenize import pretraining_chunks
+from data.tokenize import decode_completion, pretraining_chunks
 from evaluation.best_of_n import Proxy, with_proxy
-from evaluation.compare import Answer, Scoring, judged_answers, kl_between, logprobs_of_answers
+from evaluation.compare import Answer, Scoring, kl_between, logprobs_of_answers
+from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
 from labeling.config import LabelsConfig
-from labeling.judges import closeness_judge
 from labeling.sampling import AnswerSampler
 from labeling.scratch import remembered
 from modeling.accelerator import share_of
 from modeling.batch import text_batch
-from modeling.config import ModelConfig
+from modeling.config import GenerationSettings, ModelConfig
 from modeling.disk import write_whole
-from modeling.generation import Generation, Sampling
+from modeling.generation import Generation
 from modeling.load import autocast, autocast_dtype, load_causal, load_tokenizer
 from modeling.models import PolicyModel, policy_model
 from modeling.run import Run
@@ -100,7 +100,7 @@ class Measurement:
     """Tokens per chunk of the texts."""
     examples: int
     """Number of chunks, spread evenly over the texts."""
-    sampling: Sampling
+    sampling: GenerationSettings
     labels: LabelsConfig
     proxy: Proxy
     gold: Proxy | None
@@ -127,8 +127,11 @@ class Measurement:
         scores = {name: self._scores(name, judge, generations) for name, judge in judges.items()}
         if not self.run.accelerator.is_main_process:
             return None
-        closeness = closeness_judge(self.labels.closeness)
-        judged = judged_answers(tokenizer, self.prompts, generations, self.labels, closeness)
+        answered = [
+            [Answer(decode_completion(tokenizer, one.ids, one.ended), one.ended, len(one.ids)) for one in row]
+            for row in generations
+        ]
+        judged = with_parts(self.prompts, answered, RubricJudge(self.labels), ChrfJudge())
         judged = with_gold(with_proxy(judged, scores["proxy"]), scores.get("gold"))
         return Measured(judged, kl, losses, documents, [prompt.user_id for prompt in self.prompts])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.intervals import Bootstrap
-from evaluation.compare import win_rate
+from evaluation.compare import by_scores, scores_of, win_rate
 from evaluation.sweeps.measure import Measured
 
 PARTS = ("proxy", "gold", "chrf", "complete", "tokens")
@@ -54,7 +54,7 @@ class Point:
                 for judge in ("proxy", "gold", "chrf")
             },
             "kl": bootstrap.interval(self.mean([run.kl for run in runs])),
-            "win_rate": win_rate(answers, sft.answers, tie_width, bootstrap),
+            "win_rate": win_rate(by_scores(scores_of(answers), scores_of(sft.answers), tie_width), bootstrap),
             "seeds": {
                 str(seed): {"proxy": average(run.means("proxy")), "pretraining_loss": average(run.losses)}
                 for seed, run in self.runs.items()

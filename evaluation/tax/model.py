@@ -16,8 +16,7 @@ from evaluation.tax.choices import Choice
 from evaluation.tax.config import TaxConfig
 from labeling.sampling import AnswerSampler
 from modeling.architecture import is_classifier, refuse_by_config
-from modeling.config import ModelConfig
-from modeling.generation import Sampling
+from modeling.config import GenerationSettings, ModelConfig
 from modeling.load import autocast, autocast_dtype, context_length, load_causal, load_tokenizer, read_settings
 from modeling.logprobs import refuse_unknown_logits
 from modeling.models import PolicyModel, policy_model
@@ -109,7 +108,9 @@ class TaxModel:
 
     def answers(self, asked: Sequence[Asked], stream: str) -> list[str]:
         """The greedy answer to each prompt, up to the first line break (appendix D)."""
-        sampling = Sampling(self.settings.max_new_tokens, temperature=0.0, batch_size=self.settings.batch_size)
+        sampling = GenerationSettings(
+            self.settings.max_new_tokens, temperature=0.0, batch_size=self.settings.batch_size
+        )
         sampler = AnswerSampler(self.causal, self.tokenizer, sampling, 0, self.accelerator, self.scratch)
         with autocast(self.place.config, self.accelerator.device):
             rows = sampler.answers([one.prompt for one in asked], 1, f"{self.place.key} {stream}")
