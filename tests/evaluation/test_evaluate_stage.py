@@ -101,7 +101,7 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
         evaluate=EvaluateConfig(
             judges=["chrf", "gold", "human"], gold=GoldConfig(model=str(gold)), human=HumanConfig(path=str(people)),
             models=["base_few_shot", "ppo_last", str(other)], few_shot_examples=2, answers_per_prompt=2, best_of_n=3,
-            best_of_n_prompts=2, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=20,
+            best_of_n_prompts=2, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=5,
         ),
     )  # fmt: skip
     config.validate()

@@ -112,14 +112,14 @@ def test_a_folder_that_cannot_answer_is_refused_before_sampling(
 
 
 def test_sft_comes_after_the_models_whose_answers_it_scores_and_streams_differ() -> None:
-    settings = EvaluateConfig(models=["ppo_last", "org/model", "org-model", "sft_baseline"], answers_per_prompt=3)
+    settings = EvaluateConfig(models=["ppo_last", "org/model", "other/model", "sft_baseline"], answers_per_prompt=3)
     found = compared_models(settings, ModelConfig(base="b", chat_template="t", trust_remote_code=True), PLACES)
     assert [model.name for model in found] == [
         "ppo",
         "ppo_last",
         "sft_baseline",
         "org/model",
-        "org-model",
+        "other/model",
         "sft",
         "base",
     ]
