@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.numbers import NonNegativeInt, PositiveInt, check_numbers
+from evaluation.judges.llm_config import LLMConfig
 from modeling.config import GenerationSettings
 
 COMPARED = ("base", "sft", "ppo")
@@ -71,6 +72,10 @@ class EvaluateConfig(GenerationSettings):
     """Settings of the judge `gold`."""
     human: HumanConfig = field(default_factory=HumanConfig)
     """Settings of the judge `human`."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    """Settings of the judge `llm`, and of `metadata`."""
+    metadata: bool = False
+    """Ask the model of `llm` for the paper's metadata (table 3) and overall quality, from 1 to 7, of each answer."""
     max_prompts: PositiveInt | None = None
     """Maximum number of held-out prompts, spread evenly over the set; null uses all. Ours."""
     answers_per_prompt: PositiveInt = 1
@@ -121,6 +126,11 @@ class EvaluateConfig(GenerationSettings):
                 "anyway: leave it out"
             )
 
+    @property
+    def asks_llm(self) -> bool:
+        """Whether a language model judges or rates answers."""
+        return self.metadata or "llm" in self.judges
+
     def _validate_judges(self) -> None:
         if not self.judges:
             raise ValueError("evaluate.judges is empty: name at least one judge")
@@ -134,6 +144,11 @@ class EvaluateConfig(GenerationSettings):
                 raise ValueError(f"the judge {judge} needs {setting}: set it, or take {judge} out of evaluate.judges")
             if judge not in self.judges and value is not None:
                 raise ValueError(f"evaluate.{judge} is set, but {judge} is not in evaluate.judges: add it there")
+        self.llm.validate("evaluate.llm")
+        if self.asks_llm != (self.llm.endpoint is not None):
+            raise ValueError(
+                "evaluate.llm.endpoint is for the judge llm and for evaluate.metadata: set it together with one of them"
+            )
         if self.human.path is not None and not Path(self.human.path).is_file():
             raise ValueError(f"evaluate.human.path={self.human.path}: no such file")
 

@@ -13,8 +13,10 @@ from evaluation.compare import Answer, Answers, parts_table, rubric_win_rates
 from evaluation.comparison import Comparison
 from evaluation.config import COMPARED, NULL_BASELINES
 from evaluation.contest import Contest
+from evaluation.judges.llm import LLMJudge
 from evaluation.judges.protocol import Judge, PairwiseJudge
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
+from evaluation.metadata import MetadataRater, metadata_table, write_ratings
 from labeling.config import LabelsConfig
 
 
@@ -24,6 +26,8 @@ class Results:
 
     comparison: Comparison
     labels: LabelsConfig
+    rater: MetadataRater | None = None
+    """Rates the answers of the models."""
 
     def __post_init__(self) -> None:
         done = self.comparison
@@ -82,9 +86,20 @@ class Results:
             "kl_by_model": {name: bootstrap.interval(kl) for name, kl in done.kl.items()},
             "reward_model": reward_model,
         }
+        for judge in self.judges:
+            if isinstance(judge, LLMJudge):
+                evaluation["llm_judge"] = judge.report(bootstrap.resamples)
+        if self.rater is not None:
+            evaluation["metadata"] = self.metadata(self.rater)
         if done.proxy is not None:
             evaluation["best_of_n"] = self.best_of_n()
         return evaluation
+
+    def metadata(self, rater: MetadataRater) -> dict[str, Any]:
+        """The paper's metadata by model and use case; writes ratings.jsonl."""
+        rated = rater.rate(self.prompts, {model.name: self.answers[model.name] for model in self.comparison.models})
+        write_ratings(self.comparison.out / "ratings.jsonl", rated)
+        return metadata_table(rated, self.bootstrap.resamples)
 
     def best_of_n(self) -> dict[str, Any]:
         """Best-of-n by the labeler; writes best_of_n.jsonl."""

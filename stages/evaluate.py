@@ -22,9 +22,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.sets import evenly, read_set, read_texts
     from evaluation.best_of_n import Proxy
     from evaluation.comparison import Comparison
-    from evaluation.judges import JudgeInputs, make_judges
+    from evaluation.judges.llm_client import LLMClient
+    from evaluation.judges.table import JudgeInputs, make_judges
+    from evaluation.metadata import MetadataRater
     from evaluation.results import Results
-    from modeling.accelerator import from_main, make_accelerator
+    from modeling.accelerator import from_main, main_alone, make_accelerator
     from modeling.load import base_model_place, read_settings
     from modeling.run import Run
     from stages.inputs import refuse_long_texts
@@ -37,9 +39,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
     of_run = Run(accelerator, config.seed, out)
+    client = LLMClient(settings.llm) if settings.asks_llm else None
+    rater = MetadataRater(client) if client is not None and settings.metadata else None
+    if rater is not None:
+        from_main(accelerator, rater.check)
     inputs = JudgeInputs(
         settings=settings, labels=config.labels, model_config=config.model, prompts=prompts, run=of_run,
-        max_tokens=max_tokens,
+        client=client, max_tokens=max_tokens,
     )  # fmt: skip
     comparison = Comparison(
         settings=settings,
@@ -54,10 +60,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     )
     accelerator.print(f"evaluate: generation with {summary(settings.recorded(config.seed))}", flush=True)
     comparison.sample_and_score()
-    if not accelerator.is_main_process:
-        return {}
-    accuracy = json.loads((reward / "accuracy.json").read_text())
-    return Results(comparison, config.labels).write(accuracy["test"], seconds_so_far(run))
+    headline: dict[str, Any] = {}
+    with main_alone(accelerator):
+        if accelerator.is_main_process:
+            accuracy = json.loads((reward / "accuracy.json").read_text())
+            headline = Results(comparison, config.labels, rater).write(accuracy["test"], seconds_so_far(run))
+    return headline
 
 
 def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from data.intervals import Bootstrap
 from data.records import Demonstration
@@ -52,8 +52,8 @@ class LLMJudge:
     them is a tie. A judge that always prefers the same position therefore gives 1/2 to every pair.
     """
 
-    name: ClassVar[str] = "llm"
-    taught: ClassVar[bool] = False
+    name = "llm"
+    taught = False
     """No model was trained on its verdicts."""
 
     def __init__(self, client: LLMClient) -> None:

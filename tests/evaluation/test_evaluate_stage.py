@@ -13,6 +13,8 @@ from data.files import write_records
 from data.records import Demonstration, Ranking
 from data.sets import DOCUMENT_SCHEMA, set_file, set_schema
 from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
+from evaluation.judges.llm_config import LLMConfig
+from evaluation.metadata import FIELDS, read_ratings
 from labeling.config import LabelsConfig
 from modeling.config import ModelConfig
 from modeling.load import load_causal, load_scalar, save
@@ -21,6 +23,8 @@ from stages.config import RunConfig
 from stages.evaluate import work
 from stages.runner import RunFolder
 from tests.conftest import enliven
+from tests.evaluation.fake_llm import FakeLLM, serving
+from tests.evaluation.test_metadata import GOOD
 from tests.ppo.conftest import save_reward
 
 ASKED = [Demonstration(prompt=text, completion="So it is.") for text in ("Why?", "Name two rivers", "Write a poem.")]
@@ -165,3 +169,50 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_generated(
     with pytest.raises(ValueError, match=sentence):
         work(config, run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_language_model_judges_in_the_headline_and_rates_all_models_through_faults_and_asks_nothing_twice(
+    run: RunFolder, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """It always prefers the answer shown first, so that every model wins half of its comparisons."""
+    fake = FakeLLM(
+        lambda question: json.dumps(GOOD if '"quality"' in question else {"verdict": "A"}),
+        faults=["ok", "ok", "500", "429:0.05", "close", "html"],
+    )
+    with serving(fake) as url:
+        config = RunConfig(
+            model=ModelConfig(base=str(tiny_llama), device="cpu"),
+            labels=LabelsConfig(closeness="words"),
+            evaluate=EvaluateConfig(
+                judges=["llm", "chrf"], metadata=True, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=20,
+                llm=LLMConfig(endpoint=url, model="m", cache=str(tmp_path / "cache"), timeout=5.0),
+            ),
+        )  # fmt: skip
+        config.evaluate.validate()
+        config.data.pretraining_tokens = 16
+        headline = work(config, run, tmp_path / "out")
+        asked = len(fake.requests)
+        work(config, run, tmp_path / "again")
+        assert len(fake.requests) == asked + 2, "the two checks"
+    assert headline["win_rate"] == 0.5
+    assert set(fake.answered.values()) == {1, 2}, "the checks of both runs, and every other question once"
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert evaluation["llm_judge"]["position_bias"]["share"]["mean"] == 1.0
+    assert evaluation["llm_judge"]["retries"] == 4
+    assert evaluation["comparisons"]["echo"]["llm"]["win_rate"]["mean"] == 0.5
+    rated = read_ratings(tmp_path / "out" / "ratings.jsonl")
+    assert {item.model for item in rated} == {"base", "sft", "ppo"}
+    assert len(rated) == 3 * len(ASKED)
+    assert set(evaluation["metadata"]["ppo"]["all"]) == set(FIELDS)
+
+
+def test_an_endpoint_that_nothing_uses_or_a_judge_without_one_is_refused() -> None:
+    for settings in (
+        EvaluateConfig(judges=["llm"]),
+        EvaluateConfig(metadata=True),
+        EvaluateConfig(llm=LLMConfig(endpoint="http://localhost:1/v1", model="m")),
+    ):
+        with pytest.raises(
+            ValueError, match=r"evaluate\.llm\.endpoint is for the judge llm and for evaluate\.metadata"
+        ):
+            settings.validate()

@@ -14,11 +14,11 @@ from data.records import Demonstration, Ranking
 from data.tokenize import encode_completion
 from evaluation.compare import Answer, Verdicts
 from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
-from evaluation.judges import JUDGES, JudgeInputs, make_judges
 from evaluation.judges.gold import GoldJudge
 from evaluation.judges.human import HumanJudge
 from evaluation.judges.protocol import preferences
 from evaluation.judges.simulated import ChrfJudge, RubricJudge
+from evaluation.judges.table import JUDGES, JudgeInputs, make_judges
 from evaluation.models import ComparedModel
 from evaluation.reward_scores import SavedRewardModel
 from labeling.config import LabelsConfig
@@ -213,6 +213,6 @@ def test_judges_come_in_the_configured_order(tmp_path: Path) -> None:
     settings.validate()
     run = Run(FakeAccelerator(), 0, tmp_path)  # type: ignore[arg-type]
     inputs = JudgeInputs(
-        settings=settings, labels=WORDS, model_config=ModelConfig(), prompts=PROMPTS, run=run, max_tokens=100
+        settings=settings, labels=WORDS, model_config=ModelConfig(), prompts=PROMPTS, run=run, client=None, max_tokens=100
     )
     assert [judge.name for judge in make_judges(inputs)] == ["human", "chrf", "rubric"]
