@@ -1,38 +1,34 @@
-"""Plots of the data report: facts in, a Figure out. Plots without numbers are left out."""
+"""Plots of the data report: facts in, a Figure out; None without numbers."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from data.language import UNDETERMINED
-from reports.figures import INK, WIDTH, grid, tidy
-from reports.paper import SET_TITLES as TITLES
-from reports.paper import USE_CASE_SHARES
+from reports.formats import counted, spaced
+from reports.paper import SET_TITLES, USE_CASE_SHARES
+from reports.plots import BLUE, DASHED, GREEN, GREY, PURPLE, RED, grid, styled
 
 Facts = Mapping[str, Any]
-COLOURS = {"sft": "#4477AA", "rm": "#228833", "rl": "#EE6677", "rankings": "#AA3377"}
-"""Paul Tol's bright scheme, which colour-blind readers can tell apart; the same colour per set in every plot."""
-PAPER = "#BBBBBB"
+COLOURS = {"sft": BLUE, "rm": GREEN, "rl": RED, "rankings": PURPLE}
 LANGUAGES_SHOWN = 12
 
 
-def figures(facts: Facts) -> dict[str, Figure]:
-    """The plots that there are numbers for."""
-    found = {"prompts_per_user": prompts_per_user(facts), "prompt_lengths": lengths(facts)}
-    cases = {case: count for case, count in facts["sets"]["rm"]["use_cases"].items() if case != "none"}
-    if cases:
-        found["use_cases"] = use_case_mix(cases)
-    languages = list(facts["languages"]["prompts"].items())
-    rest = sum(count for _, count in languages[LANGUAGES_SHOWN:])
-    found["languages"] = language_bars(dict(languages[:LANGUAGES_SHOWN]) | ({"others": rest} if rest else {}))
-    if facts["rankings"]["count"]:
-        found["rankings"] = ranking_shapes(facts["rankings"])
-    return found
+@styled
+def figures(facts: Facts) -> dict[str, Figure | None]:
+    """All plots."""
+    return {
+        "prompts_per_user": prompts_per_user(facts),
+        "prompt_lengths": lengths(facts),
+        "use_cases": use_case_mix(facts["sets"]["rm"]["use_cases"]),
+        "languages": language_bars(facts["languages"]["prompts"]),
+        "rankings": ranking_shapes(facts["rankings"]),
+    }
 
 
 def prompts_per_user(facts: Facts) -> Figure:
@@ -40,16 +36,14 @@ def prompts_per_user(facts: Facts) -> Figure:
     group, sets = facts["settings"]["group_by"], facts["sets"]
     figure, panels = grid(len(sets), 4, height=2.7)
     for axes, (name, found) in zip(panels, sets.items(), strict=True):
-        _histogram(axes, found["prompts_per_user"], COLOURS[name], bins=24)
+        counts = histogram(axes, found["prompts_per_user"], name, bins=24)
         axes.set_yscale("log")
         axes.set_ylim(0.7, None)
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_minor_locator(NullLocator())
-        count = sum(found["prompts_per_user"].values())
-        axes.set_title(f"{TITLES[name]}: {count:,} {group}{'' if count == 1 else 's'}", fontsize=10, loc="left")
-        axes.set_xlabel("rankings" if name == "rankings" else "prompts", fontsize=8)
-        tidy(axes)
-    panels[0].set_ylabel(f"{group}s", fontsize=8)
+        axes.set_title(f"{SET_TITLES[name]}: {counted(int(counts.sum()), group)}")
+        axes.set_xlabel("rankings" if name == "rankings" else "prompts")
+    panels[0].set_ylabel(f"{group}s")
     return figure
 
 
@@ -58,102 +52,80 @@ def lengths(facts: Facts) -> Figure:
     limit, sets = facts["settings"]["max_prompt_tokens"], facts["sets"]
     figure, panels = grid(len(sets), 4, height=2.7)
     for axes, (name, found) in zip(panels, sets.items(), strict=True):
-        counts = found["prompt_tokens"]
-        _histogram(axes, counts, COLOURS[name], bins=40)
-        values = np.repeat([int(value) for value in counts], list(counts.values()))
-        if values.max() > limit / 4:
-            axes.axvline(limit, color=INK, linewidth=1, linestyle="--", label="limit")
-            axes.legend(frameon=False, fontsize=8)
+        counts = histogram(axes, found["prompt_tokens"], name, bins=40)
+        if counts.index.max() > limit / 4:
+            axes.axvline(limit, label="limit", **DASHED)
+            axes.legend()
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_title(f"{TITLES[name]}: median {np.median(values):,.0f}", fontsize=10, loc="left")
-        axes.set_xlabel("tokens of the prompt", fontsize=8)
-        tidy(axes)
-    panels[0].set_ylabel("rows", fontsize=8)
+        axes.set_title(f"{SET_TITLES[name]}: median {np.median(np.repeat(counts.index, counts)):,.0f}")
+        axes.set_xlabel("tokens of the prompt")
+    panels[0].set_ylabel("rows")
     return figure
 
 
-def use_case_mix(counts: Mapping[str, int]) -> Figure:
+def histogram(axes: Axes, counts: Mapping[str, int], name: str, bins: int) -> pd.Series:
+    """A histogram on a logarithmic axis, with bins between integers, so that each can have values; returns the counts
+    by value.
+    """
+    found = pd.Series(counts.values(), [int(value) for value in counts])
+    low, high = max(1, found.index.min()), max(1, found.index.max())
+    edges = np.unique(np.floor(np.geomspace(low, high + 1, bins + 1))) - 0.5
+    axes.hist(found.index, edges.tolist(), weights=found, color=COLOURS[name], edgecolor="white", linewidth=0.4)
+    axes.set_xscale("log")
+    if high < 50 * low:  # too narrow for powers of ten
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())
+    return found
+
+
+def use_case_mix(counts: Mapping[str, int]) -> Figure | None:
     """Shares of use cases beside the paper's."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    axes = figure.subplots()
-    cases, total = list(USE_CASE_SHARES), sum(counts.values())
-    places = np.arange(len(cases))
-    ours = [counts.get(case, 0) / total for case in cases]
-    axes.barh(places - 0.2, ours, 0.4, color=COLOURS["rm"], label="these data")
-    axes.barh(places + 0.2, [USE_CASE_SHARES[case] for case in cases], 0.4, color=PAPER, label="the paper")
-    axes.set_yticks(places, [case.replace("_", " ") for case in cases])
+    named = pd.Series(counts, dtype=float).drop("none", errors="ignore")
+    if named.empty:
+        return None
+    shares = pd.DataFrame({"these data": named / named.sum(), "the paper": USE_CASE_SHARES}).loc[[*USE_CASE_SHARES]]
+    figure, (axes,) = grid(1, 1, height=4.2)
+    shares.rename(spaced).plot.barh(ax=axes, width=0.8, color=[GREEN, GREY])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    tidy(axes)
     return figure
 
 
 def language_bars(counts: Mapping[str, int]) -> Figure:
     """Rows by language, the most common first, with the number beside each bar."""
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.28 * len(counts)), layout="constrained")
-    axes = figure.subplots()
-    total = sum(counts.values())
-    bars = axes.barh(range(len(counts)), [count / total for count in counts.values()], 0.7, color=COLOURS["rm"])
-    axes.bar_label(bars, [f"{count:,}" for count in counts.values()], padding=3, fontsize=8)
-    axes.set_yticks(range(len(counts)), ["undetermined" if name == UNDETERMINED else name for name in counts])
+    found = pd.Series(counts).rename({UNDETERMINED: "undetermined"})
+    if rest := found[LANGUAGES_SHOWN:].sum():
+        found = pd.concat([found[:LANGUAGES_SHOWN], pd.Series({"others": rest})])
+    figure, (axes,) = grid(1, 1, height=1.0 + 0.28 * len(found))
+    bars = axes.barh(found.index, found / found.sum(), 0.7, color=GREEN)
+    axes.bar_label(bars, [f"{count:,}" for count in found], padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.1 * max(counts.values()) / total)
+    axes.margins(x=0.1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    tidy(axes)
     return figure
 
 
-def ranking_shapes(found: Facts) -> Figure:
+def ranking_shapes(found: Facts) -> Figure | None:
     """Rankings by number of answers, strict and tied pairs, and how often the longest answer is ranked best."""
-    figure, (answers, pairs, longest) = grid(3, 3, height=2.8)
-    _bars(answers, found["answers"], "Answers per ranking (K)")
-    _bars(pairs, {"strict": found["strict"], "tied": found["tied"]}, "Judged pairs")
+    if not found["count"]:
+        return None
+    figure, (answers, pairs, best) = grid(3, 3, height=2.8)
+    bars(answers, "Answers per ranking (K)", found["answers"])
+    bars(pairs, "Judged pairs", {"strict": found["strict"], "tied": found["tied"]})
     if rates := found["longest"]:
-        heights = [rates["best"], rates["chance"]]
-        bars = longest.bar(["longest answer", "by chance"], heights, 0.6, color=[COLOURS["rankings"], PAPER])
-        longest.bar_label(bars, [f"{100 * rate:.1f}%" for rate in heights], padding=2, fontsize=8)
-        longest.set_ylim(0, min(1.15, 1.25 * max(heights)) or 1)
-        longest.yaxis.set_major_formatter(PercentFormatter(1.0))
-        longest.set_title("Ranked best", fontsize=10, loc="left")
-        tidy(longest)
+        bars(best, "Ranked best", {"longest answer": rates["best"], "by chance": rates["chance"]}, "{:.1%}")
+        best.yaxis.set_major_formatter(PercentFormatter(1.0))
+        best.patches[1].set_color(GREY)
     else:
-        longest.set_axis_off()
+        best.set_axis_off()
     return figure
 
 
-def _bars(axes: Axes, counts: Mapping[str, int], title: str) -> None:
-    bars = axes.bar(list(counts), list(counts.values()), 0.7, color=COLOURS["rankings"])
-    if len(counts) <= 12:
-        axes.bar_label(bars, [f"{count:,}" for count in counts.values()], padding=2, fontsize=8)
+def bars(axes: Axes, title: str, heights: Mapping[str, float], form: str = "{:,.0f}") -> None:
+    """Bars with their heights above them."""
+    drawn = axes.bar(list(heights), list(heights.values()), 0.7, color=PURPLE)
+    axes.bar_label(drawn, fmt=form, padding=2, fontsize=8)
     axes.margins(y=0.15)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_title(title, fontsize=10, loc="left")
-    tidy(axes)
-
-
-def _histogram(axes: Axes, counts: Mapping[str, int], colour: str, bins: int) -> None:
-    """A histogram of values with their counts, in bins of equal width on a logarithmic axis."""
-    values = np.array([int(value) for value in counts])
-    edges = _edges(values, bins)
-    axes.hist(values, edges.tolist(), weights=list(counts.values()), color=colour, edgecolor="white", linewidth=0.4)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.xaxis.set_minor_locator(NullLocator())
-    if edges[-1] < 50 * edges[0]:
-        # Too narrow for powers of ten only.
-        steps = [
-            step * 10**power for power in range(9) for step in (1, 2, 5) if edges[0] < step * 10**power < edges[-1]
-        ]
-        axes.set_xticks(steps if len(steps) > 1 else sorted({int(edges[0] + 0.5), int(edges[-1] - 0.5)}))
-
-
-def _edges(values: NDArray[np.int64], bins: int) -> NDArray[np.float64]:
-    """Edges between integers, so that every bin can have values."""
-    low, high = max(1, int(values.min())), max(1, int(values.max()))
-    edges: NDArray[np.float64] = np.unique(np.floor(np.geomspace(low, high + 1, bins + 1))) - 0.5
-    return edges if len(edges) > 1 else np.array([low - 0.5, low + 0.5])
-
-
-def _plain(value: float, place: int) -> str:
-    return f"{value:,.0f}" if value < 1e4 else f"{value / 1e3:,.0f}k" if value < 1e6 else f"{value / 1e6:g}M"
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer="," in form))
+    axes.set_title(title)

@@ -5,7 +5,7 @@ from typing import Any
 
 from data.intervals import FEW_PROMPTS, FEW_USERS
 from data.language import UNDETERMINED
-from reports.page import between, counted, percent
+from reports.formats import between, counted, percent, spaced
 from reports.paper import SET_TITLES
 
 DOMINANT_USER = 0.5
@@ -43,43 +43,22 @@ Facts = Mapping[str, Any]
 
 def warnings(facts: Facts) -> list[str]:
     """The warnings, the most important first."""
-    checks = (
-        malformed_rows,
-        identical_answers,
-        heavy_rules,
-        small_splits,
-        single_prompts,
-        dominant_users,
-        few_rl_prompts,
-        dominant_use_case,
-        mixed_languages,
-        unfiltered,
-        doubtful_rankings,
-    )
-    return [sentence for check in checks for sentence in check(facts)]
+    return [*about_records(facts), *about_sets(facts), *about_contents(facts), *about_rankings(facts)]
 
 
-def malformed_rows(facts: Facts) -> Iterator[str]:
-    """Skipped rows, and keys of messages that are not read."""
+def about_records(facts: Facts) -> Iterator[str]:
+    """What was skipped, left out or removed."""
     if count := facts["skipped"]:
         yield f"{counted(count, 'malformed row')} skipped: correct the source; the first are listed below."
     if facts["ignored_keys"]:
         found = ", ".join(f"{key!r} ({count:,} messages)" for key, count in facts["ignored_keys"].items())
         yield f"Only the role and the text of messages are read; these other keys were ignored: {found}."
-
-
-def identical_answers(facts: Facts) -> Iterator[str]:
-    """Judgments between identical answers."""
     if count := facts["rankings"]["identical"]:
         yield (
             f"Identical answers were compared in {counted(count, 'judgment')} "
             f"({counted(facts['rankings']['with_identical'], 'ranking')}). Training and accuracy leave them out: "
             "check how answers were sampled or joined."
         )
-
-
-def heavy_rules(facts: Facts) -> Iterator[str]:
-    """Rules that remove many records."""
     for kind, rules in facts["removed"].items():
         for rule, count in rules.items():
             # A prompt that is also a demonstration is no loss; a ranking that is there twice is a mistake.
@@ -90,9 +69,9 @@ def heavy_rules(facts: Facts) -> Iterator[str]:
                 )
 
 
-def small_splits(facts: Facts) -> Iterator[str]:
-    """Validation and test splits too small for a conclusion."""
-    small = []
+def about_sets(facts: Facts) -> Iterator[str]:
+    """Sizes and users of the sets."""
+    group, small = facts["settings"]["group_by"], []
     for name, found in facts["sets"].items():
         for split, title in (("valid", "validation"), ("test", "test")):
             count, users = sum(found["splits"][split]["rows"].values()), found["splits"][split]["groups"]
@@ -103,33 +82,19 @@ def small_splits(facts: Facts) -> Iterator[str]:
             f"Too small to tell two models apart: {', '.join(small)}. Raise data.valid_fraction and "
             f"data.test_fraction, or add users; each split needs at least {FEW_PROMPTS} rows of {FEW_USERS} users."
         )
-
-
-def single_prompts(facts: Facts) -> Iterator[str]:
-    """No user has two prompts, so the split is effectively by prompt."""
     if facts["largest_group"] == 1 and facts["without_demonstration"]["prompts"] > 1:
-        group = facts["settings"]["group_by"]
         yield (
             f"Every prompt has a {group} of its own, so prompts of one {group} may be in different splits, and the cap "
             f"has no effect: set {group}_id in the rows if you know it."
         )
-
-
-def dominant_users(facts: Facts) -> Iterator[str]:
-    """A user with half of a training split."""
     for name, found in facts["sets"].items():
         largest = found["largest_user"]
         if largest and largest["share"] >= DOMINANT_USER:
             yield (
-                f"One {facts['settings']['group_by']}, {largest['name']!r}, sent {percent(largest['share'])} of the "
-                f"{SET_TITLES[name]} training prompts, and will dominate the models: lower data.max_prompts_per_group."
+                f"One {group}, {largest['name']!r}, sent {percent(largest['share'])} of the {SET_TITLES[name]} "
+                "training prompts, and will dominate the models: lower data.max_prompts_per_group."
             )
-
-
-def few_rl_prompts(facts: Facts) -> Iterator[str]:
-    """Fewer RL prompts than one iteration of the paper's."""
-    count = facts["rows"]["rl_train"]
-    if count < FEW_RL_PROMPTS:
+    if (count := facts["rows"]["rl_train"]) < FEW_RL_PROMPTS:
         yield (
             f"Only {counted(count, 'prompt')} to train RL on, fewer than one of the paper's iterations "
             f"({FEW_RL_PROMPTS}), so that some are used more than once in it: add API prompts; they need no answers "
@@ -137,33 +102,24 @@ def few_rl_prompts(facts: Facts) -> Iterator[str]:
         )
 
 
-def dominant_use_case(facts: Facts) -> Iterator[str]:
-    """Nearly all prompts have one use case."""
-    found = facts["sets"].get("rm", {"use_cases": {}})["use_cases"]
-    total = sum(count for case, count in found.items() if case != "none")
-    for case, count in found.items():
-        if case != "none" and count > DOMINANT_USE_CASE * total:
+def about_contents(facts: Facts) -> Iterator[str]:
+    """Use cases, languages and personal data."""
+    cases = {case: count for case, count in facts["sets"]["rm"]["use_cases"].items() if case != "none"}
+    for case, count in cases.items():
+        if count > DOMINANT_USE_CASE * sum(cases.values()):
             yield (
-                f"{percent(count / total)} of the prompts that name a use case are {case.replace('_', ' ')}: expect "
-                "weak results on other use cases, or mix in other sources."
+                f"{percent(count / sum(cases.values()))} of the prompts that name a use case are {spaced(case)}: "
+                "expect weak results on other use cases, or mix in other sources."
             )
-
-
-def mixed_languages(facts: Facts) -> Iterator[str]:
-    """No main language."""
-    found = {name: count for name, count in facts["languages"].get("prompts", {}).items() if name != UNDETERMINED}
-    if found and not facts["settings"]["languages"]:
-        language, count = max(found.items(), key=lambda item: item[1])
-        if count < MAIN_LANGUAGE * sum(found.values()):
+    languages = {name: count for name, count in facts["languages"]["prompts"].items() if name != UNDETERMINED}
+    if languages and not facts["settings"]["languages"]:
+        main = max(languages, key=languages.__getitem__)
+        part = languages[main] / sum(languages.values())
+        if part < MAIN_LANGUAGE:
             yield (
-                f"Only {percent(count / sum(found.values()))} of the prompts are in the main language ({language}): "
-                f"if the others are not intended, set data.languages to [{language}]; if they are, check that the "
-                "base model was trained on them."
+                f"Only {percent(part)} of the prompts are in the main language ({main}): if the others are not "
+                f"intended, set data.languages to [{main}]; if they are, check that the base model was trained on them."
             )
-
-
-def unfiltered(facts: Facts) -> Iterator[str]:
-    """No search for personal data."""
     if facts["settings"]["personal_data"] == "off":
         yield (
             "Training rows were not searched for personal data, which models memorise: set data.personal_data to "
@@ -171,7 +127,7 @@ def unfiltered(facts: Facts) -> Iterator[str]:
         )
 
 
-def doubtful_rankings(facts: Facts) -> Iterator[str]:
+def about_rankings(facts: Facts) -> Iterator[str]:
     """Rankings that teach little, or mainly length."""
     found = facts["rankings"]
     if not found["count"]:
@@ -192,7 +148,7 @@ def doubtful_rankings(facts: Facts) -> Iterator[str]:
         kind = "longer" if longer["mean"] > 0.5 else "shorter"
         yield (
             f"Length predicts the order: the {kind} answer is better in "
-            f"{percent(max(longer['mean'], 1 - longer['mean']))} of pairs (longer: {between(longer, percent)}"
+            f"{percent(max(longer['mean'], 1 - longer['mean']))} of pairs (longer: {between(longer)}"
             f"). The reward model may learn length alone, so look at the win rate among "
             "answers of similar length."
         )

@@ -5,9 +5,10 @@ from typing import Any
 
 from data.records import SPLITS
 from data.sets import SETS, TEXT_SPLITS
-from reports.data import head, removals, without_demonstration
+from reports.data import head, without_demonstration
+from reports.data_tables import removals
 from reports.data_warnings import warnings
-from reports.page import number, share
+from reports.formats import number, share
 
 SKIPPED_SHOWN = 5
 OTHER_FILES = ("counts.json", "facts.json", "report.html", "report.md", "report_pictures/", "README.md")

@@ -1,81 +1,35 @@
-"""The report kit: a page is a list of blocks (headings, texts, tables, plots), rendered as HTML and as Markdown.
+"""The report kit: a report is a Jinja template that lays out headings, texts, tables and plots, rendered twice.
 
-The HTML file is self-contained, with its plots inside. The Markdown file has its plots beside it.
+The HTML file is self-contained, with its plots inside. The Markdown file has its plots beside it. `html.j2` and
+`markdown.j2` define the same macros (`heading`, `text`, `table`, `picture`, ...), so that a template's text is written
+once: `{{ heading("Win rates") }} {{ table(tables.wins_table(evaluation)) }}`.
 """
 
 import base64
 import io
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from reports.formats import Cell, Format, between, counted, dig, measured, number, percent, spaced
+from reports.plots import STYLE
+
 TEMPLATES = Path(__file__).parent / "templates"
-Cell = str | tuple[str, str]
-"""A cell of a table, with a smaller second text if there are two."""
-Format = Callable[[Any], str]
-Interval = Mapping[str, float]
-"""mean, low, high, n (data/intervals.py)."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """A part of a page. `kind` selects its macro in the templates."""
-
-    kind: ClassVar[str]
-
-
-@dataclass(frozen=True)
-class Heading(Block):
-    """A heading; those of level 2 are in the page's navigation."""
-
-    kind: ClassVar[str] = "heading"
-    text: str
-    level: int = 2
-
-
-@dataclass(frozen=True)
-class Text(Block):
-    """A paragraph; a `link` is (label, address) at its end."""
-
-    kind: ClassVar[str] = "text"
-    text: str
-    small: bool = False
-    link: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Box(Block):
-    """A framed paragraph with a title and a list. `tone` is its colour: better, worse, even or unknown."""
-
-    kind: ClassVar[str] = "box"
-    text: str
-    title: str = ""
-    items: tuple[str, ...] = ()
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Bullets(Block):
-    """A list; an item may start with a mark: holds, open or fails."""
-
-    kind: ClassVar[str] = "bullets"
-    items: Sequence[Cell]
-    marks: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Table(Block):
+class Table:
     """Rows of text. The first column is text, the others are numbers unless they are in `words`."""
 
-    kind: ClassVar[str] = "table"
-    columns: list[str]
-    rows: list[list[Cell]]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
     quiet: tuple[int, ...] = ()
     """Columns in grey, such as the paper's numbers."""
     words: tuple[int, ...] = ()
@@ -84,152 +38,71 @@ class Table(Block):
     """The text in place of a table without rows."""
 
 
-@dataclass(frozen=True)
-class Picture(Block):
-    """A plot by its name; nothing if the page has no such plot."""
-
-    kind: ClassVar[str] = "picture"
-    name: str
-    caption: str
+def listing(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, Format]]) -> Table:
+    """A row for each of `rows`, and a column for each (title, dotted path of its number in a row, format)."""
+    body = [[measured(dig(row, path), form) for _, path, form in columns] for row in rows]
+    return Table([title for title, *_ in columns], body)
 
 
-@dataclass(frozen=True)
-class Tiles(Block):
-    """Headline numbers: (label, value, detail)."""
-
-    kind: ClassVar[str] = "tiles"
-    tiles: Sequence[tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
-class Quote(Block):
-    """A text that somebody or a model wrote, with a note beneath. `language` is set for code."""
-
-    kind: ClassVar[str] = "quote"
-    text: str
-    title: str = ""
-    note: str = ""
-    language: str = "text"
-
-
-@dataclass(frozen=True)
-class Columns(Block):
-    """Quotes side by side; `names` are their colours."""
-
-    kind: ClassVar[str] = "columns"
-    quotes: Sequence[Quote]
-    names: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Details(Block):
-    """Blocks that a click opens."""
-
-    kind: ClassVar[str] = "details"
-    title: str
-    blocks: Sequence[Block]
+def side_by_side(
+    corner: str, columns: Mapping[str, Mapping[str, Any]], lines: Sequence[tuple[str, str, str, Format]]
+) -> Table:
+    """A column for each of `columns`, and a row for each (title, note, dotted path of its number, format)."""
+    body = [
+        [(title, note), *(measured(dig(found, path), form) for found in columns.values())]
+        for title, note, path, form in lines
+    ]
+    return Table([corner, *columns], body if columns else [])
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report: its title and its blocks, and where it is written."""
+    """A report's template, and the names of its files and of the folder of the Markdown file's plots."""
 
-    title: str
-    blocks: Sequence[Block]
+    template: str
     html: str
     markdown: str
     pictures: str
-    """The folder of the Markdown file's plots."""
 
-    def write(self, folder: Path, figures: Mapping[str, Figure]) -> None:
-        """Writes both files and the plots into `folder`."""
-        drawn = {name: png(figure) for name, figure in figures.items()}
+    def write(self, folder: Path, title: str, figures: Mapping[str, Figure | None], **content: Any) -> None:
+        """Writes both files and the plots into `folder`; `content` are the template's variables."""
+        drawn = {name: png(figure) for name, figure in figures.items() if figure is not None}
         (folder / self.pictures).mkdir(parents=True, exist_ok=True)
-        for name, content in drawn.items():
-            (folder / self.pictures / f"{name}.png").write_bytes(content)
-        inline = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in drawn.items()}
+        for name, data in drawn.items():
+            (folder / self.pictures / f"{name}.png").write_bytes(data)
         linked = {name: f"{self.pictures}/{name}.png" for name in drawn}
-        for file, template, places in (
-            (self.html, "page.html.j2", inline),
-            (self.markdown, "page.md.j2", linked),
-        ):
-            text = environment().get_template(template).render(page=self, pictures=places)
-            (folder / file).write_text(text, encoding="utf-8")
+        body = render(self.template, "markdown.j2", pictures=linked, **content)
+        (folder / self.markdown).write_text(f"# {title}\n\n{body}", encoding="utf-8")
+        inline = {name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in drawn.items()}
+        body = render(self.template, "html.j2", pictures=inline, **content)
+        page = render("page.html.j2", "html.j2", title=title, body=Markup(body))
+        (folder / self.html).write_text(page, encoding="utf-8")
 
 
-def environment() -> Environment:
-    """The templates: HTML is escaped, and an undefined variable is an error."""
-    made = Environment(
+def render(template: str, kit: str, **content: Any) -> str:
+    """A template with the macros of `html.j2`, which escapes what is not markup, or of `markdown.j2`.
+
+    An undefined variable is an error.
+    """
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
+        autoescape=kit == "html.j2",
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"fenced": fenced, "cell": markdown_cell}
-    return made
+    environment.filters |= {"fenced": fenced, "cell": markdown_cell}
+    shared = (between, counted, dig, listing, number, percent, side_by_side, spaced)
+    environment.globals |= {function.__name__: function for function in shared}
+    return environment.get_template(template).render(kit=kit, **content)
 
 
 def png(figure: Figure) -> bytes:
     """The plot as a file, on white in any theme."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def number(value: Any) -> str:
-    """About three significant digits; a dash if it is not a number."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return "–"
-    digits = (
-        0 if isinstance(value, int) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    )
-    return f"{value:z,.{digits}f}"
-
-
-def percent(value: Any) -> str:
-    """A share in percent."""
-    return f"{100 * value:z.1f}%" if isinstance(value, int | float) and math.isfinite(value) else "–"
-
-
-def signed(value: float, digits: int = 4) -> str:
-    """A difference with its sign, without one if it rounds to zero."""
-    text = f"{value:+z.{digits}f}"
-    return text.removeprefix("+") if float(text) == 0 else text
-
-
-def share(part: float, whole: float) -> str:
-    """A part of the whole in percent; a dash if the whole is 0."""
-    return percent(part / whole) if whole else "–"
-
-
-def counted(count: int, what: str) -> str:
-    """`1 user`, `2 users`."""
-    return f"{number(count)} {what}{'' if count == 1 else 's'}"
-
-
-def between(found: Interval, form: Format) -> str:
-    """The ends of an interval."""
-    return f"{form(found['low'])} to {form(found['high'])}"
-
-
-def measured(found: Any, form: Format) -> Cell:
-    """A number, or a mean with its interval."""
-    return (form(found["mean"]), between(found, form)) if isinstance(found, Mapping) else form(found)
-
-
-def duration(seconds: Any) -> str:
-    """Wall time in its two largest units."""
-    if not isinstance(seconds, int | float):
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -239,6 +112,6 @@ def fenced(text: str, language: str = "text") -> str:
 
 
 def markdown_cell(cell: Cell) -> str:
-    """A cell of a Markdown table."""
+    """Text in one line of Markdown, also for a cell of a table."""
     text = cell if isinstance(cell, str) else f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -12,7 +12,7 @@ USE_CASE_SHARES = {
 SIZES = {
     ("sft", "train"): (11_295, 1_430), ("sft", "valid"): (1_550, 103), ("rm", "train"): (6_623, 26_584),
     ("rm", "valid"): (3_488, 14_399),
-    ("rl", "train"): (0, 31_144), ("rl", "valid"): (0, 16_185),
+    ("rl", "train"): (None, 31_144), ("rl", "valid"): (None, 16_185),
 }  # fmt: skip
 """Table 6: prompts by (labelers, customers)."""
 
@@ -21,15 +21,6 @@ PROMPTS_PER_CUSTOMER = {
     ("rl", "train"): 6.01, ("rl", "valid"): 31.55,
 }  # fmt: skip
 """Table 7. Its test set had 1.81."""
-
-ENGLISH_SHARE = 0.96
-"""Section 3.3: instructions in English, as classified."""
-
-ANSWERS_PER_RANKING = (4, 9)
-"""Section 3.5: K."""
-
-AGREEMENT = "72.6 ± 1.5%"
-"""Section 3.4: how often its training labelers agreed with each other."""
 
 SET_TITLES = {"sft": "SFT", "rm": "RM", "rl": "RL", "rankings": "Rankings"}
 """Titles of the sets, as the paper has them."""

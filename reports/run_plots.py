@@ -1,50 +1,88 @@
-"""Plots of the report: rows of numbers in, a Figure out.
+"""Plots of the run report: rows of its metrics, or parts of evaluation.json, in; a Figure out, or None without numbers.
 
-Panels without data are left out; a plot without panels is None.
+docs/metrics.md explains the metrics and their healthy ranges.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from math import inf
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from reports.figures import INK, WIDTH, grid, tidy
-from reports.page import Interval
+from reports.curves import ERRORS, MANY, Line, Panel, by_step, x_axis
+from reports.formats import Interval, number, percent
+from reports.plots import BLUE, DASHED, GREEN, GREY, INK, PURPLE, RED, YELLOW, dots, errors, grid, styled
 
 Rows = Sequence[Mapping[str, Any]]
-
-NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
-COLOURS = {"base": "#777777", "sft": "#4477AA", "ppo": "#EE6677"}
-"""Paul Tol's bright scheme, which colour-blind readers can tell apart; the same colour per model in every plot."""
-GREEN, PURPLE, YELLOW = "#228833", "#AA3377", "#CCBB44"
-MANY = 60
-"""With more points than this, lines are smoothed and markers are small."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One metric over training."""
-
-    key: str
-    colour: str
-    label: str = ""
+MODELS = {"base": ("base", "#777777"), "sft": ("SFT", BLUE), "ppo": ("PPO", RED)}
+SFT = (
+    Panel("Loss, nats per token", "", (Line("loss", "training", BLUE), Line("valid_loss", "validation", INK))),
+    Panel("Token accuracy (training batch)", "", (Line("token_accuracy", colour=BLUE),), percent=True),
+)
+REWARD = (
+    Panel("Loss", "", (Line("loss", colour=GREEN),), marks=((math.log(2), "log 2: chance"),)),
+    Panel("Accuracy (training batch)", "", (Line("accuracy", colour=GREEN),), marks=((0.5, "chance"),), percent=True),
+)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One panel of a figure."""
-
-    title: str
-    lines: tuple[Line, ...]
-    percent: bool = False
-    mark: tuple[float, str] | None = None
-    """A reference level, and its name."""
+def held(key: str) -> Line:
+    """A metric on held-out prompts."""
+    return Line(f"held_out_{key}", "held-out prompts", INK, "s")
 
 
+SCORE = Panel(
+    "Score", "reward model's units", (Line("score", "roll-outs"), held("score")), marks=((0, "demonstrations"),)
+)
+WEIGHTED = replace(SCORE, unit="weighted sum of ppo.rewards", marks=())
+KL = Panel("KL to SFT", "nats per episode", (Line("kl", "k1"), Line("kl_k3", "k3", PURPLE), held("kl")))
+KL_COEF = Panel("KL coefficient (beta)", "score per nat", (Line("kl_coef"),))
+ENDED = Panel(
+    "Responses that end by themselves", "share", (Line("ended", "roll-outs"), held("ended")), (0.5, inf), percent=True
+)
+PANELS = (
+    SCORE,
+    Panel("Judge that no reward model saw", "chrF, 0 to 1", (held("judge"),)),
+    KL,
+    KL_COEF,
+    Panel("Entropy", "nats per token", (Line("entropy"),)),
+    Panel("Length", "tokens", (Line("length", "roll-outs"), held("length"))),
+    ENDED,
+    Panel(
+        "Repetition", "share of runs of 4 tokens", (Line("repetition", "roll-outs"), held("repetition")), (-inf, 0.1),
+        percent=True,
+    ),
+    Panel("Clip fraction", "share of tokens", (Line("clip_fraction"),), (-inf, 0.2), percent=True),
+    Panel("Max ratio", "factor; 1: unchanged", (Line("ratio_max"),), (1.0, 10.0), lowest=1.0, log=True),
+    Panel(
+        "Explained variance", "share", (Line("explained_variance", colour=PURPLE),), (0.0, inf),
+        marks=((0.0, "no better than their mean"),), lowest=-1.0,
+    ),
+    Panel("Value loss", "squared score units", (Line("value_loss", colour=PURPLE),)),
+    Panel("Pretraining loss", "nats per token", (Line("ptx_loss", colour=GREEN),)),
+    Panel(
+        "Pretraining gradient relative to PPO's", "ratio of norms", (Line("ptx_to_ppo_grad_ratio", colour=GREEN),),
+        (0.05, 1.0), log=True,
+    ),
+    Panel(
+        "Gradient norm", "before clipping",
+        (Line("policy_grad_norm", "policy"), Line("value_grad_norm", "value model", PURPLE)), log=True,
+    ),
+    Panel(
+        "Speed", "response tokens per second",
+        (Line("rollout_tokens_per_second", "sampling", BLUE), Line("tokens_per_second", "all")),
+    ),
+)  # fmt: skip
+PHASES = {
+    "seconds_rollout": ("sampling", BLUE),
+    "seconds_score": ("scoring", YELLOW),
+    "seconds_update": ("update", RED),
+    "seconds_held_out": ("held-out", INK),
+}
 JUDGES = {
     "proxy": "Proxy: the reward model's score",
     "score": "Gold: the labeler's rubric",
@@ -53,63 +91,95 @@ JUDGES = {
 """Judges of answers as the KL grows: the proxy, which is optimised, and the gold judges."""
 
 
-def win_rates(comparisons: Mapping[str, Interval]) -> Figure:
-    """One point with its 95% interval per comparison, and a line at 50%."""
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.5 * len(comparisons)), layout="constrained")
-    axes = figure.subplots()
-    for row, (name, found) in enumerate(comparisons.items()):
-        _point(axes, row, found, COLOURS["ppo"], f"{100 * found['mean']:.1f}%", name)
-    axes.axvline(0.5, color=INK, linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(comparisons)), list(comparisons))
-    axes.set_ylim(len(comparisons) - 0.4, -0.6)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("share of comparisons won by PPO, ties counting half; dashed: no difference", fontsize=9)
-    tidy(axes)
+@styled
+def ppo_curves(
+    rows: Rows, held_out: Rows = (), kl_target: float | None = None, weighted: bool = False
+) -> Figure | None:
+    """Metrics of PPO and the time of each phase; None if there is nothing to plot.
+
+    Args:
+        weighted: the score is a weighted sum of rewards, not the reward model's.
+    """
+    frame = by_step([*rows, *held_out])
+    panels = {panel: panel.values(frame) for panel in PANELS}
+    # A fixed coefficient is a setting, not a curve.
+    shown = [
+        panel for panel, lines in panels.items() if lines and (panel != KL_COEF or lines[panel.lines[0]].nunique() > 1)
+    ]
+    seconds = by_step(rows).reindex(columns=list(PHASES)).dropna(how="all")
+    if not shown and seconds.empty:
+        return None
+    figure, panes = grid(len(shown) + (not seconds.empty), 3)
+    for axes, panel in zip(panes, shown, strict=False):
+        if panel == SCORE and weighted:
+            panel = WEIGHTED
+        if panel == KL and kl_target is not None:
+            panel = replace(panel, marks=((kl_target, "target"),))
+        panel.draw(axes, frame, "iteration")
+        axes.set_xlim(-0.02 * frame.index.max(), 1.02 * max(1, frame.index.max()))
+    if not seconds.empty:
+        _draw_phases(panes[-1], seconds)
+    notes = ["green: healthy, docs/metrics.md"] if any(panel.healthy for panel in shown) else []
+    notes += [f"grey: ±{ERRORS} standard errors over held-out prompts"] if held_out else []
+    notes += ["faint: single iterations; strong: their running mean"] if len(rows) > MANY else []
+    figure.supxlabel("; ".join(notes), fontsize=8, color=INK)
     return figure
 
 
-def rubric_parts(table: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure:
+def _draw_phases(axes: Axes, seconds: pd.DataFrame) -> None:
+    """Stacked seconds per iteration."""
+    tops = seconds.fillna(0.0).cumsum(axis=1)
+    for key, (name, colour) in PHASES.items():
+        if seconds[key].any():
+            height = seconds[key].fillna(0.0)
+            axes.bar(
+                seconds.index,
+                height,
+                0.9 if len(seconds) <= MANY else 1.0,
+                tops[key] - height,
+                color=colour,
+                label=name,
+            )
+    axes.set_xlim(seconds.index[0] - 0.6, seconds.index[-1] + 0.6)
+    axes.set_ylim(0, 1.35 * tops.max(axis=None))
+    axes.set_ylabel("seconds")
+    axes.legend(ncols=2, loc="upper center", handlelength=1, columnspacing=1)
+    axes.set_title("Time per iteration")
+    x_axis(axes, "iteration")
+
+
+@styled
+def win_rates(comparisons: Mapping[str, Interval]) -> Figure | None:
+    """One point with its 95% interval per comparison, and a line at 50%."""
+    if not comparisons:
+        return None
+    figure, (axes,) = grid(1, 1, height=0.9 + 0.5 * len(comparisons))
+    dots(axes, comparisons, [RED] * len(comparisons), percent)
+    axes.axvline(0.5, **DASHED)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("share of comparisons won by PPO, ties counting half; dashed: no difference")
+    return figure
+
+
+@styled
+def rubric_parts(models: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure | None:
     """One panel per measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their
     names, in order.
     """
-    models = [model for model in NAMES if model in table]
-    keys = [key for key in titles if any(key in table[model] for model in models)]
-    figure, panels = grid(len(keys), 4, height=1.9)
-    for axes, key in zip(panels, keys, strict=True):
-        for row, model in enumerate(models):
-            if (found := table[model].get(key)) is not None:
-                shown = f"{found['mean']:.3g}" if key == "tokens" else f"{found['mean']:.3f}"
-                _point(axes, row, found, COLOURS[model], shown, NAMES[model])
-        axes.set_yticks(range(len(models)), [NAMES[model] for model in models])
-        axes.set_ylim(len(models) - 0.5, -0.8)
+    if not models:
+        return None
+    figure, panels = grid(len(titles), 4, height=1.9)
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        found = {name: models[model][key] for model, (name, _) in MODELS.items()}
+        dots(axes, found, [colour for _, colour in MODELS.values()], number)
         axes.margins(x=0.2)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_title(titles[key], fontsize=10, loc="left")
-        tidy(axes)
+        axes.set_title(title)
     return figure
 
 
-def sft_curves(rows: Rows) -> Figure | None:
-    """Training and validation loss of SFT, and its token accuracy."""
-    panels = [
-        Panel(
-            "Loss, nats per token", (Line("loss", COLOURS["sft"], "training"), Line("valid_loss", INK, "validation"))
-        ),
-        Panel("Token accuracy (training batch)", (Line("token_accuracy", COLOURS["sft"]),), percent=True),
-    ]
-    return _curves(rows, panels, "step", "optimizer steps", columns=2)
-
-
-def reward_curves(rows: Rows) -> Figure | None:
-    """Loss and accuracy of the reward model on each batch before its step, with chance levels."""
-    panels = [
-        Panel("Loss", (Line("loss", GREEN),), mark=(math.log(2), "log 2: chance")),
-        Panel("Accuracy (training batch)", (Line("accuracy", GREEN),), percent=True, mark=(0.5, "chance")),
-    ]
-    return _curves(rows, panels, "step", "optimizer steps", columns=2)
-
-
+@styled
 def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) -> Figure | None:
     """Score against the square root of KL during training (Gao et al. 2022): where the curve bends down, more KL no
     longer helps.
@@ -117,43 +187,30 @@ def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) ->
     With best-of-n (evaluation/best_of_n.py), also best-of-n and the final policy on held-out prompts, by the reward
     model and by the judges.
     """
-    whole = [row for row in rows if finite(row.get("kl")) is not None and finite(row.get("score")) is not None]
-    if not whole and not best_of_n:
+    path = by_step(rows).reindex(columns=["kl", "score"]).dropna()
+    if path.empty and not best_of_n:
         return None
     figure, panes = grid(len(JUDGES) if best_of_n else 1, len(JUDGES), height=4.2)
-    for axes in panes[1:]:
-        axes.sharex(panes[0])
-    if whole:
-        _training(figure, panes[0], whole, beside=best_of_n is not None)
-    for axes, (key, title) in zip(panes, JUDGES.items(), strict=False):
-        if best_of_n:
-            _frontier(axes, best_of_n, key)
-            axes.set_title(title, fontsize=10, loc="left")
-            axes.margins(y=0.1)
-        axes.set_xlabel("√KL to SFT, √nats", fontsize=9)
-        tidy(axes)
+    roots, size = path["kl"].clip(0) ** 0.5, 36 if len(path) <= MANY else 12
+    panes[0].plot(roots, path["score"], color=GREY, linewidth=1, zorder=1)
     if best_of_n:
-        panes[0].legend(frameon=False, fontsize=8)
+        panes[0].scatter(roots, path["score"], color=GREY, s=size / 2, zorder=1, label="PPO during training")
+        for axes, (key, title) in zip(panes, JUDGES.items(), strict=True):
+            axes.sharex(panes[0]) if axes is not panes[0] else None
+            _frontier(axes, best_of_n, key)
+            axes.set_title(title)
+            axes.margins(y=0.1)
+        panes[0].legend()
     else:
-        panes[0].set_ylabel("score (reward model's units)", fontsize=9)
+        drawn = panes[0].scatter(
+            roots, path["score"], c=path.index, cmap="cividis", s=size, zorder=2, edgecolors="white"
+        )
+        bar = figure.colorbar(drawn, ax=panes[0], label="iteration", ticks=MaxNLocator(6, integer=True))
+        bar.outline.set_visible(False)
+        panes[0].set_ylabel("score (reward model's units)")
+    for axes in panes:
+        axes.set_xlabel("√KL to SFT, √nats")
     return figure
-
-
-def _training(figure: Figure, axes: Axes, rows: Rows, beside: bool) -> None:
-    """Plots the training iterations; coloured, with a colour bar, unless drawn `beside` best-of-n."""
-    steps, scores = [row["step"] for row in rows], [row["score"] for row in rows]
-    roots = [math.sqrt(max(0.0, row["kl"])) for row in rows]
-    axes.plot(roots, scores, color="#BBBBBB", linewidth=1, zorder=1)
-    size, edge = (36, 0.5) if len(rows) <= MANY else (12, 0)
-    if beside:
-        axes.scatter(roots, scores, c="#BBBBBB", s=size / 2, zorder=1, linewidths=0, label="PPO during training")
-        return
-    drawn = axes.scatter(roots, scores, c=steps, cmap="cividis", s=size, zorder=2, edgecolors="white", linewidths=edge)
-    bar = figure.colorbar(drawn, ax=axes)
-    bar.set_label("iteration", fontsize=9)
-    bar.ax.tick_params(labelsize=8, length=0)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    bar.outline.set_visible(False)
 
 
 def _frontier(axes: Axes, found: Mapping[str, Any], key: str) -> None:
@@ -161,91 +218,13 @@ def _frontier(axes: Axes, found: Mapping[str, Any], key: str) -> None:
     rows, ppo = found["rows"], found["ppo"]
     roots = [math.sqrt(row["kl"]) for row in rows]
     low, mean, high = ([row[key][end] for row in rows] for end in ("low", "mean", "high"))
-    axes.fill_between(roots, low, high, color=COLOURS["sft"], alpha=0.18, linewidth=0)
-    axes.plot(roots, mean, color=COLOURS["sft"], linewidth=1.8, marker="o", markersize=5, label="best of n from SFT")
+    axes.fill_between(roots, low, high, color=BLUE, alpha=0.18, linewidth=0)
+    axes.plot(roots, mean, color=BLUE, marker="o", markersize=5, label="best of n from SFT")
+    offset: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
     for root, height, row in zip(roots, mean, rows, strict=True):
-        axes.annotate(
-            f"{row['n']}", (root, height), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK
-        )
-    place, (left, right) = (
-        math.sqrt(max(0.0, ppo["kl"]["mean"])),
-        (math.sqrt(max(0.0, ppo["kl"][end])) for end in ("low", "high")),
-    )
-    at = ppo[key]["mean"]
+        axes.annotate(f"{row['n']}", (root, height), fontsize=8, color=INK, **offset)
+    kl = {end: math.sqrt(max(0.0, value)) for end, value in ppo["kl"].items()}
     axes.errorbar(
-        [place], [at], [[at - ppo[key]["low"]], [ppo[key]["high"] - at]], [[place - left], [right - place]],
-        fmt="D", color=COLOURS["ppo"], markersize=7, capsize=3, elinewidth=1.6, zorder=3, label="PPO",
+        kl["mean"], ppo[key]["mean"], errors([ppo[key]]), errors([kl]),
+        fmt="D", color=RED, markersize=7, capsize=3, elinewidth=1.6, zorder=3, label="PPO",
     )  # fmt: skip
-
-
-def _curves(rows: Rows, panels: Sequence[Panel], x_key: str, x_label: str, columns: int) -> Figure | None:
-    shown = [panel for panel in panels if _drawable(rows, panel)]
-    if not shown:
-        return None
-    figure, panes = grid(len(shown), columns, height=3.0)
-    for axes, panel in zip(panes, shown, strict=True):
-        _draw(axes, rows, panel, x_key, x_label)
-    return figure
-
-
-def _draw(axes: Axes, rows: Rows, panel: Panel, x_key: str, x_label: str) -> None:
-    """Draws the lines of a panel; long noisy ones are faint, with their running mean on top."""
-    for line in panel.lines:
-        places, values = series(rows, line.key, x_key)
-        if not values:
-            continue
-        if len(values) > MANY:
-            axes.plot(places, values, color=line.colour, linewidth=0.7, alpha=0.3)
-            axes.plot(
-                places, running_mean(values, len(values) // 40), color=line.colour, linewidth=1.8, label=line.label
-            )
-        else:
-            axes.plot(places, values, color=line.colour, linewidth=1.6, marker="o", markersize=3, label=line.label)
-    if panel.mark is not None:
-        axes.axhline(panel.mark[0], color=INK, linewidth=0.9, linestyle="--", label=panel.mark[1])
-    if panel.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    else:
-        axes.ticklabel_format(axis="y", useOffset=False)
-    if panel.mark is not None or len(panel.lines) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    finish(axes, panel.title, x_label)
-
-
-def _point(axes: Axes, row: int, found: Interval, colour: str, shown: str, label: str) -> None:
-    axes.plot([found["low"], found["high"]], [row, row], color=colour, linewidth=2.5, solid_capstyle="round", alpha=0.6)
-    axes.plot([found["mean"]], [row], "o", color=colour, markersize=7, label=label)
-    blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "bbox": blank}
-    axes.annotate(shown, (found["mean"], row), fontsize=8, color=INK, **above)
-
-
-def finish(axes: Axes, title: str, x_label: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x_label, fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    tidy(axes)
-
-
-def _drawable(rows: Rows, panel: Panel) -> bool:
-    return any(series(rows, line.key, "step")[0] for line in panel.lines)
-
-
-def series(rows: Rows, key: str, x_key: str) -> tuple[list[float], list[float]]:
-    """(places, values) of the rows that have a finite number under `key`."""
-    found = [(float(row.get(x_key, row["step"])), value) for row in rows if (value := finite(row.get(key))) is not None]
-    return [place for place, _ in found], [value for _, value in found]
-
-
-def finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def running_mean(values: Sequence[float], half: int) -> list[float]:
-    """Mean of each value and `half` neighbours on either side; near the ends fewer, but as many on one side as on the
-    other.
-    """
-    last = len(values) - 1
-    reach = [min(half, at, last - at) for at in range(len(values))]
-    return [sum(values[at - r : at + r + 1]) / (2 * r + 1) for at, r in enumerate(reach)]

@@ -8,16 +8,26 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from reports.page import Cell, markdown_cell, measured, number, percent
+from reports.formats import Format, dig, measured, number, percent
+from reports.page import markdown_cell
 
-NAMES = {
-    "longest": "longest answer",
-    "shortest": "shortest answer",
-    "sft_likelihood": "SFT likelihood",
-    "sft_likelihood_per_token": "SFT likelihood per token",
-    "random": "random",
+ACCURACIES = {
+    "**reward model**": "accuracy",
+    "its best against worst, the easier number": "best_vs_worst",
+    "longest answer": "baselines.longest.accuracy",
+    "shortest answer": "baselines.shortest.accuracy",
+    "SFT likelihood": "baselines.sft_likelihood.accuracy",
+    "SFT likelihood per token": "baselines.sft_likelihood_per_token.accuracy",
+    "random": "baselines.random.accuracy",
+}
+SIZES: dict[str, tuple[str, Format]] = {
+    "held-out prompts, pairs": ("test", lambda test: f"{test['prompts']}, {test['pairs']:,}"),
+    "score's standard deviation": ("test.score_std", "{:.2f}".format),
+    "expected calibration error": ("test.calibration.expected_calibration_error", "{:.3f}".format),
+    "training prompts": ("headline.train_prompts", str),
+    "CPU seconds of the stage": ("cpu_seconds", number),
+    "peak memory, GiB": ("peak_memory_gib", number),
 }
 
 
@@ -26,44 +36,21 @@ def table(runs: Sequence[Path]) -> str:
 
     Raises ValueError for a run without a finished reward model.
     """
-    tests, manifests = [], []
-    for run in runs:
-        folder = run / "reward"
+    found = []
+    for folder in (run / "reward" for run in runs):
         if not (folder / "manifest.json").is_file():
             raise ValueError(f"{folder} holds no finished reward model")
-        tests.append(json.loads((folder / "accuracy.json").read_text())["test"])
-        manifests.append(json.loads((folder / "manifest.json").read_text()))
-    rows = [("**reward model**", [test["accuracy"] for test in tests])]
-    rows.append(("its best against worst, the easier number", [test["best_vs_worst"] for test in tests]))
-    rows += [
-        (title, [test["baselines"].get(name, {}).get("accuracy") for test in tests]) for name, title in NAMES.items()
-    ]
-    lines: list[list[Cell]] = [
-        ["Held-out accuracy, 95% interval", "mean", *(f"seed {manifest['seed']}" for manifest in manifests)]
-    ]
-    lines += [
-        [name, percent(mean(found)), *(measured(one, percent) for one in found)] for name, found in rows if any(found)
-    ]
-    lines.append(["held-out prompts, pairs", "", *(f"{test['prompts']}, {test['pairs']:,}" for test in tests)])
-    lines.append(["score's standard deviation", "", *(f"{test['score_std']:.2f}" for test in tests)])
-    lines.append(
-        [
-            "expected calibration error",
-            "",
-            *(f"{test['calibration']['expected_calibration_error']:.3f}" for test in tests),
-        ]
-    )
-    lines.append(["training prompts", "", *(str(manifest["headline"]["train_prompts"]) for manifest in manifests)])
-    lines.append(["CPU seconds of the stage", "", *(number(manifest.get("cpu_seconds")) for manifest in manifests)])
-    lines.append(["peak memory, GiB", "", *(number(manifest.get("peak_memory_gib")) for manifest in manifests)])
-    head, *body = ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines]
-    return "\n".join([head, "|---" * (2 + len(runs)) + "|", *body])
-
-
-def mean(found: Sequence[dict[str, Any] | None]) -> float | None:
-    """Mean over runs, each counting once."""
-    known = [one["mean"] for one in found if one is not None]
-    return sum(known) / len(known) if known else None
+        files = [json.loads((folder / name).read_text()) for name in ("manifest.json", "accuracy.json")]
+        found.append(files[0] | {"test": files[1]["test"]})
+    lines = [["Held-out accuracy, 95% interval", "mean", *(f"seed {run['seed']}" for run in found)]]
+    lines.append(["---"] * len(lines[0]))
+    for title, path in ACCURACIES.items():
+        rates = [dig(run, f"test.{path}") for run in found]
+        if known := [rate["mean"] for rate in rates if rate]:  # every run counts once in the mean
+            cells = [markdown_cell(measured(rate, percent)) for rate in rates]
+            lines.append([title, percent(sum(known) / len(known)), *cells])
+    lines += [[title, "", *(form(dig(run, path)) for run in found)] for title, (path, form) in SIZES.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from data.facts import facts_of
 from data.language import identify
-from reports import data as tables
+from reports import data_tables as tables
 from tests.data.making import WORDS, demonstrations, described, file_of, made, prompts, rankings, twins, written
 
 SETS = {"SFT": "sft", "RM": "rm", "RL": "rl", "Rankings": "rankings"}
@@ -82,7 +82,7 @@ def test_users_are_counted_by_who_wrote_the_prompts(data):
 
 def test_use_cases_are_shares_of_the_rows_that_name_one(data):
     facts, files = data
-    table = tables.use_cases_table(facts)
+    table = tables.use_cases_table(facts["sets"])
     found = by_name(table)
     assert table.columns == ["Use case", "SFT", "RM", "RL", "Paper"], "rankings name none"
     for column, name in enumerate(("sft", "rm", "rl")):
@@ -111,7 +111,7 @@ def test_lengths_are_those_of_the_files(data):
             assert [float(cell) for cell in cells[3:]] == pytest.approx(
                 np.percentile(words, [0, 25, 50, 75, 100]), abs=0.06
             )
-    sources = by_name(tables.lengths_table("", facts["lengths_by_source"].items()))
+    sources = by_name(tables.lengths_table("", facts["lengths_by_source"]))
     answers = [
         len(row["completion"].split())
         for split in SPLITS.values()
@@ -127,7 +127,7 @@ def test_lengths_are_those_of_the_files(data):
 
 def test_languages_are_counted_over_what_was_kept(data):
     facts, files = data
-    found = by_name(tables.languages_table(facts))
+    found = by_name(tables.languages_table(facts["languages"]))
     rows = [row for split in SPLITS.values() for row in files[f"rm_{split}"] if row["kind"] != "few_shot"]
     told = Counter(identify([row["prompt"] for row in rows]))
     assert found["de"][0] == str(told["de"]) == "1"
@@ -139,7 +139,7 @@ def test_sources_are_read_and_kept_rows(tmp_path):
     rows = {"prompts": prompts(20, dataset="an earlier run's") + twins(1), "rankings": rankings(5)}
     built, config = made(tmp_path, rows)
     facts = facts_of(built, config)
-    found = by_name(tables.sources_table(facts))
+    found = by_name(tables.sources_table(facts["sources"]))
     assert found[config.prompts[0]][1] == "21"
     assert found[config.prompts[0]][-1] == "95.2%"
     assert found[config.demonstrations[0]][1:2] == ["60"]
@@ -151,7 +151,7 @@ def test_sources_are_read_and_kept_rows(tmp_path):
 def test_a_source_that_gives_demonstrations_and_prompts_is_counted_as_either(tmp_path):
     file = file_of(tmp_path / "both.jsonl", [*demonstrations(), *demonstrations(3)])
     facts = described(tmp_path, demonstrations=[file], prompts=[file])
-    table = tables.sources_table(facts)
+    table = tables.sources_table(facts["sources"])
     assert [row[2] for row in table.rows[:2]] == ["63", "63"]
     assert [row[-1] for row in table.rows[:2]] == ["95.2%", "0.0%"], "the same prompts again"
 
@@ -177,7 +177,7 @@ def test_what_was_removed_stands_by_kind_and_in_order(tmp_path):
 
 def test_texts_are_counted_in_characters(data):
     facts, _ = data
-    (row,) = tables.texts_table(facts).rows
+    (row,) = tables.texts_table(facts["texts"]).rows
     whole = len("one two three " * 50)
     assert row[1:] == [("1", f"{whole * 9 // 10} characters"), ("1", f"{whole - whole * 9 // 10} characters")]
 
@@ -186,6 +186,6 @@ def test_without_rankings_use_cases_or_anything(tmp_path):
     plain = [{key: value for key, value in row.items() if key != "use_case"} for row in demonstrations()]
     facts = described(tmp_path, {"demonstrations": plain})
     assert list(facts["sets"]) == ["sft", "rm", "rl"]
-    assert tables.use_cases_table(facts).rows == []
+    assert tables.use_cases_table(facts["sets"]).rows == []
     assert tables.lengths_table("", tables.lengths_by_use_case(facts)).rows == []
-    assert tables.languages_table(facts).columns == ["Language", "Prompts", "Share"]
+    assert tables.languages_table(facts["languages"]).columns == ["Language", "Prompts", "Share"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data.split import split_of
-from reports.data_warnings import doubtful_rankings, warnings
+from reports.data_warnings import about_rankings, warnings
 from tests.data.making import demonstrations, described, made, prompts, rankings, twins
 
 
@@ -134,7 +134,7 @@ def test_personal_data_that_nobody_looked_for(tmp_path):
     ],
 )
 def test_rankings_that_are_doubtful(more, sentence):
-    (only,) = doubtful_rankings(facts(**more))
+    (only,) = about_rankings(facts(**more))
     assert sentence in only
 
 
@@ -150,7 +150,7 @@ def test_rankings_that_are_doubtful(more, sentence):
     ],
 )
 def test_rankings_that_are_not(more):
-    assert list(doubtful_rankings(facts(**more))) == []
+    assert list(about_rankings(facts(**more))) == []
 
 
 def test_no_rankings_no_doubts_about_them(tmp_path):

@@ -7,21 +7,22 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import same_color
 
+from reports.curves import MANY
 from reports.page import png
-from reports.ppo_plots import HEALTHY, PANELS, ppo_curves
-from reports.run_plots import MANY
+from reports.plots import HEALTHY
+from reports.run_plots import PANELS, ppo_curves
 
 Row = dict[str, Any]
 
 
 def rows(count: int, **changes: Any) -> list[Row]:
-    keys = [line.key for panel in PANELS for line in panel.lines if not line.is_held_out]
+    keys = [line.key for panel in PANELS for line in panel.lines if not line.key.startswith("held_out_")]
     seconds = {"seconds_rollout": 2.0, "seconds_score": 1.0, "seconds_update": 3.0}
     return [{"step": k, **dict.fromkeys(keys, 0.3 + 0.01 * k), **seconds, **changes} for k in range(1, count + 1)]
 
 
 def evaluations(*steps: int) -> list[Row]:
-    keys = [line.key for panel in PANELS for line in panel.lines if line.is_held_out]
+    keys = [line.key for panel in PANELS for line in panel.lines if line.key.startswith("held_out_")]
     errors = {f"held_out_{name}_se": 0.05 for name in ("score", "kl", "judge")}
     return [{"step": step, **dict.fromkeys(keys, 0.2), **errors} for step in steps]
 

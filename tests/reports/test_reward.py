@@ -13,7 +13,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from evaluation.reward_model import report
-from reports import reward_plots
 from reports.reward import figures, write_reward_page
 from tests.evaluation.test_reward_model import ranked
 
@@ -49,6 +48,7 @@ def split(**changed: Any) -> dict[str, Any]:
         "score_mean": -0.21,
         "score_std": 1.234,
         "prompts": 120,
+        "users": 30,
         "pairs": 700,
         "baselines": {
             "longest": judge(0.5432, 0.5777),
@@ -266,7 +266,10 @@ def points(figure: Figure, panel: int) -> list[tuple[list[float], list[float]]]:
 
 def test_the_calibration_curve_is_observed_against_predicted_with_its_interval() -> None:
     drawn = figures(whole())["calibration"]
-    assert [axes.get_title(loc="left") for axes in drawn.axes] == ["Calibration, test", "Calibration, validation"]
+    assert [axes.get_title(loc="left") for axes in drawn.axes] == [
+        "Calibration, held-out test",
+        "Calibration, validation",
+    ]
     assert points(drawn, 0) == [([0.61, 0.84], [0.58, 0.81])]
     (bars,) = drawn.axes[0].collections
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
@@ -291,6 +294,6 @@ def test_the_learning_curve_goes_from_few_prompts_to_all() -> None:
 
 
 def test_an_epoch_without_one_of_the_splits_draws_the_other() -> None:
-    drawn = reward_plots.epoch_curves([{"epoch": 1, "train": {"accuracy": 0.6, "loss": 0.6}}])
+    drawn = figures({"epochs": [{"epoch": 1, "train": {"accuracy": 0.6, "loss": 0.6}}]})["epochs"]
     assert drawn is not None
     assert points(drawn, 0) == [([1], [0.6])]

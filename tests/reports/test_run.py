@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from reports.formats import change
 from reports.run import reward_metric, write_report
-from reports.verdict import change, labeler_note
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
 HOSTILE = "<script>alert('no')</script> | ```` and \n# a heading"
@@ -121,7 +121,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         "prompts": 120,
         "pairs": 700,
     }
-    test["best_baseline"] = "sft_likelihood"
+    test |= {"best_baseline": "sft_likelihood", "users": 30}
     test["baselines"] = {
         name: {
             "accuracy": around(mean, 0.03, 700),
@@ -180,8 +180,9 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         for index, model in enumerate(("base", "sft", "ppo"))
     }
     evaluation = {
-        "prompts": prompts, "weights": "ema", "answers_per_prompt": 1, "best_of_n": fake_best_of_n(),
+        "prompts": prompts, "users": 30, "weights": "ema", "answers_per_prompt": 1, "best_of_n": fake_best_of_n(),
         "win_rate": {"sft": around(0.6346), "base": around(0.8766, 0.03)}, "models": table,
+        "win_rate_length_controlled": around(0.57, 0.06),
         "win_rate_length_matched": around(0.5987, 0.08, 71), "win_rate_both_end": around(0.4953, 0.062, 88),
         "win_rate_without": {
             "closeness": around(0.5911), "complete": around(0.5264, 0.055),
@@ -200,6 +201,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
     for index in range(prompts):
         row = {
             "prompt_id": f"p{index:03d}",
+            "user_id": f"user {index // 2}",
             "use_case": "open_qa",
             "prompt": f"Question {index}: why is the sky blue?",
             "kl": 8.7,
@@ -342,7 +344,7 @@ def test_the_path_of_training_is_the_reward_models_score(terms, metric):
 def test_other_rewards_are_not_called_the_reward_models(run, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path / "run")
     drawn = {}
-    for name in ("ppo_plots.ppo_curves", "run_plots.over_optimisation"):
+    for name in ("run_plots.ppo_curves", "run_plots.over_optimisation"):
         monkeypatch.setattr(
             f"reports.run.{name}", lambda *given, name=name, **named: drawn.update({name: (given, named)})
         )
@@ -354,7 +356,7 @@ def test_other_rewards_are_not_called_the_reward_models(run, tmp_path, monkeypat
     put(place / "metrics.jsonl", [row | {"score_model": -1.0 - row["step"]} for row in rows])
     html, _ = rendered(tmp_path / "run", tmp_path / "out")
     assert "The reward model's score is one of several rewards that PPO maximises." in html.replace("&#39;", "'")
-    assert drawn["ppo_plots.ppo_curves"][1] == {"weighted": True}
+    assert drawn["run_plots.ppo_curves"][1] == {"weighted": True}
     [path, _] = drawn["run_plots.over_optimisation"][0]
     assert [row["score"] for row in path] == [-1.0 - row["step"] for row in rows]
 
@@ -364,7 +366,6 @@ def test_other_rewards_are_not_called_the_reward_models(run, tmp_path, monkeypat
     [
         ("ema", "Evaluated with EMA weights"),
         ("last", "Evaluated with the last weights"),
-        (None, "is not recorded which"),
     ],
 )
 def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch, weights, said):
@@ -377,7 +378,7 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
     put(
         manifest,
         json.loads(manifest.read_text())
-        | {"config": {"evaluate": {"weights": {"ema": "last"}.get(weights, "unknown"), "temperature": 0.7}}},
+        | {"config": {"evaluate": {"weights": {"ema": "last", "last": "ema"}[weights], "temperature": 0.7}}},
     )
     html, markdown = rendered(tmp_path / "run", tmp_path / "out")
     assert said in html.replace("&#39;", "'")
@@ -412,10 +413,24 @@ def test_it_says_that_no_person_ranked(reports):
     assert all("No person ranked any answer of this run" in text for text in reports[:2])
 
 
-def test_the_note_never_claims_more_than_the_config_says():
-    assert "rankings in data.rankings" in labeler_note({"labels": {"labeler": "none"}})
-    assert "also trained on" in labeler_note({"labels": {"labeler": "simulated"}, "data": {"rankings": ["mine.jsonl"]}})
-    assert "not recorded" in labeler_note({})
+@pytest.mark.parametrize(
+    ("labeler", "rankings", "said"),
+    [
+        ("none", ["mine.jsonl"], "The reward model was trained on the rankings in data.rankings."),
+        ("simulated", ["mine.jsonl"], "The reward model was also trained on rankings from data.rankings."),
+    ],
+)
+def test_the_note_on_who_judged_follows_the_configuration(run, tmp_path, monkeypatch, labeler, rankings, said):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    shutil.copytree(run, tmp_path / "run")
+    for stage in ("data", "labels"):
+        place = tmp_path / "run" / stage / "manifest.json"
+        manifest = json.loads(place.read_text())
+        manifest["config"]["data"]["rankings"], manifest["config"]["labels"]["labeler"] = rankings, labeler
+        put(place, manifest)
+    _, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    assert said in markdown
+    assert ("No person ranked any answer" in markdown) == (labeler == "simulated")
 
 
 def test_html_stands_alone(reports):

@@ -39,7 +39,7 @@ def test_every_run_is_a_column_and_each_counts_once_in_the_mean(
     runs = [made_run(tmp_path, 0, 0.6, 0.55), made_run(tmp_path, 3, 0.7, None)]
     lines = table(runs).splitlines()
     assert lines[0] == "| Held-out accuracy, 95% interval | mean | seed 0 | seed 3 |"
-    assert lines[1] == "|---|---|---|---|"
+    assert lines[1] == "| --- | --- | --- | --- |"
     assert "| **reward model** | 65.0% | 60.0% (55.0% to 65.0%) | 70.0% (65.0% to 75.0%) |" in lines
     assert "| SFT likelihood | 55.0% | 55.0% (50.0% to 60.0%) | – |" in lines
     assert "| CPU seconds of the stage |  | 1,234 | 1,234 |" in lines

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from data.intervals import interval
-from reports.page import percent, signed
-from reports.verdict import best_baseline, change, checks, points, too_few, verdict
+from reports.formats import change, percent, points, signed
+from reports.verdict import checks, too_few, verdict
 from stages.pipeline import summary
 
 
@@ -20,13 +20,14 @@ PARTS = ("closeness", "complete", "repetition", "profanity")
 
 
 def evaluation(whole: dict[str, float], without: dict[str, dict[str, float]] | None = None) -> dict[str, Any]:
-    return {"win_rate": {"sft": whole}, "win_rate_without": dict.fromkeys(PARTS, whole) | (without or {})}
+    parts = dict.fromkeys(PARTS, whole) | (without or {})
+    return {"win_rate": {"sft": whole}, "win_rate_without": parts, "prompts": 137, "users": 20}
 
 
 @pytest.mark.parametrize(("mean", "kind"), [(0.6, "better"), (0.4, "worse"), (0.55, "even"), (0.45, "even")])
 def test_the_verdict_follows_the_interval(mean: float, kind: str) -> None:
     found = rate(mean, round(mean - 0.05, 6), round(mean + 0.05, 6))
-    assert verdict({"win_rate": {"sft": found}})["kind"] == kind
+    assert verdict(evaluation(found))["kind"] == kind
 
 
 NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"
@@ -49,9 +50,8 @@ NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"
             "(52.6%, 47.1% to 58.3%), without the penalty for profanity PPO is worse (40.0%, 35.0% to 45.0%).",
         ),
         (evaluation(WIN), "; no single part of the rubric carries the win: it remains without each of them."),
-        ({"win_rate": {"sft": WIN}}, f"{NUMBERS}."),
     ],
-    ids=["one", "flips", "several", "none", "not measured"],
+    ids=["one", "flips", "several", "none"],
 )
 def test_the_verdict_names_the_parts_that_carry_the_win(found: dict[str, Any], ending: str) -> None:
     text = verdict(found)["text"]
@@ -94,7 +94,7 @@ def test_the_pipeline_ends_with_the_verdict_of_the_report() -> None:
 
 def judged(**baselines: dict[str, Any]) -> dict[str, Any]:
     """A reward model of 64.5%."""
-    return {"accuracy": rate(0.645, 0.59, 0.7), "baselines": baselines}
+    return {"accuracy": rate(0.645, 0.59, 0.7), "baselines": baselines, "prompts": 40, "users": 20}
 
 
 def baseline(mean: float, low: float, high: float) -> dict[str, Any]:
@@ -114,19 +114,12 @@ LIKELIHOOD, BETTER = baseline(0.673, -0.09, 0.034), baseline(0.8, -0.2, -0.1)
         ({"longest": LONGEST, "shortest": SHORTEST, "sft_likelihood": LIKELIHOOD}, "sft_likelihood", "open"),
         ({"longest": LONGEST, "random": baseline(0.7, -0.1, -0.01)}, "longest", "holds"),
         ({"shortest": SHORTEST, "sft_likelihood_per_token": BETTER}, "sft_likelihood_per_token", "fails"),
-        ({"shortest": {"accuracy": rate(0.5, 0.4, 0.6)}}, "shortest", "open"),
     ],
 )
 def test_the_reward_model_is_compared_with_the_best_baseline(baselines: dict[str, Any], best: str, mark: str) -> None:
-    test = judged(**baselines)
-    assert best_baseline(test) == best_baseline({"best_baseline": best}) == best
-    (found,) = checks({}, {"test": test}, [])
+    (found,) = checks({}, {"test": judged(**baselines) | {"best_baseline": best}}, [])
     assert (found["claim"], found["mark"]) == ("The reward model beats the best simple baseline", mark)
     assert "The best baseline is chosen on these same pairs" in found["numbers"]
-
-
-def test_without_baselines_nothing_is_claimed() -> None:
-    assert checks({}, {"test": judged()}, []) == checks({}, {}, []) == []
 
 
 @pytest.mark.parametrize(
@@ -140,10 +133,10 @@ def test_without_baselines_nothing_is_claimed() -> None:
             "the comparison has 18 prompts of 13 users and the reward model was tested on rankings of 25 prompts.",
         ),
         (137, 19, 50, "the comparison has 137 prompts of 19 users."),
-        (50, None, 7, "the reward model was tested on rankings of 7 prompts."),
+        (50, 20, 7, "the reward model was tested on rankings of 7 prompts."),
     ],
 )
-def test_a_small_test_set_is_named_beside_the_checks(prompts: int, users: int | None, rankings: int, said: str) -> None:
+def test_a_small_test_set_is_named_beside_the_checks(prompts: int, users: int, rankings: int, said: str) -> None:
     found = too_few({"prompts": prompts, "users": users}, {"test": {"prompts": rankings}})
     assert (said in found) if said else (found == "")
 
