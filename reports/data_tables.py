@@ -7,7 +7,7 @@ import pandas as pd
 
 from data.language import UNDETERMINED
 from reports.formats import Cell, between, counted, number, percent, plain, share, spaced
-from reports.page import Table
+from reports.page import Table, matrix
 from reports.paper import PROMPTS_PER_CUSTOMER, SET_TITLES, SIZES, USE_CASE_SHARES
 
 Facts = Mapping[str, Any]
@@ -188,18 +188,14 @@ def agreement_table(found: Facts | None) -> Table:
 
 def texts_table(texts: Mapping[str, Facts]) -> Table:
     """Pretraining text by source and split."""
-    splits = list(next(iter(texts.values())))
-    rows: list[list[Cell]] = [
-        [
-            name,
-            *(
-                (number(found[split]["documents"]), f"{number(found[split]['characters'])} characters")
-                for split in splits
-            ),
-        ]
+    rows = {
+        name: {
+            SPLIT_TITLES[split].capitalize(): (number(one["documents"]), f"{number(one['characters'])} characters")
+            for split, one in found.items()
+        }
         for name, found in texts.items()
-    ]
-    return Table(["Source", *(SPLIT_TITLES[split].capitalize() for split in splits)], rows)
+    }
+    return matrix("Source", rows, tuple)
 
 
 def settings_table(settings: Facts) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 
 Cell = str | tuple[str, str]
 """A cell of a table, with a smaller second text if there are two."""
-Format = Callable[[Any], str]
+Format = Callable[[Any], Any]
 Interval = Mapping[str, float]
 """mean, low, high, n (data/intervals.py)."""
 

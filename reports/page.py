@@ -18,7 +18,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from reports.formats import Cell, Format, between, counted, dig, measured, number, percent, spaced
+from reports.formats import Cell, Format, between, counted, dig, duration, measured, number, percent, spaced
 from reports.plots import STYLE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -53,6 +53,13 @@ def side_by_side(
         for title, note, path, form in lines
     ]
     return Table([corner, *columns], body if columns else [])
+
+
+def matrix(corner: str, rows: Mapping[Any, Mapping[str, Any]], form: Format = number) -> Table:
+    """A row for each of `rows`, and a column for each key that any of them has."""
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    body = [[name, *(measured(row.get(key), form) for key in keys)] for name, row in rows.items()]
+    return Table([corner, *map(spaced, keys)], body)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def render(template: str, kit: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"fenced": fenced, "cell": markdown_cell}
-    shared = (between, counted, dig, listing, number, percent, side_by_side, spaced)
+    shared = (between, counted, dig, duration, listing, matrix, number, percent, side_by_side, spaced, str)
     environment.globals |= {function.__name__: function for function in shared}
     return environment.get_template(template).render(kit=kit, **content)
 

@@ -11,9 +11,8 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 
 from reports.curves import Line, Panel, curves
 from reports.formats import Cell, measured, number, percent, points
-from reports.page import Page, Table
+from reports.page import Page, Table, matrix
 from reports.plots import BLUE, DASHED, GREEN, PURPLE, errors, grid, styled
-from reports.run_tables import left_out_table
 from reports.verdict import against_best, baseline
 
 PAGE = Page("reward.j2", "reward.html", "reward.md", "reward_pictures")
@@ -43,7 +42,6 @@ def write_reward_page(out: Path, name: str, evaluation: Mapping[str, Any]) -> No
         judges=judges_table(reports),
         by_k=grouped_table(reports, "by_k", "k", "Answers per prompt (K)"),
         by_distance=grouped_table(reports, "by_distance", "distance", "Steps apart in the labeler's order"),
-        left_out=left_out_table(evaluation.get("left_out") or {}),
     )
 
 
@@ -64,18 +62,20 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Figure | None]:
 
 def judges_table(reports: Reports) -> Table:
     """Agreement of the model and of every baseline with the labeler, on the same pairs."""
-    names = dict.fromkeys(name for report in reports.values() for name in report["baselines"])
-    judges = {("Reward model", ""): list(reports.values())}
-    judges |= {baseline(name): [report["baselines"].get(name, {}) for report in reports.values()] for name in names}
-    rows: list[list[Cell]] = []
-    for title, judged in judges.items():
-        rows.append([title])
-        for found in judged:
-            rows[-1] += [measured(found.get(key), percent) for key in ("accuracy", "best_vs_worst")]
-            rows[-1].append(points(found["difference"]) if "difference" in found else "–")
-    titles = ("all pairs", "best vs worst (easier)", "reward model minus this, paired")
-    columns = [f"{split}, {what}" for split in reports for what in titles]
-    return Table(["Agrees with the labeler", *columns], rows if reports else [])
+    rows: dict[tuple[str, str], dict[str, Cell]] = {}
+    for split, report in reports.items():
+        judges = {("Reward model", ""): report} | {baseline(name): one for name, one in report["baselines"].items()}
+        for title, found in judges.items():
+            rows.setdefault(title, {}).update(
+                {
+                    f"{split}, all pairs": measured(found["accuracy"], percent),
+                    f"{split}, best vs worst (easier)": measured(found["best_vs_worst"], percent),
+                    f"{split}, reward model minus this, paired": points(found["difference"])
+                    if "difference" in found
+                    else "–",
+                }
+            )
+    return matrix("Agrees with the labeler", rows, lambda cell: cell or "–")
 
 
 def grouped_table(reports: Reports, part: str, key: str, title: str) -> Table:

@@ -128,13 +128,6 @@ def reward_table(accuracy: Tree) -> Table:
     return side_by_side("", columns, lines)
 
 
-def left_out_table(left_out: Mapping[str, Mapping[str, int]]) -> Table:
-    """Rankings left out of the reward model's training and evaluation, by reason."""
-    reasons = list(dict.fromkeys(reason for found in left_out.values() for reason in found))
-    rows = [[split, *(number(found.get(reason, 0)) for reason in reasons)] for split, found in left_out.items()]
-    return Table(["Rankings left out", *(spaced(reason) for reason in reasons)], rows)
-
-
 def tax_table(perplexity: Mapping[str, float]) -> Table:
     """Perplexity of held-out plain text (the alignment tax)."""
     base, sft, ppo = (perplexity.get(model) for model in MODELS)
@@ -158,30 +151,26 @@ def answers(row: Tree) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def stages_table(manifests: Mapping[str, Tree]) -> Table:
-    """Time, device and commit of every stage."""
-    rows = []
-    for name, manifest in manifests.items():
-        commit, dirty, _ = (manifest["git_commit"] or "–").partition("+dirty")
-        where = [str(manifest[key]) for key in ("device", "world_size")]
-        seconds = manifest["seconds"]
-        rows.append([name, duration(seconds), number(seconds), *where, commit[:10] + dirty])
-    return Table(["Stage", "Time", "Seconds", "Device", "Processes", "Git commit"], rows)
+def commit(name: str | None) -> str:
+    """A commit in ten digits, with the mark of uncommitted changes."""
+    digits, dirty, _ = (name or "–").partition("+dirty")
+    return digits[:10] + dirty
 
 
-def packages_table(manifests: Mapping[str, Tree]) -> Table:
-    """Package versions; several if stages ran with different ones."""
-    versions: dict[str, dict[str, None]] = {}
-    for manifest in manifests.values():
-        for name, version in {"python": manifest["python"], **manifest["packages"]}.items():
-            versions.setdefault(name, {})[version] = None
-    return Table(["Package", "Version"], [[name, ", ".join(found)] for name, found in versions.items()])
+def packages(manifests: Mapping[str, Tree]) -> dict[str, dict[str, str]]:
+    """Versions by package; several if stages ran with different ones."""
+    stages = [{"python": manifest["python"]} | manifest["packages"] for manifest in manifests.values()]
+    names = dict.fromkeys(name for stage in stages for name in stage)
+    return {name: {"Version": ", ".join(dict.fromkeys(one[name] for one in stages if name in one))} for name in names}
 
 
-def counts_table(counts: Mapping[str, int]) -> Table:
+def sizes(rows: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Rows of every set by split."""
-    sets, splits = (list(dict.fromkeys(name.rsplit("_", 1)[part] for name in counts)) for part in (0, 1))
-    return Table(["Set", *splits], [[name, *(number(counts.get(f"{name}_{one}")) for one in splits)] for name in sets])
+    found: dict[str, dict[str, int]] = {}
+    for name, count in rows.items():
+        one, split = name.rsplit("_", 1)
+        found.setdefault(one, {})[split] = count
+    return found
 
 
 def removed_table(removed: Mapping[str, Mapping[str, int]]) -> Table:

@@ -8,19 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.intervals import FEW_PROMPTS, FEW_USERS, FEWEST_PROMPTS, Bootstrap
-from reports.formats import (
-    Interval,
-    between,
-    change,
-    counted,
-    dig,
-    number,
-    percent,
-    points,
-    signed,
-    spaced,
-    with_interval,
-)
+from reports import formats
+from reports.formats import Format, Interval, between, change, counted, dig, number, percent, signed, with_interval
 
 Tree = Mapping[str, Any]
 PARTS = {
@@ -142,52 +131,41 @@ def against_best_of_n(found: Mapping[str, Any]) -> str:
 def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> list[dict[str, str]]:
     """Checks of whether to trust the verdict: a claim, whether the numbers support it (`mark`), and the numbers."""
     found: list[dict[str, str]] = []
+    marks = {"better": "holds", "worse": "fails", "even": "open"}
 
-    def add(claim: str, kind: str, numbers: str) -> None:
-        mark = {"better": "holds", "worse": "fails"}.get(kind, "open")
-        found.append({"claim": claim, "mark": mark, "numbers": numbers})
+    def add(claim: str, rate: Interval | None, text: str = "{}", level: float = 0.5, form: Format = percent) -> None:
+        if rate:
+            numbers = text.format(with_interval(rate, form), number(rate["n"]))
+            found.append({"claim": claim, "mark": marks[side(rate, level)], "numbers": numbers})
 
     if moved := evaluation.get("kl"):
-        add(
-            "PPO differs from SFT",
-            side(moved, 0.0),
-            f"KL to SFT {number(moved['mean'])} nats ({between(moved, number)})",
-        )
-    lengths = [dig(evaluation, f"models.{name}.tokens.mean") for name in ("sft", "ppo")]
-    predicted = ", what a logistic regression on the difference in length predicts for equal length"
-    for key, claim, note in (
-        ("win_rate_length_controlled", "PPO wins with length controlled for", predicted),
-        (
-            "win_rate_length_matched",
-            "PPO wins among answers of similar length",
-            f"; mean length {change(*lengths)} against SFT",
-        ),
-        (
-            "win_rate_both_end",
-            "PPO wins among pairs where both answers end by themselves",
-            " over {n} prompts with such pairs",
-        ),
-    ):
-        if rate := evaluation.get(key):
-            add(claim, side(rate, 0.5), with_interval(rate) + note.format(n=number(rate["n"])))
+        numbers = f"KL to SFT {number(moved['mean'])} nats ({between(moved, number)})"
+        add("PPO differs from SFT", moved, numbers, level=0.0)
+    predicted = "{}, what a logistic regression on the difference in length predicts for equal length"
+    add("PPO wins with length controlled for", evaluation.get("win_rate_length_controlled"), predicted)
+    longer = change(*(dig(evaluation, f"models.{name}.tokens.mean") for name in ("sft", "ppo")))
+    matched = evaluation.get("win_rate_length_matched")
+    add("PPO wins among answers of similar length", matched, f"{{}}; mean length {longer} against SFT")
+    ended = evaluation.get("win_rate_both_end")
+    add("PPO wins among pairs where both answers end by themselves", ended, "{} over {} prompts with such pairs")
     for part, rate in evaluation.get("win_rate_without", {}).items():
-        add(f"PPO wins without {PARTS[part]}", side(rate, 0.5), with_interval(rate))
+        add(f"PPO wins without {PARTS[part]}", rate)
     for part, claim, title in (
         ("chrf", "A judge that no reward model saw agrees", "chrF"),
         ("complete", "PPO ends its answers more often than SFT", "Complete (ends by itself)"),
     ):
-        if generations:
-            difference = paired(generations, part)
-            numbers = f"{title}, PPO minus SFT on the same prompts: {with_interval(difference, signed)}"
-            add(claim, side(difference, 0.0), numbers)
+        text = f"{title}, PPO minus SFT on the same prompts: {{}}"
+        add(claim, paired(generations, part), text, level=0.0, form=signed)
     if test := accuracy.get("test"):
-        add("The reward model beats the best simple baseline", *against_best(test))
+        kind, numbers = against_best(test)
+        claim = "The reward model beats the best simple baseline"
+        found.append({"claim": claim, "mark": marks[kind], "numbers": numbers})
     return found
 
 
 def baseline(name: str) -> tuple[str, str]:
     """The title and the note of a baseline."""
-    return BASELINES.get(name, (spaced(name), ""))
+    return BASELINES.get(name, (formats.spaced(name), ""))
 
 
 def against_best(judged: Tree) -> tuple[str, str]:
@@ -197,18 +175,19 @@ def against_best(judged: Tree) -> tuple[str, str]:
     best = judged["baselines"][judged["best_baseline"]]
     title = baseline(judged["best_baseline"])[0]
     few = min(judged["prompts"], judged["users"]) < FEWEST_PROMPTS
+    difference, interval = formats.points(best["difference"])
     return "even" if few else side(best["difference"], 0.0), (
         f"{percent(judged['accuracy']['mean'])} against {percent(best['accuracy']['mean'])} "
-        f"({title[:1].lower()}{title[1:]}), a paired difference of {' ('.join(points(best['difference']))}). The best "
-        "baseline is chosen on these same pairs, which favours it and makes the check strict."
+        f"({title[:1].lower()}{title[1:]}), a paired difference of {difference} ({interval}). The best baseline is "
+        "chosen on these same pairs, which favours it and makes the check strict."
     )
 
 
-def paired(rows: Sequence[Tree], part: str) -> dict[str, float]:
-    """The per-prompt difference PPO minus SFT of a part, with the interval of the mean."""
+def paired(rows: Sequence[Tree], part: str) -> Interval | None:
+    """The per-prompt difference PPO minus SFT of a part, with the interval of the mean; None without answers."""
 
     def mean(answers: Sequence[Tree]) -> float:
         return sum(answer["parts"][part] for answer in answers) / len(answers)
 
     bootstrap = Bootstrap(users=[row["user_id"] for row in rows])
-    return bootstrap.interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows])
+    return bootstrap.interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None

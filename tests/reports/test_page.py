@@ -48,7 +48,7 @@ See {{ link("that",
 {{ table(rows) }}
 {{ table(nothing) }}
 {% call picture("one") %}One{% endcall %}
-{% call picture("two", "No plot.") %}Two{% endcall %}
+{% call picture("two", empty="No plot.") %}Two{% endcall %}
 {{ checks([{"mark": "holds", "claim": "It holds", "numbers": "5%"}]) }}
 {{ bullets(["a row"]) }}
 {% call details("More") %}
