@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from reports.page import Cell, Table, between, environment, number, percent
-from reports.verdict import dig, labeler_note
+from reports.formats import dig, number, percent, spaced, with_interval
+from reports.page import Table, render
+from reports.verdict import labeler_note
 
 PAPER = "arxiv:2203.02155"
 
@@ -71,7 +72,7 @@ def card(run: Path, place: str, run_name: str) -> str:
     config = manifest["config"]
     base, found = config["model"]["base"], results(run, place, config)
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
-    settings: list[list[Cell]] = [[f"`{kind.stage}.{key}`", str(dig(config, kind.stage, key))] for key in kind.settings]
+    settings = [[f"`{kind.stage}.{key}`", str(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
     head = ModelCardData(
         model_name=name,
         base_model=base if "/" in base and not Path(base).exists() else None,
@@ -91,30 +92,28 @@ def card(run: Path, place: str, run_name: str) -> str:
         ]
         or None,
     )
-    return (
-        environment()
-        .get_template("model_card.md.j2")
-        .render(
-            head=head.to_yaml(),
-            name=name,
-            kind=kind,
-            base=base,
-            adapter=config["model"]["adapter"],
-            settings=Table(["Setting", "Value"], settings, words=(1,)),
-            seed=manifest["seed"],
-            commit=manifest["git_commit"],
-            packages=manifest["packages"],
-            sources=[*config["data"]["demonstrations"], *config["data"]["prompts"], *config["data"]["rankings"]],
-            results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
-            judge=labeler_note(config),
-            is_evaluated_policy=place == evaluated(config),
-        )
+    return render(
+        "model_card.md.j2",
+        "markdown.j2",
+        head=head.to_yaml(),
+        name=name,
+        kind=kind,
+        base=base,
+        adapter=config["model"]["adapter"],
+        settings=Table(["Setting", "Value"], settings, words=(1,)),
+        seed=manifest["seed"],
+        commit=manifest["git_commit"],
+        packages=manifest["packages"],
+        sources=[*config["data"]["demonstrations"], *config["data"]["prompts"], *config["data"]["rankings"]],
+        results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
+        judge=labeler_note(config),
+        is_evaluated_policy=place == evaluated(config),
     )
 
 
 def evaluated(config: Mapping[str, Any]) -> str:
     """The folder of the policy that the evaluation stage compares."""
-    return "ppo/model_ema" if dig(config, "evaluate", "weights") == "ema" else "ppo/model"
+    return "ppo/model_ema" if dig(config, "evaluate.weights") == "ema" else "ppo/model"
 
 
 def results(run: Path, place: str, config: Mapping[str, Any]) -> list[Result]:
@@ -125,7 +124,7 @@ def results(run: Path, place: str, config: Mapping[str, Any]) -> list[Result]:
     def add(metric: str, title: str, value: Any, percents: bool = False) -> None:
         form = percent if percents else number
         if isinstance(value, Mapping):
-            found.append((metric, title, value["mean"], f"{form(value['mean'])} ({between(value, form)})"))
+            found.append((metric, title, value["mean"], with_interval(value, form)))
         elif value is not None:
             found.append((metric, title, value, form(value)))
 
@@ -133,18 +132,18 @@ def results(run: Path, place: str, config: Mapping[str, Any]) -> list[Result]:
         test = accuracy.get("test", {})
         add("accuracy", "Pairwise accuracy on held-out rankings", test.get("accuracy"), True)
         if best := test.get("best_baseline"):
-            title = f"Accuracy of the best simple baseline ({best.replace('_', ' ')})"
-            add("baseline_accuracy", title, dig(test, "baselines", best, "accuracy"), True)
+            title = f"Accuracy of the best simple baseline ({spaced(best)})"
+            add("baseline_accuracy", title, dig(test, f"baselines.{best}.accuracy"), True)
     elif place == "sft/model":
-        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity", "sft"))
+        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity.sft"))
     elif place == evaluated(config):
-        add("win_rate", "Win rate against SFT", dig(evaluation, "win_rate", "sft"), True)
+        add("win_rate", "Win rate against SFT", dig(evaluation, "win_rate.sft"), True)
         title = "Win rate against SFT, length-controlled"
         add("win_rate_length_controlled", title, evaluation.get("win_rate_length_controlled"), True)
         title = "Win rate against SFT where both answers end"
         add("win_rate_both_end", title, evaluation.get("win_rate_both_end"), True)
         add("kl", "KL to SFT in nats", evaluation.get("kl"))
-        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity", "ppo"))
+        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity.ppo"))
     return found
 
 

@@ -38,7 +38,8 @@ def verdict(evaluation: Tree) -> dict[str, str]:
     if found is None:
         text = "PPO and SFT were not compared: the evaluate stage recorded no win rate."
         return {"kind": "unknown", "text": text}
-    kind = side(found, 0.5)
+    moved = evaluation.get("kl")
+    kind = side(found, 0.5) if not moved or side(moved, 0.0) == "better" else "even"
     sentence = {
         "better": "PPO is better than SFT",
         "worse": "PPO is worse than SFT",
@@ -46,6 +47,8 @@ def verdict(evaluation: Tree) -> dict[str, str]:
     }[kind]
     numbers = f"{percent(found['mean'])} of comparisons (95% interval {between(found)}, "
     numbers += f"{counted(found['n'], 'held-out prompt')})"
+    if moved and kind != side(found, 0.5):
+        numbers += f", but PPO is not shown to differ from SFT (KL {between(moved, number)} nats)"
     text = f"{sentence} by the rubric: PPO won {numbers}{because(kind, evaluation['win_rate_without'])}."
     return {"kind": kind, "text": text}
 
@@ -81,6 +84,22 @@ def side(found: Interval, level: float) -> str:
     if min(found["n"], found.get("users", found["n"])) < FEWEST_PROMPTS:
         return "even"
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
+
+
+def labeler_note(config: Tree) -> str:
+    """Who ranked the answers, for the reward model and for this report."""
+    rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
+    if dig(config, "labels.labeler") == "none":
+        return (
+            "The reward model was trained on the rankings in data.rankings. The win rates are judged by "
+            f"{rubric}, not by a person."
+        )
+    brought = dig(config, "data.rankings")
+    taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
+    return (
+        f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is "
+        "a win by that rubric only."
+    )
 
 
 def too_few(evaluation: Tree, accuracy: Tree) -> str:
