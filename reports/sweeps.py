@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports import page
-from reports.figures import INK, grid, tidy
-from reports.run_plots import COLOURS, GREEN, PURPLE
+from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, errors, grid, styled
+from reports.run_plots import MODELS
 
 Points = Sequence[Mapping[str, Any]]
-KINDS = {"best_of_n": ("best of n from SFT", COLOURS["sft"], "o"), "rl": ("PPO", COLOURS["ppo"], "D")}
+KINDS = {"best_of_n": ("best of n from SFT", BLUE, "o"), "rl": ("PPO", RED, "D")}
 
 
 def write_picture(folder: Path) -> None:
@@ -24,6 +24,7 @@ def write_picture(folder: Path) -> None:
     (folder / "sweep.png").write_bytes(page.png(figure))
 
 
+@styled
 def scores_by_kl(found: Mapping[str, Any]) -> Figure:
     """A panel for each judge: its score above SFT's over sqrt(KL), with intervals and Gao et al.'s fits."""
     gold = "the labeler's rubric" if found["gold"] == "rubric" else "a held-out reward model"
@@ -37,15 +38,15 @@ def scores_by_kl(found: Mapping[str, Any]) -> Figure:
             d = np.linspace(1e-3, max(1e-3, *places), 200)
             by = d if kind == "best_of_n" else np.log(d)
             axes.plot(d, d * (fit["alpha"]["mean"] - fit["beta"]["mean"] * by), color=colour, linewidth=1.4)
-        axes.axhline(0, color=INK, linewidth=0.8, linestyle="--")
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("√KL to SFT, √nats", fontsize=9)
-        tidy(axes)
-    panels[0].set_ylabel("score minus SFT's; lines: fits", fontsize=9)
-    panels[0].legend(frameon=False, fontsize=8)
+        axes.axhline(0, **DASHED)
+        axes.set_title(title)
+        axes.set_xlabel("√KL to SFT, √nats")
+    panels[0].set_ylabel("score minus SFT's; lines: fits")
+    panels[0].legend()
     return figure
 
 
+@styled
 def loss_by_reward(found: Mapping[str, Any]) -> Figure:
     """A panel for each judge: its score over the loss on pretraining text, both minus SFT's, for gammas at the run's
     beta and for betas at gamma 0. Better is up and left.
@@ -66,21 +67,16 @@ def loss_by_reward(found: Mapping[str, Any]) -> Figure:
             for point, place, score in zip(points, places, scores, strict=True):
                 text = f"{'γ' if name == 'gamma' else 'β'}={point[name]:g}"
                 axes.annotate(text, (place, score["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=9)
-        axes.plot([0], [0], marker="*", markersize=11, color=COLOURS["base"], linestyle="none", label="SFT")
-        axes.set_title(f"{title}, minus SFT's", fontsize=10, loc="left")
-        axes.set_xlabel("loss on held-out pretraining text minus SFT's, nats per token", fontsize=9)
+        axes.plot([0], [0], marker="*", markersize=11, color=MODELS["base"][1], linestyle="none", label="SFT")
+        axes.set_title(f"{title}, minus SFT's")
+        axes.set_xlabel("loss on held-out pretraining text minus SFT's, nats per token")
         axes.margins(x=0.12)
-        tidy(axes)
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend()
     return figure
 
 
 def _errors(axes: Axes, places: Sequence[float], found: Points, across: Points | None = None, **how: Any) -> None:
     """Points with their 95% intervals, also of the places where these are given."""
-    bars = _bars(across) if across else None
+    bars = errors(across) if across else None
     how |= {"linestyle": "none", "markersize": 5, "elinewidth": 1, "capsize": 2, "alpha": 0.85}
-    axes.errorbar(places, [each["mean"] for each in found], _bars(found), bars, **how)
-
-
-def _bars(found: Points) -> list[list[float]]:
-    return [[each["mean"] - each["low"] for each in found], [each["high"] - each["mean"] for each in found]]
+    axes.errorbar(places, [each["mean"] for each in found], errors(found), bars, **how)
