@@ -213,6 +213,12 @@ def test_judges_come_in_the_configured_order(tmp_path: Path) -> None:
     settings.validate()
     run = Run(FakeAccelerator(), 0, tmp_path)  # type: ignore[arg-type]
     inputs = JudgeInputs(
-        settings=settings, labels=WORDS, model_config=ModelConfig(), prompts=PROMPTS, run=run, client=None, max_tokens=100
+        settings=settings,
+        labels=WORDS,
+        model_config=ModelConfig(),
+        prompts=PROMPTS,
+        run=run,
+        client=None,
+        max_tokens=100,
     )
     assert [judge.name for judge in make_judges(inputs)] == ["human", "chrf", "rubric"]
