@@ -15,38 +15,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.annotate import Annotator, asked
 from data.config import DataConfig
-from data.curate import in_languages, refuse_missing, thinned, under_cap
+from data.curate import in_languages, thinned, under_cap
 from data.documents import Documents, collect_documents
 from data.few_shot import expand
 from data.lines import BadRows
 from data.near_duplicates import alike, comparable, distinct
 from data.ranking_rules import drop_answers, refuse_undecided
 from data.records import SPLITS, Prompt
-from data.sets import (
-    POOL_SCHEMA,
-    RANKING_SCHEMA,
-    SETS,
-    TEXT_SPLITS,
-    SetName,
-    packed,
-    set_file,
-    set_schema,
-)  # fmt: skip
+from data.sets import POOL_SCHEMA, RANKING_SCHEMA, SETS, TEXT_SPLITS, SetName, packed, set_file, set_schema
 from data.sources.reading import Source, all_sources, read
-from data.table import Mask, Table, stored
-
-
-@dataclass(frozen=True)
-class RowChecks:
-    """How malformed rows are handled, and a check that may refuse prompts of well-formed rows."""
-
-    bad: BadRows
-    check: Callable[[Prompt], object] | None
+from data.table import Mask, Table, filtered, stored
 
 
 @dataclass
@@ -65,7 +47,7 @@ class Built:
     @property
     def conversational(self) -> bool:
         """Whether any prompt is a conversation; then all are written as conversations."""
-        return any(bool(table.notes["conversational"][table.kept()].any()) for table in (self.pool, self.rankings))
+        return any(bool(table.left()["conversational"].any()) for table in (self.pool, self.rankings))
 
     def table(self, name: SetName) -> Table:
         """The table that a set is made from."""
@@ -105,16 +87,22 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     a later stage needs has no rows.
     """
     config = annotator.config
-    found = all_sources(config)
+    sources = all_sources(config)
     bad = BadRows(skip=config.bad_rows == "skip")
-    checks = RowChecks(bad, check)
-    pool = collect([*found["demonstrations"], *found["prompts"]], annotator, checks, scratch / "pool.arrow")
+
+    def collected(roles: Sequence[str], schema: pa.Schema) -> Table:
+        found = [source for source in sources if source.role in roles]
+        rows = (packed(record) for source in found for record in shown(source, bad, check))
+        records = stored(scratch / f"{roles[0]}.arrow", rows, schema)
+        names = list(dict.fromkeys(source.name for source in found))
+        return Table(records, annotator.annotate(records, names), names)
+
+    pool = collected(("demonstrations", "prompts"), POOL_SCHEMA)
     refuse_repeated_ids(pool)
-    rankings = collect(found["rankings"], annotator, checks, scratch / "rankings.arrow")
+    rankings = collected(("rankings",), RANKING_SCHEMA)
     refuse_undecided(rankings)
-    documents = collect_documents(
-        shown(found["pretraining"], RowChecks(bad, None)), config, scratch / "documents.arrow"
-    )
+    texts = (text for source in sources if source.role == "pretraining" for text in shown(source, bad))
+    documents = collect_documents(texts, config, scratch / "documents.arrow")
 
     drop_unfit(pool, config)
     pool.remove("answer_too_long", pool.notes["answer_tokens"] > config.max_answer_tokens)
@@ -123,7 +111,9 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     dropped_answers = drop_answers(rankings, annotator)
     # From here on records are compared with each other, but not with records that were removed.
     pool.remove("repeated", pool.left().duplicated("identity"))
-    drop_near_duplicates(pool, config.near_duplicate_fraction)
+    kept = pool.kept()
+    stays = distinct(lambda: pool.keys(kept), config.near_duplicate_fraction)
+    pool.remove("near_duplicate", pd.Series(~stays, index=np.flatnonzero(kept)))
     rankings.remove("repeated", rankings.left().duplicated("row"))
     for table in (pool, rankings):
         table.remove("over_cap", ~under_cap(table.left(), config.max_prompts_per_group))
@@ -131,45 +121,21 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     thin(pool, config)
     thin(rankings, config)
 
-    sources = [source for role in found.values() for source in role]
     built = Built(sources, pool, rankings, documents, bad, dropped_answers)
     refuse_empty(built)
     return built
 
 
-def collect(sources: Sequence[Source], annotator: Annotator, checks: RowChecks, path: Path) -> Table:
-    """All records of the sources, in order, with their annotations."""
-    rows = (packed(record) for record in shown(sources, checks))
-    records = stored(path, rows, RANKING_SCHEMA if "rankings" in path.name else POOL_SCHEMA)
-    names = list(dict.fromkeys(source.name for source in sources))
-    return Table(records, annotator.annotate(records, names), names)
-
-
-def shown(sources: Sequence[Source], checks: RowChecks) -> Iterator[Any]:
-    """The records of the sources, with a progress bar."""
-    for source in sources:
-        found = read(source, checks.bad, checks.check)
-        yield from tqdm(
-            found,
-            desc=f"data: {source.role} of {source.name}",
-            unit=" rows",
-            unit_scale=True,
-            disable=None,
-            leave=False,
-        )
+def shown(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None = None) -> Iterator[Any]:
+    """The records of a source, with a progress bar."""
+    what = f"data: {source.role} of {source.name}"
+    return iter(tqdm(read(source, bad, check), what, unit=" rows", unit_scale=True, disable=None, leave=False))
 
 
 def drop_unfit(table: Table, config: DataConfig) -> None:
     """The rules that look at one prompt."""
     table.remove("other_language", ~in_languages(table.notes["language"], config.languages))
     table.remove("prompt_too_long", table.notes["prompt_tokens"] > config.max_prompt_tokens)
-
-
-def drop_near_duplicates(pool: Table, fraction: float) -> None:
-    """Removes near-duplicates of earlier records."""
-    kept = pool.kept()
-    stays = distinct(lambda: pool.keys(kept), fraction)
-    pool.remove("near_duplicate", pd.Series(~stays, index=np.flatnonzero(kept)))
 
 
 def drop_evaluation_prompts(pool: Table, rankings: Table, fraction: float) -> None:
@@ -179,51 +145,40 @@ def drop_evaluation_prompts(pool: Table, rankings: Table, fraction: float) -> No
     Within the pool near-duplicates are gone already; between pool and rankings, among rankings, and among the examples
     of few-shot prompts, users in different splits may have the same prompt.
     """
-    examples, owners = few_shot_examples(pool)
-    kept = (pool.kept(), rankings.kept())
+    kept, several = (pool.kept(), rankings.kept()), pool.kept() & pool.notes["few_shot"].to_numpy()
+    examples = [
+        (number, comparable(asked(example)))
+        for number, record in zip(np.flatnonzero(several), pool.each(several), strict=True)
+        for example in expand(record)
+    ]
+    owners = np.array([number for number, _ in examples], dtype=int)
     rows = np.concatenate([np.flatnonzero(kept[0]), np.flatnonzero(kept[1]) + pool.count, owners])
-    splits = np.concatenate([pool.notes["split"], rankings.notes["split"]])[rows]
+    split = np.concatenate([pool.notes["split"], rankings.notes["split"]])[rows]
     seen = np.zeros(pool.count + rankings.count, dtype=bool)
-    if kept[1].any() or len(owners):
 
-        def texts() -> Iterator[pa.StringArray]:
-            return itertools.chain(pool.keys(kept[0]), rankings.keys(kept[1]), [examples])
+    def texts() -> Iterator[str]:
+        return itertools.chain(pool.keys(kept[0]), rankings.keys(kept[1]), (key for _, key in examples))
 
-        train, valid, test = (splits == SPLITS.index(name) for name in ("train", "valid", "test"))
+    if kept[1].any() or examples:
+        train, valid, test = (split == SPLITS.index(name) for name in ("train", "valid", "test"))
         for candidates, others in ((train, ~train), (valid, test)):
             seen[rows[alike(texts, candidates, others, fraction)]] = True
     pool.remove("evaluation_prompt", pd.Series(seen[: pool.count]))
     rankings.remove("evaluation_prompt", pd.Series(seen[pool.count :]))
 
 
-def few_shot_examples(pool: Table) -> tuple[pa.StringArray, NDArray[np.int64]]:
-    """(key of each example of the remaining few-shot prompts, the number of its record)."""
-    keys, owners = list[str](), list[int]()
-    mask = pool.kept() & pool.notes["few_shot"].to_numpy()
-    for number, record in zip(np.flatnonzero(mask), pool.each(mask), strict=True):
-        for example in expand(record):
-            keys.append(comparable(asked(example)))
-            owners.append(int(number))
-    return pa.array(keys, pa.string()), np.array(owners, dtype=np.int64)
-
-
 def thin(table: Table, config: DataConfig) -> None:
     """Brings the training records of each role to the proportions of its sources' weights."""
     notes = table.notes.rename(columns={"copies": "size", "identity": "hash"})
     notes["source"] = notes["dataset"].map(dict(enumerate(table.sources)))
-    is_demonstration = notes["answered"]
-    roles = (
-        {"rankings": is_demonstration | True}
-        if table.is_rankings
-        else {"demonstrations": is_demonstration, "prompts": ~is_demonstration}
-    )
+    notes["role"] = np.where(notes["answered"], "demonstrations", "prompts")
+    if table.record_type is not Prompt:
+        notes["role"] = "rankings"
     gone = pd.Series(False, index=notes.index)
-    for role, mine in roles.items():
-        weights = config.weights(role)
-        if mine.any() and weights:
-            train = notes[mine & table.kept("train")]
-            refuse_missing(role, weights, train["source"])
-            gone[train.index] = ~thinned(train, weights)
+    for role in notes["role"].unique():
+        if weights := config.weights(role):
+            train = notes[(notes["role"] == role) & table.kept("train")]
+            gone[train.index] = ~thinned(train, role, weights)
     table.remove("over_mixture_share", gone)
 
 
@@ -244,14 +199,13 @@ def refuse_repeated_ids(table: Table) -> None:
 def refuse_empty(built: Built) -> None:
     """Raises ValueError if a split that a later stage needs is empty."""
     sizes = built.sizes()
-    needed = [(name, split) for name in ("sft", "rm") for split in SPLITS]
-    for name, split in [*needed, ("rl", "train")]:
+    lacking = {"sft": "prompt with a demonstration", "rm": "prompt", "rl": "API prompt"}
+    for name, split in [*itertools.product(("sft", "rm"), SPLITS), ("rl", "train")]:
         if not sizes[f"{name}_{split}"]:
-            lacking = {"sft": "prompt with a demonstration", "rm": "prompt", "rl": "API prompt"}[name]
             why = ", ".join(f"{count} {rule}" for rule, count in built.pool.removed().items() if count) or "none"
             raise ValueError(
-                f"the {name} {split} split is empty after curation: no {lacking} is left among the {split} users; "
-                f"try another data.split_salt or other fractions, or look at what was removed ({why})"
+                f"the {name} {split} split is empty after curation: no {lacking[name]} is left among the {split} "
+                f"users; try another data.split_salt or other fractions, or look at what was removed ({why})"
             )
 
 
@@ -262,15 +216,14 @@ def write(built: Built, folder: Path) -> None:
         if not members.any():
             continue
         schema = set_schema(name, built.conversational)
-        source = {"prompt": "messages"} if built.conversational else {}
-        columns = [source.get(column, column) for column in schema.names]
+        columns = ["messages" if built.conversational else "prompt", *schema.names[1:]]
         several = members & table.notes["few_shot"].to_numpy()
         with pq.ParquetWriter(set_file(folder, name, split), schema) as writer:
-            for batch in table.batches(members & ~several, columns):
+            for batch in filtered(table.records.select_columns(columns), members & ~several):
                 writer.write_table(batch.rename_columns(schema.names).cast(schema))
             if several.any():
-                examples = (example for record in table.each(several) for example in expand(record))
-                rows = pa.Table.from_pylist([packed(example) for example in examples], POOL_SCHEMA)
+                examples = [packed(example) for record in table.each(several) for example in expand(record)]
+                rows = pa.Table.from_pylist(examples, POOL_SCHEMA)
                 writer.write_table(rows.select(columns).rename_columns(schema.names))
     for split in TEXT_SPLITS:
         built.documents.rows(split).to_parquet(set_file(folder, "texts", split))

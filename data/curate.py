@@ -25,24 +25,20 @@ def in_languages(found: pd.Series, wanted: Sequence[str]) -> pd.Series:
     return found.isin([*wanted, UNDETERMINED]) if wanted else found.notna()
 
 
-def thinned(records: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
+def thinned(records: pd.DataFrame, role: str, weights: Mapping[str, float]) -> pd.Series:
     """The largest subset of the records with these source weights: at least one source is kept whole, and no record is
-    repeated.
+    repeated. Raises ValueError if a source has no records.
 
     `records` has the columns `source`, `size` (1, or the characters of a text) and `hash`. Records with the smallest
     hashes are kept, so the choice does not depend on the order, and a source that grows keeps nearly the same records.
     """
+    for name in weights:
+        if not (records["source"] == name).any():
+            raise ValueError(
+                f"data.{role}: source {name!r} has a weight but no training rows are left of it after curation"
+            )
     share = pd.Series(weights) / sum(weights.values())
     whole = (records.groupby("source")["size"].sum() / share).min()
     ordered = records.sort_values("hash", kind="stable")
     cumulative = ordered.groupby("source")["size"].cumsum()
     return (cumulative <= ordered["source"].map(share) * whole + 1e-6).reindex(records.index)
-
-
-def refuse_missing(role: str, weights: Mapping[str, float], sources: pd.Series) -> None:
-    """Raises ValueError if a source with a weight has no training records: its share cannot be reached."""
-    for name in weights:
-        if not (sources == name).any():
-            raise ValueError(
-                f"data.{role}: source {name!r} has a weight but no training rows are left of it after curation"
-            )

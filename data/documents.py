@@ -11,7 +11,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from data.config import DataConfig
-from data.curate import refuse_missing, thinned
+from data.curate import thinned
 from data.records import Document
 from data.sets import DOCUMENT_SCHEMA
 from data.split import hash64
@@ -71,8 +71,7 @@ def collect_documents(documents: Iterable[Document], config: DataConfig, path: P
         train = ordered.drop(heldout.index)
     if weights := config.weights("pretraining"):
         sized = train.rename(columns={"dataset": "source", "characters": "size"})
-        refuse_missing("pretraining", weights, sized["source"])
-        stays = thinned(sized, weights)
+        stays = thinned(sized, "pretraining", weights)
         removed["over_mixture_share"] = int((~stays).sum())
         train = train[stays]
     return Documents(texts, notes, removed, {"train": train.index.to_numpy(), "heldout": heldout.index.to_numpy()})

@@ -1,7 +1,4 @@
-"""The curation table: records in an Arrow file, and one row of numbers per record in memory.
-
-The texts stay in the memory-mapped Arrow file; most rules read only the annotations, a few hundred bytes per record.
-"""
+"""The curation table: records in a memory-mapped Arrow file, and one row of annotations per record in memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +12,12 @@ from datasets.arrow_writer import ArrowWriter
 from numpy.typing import NDArray
 
 from data.records import SPLITS, Prompt, Ranking
-from data.sets import record_of
+from data.sets import evenly, record_of
 
 Mask = NDArray[np.bool_]
 EXAMPLES_KEPT = 5
 BATCH = 10_000
-"""Rows of an Arrow file that are looked at together."""
+"""Rows of an Arrow file that are in memory together."""
 
 
 def stored(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, batch: int = 1000) -> Dataset:
@@ -32,8 +29,15 @@ def stored(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, batch:
     return Dataset.from_file(str(path))
 
 
+def filtered(rows: Dataset, mask: Mask) -> Iterator[pa.Table]:
+    """The rows in the mask, in chunks."""
+    for start, batch in zip(range(0, len(rows), BATCH), rows.with_format("arrow").iter(BATCH), strict=True):
+        if mask[start : start + BATCH].any():
+            yield batch.filter(pa.array(mask[start : start + BATCH]))
+
+
 class Table:
-    """Prompts or rankings under curation: N records in the order in which they were read."""
+    """Prompts or rankings under curation, in the order in which they were read."""
 
     def __init__(self, records: Dataset, notes: Dataset, sources: Sequence[str]) -> None:
         """`notes` are the annotations of data/annotate.py; `sources` are the names of the sources, in order."""
@@ -41,20 +45,11 @@ class Table:
         self.sources = list(sources)
         self.rules: list[str] = []
         """The rules that were applied, in order."""
-        self._keys = notes.select_columns(["key"]).with_format("arrow")
+        self._keys = notes.select_columns(["key"])
         self.notes: pd.DataFrame = notes.remove_columns(["key"]).to_pandas()
-        """One row per record."""
-        self.notes["removed"] = pd.Categorical([None] * len(self.notes))
-
-    @property
-    def count(self) -> int:
-        """Number of records."""
-        return len(self.notes)
-
-    @property
-    def is_rankings(self) -> bool:
-        """Whether the records are Rankings."""
-        return "completions" in self.records.column_names
+        self.count = len(self.notes)
+        self.notes["removed"] = pd.Categorical([None] * self.count)
+        self.record_type: type[Prompt] = Ranking if "completions" in records.column_names else Prompt
 
     def kept(self, split: str | None = None) -> Mask:
         """The records that no rule has removed, in a split or in all of them."""
@@ -80,40 +75,25 @@ class Table:
 
     def examples(self, rule: str) -> list[int]:
         """A few of the records that a rule removed, evenly spaced."""
-        gone = np.flatnonzero(self.notes["removed"] == rule)
-        shown = min(EXAMPLES_KEPT, len(gone))
-        return [int(gone[index * len(gone) // shown]) for index in range(shown)]
+        return evenly(np.flatnonzero(self.notes["removed"] == rule).tolist(), EXAMPLES_KEPT)
 
     def read(self, numbers: Iterable[int]) -> Iterator[Any]:
         """The records with these numbers."""
-        for number in numbers:
-            yield record_of(self.records[int(number)], Ranking if self.is_rankings else Prompt)
+        return (record_of(self.records[int(number)], self.record_type) for number in numbers)
 
     def each(self, mask: Mask) -> Iterator[Any]:
         """The records in the mask, in order."""
-        for batch in self.batches(mask, self.records.column_names):
-            for row in batch.to_pylist():
-                yield record_of(row, Ranking if self.is_rankings else Prompt)
+        for batch in filtered(self.records, mask):
+            yield from (record_of(row, self.record_type) for row in batch.to_pylist())
 
     def key(self, number: int) -> str:
         """The text by which near-duplicates of a record are detected."""
-        return str(self._keys[number]["key"][0])
+        return str(self._keys[number]["key"])
 
-    def keys(self, mask: Mask) -> Iterator[pa.StringArray]:
-        """The keys of the records in the mask, in chunks."""
-        for start, batch in zip(range(0, self.count, BATCH), self._keys.iter(BATCH), strict=True):
-            yield batch["key"].combine_chunks().filter(pa.array(mask[start : start + len(batch)]))
-
-    def batches(self, mask: Mask, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Columns of the records in the mask, in chunks."""
-        for start, batch in zip(
-            range(0, self.count, BATCH),
-            self.records.select_columns(list(columns)).with_format("arrow").iter(BATCH),
-            strict=True,
-        ):
-            chosen = batch.filter(pa.array(mask[start : start + len(batch)]))
-            if len(chosen):
-                yield chosen
+    def keys(self, mask: Mask) -> Iterator[str]:
+        """The keys of the records in the mask."""
+        for batch in filtered(self._keys, mask):
+            yield from batch["key"].to_pylist()
 
     def replace(self, records: dict[int, dict[str, Any]]) -> None:
         """Replaces the rows with these numbers."""

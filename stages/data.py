@@ -141,7 +141,7 @@ def external(config: RunConfig) -> dict[str, str]:
     """Digests of the user's files, and the pinned commits of Hub data sets."""
     from data.sources.reading import all_sources
 
-    found = [source for listed in all_sources(config.data).values() for source in listed]
+    found = all_sources(config.data)
     files = {file for source in found if source.name != "wikipedia" for file in source.files}
     hub = {f"{source.hub} {source.split}": str(source.settings.revision) for source in found if source.hub is not None}
     return (

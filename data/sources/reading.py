@@ -73,9 +73,9 @@ class Source:
         return self.settings.subset or self.format.subset
 
 
-def all_sources(config: DataConfig) -> dict[Role, list[Source]]:
+def all_sources(config: DataConfig) -> list[Source]:
     """The sources of every role, in the order of its list. Raises ValueError as `find`."""
-    return {role: [find(name, config, role) for name in getattr(config, role)] for role in get_args(Role)}
+    return [find(name, config, role) for role in get_args(Role) for name in getattr(config, role)]
 
 
 def find(name: str, config: DataConfig, role: Role) -> Source:

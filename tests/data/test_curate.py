@@ -49,7 +49,7 @@ def test_a_mixture_has_its_proportions_and_is_as_large_as_they_allow(counts: lis
     weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=len(counts), max_size=len(counts)))
     sources = [index for index, count in enumerate(counts) for _ in range(count)]
     rows = records(sources, data.draw(st.permutations(range(len(sources)))))
-    found = Counter(rows["source"][thinned(rows, dict(enumerate(weights)))])  # type: ignore[arg-type]
+    found = Counter(rows["source"][thinned(rows, "prompts", dict(enumerate(weights)))])  # type: ignore[arg-type]
     whole = min(count / weight for count, weight in zip(counts, weights, strict=True))
     for index, weight in enumerate(weights):
         assert weight * whole - 1 < found[index] <= weight * whole + 1e-6, (
@@ -60,10 +60,10 @@ def test_a_mixture_has_its_proportions_and_is_as_large_as_they_allow(counts: lis
 def test_the_records_that_stay_depend_on_their_hashes_and_not_on_their_order() -> None:
     rows = records([0] * 6 + [1] * 3, [5, 1, 4, 2, 3, 6, 30, 10, 20])
     for order in (rows, rows.sample(frac=1, random_state=0)):
-        kept = thinned(order, {0: 1.0, 1: 1.0})  # type: ignore[dict-item]
+        kept = thinned(order, "prompts", {0: 1.0, 1: 1.0})  # type: ignore[dict-item]
         assert set(order["hash"][kept]) == {1, 2, 3, 10, 20, 30}
 
 
 def test_sizes_count_and_not_rows() -> None:
-    kept = thinned(records([0, 0, 0, 1], [0, 1, 2, 3], [10.0, 10.0, 10.0, 20.0]), {0: 1.0, 1: 1.0})  # type: ignore[dict-item]
+    kept = thinned(records([0, 0, 0, 1], [0, 1, 2, 3], [10.0, 10.0, 10.0, 20.0]), "prompts", {0: 1.0, 1: 1.0})  # type: ignore[dict-item]
     assert kept.tolist() == [True, True, False, True]

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.near_duplicates import near
 from data.personal_data import find
-from data.removed_examples import SHOWN, cut, masked, near, shown, shown_beside, twin
+from data.removed_examples import SHOWN, cut, find_twin, masked, shown, shown_beside
 from data.split import split_of
 from tests.data.making import described, made, prompts, rankings
 
@@ -58,12 +59,13 @@ def test_a_twin_is_one_by_the_rule_to_the_byte(tmp_path, fraction):
                 alike.append(number)
         allowed = everyone.copy()
         allowed[row] = False
-        assert twin(built.pool, keys[row], fraction, allowed) == (alike[0] if alike else None)
+        found = find_twin([(built.pool, allowed)], keys[row], fraction)
+        assert found == (next(built.pool.read(alike[:1])) if alike else None)
 
 
 def test_near_is_a_fraction_of_the_longer_one():
-    assert near(b"abcdefghi", b"abcdefghij", 0.9)
-    assert not near(b"abcdefgh", b"abcdefghij", 0.9)
+    assert near("abcdefghi", "abcdefghij", 0.9)
+    assert not near("abcdefgh", "abcdefghij", 0.9)
 
 
 def test_a_training_row_that_is_an_evaluation_prompt_shows_it(tmp_path):
