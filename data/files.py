@@ -1,8 +1,6 @@
 """Reads rows from JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text, and writes JSON Lines atomically.
 
-Errors name the file and the line or row. Files are streamed, so only a few rows are in memory, except for JSON arrays,
-which are parsed as a whole. The beginning of a JSON file, not its name, determines whether it is an array or has one
-row per line.
+Errors name the file and the line or row. Files are streamed, except for JSON arrays and plain texts.
 """
 
 import csv
@@ -12,7 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +30,13 @@ MESSAGES_AS_TEXT = re.compile(
     r"\s*\[\s*\{(?=.*['\"](role|from)['\"]\s*:)(?=.*['\"](content|value)['\"]\s*:).*\}\s*\]\s*", re.DOTALL
 )
 """A conversation in a cell of a table, as pandas writes it: the text of a Python list, NumPy array or JSON list."""
-OTHER_FORMATS = "a table holds plain text only; save conversations as JSON Lines or Parquet"
 TEXT_SUFFIXES = (".txt", ".md")
 
 
 def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
     """Yields (`file:line`, decoded row). The suffix determines the reader; without one the file is plain text.
 
-    Malformed rows go to `bad`. Raises ValueError if the file is missing, empty, truncated, damaged or of an unknown
-    kind.
+    Malformed rows go to `bad`. Raises ValueError if the file is missing, empty, damaged or of an unknown kind.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -50,13 +46,23 @@ def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
     read = READERS.get(suffix or ".txt")
     if read is None:
         raise ValueError(f"{path}: unknown kind of file {suffix!r}; known are {', '.join(READERS)}")
-    rows = 0
-    count_before = bad.count
-    with _sentence_for_damage(path):
+    rows, skipped_before = 0, bad.count
+    try:
         for placed in read(path, bad):
             rows += 1
             yield placed
-    if not rows and bad.count == count_before:
+    except (EOFError, zlib.error):
+        problem = "the compressed file ends too early or is damaged: was its download cut off?"
+        raise ValueError(f"{path}: {problem}") from None
+    except (OverflowError, UnicodeDecodeError) as error:
+        problem = f"a column holds what Python cannot read ({error}); leave it out or write it as text"
+        raise ValueError(f"{path}: {problem}") from None
+    except (gzip.BadGzipFile, pa.ArrowInvalid) as error:
+        problem = f"damaged, cut off, or not a {path.suffix} file ({str(error).splitlines()[0]})"
+        raise ValueError(f"{path}: {problem}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not rows and bad.count == skipped_before:
         raise ValueError(f"{path}: the file has no rows")
 
 
@@ -66,9 +72,7 @@ def is_data_file(path: Path) -> bool:
 
 
 def read_records(path: Path, record_type: type[RecordT], bad: BadRows = STOP) -> list[RecordT]:
-    """All records of a file; a row that is not a `record_type` goes to `bad`, as do malformed ones. Raises ValueError
-    as `read_rows`.
-    """
+    """All records of a file; a row that is not a `record_type` goes to `bad`. Raises ValueError as `read_rows`."""
     records: list[RecordT] = []
     for place, row in read_rows(path, bad):
         try:
@@ -94,39 +98,30 @@ def write_records(path: Path, records: Iterable[Prompt]) -> None:
     write_rows(path, (to_row(record) for record in records))
 
 
-def _separated(delimiter: str) -> Callable[[Path, BadRows], Iterator[Placed]]:
-    def read(path: Path, bad: BadRows) -> Iterator[Placed]:
-        # Python's own limit of 128 KiB a field is meant for tables of numbers.
-        csv.field_size_limit(MAX_LINE_BYTES)
-        with opened(path) as file:
-            reader = csv.reader(
-                (_decoded(path, number, line) for number, line in numbered_lines(path, file)),
-                delimiter=delimiter,
-                strict=True,
-            )
-            header: list[str] | None = None
-            try:
-                for fields in reader:
-                    if header is None:
-                        header = fields
-                        if len(set(header)) < len(header):
-                            raise ValueError(f"{path}:1: two columns have the same name")
-                    elif len(fields) == len(header):
-                        # A table has no null but the empty field.
-                        cells = zip(header, fields, strict=True)
-                        row = {name: text for name, text in cells if text and not PANDAS_INDEX.fullmatch(name)}
-                        place = f"{path}:{reader.line_num}"
-                        messages = [name for name, text in row.items() if MESSAGES_AS_TEXT.fullmatch(text)]
-                        if messages:
-                            bad(place, f"{messages[0]!r} is a list of messages written as text: {OTHER_FORMATS}")
-                        else:
-                            yield place, row
-                    elif fields:
-                        bad(f"{path}:{reader.line_num}", f"{len(fields)} fields where the header has {len(header)}")
-            except csv.Error as error:
-                raise ValueError(f"{path}:{reader.line_num}: not a table: {error}") from None
-
-    return read
+def read_table(path: Path, bad: BadRows, delimiter: str) -> Iterator[Placed]:
+    """The rows of CSV or TSV, without empty fields: a table has no other null."""
+    csv.field_size_limit(MAX_LINE_BYTES)  # Python's own limit of 128 KiB is meant for tables of numbers
+    with opened(path) as file:
+        lines = (_decoded(path, number, line) for number, line in numbered_lines(path, file))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise ValueError(f"{path}:1: two columns have the same name")
+            for fields in filter(None, reader):
+                place = f"{path}:{reader.line_num}"
+                if len(fields) != len(header):
+                    bad(place, f"{len(fields)} fields where the header has {len(header)}")
+                    continue
+                cells = zip(header, fields, strict=True)
+                row = {name: text for name, text in cells if text and not PANDAS_INDEX.fullmatch(name)}
+                if messages := next((name for name, text in row.items() if MESSAGES_AS_TEXT.fullmatch(text)), None):
+                    advice = "a table holds plain text only; save conversations as JSON Lines or Parquet"
+                    bad(place, f"{messages!r} is a list of messages written as text: {advice}")
+                else:
+                    yield place, row
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: not a table: {error}") from None
 
 
 def _decoded(path: Path, number: int, line: bytes) -> str:
@@ -136,24 +131,19 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
         raise ValueError(f"{path}:{number}: not UTF-8 text (byte {error.start} of the line)") from None
 
 
-def _parquet(path: Path, bad: BadRows) -> Iterator[Placed]:
+def read_parquet(path: Path, bad: BadRows) -> Iterator[Placed]:
     with pq.ParquetFile(path) as file:
         yield from _placed(path, file.iter_batches(PARQUET_BATCH))
 
 
-def _arrow(path: Path, bad: BadRows) -> Iterator[Placed]:
+def read_arrow(path: Path, bad: BadRows) -> Iterator[Placed]:
     """An Arrow stream, as `datasets` writes it, or an Arrow file."""
     with pa.memory_map(str(path)) as mapped:
-        if mapped.read(6) == b"ARROW1":
-            file = pa.ipc.open_file(mapped)
-            batches: Iterable[pa.RecordBatch] = (file.get_batch(number) for number in range(file.num_record_batches))
-        else:
-            mapped.seek(0)
-            batches = pa.ipc.open_stream(mapped)
-        yield from _placed(
-            path,
-            (batch.slice(start, PARQUET_BATCH) for batch in batches for start in range(0, len(batch), PARQUET_BATCH)),
-        )
+        is_file = mapped.read(6) == b"ARROW1"
+        mapped.seek(0)
+        reader = pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        yield from _placed(path, batches)
 
 
 def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
@@ -163,9 +153,10 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
         columns = [name for name in batch.schema.names if not PANDAS_INDEX.fullmatch(name)]
         if twice := next((name for name in columns if columns.count(name) > 1), None):
             raise ValueError(f"{path}: two columns are called {twice!r}")
-        for row in batch.select(columns).to_pylist():
-            number += 1
-            yield f"{path}: row {number}", {key: value for key, value in row.items() if not is_missing(value)}
+        for start in range(0, len(batch), PARQUET_BATCH):
+            for row in batch.slice(start, PARQUET_BATCH).select(columns).to_pylist():
+                number += 1
+                yield f"{path}: row {number}", {key: value for key, value in row.items() if not is_missing(value)}
 
 
 def is_missing(value: object) -> bool:
@@ -173,46 +164,19 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def _text(path: Path, bad: BadRows) -> Iterator[Placed]:
+def read_text(path: Path, bad: BadRows) -> Iterator[Placed]:
     if path.stat().st_size > MAX_TEXT_BYTES:
-        raise ValueError(
-            f"{path}: one document of over {MAX_TEXT_BYTES // 2**30} GiB; write its documents as .jsonl, a row with "
-            "`text` each"
-        )
+        limit = f"{MAX_TEXT_BYTES // 2**30} GiB"
+        raise ValueError(f"{path}: one document of over {limit}; write its documents as .jsonl, a row with `text` each")
     with opened(path) as file:
         yield str(path), {"text": text_of(path, file.read())}
 
 
-@contextmanager
-def _sentence_for_damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error):
-        raise ValueError(
-            f"{path}: the compressed file ends too early or is damaged: was its download cut off?"
-        ) from None
-    except (OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: a column holds what Python cannot read ({error}); leave it out or write it as text"
-        ) from None
-    except (gzip.BadGzipFile, pa.ArrowInvalid) as error:
-        raise ValueError(
-            f"{path}: damaged, cut off, or not a {path.suffix} file ({str(error).splitlines()[0]})"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
 READERS: dict[str, Callable[[Path, BadRows], Iterator[Placed]]] = {
-    ".jsonl": read_json,
-    ".jsonl.gz": read_json,
-    ".json": read_json,
-    ".json.gz": read_json,
-    ".parquet": _parquet,
-    ".arrow": _arrow,
-    ".csv": _separated(","),
-    ".csv.gz": _separated(","),
-    ".tsv": _separated("\t"),
-    ".tsv.gz": _separated("\t"),
-    **dict.fromkeys(TEXT_SUFFIXES, _text),
+    **dict.fromkeys((".jsonl", ".jsonl.gz", ".json", ".json.gz"), read_json),
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    **dict.fromkeys((".csv", ".csv.gz"), partial(read_table, delimiter=",")),
+    **dict.fromkeys((".tsv", ".tsv.gz"), partial(read_table, delimiter="\t")),
+    **dict.fromkeys(TEXT_SUFFIXES, read_text),
 }

@@ -4,14 +4,13 @@ import codecs
 import gzip
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are refused, since a file without line breaks would fill the memory."""
 LONGEST_PROBLEM = 300
-"""Characters of the description of a malformed row."""
+"""Characters of the description of a malformed row, which may quote values of megabytes."""
 Placed = tuple[str, Any]
 """(`file:line`, the row there)."""
 
@@ -30,7 +29,6 @@ class BadRows:
 
     def __call__(self, place: str, problem: str) -> None:
         """Raises ValueError as `place: problem`, or counts it."""
-        # Problems quote values, which may be megabytes.
         sentence = f"{place}: {problem if len(problem) <= LONGEST_PROBLEM else problem[:LONGEST_PROBLEM] + ' ...'}"
         if not self.skip:
             raise ValueError(sentence)
@@ -43,27 +41,22 @@ STOP = BadRows()
 """For files that this project wrote itself."""
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> IO[bytes]:
     """Opens a file for reading, decompressed if it ends in .gz."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        yield file  # type: ignore[misc]
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def numbered_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """(number, line) from 1, without a byte order mark. Raises ValueError for a line over MAX_LINE_BYTES."""
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if len(line) > MAX_LINE_BYTES:
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if len(text) > MAX_LINE_BYTES:
             # Not a malformed row to skip: the rest of the line would be read as further rows.
             raise ValueError(
                 f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: is this a file with one "
                 "row per line?"
             )
-        yield number, line
+        yield number, text
 
 
 def text_of(path: Path, content: bytes) -> str:

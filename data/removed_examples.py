@@ -4,9 +4,9 @@ Texts are shortened, and personal data in them is masked. Of records removed for
 found are shown.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import takewhile
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def shown(text: str, find: Find) -> str:
 def shown_beside(text: str, other: str, find: Find) -> tuple[str, str]:
     """Two texts with a common beginning, both cut so that the place where they differ is visible."""
     one, two = masked(text[:LONGEST], find), masked(other[:LONGEST], find)
-    parting = len(os.path.commonprefix([one, two]))
+    parting = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
     return cut(one, parting), cut(two, parting)
 
 
