@@ -1,7 +1,4 @@
-"""The chat template for tokenizers without one, and `portable`, which removes what only transformers understands.
-
-PLAIN adds no system prompt. It is plain Jinja, so that other Jinja implementations can parse it.
-"""
+"""The chat template for tokenizers without one, and `portable`, which removes what only transformers understands."""
 
 import datetime
 import re
@@ -15,13 +12,10 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-"""For tokenizers that have no template of their own: a label and a line break. An answer is tokenised apart from
-its prompt, and a word that starts a line is written without a blank before it, as it is when it stands alone."""
-
+"""Plain Jinja without a system prompt. A word that starts a line is written without a blank before it, as it is when an
+answer is tokenised alone."""
 TODAY = datetime.date(2024, 7, 26)
 """The date in templates that ask for one: Llama 3's templates fall back to it when no clock is available."""
-
-
 DATE_CODES = ("%Y", "%y", "%-m", "%m", "%B", "%b", "%-d", "%d", "%e", "%A", "%a", "%j", "%H", "%I", "%M", "%S", "%p")
 FIXED_CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
@@ -32,11 +26,10 @@ FIXED_CLOCK = (
 
 
 def portable(template: str) -> str:
-    """The template without the tags that only transformers understands, and with a fixed date.
+    """The template for any Jinja implementation: without `{% generation %}`, which only transformers knows.
 
-    Only transformers knows `{% generation %}`, which marks the assistant's text; other Jinja implementations fail at
-    the unknown tag. With today's date prompts would change from day to day, so `strftime_now` calls become the text for
-    `TODAY`, and where their format is no literal, calls of a macro.
+    With today's date prompts would change from day to day, so `strftime_now` calls become the text for `TODAY`, and
+    where their format is no literal, calls of a macro.
     """
     plain = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)
     plain = re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", plain)

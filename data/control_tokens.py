@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 from transformers import AddedToken
@@ -33,12 +32,11 @@ def flag_control_tokens(tokenizer: Any, ends: Collection[str] = ()) -> None:
         written = word in template and TAG.fullmatch(word) is not None
         return not word.isspace() and (word in named or (written and not paired))
 
-    tokenizer.add_tokens([_flagged(token) for token in added if is_control(token.content)], special_tokens=True)
+    def flagged(token: AddedToken) -> AddedToken:
+        kept = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+        return AddedToken(token.content, special=True, **kept)
 
-
-def _flagged(token: AddedToken) -> AddedToken:
-    kept = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-    return AddedToken(token.content, special=True, **kept)
+    tokenizer.add_tokens([flagged(token) for token in added if is_control(token.content)], special_tokens=True)
 
 
 def _template_text(tokenizer: Any) -> str:
@@ -63,11 +61,12 @@ def text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool, **options: Any
             break
         anchored = [anchor, *(anchor + texts[number] for number in left)]
         before, *behind = tokenizer(anchored, add_special_tokens=False, **options)["input_ids"]
-        known = tokenizer.decode(before).strip(" ") == anchor  # not a space, nor unknown text, which join with others
-        clean = [known and ids[: len(before)] == before for ids in behind]
-        for number, ids, cut in zip(left, behind, clean, strict=True):
-            found[number] = ids[len(before) :] if cut else found[number]
-        left = [number for number, cut in zip(left, clean, strict=True) if not cut]
+        if tokenizer.decode(before).strip(" ") != anchor:  # a space or unknown text, which join with others
+            continue
+        clean = {n: ids[len(before) :] for n, ids in zip(left, behind, strict=True) if ids[: len(before)] == before}
+        for number, ids in clean.items():
+            found[number] = ids
+        left = [number for number in left if number not in clean]
     return found
 
 
@@ -78,15 +77,12 @@ def user_text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool = False) -
     text too; each of these ids is replaced by pieces of its spelling. The token for unknown text may occur.
     """
     control = control_tokens(tokenizer)
-
-    def spelled_out(ids: list[int]) -> list[int]:
-        if control.keys().isdisjoint(ids):
-            return ids
-        parts = (spelling(tokenizer, control[token]) if token in control else (token,) for token in ids)
-        return [*chain.from_iterable(parts)]
-
     encoded = text_ids(tokenizer, texts, goes_on, split_special_tokens=True, verbose=False)
-    return [spelled_out(ids) for ids in encoded]
+    for row, ids in enumerate(encoded):
+        if not control.keys().isdisjoint(ids):
+            parts = [spelling(tokenizer, control[token]) if token in control else (token,) for token in ids]
+            encoded[row] = [token for part in parts for token in part]
+    return encoded
 
 
 @lru_cache(maxsize=16)

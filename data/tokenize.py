@@ -94,9 +94,7 @@ def _around(tokenizer: Any, answer: Message) -> tuple[str, str]:
 
 
 def _joined(tokenizer: Any, start: str, opening: str, answer: str) -> tuple[bool, bool]:
-    """How opening and answer become the tokens that they are in the whole conversation; as texts of their own where
-    neither way does.
-    """
+    """How opening and answer become their tokens in the whole conversation; as separate texts if no way does."""
     whole, asked = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start + opening + answer, start)
     )
@@ -110,16 +108,14 @@ def _probe(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template may raise whatever Python raises
-        raise ValueError(
-            f"the chat template cannot render a question and its answer{line_of(error)}: {_said(error)}"
-        ) from None
+        place = line_of(error)
+        raise ValueError(f"the chat template cannot render a question and its answer{place}: {_said(error)}") from None
 
 
 def line_of(error: Exception) -> str:
     """Where in a template an error was raised: ` (line 3)`, or "" if the error has no line."""
-    number = getattr(error, "lineno", None)
     frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-    number = number or (frames[-1] if frames else None)
+    number = getattr(error, "lineno", None) or (frames[-1] if frames else None)
     return f" (line {number})" if number else ""
 
 
@@ -127,30 +123,56 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
-    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation or leaves
-    out a message.
-
-    Also when the prompt, or its answer, contains a control token that the tokenizer cannot write as text.
-    """
+def _rendered(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str:
+    """The text of a conversation. Raises ValueError, in one sentence, when the template refuses it."""
     try:
-        text = tokenizer.apply_chat_template(
-            prompt.messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False
-        )
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False))
     except Exception as error:  # a template may raise whatever Python raises
-        raise ValueError(refusal(tokenizer, prompt.messages, error)) from None
+        raise ValueError(_refusal(tokenizer, messages, error)) from None
+
+
+def _refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
+    """Why the chat template refuses a conversation: an unknown role, if it renders the rest, or its own message."""
+    for role in dict.fromkeys(message["role"] for message in messages):
+        rest = [message for message in messages if message["role"] != role]
+        if rest and role not in ("user", "assistant") and _rendered_if(tokenizer, rest, asks=False) is not None:
+            return f"the chat template refuses the role {role!r} ({_said(error)})"
+    roles = ", ".join(message["role"] for message in messages)
+    return f"the chat template refuses a conversation of {roles}{line_of(error)}: {_said(error)}"
+
+
+def _rendered_if(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str | None:
+    """The text of a conversation, or None when the template refuses it."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False))
+    except Exception:  # a template may raise whatever Python raises
+        return None
+
+
+def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
+    """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation, leaves out
+    a message or changes the answer, or when a control token in user text cannot be written as text.
+    """
+    around = layout(tokenizer)
+    text = _rendered(tokenizer, prompt.messages, around.asks)
     for message in reversed(prompt.messages):  # what the assistant said before may lose its thoughts
         said = message["content"].strip()
-        if (
-            message["role"] == "assistant" or said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text
-        ):  # Llama 3 renders tools as JSON
+        as_json = json.dumps(said, ensure_ascii=False)[1:-1]  # Llama 3 renders tools as JSON
+        if message["role"] == "assistant" or said in text or as_json in text:
             continue
         if message is prompt.messages[-1]:
             raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
-        if _renders_as(tokenizer, [other for other in prompt.messages if other is not message], text):
+        rest = [other for other in prompt.messages if other is not message]
+        if _rendered_if(tokenizer, rest, around.asks) == text:
             raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
     if isinstance(prompt, Demonstration):
-        _check_answer(tokenizer, prompt)
+        answer: Message = {"role": "assistant", "content": prompt.completion.strip()}
+        whole = _rendered(tokenizer, [*prompt.messages, answer], asks=False)
+        if around.opening + around.lead + answer["content"] + around.suffix not in whole:
+            raise ValueError(
+                "the chat template changes the answer (it may move or drop its reasoning), or writes other text around "
+                "it than around others: leave out what the template does not show"
+            )
     if takes_text_for_control(tokenizer) or normalizes_to_control(tokenizer):
         _check_spelling(tokenizer, prompt)
 
@@ -171,47 +193,6 @@ def _check_spelling(tokenizer: Any, prompt: Prompt) -> None:
     user_text_ids(tokenizer, [*answers, *(message["content"] for message in prompt.messages)])
 
 
-def _check_answer(tokenizer: Any, shown: Demonstration) -> None:
-    """Raises ValueError when the template renders another answer than the demonstration's, such as one without its
-    reasoning.
-    """
-    answer: Message = {"role": "assistant", "content": shown.completion.strip()}
-    try:
-        text = tokenizer.apply_chat_template([*shown.messages, answer], tokenize=False)
-    except Exception as error:  # a template may raise whatever Python raises
-        raise ValueError(refusal(tokenizer, [*shown.messages, answer], error)) from None
-    around = layout(tokenizer)
-    if around.opening + around.lead + answer["content"] + around.suffix not in text:
-        raise ValueError(
-            "the chat template changes the answer (it may move or drop its reasoning), or writes other text around it "
-            "than around others: leave out what the template does not show"
-        )
-
-
-def _renders_as(tokenizer: Any, messages: Sequence[Message], text: str) -> bool:
-    try:
-        return bool(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=layout(tokenizer).asks, tokenize=False)
-            == text
-        )
-    except Exception:  # a template may raise whatever Python raises
-        return False
-
-
-def refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> str:
-    """Why the chat template refuses a conversation: an unknown role, if it renders the rest, or its own message."""
-    for role in dict.fromkeys(message["role"] for message in messages):
-        rest = [message for message in messages if message["role"] != role]
-        try:
-            tokenizer.apply_chat_template(rest, tokenize=False)
-        except Exception:  # that role is not the only reason
-            continue
-        if rest and role not in ("user", "assistant"):
-            return f"the chat template refuses the role {role!r} ({_said(error)})"
-    roles = ", ".join(message["role"] for message in messages)
-    return f"the chat template refuses a conversation of {roles}{line_of(error)}: {_said(error)}"
-
-
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of the conversation up to where the answer starts, as the chat template renders it with its answer.
 
@@ -228,26 +209,22 @@ def generation_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 def _opening(tokenizer: Any) -> list[int]:
     found = layout(tokenizer)
-    return [int(token) for token in text_ids(tokenizer, [found.opening], found.joined[0])[0]] if found.opening else []
+    return list(text_ids(tokenizer, [found.opening], found.joined[0])[0]) if found.opening else []
 
 
 def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Control tokens in user text are marked by transformers before rendering, and tokenised as ordinary text."""
-    conversations = [prompt.messages for prompt in prompts]
-    options = {
-        "add_generation_prompt": layout(tokenizer).asks,
-        "tokenize": True,
-        "return_dict": False,
-        "sanitize_control_tokens": True,
-    }
+    conversations, asks = [prompt.messages for prompt in prompts], layout(tokenizer).asks
+    options = {"tokenize": True, "return_dict": False, "sanitize_control_tokens": True}
     try:
         if takes_text_for_control(tokenizer):
             return [_marked_ids(tokenizer, conversation) for conversation in conversations]
-        return [[int(token) for token in ids] for ids in tokenizer.apply_chat_template(conversations, **options)]
+        found = tokenizer.apply_chat_template(conversations, add_generation_prompt=asks, **options)
+        return [[int(token) for token in ids] for ids in found]
     except (TemplateError, TypeError, KeyError, AttributeError) as error:
         if len(prompts) > 1:
             return [_rendered_ids(tokenizer, [prompt])[0] for prompt in prompts]
-        sentence = refusal(tokenizer, conversations[0], error)
+        sentence = _refusal(tokenizer, conversations[0], error)
         raise ValueError(f"prompt {prompts[0].prompt_id!r} of {prompts[0].dataset!r}: {sentence}") from None
 
 
@@ -299,14 +276,12 @@ def template_closing(tokenizer: Any) -> list[int]:
     eos = [int(tokenizer.eos_token_id)]
     if tokenizer.chat_template == PLAIN:
         return eos
-    return [int(token) for token in tokenizer(layout(tokenizer).closing, add_special_tokens=False)["input_ids"]] or eos
+    return list(tokenizer(layout(tokenizer).closing, add_special_tokens=False)["input_ids"]) or eos
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
     """The special token with which the chat template ends an answer; if there is none, the first added token of the
-    form of a `TAG` there, such as `</assistant>`; else None.
-
-    Added text such as a line break never ends an answer. `flag_control_tokens` decides what is special.
+    form of a `TAG` there, such as `</assistant>`; else None. `flag_control_tokens` decides what is special.
     """
     known = tokenizer.added_tokens_decoder
     behind = [known[token] for token in template_closing(tokenizer) if token in known]
@@ -336,20 +311,15 @@ def decode_completion(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
 
 
 def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit: int | None = None) -> list[list[int]]:
-    """Plain text as token ids in chunks of `length`, none across two documents; a tail shorter than a quarter is
-    dropped.
-
-    Stops after `limit` chunks. Raises ValueError when there is no chunk at all.
+    """At most `limit` chunks of `length` tokens of plain text, none across two documents; a tail shorter than a quarter
+    is dropped. Raises ValueError when there is no chunk at all.
     """
     chunks: list[list[int]] = []
     first, last = _around_text(tokenizer)
     for text in texts:
         ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
-        chunks += [
-            ids[start : start + length]
-            for start in range(0, len(ids), length)
-            if len(ids) - start >= max(2, length // 4)
-        ]
+        parts = [ids[start : start + length] for start in range(0, len(ids), length)]
+        chunks += [part for part in parts if len(part) >= max(2, length // 4)]
         if limit is not None and len(chunks) >= limit:
             return chunks[:limit]
     if not chunks:

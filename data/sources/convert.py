@@ -6,6 +6,7 @@ raises ValueError, in a sentence without file and line, if the row is malformed.
 
 import hashlib
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
@@ -15,7 +16,6 @@ from data.records import Demonstration, Prompt, Ranking
 
 Role = Literal["demonstrations", "prompts", "rankings", "pretraining"]
 """The list of the data section in which a source is named."""
-
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
 RowFunction = Callable[[Row], Fields | None]
@@ -23,42 +23,37 @@ Convert = Callable[[Sequence[Row]], Iterable[Fields]]
 """Rows that belong together (usually one) to the fields of each of their records."""
 Answers = Sequence[tuple[str, int | None]]
 """(text, rank from 1, or None if not ranked) of each answer to a prompt."""
-
 T = TypeVar("T")
-WHOLE_FLOAT = re.compile(r"-?[0-9]+\.0")
 ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+?[0-9]+")
-ANSWER_KEYS = {field.name for kind in (Demonstration, Ranking) for field in fields(kind)} - {
-    field.name for field in fields(Prompt)
+ANSWER_KEYS = {item.name for kind in (Demonstration, Ranking) for item in fields(kind)} - {
+    item.name for item in fields(Prompt)
 }
 
 
-def first(function: RowFunction) -> Convert:
-    """The converter of rows that stand alone, or of the first row of a group."""
-    return lambda rows: [] if (fields := function(rows[0])) is None else [fields]
+def first(*functions: RowFunction) -> Convert:
+    """The converter of rows that stand alone, or of the first row of a group.
+
+    A record has the fields of all functions; where two give the same field, the earlier function's counts.
+    """
+
+    def convert(rows: Sequence[Row]) -> list[Fields]:
+        found = [fields for function in functions if (fields := function(rows[0])) is not None]
+        return [dict(ChainMap(*found))] if len(found) == len(functions) else []
+
+    return convert
 
 
 def roles(
-    prompt: RowFunction,
-    demonstration: RowFunction | None = None,
-    ranking: RowFunction | None = None,
-    answers: Callable[[Row], Answers] | None = None,
+    prompt: RowFunction, demonstration: RowFunction | None = None, ranking: RowFunction | None = None
 ) -> dict[Role, Convert]:
-    """The converters of a format by role, from the fields of a prompt and what a demonstration or a ranking adds.
+    """The converters of a format by role, from the fields of a prompt and what a demonstration or a ranking adds."""
+    converters: dict[Role, Convert] = {"demonstrations": first(demonstration, prompt)} if demonstration else {}
+    return converters | {"prompts": first(prompt)} | ({"rankings": first(ranking, prompt)} if ranking else {})
 
-    With `answers`, a demonstration adds the best of them, and a ranking all.
-    """
-    if answers is not None:
-        demonstration, ranking = (lambda row: best(answers(row))), (lambda row: ranked(answers(row)))
 
-    def added(function: RowFunction) -> Convert:
-        def record(row: Row) -> Fields | None:
-            more, fields = function(row), prompt(row)
-            return None if fields is None or more is None else fields | more
-
-        return first(record)
-
-    converters: dict[Role, Convert] = {"demonstrations": added(demonstration)} if demonstration else {}
-    return converters | {"prompts": first(prompt)} | ({"rankings": added(ranking)} if ranking else {})
+def answer_roles(prompt: RowFunction, answers: Callable[[Row], Answers]) -> dict[Role, Convert]:
+    """The same where a demonstration adds the best of ranked answers, and a ranking all of them."""
+    return roles(prompt, lambda row: best(answers(row)), lambda row: ranked(answers(row)))
 
 
 def prompt_of(function: RowFunction) -> RowFunction:
@@ -93,7 +88,7 @@ def identifier(row: Row, key: str, default: str | None = None) -> str:
     value = row.get(key)
     if value is None and default is not None:
         return default
-    if isinstance(value, str) and WHOLE_FLOAT.fullmatch(value):
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]+\.0", value):
         return value.removesuffix(".0")
     if isinstance(value, float) and value.is_integer():
         value = int(value) if abs(value) < 2**53 else repr(value)

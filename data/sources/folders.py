@@ -15,8 +15,8 @@ from data.sources.convert import Role
 from data.sources.formats import Format
 
 STATE, SPLITS_OF = "state.json", "dataset_dict.json"
-DESCRIPTIONS = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
-"""Metadata files that `datasets` writes next to the data."""
+METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
+"""Files that `datasets` writes next to the data."""
 NAMED_SPLIT = re.compile(
     r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*|(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
 )
@@ -28,32 +28,40 @@ def folder_files(folder: Path, form: Format, role: Role, settings: SourceConfig)
     Raises ValueError if there are none, or several splits and none is named.
     """
     if named := form.files.get(role):
-        missing = [name for name in named if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(f"the folder {folder} lacks {missing[0]}, the file of format {form.name!r} for {role}")
+        for name in named:
+            if not (folder / name).is_file():
+                raise ValueError(f"the folder {folder} lacks {name}, the file of format {form.name!r} for {role}")
         return tuple(folder / name for name in named), ""
     splits: Mapping[str, list[Path]]
     if (folder / SPLITS_OF).is_file():
-        splits = {str(split): _saved_files(folder / str(split)) for split in _described(folder / SPLITS_OF, "splits")}
+        splits = {str(split): saved_files(folder / str(split)) for split in metadata(folder / SPLITS_OF, "splits")}
     elif (folder / STATE).is_file():
-        splits = {"": _saved_files(folder)}
+        splits = {"": saved_files(folder)}
     else:
-        splits = _by_split(_data_files(folder, role, settings.subset))
-    split = _chosen_split(folder, splits, form, settings)
+        splits = by_split(data_files(folder, role, settings.subset))
+    found = ", ".join(sorted(splits)) if any(splits) else "none"
+    split = settings.split or (form.split if form.hub is not None and form.split in splits else None)
+    if split is None and len(splits) > 1:
+        raise ValueError(
+            f"the folder {folder} has several splits: set `split` of its entry under data.sources to one of {found}"
+        )
+    split = next(iter(splits)) if split is None else split
+    if split not in splits:
+        raise ValueError(f"the folder {folder} has no split {split!r}; its splits: {found}")
     return tuple(splits[split]), split
 
 
-def _saved_files(folder: Path) -> list[Path]:
+def saved_files(folder: Path) -> list[Path]:
     """The Arrow files of a Dataset that `save_to_disk` wrote, in the order of its rows."""
-    items = _described(folder / STATE, "_data_files")
+    items = metadata(folder / STATE, "_data_files")
     files = [folder / str(item.get("filename")) for item in items if isinstance(item, dict)]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"the folder {folder} lacks {missing[0]}, which its {STATE} names: was it copied whole?")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"the folder {folder} lacks {file.name}, which its {STATE} names: was it copied whole?")
     return files
 
 
-def _described(file: Path, key: str) -> list[object]:
+def metadata(file: Path, key: str) -> list[object]:
     """The list under a key of a metadata file of `datasets`."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))[key]
@@ -64,11 +72,11 @@ def _described(file: Path, key: str) -> list[object]:
     return found
 
 
-def _data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
+def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
     """The data files of a folder, or of its subfolder `data` or that of the subset, sorted by name."""
 
     def is_data(file: Path) -> bool:
-        if not is_data_file(file) or file.name.startswith(".") or file.name in DESCRIPTIONS or not file.is_file():
+        if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
             return False
         # A text file is a document in the pretraining role; next to rows it is a README.
         return file.suffix not in TEXT_SUFFIXES or (role == "pretraining" and file.name != "README.md")
@@ -83,7 +91,7 @@ def _data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
     raise ValueError(f"the folder {folder} holds no data files (.jsonl, .parquet, ...){hint}")
 
 
-def _by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
+def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
     """Files by the split in their names; all under "" unless every file is named after a split."""
     splits: dict[str, list[Path]] = {}
     for file in files:
@@ -92,18 +100,3 @@ def _by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
             return {"": list(files)}
         splits.setdefault(match["shard"] or match["name"], []).append(file)
     return splits
-
-
-def _chosen_split(folder: Path, splits: Mapping[str, Sequence[Path]], form: Format, settings: SourceConfig) -> str:
-    """The configured split, the published format's default, or the only one."""
-    wanted = settings.split or (form.split if form.hub is not None and form.split in splits else None)
-    if wanted is None and len(splits) == 1:
-        return next(iter(splits))
-    found = ", ".join(sorted(splits)) if any(splits) else "none"
-    if wanted is None:
-        raise ValueError(
-            f"the folder {folder} has several splits: set `split` of its entry under data.sources to one of {found}"
-        )
-    if wanted not in splits:
-        raise ValueError(f"the folder {folder} has no split {wanted!r}; its splits: {found}")
-    return wanted

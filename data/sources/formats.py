@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.sources import instructions, oasst, rankings, rows
-from data.sources.convert import Convert, Role, Row, first, prompt_of, roles
+from data.sources.convert import Convert, Role, Row, answer_roles, first, prompt_of, roles
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ TABLE = (
     ),
     Format(
         "ultrafeedback", "UltraFeedback, four models' answers rated by GPT-4 (MIT)", hub="openbmb/UltraFeedback",
-        convert=roles(rankings.ultrafeedback, answers=rankings.ultrafeedback_answers), labeler="gpt-4",
+        convert=answer_roles(rankings.ultrafeedback, rankings.ultrafeedback_answers), labeler="gpt-4",
         keys=(("instruction", "completions"),),
     ),
     Format(
@@ -72,7 +72,7 @@ TABLE = (
     ),
     Format(
         "nectar", "Nectar, seven models' answers ranked by GPT-4 (Apache-2.0, its card adds: research, non-commercial)",
-        convert=roles(rankings.nectar, answers=rankings.nectar_answers), labeler="gpt-4", hub="berkeley-nest/Nectar",
+        convert=answer_roles(rankings.nectar, rankings.nectar_answers), labeler="gpt-4", hub="berkeley-nest/Nectar",
         keys=(("prompt", "answers"),),
     ),
     Format(

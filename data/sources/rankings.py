@@ -1,8 +1,8 @@
-"""Row functions of public preferences and ratings.
+"""Row functions of public preferences and ratings. docs/data.md lists the files and licences.
 
 The published judgments are kept: ties stay ties, comparisons that do not form an order stay pairs, and an empty answer
 that was judged stays. Each prompt is its own user unless the function says otherwise. A demonstration by the best
-answer is usually a model's. docs/data.md lists the files and licences.
+answer is usually a model's.
 """
 
 import re
@@ -35,8 +35,7 @@ PARTS = {"subreddit": "SUBREDDIT: r/{}", "title": "TITLE: {}", "post": "POST: {}
 def qa_feedback(row: Row) -> Fields:
     """QA-Feedback (Wu et al. 2023): four sampled answers to each question and all six human comparisons of them.
 
-    The answers were sampled and judged with the question's passages, so the passages are part of the prompt, one per
-    line.
+    The answers were sampled and judged with the question's passages, so these are part of the prompt, one per line.
     """
     question, passages = need(row, "question", str).strip(), need(row, "passages", list)
     lines = [line for line in map(_passage, passages) if line]
@@ -53,9 +52,8 @@ def _passage(passage: object) -> str:
     title, *sentences = passage or [""]
     text = "\n".join(sentences)
     # A heading may be split into several sentences, and ends its line: "Bloom is an album" is no heading.
-    heading = re.match(r"\s+".join(map(re.escape, title.split())) + r"\s*\n", text)
-    words = " ".join((text[heading.end() :] if heading else text).split())
-    return ": ".join(part for part in (title.strip(), words) if part)
+    text = re.sub(r"\A" + r"\s+".join(map(re.escape, title.split())) + r"\s*\n", "", text)
+    return ": ".join(part for part in (title.strip(), " ".join(text.split())) if part)
 
 
 def qa_feedback_demonstration(row: Row) -> Fields:
@@ -103,10 +101,8 @@ def truthfulqa_rankings(rows: Sequence[Row]) -> list[Fields]:
     for _, answer, kind, verdict in judgments:
         judged[answer][kind].add(verdict)
     if not all(any(found[kind] for found in judged.values()) for kind in ("True", "Helpful")):
-        raise ValueError(
-            f"question {question!r} has judgments of one kind only: read finetune_truth.jsonl and "
-            "finetune_info.jsonl together"
-        )
+        files = "finetune_truth.jsonl and finetune_info.jsonl"
+        raise ValueError(f"question {question!r} has judgments of one kind only: read {files} together")
     both = {text: found for text, found in judged.items() if len(found["True"]) == len(found["Helpful"]) == 1}
     ranks = dense_ranks([2 * min(found["True"]) + min(found["Helpful"]) for found in both.values()])
     ranking = ranked(list(zip(both, ranks, strict=True)))
@@ -152,8 +148,7 @@ def hh_rlhf(row: Row) -> Fields | None:
 
     There are no demonstrations: the authors ask not to imitate the chosen replies, which were only the better of two.
     Left out: pairs whose conversations differ before the last reply, do not end with the assistant's reply, or answer
-    an empty message. Later rows often continue earlier ones, so the first message is the user. The Hub's default
-    configuration joins the four preference sets; `red-team-attempts` has another format.
+    an empty message. Later rows often continue earlier ones, so the first message is the user.
     """
     (*prompt, chosen), (*other, rejected) = transcript(row, "chosen"), transcript(row, "rejected")
     replies = chosen["role"] == rejected["role"] == "assistant"
@@ -219,9 +214,8 @@ def binarized_ranking(row: Row) -> Fields:
     for key in ("score_chosen", "score_rejected"):
         if isinstance(row.get(key), bool) or not isinstance(row.get(key), int | float):
             raise ValueError(f"{key!r} must be a number, found {row.get(key)!r}")
-    tied = row["score_chosen"] == row["score_rejected"]
     completions = [answered(row, key)[1] for key in ("chosen", "rejected")]
-    return {"completions": completions, "ranks": [1, 1 if tied else 2]}
+    return {"completions": completions, "ranks": [1, 1 if row["score_chosen"] == row["score_rejected"] else 2]}
 
 
 def nectar(row: Row) -> Fields | None:

@@ -26,7 +26,6 @@ from demo.assets import ARTICLES, SEED_FOLDER
 
 EMBEDDED = {"seed": "written for this project (Apache-2.0)", "wikipedia": f"{ARTICLES.what}; {ARTICLES.licence}"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-RECORD_TYPES: dict[Role, type[Prompt]] = {"demonstrations": Demonstration, "prompts": Prompt, "rankings": Ranking}
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Source:
         if self.name in BUILT_IN:
             return "embedded"
         if self.hub is not None:
-            subset = f" ({self.subset})" if self.subset else ""
-            return f"{self.hub}{subset}, split {self.split}, at {self.settings.revision}"
+            subset = self.settings.subset or self.format.subset
+            return f"{self.hub}{f' ({subset})' if subset else ''}, split {self.split}, at {self.settings.revision}"
         file = self.files[0]
         place = file.name if len(self.files) == 1 else f"{file.parent.name} ({len(self.files)} files)"
         return place + (f", split {self.local_split}" if self.local_split else "")
@@ -59,18 +58,12 @@ class Source:
         """A description, with the licence if it is known."""
         if self.settings.format != "rows":
             return self.format.about
-        own = f"rows of the user's own; {self.settings.licence or 'licence not recorded'}"
-        return EMBEDDED.get(self.name, own)
+        return EMBEDDED.get(self.name, f"rows of the user's own; {self.settings.licence or 'licence not recorded'}")
 
     @property
     def split(self) -> str:
         """The Hub split."""
         return self.settings.split or self.format.split
-
-    @property
-    def subset(self) -> str | None:
-        """The configuration of the Hub data set."""
-        return self.settings.subset or self.format.subset
 
 
 def all_sources(config: DataConfig) -> list[Source]:
@@ -157,7 +150,8 @@ def hub_rows(source: Source) -> Iterator[Placed]:
 
     revision = source.settings.revision
     try:
-        rows = load_dataset(source.hub, source.subset, split=source.split, revision=revision, streaming=True)
+        subset = source.settings.subset or source.format.subset
+        rows = load_dataset(source.hub, subset, split=source.split, revision=revision, streaming=True)
         for number, row in enumerate(rows, start=1):
             yield f"{source.hub} {source.split}: row {number}", row
     except Exception as error:  # the client, file systems and parsers each have their own errors
@@ -177,8 +171,7 @@ def renamed(rows: Iterable[Placed], columns: Mapping[str, str | None], bad: BadR
             missing -= row.keys()
             named = [(name, value) for key, value in row.items() if (name := columns.get(key, key)) is not None]
             names = [name for name, _ in named]
-            if len(set(names)) < len(names):
-                twice = next(name for name in names if names.count(name) > 1)
+            if twice := next((name for name in names if names.count(name) > 1), None):
                 advice = f"{where} must give the other one a name of its own, or null"
                 bad(place, f"two columns would be called {twice!r}: {advice}")
                 continue
@@ -190,8 +183,7 @@ def renamed(rows: Iterable[Placed], columns: Mapping[str, str | None], bad: BadR
 
 def grouped(rows: Iterable[Placed], form: Format) -> Iterator[tuple[str, list[Any]]]:
     """(place of the first row, rows that are converted together)."""
-    group = form.group
-    if group is None:
+    if (group := form.group) is None:  # without reading a row ahead, as groupby does
         yield from ((place, [row]) for place, row in rows)
         return
 
@@ -212,21 +204,21 @@ def convert(rows: Sequence[Any], source: Source) -> list[Any]:
     for row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"expected a JSON object, found {type(row).__name__}")
-    return [_record(fields, source) for fields in source.format.convert[source.role](rows)]
-
-
-def _record(fields: Fields, source: Source) -> Any:
+    defaults: Fields = {"source": source.settings.source or source.format.source or "api"}
     # Rows that an earlier run exported name a source of that run; weights and counts are by this one's.
-    fields = fields | {"dataset": source.name}
-    if source.role == "pretraining":
-        return parse_document(fields)
-    wrote = source.settings.source or source.format.source
-    if wrote is not None:
-        fields = {"source": wrote} | fields
+    fixed = {"dataset": source.name}
     if source.role == "rankings" and source.format.labeler is not None:
-        fields |= {"labeler": "llm", "labeler_id": source.format.labeler}
-    few_shot = source.role == "demonstrations" and "examples" in fields
-    return parse(fields, FewShot if few_shot else RECORD_TYPES[source.role])
+        fixed |= {"labeler": "llm", "labeler_id": source.format.labeler}
+    found = source.format.convert[source.role](rows)
+    if source.role == "pretraining":
+        return [parse_document(fields | fixed) for fields in found]
+    return [parse(defaults | fields | fixed, record_type(source.role, fields)) for fields in found]
+
+
+def record_type(role: Role, fields: Fields) -> type[Prompt]:
+    if role == "demonstrations":
+        return FewShot if "examples" in fields else Demonstration
+    return Ranking if role == "rankings" else Prompt
 
 
 def explained(error: ValueError, row: object, source: Source) -> str:
