@@ -1,11 +1,10 @@
-"""Annotations of records: what the rules of curation need to know, computed once for each record.
-
-Counting tokens, identifying languages and searching for personal data are the slow steps of curation, so `datasets`
-runs them in several processes (`data.workers`).
-"""
+"""Annotations of records: what the rules of curation need to know, computed once for each record, in `data.workers`
+processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from datasets import Dataset, Features
 
 from data.answers import has_strict_pair, identical_pairs
 from data.config import DataConfig
-from data.few_shot import distinct_pairs, expand, whole_text
+from data.few_shot import distinct_pairs, prompts, whole_text
 from data.language import identify
 from data.near_duplicates import comparable
 from data.records import SPLITS, USE_CASES, Demonstration, FewShot, Prompt, Ranking
@@ -73,8 +72,7 @@ class Annotator:
         identify([])  # workers inherit the language model
         try:
             return records.map(
-                self.batch,
-                fn_kwargs={"sources": list(sources)},
+                partial(self.batch, sources=list(sources)),
                 batched=True,
                 remove_columns=records.column_names,
                 features=Features.from_arrow_schema(NOTES),
@@ -105,8 +103,8 @@ class Annotator:
             "personal": [
                 bool(split == TRAIN and find(full_text(record))) for record, split in zip(records, splits, strict=True)
             ],
-            "prompt_tokens": _longest(records, _prompts, self.prompt_tokens),
-            "answer_tokens": _longest(records, answers, self.answer_tokens),
+            "prompt_tokens": _longest([prompts(record) for record in records], self.prompt_tokens),
+            "answer_tokens": _longest([answers(record) for record in records], self.answer_tokens),
             "language": identify([record.text for record in records]),
         }
 
@@ -158,15 +156,8 @@ def full_text(record: Prompt) -> str:
     return whole_text(record) if isinstance(record, FewShot) else "\n".join([record.text, *answers(record)])
 
 
-def _prompts(record: Prompt) -> list[Prompt]:
-    return list(expand(record)) if isinstance(record, FewShot) else [record]
-
-
-def _longest(
-    records: Sequence[Prompt], parts: Callable[[Prompt], list[PartT]], count: Callable[[Sequence[PartT]], list[int]]
-) -> list[int]:
+def _longest(parts: Sequence[list[PartT]], count: Callable[[Sequence[PartT]], list[int]]) -> list[int]:
     """The count of each record's longest part, -1 if it has none. All parts are counted in one call."""
-    split = [parts(record) for record in records]
-    flat = [part for each in split for part in each]
+    flat = list(chain.from_iterable(parts))
     counts = iter(count(flat) if flat else [])
-    return [max((next(counts) for _ in each), default=-1) for each in split]
+    return [max(islice(counts, len(each)), default=-1) for each in parts]

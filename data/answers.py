@@ -1,8 +1,7 @@
 """Subsets of a ranking's answers, the judgments that remain for them, and judgments between identical answers.
 
 Two answers are identical when their texts are equal up to surrounding white space, which decoding strips, and both
-ended by themselves or neither did. A judgment between them carries no information. An empty answer is a valid answer:
-it was shown and judged.
+ended by themselves or neither did. An empty answer is a valid answer: it was shown and judged.
 """
 
 from collections import Counter
@@ -28,15 +27,8 @@ def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
     def pairs(found: list[list[int]] | None) -> list[list[int]] | None:
         return None if found is None else [[place[i], place[j]] for i, j in found if i in place and j in place]
 
-    return replace(
-        ranking,
-        completions=[ranking.completions[index] for index in kept],
-        ranks=pick(ranking.ranks),
-        preferences=pairs(ranking.preferences),
-        ties=pairs(ranking.ties),
-        complete=pick(ranking.complete),
-        ratings=pick(ranking.ratings),
-    )
+    lists = {name: pick(getattr(ranking, name)) for name in ("completions", "ranks", "complete", "ratings")}
+    return replace(ranking, **lists, preferences=pairs(ranking.preferences), ties=pairs(ranking.ties))
 
 
 def judged_pairs(ranking: Ranking) -> list[tuple[int, int, bool]]:

@@ -21,35 +21,24 @@ from data.table import Table
 
 Facts = dict[str, Any]
 SETTINGS = (
-    "group_by",
-    "max_prompts_per_group",
-    "near_duplicate_fraction",
-    "languages",
-    "personal_data",
-    "max_prompt_tokens",
-    "max_answer_tokens",
-    "valid_fraction",
-    "test_fraction",
-    "split_salt",
-    "bad_rows",
-)
+    "group_by", "max_prompts_per_group", "near_duplicate_fraction", "languages", "personal_data", "max_prompt_tokens",
+    "max_answer_tokens", "valid_fraction", "test_fraction", "split_salt", "bad_rows",
+)  # fmt: skip
 
 
 def facts_of(built: Built, config: DataConfig) -> Facts:
     """All statistics. Texts are shown shortened, and with personal data masked."""
     find = finder(config)
     pool, rankings = built.pool, built.rankings
-    removed = built.removed()
-    read = {
-        "prompts": pool.count,
-        "rankings": rankings.count,
-        "answers": int(rankings.notes["answers"].sum()),
-        "documents": len(built.documents.notes),
-    }
-    left = pool.left()
+    removed, left, identical = built.removed(), pool.left(), rankings.notes["identical"]
     return {
         "rows": built.sizes(),
-        "read": read,
+        "read": {
+            "prompts": pool.count,
+            "rankings": rankings.count,
+            "answers": int(rankings.notes["answers"].sum()),
+            "documents": len(built.documents.notes),
+        },
         "removed": removed,
         "rules": {rule: meaning(rule, config) for rules in removed.values() for rule in rules},
         "examples": examples(built, config, find),
@@ -69,37 +58,31 @@ def facts_of(built: Built, config: DataConfig) -> Facts:
             for kind, table in (("prompts", pool), ("rankings", rankings))
             if table.kept().any()
         },
-        "rankings": {
-            **ranking_facts(rankings.each(rankings.kept())),
-            "identical": int(rankings.notes["identical"].sum()),
-            "with_identical": int((rankings.notes["identical"] > 0).sum()),
-        },
-        "texts": text_facts(built),
+        "rankings": ranking_facts(rankings.each(rankings.kept()))
+        | {"identical": int(identical.sum()), "with_identical": int((identical > 0).sum())},
+        "texts": {name: text_facts(built, name) for name in dict.fromkeys(built.documents.notes["dataset"])},
         "settings": {name: getattr(config, name) for name in SETTINGS},
     }
 
 
 def source_facts(built: Built, source: Source) -> Facts:
     """What a source is, and how many of its records were read and kept."""
-    skipped = built.bad.of_source[source.role, source.name]
     if source.role == "pretraining":
         mine = built.documents.notes["dataset"] == source.name
         kept = {split: int(mine[rows].sum()) for split, rows in built.documents.splits.items()}
-        rows = int(mine.sum())
     else:
         table = built.rankings if source.role == "rankings" else built.pool
-        of_source = table.notes["dataset"] == table.sources.index(source.name)
+        mine = table.notes["dataset"] == table.sources.index(source.name)
         if source.role != "rankings":
-            of_source &= table.notes["answered"] == (source.role == "demonstrations")
-        kept = {split: int((of_source & table.kept(split)).sum()) for split in SPLITS}
-        rows = int(of_source.sum())
+            mine &= table.notes["answered"] == (source.role == "demonstrations")
+        kept = {split: int((mine & table.kept(split)).sum()) for split in SPLITS}
     return {
         "name": source.name,
         "role": source.role,
         "format": source.format.name,
         "place": source.place,
         "about": source.about,
-        "read": rows + skipped,
+        "read": int(mine.sum()) + built.bad.of_source[source.role, source.name],
         "kept": kept,
     }
 
@@ -108,12 +91,11 @@ def set_facts(built: Built, name: SetName, config: DataConfig) -> Facts:
     """Sizes, users, use cases and lengths of a set."""
     table = built.table(name)
     everyone = table.notes[built.members(name)]
+    cases = counted(everyone, "use_case")
     return {
         "splits": {split: split_facts(table.notes[built.members(name, split)]) for split in SPLITS},
         "prompts_per_user": histogram(everyone["group"].value_counts().value_counts()),
-        "use_cases": {
-            "none" if place < 0 else USE_CASES[place]: rows for place, rows in counted(everyone, "use_case").items()
-        },
+        "use_cases": {"none" if place < 0 else USE_CASES[place]: rows for place, rows in cases.items()},
         "prompt_tokens": histogram(everyone.groupby("prompt_tokens")["copies"].sum()),
         "largest_user": largest_user(table, table.notes[built.members(name, "train")], config),
     }
@@ -158,13 +140,10 @@ def lengths(rows: pd.DataFrame, column: str) -> dict[str, float] | None:
     values = np.repeat(rows[column].to_numpy(), rows["copies"])
     if not len(values):
         return None
-    quartiles = np.percentile(values, [0, 25, 50, 75, 100]).tolist()
-    return {
-        "count": len(values),
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-        **dict(zip(("min", "25%", "50%", "75%", "max"), quartiles, strict=True)),
-    }
+    quartiles = zip(
+        ("min", "25%", "50%", "75%", "max"), np.percentile(values, [0, 25, 50, 75, 100]).tolist(), strict=True
+    )
+    return {"count": len(values), "mean": float(values.mean()), "std": float(values.std()), **dict(quartiles)}
 
 
 def lengths_by_source(pool: Table) -> dict[str, dict[str, float] | None]:
@@ -191,13 +170,11 @@ def histogram(counts: pd.Series) -> dict[str, int]:
     return {str(value): int(count) for value, count in counts.sort_index().items()}
 
 
-def text_facts(built: Built) -> dict[str, dict[str, dict[str, int]]]:
-    """Documents and characters of the pretraining text, by source and split."""
-    documents, found = built.documents, dict[str, dict[str, dict[str, int]]]()
-    for name in dict.fromkeys(documents.notes["dataset"]):
-        found[name] = {}
-        for split, rows in documents.splits.items():
-            chosen = documents.notes.loc[rows]
-            sizes = chosen.loc[chosen["dataset"] == name, "characters"]
-            found[name][split] = {"documents": len(sizes), "characters": int(sizes.sum())}
+def text_facts(built: Built, source: str) -> dict[str, dict[str, int]]:
+    """Documents and characters of a source's pretraining text, by split."""
+    found = {}
+    for split, rows in built.documents.splits.items():
+        chosen = built.documents.notes.loc[rows]
+        sizes = chosen.loc[chosen["dataset"] == source, "characters"]
+        found[split] = {"documents": len(sizes), "characters": int(sizes.sum())}
     return found

@@ -36,28 +36,15 @@ class Form:
 
 CHAT = Form("role", "content", {role: role for role in ROLES})
 """The format of OpenAI, transformers and trl."""
-SHAREGPT = Form(
-    "from",
-    "value",
-    {
-        "system": "system",
-        "human": "user",
-        "user": "user",
-        "gpt": "assistant",
-        "chatgpt": "assistant",
-        "assistant": "assistant",
-        "model": "assistant",
-        "tool": "tool",
-        "observation": "tool",
-    },
-)
+SHAREGPT = Form("from", "value", {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "assistant": "assistant", "model": "assistant", "tool": "tool", "observation": "tool",
+})  # fmt: skip
 
 
 def conversation(value: object, key: str, form: Form = CHAT) -> list[Message]:
-    """The messages in a value, with role and text only; `key` is the value's key in the row.
-
-    Content may be a list of text parts, which are joined. Raises ValueError, naming the message and its key, for
-    anything else.
+    """The messages in a value, with role and text only. Raises ValueError, naming the message and its `key` in the row,
+    for anything else.
     """
     if not isinstance(value, list):
         raise ValueError(f"{key!r} must be a list of messages, found {type(value).__name__}")
@@ -70,28 +57,21 @@ def other_keys(row: Mapping[str, Any]) -> Iterator[str]:
     """The keys that `conversation` leaves out, once for each message of the row in which they have a value."""
     for value in row.values():
         for message in value if isinstance(value, list) else ():
-            if isinstance(message, dict):
-                for form in (CHAT, SHAREGPT):
-                    if form.role in message and form.content in message:
-                        yield from (
-                            key
-                            for key, held in message.items()
-                            if key not in (form.role, form.content) and held is not None
-                        )
+            for form in (CHAT, SHAREGPT) if isinstance(message, dict) else ():
+                if form.role in message and form.content in message:
+                    held = [key for key, value in message.items() if value is not None]
+                    yield from (key for key in held if key not in (form.role, form.content))
 
 
 def _message(message: object, where: str, form: Form) -> Message:
     if not isinstance(message, dict):
-        raise ValueError(
-            f"{where} must be an object with {form.role!r} and {form.content!r}, found {type(message).__name__}"
-        )
+        wanted = f"an object with {form.role!r} and {form.content!r}"
+        raise ValueError(f"{where} must be {wanted}, found {type(message).__name__}")
     # Parquet gives every message the keys of all messages, with null for missing values; exporters write empty lists.
     for key in RENDERED:
         if message.get(key):
-            raise ValueError(
-                f"{where} has {key!r}, which is not supported: leave the row out, or write it as text into "
-                f"{form.content!r}"
-            )
+            advice = f"leave the row out, or write it as text into {form.content!r}"
+            raise ValueError(f"{where} has {key!r}, which is not supported: {advice}")
     for key in (form.role, form.content):
         if message.get(key) is None:
             found = ", ".join(repr(name) for name, held in message.items() if held is not None) or "nothing"
@@ -99,18 +79,17 @@ def _message(message: object, where: str, form: Form) -> Message:
     role, content = message[form.role], message[form.content]
     if not isinstance(role, str) or role not in form.roles:
         raise ValueError(f"{form.role!r} of {where} is {role!r}; allowed are {', '.join(form.roles)}")
-    return Message(
-        role=form.roles[role],
-        content=content if isinstance(content, str) else _joined(content, f"{form.content!r} of {where}"),
-    )
+    return Message(role=form.roles[role], content=_text(content, f"{form.content!r} of {where}"))
 
 
-def _joined(parts: object, where: str) -> str:
-    """The text of a list of parts, joined without a separator, as chat templates do."""
-    if not isinstance(parts, list):
-        raise ValueError(f"{where} must be a string or a list of text parts, found {type(parts).__name__}")
+def _text(content: object, where: str) -> str:
+    """A string, or a list of text parts joined without a separator, as chat templates do."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError(f"{where} must be a string or a list of text parts, found {type(content).__name__}")
     texts = []
-    for part in parts:
+    for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
         text = part.get("text") if isinstance(part, dict) else part
         if kind not in ("text", "str") or not isinstance(text, str):

@@ -21,11 +21,9 @@ class Range:
     below: float | None = None
 
     def __contains__(self, value: float) -> bool:
+        reaches = (self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
         return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
+            reaches and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below)
         )
 
     def __repr__(self) -> str:
@@ -89,7 +87,9 @@ def _broken_rule(value: Any, base: type, allowed: Range) -> str:
     """What the value must be, if it is not; empty if it is allowed."""
     bounds = str(allowed)
     if isinstance(value, bool) or not isinstance(value, int if base is int else (int, float)):
-        return ", ".join(filter(None, ("a whole number" if base is int else "a number", bounds)))
-    if isinstance(value, float) and not math.isfinite(value):
-        return ", ".join(filter(None, ("a finite number", bounds)))
-    return "" if value in allowed else bounds
+        kind = "a whole number" if base is int else "a number"
+    elif isinstance(value, float) and not math.isfinite(value):
+        kind = "a finite number"
+    else:
+        return "" if value in allowed else bounds
+    return f"{kind}, {bounds}" if bounds else kind

@@ -1,8 +1,8 @@
 """Finds personal data in text, so that curation can keep it out of the training split (Ouyang et al. 2022, section
 3.2). The paper does not say how it was found; the rules are *ours*.
 
-A rule is a pattern and a check of what matched: a checksum, a registry, or the words before it. docs/personal-data.md
-lists what each rule ignores, and their measured precision and recall. data/presidio.py also finds names.
+A rule is a pattern and a check of what matched. docs/personal-data.md lists what each rule ignores, and their measured
+precision and recall. data/presidio.py also finds names.
 """
 
 import ipaddress
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from phonenumbers import Leniency, PhoneNumberMatch, PhoneNumberMatcher, PhoneNumberType, number_type
+from phonenumbers import Leniency, PhoneNumberMatcher, PhoneNumberType, number_type
 from stdnum import iban, luhn
 from stdnum.ca import sin
 from stdnum.gb import nhs
@@ -19,6 +19,7 @@ from stdnum.us import ssn
 from stdnum.util import clean
 
 Match = re.Match[str]
+Rule = Callable[[str], Iterator[tuple[int, int]]]
 SECRET = re.compile(  # the prefixes of keys, which need a digit so that placeholders are ignored
     r"(?<![A-Za-z0-9])(?:sk-(?:proj|svcacct|admin|ant|or)-(?=[A-Za-z_-]*\d)[\w-]{20,}"
     r"|(?:sk-|[sr]k_live_)(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}|gh[oprsu]_[A-Za-z0-9]{36}|github_pat_\w{22,}"
@@ -114,9 +115,7 @@ def find(text: str) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.start)
 
 
-def checked(
-    pattern: re.Pattern[str], is_personal: Callable[[Match], object], hint: str = ""
-) -> Callable[[str], Iterator[tuple[int, int]]]:
+def checked(pattern: re.Pattern[str], is_personal: Callable[[Match], object], hint: str = "") -> Rule:
     """A rule: the spans of the matches that pass the check. `hint` matches fast where `pattern` may match."""
     has_hint = re.compile(hint).search
     return lambda text: (m.span() for m in pattern.finditer(text) if is_personal(m)) if has_hint(text) else iter(())
@@ -133,10 +132,9 @@ def is_mailbox(match: Match) -> bool:
 def ibans(text: str) -> Iterator[tuple[int, int]]:
     """By check digits and the country's length. A word in capitals may follow the number."""
     for match in IBAN.finditer(text):
-        number = match[0]
-        while " " in number and not iban.is_valid(number, check_country=False):
-            number = number.rpartition(" ")[0]
-        if iban.is_valid(number, check_country=False):
+        words = match[0].split(" ")
+        numbers = (" ".join(words[:size]) for size in range(len(words), 0, -1))
+        if number := next((number for number in numbers if iban.is_valid(number, check_country=False)), None):
             yield match.start(), match.start() + len(number)
 
 
@@ -153,16 +151,12 @@ def national_ids(text: str) -> Iterator[tuple[int, int]]:
 
 def is_host(match: Match) -> bool:
     """A global address that is not a version number, an outline number such as 1.2.3.4 or a public resolver."""
-    if (
-        len(match[0]) < 8
-        or match[0] in RESOLVERS
-        or VERSION.search(match.string[max(0, match.start() - 32) : match.start()])
-    ):
-        return False
+    before = match.string[max(0, match.start() - 32) : match.start()]
     try:
-        return ipaddress.ip_address(match[0]).is_global
+        is_global = ipaddress.ip_address(match[0]).is_global
     except ValueError:
         return False
+    return is_global and len(match[0]) >= 8 and match[0] not in RESOLVERS and not VERSION.search(before)
 
 
 def is_card(match: Match) -> bool:
@@ -171,37 +165,30 @@ def is_card(match: Match) -> bool:
     return bool(ISSUED.fullmatch(number)) and luhn.is_valid(number)
 
 
-def phones(text: str) -> Iterator[tuple[int, int]]:
-    """Valid numbers that are written as phone numbers are."""
-    if not PHONE.search(text):
-        return
-    national = TRUNK.search(text) or any(is_announced(text, match.start()) for match in PHONE.finditer(text))
-    american = "+" in text or NORTH_AMERICAN.search(text)
-    for region in REGIONS if national else REGIONS[:1] if american else ():
-        for match in PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING):
-            # A bracket that is not closed belongs to the sentence.
-            start = match.start + (match.raw_string.startswith("(") and ")" not in match.raw_string)
-            if is_written_as_phone(text, start, match):
-                yield start, match.end
-
-
 def is_announced(text: str, start: int) -> bool:
     """Whether a number at `start` follows words such as "call me"."""
     return bool(PHONE_WORD.search(text[max(0, start - 40) : start]))
 
 
-def is_written_as_phone(text: str, start: int, match: PhoneNumberMatch) -> bool:
-    """With +, an area code or words before it; neither a hotline nor a number reserved for films."""
-    written, american, number = text[start : match.end], match.number.country_code == 1, match.number.national_number
-    if NORTH_AMERICAN.fullmatch(written):
-        known = american  # (212) 555-0142 is also valid in Britain
-    else:
-        known = written.startswith(("+", "(+")) or bool(TRUNK.match(written)) or is_announced(text, start)
-    reserved = american and re.fullmatch(r"\d{3}55501\d\d", str(number))
-    return known and not reserved and number_type(match.number) not in HOTLINES
+def phones(text: str) -> Iterator[tuple[int, int]]:
+    """Valid numbers with +, an area code or words before them; no hotlines, and no numbers reserved for films."""
+    places = [match.start() for match in PHONE.finditer(text)]
+    national = places and (TRUNK.search(text) or any(is_announced(text, start) for start in places))
+    american = places and ("+" in text or NORTH_AMERICAN.search(text))
+    for region in REGIONS if national else REGIONS[:1] if american else ():
+        for match in PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING):
+            # A bracket that is not closed belongs to the sentence.
+            start = match.start + (match.raw_string.startswith("(") and ")" not in match.raw_string)
+            written, is_american = text[start : match.end], match.number.country_code == 1
+            known = written.startswith(("+", "(+")) or TRUNK.match(written) or is_announced(text, start)
+            if NORTH_AMERICAN.fullmatch(written):
+                known = is_american  # (212) 555-0142 is also valid in Britain
+            reserved = is_american and re.fullmatch(r"\d{3}55501\d\d", str(match.number.national_number))
+            if known and not reserved and number_type(match.number) not in HOTLINES:
+                yield start, match.end
 
 
-RULES: dict[str, Callable[[str], Iterator[tuple[int, int]]]] = {
+RULES: dict[str, Rule] = {
     "SECRET": checked(SECRET, bool, r"[sr]k[-_]|gh[oprsu]_|github_pat|glpat-|hf_|xox|AIza|A[KS]IA|eyJ|-----BEGIN|://"),
     "EMAIL": checked(EMAIL, is_mailbox, "@"),
     "IBAN": ibans,

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from data.answers import judged_pairs
 from data.intervals import ratio_interval
 from data.records import Ranking
@@ -19,12 +21,12 @@ RESAMPLES = 2000
 
 def ranking_facts(rankings: Iterable[Ranking]) -> dict[str, Any]:
     """All statistics of the rankings."""
-    answers, forms, labelers, ids = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    strict = tied = unranked = compared = 0
-    best = chance = 0.0
-    won, pairs_of = [0.0] * MOST_UNITS, [0.0] * MOST_UNITS
+    answers, forms, labelers, ids = Counter[int](), Counter[str](), Counter[str](), Counter[str]()
+    strict = tied = unranked = 0
+    longest: list[tuple[float, float]] = []
+    won, pairs_of = np.zeros(MOST_UNITS), np.zeros(MOST_UNITS)
     for number, ranking in enumerate(rankings):
-        answers[str(len(ranking.completions))] += 1
+        answers[len(ranking.completions)] += 1
         forms["ranks" if ranking.ranks is not None else "preferences"] += 1
         labelers[ranking.labeler] += 1
         ids[ranking.labeler_id] += 1
@@ -34,16 +36,15 @@ def ranking_facts(rankings: Iterable[Ranking]) -> dict[str, Any]:
         strict += len(strict_pairs)
         tied += len(pairs) - len(strict_pairs)
         unranked += len(size) - len({place for better, worse, _ in pairs for place in (better, worse)})
-        won[number % MOST_UNITS] += sum((1 + _sign(size[better] - size[worse])) / 2 for better, worse in strict_pairs)
+        won[number % MOST_UNITS] += sum((size[a] > size[b]) + (size[a] == size[b]) / 2 for a, b in strict_pairs)
         pairs_of[number % MOST_UNITS] += len(strict_pairs)
         if (found := longest_is_best(ranking)) is not None:
-            compared += 1
-            best, chance = best + found[0], chance + found[1]
+            longest.append(found)
     named = [count for identity, count in ids.items() if identity]
-    used = min(sum(answers.values()), MOST_UNITS)
+    used = min(answers.total(), MOST_UNITS)
     return {
-        "count": sum(answers.values()),
-        "answers": dict(sorted(answers.items(), key=lambda item: int(item[0]))),
+        "count": answers.total(),
+        "answers": {str(size): count for size, count in sorted(answers.items())},
         "forms": dict(sorted(forms.items())),
         "labelers": dict(sorted(labelers.items())),
         "labeler_ids": {
@@ -55,7 +56,12 @@ def ranking_facts(rankings: Iterable[Ranking]) -> dict[str, Any]:
         "strict": strict,
         "tied": tied,
         "unranked": unranked,
-        "longest": {"best": best / compared, "chance": chance / compared} if compared else None,
+        "longest": {
+            "best": sum(best for best, _ in longest) / len(longest),
+            "chance": sum(chance for _, chance in longest) / len(longest),
+        }
+        if longest
+        else None,
         "longer_better": ratio_interval(won[:used], pairs_of[:used], RESAMPLES) if strict else None,
     }
 
@@ -65,17 +71,10 @@ def longest_is_best(ranking: Ranking) -> tuple[float, float] | None:
 
     Ties for longest count as a fraction. None if all ranked answers are tied or equally long, or there are no ranks.
     """
-    ranked = [
-        (rank, len(text))
-        for rank, text in zip(ranking.ranks or (), ranking.completions, strict=False)
-        if rank is not None
-    ]
+    answers = zip(ranking.ranks or (), ranking.completions, strict=False)
+    ranked = [(rank, len(text)) for rank, text in answers if rank is not None]
     if len({rank for rank, _ in ranked}) < 2 or len({size for _, size in ranked}) < 2:
         return None
     best, most = min(ranked)[0], max(size for _, size in ranked)
     longest = [rank == best for rank, size in ranked if size == most]
     return sum(longest) / len(longest), sum(rank == best for rank, _ in ranked) / len(ranked)
-
-
-def _sign(value: int) -> int:
-    return (value > 0) - (value < 0)

@@ -16,16 +16,11 @@ def refuse_undecided(table: Table) -> None:
         mine = table.notes[table.notes["dataset"] == place]
         if mine["decided"].any() or not len(mine):
             continue
-        of_source = f"data.rankings: all {len(mine):,} rankings of {name!r}"
+        what, advice = "are ties or rank no answers", "check which column holds the ranks, or remove this source"
         if (mine["identical"] > 0).all():
-            raise ValueError(
-                f"{of_source} compare identical answers, which gives a reward model no signal: "
-                "check which columns hold the better and the worse answer"
-            )
-        raise ValueError(
-            f"{of_source} are ties or rank no answers, which gives a reward model no signal: "
-            "check which column holds the ranks, or remove this source"
-        )
+            what, advice = "compare identical answers", "check which columns hold the better and the worse answer"
+        of_source = f"data.rankings: all {len(mine):,} rankings of {name!r} {what}"
+        raise ValueError(f"{of_source}, which gives a reward model no signal: {advice}")
 
 
 def drop_answers(table: Table, annotator: Annotator) -> dict[str, int]:

@@ -1,13 +1,12 @@
-"""The records that stages exchange, and the validation of rows of JSON Lines.
+"""The records that stages exchange (Ouyang et al. 2022, sections 3.2 to 3.5), and the validation of rows of JSON Lines.
 
-A Prompt is a model's input, a Demonstration is a Prompt with a good answer, a Ranking is a Prompt with K answers ranked
-by a labeler (Ouyang et al. 2022, sections 3.2 to 3.5). Field names are trl's where trl has one.
+Field names are trl's where trl has one.
 """
 
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypedDict, TypeVar
 
@@ -46,9 +45,7 @@ class Prompt:
     user_id: str = ""
     """All prompts of a user are in one split. Default: each prompt is a user of its own."""
     organisation_id: str = ""
-    """The user's organisation; `data.group_by: organisation` caps and splits by it. Default: each user is one of its
-    own.
-    """
+    """The user's organisation, for `data.group_by: organisation`. Default: each user is one of its own."""
     dataset: str = ""
     """The configured source of the row; set when it is read."""
     use_case: str | None = None
@@ -91,9 +88,7 @@ class Demonstration(Prompt):
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot(Prompt):
-    """An instruction, as `prompt`, with K queries and their answers; it becomes K demonstrations (section 3.2), see
-    data/few_shot.py.
-    """
+    """An instruction, as `prompt`, with K queries and their answers; it becomes K demonstrations (data/few_shot.py)."""
 
     examples: list[Example]
 
@@ -110,9 +105,7 @@ class Ranking(Prompt):
     ranks: list[int | None] | None = None
     """1 is best, equal ranks are ties, null is not ranked."""
     preferences: list[list[int]] | None = None
-    """Pairwise judgments `[better, worse]` as indices into completions, which may be incomplete or cyclic; instead of
-    ranks.
-    """
+    """Instead of ranks: judgments `[better, worse]` as indices into completions, which may be incomplete or cyclic."""
     ties: list[list[int]] | None = None
     """With preferences: pairs that were judged equal."""
     labeler_id: str = ""
@@ -120,9 +113,7 @@ class Ranking(Prompt):
     complete: list[bool] | None = None
     """Whether each answer ended by itself; null means that all did."""
     ratings: list[dict[str, Any]] | None = None
-    """One mapping per completion: quality 1 to 7 and the paper's flags (table 3), or a simulated labeler's rubric
-    parts.
-    """
+    """Per completion: quality 1 to 7 and the paper's flags (table 3), or a simulated labeler's rubric parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,27 +143,20 @@ CLOSE = 0.8
 class UnknownKeyError(ValueError):
     """A row has unknown keys."""
 
-    def __init__(self, near: Mapping[str, str | None], known: Iterable[str]) -> None:
-        self.near, self.known = near, ", ".join(known)
-        super().__init__(self.named if all(near.values()) else f"{self.named}; known are {self.known}")
-
-    @property
-    def named(self) -> str:
-        """All unknown keys, each with the known key that was probably meant."""
+    def __init__(self, keys: Iterable[str], known: Sequence[str]) -> None:
+        self.near, self.known = {key: _nearest(key, known) for key in keys}, ", ".join(known)
         hints = [f"{key!r}" + (f", did you mean {close!r}?" if close else "") for key, close in self.near.items()]
-        return f"unknown key {hints[0]}" if len(hints) == 1 else f"unknown keys {'; '.join(hints)}"
+        self.named = f"unknown key {hints[0]}" if len(hints) == 1 else f"unknown keys {'; '.join(hints)}"
+        super().__init__(self.named if all(self.near.values()) else f"{self.named}; known are {self.known}")
 
 
 def parse(row: object, record_type: type[RecordT]) -> RecordT:
-    """Parses a decoded JSON row.
-
-    Raises ValueError, with one sentence that does not name the file, if the row is not a `record_type`.
-    """
+    """Parses a decoded JSON row. Raises ValueError, in a sentence without the file, if it is not a `record_type`."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     known = {field.name: field for field in fields(record_type)}
     if unknown := [str(key) for key in row if key not in known]:
-        raise UnknownKeyError({key: _nearest(key, known) for key in unknown}, known)
+        raise UnknownKeyError(unknown, list(known))
     for name, field in known.items():
         if field.default is MISSING and name not in row:
             raise ValueError(f"missing key {name!r}")
@@ -202,10 +186,9 @@ def to_row(record: Prompt) -> dict[str, Any]:
     return {key: value for key, value in asdict(record).items() if value is not None and value != ""}
 
 
-def _nearest(key: str, known: Iterable[str]) -> str | None:
-    names = list(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=CLOSE)
-    return near[0] if near else next((name for name in names if name == f"{key}_id"), None)
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=CLOSE)
+    return near[0] if near else f"{key}_id" if f"{key}_id" in known else None
 
 
 def _is_text(value: object) -> bool:
@@ -224,12 +207,8 @@ def _check_prompt(row: Mapping[str, Any]) -> None:
     for key in ("prompt_id", "user_id", "organisation_id", "dataset", "labeler_id"):
         if not isinstance(row.get(key, ""), str):
             raise ValueError(f"{key!r} must be a string")
-    for key, allowed in (
-        ("source", SOURCES),
-        ("kind", (*KINDS, None)),
-        ("use_case", (*USE_CASES, None)),
-        ("labeler", LABELERS),
-    ):
+    choices = {"source": SOURCES, "kind": (*KINDS, None), "use_case": (*USE_CASES, None), "labeler": LABELERS}
+    for key, allowed in choices.items():
         if key in row and row[key] not in allowed:
             raise ValueError(f"{key!r} is {row[key]!r}; allowed are {', '.join(str(value) for value in allowed)}")
 
@@ -238,11 +217,8 @@ def _check_examples(examples: object) -> None:
     if not isinstance(examples, list) or len(examples) < 2:
         raise ValueError("'examples' must be a list of at least 2 query and answer pairs")
     for example in examples:
-        if (
-            not isinstance(example, dict)
-            or set(example) != {"prompt", "completion"}
-            or not all(_is_text(value) for value in example.values())
-        ):
+        is_pair = isinstance(example, dict) and set(example) == {"prompt", "completion"}
+        if not is_pair or not all(map(_is_text, example.values())):
             raise ValueError('each of \'examples\' must be {"prompt": string, "completion": string}, neither empty')
 
 
@@ -250,40 +226,34 @@ def _check_ranking(row: Mapping[str, Any]) -> None:
     completions, ranks, preferences = row["completions"], row.get("ranks"), row.get("preferences")
     if not isinstance(completions, list) or not all(isinstance(completion, str) for completion in completions):
         raise ValueError("'completions' must be a list of strings")
+    count = len(completions)
     for key, kind, meaning in (("complete", bool, "true or false"), ("ratings", dict, "an object")):
         value = row.get(key)
-        if value is not None and not (
-            isinstance(value, list) and len(value) == len(completions) and all(isinstance(v, kind) for v in value)
-        ):
-            raise ValueError(
-                f"{key!r} must be a list as long as 'completions' ({len(completions)}), {meaning} for each"
-            )
-    if len(completions) < 2:
-        raise ValueError(f"a ranking needs at least 2 completions, found {len(completions)}")
+        fits = isinstance(value, list) and len(value) == count and all(isinstance(item, kind) for item in value)
+        if value is not None and not fits:
+            raise ValueError(f"{key!r} must be a list as long as 'completions' ({count}), {meaning} for each")
+    if count < 2:
+        raise ValueError(f"a ranking needs at least 2 completions, found {count}")
     if (ranks is None) == (preferences is None):
         raise ValueError("exactly one of 'ranks' and 'preferences' must be given")
     if ranks is not None:
-        if not isinstance(ranks, list) or len(ranks) != len(completions):
-            raise ValueError(f"'ranks' must be a list as long as 'completions' ({len(completions)})")
+        if not isinstance(ranks, list) or len(ranks) != count:
+            raise ValueError(f"'ranks' must be a list as long as 'completions' ({count})")
         if not all(rank is None or (type(rank) is int and 1 <= rank < 2**31) for rank in ranks):
-            raise ValueError(
-                "'ranks' must hold integers from 1 up (1 is best), or null for an answer that was not ranked"
-            )
+            unranked = "null for an answer that was not ranked"
+            raise ValueError(f"'ranks' must hold integers from 1 up (1 is best), or {unranked}")
     if preferences is not None:
-        _check_pairs(preferences, len(completions), "preferences", "[better, worse] pairs")
+        _check_pairs(preferences, count, "preferences", "[better, worse] pairs")
     if row.get("ties") is not None:
         if preferences is None:
             raise ValueError("'ties' needs 'preferences'; in 'ranks' a tie is an equal rank")
-        _check_pairs(row["ties"], len(completions), "ties", "pairs")
+        _check_pairs(row["ties"], count, "ties", "pairs")
 
 
 def _check_pairs(pairs: object, count: int, key: str, what: str) -> None:
-    good = isinstance(pairs, list) and all(
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(type(i) is int and 0 <= i < count for i in pair)
-        and pair[0] != pair[1]
-        for pair in pairs
-    )
-    if not good:
+    def is_pair(pair: object) -> bool:
+        is_two = isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < count for i in pair)
+        return is_two and pair[0] != pair[1]  # type: ignore[index]
+
+    if not isinstance(pairs, list) or not all(map(is_pair, pairs)):
         raise ValueError(f"{key!r} must be a list of {what} of different indices into 'completions'")

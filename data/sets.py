@@ -7,6 +7,7 @@ trl's two formats.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -62,11 +63,9 @@ def read_set(folder: Path, name: SetName, split: str) -> list[Any]:
 
     Raises ValueError when the file is missing or damaged.
     """
-    rows = (row for _, row in read_rows(set_file(folder, name, split)))
+    rows = [row for _, row in read_rows(set_file(folder, name, split))]
     if name == "rankings":
         return [parse(unpacked(row), Ranking) for row in rows]
-    if name == "rl":
-        return [parse(row, Prompt) for row in rows]
     return [parse(row, Demonstration if "completion" in row else Prompt) for row in rows]
 
 
@@ -77,28 +76,20 @@ def read_texts(folder: Path, split: str) -> Iterator[str]:
 
 def packed(record: Prompt) -> dict[str, Any]:
     """A record as a row of POOL_SCHEMA or RANKING_SCHEMA."""
-    row = dict(record.__dict__) | {
-        "messages": record.messages,
-        "prompt": record.prompt if isinstance(record.prompt, str) else None,
-    }
+    text = record.prompt if isinstance(record.prompt, str) else None
+    row = record.__dict__ | {"messages": record.messages, "prompt": text}
     if isinstance(record, Ranking) and record.ratings is not None:
         row["ratings"] = [json.dumps(rating, default=str) for rating in record.ratings]
     return row
 
 
 def unpacked(row: dict[str, Any]) -> dict[str, Any]:
-    """A ranking's row for `parse`: ratings, which Parquet stores as JSON, are decoded. Invalid JSON is kept, for
-    `parse` to reject.
-    """
+    """A ranking's row for `parse`: ratings, which Parquet stores as JSON, are decoded, unless they are invalid."""
     ratings = row.get("ratings")
-    return row | {"ratings": [_decoded(rating) for rating in ratings]} if isinstance(ratings, list) else row
-
-
-def _decoded(rating: object) -> object:
-    try:
-        return json.loads(rating) if isinstance(rating, str) else rating
-    except json.JSONDecodeError:
-        return rating
+    with suppress(json.JSONDecodeError):
+        if isinstance(ratings, list):
+            return row | {"ratings": [json.loads(one) if isinstance(one, str) else one for one in ratings]}
+    return row
 
 
 def record_of(row: dict[str, Any], record_type: type[RecordT]) -> RecordT:

@@ -1,7 +1,5 @@
-"""Train, validation and test split by user, so that no user is in two (Ouyang et al. 2022, section 3.2).
-
-The place of a user is a hash of the user id: it stays the same under reruns, under another order and when data is
-added.
+"""Train, validation and test split by a hash of the user id, so that no user is in two (Ouyang et al. 2022, section
+3.2) and a user stays in a split when data are reordered or added.
 """
 
 import hashlib

@@ -9,12 +9,12 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, get_args
 
 from data.config import BUILT_IN, DataConfig, SourceConfig
-from data.few_shot import expand
+from data.few_shot import prompts
 from data.files import is_data_file, is_missing, read_rows
 from data.lines import BadRows, Placed
 from data.messages import other_keys
@@ -132,9 +132,8 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
         try:
             records = convert(group, source)  # all records of a row or none
             if check is not None and source.role != "pretraining":
-                for record in records:
-                    for prompt in expand(record) if isinstance(record, FewShot) else (record,):
-                        check(prompt)
+                for prompt in chain.from_iterable(map(prompts, records)):
+                    check(prompt)
         except ValueError as error:
             bad(place, explained(error, group[0], source))
             continue
