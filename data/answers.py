@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data.records import Ranking
 
@@ -27,7 +27,9 @@ def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
     def pairs(found: list[list[int]] | None) -> list[list[int]] | None:
         return None if found is None else [[place[i], place[j]] for i, j in found if i in place and j in place]
 
-    lists = {name: pick(getattr(ranking, name)) for name in ("completions", "ranks", "complete", "ratings")}
+    lists: dict[str, Any] = {
+        name: pick(getattr(ranking, name)) for name in ("completions", "ranks", "complete", "ratings")
+    }
     return replace(ranking, **lists, preferences=pairs(ranking.preferences), ties=pairs(ranking.ties))
 
 

@@ -15,28 +15,21 @@ class SourceConfig:
     """A source of data. Its name, the key under `data.sources`, is used in the lists of the data section."""
 
     format: str = "rows"
-    """`rows`, for this project's records and trl's formats; or the format of a published data set: `oasst`, `hh_rlhf`,
-    ... (docs/data.md lists all).
-    """
+    """`rows`, for this project's records and trl's formats, or a published format (docs/data.md lists all)."""
     place: str = ""
     """A file, a folder, or a data set on the Hub. Default: the published data set of the format."""
     revision: str | None = None
     """Commit of the data set on the Hub, so that a rerun reads the same rows; `main` reads the latest ones."""
     subset: str | None = None
-    """Configuration of a data set on the Hub, or of a folder copied from it, if it has several. Default: the
-    format's."""
+    """Configuration of a data set on the Hub, or of a folder copied from it. Default: the format's."""
     split: str | None = None
-    """Split of the data set to read, if it has several. This project makes its own splits, by user. Default: the
-    format's.
-    """
+    """Split of the data set to read; this project makes its own splits, by user. Default: the format's."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """Maps the source's column names to ours; null leaves a column out."""
     source: Literal["labeler", "api"] | None = None
     """Who wrote the prompts, if the rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
     weight: PositiveFloat | None = None
-    """Share of the role's training rows in a mixture, relative to the other sources'. Sources are subsampled, never
-    repeated. Default: all rows.
-    """
+    """Relative share of the role's training rows; sources are subsampled, never repeated. Default: all rows."""
     limit: PositiveInt | None = None
     """Maximum number of rows to read, or of groups of rows that belong together. Default: all."""
     licence: str | None = None
@@ -45,14 +38,10 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """Prompts, demonstrations, rankings and plain text. Defaults are the paper's (section 3.2, appendix A) unless
-    marked ours.
-    """
+    """Prompts, demonstrations, rankings and plain text. Defaults are the paper's (3.2, A.2) unless marked ours."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Named sources for the four lists below. A file in a supported format needs no entry: the lists may name it
-    directly.
-    """
+    """Named sources for the four lists below, which may also name files directly."""
     demonstrations: list[str] = field(default_factory=lambda: ["seed"])
     """Sources of prompts with an answer to imitate; `seed` is the set written for this project (demo/seed)."""
     prompts: list[str] = field(default_factory=list)
@@ -60,35 +49,23 @@ class DataConfig:
     rankings: list[str] = field(default_factory=list)
     """Sources of ranked answers; they are added to the labeler's rankings in the reward stage."""
     pretraining: list[str] = field(default_factory=lambda: ["wikipedia"])
-    """Sources of plain text for the pretraining mix and for perplexity: `wikipedia` (the embedded articles), .txt or
-    .md files, rows with `text`.
-    """
+    """Sources of plain text: `wikipedia` (the embedded articles), .txt or .md files, rows with `text`."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """What to do with a malformed row, or one that the chat template rejects: `stop` the run with its file and line, or
-    `skip` and count it. Ours.
-    """
+    """A malformed row, or one that the chat template rejects: `stop` the run, or `skip` and count it. Ours."""
     group_by: Literal["user", "organisation"] = "user"
     """Unit whose prompts are capped and kept in one split. Section 3.2: user; appendix A.2: organisation."""
     max_prompts_per_group: PositiveInt = 200
     """Maximum number of prompts per user or organisation. Section 3.2."""
     near_duplicate_fraction: FractionAboveZero = 0.9
-    """Two prompts are duplicates if their common prefix is this fraction of the longer one. Ours: appendix A.2 gives no
-    number.
-    """
+    """Common prefix of duplicates, as a fraction of the longer prompt. Ours: appendix A.2 gives no number."""
     languages: list[str] = field(default_factory=list)
     """ISO 639-1 codes of the languages to keep. Default: all, as in the paper, whose prompts were 96% English."""
     personal_data: Literal["rules", "presidio", "off"] = "rules"
-    """How personal data is detected; training rows with it are dropped (section 3.2; docs/personal-data.md lists the
-    entities).
-    """
+    """How personal data is detected; training rows with it are dropped (section 3.2; docs/personal-data.md)."""
     max_prompt_tokens: PositiveInt = 1000
-    """Maximum length of a prompt in tokens of the policy, template included; longer ones are dropped and counted.
-    Appendix C.
-    """
+    """Tokens of the policy, template included; longer prompts are dropped and counted. Appendix C."""
     max_answer_tokens: PositiveInt = 1000
-    """Maximum length of a demonstrated or ranked answer in tokens of the policy; longer ones are dropped and counted.
-    Appendix C.
-    """
+    """Tokens of the policy; longer demonstrated or ranked answers are dropped and counted. Appendix C."""
     valid_fraction: OpenUnitInterval = 0.1
     """Share of users in the validation split, for choosing between checkpoints. Ours."""
     test_fraction: OpenUnitInterval = 0.1
@@ -96,8 +73,7 @@ class DataConfig:
     split_salt: str = ""
     """A different salt gives a different split of the same users."""
     pretraining_tokens: AtLeastTwo = 512
-    """Tokens per pretraining example, at least 2, since the first is not predicted. Ours; the paper's context is 2,048.
-    """
+    """Tokens per pretraining example; the first is not predicted. Ours; the paper's context is 2,048."""
     workers: PositiveInt = 1
     """Processes that count tokens, detect languages and search for personal data. Ours."""
 
@@ -107,9 +83,8 @@ class DataConfig:
         if not self.demonstrations:
             raise ValueError("data.demonstrations is empty: the first stage has nothing to imitate")
         if not self.pretraining:
-            raise ValueError(
-                "data.pretraining is empty: the report measures perplexity on plain text that is held out of it"
-            )
+            why = "the report measures perplexity on plain text that is held out of it"
+            raise ValueError(f"data.pretraining is empty: {why}")
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"data.valid_fraction={self.valid_fraction} and data.test_fraction={self.test_fraction} must leave "
@@ -135,18 +110,16 @@ class DataConfig:
                 )
             if source.weight is not None and name in self.demonstrations and name in self.prompts:
                 raise ValueError(
-                    f"data.sources.{name} has a weight and is under demonstrations and prompts: its prompts are "
-                    "those of its demonstrations, so "
-                    "there is no share of prompts to give it; take it out of data.prompts"
+                    f"data.sources.{name} has a weight and is under demonstrations and prompts: its prompts are those "
+                    "of its demonstrations, so there is no share of prompts to give it; take it out of data.prompts"
                 )
         for role in ROLES:
             names: list[str] = getattr(self, role)
             if len(set(names)) < len(names):
                 raise ValueError(f"data.{role} names a source twice")
-            weighted = [name in self.sources and self.sources[name].weight is not None for name in names]
-            if any(weighted) and not all(weighted):
-                missing = names[weighted.index(False)]
+            missing = [name for name in names if name not in self.weights(role)]
+            if 0 < len(missing) < len(names):
                 raise ValueError(
-                    f"data.{role}: give every source a weight or none; {missing!r} has none (an entry under "
+                    f"data.{role}: give every source a weight or none; {missing[0]!r} has none (an entry under "
                     "data.sources takes one)"
                 )

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +48,13 @@ def collect_documents(documents: Iterable[Document], config: DataConfig, path: P
     first = list(itertools.islice(read, FEW_DOCUMENTS))
     few = len(first) < FEW_DOCUMENTS
     if few:
-        first = [part for document in first for part in cut(document)]
+        first = [replace(document, text=part) for document in first for part in cut(document.text)]
     found: list[tuple[str, int, int]] = []
 
     def rows() -> Iterator[dict[str, str]]:
         for document in itertools.chain(first, read):
             found.append((document.dataset, len(document.text), hash64(f"{config.split_salt}:{document.text}")))
-            yield {"text": document.text, "dataset": document.dataset}
+            yield document.__dict__
 
     texts = stored(path, rows(), DOCUMENT_SCHEMA, WRITE_TOGETHER)
     if not found:
@@ -77,10 +77,7 @@ def collect_documents(documents: Iterable[Document], config: DataConfig, path: P
     return Documents(texts, notes, removed, {"train": train.index.to_numpy(), "heldout": heldout.index.to_numpy()})
 
 
-def cut(document: Document) -> tuple[Document, Document]:
-    """A document without its last tenth, and that tenth."""
-    place = len(document.text) * 9 // 10
-    return (
-        Document(text=document.text[:place], dataset=document.dataset),
-        Document(text=document.text[place:], dataset=document.dataset),
-    )
+def cut(text: str) -> tuple[str, str]:
+    """A text without its last tenth, and that tenth."""
+    place = len(text) * 9 // 10
+    return text[:place], text[place:]

@@ -14,8 +14,8 @@ ENTITIES = {
     "US_ITIN": "NATIONAL_ID",
     "US_DRIVER_LICENSE": "NATIONAL_ID",
 }
-"""Presidio's names and ours. Dates, places and organizations are no personal data by themselves; for emails, phones and
-IP addresses the rules are more precise, and presidio's email recognizer uses the network."""
+"""Presidio's names and ours. For emails, phones and IP addresses the rules are more precise; dates, places and
+organizations are no personal data by themselves."""
 SCORE = 0.4
 """A document's number reaches it only near a word that names it."""
 LONGEST = 100_000
@@ -43,7 +43,13 @@ def _presidio() -> Callable[[str], list[Finding]]:
         raise ValueError(
             "data.personal_data: presidio needs a library that is not installed: pip install -e '.[presidio]'"
         ) from error
-    model = _largest_model(spacy.util.get_installed_models())
+    installed = sorted(spacy.util.get_installed_models())
+    sizes = [f"en_core_web_{size}" for size in ("lg", "md", "sm")]
+    model = next((name for size in sizes for name in installed if name.startswith(size)), None)
+    if model is None:
+        raise ValueError(
+            "data.personal_data: presidio needs an English model of spaCy: python -m spacy download en_core_web_lg"
+        )
     settings = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
     analyzer = AnalyzerEngine(
         nlp_engine=NlpEngineProvider(nlp_configuration=settings).create_engine(), supported_languages=["en"]
@@ -60,13 +66,3 @@ def _presidio() -> Callable[[str], list[Finding]]:
         return sorted(found, key=lambda finding: finding.start)
 
     return find_with_presidio
-
-
-def _largest_model(installed: list[str]) -> str:
-    for size in ("lg", "md", "sm"):
-        for name in sorted(installed):
-            if name.startswith(f"en_core_web_{size}"):
-                return name
-    raise ValueError(
-        "data.personal_data: presidio needs an English model of spaCy: python -m spacy download en_core_web_lg"
-    )

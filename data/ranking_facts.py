@@ -62,7 +62,7 @@ def ranking_facts(rankings: Iterable[Ranking]) -> dict[str, Any]:
         }
         if longest
         else None,
-        "longer_better": ratio_interval(won[:used], pairs_of[:used], RESAMPLES) if strict else None,
+        "longer_better": ratio_interval(won[:used].tolist(), pairs_of[:used].tolist(), RESAMPLES) if strict else None,
     }
 
 

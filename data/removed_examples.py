@@ -99,7 +99,7 @@ def find_twin(places: list[tuple[Table, Mask]], key: str, fraction: float) -> Pr
     for table, allowed in places:
         keys = zip(np.flatnonzero(allowed), table.keys(allowed), strict=True)
         if (number := next((number for number, other in keys if near(key, other, fraction)), None)) is not None:
-            return next(table.read([number]))
+            return next(table.read([int(number)]))
     return None
 
 

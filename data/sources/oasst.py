@@ -1,7 +1,6 @@
-"""OpenAssistant Conversations: trees of messages by volunteers, with the replies to a message ranked by others.
-
-There are two published forms: the export, one tree a line with nested `prompt.replies`, and the flat rows of the Hub's
-data set, where the messages of a tree are consecutive and name their `parent_id`.
+"""OpenAssistant Conversations: trees of messages by volunteers, with the replies to a message ranked by others. The
+export has one tree a line with nested `prompt.replies`; in the Hub's data set the messages of a tree are consecutive
+rows that name their `parent_id`.
 
 Every turn of a prompter, with the conversation before it, is a prompt. It is a ranking if at least two of its replies
 have a rank (from 0), and a demonstration by its best reply, or its only one. Deleted messages, messages that failed
@@ -34,10 +33,7 @@ def _turns(rows: Sequence[Row]) -> Iterator[tuple[Fields, Answers]]:
 
 
 def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
-    """(the tree's id, its first message, message -> replies) of rows that name their parents.
-
-    A message whose parent is missing cannot be reached from the first one, so it is left out.
-    """
+    """(the tree's id, its first message, message -> replies) of rows that name their parents."""
     tree_id = identifier(rows[0], "message_tree_id")
     children: dict[str, list[Row]] = defaultdict(list)
     roots = [row for row in rows if row.get("parent_id") is None]
@@ -45,10 +41,8 @@ def _flat(rows: Sequence[Row]) -> tuple[str, Row, Replies]:
         if row.get("parent_id") is not None:
             children[identifier(row, "parent_id")].append(row)
     if len(roots) != 1:
-        raise ValueError(
-            f"the rows of message tree {tree_id!r} must follow one another and hold one without 'parent_id', found "
-            f"{len(roots)}"
-        )
+        rule = f"the rows of message tree {tree_id!r} must follow one another and hold one without 'parent_id'"
+        raise ValueError(f"{rule}, found {len(roots)}")
     return tree_id, roots[0], lambda message: children.get(identifier(message, "message_id"), [])
 
 
@@ -67,9 +61,8 @@ def _turns_of_tree(tree_id: str, root: Row, replies_to: Replies) -> Iterator[tup
             raise ValueError(f"message {message_id!r} stands twice in tree {tree_id!r}")
         seen.add(message_id)
         if need(message, "role", str) != role:
-            raise ValueError(
-                f"'role' must be {role!r} here, as speakers alternate from the prompter on, found {message['role']!r}"
-            )
+            why = "as speakers alternate from the prompter on"
+            raise ValueError(f"'role' must be {role!r} here, {why}, found {message['role']!r}")
         turns = [*before, Message(role=SPEAKERS[role], content=need(message, "text", str))]
         replies = [reply for reply in replies_to(message) if _usable(reply)]
         if role == "prompter":

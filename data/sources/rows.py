@@ -104,8 +104,8 @@ def _pair(row: Row) -> tuple[str | list[Message], str, str]:
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The prompt is the common start up to its last space; the rest are the answers."""
-    common = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    cut = max(common.rfind(space) for space in " \n\t") + 1
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    cut = max(chosen.rfind(space, 0, common) for space in " \n\t") + 1
     if not chosen[:cut].strip():
         raise ValueError("without a 'prompt', 'chosen' and 'rejected' must start with the same words: the prompt")
     return chosen[:cut].rstrip(), chosen[cut:], rejected[cut:]
