@@ -225,7 +225,7 @@ SENTENCE_ENCODER = Asset(
             "vocab.txt",
             "README.md",
         )
-    ),  # fmt: skip
+    ),
     make=shutil.copytree,
 )
 ARTICLES = Asset(

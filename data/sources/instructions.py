@@ -66,11 +66,8 @@ def no_robots(row: Row) -> Fields:
 
 
 def self_instruct(rows: Sequence[Row]) -> list[Fields]:
-    """Self-Instruct (Wang et al. 2022): people wrote tasks, each an instruction with instances of input and output.
-
-    A task with several instances that all have an input is a few-shot prompt, as in the paper; otherwise each instance
-    is a demonstration. Instances without an output are left out. Tasks with `motivation_app`, the application that they
-    were written for, are InstructGPT's user-based prompts, and the application is the user; else the task is.
+    """Self-Instruct (Wang et al. 2022). A task with several instances that all have an input is a few-shot prompt, as
+    in the paper; otherwise each instance is a demonstration. Instances without an output are left out.
     """
     row, instances = rows[0], _instances(rows[0])
     if len(instances) > 1 and all(given for given, _ in instances):
@@ -95,7 +92,7 @@ def _separate(row: Row) -> list[Fields]:
 
 
 def _task(row: Row, suffix: str = "") -> Fields:
-    """The fields that all prompts of a task share, and a prompt's id."""
+    """The fields that all prompts of a task share. Tasks for an application are InstructGPT's user-based prompts."""
     task_id = identifier(row, "id")
     task = {"prompt_id": task_id + suffix, "user_id": task_id, "kind": "plain"}
     if row.get("motivation_app") is not None:
@@ -116,9 +113,7 @@ def _instances(row: Row) -> list[tuple[str, str]]:
 def sharegpt(row: Row) -> Fields:
     """ShareGPT's format: `conversations` of turns with `from` and `value`, or with `role` and `content`.
 
-    If the last turn is the model's, it is the demonstration. A separate `system` text becomes the first message. Rows
-    with `tools` are refused, since the model would not see them. Long conversations are often published in parts with
-    the same beginning, so the first user message is the user unless the row has a `user_id`.
+    Long conversations are often published in parts, so the first user message is the user unless there is a `user_id`.
     """
     turns = _conversation(row)
     prompt = turns[:-1] if turns[-1]["role"] == "assistant" else turns

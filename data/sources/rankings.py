@@ -33,10 +33,7 @@ PARTS = {"subreddit": "SUBREDDIT: r/{}", "title": "TITLE: {}", "post": "POST: {}
 
 
 def qa_feedback(row: Row) -> Fields:
-    """QA-Feedback (Wu et al. 2023): four sampled answers to each question and all six human comparisons of them.
-
-    The answers were sampled and judged with the question's passages, so these are part of the prompt, one per line.
-    """
+    """QA-Feedback (Wu et al. 2023). The answers were sampled and judged with the passages, so the prompt has them."""
     question, passages = need(row, "question", str).strip(), need(row, "passages", list)
     lines = [line for line in map(_passage, passages) if line]
     if not lines:
@@ -90,10 +87,9 @@ def truthfulqa_demonstration(row: Row) -> Fields:
 
 
 def truthfulqa_rankings(rows: Sequence[Row]) -> list[Fields]:
-    """The judgments of a question in the training data of the paper's judges, about 22 answers each.
+    """The judgments of a question, ranked by 2 * true + helpful: truth comes first, as in the paper's metric.
 
-    An answer's score is 2 * true + helpful, so truth comes first, as in the paper's metric. An answer without both
-    judgments is left out, and so is one that a file judges both ways (76 of 36,622 judgments). Repeats count once.
+    Left out are answers without both judgments, or that a file judges both ways (76 of 36,622). Repeats count once.
     """
     judged: dict[str, dict[str, set[int]]] = defaultdict(lambda: {"True": set(), "Helpful": set()})
     judgments = [_judgment(row) for row in rows]
@@ -146,9 +142,7 @@ def transcript(row: Row, key: str) -> list[Message]:
 def hh_rlhf(row: Row) -> Fields | None:
     """Anthropic's helpful and harmless dialogues (Bai et al. 2022): two transcripts that differ in the last reply.
 
-    There are no demonstrations: the authors ask not to imitate the chosen replies, which were only the better of two.
-    Left out: pairs whose conversations differ before the last reply, do not end with the assistant's reply, or answer
-    an empty message. Later rows often continue earlier ones, so the first message is the user.
+    Other pairs are left out. Later rows often continue earlier ones, so the first message is the user.
     """
     (*prompt, chosen), (*other, rejected) = transcript(row, "chosen"), transcript(row, "rejected")
     replies = chosen["role"] == rejected["role"] == "assistant"
@@ -159,11 +153,7 @@ def hh_rlhf(row: Row) -> Fields | None:
 
 
 def ultrafeedback(row: Row) -> Fields:
-    """UltraFeedback (Cui et al. 2023): four models' answers to an instruction, rated by GPT-4.
-
-    Each answer was written under a system prompt of its own that the judge did not see, so it is not part of the
-    prompt. TruthfulQA's questions are among the prompts.
-    """
+    """UltraFeedback (Cui et al. 2023). Each answer had a system prompt of its own, which the judge did not see."""
     return {"prompt": need(row, "instruction", str)}
 
 
@@ -194,9 +184,7 @@ def _score(answer: Row) -> int | None:
 
 def binarized(row: Row) -> Fields | None:
     """UltraFeedback as Zephyr was trained on it: chosen has the highest `overall_score`, rejected is a random other.
-
-    Pairs whose conversations differ before the last reply are left out. `ultrafeedback` is the better source of
-    rankings: all four answers, without the faults of that score.
+    Pairs whose conversations differ before the last reply are left out.
     """
     prompt, _ = answered(row, "chosen")
     if answered(row, "rejected")[0] != prompt:
@@ -219,10 +207,8 @@ def binarized_ranking(row: Row) -> Fields:
 
 
 def nectar(row: Row) -> Fields | None:
-    """Nectar (Zhu et al. 2023): seven models' answers to a conversation, ranked 1 to 7 by GPT-4.
-
-    Prompts that end with the assistant's turn or an empty message are left out. The first message is the user, as in
-    `hh_rlhf`, from which many prompts come.
+    """Nectar (Zhu et al. 2023). Prompts that end with the assistant's turn or an empty message are left out. The first
+    message is the user, as in `hh_rlhf`, from which many prompts come.
     """
     prompt = transcript(row, "prompt")
     if prompt[-1] == Message(role="assistant", content=""):  # published prompts end with "Assistant: "
@@ -244,10 +230,7 @@ def nectar_answers(row: Row) -> Answers:
 
 
 def shp(row: Row) -> Fields:
-    """Stanford Human Preferences (Ethayarajh et al. 2022): a Reddit post and comments. The post is the user.
-
-    There are no demonstrations: the authors made the labels for reward models, not to mark reference answers.
-    """
+    """Stanford Human Preferences (Ethayarajh et al. 2022): a Reddit post and comments. The post is the user."""
     post = identifier(row, "post_id")
     return {"prompt": need(row, "history", str), "prompt_id": post, "user_id": post}
 
@@ -274,9 +257,8 @@ def shp_rankings(rows: Sequence[Row]) -> list[Fields]:
 
 
 def summarize_feedback(row: Row) -> Fields:
-    """Summarize from feedback (Stiennon et al. 2020): two summaries of a Reddit post or a news article.
-
-    The prompt is the query of the paper: subreddit, title and text, ending in "TL;DR:". The text is the user.
+    """Summarize from feedback (Stiennon et al. 2020). The prompt is the paper's query, ending in "TL;DR:"; the post or
+    article is the user.
     """
     info = {key: value for key, value in need(row, "info", dict, "an object").items() if value is not None}
     texts = {key: need(info, key, str).strip() for key in (*PARTS, "id") if key in info}
