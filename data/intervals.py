@@ -28,9 +28,7 @@ def tail(units: int) -> float:
 
 
 def interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """{mean, low, high, n}: bootstrap of the mean of per-prompt values. Raises ValueError when there are
-    none.
-    """
+    """{mean, low, high, n}: bootstrap of the mean of per-prompt values. Raises ValueError when there are none."""
     if not len(values):
         raise ValueError("there is nothing to take a mean of")
     sample = np.asarray(values, dtype=float)
@@ -46,12 +44,8 @@ def interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) ->
         rng=np.random.default_rng(seed),
         batch=1000,
     )
-    return {
-        "mean": mean,
-        "low": float(found.confidence_interval.low),
-        "high": float(found.confidence_interval.high),
-        "n": len(sample),
-    }
+    low, high = map(float, found.confidence_interval)
+    return {"mean": mean, "low": low, "high": high, "n": len(sample)}
 
 
 def ratio_interval(
