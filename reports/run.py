@@ -11,12 +11,15 @@ from matplotlib.figure import Figure
 from data.files import read_rows
 from data.sets import evenly
 from modeling.tracking import read_metrics, read_numbers
-from reports import run_plots, run_tables, verdict
+from reports import run_plots, run_tables, sweeps, verdict
 from reports.curves import curves
 from reports.formats import dig
 from reports.page import Page
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
+SWEEPS = {"sweep_kl": sweeps.scores_by_kl, "sweep_ptx": sweeps.loss_by_reward}
+EXTRA = ("tax/tax.json", "sft_baseline/epochs.jsonl", *(f"{name}/sweep.json" for name in SWEEPS))
+"""Files of stages outside the pipeline that the report shows."""
 PAGE = Page("run.j2", "index.html", "report.md", "pictures")
 
 
@@ -24,14 +27,18 @@ class Results:
     """The contents of a run folder; empty for stages without a result. Raises ValueError if a file is damaged."""
 
     def __init__(self, run: Path) -> None:
-        generations = run / "evaluate" / "generations.jsonl"
         self.evaluation: dict[str, Any] = _json(run / "evaluate" / "evaluation.json")
+        if self.evaluation and "judges" not in self.evaluation:
+            raise ValueError(f"{run / 'evaluate'} is the result of an earlier version: run `make evaluate` again")
         self.accuracy: dict[str, Any] = _json(run / "reward" / "accuracy.json")
         self.counts: dict[str, Any] = _json(run / "data" / "counts.json")
         self.manifests = {name: found for name in STAGES if (found := _json(run / name / "manifest.json"))}
         self.metrics = {name: read_numbers(run / name) for name in ("sft", "reward", "ppo")}
         self.held_out = read_metrics(run / "ppo" / "held_out.jsonl")
-        self.generations = [row for _, row in read_rows(generations)] if generations.is_file() else []
+        self.generations = _rows(run / "evaluate" / "generations.jsonl")
+        self.tax: dict[str, Any] = _json(run / "tax" / "tax.json")
+        self.baseline = _rows(run / "sft_baseline" / "epochs.jsonl")
+        self.sweeps = {name: found for name in SWEEPS if (found := _json(run / name / "sweep.json"))}
         self.warnings: list[str] | None = _json(run / "ppo" / "warnings.json", None)
         self.config: dict[str, Any] = {}
         """Each section of the configuration is the one with which its stage last ran."""
@@ -66,11 +73,13 @@ def figures(results: Results) -> dict[str, Figure | None]:
         "win_rates": run_plots.win_rates(run_tables.comparisons(evaluation)),
         "parts": run_plots.rubric_parts(evaluation.get("models", {}), titles),
         "sft": curves(run_plots.SFT, metrics["sft"]),
+        "baseline": run_plots.baseline_epochs(results.baseline),
         "reward": curves(run_plots.REWARD, metrics["reward"]),
         "ppo": run_plots.ppo_curves(
             metrics["ppo"], results.held_out, dig(results.config, "ppo.kl_target"), weighted=metric != "score"
         ),
         "over_optimisation": run_plots.over_optimisation(path, evaluation.get("best_of_n")),
+        **{name: SWEEPS[name](found) for name, found in results.sweeps.items()},
     }
 
 
@@ -83,6 +92,10 @@ def reward_metric(config: Mapping[str, Any]) -> str | None:
     if len(terms) == 1:
         return "score" if own[0].get("weight", 1.0) == 1.0 else None
     return f"score_{own[0].get('name') or 'model'}"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_rows(path)] if path.is_file() else []
 
 
 def _json(path: Path, missing: Any = MappingProxyType({})) -> Any:

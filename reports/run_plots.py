@@ -228,3 +228,28 @@ def _frontier(axes: Axes, found: Mapping[str, Any], key: str) -> None:
         kl["mean"], ppo[key]["mean"], errors([ppo[key]]), errors([kl]),
         fmt="D", color=RED, markersize=7, capsize=3, elinewidth=1.6, zorder=3, label="PPO",
     )  # fmt: skip
+
+
+@styled
+def baseline_epochs(rows: Rows) -> Figure | None:
+    """Validation loss and the reward model's score of each epoch of the SFT baseline; the chosen one is marked."""
+    if not rows:
+        return None
+    scored = [row for row in rows if row.get("score")]
+    figure, panels = grid(2 if scored else 1, 2)
+    places = [row["epoch"] for row in rows]
+    panels[0].plot(places, [row["valid_loss"] for row in rows], color=BLUE, marker="o", label="validation")
+    panels[0].plot(places, [row["train_loss"] for row in rows], color=GREY, marker="o", label="training")
+    panels[0].set_title("Loss, nats per token")
+    panels[0].legend()
+    if scored:
+        scores = [row["score"] for row in scored]
+        panels[1].errorbar(
+            [row["epoch"] for row in scored], [one["mean"] for one in scores], errors(scores), color=GREEN, marker="o"
+        )
+        panels[1].set_title("Reward model's score of its answers")
+    for axes in panels:
+        axes.axvline(next(row["epoch"] for row in rows if row["chosen"]), **DASHED)
+        axes.set_xlabel("epoch (dashed: the chosen one)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure

@@ -1,6 +1,6 @@
 """Tables of the run report: parts of the run's JSON files in, a Table out. A table without numbers has no rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.formats import (
@@ -15,6 +15,7 @@ from reports.formats import (
     measured,
     number,
     percent,
+    signed,
     spaced,
 )
 from reports.page import Table, side_by_side
@@ -30,6 +31,19 @@ MEASURES: dict[str, tuple[str, str, Format]] = {
     "score": ("Whole rubric", "higher is better", number),
     "chrf": ("chrF", "held-out judge: no reward model saw it; higher is better", number),
     "tokens": ("Length, tokens", "neither is better", number),
+}
+JUDGES = {
+    "rubric": "Rubric",
+    "chrf": "chrF",
+    "gold": "Gold reward model",
+    "human": "People",
+    "llm": "Language model",
+}
+NULL_BASELINES = {
+    "random": "SFT's answer to another prompt",
+    "longest": "longest of SFT's answers",
+    "echo": "the prompt itself",
+    "best_of_n": "best of n from SFT",
 }
 COMPARISONS = {
     "PPO vs SFT": "win_rate.sft",
@@ -75,6 +89,67 @@ def wins_table(evaluation: Tree) -> Table:
             cells = ["–", "–", "0", "no such pairs"]
         rows.append([name, *cells])
     return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Reading"], rows if evaluation else [])
+
+
+def judges_table(evaluation: Tree, path: str) -> Table:
+    """The win rates of each model against SFT by each judge; `path` is that of a number in a comparison."""
+    judges = [judge["name"] for judge in evaluation["judges"]]
+    rows = [
+        [
+            MODELS.get(model, NULL_BASELINES.get(model, model)),
+            *(measured(found[name][path], percent) for name in judges),
+        ]
+        for model, found in evaluation["comparisons"].items()
+    ]
+    return Table(["Against SFT", *(JUDGES[name] for name in judges)], rows)
+
+
+def agreement_table(evaluation: Tree) -> Table:
+    """Agreement of every two judges on the same pairs of answers."""
+    rows = [
+        [
+            " and ".join(JUDGES[name] for name in found["judges"]),
+            number(found["pairs"]),
+            percent(found["same"]),
+            number(found["kappa"]),
+            number(found["alpha"]),
+        ]
+        for found in (evaluation["judge_agreement"] or {"between": []})["between"]
+    ]
+    return Table(["Judges", "Pairs", "Same call", "Cohen's kappa", "Krippendorff's alpha"], rows)
+
+
+def metadata_table(metadata: Tree) -> Table:
+    """The paper's metadata of each model, over all use cases."""
+    fields = list(dict.fromkeys(name for found in metadata.values() for name in found["all"]))
+    rows = [
+        [
+            spaced(name),
+            *(measured(found["all"][name], number if name == "quality" else percent) for found in metadata.values()),
+        ]
+        for name in fields
+    ]
+    return Table(["Metadata", *(MODELS.get(model, model) for model in metadata)], rows)
+
+
+def tests_table(tax: Tree) -> Table:
+    """Each metric of the alignment tax by model, and below it the change from SFT on the same items."""
+    rows: list[list[Cell]] = []
+    for task, metrics in tax["better"].items():
+        for metric, better in metrics.items():
+            row: list[Cell] = [(f"{task} {spaced(metric)}", f"{better} is better" if better != "neither" else "")]
+            for model, found in tax["results"].items():
+                moved = [change for change in tax["changes"][model][task].get(metric, []) if change["from"] == "sft"]
+                row.append((number(found[task][metric]["mean"]), moved_text(moved[0], better) if moved else ""))
+            rows.append(row)
+    return Table(["Test", *(MODELS.get(model, model) for model in tax["results"])], rows)
+
+
+def moved_text(moved: Interval, better: str) -> str:
+    """A change from SFT in words; an interval that contains 0 is no change that was shown."""
+    sides = {"higher": ("better", "worse"), "lower": ("worse", "better"), "neither": ("higher", "lower")}
+    kind = sides[better][moved["mean"] < 0] if side(moved, 0.0) != "even" else "no change shown"
+    return f"{signed(moved['mean'], 3)} ({between(moved, lambda end: signed(end, 3))}) against SFT: {kind}"
 
 
 def carrying_table(evaluation: Tree, weights: Mapping[str, float]) -> Table:
@@ -137,6 +212,19 @@ def tax_table(perplexity: Mapping[str, float]) -> Table:
         ["PPO", number(ppo), change(base, ppo), change(sft, ppo)],
     ]
     return Table(["Model", "Perplexity", "Against base", "Against SFT"], rows if perplexity else [])
+
+
+def outcomes(rows: Sequence[Tree]) -> list[str]:
+    """How the first judge compared the first answers of PPO and SFT to each prompt."""
+
+    def outcome(preference: float | None) -> str:
+        if preference is None:
+            return "not judged"
+        if preference == 0.5:
+            return "PPO and SFT tied"
+        return "PPO ranked above SFT" if preference > 0.5 else "SFT ranked above PPO"
+
+    return [outcome(row["ppo_against_sft"]) for row in rows]
 
 
 def answers(row: Tree) -> list[tuple[str, str, str, str]]:

@@ -19,6 +19,14 @@ PARTS = {
     "profanity": "the penalty for profanity",
 }
 """Names of the rubric's parts in sentences."""
+JUDGES = {
+    "rubric": "the rubric",
+    "chrf": "chrF",
+    "gold": "a gold reward model",
+    "human": "people",
+    "llm": "a language model",
+}
+"""Names of the judges in sentences."""
 BASELINES = {
     "longest": ("Choosing the longest answer", "in tokens"),
     "shortest": ("Choosing the shortest answer", "in tokens"),
@@ -49,7 +57,9 @@ def verdict(evaluation: Tree) -> dict[str, str]:
     numbers += f"{counted(found['n'], 'held-out prompt')})"
     if moved and kind != side(found, 0.5):
         numbers += f", but PPO is not shown to differ from SFT (KL {between(moved, number)} nats)"
-    text = f"{sentence} by the rubric: PPO won {numbers}{because(kind, evaluation['win_rate_without'])}."
+    judge = dig(evaluation, "judges")[0]["name"]
+    reason = because(kind, evaluation["win_rate_without"]) if judge == "rubric" else ""
+    text = f"{sentence} by {JUDGES[judge]}: PPO won {numbers}{reason}."
     return {"kind": kind, "text": text}
 
 

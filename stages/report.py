@@ -6,6 +6,7 @@ python -m stages.report --config configs/demo.yaml
 from pathlib import Path
 from typing import Any
 
+from modeling.disk import file_digest
 from stages.config import RunConfig
 from stages.runner import RunFolder, Stage, stage_main
 
@@ -20,8 +21,20 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     return {"report": str(run.stage("report") / "index.html")}
 
 
+def external(config: RunConfig) -> dict[str, str]:
+    """Digests of the results of stages outside the pipeline, which the report shows."""
+    from reports.run import EXTRA
+
+    root = Path(config.runs_folder) / config.run_name
+    return {name: file_digest(root / name) for name in EXTRA if (root / name).is_file()}
+
+
 STAGE = Stage(
-    "report", sections=("evaluate",), after=("data", "sft", "samples", "labels", "reward", "ppo", "evaluate"), work=work
+    "report",
+    sections=("evaluate",),
+    after=("data", "sft", "samples", "labels", "reward", "ppo", "evaluate"),
+    work=work,
+    external=external,
 )
 
 if __name__ == "__main__":

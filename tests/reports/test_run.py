@@ -194,6 +194,19 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         },
         "perplexity": {"base": 17.01, "sft": 18.12, "ppo": 19.03},
         "kl": around(8.765, 0.6), "reward_model": test,
+        "judges": [{"name": "rubric", "taught": True}, {"name": "llm", "taught": False}],
+        "comparisons": {
+            model: {
+                "rubric": {"win_rate": around(0.6111), "length_controlled": around(0.5777)},
+                "llm": {"win_rate": around(0.5432), "length_controlled": None},
+            }
+            for model in ("ppo", "echo", "owner/name")
+        },
+        "judge_agreement": {
+            "between": [{"judges": ["rubric", "llm"], "pairs": 321, "same": 0.7123, "kappa": 0.4321, "alpha": None}]
+        },
+        "llm_judge": {"pairs": 654, "pairs_without_verdict": 3, "position_bias": {"share": around(0.25)}},
+        "metadata": {"ppo": {"all": {"quality": around(5.43), "hallucination": around(0.0765), "opinion": None}}},
     }  # fmt: skip
     put(run / "evaluate" / "evaluation.json", evaluation)
     put(run / "evaluate" / "headline.json", {"win_rate": 0.6346})
@@ -291,6 +304,52 @@ def test_numbers_stand_in_their_places(reports):
     assert "| PPO vs SFT | 63.5% | 58.5% to 68.5% | 120 | PPO better |" in markdown
     assert "| PPO | 19.0 | +11.9% | +5.0% |" in markdown
     assert "chrF held-out judge: no reward model saw it" in seen
+
+
+def test_judges_stand_side_by_side(reports):
+    html, markdown, _ = reports
+    seen = text_of(html)
+    assert "| Against SFT | Rubric | Language model |" in markdown
+    assert "| PPO | 61.1% (56.1% to 66.1%) | 54.3% (49.3% to 59.3%) |" in markdown
+    assert "| the prompt itself | 57.8% (52.8% to 62.8%) | – |" in markdown, "length-controlled"
+    assert "| owner/name | 61.1%" in markdown
+    assert "The reward model learned from rubric." in seen
+    assert "| Rubric and Language model | 321 | 71.2% | 0.432 | – |" in markdown
+    assert "654 pairs in both orders, 3 without a verdict. The same position won in both orders in 25.0% of pairs" in seen
+    assert "| quality | 5.43 (5.38 to 5.48) |" in markdown
+    assert "| hallucination | 7.7% (2.7% to 12.7%) |" in markdown
+
+
+def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(run, tmp_path, reports):
+    assert "Public tests" not in reports[0]
+    shutil.copytree(run, tmp_path / "run")
+    moved = {"from": "sft", **around(-0.031, 0.02)}
+    changes = {"mc1": [{"from": "base", **around(0.5)}, moved], "crows": [moved | {"low": -0.07, "high": 0.01}]}
+    put(
+        tmp_path / "run" / "tax" / "tax.json",
+        {
+            "better": {"truthfulqa": {"mc1": "higher", "crows": "neither"}},
+            "results": {name: {"truthfulqa": {"mc1": around(0.345), "crows": around(0.67)}} for name in ("sft", "ppo")},
+            "changes": {"sft": {"truthfulqa": {}}, "ppo": {"truthfulqa": changes}},
+        },
+    )
+    epochs = [
+        {"epoch": n, "train_loss": 3.0, "valid_loss": 3.5, "score": around(0.1), "chosen": n == 2} for n in (1, 2, 3)
+    ]
+    put(tmp_path / "run" / "sft_baseline" / "epochs.jsonl", epochs)
+    html, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "pictures" / "baseline.png").is_file()
+    assert "0.345 (-0.031 (-0.051 to -0.011) against SFT: worse)" in markdown
+    assert "-0.031 (-0.070 to +0.010) against SFT: no change shown" in text_of(html)
+    assert markdown.count("against SFT:") == 2
+
+
+def test_a_result_of_an_earlier_version_is_named(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    place = tmp_path / "run" / "evaluate" / "evaluation.json"
+    put(place, {key: value for key, value in json.loads(place.read_text()).items() if key != "judges"})
+    with pytest.raises(ValueError, match="is the result of an earlier version: run `make evaluate` again"):
+        rendered(tmp_path / "run", tmp_path / "out")
 
 
 def test_best_of_n_stands_beside_ppo(reports):

@@ -21,7 +21,8 @@ PARTS = ("closeness", "complete", "repetition", "profanity")
 
 def evaluation(whole: dict[str, float], without: dict[str, dict[str, float]] | None = None) -> dict[str, Any]:
     parts = dict.fromkeys(PARTS, whole) | (without or {})
-    return {"win_rate": {"sft": whole}, "win_rate_without": parts, "prompts": 137, "users": 20}
+    judges = [{"name": "rubric", "taught": True}]
+    return {"win_rate": {"sft": whole}, "win_rate_without": parts, "prompts": 137, "users": 20, "judges": judges}
 
 
 @pytest.mark.parametrize(("mean", "kind"), [(0.6, "better"), (0.4, "worse"), (0.55, "even"), (0.45, "even")])
@@ -65,6 +66,11 @@ def test_a_policy_that_did_not_move_neither_wins_nor_loses(kl: tuple[float, floa
     found = verdict(evaluation(WIN) | {"kl": rate(sum(kl) / 2, *kl)})
     assert found["kind"] == kind
     assert ("PPO is not shown to differ from SFT (KL" in found["text"]) == (kind == "even")
+
+
+def test_a_win_by_another_judge_is_not_explained_by_the_rubric() -> None:
+    found = verdict(evaluation(WIN, {"complete": EVEN}) | {"judges": [{"name": "llm", "taught": False}]})
+    assert found["text"] == f"PPO is better than SFT by a language model: PPO won 60.0% of comparisons {NUMBERS}."
 
 
 @pytest.mark.parametrize(("prompts", "kind"), [(1, "even"), (9, "even"), (10, "better")])
