@@ -1,13 +1,18 @@
 """Writes the report of a run: index.html with inline pictures, and report.md; and a model card beside each model.
 
 python -m stages.report --config configs/demo.yaml
+python -m stages.report runs/one runs/other --out runs/comparison    # one report that compares runs
 """
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modeling.disk import file_digest
 from stages.config import RunConfig
+from stages.errors import report
 from stages.runner import RunFolder, Stage, stage_main
 
 
@@ -37,5 +42,24 @@ STAGE = Stage(
     external=external,
 )
 
+
+def compare(arguments: Sequence[str]) -> int:
+    """Compares run folders; returns the exit code."""
+    from reports.runs import write_comparison
+
+    parser = argparse.ArgumentParser(prog="python -m stages.report", description="Compares runs in one report.")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of the report")
+    given = parser.parse_args(arguments)
+    try:
+        write_comparison(given.runs, given.out)
+    except (OSError, ValueError) as error:
+        return report(error, None)
+    print(f"report: {given.out / 'index.html'}")
+    return 0
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.exit(compare(sys.argv[1:]))
     stage_main(STAGE, "Writes the report.")

@@ -1,0 +1,57 @@
+"""The report that compares runs: what differs, and which runs are seeds of one another."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.runs import by_settings, curves, differing, flat, write_comparison
+from tests.reports.test_run import fake_run, put
+
+
+def changed(run: Path, **settings: Any) -> Path:
+    """A run with other settings in all manifests."""
+    for place in run.glob("*/manifest.json"):
+        manifest = json.loads(place.read_text())
+        manifest["config"] |= {"seed": 0, "run_name": run.name} | settings
+        put(place, manifest)
+    return run
+
+
+def test_seeds_are_one_group_and_other_settings_are_listed(tmp_path: Path) -> None:
+    ppo = {"kl_coef": 0.02, "ptx_coef": 0.0}
+    runs = [
+        changed(fake_run(tmp_path / "a")),
+        changed(fake_run(tmp_path / "b"), seed=1),
+        changed(fake_run(tmp_path / "c", iterations=9), ppo=ppo),
+    ]
+    write_comparison(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"| `{runs[0]}`" not in text
+    assert f"|  | {runs[0]} (seed 0) | {runs[1]} (seed 1) | {runs[2]} (seed 0) |" in text
+    assert "| Win rate of PPO against SFT (the first judge) | 63.5% (58.5% to 68.5%) |" in text
+    assert "| ppo.ptx_coef | 27.8 | 27.8 | 0.0 |" in text
+    assert "| seed |" not in text
+    assert "run_name" not in text
+    assert (tmp_path / "out" / "pictures" / "curves.png").is_file()
+    with pytest.raises(ValueError, match="absent holds no results of a run"):
+        write_comparison([runs[0], tmp_path / "absent"], tmp_path / "out")
+
+
+def test_a_band_reaches_from_the_lowest_to_the_highest_seed() -> None:
+    class Found:
+        def __init__(self, score: float) -> None:
+            rows = [{"step": step, "score": score + step, "kl": 1.0, "entropy": 1.0, "length": 1.0} for step in (1, 2)]
+            self.metrics = {"ppo": rows}
+
+    results: Any = {"a": Found(0.0), "b": Found(3.0), "c": Found(10.0)}
+    groups = by_settings({"a": {"seed": 0, "x": 1}, "b": {"seed": 1, "x": 1}, "c": {"seed": 0, "x": 2}})
+    assert groups == [["a", "b"], ["c"]]
+    figure = curves(results, groups)
+    assert figure is not None
+    score = figure.axes[0]
+    assert [list(line.get_ydata()) for line in score.get_lines()] == [[2.5, 3.5], [11.0, 12.0]]
+    band = score.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (1.0, 5.0)
+    assert differing({"a": flat({"p": {"q": [1]}}), "b": flat({"p": {"q": [2]}})}) == {"p.q": {"a": "[1]", "b": "[2]"}}
