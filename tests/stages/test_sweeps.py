@@ -156,7 +156,7 @@ def test_a_killed_point_continues_where_it_was_and_ends_in_the_same_numbers(
     with pytest.raises(KilledError):
         sweep_ptx.work(config, force=False)
     with monkeypatch.context() as patch:
-        patch.setattr("evaluation.sweeps.measure.judged_answers", kill)
+        patch.setattr("evaluation.sweeps.measure.with_parts", kill)
         with pytest.raises(KilledError):
             sweep_ptx.work(config, force=False)
     assert finished == [0, -1, 1], "the second run began with the second iteration"
