@@ -109,52 +109,56 @@ def with_proxy(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[fl
     ]
 
 
-def best_of_n(
-    candidates: Sequence[Sequence[Answer]], ppo: Sequence[Sequence[Answer]], sft: Sequence[Sequence[Answer]],
-    kl: Sequence[float], tie_width: float,
-    bootstrap: Bootstrap,
-) -> dict[str, Any]:  # fmt: skip
-    """Results of best-of-n for each of `sizes(N)`, of PPO, and of PPO against best-of-n at the n of nearest KL.
+@dataclass(frozen=True)
+class BestOfN:
+    """Best-of-n beside PPO, on the same prompts: one entry for each of them in the first four fields."""
 
-    Args:
-        candidates: N answers of SFT to each prompt, `with_proxy`.
-        ppo: PPO's answers to each prompt, `with_proxy`.
-        sft: SFT's answers to each prompt that are not candidates: best-of-n must not be compared with answers that it
-            was chosen from.
-        kl: KL from PPO to SFT in nats for each prompt.
+    candidates: Sequence[Sequence[Answer]]
+    """N answers of SFT, `with_proxy`."""
+    ppo: Sequence[Sequence[Answer]]
+    """PPO's answers, `with_proxy`."""
+    sft: Sequence[Sequence[Answer]]
+    """SFT's answers that are not candidates: best-of-n must not be compared with answers that it was chosen from."""
+    kl: Sequence[float]
+    """KL from PPO to SFT in nats."""
+    tie_width: float
+    """The labeler's."""
 
-    Intervals are over prompts.
-    """
-    count = len(candidates[0])
+    def results(self, bootstrap: Bootstrap) -> dict[str, Any]:
+        """Results for each of `sizes(N)`, of PPO, and of PPO against best-of-n at the n of nearest KL."""
+        count = len(self.candidates[0])
 
-    def chosen(n: int, values: Sequence[Sequence[float]]) -> dict[str, float]:
-        """Mean value of the chosen answers."""
-        weights = [choice_weights([answer.parts["proxy"] for answer in row], n) for row in candidates]
-        return bootstrap.interval([float(own @ np.asarray(row)) for own, row in zip(weights, values, strict=True)])
+        def chosen(n: int, values: Sequence[Sequence[float]]) -> dict[str, float]:
+            return bootstrap.interval(self.chosen(n, values))
 
-    values = {name: [[answer.parts[name] for answer in row] for row in candidates] for name in MEASURES}
-    values["win_rate"] = [preferred(row, others, tie_width) for row, others in zip(candidates, sft, strict=True)]
-    lost_to_ppo = [
-        [1 - won for won in preferred(row, others, tie_width)] for row, others in zip(candidates, ppo, strict=True)
-    ]
-    ours = {
-        name: bootstrap.interval([sum(answer.parts[name] for answer in row) / len(row) for row in ppo])
-        for name in MEASURES
-    }
-    rate = win_rate(by_scores(scores_of(ppo), scores_of(sft), tie_width), bootstrap)
-    distance = bootstrap.interval(kl)
-    nearest = min(range(1, count + 1), key=lambda n: abs(best_of_n_kl(n) - distance["mean"]))
-    return {
-        "prompts": len(candidates),
-        "samples": count,
-        "rows": [
-            {"n": n, "kl": best_of_n_kl(n)} | {name: chosen(n, of) for name, of in values.items()} for n in sizes(count)
-        ],
-        "ppo": {"kl": distance, **ours, "win_rate": rate},
-        "ppo_against": {"n": nearest, "kl": best_of_n_kl(nearest), "win_rate": chosen(nearest, lost_to_ppo)},
-    }
+        values = {name: scores_of(self.candidates, name) for name in MEASURES}
+        values["win_rate"] = self.preferred_to(self.sft)
+        lost_to_ppo = [[1 - won for won in row] for row in self.preferred_to(self.ppo)]
+        ours = {
+            name: bootstrap.interval([sum(row) / len(row) for row in scores_of(self.ppo, name)]) for name in MEASURES
+        }
+        rate = win_rate(by_scores(scores_of(self.ppo), scores_of(self.sft), self.tie_width), bootstrap)
+        distance = bootstrap.interval(self.kl)
+        nearest = min(range(1, count + 1), key=lambda n: abs(best_of_n_kl(n) - distance["mean"]))
+        return {
+            "prompts": len(self.candidates),
+            "samples": count,
+            "rows": [
+                {"n": n, "kl": best_of_n_kl(n)} | {name: chosen(n, of) for name, of in values.items()}
+                for n in sizes(count)
+            ],
+            "ppo": {"kl": distance, **ours, "win_rate": rate},
+            "ppo_against": {"n": nearest, "kl": best_of_n_kl(nearest), "win_rate": chosen(nearest, lost_to_ppo)},
+        }
 
+    def chosen(self, n: int, values: Sequence[Sequence[float]]) -> list[float]:
+        """For each prompt, the expected value of the candidate that is chosen among n, from the values of all."""
+        weights = [choice_weights(row, n) for row in scores_of(self.candidates, "proxy")]
+        return [float(own @ np.asarray(row)) for own, row in zip(weights, values, strict=True)]
 
-def preferred(ours: Sequence[Answer], theirs: Sequence[Answer], tie_width: float) -> list[float]:
-    """For each of our answers, how often the labeler prefers it to one of theirs, ties counting half."""
-    return [sum(preference(a.parts["score"], b.parts["score"], tie_width) for b in theirs) / len(theirs) for a in ours]
+    def preferred_to(self, others: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        """For each candidate, how often the labeler prefers it to one of the others, ties counting half."""
+        return [
+            [sum(preference(a, b, self.tie_width) for b in right) / len(right) for a in left]
+            for left, right in zip(scores_of(self.candidates), scores_of(others), strict=True)
+        ]

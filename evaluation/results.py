@@ -8,7 +8,7 @@ from typing import Any
 from data.files import write_rows
 from data.intervals import Bootstrap
 from data.records import Demonstration
-from evaluation.best_of_n import best_of_n, with_proxy
+from evaluation.best_of_n import BestOfN, with_proxy
 from evaluation.compare import Answer, Answers, parts_table, rubric_win_rates
 from evaluation.comparison import Comparison
 from evaluation.config import COMPARED, NULL_BASELINES
@@ -112,7 +112,8 @@ class Results:
         ]
         write_rows(done.out / "best_of_n.jsonl", rows)
         kl, bootstrap = [self.kl[index] for index in done.chosen], self.bootstrap.among(done.chosen)
-        return best_of_n(sampled, with_proxy(ours, done.scores[1]), theirs, kl, self.labels.tie_width, bootstrap)
+        ours = with_proxy(ours, done.scores[1])
+        return BestOfN(sampled, ours, theirs, kl, self.labels.tie_width).results(bootstrap)
 
     def write(self, reward_model: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Writes evaluation.json, generations.jsonl and headline.json; returns the headline.

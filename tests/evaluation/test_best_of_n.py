@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from data.chat_template import PLAIN
 from data.intervals import Bootstrap
 from data.records import Prompt
-from evaluation.best_of_n import Proxy, best_of_n, best_of_n_kl, choice_weights, sizes
+from evaluation.best_of_n import BestOfN, Proxy, best_of_n_kl, choice_weights, sizes
 from evaluation.compare import Answer
 from evaluation.config import EvaluateConfig
 from modeling.generation import Generation
@@ -154,7 +154,7 @@ def some_tables(seed: int) -> list[list[list[tuple[int, int, int]]]]:
 def test_every_number_is_the_one_that_all_subsets_written_out_give() -> None:
     tables = some_tables(3)
     candidates, ppo, sft = map(rows_of, tables)
-    found = best_of_n(candidates, ppo, sft, [0.8, 0.5, 0.9, 0.6], 0.0, Bootstrap(50))
+    found = BestOfN(candidates, ppo, sft, [0.8, 0.5, 0.9, 0.6], 0.0).results(Bootstrap(50))
 
     def better(a: int, b: int) -> Fraction:
         return Fraction(1 if a > b else 0) if a != b else Fraction(1, 2)
@@ -203,7 +203,7 @@ def test_every_number_is_the_one_that_all_subsets_written_out_give() -> None:
 @pytest.mark.parametrize(("kl", "n"), [(-0.1, 1), (0.0, 1), (0.45, 3), (0.95, 6), (40.0, 6)])
 def test_ppo_meets_the_n_of_nearest_kl_and_the_report_says_when_none_is_near(kl: float, n: int) -> None:
     candidates, ppo, sft = map(rows_of, some_tables(4))
-    found = best_of_n(candidates, ppo, sft, [kl] * 4, 0.0, Bootstrap(20))
+    found = BestOfN(candidates, ppo, sft, [kl] * 4, 0.0).results(Bootstrap(20))
     assert found["ppo_against"]["n"] == n
     said = against_best_of_n(found)
     assert ("PPO is " in said or "No difference" in said) == (n > 1), "SFT is not best-of-n"
@@ -213,7 +213,9 @@ def test_ppo_meets_the_n_of_nearest_kl_and_the_report_says_when_none_is_near(kl:
 
 def test_one_answer_a_prompt_is_sft_and_no_more() -> None:
     _, ppo, sft = some_tables(5)
-    found = best_of_n(rows_of([row[:1] for row in ppo]), rows_of(ppo), rows_of(sft), [1.0] * 4, 0.0, Bootstrap(20))
+    found = BestOfN(rows_of([row[:1] for row in ppo]), rows_of(ppo), rows_of(sft), [1.0] * 4, 0.0).results(
+        Bootstrap(20)
+    )
     assert [row["n"] for row in found["rows"]] == [1]
     assert found["rows"][0]["proxy"]["mean"] == sum(row[0][0] for row in ppo) / 4
     assert against_best_of_n(found).startswith("With one answer per prompt there is nothing to choose from")
