@@ -1,0 +1,26 @@
+"""The report stage: what makes it run again, and the command that compares runs."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.config import RunConfig
+from stages.report import STAGE, compare
+
+
+def test_a_result_of_a_stage_outside_the_pipeline_makes_the_report_again(tmp_path: Path) -> None:
+    config = RunConfig(runs_folder=str(tmp_path), run_name="run")
+    inputs = [STAGE.external(config)]
+    for place in ("tax/tax.json", "sft_baseline/epochs.jsonl", "sweep_kl/sweep.json", "sweep_ptx/sweep.json"):
+        (tmp_path / "run" / place).parent.mkdir(parents=True)
+        for content in ("{}", "{ }"):
+            (tmp_path / "run" / place).write_text(content)
+            inputs.append(STAGE.external(config))
+    assert all(one != other for number, one in enumerate(inputs) for other in inputs[:number])
+
+
+def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    sentence = f"error: {tmp_path} holds no results of a run: give run folders, such as runs/demo\n"
+    assert capsys.readouterr().err == sentence
+    assert not (tmp_path / "out").exists()
