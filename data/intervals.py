@@ -7,6 +7,7 @@ each, plain 95% intervals cover the truth in 92% of simulations, and expanded on
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,9 +96,18 @@ class Bootstrap:
         sums, counts = [sum(group) for group in groups.values()], [float(len(group)) for group in groups.values()]
         return ratio_interval(sums, counts, self.resamples, self.seed) | {"users": len(groups)}
 
+    def units(self, prompts: int) -> Sequence[Hashable]:
+        """What is resampled, by prompt: its user, or the prompt itself if users are unknown or there is only one."""
+        return range(prompts) if self.users is None or len(set(self.users)) == 1 else self.users
+
+    def ends(self, drawn: Sequence[Any], prompts: int) -> Any:
+        """(low, high) of a 95% interval from the values of a statistic in each of `draws`."""
+        outside = tail(len(set(self.units(prompts))))
+        return np.quantile(drawn, [outside, 1 - outside], axis=0)
+
     def draws(self, prompts: int, resamples: int) -> Iterator[NDArray[np.float64]]:
         """How often each prompt is drawn, for at most so many resamples."""
-        users: Sequence[Hashable] = range(prompts) if self.users is None else self.users
+        users = self.units(prompts)
         numbers = {user: number for number, user in enumerate(dict.fromkeys(users))}
         user_P, rng = np.array([numbers[user] for user in users]), np.random.default_rng(self.seed)
         for _ in range(min(resamples, self.resamples)):

@@ -69,8 +69,13 @@ class Proxy:
     @staticmethod
     def of(sft: Path, reward: Path, config: ModelConfig, trust_reward_code: bool) -> "Proxy":
         """From the folders of the two finished models. Weights are loaded later, by `scores`."""
+        return Proxy.between(load_tokenizer(sft, config.of_export()), reward, config, trust_reward_code)
+
+    @staticmethod
+    def between(policy_tokenizer: Any, reward: Path, config: ModelConfig, trust_reward_code: bool) -> "Proxy":
+        """`of` for a policy that is not saved yet."""
         own = replace(config.of_export(), trust_remote_code=trust_reward_code)
-        policy_tokenizer, model = load_tokenizer(sft, config.of_export()), SavedRewardModel.of(reward, own, str(reward))
+        model = SavedRewardModel.of(reward, own, str(reward))
         return Proxy(model, policy_tokenizer, Tokens.between(policy_tokenizer, model.tokenizer, model.settings))
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -101,22 +106,14 @@ class Proxy:
         return befores[0], afters
 
 
-def with_proxy(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[float]]) -> list[list[Answer]]:
-    """The answers with the reward model's score among their parts."""
-    return [
-        [replace(answer, parts=answer.parts | {"proxy": score}) for answer, score in zip(row, own, strict=True)]
-        for row, own in zip(answers, scores, strict=True)
-    ]
-
-
 @dataclass(frozen=True)
 class BestOfN:
     """Best-of-n beside PPO, on the same prompts: one entry for each of them in the first four fields."""
 
     candidates: Sequence[Sequence[Answer]]
-    """N answers of SFT, `with_proxy`."""
+    """N answers of SFT, with their `proxy` score."""
     ppo: Sequence[Sequence[Answer]]
-    """PPO's answers, `with_proxy`."""
+    """PPO's answers, with their `proxy` score."""
     sft: Sequence[Sequence[Answer]]
     """SFT's answers that are not candidates: best-of-n must not be compared with answers that it was chosen from."""
     kl: Sequence[float]

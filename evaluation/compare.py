@@ -1,7 +1,7 @@
 """Win rates from verdicts on pairs of answers, the rubric's parts, and KL and perplexity of the compared models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,14 @@ def by_scores(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
 def scores_of(answers: Answers, name: str = "score") -> list[list[float]]:
     """A measure of each answer; the labeler's score by default."""
     return [[answer.parts[name] for answer in row] for row in answers]
+
+
+def with_part(answers: Answers, name: str, scores: Sequence[Sequence[float]]) -> list[list[Answer]]:
+    """The answers with one more score among their parts."""
+    return [
+        [replace(answer, parts=answer.parts | {name: score}) for answer, score in zip(row, own, strict=True)]
+        for row, own in zip(answers, scores, strict=True)
+    ]
 
 
 def win_rate(verdicts: Verdicts, bootstrap: Bootstrap) -> dict[str, float] | None:

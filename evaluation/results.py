@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from data.files import write_rows
 from data.intervals import Bootstrap
 from data.records import Demonstration
-from evaluation.best_of_n import BestOfN, with_proxy
-from evaluation.compare import Answer, Answers, parts_table, rubric_win_rates
+from evaluation.best_of_n import BestOfN
+from evaluation.compare import Answer, Answers, parts_table, rubric_win_rates, with_part
 from evaluation.comparison import Comparison
 from evaluation.config import COMPARED, NULL_BASELINES
 from evaluation.contest import Contest
@@ -49,14 +49,7 @@ class Results:
         found = with_parts(prompts, answers, self.rubric, self.chrf)
         for judge in judges:
             if not isinstance(judge, PairwiseJudge) and judge.name not in ("rubric", "chrf"):
-                scores = judge.scores(prompts, answers)
-                found = [
-                    [
-                        replace(answer, parts=answer.parts | {judge.name: score})
-                        for answer, score in zip(row, own, strict=True)
-                    ]
-                    for row, own in zip(found, scores, strict=True)
-                ]
+                found = with_part(found, judge.name, judge.scores(prompts, answers))
         return found
 
     def evaluate(self, reward_model: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,14 +98,14 @@ class Results:
         """Best-of-n by the labeler; writes best_of_n.jsonl."""
         done = self.comparison
         ours, theirs = ([self.answers[name][index] for index in done.chosen] for name in ("ppo", "sft"))
-        sampled = with_proxy(self.measured(done.chosen_prompts, done.candidates), done.scores[0])
+        sampled = with_part(self.measured(done.chosen_prompts, done.candidates), "proxy", done.scores[0])
         rows = [
             {"prompt_id": prompt.prompt_id, "answers": [asdict(given) for given in row]}
             for prompt, row in zip(done.chosen_prompts, sampled, strict=True)
         ]
         write_rows(done.out / "best_of_n.jsonl", rows)
         kl, bootstrap = [self.kl[index] for index in done.chosen], self.bootstrap.among(done.chosen)
-        ours = with_proxy(ours, done.scores[1])
+        ours = with_part(ours, "proxy", done.scores[1])
         return BestOfN(sampled, ours, theirs, kl, self.labels.tie_width).results(bootstrap)
 
     def write(self, reward_model: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -336,3 +336,14 @@ def step_of(place: Path) -> int:
 def newest(folder: Path) -> Path | None:
     """The last checkpoint below a folder, complete or not."""
     return max(folder.glob("checkpoint-????????"), default=None)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file atomically. Raises ValueError when the disk is full."""
+    beside = path.with_name(f".{path.name}.partial")
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, beside)
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling.accelerator import from_main
 from modeling.adapters import add_lora, merged
+from modeling.checkpoint import write_weights
 from modeling.config import ModelConfig
-from modeling.disk import room_for, sync
 from modeling.load import load_causal
 from modeling.sharding import full
 
@@ -32,18 +32,8 @@ def save_policy(path: Path, weights: Mapping[str, Tensor], accelerator: Accelera
     Raises ValueError when the disk is full.
     """
     # Shards are gathered by all processes, one weight at a time.
-    whole = {name: full(weight.detach()).cpu().contiguous() for name, weight in weights.items()}
-
-    def write() -> None:
-        beside = path.with_name(f".{path.name}.partial")
-        with room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(whole, beside)
-            sync(beside)
-            beside.replace(path)
-            sync(path.parent)
-
-    from_main(accelerator, write)
+    whole = {name: full(weight.detach()).cpu() for name, weight in weights.items()}
+    from_main(accelerator, lambda: write_weights(path, whole))
 
 
 def snapshots(ppo: Path) -> dict[int, Path]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling.accelerator import from_main
-from modeling.disk import free_bytes, mib, room_for, sync
+from modeling.checkpoint import write_weights
+from modeling.disk import free_bytes, mib
 from sft.config import SFTBaselineConfig
 
 
@@ -66,17 +67,7 @@ class KeepEpochs(TrainerCallback):
     ) -> None:
         epoch = round(state.epoch or 0.0)
         if epoch in kept_epochs(self.config):
-            from_main(self.accelerator, lambda: write_epoch(epoch_file(self.folder, epoch), model))
-
-
-def write_epoch(path: Path, model: Any) -> None:
-    """Writes the trained weights atomically. Raises ValueError when the disk is full."""
-    beside = path.with_name(f".{path.name}.partial")
-    with room_for(path):
-        save_file({name: weight.cpu().contiguous() for name, weight in trained_weights(model).items()}, beside)
-        sync(beside)
-        beside.replace(path)
-        sync(path.parent)
+            from_main(self.accelerator, lambda: write_weights(epoch_file(self.folder, epoch), trained_weights(model)))
 
 
 @torch.no_grad()

@@ -7,16 +7,12 @@ It runs two stages outside the pipeline: `sft_baseline_epochs` trains and keeps 
 and saves the chosen one. Once there is a reward model, or another one, running it again repeats only the second.
 """
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stages import manifest, sft
+from stages import manifest, ppo, sft
 from stages.config import SIDE_STAGES, RunConfig
 from stages.runner import RunFolder, Stage, main, run_stage
-
-if TYPE_CHECKING:
-    from evaluation.best_of_n import Proxy
 
 EPOCHS_NAME, NAME = SIDE_STAGES
 
@@ -44,6 +40,7 @@ def choose_epoch(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]
     """Scores the kept epochs if there is a reward model; writes epochs.jsonl, choice.json and `model`."""
     from data.intervals import Bootstrap
     from data.sets import evenly, read_set
+    from evaluation.best_of_n import Proxy
     from evaluation.sft_baseline import EpochChoice, EpochScorer, losses_by_epoch
     from modeling.accelerator import from_main, make_accelerator
     from modeling.adapters import add_lora, merged
@@ -64,11 +61,12 @@ def choose_epoch(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]
     prompts = evenly(read_set(run.stage("data"), "sft", "valid"), settings.max_prompts)
     answers = {}
     if reward_digest(run):
+        reward = run.stage("reward") / "model"
         answers = EpochScorer(
             settings=settings,
             model_config=config.model,
             run=Run(accelerator, config.seed, out),
-            proxy=proxy(config, run, tokenizer),
+            proxy=Proxy.between(tokenizer, reward, config.model, ppo.trusts_reward_code(config)),
             prompts=prompts,
             max_tokens=config.reward.max_tokens_per_micro_batch,
         ).answers(model, files)
@@ -92,19 +90,6 @@ def choose_epoch(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]
         "valid_loss": choice.valid_loss[choice.chosen],
         "score": None if score is None else score["mean"],
     }
-
-
-def proxy(config: RunConfig, run: RunFolder, tokenizer: Any) -> "Proxy":
-    """The run's reward model."""
-    from evaluation.best_of_n import Proxy
-    from evaluation.reward_scores import SavedRewardModel
-    from ppo.reward_scorer import Tokens
-
-    place = run.stage("reward") / "model"
-    trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
-    own = replace(config.model.of_export(), trust_remote_code=trust)
-    model = SavedRewardModel.of(place, own, str(place))
-    return Proxy(model, tokenizer, Tokens.between(tokenizer, model.tokenizer, model.settings))
 
 
 def reward_digest(run: RunFolder) -> dict[str, str]:

@@ -45,13 +45,15 @@ def work(config: RunConfig, force: bool) -> None:
 
 def runs(config: RunConfig, force: bool) -> Iterator[tuple[str, Path]]:
     """(name, folder) of each PPO run. Raises ValueError, before anything is trained, when it has too few snapshots."""
+    from modeling.accelerator import make_accelerator
+
     options = config.sweep_kl
     if not options.seeds:
         root = run_root(config)
         folder = root.stage("ppo")
         manifest.stage_digest(folder)
         for line in outdated(root.root, ["ppo"], asdict(config)):
-            print(f"sweep_kl: warning: {line}", flush=True)
+            make_accelerator(config.model.device).print(f"sweep_kl: warning: {line}", flush=True)
         refuse_few_snapshots(config, folder)
         yield "ppo", folder
         return
@@ -78,7 +80,8 @@ def refuse_few_snapshots(config: RunConfig, folder: Path) -> None:
 
     if (count := len(snapshots(folder))) < FEWEST:
         made = manifest.read(folder)
-        iterations = int(made.headline["episodes"] // made.config["ppo"]["batch_size"]) if made is not None else FEWEST
+        assert made is not None, "manifest.stage_digest"
+        iterations = int(made.headline["episodes"] // made.config["ppo"]["batch_size"])
         every = max(1, iterations // config.sweep_kl.snapshots)
         raise ValueError(
             f"{folder} holds {count} snapshot(s) of the policy, and a curve needs {FEWEST}: run PPO again with "

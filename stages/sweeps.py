@@ -110,7 +110,7 @@ def measure_policy(config: RunConfig, sweep: str, weights: Path | None, answers:
     """Writes measured.json."""
     from data.sets import evenly, read_set, read_texts
     from evaluation.best_of_n import Proxy
-    from evaluation.sweeps.measure import Measurement
+    from evaluation.sweeps.measure import JUDGES, Measurement
     from modeling.accelerator import from_main, make_accelerator
     from modeling.config import GenerationSettings
     from modeling.load import load_tokenizer, read_settings, refuse_language_model
@@ -150,7 +150,7 @@ def measure_policy(config: RunConfig, sweep: str, weights: Path | None, answers:
     def write() -> dict[str, Any]:
         assert found is not None
         found.write(out)
-        average = {part: sum(found.means(part)) / len(found.kl) for part in ("proxy", "gold", "chrf")}
+        average = {part: sum(found.means(part)) / len(found.kl) for part in JUDGES}
         return average | {"kl": sum(found.kl) / len(found.kl)}
 
     return from_main(accelerator, write)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lstsq
 
-from data.intervals import Bootstrap, tail
+from data.intervals import Bootstrap
 
 Form = Literal["best_of_n", "rl"]
 Floats = NDArray[np.float64]
@@ -48,9 +48,8 @@ class Curve:
         (d_N,), (gain_N,) = self.means(np.ones((1, prompts)))
         alpha, beta = coefficients(self.form, d_N, gain_N)
         drawn = self.means(np.array(list(bootstrap.draws(prompts, RESAMPLES))))
-        outside = tail(prompts if bootstrap.users is None else len(set(bootstrap.users)))
         found = [coefficients(self.form, *one) for one in zip(*drawn, strict=True)]
-        low, high = np.quantile(found, [outside, 1 - outside], axis=0)
+        low, high = bootstrap.ends(found, prompts)
         top = peak(self.form, alpha, beta)
         return {
             "alpha": {"mean": alpha, "low": float(low[0]), "high": float(high[0])},

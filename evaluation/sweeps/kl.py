@@ -14,12 +14,7 @@ import numpy as np
 from data.intervals import Bootstrap
 from evaluation.best_of_n import best_of_n_kl, choice_weights
 from evaluation.sweeps.fits import Curve, Floats
-from evaluation.sweeps.measure import Measured, value_of
-
-JUDGES = ("proxy", "gold", "chrf")
-"""The reward model that PPO and best-of-n optimise, the gold judge, and chrF, on which nothing was trained."""
-OTHERS = ("complete", "tokens")
-"""What shows how the scores were gained: the share of answers that end by themselves, and their length."""
+from evaluation.sweeps.measure import JUDGES, OTHERS, Measured, value_of
 
 
 @dataclass(frozen=True)

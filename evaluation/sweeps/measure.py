@@ -9,8 +9,8 @@ import contextlib
 import gc
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from data.intervals import Bootstrap
 from data.records import Demonstration
 from data.sets import evenly
 from data.tokenize import decode_completion, pretraining_chunks
-from evaluation.best_of_n import Proxy, with_proxy
-from evaluation.compare import Answer, Scoring, kl_between, logprobs_of_answers
+from evaluation.best_of_n import Proxy
+from evaluation.compare import Answer, Scoring, kl_between, logprobs_of_answers, with_part
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
 from labeling.config import LabelsConfig
 from labeling.sampling import AnswerSampler
@@ -40,6 +40,10 @@ from modeling.run import Run
 BATCH = 16
 """Sequences per forward pass, which limits the memory for logits."""
 FILE = "measured.json"
+JUDGES = ("proxy", "gold", "chrf")
+"""The reward model that PPO and best-of-n optimise, the gold judge, and chrF, on which nothing was trained."""
+OTHERS = ("complete", "tokens")
+"""What shows how the scores were gained: the share of answers that end by themselves, and their length."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Measured:
     """Of each chunk of pretraining text, in nats per token."""
     documents: list[int]
     """The document of each chunk."""
-    users: list[str | None]
+    users: list[str]
     """The user of each prompt."""
 
     def write(self, folder: Path) -> None:
@@ -117,7 +121,7 @@ class Measurement:
         judges = {"proxy": self.proxy} | ({"gold": self.gold} if self.gold is not None else {})
         for judge in judges.values():
             judge.tokens.check(self.prompts, "lower data.max_prompt_tokens")
-        tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer
         chunks, documents = chunks_of_documents(tokenizer, self.texts, self.text_tokens, self.examples)
         generations, losses, logprobs = self._by_policy(load, answers, chunks)
         kl = [0.0] * len(self.prompts)
@@ -132,14 +136,14 @@ class Measurement:
             for row in generations
         ]
         judged = with_parts(self.prompts, answered, RubricJudge(self.labels), ChrfJudge())
-        judged = with_gold(with_proxy(judged, scores["proxy"]), scores.get("gold"))
+        judged = with_gold(with_part(judged, "proxy", scores["proxy"]), scores.get("gold"))
         return Measured(judged, kl, losses, documents, [prompt.user_id for prompt in self.prompts])
 
     def _by_policy(
         self, load: Callable[[], Any] | None, count: int, chunks: Sequence[list[int]]
     ) -> tuple[list[list[Generation]], list[float], list[list[float]] | None]:
         """(answers to each prompt, the loss of each chunk, log-probabilities of the answers: None for SFT)."""
-        accelerator, tokenizer = self.run.accelerator, self._tokenizer()
+        accelerator, tokenizer = self.run.accelerator, self._tokenizer
         policy = self._policy(load or self._load_sft)
         sampler = AnswerSampler(policy.causal, tokenizer, self.sampling, self.run.seed, accelerator, self._scratch)
         with autocast(self.model_config, accelerator.device):
@@ -154,7 +158,7 @@ class Measurement:
     def _logprobs_by_sft(self, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
         """SFT's log-probabilities of all answers, in the policy's batches."""
         policy = self._policy(self._load_sft)
-        return logprobs_of_answers(policy, self._tokenizer(), self.prompts, given, self._scoring)
+        return logprobs_of_answers(policy, self._tokenizer, self.prompts, given, self._scoring)
 
     def _scores(self, name: str, judge: Proxy, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
         """A reward model's scores of all answers."""
@@ -170,11 +174,12 @@ class Measurement:
     def _scoring(self) -> Scoring:
         return Scoring(self.sampling.temperature, BATCH, self.run.accelerator)
 
+    @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.sft, self.model_config)
 
     def _load_sft(self) -> Any:
-        return load_causal(self.sft, self.model_config, self._tokenizer())
+        return load_causal(self.sft, self.model_config, self._tokenizer)
 
     def _policy(self, load: Callable[[], Any]) -> PolicyModel:
         gc.collect()  # frees the model before
@@ -185,10 +190,7 @@ class Measurement:
 def with_gold(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[float]] | None) -> list[list[Answer]]:
     """The answers with the gold score among their parts: these, or the rubric's."""
     given = scores or [[answer.parts["score"] for answer in row] for row in answers]
-    return [
-        [replace(answer, parts=answer.parts | {"gold": score}) for answer, score in zip(row, own, strict=True)]
-        for row, own in zip(answers, given, strict=True)
-    ]
+    return with_part(answers, "gold", given)
 
 
 def chunks_of_documents(

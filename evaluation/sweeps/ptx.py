@@ -12,9 +12,9 @@ from typing import Any
 
 from data.intervals import Bootstrap
 from evaluation.compare import by_scores, scores_of, win_rate
-from evaluation.sweeps.measure import Measured
+from evaluation.sweeps.measure import JUDGES, OTHERS, Measured
 
-PARTS = ("proxy", "gold", "chrf", "complete", "tokens")
+PARTS = (*JUDGES, *OTHERS)
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,15 @@ class Point:
     runs: Mapping[int, Measured]
     """By seed."""
 
-    def mean(self, rows: Sequence[Sequence[float]]) -> list[float]:
-        """The mean over the seeds."""
-        return [sum(column) / len(column) for column in zip(*rows, strict=True)]
-
     def report(self, sft: Measured, tie_width: float, bootstrap: Bootstrap) -> dict[str, Any]:
         """Means over seeds with intervals over users (the loss: over documents), and each seed's reward and loss.
 
         `perplexity` is exp of the mean loss, and the win rate is by the labeler's rubric, against SFT.
         """
         runs = list(self.runs.values())
-        losses = self.mean([run.losses for run in runs])
+        losses = mean_over_seeds([run.losses for run in runs])
         loss = sft.loss_interval(losses, bootstrap)
-        own = {part: self.mean([run.means(part) for run in runs]) for part in PARTS}
+        own = {part: mean_over_seeds([run.means(part) for run in runs]) for part in PARTS}
         answers = [
             [given for run in rows for given in run] for rows in zip(*(run.answers for run in runs), strict=True)
         ]
@@ -49,11 +45,8 @@ class Point:
             "pretraining_loss_change": sft.loss_interval(minus(losses, sft.losses), bootstrap),
             "perplexity": math.exp(loss["mean"]),
             **{part: bootstrap.interval(values) for part, values in own.items()},
-            **{
-                f"{judge}_change": bootstrap.interval(minus(own[judge], sft.means(judge)))
-                for judge in ("proxy", "gold", "chrf")
-            },
-            "kl": bootstrap.interval(self.mean([run.kl for run in runs])),
+            **{f"{judge}_change": bootstrap.interval(minus(own[judge], sft.means(judge))) for judge in JUDGES},
+            "kl": bootstrap.interval(mean_over_seeds([run.kl for run in runs])),
             "win_rate": win_rate(by_scores(scores_of(answers), scores_of(sft.answers), tie_width), bootstrap),
             "seeds": {
                 str(seed): {"proxy": average(run.means("proxy")), "pretraining_loss": average(run.losses)}
@@ -70,6 +63,11 @@ def ptx_sweep(sft: Measured, points: Sequence[Point], tie_width: float, bootstra
         "sft": {name: own[name] for name in shown},
         "points": [point.report(sft, tie_width, bootstrap) for point in points],
     }
+
+
+def mean_over_seeds(rows: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of each entry over the rows, one of each seed."""
+    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
 
 
 def minus(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.tax.config import TaxConfig
 from evaluation.tax.metrics import Better, Measurement, Metric
 from evaluation.tax.model import TaxModel
-from modeling.accelerator import from_main
+from modeling.accelerator import from_main, main_alone
 from modeling.load import autocast
 
 
@@ -59,7 +59,11 @@ class Harness:
                 )
             return Measurement(metrics_of(found))
 
-        return from_main(model.accelerator, run)
+        measured = list[Measurement]()
+        with main_alone(model.accelerator):
+            if model.accelerator.is_main_process:
+                measured.append(run())
+        return from_main(model.accelerator, lambda: measured[0])
 
 
 def metrics_of(found: Mapping[str, Any]) -> dict[str, Metric]:

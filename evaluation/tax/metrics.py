@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU
 
-from data.intervals import Bootstrap, tail
+from data.intervals import Bootstrap
 
 Kind = Literal["mean", "perplexity", "bleu", "reported"]
 Better = Literal["higher", "lower", "neither"]
@@ -116,9 +116,8 @@ def resampled(
         first, *others = (of_sums(weights_N @ rows_NS) for rows_NS in tables)
         return first - sum(others)
 
-    items, users = len(tables[0]), bootstrap.users
-    clusters = {} if users is None else {"clusters": len(set(users))}
-    outside = tail(clusters.get("clusters", items))
+    items = len(tables[0])
+    clusters = {} if bootstrap.users is None else {"clusters": len(set(bootstrap.users))}
     drawn = [value(weights_N) for weights_N in bootstrap.draws(items, bootstrap.resamples)]
-    low, high = np.quantile(drawn, [outside, 1 - outside])
+    low, high = bootstrap.ends(drawn, items)
     return {"mean": value(np.ones(items)), "low": float(low), "high": float(high), "n": items, **clusters}

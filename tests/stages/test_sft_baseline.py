@@ -126,6 +126,7 @@ def test_a_reward_model_that_comes_later_scores_the_epochs_without_training_agai
         best = max(means, key=lambda epoch: means[epoch])
         assert [row["epoch"] for row in found if row["chosen"]] == [best]
         assert json.loads((folder / "choice.json").read_text())["by"] == "reward_score"
+        assert all(" 1." in row["prompt"] for row in answers), "prompts of sft/valid, the second set"
         chosen.add((best, (folder / "model" / "model.safetensors").read_bytes()))
     assert len({epoch for epoch, _ in chosen}) > 1, "the reward model decides"
     assert len({epoch for epoch, _ in chosen}) == len({weights for _, weights in chosen})

@@ -42,8 +42,10 @@ def write_data(folder: Path) -> None:
         given = [{field: getattr(prompt, field, None) for field in schema.names} for prompt in rows]
         pq.write_table(pa.Table.from_pylist(given, schema=schema), set_file(folder, name, split))  # type: ignore[arg-type]
     texts = [{"text": "The sky is blue and the sea is deep. " * 8, "dataset": "mine"}]
-    for split in ("train", "heldout"):
-        pq.write_table(pa.Table.from_pylist(texts, schema=DOCUMENT_SCHEMA), set_file(folder, "texts", split))
+    for split, documents in (("train", 1), ("heldout", 2)):
+        pq.write_table(
+            pa.Table.from_pylist(texts * documents, schema=DOCUMENT_SCHEMA), set_file(folder, "texts", split)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,7 @@ def kill(*_: Any) -> None:
 
 
 def test_points_share_the_runs_models_and_finished_ones_are_kept_when_another_is_added(config: RunConfig) -> None:
+    config.ppo.kl_target = 6.0
     before = {name: stage_digest(root(config) / name) for name in ("data", "sft", "reward")}
     sweep_ptx.work(config, force=False)
     first, folder = manifests(root(config) / "sweep_ptx"), root(config) / "sweep_ptx"
@@ -133,9 +136,11 @@ def test_points_share_the_runs_models_and_finished_ones_are_kept_when_another_is
     assert {point: second[point] for point in first} == first, "nothing was computed again"
     settings = [json.loads((folder / one / "manifest.json").read_text())["settings"]["ppo"] for one in (name, other)]
     assert [(one["ptx_coef"], one["total_episodes"]) for one in settings] == [(0, 8), (7, 8)]
+    assert [one["kl_target"] for one in settings] == [None, None], "beta stays what the point says"
     found = sweep(config, "sweep_ptx")
     assert [(point["gamma"], point["beta"]) for point in found["points"]] == [(0, 0.02), (7, 0.02)]
     assert found["points"][0]["seeds"].keys() == {"0"}
+    assert found["sft"]["pretraining_loss"]["documents"] == 2, "the held-out texts; the training text is one"
     assert {name: stage_digest(root(config) / name) for name in before} == before
 
 

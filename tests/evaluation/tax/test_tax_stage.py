@@ -101,6 +101,18 @@ def test_every_model_is_measured_on_every_task_and_compared_item_by_item(
     assert f"{found['results']['sft']['truthfulqa']['mc2']['mean']:.3f} [" in printed
 
 
+def test_ppos_last_weights_and_a_part_of_the_items_are_measured_if_asked_for(
+    run: RunFolder, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = config_of(run, saved(), max_items=1)
+    config.evaluate.weights = "last"
+    work(config, run, tmp_path)
+    found = results(tmp_path)
+    assert found["models"]["ppo"] == str(run.root / "ppo" / "model")
+    assert found["results"]["ppo"]["perplexity"] != found["results"]["sft"]["perplexity"]
+    assert {value["n"] for task in FILES for value in found["results"]["ppo"][task].values()} == {1}
+
+
 def test_a_killed_run_resumes_without_measuring_again(
     run: RunFolder, saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
