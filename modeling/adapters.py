@@ -66,8 +66,9 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
 def refuse_untrained_end(model: Any, tokenizer: Any, name: str) -> None:
     """Raises ValueError if EOS was added to the base model: its row in the output layer is still the mean of all rows.
 
-    The probability of such a token is at most 1 / (number of tokens) after any text (`modeling.load.fill_with_mean`),
-    and LoRA trains no embeddings, so a model could not learn to end its answers.
+    The probability of such a token is at most 1 / (number of tokens) after any text
+    (`modeling.embeddings.fill_with_mean`), and LoRA trains no embeddings, so a model could not learn to end its
+    answers.
     """
     rows_VD = model.get_output_embeddings().weight
     if not rows_VD.is_floating_point():  # quantized

@@ -23,8 +23,9 @@ from transformers import (
 from modeling.architecture import backbone_of, float32_arithmetic, is_classifier
 from modeling.config import ModelConfig
 from modeling.disk import discard, room_for
+from modeling.embeddings import with_end
 from modeling.finite import require_finite_files
-from modeling.load import read_generation_settings, read_settings, save, with_end
+from modeling.load import read_generation_settings, read_settings, save
 
 CONFIG_CHANGES = {
     "pad_token_id": "the pad token differs from EOS",

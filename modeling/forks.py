@@ -1,4 +1,4 @@
-"""Signal handlers of a run do not reach its forked workers (`multiprocessing`, `datasets`), which end by the signal.
+"""Resets a run's signal handlers in forked workers (`multiprocessing`, `datasets`), so that a signal ends them.
 
 A handler written in Python is not enough to end a worker: a signal that arrives just before a blocking call, such as
 `time.sleep`, is handled only after it, and the parent that waits for the worker hangs. So the worker resets our

@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from data.tokenize import end_of_turn, layout
 from demo.assets import BASE_MODEL, cache_folder
 from modeling.architecture import is_classifier, refuse_headless
 from modeling.config import ModelConfig
+from modeling.embeddings import grow_embeddings
 from modeling.finite import require_finite_weights
 from modeling.gpu import implementation, keep_attention
 from modeling.loading import loading, refuse_misfit
@@ -40,8 +40,6 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 log = logging.getLogger(__name__)
 
 ADDED_PAD = "<|pad|>"
-SUPPRESSED_LOGIT = -1e4
-"""Logit of a token that is never sampled: its probability is 0 in float32; bfloat16 and float16 can represent it."""
 LIKELY_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>", "<|endoftext|>")
 RESIDUAL_DROPOUT_NAMES = ("resid_pdrop", "resid_dropout", "hidden_dropout")
 """The name of residual dropout in the configurations of GPT-2 and GPT-J, GPT-Neo, and GPT-NeoX."""
@@ -304,65 +302,6 @@ def refuse_language_model(settings: Any, name: str) -> None:
     if not is_classifier(settings):
         kind = ", ".join(settings.architectures or ["unknown"])
         raise ValueError(f"{name} is not a reward model: its architecture is {kind}")
-
-
-def with_end(named: int | list[int] | None, end: int) -> int | list[int]:
-    """The end tokens of a generation config, with `end` added if it is missing; an int or a list, as in the config."""
-    ends = [named] if isinstance(named, int) else list(named or [])
-    if end in ends:
-        return ends if isinstance(named, list) else end
-    return [*ends, end] if ends else end
-
-
-def grow_embeddings(model: Any, tokenizer: Any) -> None:
-    """Adds embedding rows for tokens that have none, and sets the pad and end tokens in the configs.
-
-    A new pad token is never sampled. Here its logit is suppressed in every forward pass, so that sampling and
-    log-probabilities use the same distribution; an exported model has the token in the generation config's
-    `suppress_tokens`. The base's own pad token keeps its row and its logit.
-    """
-    generation, pad_id = getattr(model, "generation_config", None), tokenizer.pad_token_id
-    rows = model.get_input_embeddings().weight.shape[0]
-    new = set(range(rows, len(tokenizer)))
-    # The added token may have an unused row of a padded vocabulary.
-    added = getattr(tokenizer, "pad_is_new", False) or pad_id in new
-    if new:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    fill_with_mean(model, sorted(new | {pad_id} if added else new))
-    model.config.pad_token_id = pad_id
-    if generation is not None and model.can_generate():
-        generation.pad_token_id = pad_id
-        generation.eos_token_id = with_end(generation.eos_token_id, tokenizer.eos_token_id)
-        suppressed = generation.suppress_tokens or []
-        if added and pad_id not in suppressed:
-            generation.suppress_tokens = [*suppressed, pad_id]
-        if pad_id in (generation.suppress_tokens or []):
-            suppress_logit(model, pad_id)
-
-
-@torch.no_grad()
-def fill_with_mean(model: Any, tokens: Sequence[int]) -> None:
-    """Sets the embeddings of new tokens to the mean of those before the first of them.
-
-    The probability of each is then at most 1 / (number of tokens before the first) after any text, with tied embeddings
-    or not, since exp of the mean logit is at most the mean of exp of the logits. A random row would have a logit near
-    0, the largest of all in models like GPT-2, whose logits are far below 0.
-    """
-    if not tokens:
-        return
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for values in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
-            if values is not None:
-                values[tokens] = values[: tokens[0]].mean(0)
-
-
-def suppress_logit(model: Any, token: int) -> None:
-    """Sets a token's logit to SUPPRESSED_LOGIT in every call of the output layer."""
-
-    def lower(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
-        logits.select(-1, token).fill_(SUPPRESSED_LOGIT)
-
-    model.get_output_embeddings().register_forward_hook(lower)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
