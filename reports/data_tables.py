@@ -81,7 +81,7 @@ def lengths_table(title: str, groups: Mapping[str, Facts | None]) -> Table:
 def use_cases_table(sets: Mapping[str, Facts]) -> Table:
     """Shares of use cases among the rows that name one. No rows if none does."""
     counts = pd.DataFrame({SET_TITLES[name]: found["use_cases"] for name, found in sets.items()}).fillna(0)
-    unnamed = counts.T.pop("none") if "none" in counts.index else counts.sum() * 0
+    unnamed = counts.loc["none"] if "none" in counts.index else counts.sum() * 0
     named = counts.drop("none", errors="ignore").sum()
     names = list(named[named > 0].index)
     shares = counts.reindex(USE_CASE_SHARES, fill_value=0) / named

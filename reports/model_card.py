@@ -70,7 +70,7 @@ def card(run: Path, place: str, run_name: str) -> str:
     kind = KINDS[place]
     manifest = read(run / kind.stage / "manifest.json")
     config = manifest["config"]
-    base, found = config["model"]["base"], results(run, place, config)
+    base, found, policy = config["model"]["base"], results(run, place), evaluated(run)
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
     settings = [[f"`{kind.stage}.{key}`", str(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
     head = ModelCardData(
@@ -107,16 +107,17 @@ def card(run: Path, place: str, run_name: str) -> str:
         sources=[*config["data"]["demonstrations"], *config["data"]["prompts"], *config["data"]["rankings"]],
         results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
         judge=labeler_note(config),
-        is_evaluated_policy=place == evaluated(config),
+        is_other_policy=policy is not None and place != policy,
     )
 
 
-def evaluated(config: Mapping[str, Any]) -> str:
-    """The folder of the policy that the evaluation stage compares."""
-    return "ppo/model_ema" if dig(config, "evaluate.weights") == "ema" else "ppo/model"
+def evaluated(run: Path) -> str | None:
+    """The folder of the policy whose results are in evaluation.json; None before the evaluation."""
+    weights = read(run / "evaluate" / "evaluation.json").get("weights", "")
+    return {"ema": "ppo/model_ema", "last": "ppo/model"}.get(weights)
 
 
-def results(run: Path, place: str, config: Mapping[str, Any]) -> list[Result]:
+def results(run: Path, place: str) -> list[Result]:
     """The measured results of a model; empty before its evaluation."""
     evaluation, accuracy = read(run / "evaluate" / "evaluation.json"), read(run / "reward" / "accuracy.json")
     found: list[Result] = []
@@ -136,7 +137,7 @@ def results(run: Path, place: str, config: Mapping[str, Any]) -> list[Result]:
             add("baseline_accuracy", title, dig(test, f"baselines.{best}.accuracy"), True)
     elif place == "sft/model":
         add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity.sft"))
-    elif place == evaluated(config):
+    elif place == evaluated(run):
         add("win_rate", "Win rate against SFT", dig(evaluation, "win_rate.sft"), True)
         title = "Win rate against SFT, length-controlled"
         add("win_rate_length_controlled", title, evaluation.get("win_rate_length_controlled"), True)

@@ -1,4 +1,4 @@
-"""What all plots share: style, panels, curves over training, and intervals."""
+"""What all plots share: style, panels and intervals."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

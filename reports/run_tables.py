@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reports import run_plots
 from reports.formats import (
     Cell,
     Format,
@@ -22,7 +23,7 @@ from reports.page import Table, side_by_side
 from reports.verdict import PARTS, baseline, side
 
 Tree = Mapping[str, Any]
-MODELS = {"base": "base", "sft": "SFT", "ppo": "PPO"}
+MODELS = {key: title for key, (title, _) in run_plots.MODELS.items()}
 MEASURES: dict[str, tuple[str, str, Format]] = {
     "closeness": ("Closeness to the reference", "higher is better", number),
     "complete": ("Complete (ends by itself)", "higher is better", percent),

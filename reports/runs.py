@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from reports.curves import by_step
 from reports.page import Page
 from reports.plots import BLUE, GREEN, PURPLE, RED, YELLOW, grid, styled
 from reports.run import Results
@@ -24,8 +25,8 @@ CURVES = {
     "entropy": "Entropy, nats per token",
     "length": "Length, tokens",
 }
-APART = ("run_name", "runs_folder", "seed")
-"""Settings that do not make two runs different."""
+APART = ("run_name", "runs_folder", "seed", "tracking", "processes")
+"""Settings and sections that do not make two runs different."""
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> None:
@@ -54,14 +55,14 @@ def by_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The runs in groups that have the same settings but for the seed."""
     groups: dict[str, list[str]] = {}
     for name, found in settings.items():
-        key = json.dumps({key: value for key, value in found.items() if key not in APART}, sort_keys=True)
+        key = json.dumps({key: value for key, value in found.items() if key.split(".")[0] not in APART}, sort_keys=True)
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """Setting -> run -> value as text, of the settings that are not the same in all runs."""
-    names = sorted({key for found in settings.values() for key in found} - {*APART})
+    names = sorted({key for found in settings.values() for key in found if key.split(".")[0] not in APART})
     shown = {key: {run: json.dumps(found.get(key)) for run, found in settings.items()} for key in names}
     return {key: values for key, values in shown.items() if len(set(values.values())) > 1}
 
@@ -75,7 +76,7 @@ def curves(results: Mapping[str, Results], groups: Sequence[Sequence[str]]) -> F
     figure, panels = grid(len(CURVES), 2)
     for axes, (key, title) in zip(panels, CURVES.items(), strict=True):
         for number, group in enumerate(drawn):
-            rows = [pd.DataFrame(results[name].metrics["ppo"]).set_index("step")[key] for name in group]
+            rows = [by_step(results[name].metrics["ppo"]).get(key, pd.Series(dtype=float)) for name in group]
             table, colour = pd.concat(rows, axis=1), COLOURS[number % len(COLOURS)]
             label = group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more"
             axes.plot(table.index, table.mean(axis=1), color=colour, label=label)

@@ -99,17 +99,14 @@ def side(found: Interval, level: float) -> str:
 def labeler_note(config: Tree) -> str:
     """Who ranked the answers, for the reward model and for this report."""
     rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
+    judge = (dig(config, "evaluate.judges") or ["rubric"])[0]
     if dig(config, "labels.labeler") == "none":
-        return (
-            "The reward model was trained on the rankings in data.rankings. The win rates are judged by "
-            f"{rubric}, not by a person."
-        )
+        judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]
+        return f"The reward model was trained on the rankings in data.rankings. The win rates are judged by {judged}."
     brought = dig(config, "data.rankings")
     taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
-    return (
-        f"No person ranked any answer of this run: the labeler is simulated, {rubric}.{taught} A win here is "
-        "a win by that rubric only."
-    )
+    win = "A win here is a win by that rubric only." if judge == "rubric" else f"The win rates are by {JUDGES[judge]}."
+    return f"No person ranked any answer for training in this run: the labeler is simulated, {rubric}.{taught} {win}"
 
 
 def too_few(evaluation: Tree, accuracy: Tree) -> str:

@@ -34,9 +34,14 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def evaluated(run: Path) -> None:
+def evaluated(run: Path, weights: str = "ema") -> None:
     (run / "evaluate").mkdir()
-    found = {"win_rate": {"sft": RATE}, "kl": {"mean": 0.8, "low": 0.7, "high": 0.9}, "perplexity": {"ppo": 71.5}}
+    found = {
+        "weights": weights,
+        "win_rate": {"sft": RATE},
+        "kl": {"mean": 0.8, "low": 0.7, "high": 0.9},
+        "perplexity": {"ppo": 71.5},
+    }
     (run / "evaluate" / "evaluation.json").write_text(json.dumps(found))
 
 
@@ -57,6 +62,14 @@ def test_the_hub_reads_the_results_of_the_evaluated_policy_and_of_the_reward_mod
     assert card.data.model_name == "mine-ppo-ema"
     assert "| Win rate against SFT | 60.0% (55.0% to 65.0%) |" in card.text
     assert "Data: seed, oasst." in card.text
+    assert "| Pairwise accuracy on held-out rankings | 70.0% (" in (run / "reward" / "model" / "README.md").read_text()
+
+
+def test_results_are_those_of_the_weights_that_were_evaluated_whatever_ppo_was_configured_with(run: Path) -> None:
+    evaluated(run, "last")
+    write_model_cards(run, "mine")
+    assert measured(run / "ppo" / "model_ema") == {}
+    assert measured(run / "ppo" / "model") == {"win_rate": 0.6, "kl": 0.8, "perplexity": 71.5}
 
 
 def test_a_card_before_the_evaluation_says_so_and_a_local_base_is_not_taken_for_a_hub_name(run: Path) -> None:

@@ -328,11 +328,15 @@ def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(ru
     shutil.copytree(run, tmp_path / "run")
     moved = {"from": "sft", **around(-0.031, 0.02)}
     changes = {"mc1": [{"from": "base", **around(0.5)}, moved], "crows": [moved | {"low": -0.07, "high": 0.01}]}
+    changes["ppl"] = [moved]
     put(
         tmp_path / "run" / "tax" / "tax.json",
         {
-            "better": {"truthfulqa": {"mc1": "higher", "crows": "neither"}},
-            "results": {name: {"truthfulqa": {"mc1": around(0.345), "crows": around(0.67)}} for name in ("sft", "ppo")},
+            "better": {"truthfulqa": {"mc1": "higher", "crows": "neither", "ppl": "lower"}},
+            "results": {
+                name: {"truthfulqa": {"mc1": around(0.345), "crows": around(0.67), "ppl": around(0.5)}}
+                for name in ("sft", "ppo")
+            },
             "changes": {"sft": {"truthfulqa": {}}, "ppo": {"truthfulqa": changes}},
         },
     )
@@ -344,7 +348,8 @@ def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(ru
     assert (tmp_path / "out" / "pictures" / "baseline.png").is_file()
     assert "0.345 (-0.031 (-0.051 to -0.011) against SFT: worse)" in markdown
     assert "-0.031 (-0.070 to +0.010) against SFT: no change shown" in text_of(html)
-    assert markdown.count("against SFT:") == 2
+    assert "0.500 (-0.031 (-0.051 to -0.011) against SFT: better)" in markdown
+    assert markdown.count("against SFT:") == 3
 
 
 def test_a_result_of_an_earlier_version_is_named(run, tmp_path):
@@ -472,7 +477,7 @@ def test_a_damaged_file_is_named(run, tmp_path):
 
 
 def test_it_says_that_no_person_ranked(reports):
-    assert all("No person ranked any answer of this run" in text for text in reports[:2])
+    assert all("No person ranked any answer for training in this run" in text for text in reports[:2])
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,12 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed() -> None:
             rows = [{"step": step, "score": score + step, "kl": 1.0, "entropy": 1.0, "length": 1.0} for step in (1, 2)]
             self.metrics = {"ppo": rows}
 
-    results: Any = {"a": Found(0.0), "b": Found(3.0), "c": Found(10.0)}
+    results: Any = {"a": Found(0.0), "b": Found(3.0), "c": Found(10.0), "unfinished": Found(0.0)}
+    results["unfinished"].metrics = {"ppo": []}
     groups = by_settings({"a": {"seed": 0, "x": 1}, "b": {"seed": 1, "x": 1}, "c": {"seed": 0, "x": 2}})
     assert groups == [["a", "b"], ["c"]]
-    figure = curves(results, groups)
+    assert by_settings({"a": {"tracking.to": ["wandb"]}, "b": {"tracking.to": []}}) == [["a", "b"]]
+    figure = curves(results, [[*groups[0], "unfinished"], groups[1]])
     assert figure is not None
     score = figure.axes[0]
     assert [list(line.get_ydata()) for line in score.get_lines()] == [[2.5, 3.5], [11.0, 12.0]]

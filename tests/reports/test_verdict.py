@@ -6,7 +6,7 @@ import pytest
 
 from data.intervals import interval
 from reports.formats import change, percent, points, signed
-from reports.verdict import checks, too_few, verdict
+from reports.verdict import checks, labeler_note, too_few, verdict
 from stages.pipeline import summary
 
 
@@ -151,3 +151,9 @@ def test_zero_has_no_sign() -> None:
     assert change(50_171.0, 50_170.0) == "0.0%"
     assert points(rate(-0.0001, -0.02, 0.0)) == ("0.0 points", "-2.0 to 0.0")
     assert [percent(-0.0001), signed(-0.00001), signed(0.0), signed(0.0005)] == ["0.0%", "0.0000", "0.0000", "+0.0005"]
+
+
+def test_who_judged_is_the_first_judge() -> None:
+    note = labeler_note({"labels": {"labeler": "simulated"}, "evaluate": {"judges": ["llm"]}})
+    assert note.endswith("The win rates are by a language model.")
+    assert "by that rubric only" not in note
