@@ -1,4 +1,4 @@
-"""The chat template for tokenizers without one, and `portable`, which removes what only transformers understands."""
+"""The chat template for tokenizers without one, and `portable`, which removes `{% generation %}` and the date."""
 
 import datetime
 import re
@@ -26,7 +26,7 @@ FIXED_CLOCK = (
 
 
 def portable(template: str) -> str:
-    """The template for any Jinja implementation: without `{% generation %}`, which only transformers knows.
+    """The template without `{% generation %}` tags, which only transformers knows, and with a fixed date.
 
     With today's date prompts would change from day to day, so `strftime_now` calls become the text for `TODAY`, and
     where their format is no literal, calls of a macro.

@@ -1,12 +1,12 @@
 """Settings of the evaluation stages."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from data.numbers import NonNegativeInt, PositiveInt, check_numbers
 from evaluation.judges.llm_config import LLMConfig
-from modeling.config import GenerationSettings
+from modeling.config import GenerationSettings, ModelConfig
 
 COMPARED = ("base", "sft", "ppo")
 """Models that are always compared."""
@@ -32,6 +32,21 @@ class GoldConfig:
     """A Jinja file that renders conversations for `model`; null uses the tokenizer's own, or a plain one if it has
     none.
     """
+
+    def of(self, config: ModelConfig) -> ModelConfig:
+        """The model settings with this model's revision, trust and template."""
+        return replace(
+            config,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            chat_template=self.chat_template,
+        )
+
+    def refuse_orphans(self, section: str) -> None:
+        """Raises ValueError for settings of a model that is not given; `section` is the dotted name."""
+        for name in ("revision", "chat_template"):
+            if self.model is None and getattr(self, name) is not None:
+                raise ValueError(f"{section}.{name} belongs to {section}.model, which is not given")
 
 
 @dataclass
@@ -145,6 +160,7 @@ class EvaluateConfig(GenerationSettings):
             if judge not in self.judges and value is not None:
                 raise ValueError(f"evaluate.{judge} is set, but {judge} is not in evaluate.judges: add it there")
         self.llm.validate("evaluate.llm")
+        self.gold.refuse_orphans("evaluate.gold")
         if self.asks_llm != (self.llm.endpoint is not None):
             raise ValueError(
                 "evaluate.llm.endpoint is for the judge llm and for evaluate.metadata: set it together with one of them"
@@ -154,19 +170,11 @@ class EvaluateConfig(GenerationSettings):
 
 
 @dataclass
-class EvaluateRewardConfig:
+class EvaluateRewardConfig(GoldConfig):
     """Evaluation of a reward model on held-out rankings, after its training or separately. All ours."""
 
     model: str | None = None
     """Reward model of the evaluate_reward stage: a folder or a model on the Hub; null uses the run's own."""
-    revision: str | None = None
-    """Commit or tag of `model` on the Hub."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with `model`. Off unless you trust its author."""
-    chat_template: str | None = None
-    """A Jinja file that renders conversations for `model`; null uses the tokenizer's own, or a plain one if it has
-    none.
-    """
     max_prompts: PositiveInt | None = None
     """Maximum number of prompts per split, spread evenly over it; null uses all. Ours."""
     sft_likelihood: bool = True
@@ -179,7 +187,4 @@ class EvaluateRewardConfig:
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "evaluate_reward")
-        if self.model is None:
-            for name in ("revision", "chat_template"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"evaluate_reward.{name} belongs to evaluate_reward.model, which is not given")
+        self.refuse_orphans("evaluate_reward")

@@ -48,7 +48,7 @@ class FewShotModel(ComparedModel):
         return tokenizer
 
     def reads_as(self, sft_tokenizer: Any) -> bool:
-        """Its prompts are others."""
+        """False: its prompts contain demonstrations."""
         return False
 
     @cached_property

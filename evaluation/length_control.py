@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from data.intervals import Bootstrap, tail
+from data.intervals import Bootstrap
 from evaluation.compare import Answers, Verdicts
 
 RESAMPLES = 500
@@ -51,8 +51,7 @@ def length_controlled(
             for counts_P in among.draws(len(judged), RESAMPLES)
         ]
         mean = rate_at_equal_length(longer_N, won_N, weight_N)
-    outside = tail(len(set(judged if among.users is None else among.users)))
-    low, high = np.quantile(means, [outside, 1 - outside])
+    low, high = among.ends(means, len(judged))
     users = {} if among.users is None else {"users": len(set(among.users))}
     return {"mean": mean, "low": float(low), "high": float(high), "n": len(judged)} | users
 

@@ -4,13 +4,13 @@ The same records hold a language model's ratings and people's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import read_rows, write_rows
+from data.files import write_rows
 from data.intervals import Bootstrap
-from data.records import LABELERS, USE_CASES, Demonstration
+from data.records import Demonstration
 from data.sets import evenly
 from evaluation.compare import Answer
 from evaluation.judges.llm_client import LLMClient
@@ -72,36 +72,6 @@ def check_rating(rating: object) -> Rating:
             expected = "a whole number from 1 to 7" if name == "quality" else "true, false or null"
             raise ValueError(f"{name!r} of a rating is {value!r}, and must be {expected}")
     return rating
-
-
-def parse_row(row: object) -> RatedAnswer:
-    """Parses a decoded JSON row. Raises ValueError, with one sentence that does not name the file."""
-    known = [item.name for item in fields(RatedAnswer)]
-    if not isinstance(row, dict) or (unknown := [name for name in row if name not in known]):
-        raise ValueError(f"unknown key {unknown[0]!r}" if isinstance(row, dict) else "expected a JSON object")
-    for name in ("prompt_id", "user_id", "model", "labeler", "rating"):
-        if name not in row:
-            raise ValueError(f"missing key {name!r}")
-    for name in ("prompt_id", "user_id", "model", "labeler_id"):
-        if not isinstance(row.get(name, ""), str):
-            raise ValueError(f"{name!r} must be a string")
-    if row["labeler"] not in LABELERS or row.get("use_case") not in (*USE_CASES, None):
-        raise ValueError("'labeler' or 'use_case' has an unknown value")
-    if type(row.get("answer", 0)) is not int or row.get("answer", 0) < 0:
-        raise ValueError("'answer' must be a whole number, at least 0")
-    check_rating(row["rating"])
-    return RatedAnswer(**row)
-
-
-def read_ratings(path: Path) -> list[RatedAnswer]:
-    """Reads JSON Lines. Raises ValueError with `file:line` for a malformed row."""
-    found = []
-    for place, row in read_rows(path):
-        try:
-            found.append(parse_row(row))
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-    return found
 
 
 def write_ratings(path: Path, rated: Sequence[RatedAnswer]) -> None:

@@ -79,11 +79,12 @@ class Results:
             "kl_by_model": {name: bootstrap.interval(kl) for name, kl in done.kl.items()},
             "reward_model": reward_model,
         }
+        if self.rater is not None:
+            evaluation["metadata"] = self.metadata(self.rater)
+            evaluation["llm"] = self.rater.client.report()
         for judge in self.judges:
             if isinstance(judge, LLMJudge):
                 evaluation["llm_judge"] = judge.report(bootstrap.resamples)
-        if self.rater is not None:
-            evaluation["metadata"] = self.metadata(self.rater)
         if done.proxy is not None:
             evaluation["best_of_n"] = self.best_of_n()
         return evaluation

@@ -44,13 +44,13 @@ class Judged:
 
     def share(self, values_P: Floats, chosen_P: Any = slice(None)) -> dict[str, float] | None:
         """Mean of a number over the chosen pairs, with its interval; None if no pair is chosen."""
-        prompts = self.user_N[self.prompt_P[chosen_P]]
-        counts, sums = np.bincount(prompts), np.bincount(prompts, values_P[chosen_P])
+        users = self.user_N[self.prompt_P[chosen_P]]
+        counts, sums = np.bincount(users), np.bincount(users, values_P[chosen_P])
         # Users without such a pair are left out: a resample of only those would have no mean.
         used = counts > 0
         return (
             ratio_interval(sums[used].tolist(), counts[used].tolist(), self.resamples, self.seed)
-            if len(prompts)
+            if len(users)
             else None
         )
 
@@ -71,7 +71,7 @@ class Judged:
     def beside(self, baseline: Scores, margins_P: Floats) -> dict[str, Any]:
         """A baseline's accuracy, and its difference from that of a model with these margins.
 
-        The difference is paired: each bootstrap resample of prompts is used for both.
+        The difference is paired: each bootstrap resample of users is used for both.
         """
         others_P = self.margins(baseline)
         return self.right(baseline, others_P) | {"difference": self.share(outcomes(margins_P) - outcomes(others_P))}
@@ -105,7 +105,7 @@ def report(
         **judged.right(scores, margins_P),
         "score_mean": float(flat.mean()),
         "score_std": float(flat.std()),
-        "prompts": len({item.ranking.text if item.ranking else index for index, item in enumerate(items)}),
+        "prompts": len(set(prompts_of(items))),
         "users": len(set(user_N.tolist())),
         "pairs": len(margins_P),
         "baselines": beside,
@@ -118,6 +118,11 @@ def report(
         "ties": ties(scores, items, margins_P),
         "length": length(judged, scores, margins_P),
     }
+
+
+def prompts_of(items: Sequence[RankingExample]) -> list[str | int]:
+    """The prompt of each ranking; without a record the ranking counts as one."""
+    return [item.ranking.text if item.ranking else index for index, item in enumerate(items)]
 
 
 def users_of(items: Sequence[RankingExample]) -> NDArray[np.int64]:
@@ -162,11 +167,11 @@ def outcomes(margins_P: Floats) -> Floats:
 def by_answers(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
     """Accuracy by K, the number of answers to a prompt."""
     sizes_N = np.array([len(item.answers) for item in judged.items])
-    sizes_P = sizes_N[judged.prompt_P]
+    sizes_P, prompts = sizes_N[judged.prompt_P], prompts_of(judged.items)
     return [
         {
             "k": int(k),
-            "prompts": int((sizes_N == k).sum()),
+            "prompts": len({prompt for prompt, size in zip(prompts, sizes_N, strict=True) if size == k}),
             "pairs": int((sizes_P == k).sum()),
             "accuracy": judged.share(outcomes(margins_P), sizes_P == k),
         }

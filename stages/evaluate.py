@@ -120,7 +120,9 @@ def external(config: RunConfig) -> dict[str, str]:
     """Digests of the models and files from outside the stages before this one."""
     settings = config.evaluate
     local = [*settings.places, *([str(sft_baseline(config))] if "sft_baseline" in settings.models else [])]
-    return manifest.model_digests(*local, settings.gold.model, settings.gold.chat_template, settings.human.path)
+    gold, llm = settings.gold, settings.llm
+    files = [gold.chat_template, settings.human.path, llm.prompt_file, llm.metadata_prompt_file]
+    return manifest.model_digests(*local, gold.model, *files)
 
 
 def seconds_so_far(run: RunFolder) -> float:
@@ -140,6 +142,9 @@ STAGE = Stage(
     external=external,
     parallel=True,
     discardable=("scratch",),
+    hash_exclude=tuple(
+        f"evaluate.llm.{name}" for name in ("api_key_env", "concurrency", "timeout", "max_retries", "cache")
+    ),
 )  # fmt: skip
 
 if __name__ == "__main__":

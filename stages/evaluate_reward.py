@@ -4,7 +4,6 @@ python -m stages.evaluate_reward --config configs/demo.yaml
 python -m stages.evaluate_reward --config configs/demo.yaml --evaluate_reward.model path/or/hub/name
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     )
     place, model_config = str(run.stage("reward") / "model"), config.model.of_export()
     if options.model is not None:
-        given = {name: getattr(options, name) for name in ("revision", "trust_remote_code", "chat_template")}
-        place, model_config = options.model, replace(config.model, **given)
+        place, model_config = options.model, options.of(config.model)
     saved = SavedRewardModel.of(place, model_config, f"evaluate_reward.model={place}")
     found, left_out = example_sets(
         saved.tokenizer, {split: rankings(config, run, split) for split in SPLITS}, saved.context, saved.answer_suffix

@@ -1,7 +1,7 @@
 """A held-out ("gold") reward model as a judge (Gao et al. 2022), which tells improvement from over-optimisation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 
@@ -38,9 +38,8 @@ class GoldJudge:
     def of(config: GoldConfig, model_config: ModelConfig, max_tokens: int, accelerator: Accelerator) -> "GoldJudge":
         """Loads the tokenizer, no weights. Raises ValueError if the model is missing or no reward model."""
         assert config.model is not None, "EvaluateConfig.validate"
-        own = {name: getattr(config, name) for name in ("revision", "trust_remote_code", "chat_template")}
         setting = f"evaluate.gold.model={config.model}"
-        model = SavedRewardModel.of(config.model, replace(model_config, **own), setting)
+        model = SavedRewardModel.of(config.model, config.of(model_config), setting)
         return GoldJudge(model, max_tokens, accelerator)
 
     def check(self, prompts: Sequence[Demonstration]) -> None:

@@ -155,3 +155,9 @@ def test_prompts_without_a_value_and_users_of_one_prompt() -> None:
     assert Bootstrap(RESAMPLES, list("aabbcc")).among([0, 2, 3]) == Bootstrap(RESAMPLES, list("abb"))
     with pytest.raises(ValueError, match="nothing to take a mean of"):
         Bootstrap(RESAMPLES, ["a"]).interval([None])
+
+
+def test_another_seed_draws_other_prompts() -> None:
+    one, same, other = ([*Bootstrap(5, seed=seed).draws(20, 5)] for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)

@@ -14,13 +14,13 @@ from data.records import Demonstration, Ranking
 from data.sets import DOCUMENT_SCHEMA, set_file, set_schema
 from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
 from evaluation.judges.llm_config import LLMConfig
-from evaluation.metadata import FIELDS, read_ratings
+from evaluation.metadata import FIELDS
 from labeling.config import LabelsConfig
 from modeling.config import ModelConfig
 from modeling.load import load_causal, load_scalar, save
 from modeling.tiny import make_tiny_model
 from stages.config import RunConfig
-from stages.evaluate import work
+from stages.evaluate import STAGE, external, work
 from stages.runner import RunFolder
 from tests.conftest import enliven
 from tests.evaluation.fake_llm import FakeLLM, serving
@@ -92,7 +92,7 @@ def test_text_longer_than_the_context_is_refused_before_anything_is_generated(
 
 
 def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headline(
-    run: RunFolder, tiny_llama: Path, tmp_path: Path
+    run: RunFolder, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     people, other = tmp_path / "people.jsonl", make_tiny_model(tmp_path / "other", "gpt2", vocab_size=300)
     gold = save_reward(tmp_path / "gold", make_tiny_model(tmp_path / "made", vocab_size=320)) / "model"
@@ -139,10 +139,12 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
     # Ranking one pair as people do: it is read back from the answers that were written.
     best, worst = rows[1]["ppo"][0]["text"], rows[1]["sft"][0]["text"]
     write_records(people, [Ranking(prompt=ASKED[1].prompt, completions=[best, worst], ranks=[1, 2])])
+    for done in ("labeling.sampling.derive_seed", "evaluation.best_of_n.Proxy.scores"):
+        monkeypatch.setattr(done, lambda *given: pytest.fail("sampled or scored again"))
     again = work(config, run, out)
     found = json.loads((out / "evaluation.json").read_text())["comparisons"]["ppo"]["human"]
     assert (found["win_rate"]["mean"], found["win_rate"]["n"]) == (1.0, 1)
-    assert again == headline, "sampled answers and model scores are kept in the scratch folder"
+    assert again == headline, "sampled answers and the reward model's scores are kept in the scratch folder"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,8 @@ def test_a_language_model_judges_in_the_headline_and_rates_all_models_through_fa
         config.data.pretraining_tokens = 16
         headline = work(config, run, tmp_path / "out")
         asked = len(fake.requests)
+        reported = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        assert reported["llm"]["requests"] == reported["llm_judge"]["requests"] == asked, "the metadata's too"
         work(config, run, tmp_path / "again")
         assert len(fake.requests) == asked + 2, "the two checks"
     assert headline["win_rate"] == 0.5
@@ -200,8 +204,8 @@ def test_a_language_model_judges_in_the_headline_and_rates_all_models_through_fa
     assert evaluation["llm_judge"]["position_bias"]["share"]["mean"] == 1.0
     assert evaluation["llm_judge"]["retries"] == 4
     assert evaluation["comparisons"]["echo"]["llm"]["win_rate"]["mean"] == 0.5
-    rated = read_ratings(tmp_path / "out" / "ratings.jsonl")
-    assert {item.model for item in rated} == {"base", "sft", "ppo"}
+    rated = [json.loads(line) for line in (tmp_path / "out" / "ratings.jsonl").read_text().splitlines()]
+    assert {item["model"] for item in rated} == {"base", "sft", "ppo"}
     assert len(rated) == 3 * len(ASKED)
     assert set(evaluation["metadata"]["ppo"]["all"]) == set(FIELDS)
 
@@ -216,3 +220,20 @@ def test_an_endpoint_that_nothing_uses_or_a_judge_without_one_is_refused() -> No
             ValueError, match=r"evaluate\.llm\.endpoint is for the judge llm and for evaluate\.metadata"
         ):
             settings.validate()
+
+
+def test_settings_of_a_gold_model_that_is_not_given_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"evaluate\.gold\.revision belongs to evaluate\.gold\.model"):
+        EvaluateConfig(gold=GoldConfig(revision="main")).validate()
+
+
+def test_an_edited_question_to_the_language_model_makes_the_evaluation_again(tmp_path: Path) -> None:
+    """The speed of the requests does not."""
+    config = RunConfig(runs_folder=str(tmp_path))
+    config.evaluate.llm.prompt_file = str(tmp_path / "own.j2")
+    found = []
+    for text in ("Which is better?", "Which is worse?"):
+        (tmp_path / "own.j2").write_text(text)
+        found.append(external(config))
+    assert found[0] != found[1]
+    assert "evaluate.llm.concurrency" in STAGE.hash_exclude

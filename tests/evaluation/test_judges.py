@@ -222,3 +222,8 @@ def test_judges_come_in_the_configured_order(tmp_path: Path) -> None:
         max_tokens=100,
     )
     assert [judge.name for judge in make_judges(inputs)] == ["human", "chrf", "rubric"]
+
+
+def test_a_text_that_was_cut_off_has_a_score_of_its_own() -> None:
+    [[whole, cut]] = RubricJudge(WORDS).scores(PROMPTS[:1], [[*said("Yes"), *said("Yes", complete=False)]])
+    assert whole - cut == pytest.approx(WORDS.weights.complete)

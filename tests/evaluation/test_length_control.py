@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from scipy.stats import norm, t
 
 from data.intervals import Bootstrap
 from evaluation import length_control
@@ -122,3 +123,14 @@ def test_pairs_without_a_verdict_are_as_if_they_had_not_been_drawn() -> None:
     left, right = ([rows[place] for place in judged] for rows in (ours, theirs))
     assert found == length_controlled(left, right, Bootstrap(50, [users[place] for place in judged]))
     assert length_control.length_controlled(ours, theirs, [[[None]]] * 80, Bootstrap(50)) is None
+
+
+def test_few_users_widen_the_interval_as_they_do_for_plain_win_rates() -> None:
+    ours, theirs = duels(1.0, 0.5, 20, prompts=48)
+    bootstrap = Bootstrap(100, [str(number % 6) for number in range(48)])
+    longer = np.array([left[0].tokens - right[0].tokens for left, right in zip(ours, theirs, strict=True)], float)
+    won = np.array([left[0].parts["score"] for left in ours])
+    rates = [length_control.rate_at_equal_length(longer, won, counts) for counts in bootstrap.draws(48, 100)]
+    outside = norm.cdf((6 / 5) ** 0.5 * t.ppf(0.025, 5))
+    found = length_controlled(ours, theirs, bootstrap)
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(rates, [outside, 1 - outside]))

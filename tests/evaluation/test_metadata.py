@@ -19,8 +19,6 @@ from evaluation.metadata import (
     RatedAnswer,
     metadata_table,
     parse_reply,
-    read_ratings,
-    write_ratings,
 )
 from tests.evaluation.fake_llm import FakeLLM, serving
 
@@ -113,28 +111,3 @@ def test_intervals_resample_users_with_all_their_prompts() -> None:
     apart = metadata_table(alone, 2000)["m"]["all"]["opinion"]
     assert together["mean"] == apart["mean"]
     assert (together["high"] - together["low"]) / (apart["high"] - apart["low"]) == pytest.approx(2**0.5, rel=0.12)
-
-
-def test_a_file_of_ratings_is_read_as_it_was_written_and_errors_name_the_line(tmp_path: Path) -> None:
-    path = tmp_path / "ratings.jsonl"
-    kept = [rated("ppo", 0, quality=7, opinion=None), rated("sft", 1, 2, None, satisfies_constraint=True)]
-    write_ratings(path, kept)
-    assert read_ratings(path) == kept
-    row = json.loads(path.read_text().splitlines()[0])
-    for change, words in (
-        ({"rating": {"quality": 9}}, "'quality' of a rating is 9"),
-        ({"rating": {"likeable": True}}, "unknown field 'likeable'"),
-        ({"rating": 5}, "must be an object"),
-        ({"labeler": "robot"}, "'labeler'"),
-        ({"use_case": "poetry"}, "'use_case'"),
-        ({"answer": -1}, "'answer'"),
-        ({"user_id": 3}, "'user_id'"),
-        ({"score": 3}, "unknown key 'score'"),
-    ):
-        path.write_text(json.dumps(row) + "\n" + json.dumps(row | change) + "\n")
-        with pytest.raises(ValueError, match=rf"ratings\.jsonl:2: .*{words}"):
-            read_ratings(path)
-    del row["model"]
-    path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match="missing key 'model'"):
-        read_ratings(path)

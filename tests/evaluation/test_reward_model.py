@@ -545,3 +545,9 @@ def test_rankings_of_a_user_and_of_a_prompt_are_resampled_together() -> None:
     for end in ("low", "high"):
         assert found["accuracy"][end] == pytest.approx(expected[end], abs=0.035)
         assert found["best_vs_worst"][end] == pytest.approx(expected[end], abs=0.035)
+
+
+def test_several_rankings_of_a_prompt_count_as_one_prompt() -> None:
+    record = Ranking(prompt="Why?", completions=["a", "b"], ranks=[1, 2], user_id="ann")
+    found = report([[1.0, 0.0]] * 3, [replace(ranked([3, 5], [1, 2]), ranking=record)] * 3, resamples=5)
+    assert (found["prompts"], found["by_k"][0]["prompts"], found["pairs"]) == (1, 1, 3)
