@@ -99,8 +99,8 @@ class EvaluateConfig(GenerationSettings):
     """
     perplexity_examples: PositiveInt = 32
     """Number of held-out pretraining examples for perplexity. Ours."""
-    samples_in_report: NonNegativeInt = 10
-    """Number of prompts whose answers the report shows side by side. Ours."""
+    samples_in_report: NonNegativeInt = 200
+    """Maximum number of prompts whose answers the report shows side by side, spread evenly over the set. Ours."""
     bootstrap_resamples: PositiveInt = 10_000
     """Bootstrap resamples for the 95% intervals. Ours."""
     best_of_n: NonNegativeInt = 0

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Cell = str | tuple[str, str]
-"""A cell of a table, with a smaller second text if there are two."""
+Cell = str | tuple[str, str] | tuple[str, str, str]
+"""A cell of a table; a second text is shown smaller, in the tone `better` or `worse` if a third names one."""
 Format = Callable[[Any], Any]
 Interval = Mapping[str, float]
 """mean, low, high, n (data/intervals.py)."""

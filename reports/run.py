@@ -15,6 +15,7 @@ from reports import run_plots, run_tables, sweeps, verdict
 from reports.curves import curves
 from reports.formats import dig
 from reports.page import Page
+from reports.reward import calibration_curves, reports_of
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 SWEEPS = {"sweep_kl": sweeps.scores_by_kl, "sweep_ptx": sweeps.loss_by_reward}
@@ -79,6 +80,7 @@ def figures(results: Results) -> dict[str, Figure | None]:
             metrics["ppo"], results.held_out, dig(results.config, "ppo.kl_target"), weighted=metric != "score"
         ),
         "over_optimisation": run_plots.over_optimisation(path, evaluation.get("best_of_n")),
+        "calibration": calibration_curves(reports_of(results.accuracy)),
         **{name: SWEEPS[name](found) for name, found in results.sweeps.items()},
     }
 

@@ -1,6 +1,7 @@
 """Tables of the run report: parts of the run's JSON files in, a Table out. A table without numbers has no rows."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from reports import run_plots
@@ -134,23 +135,34 @@ def metadata_table(metadata: Tree) -> Table:
 
 
 def tests_table(tax: Tree) -> Table:
-    """Each metric of the alignment tax by model, and below it the change from SFT on the same items."""
-    rows: list[list[Cell]] = []
-    for task, metrics in tax["better"].items():
-        for metric, better in metrics.items():
-            row: list[Cell] = [(f"{task} {spaced(metric)}", f"{better} is better" if better != "neither" else "")]
-            for model, found in tax["results"].items():
-                moved = [change for change in tax["changes"][model][task].get(metric, []) if change["from"] == "sft"]
-                row.append((number(found[task][metric]["mean"]), moved_text(moved[0], better) if moved else ""))
-            rows.append(row)
+    """Each metric of the alignment tax by model, and its change on the same items: from base for SFT, else from SFT."""
+    rows = [
+        [test_title(task, metric, better), *(test_cell(tax, model, task, metric) for model in tax["results"])]
+        for task, metrics in tax["better"].items()
+        for metric, better in metrics.items()
+    ]
     return Table(["Test", *(MODELS.get(model, model) for model in tax["results"])], rows)
 
 
-def moved_text(moved: Interval, better: str) -> str:
-    """A change from SFT in words; an interval that contains 0 is no change that was shown."""
+def test_title(task: str, metric: str, better: str) -> Cell:
+    """A metric's name, and which direction is better."""
+    return f"{task} {spaced(metric)}", f"{better} is better" if better != "neither" else ""
+
+
+def test_cell(tax: Tree, model: str, task: str, metric: str) -> Cell:
+    """A model's result, and its change from SFT, or SFT's from base; a dash if it was not measured."""
+    value = number(dig(tax, f"results.{model}.{task}.{metric}.mean"))
+    changes = {found["from"]: found for found in (dig(tax, f"changes.{model}.{task}") or {}).get(metric, [])}
+    moved = changes.get("sft") or changes.get("base")
+    return (value, *moved_text(moved, tax["better"][task][metric])) if moved else value
+
+
+def moved_text(moved: Tree, better: str) -> tuple[str, str]:
+    """A change in words, and its tone; an interval that contains 0 is no change that was shown."""
     sides = {"higher": ("better", "worse"), "lower": ("worse", "better"), "neither": ("higher", "lower")}
     kind = sides[better][moved["mean"] < 0] if side(moved, 0.0) != "even" else "no change shown"
-    return f"{signed(moved['mean'], 3)} ({between(moved, lambda end: signed(end, 3))}) against SFT: {kind}"
+    interval = between(moved, lambda end: signed(end, 3))
+    return f"{signed(moved['mean'], 3)} ({interval}) against {MODELS[moved['from']]}: {kind}", kind
 
 
 def carrying_table(evaluation: Tree, weights: Mapping[str, float]) -> Table:
@@ -228,6 +240,11 @@ def outcomes(rows: Sequence[Tree]) -> list[str]:
     return [outcome(row["ppo_against_sft"]) for row in rows]
 
 
+def tags(rows: Sequence[Tree]) -> list[tuple[str, str]]:
+    """Use case and outcome of each prompt."""
+    return [(row["use_case"] or "no use case", outcome) for row, outcome in zip(rows, outcomes(rows), strict=True)]
+
+
 def answers(row: Tree) -> list[tuple[str, str, str, str]]:
     """Each model's first answer to a prompt: the model, its title, the text, and its measures."""
     found = []
@@ -244,6 +261,15 @@ def commit(name: str | None) -> str:
     """A commit in ten digits, with the mark of uncommitted changes."""
     digits, dirty, _ = (name or "–").partition("+dirty")
     return digits[:10] + dirty
+
+
+def lineage_table(manifests: Mapping[str, Tree]) -> Table:
+    """What each stage read, with digests: results of stages by their names, and other files."""
+    rows = []
+    for name, manifest in manifests.items():
+        read = [f"{Path(source).name} {digest[:10]}" for source, digest in manifest["inputs"].items()]
+        rows.append([name, ", ".join(read) or "no files", manifest["fingerprint"][:10]])
+    return Table(["Stage", "Read", "Settings and inputs"], rows, words=(1,))
 
 
 def packages(manifests: Mapping[str, Tree]) -> dict[str, dict[str, str]]:

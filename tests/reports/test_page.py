@@ -1,8 +1,10 @@
 """The report kit: formats of numbers, and every macro as HTML and as Markdown."""
 
+import json
 import math
 import re
 import shutil
+from html import unescape
 
 import pytest
 from jinja2 import UndefinedError
@@ -34,8 +36,8 @@ def test_forms():
 
 
 TEMPLATE = """
-{% from kit import box, bullets, checks, columns, details, heading, headline, link, note, picture, quote, table, text,
-   tiles with context %}
+{% from kit import box, bullets, checks, columns, details, heading, headline, link, note, picture, quote, search,
+   table, text, tiles with context %}
 {{ headline("It <works>.", "better") }}
 {{ box("Warnings", items=["one | two"], tone="worse") }}
 {{ tiles([("Rate", "5%", "4% to 6%")]) }}
@@ -51,7 +53,8 @@ See {{ link("that",
 {% call picture("two", empty="No plot.") %}Two{% endcall %}
 {{ checks([{"mark": "holds", "claim": "It holds", "numbers": "5%"}]) }}
 {{ bullets(["a row"]) }}
-{% call details("More") %}
+{{ search("rows", {"Kind": ["a<b", "c"]}) }}
+{% call details("More", true, ["a<b", 'say "c"']) %}
 {{ quote("``` <i>", note="said") }}
 {{ columns([("sft", "SFT", "x", "3 tokens")]) }}
 {% endcall %}
@@ -62,12 +65,16 @@ def test_a_page_is_written_as_html_and_as_markdown(tmp_path, monkeypatch):
     shutil.copytree(TEMPLATES, tmp_path / "templates")
     (tmp_path / "templates" / "test.j2").write_text(TEMPLATE)
     monkeypatch.setattr("reports.page.TEMPLATES", tmp_path / "templates")
-    rows = Table(["Name", "Words", "Count", "Paper"], [["<b>", "a|b", ("1", "one"), "2"]], quiet=(3,), words=(1,))
+    rows = Table(
+        ["Name", "Words", "Count", "Paper"], [["<b>", "a|b", ("1", "one", "worse"), "2"]], quiet=(3,), words=(1,)
+    )
     figures = {"one": Figure(figsize=(1, 1)), "two": None}
     page = Page("test.j2", "page.html", "page.md", "pictures")
     page.write(tmp_path, "r<u>n", figures, rows=rows, nothing=Table([], [], empty="Nothing."))
     html, markdown = (tmp_path / "page.html").read_text(), (tmp_path / "page.md").read_text()
-    row = '<td>&lt;b&gt;</td><td class="words">a|b</td><td>1<small>one</small></td><td class="quiet">2</td>'
+    row = (
+        '<td>&lt;b&gt;</td><td class="words">a|b</td><td>1<small class="worse">one</small></td><td class="quiet">2</td>'
+    )
     assert f"<tr>{row}</tr>" in html
     assert "<title>r&lt;u&gt;n</title>" in html
     assert re.findall(r'<img src="data:image/png;base64,[\w+/=]+" alt="(\w+)">', html) == ["One"]
@@ -76,6 +83,11 @@ def test_a_page_is_written_as_html_and_as_markdown(tmp_path, monkeypatch):
     assert '<h2 id="first-part">' in html
     assert '<p>See <a href="other.html">that</a></p>' in re.sub(r"\s*(</?p>)\s*", r"\1", html)
     assert "It &lt;works&gt;." in html
+    assert '<select><option value="">all</option><option>a&lt;b</option><option>c</option></select>' in html
+    found = re.findall(r'<details open data-tags="([^"]*)"><summary>More<', html)
+    assert [json.loads(unescape(tags)) for tags in found] == [["a<b", 'say "c"']]
+    assert "<details open><summary>More</summary>" in markdown
+    assert "<select" not in markdown
     assert "<pre>``` &lt;i&gt;</pre>" in html
     assert "\n**It &lt;works>.**\n" in markdown
     assert "\n- one \\| two\n" in markdown

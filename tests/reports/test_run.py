@@ -14,6 +14,11 @@ from reports.formats import change
 from reports.run import reward_metric, write_report
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
+INPUTS = {
+    "data": {"seeds/home.jsonl": "a" * 64},
+    "sft": {"data": "b" * 64},
+    "samples": {"data": "b" * 64, "sft": "c" * 64},
+}
 HOSTILE = "<script>alert('no')</script> | ```` and \n# a heading"
 
 
@@ -80,7 +85,9 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         put(
             run / stage / "manifest.json",
             {
-                "stage": stage, "seconds": 100.0 + index, "device": "cuda:0", "world_size": 1, "python": "3.11.9",
+                "stage": stage, "fingerprint": f"{index}{'f' * 63}", "inputs": INPUTS.get(stage, {}),
+                "peak_memory_gib": 1.5, "seconds": 100.0 + index, "device": "cuda:0", "world_size": 1,
+                "python": "3.11.9",
                 "headline": headline,
                 "git_commit": "0123456789abcdef0123456789abcdef01234567+dirty",
                 "packages": {"torch": "2.9.1", "trl": "1.16.0"}, "config": config,
@@ -295,7 +302,9 @@ def test_numbers_stand_in_their_places(reports):
     assert "PPO 19.0 +11.9% +5.0%" in seen
     assert "8.77" in seen
     assert "12 min 1 s" in seen
-    assert "sft 1 min 41 s 101 cuda:0 1 0123456789+dirty" in seen
+    assert "sft 1 min 41 s 101 1.50 cuda:0 1 0123456789+dirty" in seen
+    assert "data home.jsonl aaaaaaaaaa 0fffffffff" in seen
+    assert "samples data bbbbbbbbbb, sft cccccccccc 2fffffffff" in seen
     assert "sft 1,234 130 40" in seen
     assert "prompts near duplicate 31" in seen
     assert "rankings repeated 5" in seen
@@ -503,7 +512,7 @@ def test_the_note_on_who_judged_follows_the_configuration(run, tmp_path, monkeyp
 def test_html_stands_alone(reports):
     html, _, _ = reports
     assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert len(re.findall(r'<img src="data:image/png;base64,', html)) == len(PICTURES)
     assert html.count("<img ") == len(PICTURES)
 
@@ -522,8 +531,10 @@ def test_answers_cannot_break_out(reports):
 
 def test_samples_are_evenly_spaced(reports):
     html, markdown, _ = reports
-    assert re.findall(r"Question (\d+):", html) == ["0", "10", "20", "30"]
-    assert re.findall(r"Question (\d+):", markdown) == ["0", "10", "20", "30"]
+    for text in (html, markdown):
+        assert re.findall(r"<summary>(\d+)\. Question (\d+):", text) == [
+            ("1", "0"), ("2", "10"), ("3", "20"), ("4", "30"),
+        ]  # fmt: skip
     assert "4 of 40 held-out prompts" in text_of(html)
     assert "above SFT's 20 times, tied 10 times, below 10 times" in text_of(html)
 

@@ -26,15 +26,30 @@ def test_seeds_are_one_group_and_other_settings_are_listed(tmp_path: Path) -> No
         changed(fake_run(tmp_path / "b"), seed=1),
         changed(fake_run(tmp_path / "c", iterations=9), ppo=ppo),
     ]
+    change = {"from": "sft", "mean": -0.1, "low": -0.2, "high": -0.05, "n": 100}
+    found = {"truthfulqa": {"mc1": {"mean": 0.4}}}
+    tax = {"better": {"truthfulqa": {"mc1": "higher"}}, "results": {"ppo": found}}
+    put(runs[2] / "tax" / "tax.json", tax | {"changes": {"ppo": {"truthfulqa": {"mc1": [change]}}}})
     write_comparison(runs, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert f"| `{runs[0]}`" not in text
     assert f"|  | {runs[0]} (seed 0) | {runs[1]} (seed 1) | {runs[2]} (seed 0) |" in text
     assert "| Win rate of PPO against SFT (the first judge) | 63.5% (58.5% to 68.5%) |" in text
     assert "| ppo.ptx_coef | 27.8 | 27.8 | 0.0 |" in text
+    assert "| Language model (length-controlled) | – | – | – |" in text
+    assert "| Language model (win rate) | 54.3% (49.3% to 59.3%) |" in text
+    assert "| hallucination | 8.0% (3.0% to 13.0%) |" in text
+    assert f"| {runs[0]} | bbbbbbbbbb | cccccccccc |" in text
+    moved = "-0.100 (-0.200 to -0.050) against SFT: worse"
+    assert f"| truthfulqa mc1 (higher is better) | – | – | 0.400 ({moved}) |" in text, "measured in the last run alone"
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert f'<td>0.400<small class="worse">{moved}</small></td>' in page
+    assert "<summary>40. Question 39: why is the sky blue?</summary>" in page
+    assert page.count("Answer of ppo to 39.") == 3
+    assert "Answer of sft to 39." not in page
     assert "| seed |" not in text
     assert "run_name" not in text
-    assert (tmp_path / "out" / "pictures" / "curves.png").is_file()
+    assert sorted(path.stem for path in (tmp_path / "out" / "pictures").iterdir()) == ["curves", "frontier"]
     with pytest.raises(ValueError, match="absent holds no results of a run"):
         write_comparison([runs[0], tmp_path / "absent"], tmp_path / "out")
 
