@@ -148,35 +148,54 @@ def parse_reply(reply: str) -> Rating:
 
 
 def metadata_table(rated: Sequence[RatedAnswer], resamples: int = 10_000) -> dict[str, Any]:
-    """{model: {"all": ..., "use_cases": {use case: ...}}}, each with an interval per field, or None if no answer has a
-    value.
+    """{model: {"all": ..., "use_cases": {use case: ...}, "minus_sft": ...}}, each with an interval per field, or None
+    if no prompt has a value. `minus_sft` is the difference from SFT on the same prompts.
 
     Rates are means over prompts of the mean over a prompt's ratings; intervals resample users. A prompt without a use
     case counts as `unknown`.
     """
+    users = {item.prompt_id: item.user_id for item in rated}
+    sft = prompt_means([item for item in rated if item.model == "sft"])
     table: dict[str, Any] = {}
     for model in dict.fromkeys(item.model for item in rated):
         of_model = [item for item in rated if item.model == model]
         cases: dict[str, list[RatedAnswer]] = {}
         for item in of_model:
             cases.setdefault(item.use_case or "unknown", []).append(item)
+        means = prompt_means(of_model)
         table[model] = {
-            "all": rates(of_model, resamples),
-            "use_cases": {case: rates(cases[case], resamples) for case in sorted(cases)},
+            "all": intervals(means, users, resamples),
+            "use_cases": {case: intervals(prompt_means(cases[case]), users, resamples) for case in sorted(cases)},
         }
+        if model != "sft" and sft["quality"]:
+            table[model]["minus_sft"] = intervals(
+                {name: minus(means[name], sft[name]) for name in FIELDS}, users, resamples
+            )
     return table
 
 
-def rates(rated: Sequence[RatedAnswer], resamples: int) -> dict[str, dict[str, float] | None]:
-    """The mean of each field over one model's rated answers, with its interval."""
-    users = {item.prompt_id: item.user_id for item in rated}
-    bootstrap = Bootstrap(resamples, list(users.values()))
-    found: dict[str, dict[str, float] | None] = {}
-    for name in FIELDS:
-        values: dict[str, list[float]] = {prompt: [] for prompt in users}
-        for item in rated:
+def prompt_means(rated: Sequence[RatedAnswer]) -> dict[str, dict[str, float]]:
+    """Field -> prompt -> the mean of its ratings; without prompts that have no value."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in FIELDS}
+    for item in rated:
+        for name in FIELDS:
             if (value := item.rating.get(name)) is not None:
-                values[item.prompt_id].append(float(value))
-        means = [sum(own) / len(own) if own else None for own in values.values()]
-        found[name] = bootstrap.interval(means) if any(mean is not None for mean in means) else None
-    return found
+                found[name].setdefault(item.prompt_id, []).append(float(value))
+    return {name: {prompt: sum(own) / len(own) for prompt, own in values.items()} for name, values in found.items()}
+
+
+def minus(values: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """Differences on the prompts that both have."""
+    return {prompt: value - others[prompt] for prompt, value in values.items() if prompt in others}
+
+
+def intervals(
+    means: Mapping[str, Mapping[str, float]], users: Mapping[str, str], resamples: int
+) -> dict[str, dict[str, float] | None]:
+    """The mean of each field over prompts, with its interval over users."""
+    return {
+        name: Bootstrap(resamples, [users[prompt] for prompt in values]).interval(list(values.values()))
+        if values
+        else None
+        for name, values in means.items()
+    }

@@ -122,16 +122,13 @@ def agreement_table(evaluation: Tree) -> Table:
 
 
 def metadata_table(metadata: Tree) -> Table:
-    """The paper's metadata of each model, over all use cases."""
-    fields = list(dict.fromkeys(name for found in metadata.values() for name in found["all"]))
-    rows = [
-        [
-            spaced(name),
-            *(measured(found["all"][name], number if name == "quality" else percent) for found in metadata.values()),
-        ]
-        for name in fields
-    ]
-    return Table(["Metadata", *(MODELS.get(model, model) for model in metadata)], rows)
+    """The paper's metadata of each model over all use cases, and PPO's differences from SFT on the same prompts."""
+    columns = {MODELS.get(model, model): found["all"] for model, found in metadata.items()}
+    if moved := dig(metadata, "ppo.minus_sft"):
+        columns["PPO minus SFT"] = moved
+    fields = dict.fromkeys(name for found in columns.values() for name in found)
+    lines = [(spaced(name), "", name, number if name == "quality" else percent) for name in fields]
+    return side_by_side("Metadata", columns, lines)
 
 
 def tests_table(tax: Tree) -> Table:

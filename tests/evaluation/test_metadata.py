@@ -100,6 +100,10 @@ def test_rates_weigh_prompts_alike_and_leave_out_what_does_not_apply() -> None:
     assert {case: row["quality"]["mean"] for case, row in ppo["use_cases"].items()} == {"chat": 6, "closed_qa": 1.5}
     assert list(found["sft"]["use_cases"]) == ["unknown"]
     assert set(ppo["all"]) == set(FIELDS)
+    moved = ppo["minus_sft"]
+    assert (moved["quality"]["mean"], moved["quality"]["n"]) == (6 - 4, 1), "on the one prompt that both answered"
+    assert (moved["hallucination"]["mean"], moved["opinion"]) == (1, None)
+    assert "minus_sft" not in found["sft"]
 
 
 def test_intervals_resample_users_with_all_their_prompts() -> None:

@@ -213,7 +213,12 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
             "between": [{"judges": ["rubric", "llm"], "pairs": 321, "same": 0.7123, "kappa": 0.4321, "alpha": None}]
         },
         "llm_judge": {"pairs": 654, "pairs_without_verdict": 3, "position_bias": {"share": around(0.25)}},
-        "metadata": {"ppo": {"all": {"quality": around(5.43), "hallucination": around(0.08), "opinion": None}}},
+        "metadata": {
+            "ppo": {
+                "all": {"quality": around(5.43), "hallucination": around(0.08), "opinion": None},
+                "minus_sft": {"quality": around(0.31), "hallucination": around(-0.02), "opinion": None},
+            }
+        },
     }  # fmt: skip
     put(run / "evaluate" / "evaluation.json", evaluation)
     put(run / "evaluate" / "headline.json", {"win_rate": 0.6346})
@@ -327,8 +332,8 @@ def test_judges_stand_side_by_side(reports):
     assert (
         "654 pairs in both orders, 3 without a verdict. The same position won in both orders in 25.0% of pairs" in seen
     )
-    assert "| quality | 5.43 (5.38 to 5.48) |" in markdown
-    assert "| hallucination | 8.0% (3.0% to 13.0%) |" in markdown
+    assert "| quality | 5.43 (5.38 to 5.48) | 0.310 (0.260 to 0.360) |" in markdown
+    assert "| hallucination | 8.0% (3.0% to 13.0%) | -2.0% (-7.0% to 3.0%) |" in markdown
 
 
 def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(run, tmp_path, reports, monkeypatch):
