@@ -17,6 +17,7 @@ from evaluation.best_of_n import Proxy
 from evaluation.compare import Answer, Answers, Scoring, kl_between, logprobs_of_answers, perplexity
 from evaluation.config import COMPARED, EvaluateConfig
 from evaluation.judges.gold import GoldJudge
+from evaluation.judges.likelihood import ReferenceLikelihoodJudge
 from evaluation.judges.protocol import Judge
 from evaluation.models import ComparedModel
 from labeling.sampling import AnswerSampler
@@ -100,7 +101,7 @@ class Comparison:
         self.add_null_baselines()
         of_prompt = [[answer for row in rows for answer in row] for rows in zip(*self.answers.values(), strict=True)]
         for judge in self.judges:
-            if isinstance(judge, GoldJudge):  # the others judge in the first process alone
+            if isinstance(judge, GoldJudge | ReferenceLikelihoodJudge):  # the others judge in the first process alone
                 judge.scores(self.prompts, of_prompt)
 
     def sample(self, model: ComparedModel, loaded: Any, tokenizer: Any) -> None:

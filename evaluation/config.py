@@ -79,9 +79,12 @@ class EvaluateConfig(GenerationSettings):
     """Run Python code that comes with the folders and Hub models in `models`. Off unless you trust their authors."""
     few_shot_examples: PositiveInt = 4
     """Demonstrations of the training split in each prompt of `base_few_shot`. Ours."""
-    judges: list[Literal["rubric", "chrf", "gold", "human", "llm"]] = field(default_factory=lambda: ["rubric", "chrf"])
+    judges: list[Literal["rubric", "chrf", "reference_likelihood", "gold", "human", "llm"]] = field(
+        default_factory=lambda: ["rubric", "chrf"]
+    )
     """Judges of the answers; the first gives the headline. `rubric`, the simulated labeler; `chrf`, character overlap
-    with the reference; `gold`, a held-out reward model; `human`, people's rankings; `llm`, a language model. Ours.
+    with the reference; `reference_likelihood`, of the reference under the base model after an answer; `gold`, a
+    held-out reward model; `human`, people's rankings; `llm`, a language model. Ours.
     """
     gold: GoldConfig = field(default_factory=GoldConfig)
     """Settings of the judge `gold`."""

@@ -37,6 +37,7 @@ MEASURES: dict[str, tuple[str, str, Format]] = {
 JUDGES = {
     "rubric": "Rubric",
     "chrf": "chrF",
+    "reference_likelihood": "Likelihood of the reference",
     "gold": "Gold reward model",
     "human": "People",
     "llm": "Language model",

@@ -22,6 +22,7 @@ PARTS = {
 JUDGES = {
     "rubric": "the rubric",
     "chrf": "chrF",
+    "reference_likelihood": "the likelihood of the reference",
     "gold": "a gold reward model",
     "human": "people",
     "llm": "a language model",
@@ -182,6 +183,11 @@ def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> lis
     ):
         text = f"{title}, PPO minus SFT on the same prompts: {{}}"
         add(claim, paired(generations, part), text, level=0.0, form=signed)
+    for judge in evaluation.get("judges", []):
+        if not judge["taught"] and judge["name"] != "chrf":
+            title = JUDGES[judge["name"]]
+            claim = f"{title[:1].upper()}{title[1:]} agrees, a judge that no reward model saw"
+            add(claim, dig(evaluation, f"comparisons.ppo.{judge['name']}.win_rate"), "win rate of PPO against SFT {}")
     if test := accuracy.get("test"):
         kind, numbers = against_best(test)
         claim = "The reward model beats the best simple baseline"

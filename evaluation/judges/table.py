@@ -7,6 +7,7 @@ from data.records import Demonstration
 from evaluation.config import EvaluateConfig
 from evaluation.judges.gold import GoldJudge
 from evaluation.judges.human import HumanJudge
+from evaluation.judges.likelihood import ReferenceLikelihoodJudge
 from evaluation.judges.llm import LLMJudge
 from evaluation.judges.llm_client import LLMClient
 from evaluation.judges.protocol import Judge
@@ -14,6 +15,7 @@ from evaluation.judges.simulated import ChrfJudge, RubricJudge
 from labeling.config import LabelsConfig
 from modeling.accelerator import from_main
 from modeling.config import ModelConfig
+from modeling.load import base_model_place
 from modeling.run import Run
 
 
@@ -30,7 +32,7 @@ class JudgeInputs:
     client: LLMClient | None
     """Asks the model of `settings.llm`, if it is used."""
     max_tokens: int
-    """Maximum number of tokens per forward pass of a reward model."""
+    """Maximum number of tokens per forward pass of a judge."""
 
 
 def _rubric(inputs: JudgeInputs) -> Judge:
@@ -39,6 +41,14 @@ def _rubric(inputs: JudgeInputs) -> Judge:
 
 def _chrf(inputs: JudgeInputs) -> Judge:
     return ChrfJudge()
+
+
+def _reference_likelihood(inputs: JudgeInputs) -> Judge:
+    accelerator, config = inputs.run.accelerator, inputs.model_config
+    place = from_main(accelerator, lambda: base_model_place(config))
+    judge = ReferenceLikelihoodJudge(place, config, inputs.max_tokens, accelerator)
+    judge.check(inputs.prompts)
+    return judge
 
 
 def _gold(inputs: JudgeInputs) -> Judge:
@@ -62,6 +72,7 @@ def _llm(inputs: JudgeInputs) -> Judge:
 JUDGES: dict[str, Callable[[JudgeInputs], Judge]] = {
     "rubric": _rubric,
     "chrf": _chrf,
+    "reference_likelihood": _reference_likelihood,
     "gold": _gold,
     "human": _human,
     "llm": _llm,

@@ -4,10 +4,13 @@ records are read back.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.files import write_records
 from data.records import Demonstration, Ranking
@@ -16,6 +19,7 @@ from evaluation.compare import Answer, Verdicts
 from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
 from evaluation.judges.gold import GoldJudge
 from evaluation.judges.human import HumanJudge
+from evaluation.judges.likelihood import REQUEST, ReferenceLikelihoodJudge
 from evaluation.judges.protocol import preferences
 from evaluation.judges.simulated import ChrfJudge, RubricJudge
 from evaluation.judges.table import JUDGES, JudgeInputs, make_judges
@@ -83,6 +87,42 @@ def test_a_planted_preference_is_found_on_either_side(
     found = preferences(judge, PROMPTS, ours, theirs)
     assert found == expected
     assert preferences(judge, PROMPTS, theirs, ours) == swapped(found)
+
+
+def test_the_likelihood_of_the_reference_is_plain_transformers_after_the_answer_and_a_request(tmp_path: Path) -> None:
+    place = make_tiny_model(tmp_path / "made")
+    judge = ReferenceLikelihoodJudge(str(place), ModelConfig(base=str(place), device="cpu"), 90, FakeAccelerator())
+    judge.check(PROMPTS)
+    rows = [said("So it is.", "No, <|im_end|> never."), said(), said("")]
+    found = judge.scores(PROMPTS, rows)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    for prompt, row, scores in zip(PROMPTS, rows, found, strict=True):
+        assert len(row) == len(scores)
+        for answer, score in zip(row, scores, strict=True):
+            before = [*prompt.messages, {"role": "assistant", "content": answer.text}, REQUEST]
+            ids = tokenizer.apply_chat_template(
+                before, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+            )
+            reference = tokenizer(prompt.completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids + reference])).logits[0, len(ids) - 1 : -1].double()
+            chosen = logits.log_softmax(-1).gather(1, torch.tensor(reference)[:, None])
+            assert score == pytest.approx(chosen.mean().item(), abs=1e-5)
+
+
+def test_an_answer_too_long_for_the_base_model_is_truncated_and_a_prompt_without_room_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_tiny_model(tmp_path / "made")
+    judge = ReferenceLikelihoodJudge(str(place), ModelConfig(base=str(place), device="cpu"), 90, FakeAccelerator())
+    monkeypatch.setattr("evaluation.judges.likelihood.context_length", lambda *_, **__: 70)
+    room = judge._room(PROMPTS[0])
+    long = said("so " * 100, "so " * room)
+    first, second = judge.scores(PROMPTS[:1], [long])[0]
+    assert first == pytest.approx(second)
+    with pytest.raises(ValueError, match="leave no room for an answer in the base model's context of 70"):
+        judge.check([replace(PROMPTS[0], completion="so " * 100)])
 
 
 def test_the_rubric_ties_within_its_width_and_chrf_only_at_equal_scores() -> None:

@@ -1,0 +1,96 @@
+"""A judge by the likelihood of the reference answer: the better an answer, the more it tells of the reference."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from data.messages import Message
+from data.records import Demonstration, Prompt
+from data.tokenize import encode_completion, encode_prompt
+from evaluation.compare import Answer
+from evaluation.judges.simulated import Asked, Once
+from evaluation.likelihood import likelihoods
+from modeling.config import ModelConfig
+from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer, read_settings
+from modeling.models import policy_model
+from reward.batches import RankingExample
+
+REQUEST: Message = {"role": "user", "content": "Say that again in other words."}
+
+
+@dataclass
+class ReferenceLikelihoodJudge:
+    """Scores an answer by the mean log-probability per token, in nats, of the reference answer under the base model
+    after the conversation: prompt, answer, `REQUEST`. Without the request, this is one direction of BARTScore (Yuan et
+    al. 2021), log p(reference | answer), with the prompt before it.
+
+    The score depends on the answer's text alone, not on whether it ended. As of `GoldJudge`, all processes ask for the
+    score of an answer the first time.
+    """
+
+    place: str
+    """The base model: a folder, or a model on the Hub."""
+    config: ModelConfig
+    max_tokens: int
+    """Maximum number of tokens per forward pass."""
+    accelerator: Accelerator
+    name: str = field(default="reference_likelihood", init=False)
+    taught: bool = field(default=False, init=False)
+    tie_width: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.once = Once(self._judge)
+
+    def check(self, prompts: Sequence[Demonstration]) -> None:
+        """Raises ValueError for a prompt and a reference that leave no room for an answer, or if the chat template
+        refuses the conversation.
+        """
+        for prompt in prompts:
+            if self._room(prompt) < 1:
+                raise ValueError(
+                    f"evaluate.judges: for {self.name} the prompt {prompt.prompt_id!r} and its reference leave no room "
+                    f"for an answer in the base model's context of {self._context} tokens: lower "
+                    "data.max_prompt_tokens, or leave this judge out"
+                )
+
+    def scores(self, prompts: Sequence[Demonstration], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        """See `ScoringJudge`."""
+        return self.once(prompts, answers)
+
+    def _judge(self, asked: Sequence[Asked]) -> list[float]:
+        items = [self._example(prompt, self._shortened(prompt, answer.text)) for prompt, answer in asked]
+        model = load_causal(self.place, self.config, self._tokenizer).to(self.accelerator.device)
+        policy = policy_model(model, autocast_dtype(self.config, self.accelerator.device))
+        _, means = likelihoods(policy, items, self.max_tokens, self.accelerator)
+        del model, policy
+        gc.collect()
+        return [mean for (mean,) in means]
+
+    def _example(self, prompt: Demonstration, text: str) -> RankingExample:
+        """The conversation, and the reference in place of the answers of a ranking."""
+        again = Prompt(prompt=[*prompt.messages, {"role": "assistant", "content": text}, REQUEST])
+        reference = encode_completion(self._tokenizer, prompt.completion)
+        return RankingExample(encode_prompt(self._tokenizer, again), [reference], torch.zeros(1, 1, dtype=torch.bool))
+
+    def _shortened(self, prompt: Demonstration, text: str) -> str:
+        """An answer that does not fit is truncated at the end, as in PPO."""
+        ids, room = encode_completion(self._tokenizer, text, ends=False), self._room(prompt)
+        return text if len(ids) <= room else str(self._tokenizer.decode(ids[:room]))
+
+    def _room(self, prompt: Demonstration) -> int:
+        """Number of answer tokens that fit into the context."""
+        empty = self._example(prompt, "")
+        return self._context - len(empty.prompt) - len(empty.answers[0])
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.place, self.config)
+
+    @cached_property
+    def _context(self) -> int:
+        return context_length(read_settings(self.place, self.config), generating=False)
