@@ -20,7 +20,7 @@ from reports.formats import (
     signed,
     spaced,
 )
-from reports.page import Table, side_by_side
+from reports.page import Table, matrix, side_by_side
 from reports.verdict import PARTS, baseline, side
 
 Tree = Mapping[str, Any]
@@ -130,6 +130,18 @@ def metadata_table(metadata: Tree) -> Table:
     fields = dict.fromkeys(name for found in columns.values() for name in found)
     lines = [(spaced(name), "", name, number if name == "quality" else percent) for name in fields]
     return side_by_side("Metadata", columns, lines)
+
+
+def quality_table(metadata: Tree) -> Table:
+    """The quality of each model's answers by use case."""
+    rows = {
+        case: {
+            MODELS.get(model, model): found["use_cases"].get(case, {}).get("quality")
+            for model, found in metadata.items()
+        }
+        for case in sorted({case for found in metadata.values() for case in found["use_cases"]})
+    }
+    return matrix("Quality by use case", rows)
 
 
 def tests_table(tax: Tree) -> Table:

@@ -216,6 +216,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         "metadata": {
             "ppo": {
                 "all": {"quality": around(5.43), "hallucination": around(0.08), "opinion": None},
+                "use_cases": {"chat": {"quality": around(6.21)}},
                 "minus_sft": {"quality": around(0.31), "hallucination": around(-0.02), "opinion": None},
             }
         },
@@ -333,6 +334,7 @@ def test_judges_stand_side_by_side(reports):
         "654 pairs in both orders, 3 without a verdict. The same position won in both orders in 25.0% of pairs" in seen
     )
     assert "| quality | 5.43 (5.38 to 5.48) | 0.310 (0.260 to 0.360) |" in markdown
+    assert "| Quality by use case | PPO |\n| --- | ---: |\n| chat | 6.21 (6.16 to 6.26) |" in markdown
     assert "| hallucination | 8.0% (3.0% to 13.0%) | -2.0% (-7.0% to 3.0%) |" in markdown
 
 
