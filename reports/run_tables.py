@@ -300,5 +300,8 @@ def sizes(rows: Mapping[str, int]) -> dict[str, dict[str, int]]:
 
 def removed_table(removed: Mapping[str, Mapping[str, int]]) -> Table:
     """Records that curation removed, by kind and rule."""
-    rows = [[kind, spaced(rule), number(count)] for kind, rules in removed.items() for rule, count in rules.items()]
-    return Table(["Of", "Rule", "Removed"], rows, words=(1,))
+    rows = [
+        [kind, spaced(rule), number(count)] for kind, rules in removed.items() for rule, count in rules.items() if count
+    ]
+    empty = "Curation removed nothing." if removed else Table.empty
+    return Table(["Of", "Rule", "Removed"], rows, words=(1,), empty=empty)
