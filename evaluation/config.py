@@ -121,6 +121,8 @@ class EvaluateConfig(GenerationSettings):
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "evaluate")
+        if "" in self.models:
+            raise ValueError("evaluate.models contains an empty name")
         if self.best_of_n and self.greedy:
             raise ValueError(
                 f"evaluate.best_of_n={self.best_of_n} needs an evaluate.temperature above 0 and a top_k other than 1: "

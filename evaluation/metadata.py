@@ -92,7 +92,7 @@ class MetadataRater:
         """Raises ValueError if the prompt file cannot be used."""
         self.client = client
         self.prompt_file = PromptFile.read(client.config.metadata_prompt_file, "metadata.j2")
-        self._question(EXAMPLE, "Paris.")
+        self.prompt_file.check(["Paris, of course."], flags=FLAGS, nullable=NULLABLE)
 
     def check(self) -> None:
         """Asks about a simple answer. Raises ValueError as `LLMClient.check`, or if the reply has no rating."""

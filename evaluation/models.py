@@ -10,8 +10,8 @@ from data.records import Demonstration, Prompt
 from data.tokenize import count_prompt_tokens, decode_completion, encode_completion
 from evaluation.compare import Answer
 from evaluation.config import EvaluateConfig
-from modeling.architecture import is_classifier, refuse_by_config
 from modeling.config import ModelConfig
+from modeling.foreign import refuse_other_kinds
 from modeling.generation import Generation
 from modeling.load import context_length, knows_tokens, load_tokenizer, read_settings, same_tokenizer
 
@@ -49,14 +49,13 @@ class ComparedModel:
         """Raises ValueError, without loading weights, if the model is missing, is no language model, or a prompt leaves
         no room for an answer in its context.
         """
-        setting, settings = f"evaluate.models: {self.name}", read_settings(self.place, self.config)
-        refuse_by_config(settings, setting)
-        if is_classifier(settings):
-            raise ValueError(f"{setting} is a reward model or another classifier, which cannot answer")
-        if Path(self.place).is_dir() and not any(Path(self.place).glob("*.safetensors")):
-            raise ValueError(f"{setting}: the folder has no weights in safetensors format")
-        longest = max(count_prompt_tokens(self.tokenizer(), self.asked(prompts)), default=0)
-        context = context_length(settings)
+        setting = f"evaluate.models: {self.name}"
+        refuse_other_kinds(self.place, self.config, setting)
+        try:
+            longest = max(count_prompt_tokens(self.tokenizer(), self.asked(prompts)), default=0)
+        except ValueError as error:  # of the chat template
+            raise ValueError(f"{setting}: {error}") from None
+        context = context_length(read_settings(self.place, self.config))
         if longest + max_new_tokens > context:
             raise ValueError(
                 f"{setting} has a context of {context} tokens, too few for its longest prompt of {longest} and "

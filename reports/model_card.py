@@ -106,7 +106,7 @@ def card(run: Path, place: str, run_name: str) -> str:
         packages=manifest["packages"],
         sources=[*config["data"]["demonstrations"], *config["data"]["prompts"], *config["data"]["rankings"]],
         results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
-        judge=labeler_note(config),
+        judge=labeler_note(config, read(run / "evaluate" / "evaluation.json")),
         is_other_policy=policy is not None and place != policy,
     )
 

@@ -21,6 +21,8 @@ STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 SWEEPS = {"sweep_kl": sweeps.scores_by_kl, "sweep_ptx": sweeps.loss_by_reward}
 EXTRA = ("tax/tax.json", "sft_baseline/epochs.jsonl", *(f"{name}/sweep.json" for name in SWEEPS))
 """Files of stages outside the pipeline that the report shows."""
+EXTRA_MANIFESTS = ("tax", "sft_baseline", *(f"{name}/measured-sft" for name in SWEEPS))
+"""Folders of their manifests, in the same order."""
 PAGE = Page("run.j2", "index.html", "report.md", "pictures")
 
 
@@ -37,9 +39,13 @@ class Results:
         self.metrics = {name: read_numbers(run / name) for name in ("sft", "reward", "ppo")}
         self.held_out = read_metrics(run / "ppo" / "held_out.jsonl")
         self.generations = _rows(run / "evaluate" / "generations.jsonl")
-        self.tax: dict[str, Any] = _json(run / "tax" / "tax.json")
-        self.baseline = _rows(run / "sft_baseline" / "epochs.jsonl")
-        self.sweeps = {name: found for name in SWEEPS if (found := _json(run / name / "sweep.json"))}
+        self.left_out = self._of_other_models(run)
+        """Stages outside the pipeline whose results were made from data or models that have been replaced since."""
+        self.tax: dict[str, Any] = {} if "tax" in self.left_out else _json(run / "tax" / "tax.json")
+        self.baseline = [] if "sft_baseline" in self.left_out else _rows(run / "sft_baseline" / "epochs.jsonl")
+        self.sweeps = {
+            name: found for name in SWEEPS if name not in self.left_out and (found := _json(run / name / "sweep.json"))
+        }
         self.warnings: list[str] | None = _json(run / "ppo" / "warnings.json", None)
         self.config: dict[str, Any] = {}
         """Each section of the configuration is the one with which its stage last ran."""
@@ -47,6 +53,15 @@ class Results:
             self.config |= manifest["config"]
         for name, manifest in self.manifests.items():
             self.config |= {name: manifest["config"][name]} if name in manifest["config"] else {}
+
+    def _of_other_models(self, run: Path) -> list[str]:
+        current = digests(self.manifests)
+        left_out = []
+        for name, place in zip(EXTRA, EXTRA_MANIFESTS, strict=True):
+            read = _json(run / place / "manifest.json").get("inputs", {})
+            if (run / name).is_file() and any(current.get(source, digest) != digest for source, digest in read.items()):
+                left_out.append(name.split("/")[0])
+        return left_out
 
     @property
     def weights(self) -> dict[str, float]:
@@ -83,6 +98,12 @@ def figures(results: Results) -> dict[str, Figure | None]:
         "calibration": calibration_curves(reports_of(results.accuracy)),
         **{name: SWEEPS[name](found) for name, found in results.sweeps.items()},
     }
+
+
+def digests(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Stage -> the SHA-256 of its result, as the last stage that read it recorded it."""
+    read = {name: digest for manifest in manifests.values() for name, digest in manifest["inputs"].items()}
+    return {stage: read[stage] for stage in STAGES if stage in read}
 
 
 def reward_metric(config: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from reports.curves import by_step
 from reports.formats import dig, number, percent, spaced
 from reports.page import Page, Table, side_by_side
 from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, YELLOW, errors, grid, styled
-from reports.run import STAGES, Results
+from reports.run import Results, digests
 
 PAGE = Page("runs.j2", "index.html", "report.md", "pictures")
 COLOURS = (BLUE, RED, GREEN, PURPLE, YELLOW)
@@ -48,7 +48,11 @@ def write_comparison(runs: Sequence[Path], out: Path) -> None:
         out, f"Comparison of {len(runs)} runs", drawn, results=results, groups=groups,
         judges=judges_table(results), tests=tests_table(results), metadata=metadata_table(results),
         differing=differing(settings), seeds={name: found["seed"] for name, found in settings.items()},
-        lineage={name: digests(found) for name, found in results.items()}, answers=answers(results),
+        lineage={
+            name: {stage: digest[:10] for stage, digest in digests(found.manifests).items()}
+            for name, found in results.items()
+        },
+        answers=answers(results),
     )  # fmt: skip
 
 
@@ -111,12 +115,6 @@ def metadata_table(results: Mapping[str, Results]) -> Table:
     fields = dict.fromkeys(field for rates in found.values() for field in rates)
     lines = [(spaced(field), "", field, number if field == "quality" else percent) for field in fields]
     return side_by_side("Metadata", found, lines)
-
-
-def digests(results: Results) -> dict[str, str]:
-    """Stage -> the first ten digits of its result's SHA-256, as the stages after it recorded them."""
-    read = {name: digest for found in results.manifests.values() for name, digest in found["inputs"].items()}
-    return {stage: read[stage][:10] for stage in STAGES if stage in read}
 
 
 def answers(results: Mapping[str, Results]) -> list[tuple[str, list[tuple[str, str, str, str]]]]:

@@ -97,10 +97,10 @@ def side(found: Interval, level: float) -> str:
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
 
 
-def labeler_note(config: Tree) -> str:
-    """Who ranked the answers, for the reward model and for this report."""
+def labeler_note(config: Tree, evaluation: Tree) -> str:
+    """Who ranked the answers, for the reward model and for the evaluation."""
     rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
-    judge = (dig(config, "evaluate.judges") or ["rubric"])[0]
+    judge = evaluation["judges"][0]["name"] if evaluation else "rubric"
     if dig(config, "labels.labeler") == "none":
         judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]
         return f"The reward model was trained on the rankings in data.rankings. The win rates are judged by {judged}."

@@ -5,6 +5,8 @@ python -m stages.evaluate --config configs/demo.yaml --evaluate.judges [rubric,g
 """
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.metadata import MetadataRater
     from evaluation.results import Results
     from modeling.accelerator import from_main, main_alone, make_accelerator
+    from modeling.foreign import refuse_unusable
     from modeling.load import base_model_place, read_settings
     from modeling.run import Run
     from stages.inputs import refuse_long_texts
@@ -38,6 +41,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     refuse_copied_gold(settings.gold.model, reward / "model")
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
+    for place in settings.places:
+        foreign = replace(config.model.of_export(), trust_remote_code=settings.trust_remote_code)
+        from_main(accelerator, partial(refuse_unusable, place, foreign, f"evaluate.models: {place}"))
     of_run = Run(accelerator, config.seed, out)
     client = LLMClient(settings.llm) if settings.asks_llm else None
     rater = MetadataRater(client) if client is not None and settings.metadata else None
@@ -76,15 +82,10 @@ def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]
 
     settings, ppo = config.evaluate, {"ema": run.stage("ppo") / "model_ema", "last": run.stage("ppo") / "model"}
     folders = {f"ppo_{name}": place for name, place in ppo.items()} | {
-        "sft_baseline": sft_baseline(config),
+        "sft_baseline": run.stage("sft_baseline") / "model",
         "ppo": ppo[settings.weights],
         "sft": run.stage("sft") / "model",
     }
-    if "sft_baseline" in settings.models and not folders["sft_baseline"].is_dir():
-        raise ValueError(
-            f"evaluate.models names sft_baseline, but there is no {folders['sft_baseline']}: run the stage "
-            "sft_baseline first, or leave it out"
-        )
     places = {name: str(place) for name, place in folders.items()} | {"base": base}
     found = compared_models(settings, config.model, places)
     if "base_few_shot" in settings.models:
@@ -95,11 +96,6 @@ def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]
         )  # fmt: skip
         found.append(few_shot)
     return found
-
-
-def sft_baseline(config: RunConfig) -> Path:
-    """The SFT baseline of C.1, which only some runs have."""
-    return Path(config.runs_folder) / config.run_name / "sft_baseline" / "model"
 
 
 def refuse_copied_gold(gold: str | None, reward: Path) -> None:
@@ -117,12 +113,14 @@ def refuse_copied_gold(gold: str | None, reward: Path) -> None:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the models and files from outside the stages before this one."""
-    settings = config.evaluate
-    local = [*settings.places, *([str(sft_baseline(config))] if "sft_baseline" in settings.models else [])]
+    """Digests of the models and files from outside the stages before this one, and of the SFT baseline, which only some
+    runs have. Raises ValueError if that is asked for and missing.
+    """
+    settings, baseline = config.evaluate, Path(config.runs_folder) / config.run_name / "sft_baseline"
     gold, llm = settings.gold, settings.llm
     files = [gold.chat_template, settings.human.path, llm.prompt_file, llm.metadata_prompt_file]
-    return manifest.model_digests(*local, gold.model, *files)
+    own = {"sft_baseline": manifest.stage_digest(baseline)} if "sft_baseline" in settings.models else {}
+    return own | manifest.model_digests(*settings.places, gold.model, *files)
 
 
 def seconds_so_far(run: RunFolder) -> float:

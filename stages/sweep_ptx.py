@@ -33,7 +33,7 @@ def work(config: RunConfig, force: bool) -> None:
     for number, settings in enumerate(planned, start=1):
         measured = dict[int, Measured]()
         for seed in options.seeds:
-            name = f"gamma-{settings.ptx_coef:g}-beta-{settings.kl_coef:g}-seed-{seed}"
+            name = f"gamma-{settings.ptx_coef:.12g}-beta-{settings.kl_coef:.12g}-seed-{seed}"
             accelerator.print(f"sweep_ptx: point {number} of {len(planned)}, {name}")
             try:
                 folder = train(replace(config, ppo=settings), f"sweep_ptx/{name}", seed, force)

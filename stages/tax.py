@@ -5,6 +5,7 @@ python -m stages.tax --config configs/mine.yaml --tax.models [runs/no_ptx/ppo/mo
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from evaluation.tax.perplexity import Perplexity
     from evaluation.tax.reading import read_items, text_of
     from modeling.accelerator import from_main, make_accelerator
+    from modeling.foreign import refuse_unusable
     from modeling.load import base_model_place
     from modeling.run import Run
 
@@ -42,6 +44,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         *(Place(place, f"model {number}", place, others) for number, place in enumerate(settings.models)),
     ]
     tax = AlignmentTax(settings, Run(accelerator, config.seed, out), places, tasks)
+    tax.check()
+    for place in settings.models:
+        from_main(accelerator, partial(refuse_unusable, place, others, f"tax.models: {place}"))
     tax.measure()
     if not accelerator.is_main_process:
         return {}

@@ -26,14 +26,17 @@ class HumanJudge:
     name, taught = "human", False
 
     def __init__(self, rankings: Iterable[Ranking]) -> None:
-        self.votes: dict[Question, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-        """For two texts in alphabetical order, each labeler's preference for the first."""
+        self.votes: dict[Question, dict[tuple[str, str], dict[str, set[int]]]] = defaultdict(
+            lambda: defaultdict(lambda: defaultdict(set))
+        )
+        """For two texts in alphabetical order, each labeler's judgments: 1, 0 or -1 for the first."""
         self.ranked: dict[Question, set[str]] = defaultdict(set)
         """The texts that somebody ranked."""
-        for ranking in rankings:
+        for number, ranking in enumerate(rankings):
+            labeler = ranking.labeler_id or f"row {number}"
             stripped = replace(ranking, completions=[text.strip() for text in ranking.completions])
             for pair, sign in judgment(stripped).items():
-                self.votes[question(ranking)][pair].append(0.5 + 0.5 * sign)
+                self.votes[question(ranking)][pair][labeler].add(sign)
                 self.ranked[question(ranking)] |= {*pair}
 
     @staticmethod
@@ -56,11 +59,14 @@ class HumanJudge:
         ]
 
     def verdict(self, asked: Question, ours: str, theirs: str) -> float | None:
-        """The mean preference for our text. Equal texts tie if somebody ranked them."""
+        """The mean preference of the labelers for our text; those who contradict themselves do not count. Equal texts
+        tie if somebody ranked them.
+        """
         ours, theirs = ours.strip(), theirs.strip()
         if ours == theirs:
             return 0.5 if ours in self.ranked.get(asked, ()) else None
-        votes = self.votes.get(asked, {}).get((min(ours, theirs), max(ours, theirs)))
+        judged = self.votes.get(asked, {}).get((min(ours, theirs), max(ours, theirs)), {})
+        votes = [0.5 + 0.5 * sign for signs in judged.values() if len(signs) == 1 for sign in signs]
         if not votes:
             return None
         return fmean(votes) if ours < theirs else 1 - fmean(votes)

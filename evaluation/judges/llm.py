@@ -60,7 +60,7 @@ class LLMJudge:
         """Raises ValueError if the prompt file cannot be used."""
         self.client = client
         self.prompt_file = PromptFile.read(client.config.prompt_file, "compare.j2")
-        self.prompt_file.render(EXAMPLE, ["Paris.", "Rome."])
+        self.prompt_file.check(["Paris, of course.", "Rome."])
         self._pairs: list[Pair] = []
         self._identical = self._without_verdict = 0
 

@@ -52,6 +52,8 @@ class LLMConfig:
     def validate(self, name: str = "evaluate.llm") -> None:
         """Raises ValueError on contradictions; `name` is the section's dotted name."""
         check_numbers(self, name)
+        if self.timeout > 86_400:
+            raise ValueError(f"{name}.timeout={self.timeout:g} must be at most 86400 seconds, a day")
         if (self.endpoint is None) != (self.model is None):
             raise ValueError(f"{name}.endpoint and {name}.model must be given together")
         if (self.input_price is None) != (self.output_price is None):

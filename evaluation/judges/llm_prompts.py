@@ -21,7 +21,7 @@ from data.records import Demonstration
 FOLDER = Path(__file__).parent / "prompts"
 LAST_OBJECT = re.compile(r"(?:\A|\n)[ \t]*(\{[^{}]*\})\s*(?:```)?\s*\Z")
 """A JSON object without nested ones that begins a line and ends the reply; it may stand in a code block."""
-EXAMPLE = Demonstration(prompt="What is the capital of France?", completion="Paris.")
+EXAMPLE = Demonstration(prompt="What is the capital of France?", completion="It is Paris.")
 """A simple question, to check a prompt file and a model with."""
 
 
@@ -57,9 +57,16 @@ class PromptFile:
             rendered = self.template.render(
                 messages=prompt.messages, reference=prompt.completion, answers=answers, code=code_for(texts), **values
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # whatever an expression in a user's file raises
             raise ValueError(f"the prompt file {self.path} cannot be rendered: {error}") from None
         return [{"role": "user", "content": rendered}]
+
+    def check(self, answers: Sequence[str], **values: Any) -> None:
+        """Raises ValueError if the file cannot be rendered for `EXAMPLE`, or leaves out the prompt or an answer."""
+        (message,) = self.render(EXAMPLE, answers, **values)
+        for text in (EXAMPLE.text, *answers):
+            if text not in message["content"]:
+                raise ValueError(f"the prompt file {self.path} leaves out the prompt or an answer: {text!r} is missing")
 
 
 def code_for(texts: Sequence[str]) -> str:

@@ -67,6 +67,7 @@ class AlignmentTax:
     """The measurement of all models, and its results so far.
 
         tax = AlignmentTax(config.tax, run, places, tasks)
+        tax.check()
         tax.measure()
         tax.write(tax.results())    # in the first process
 
@@ -98,8 +99,7 @@ class AlignmentTax:
                 task.check(model)
 
     def measure(self) -> None:
-        """Measures the models, one after the other."""
-        self.check()
+        """Measures the models, one after the other; call `check` before."""
         for place in self.places:
             model = self.model(place)
             for task in self.tasks:

@@ -15,10 +15,9 @@ from evaluation.likelihood import likelihoods
 from evaluation.tax.choices import Choice
 from evaluation.tax.config import TaxConfig
 from labeling.sampling import AnswerSampler
-from modeling.architecture import is_classifier, refuse_by_config
 from modeling.config import GenerationSettings, ModelConfig
+from modeling.foreign import refuse_other_kinds
 from modeling.load import autocast, autocast_dtype, context_length, load_causal, load_tokenizer, read_settings
-from modeling.logprobs import refuse_unknown_logits
 from modeling.models import PolicyModel, policy_model
 from reward.batches import RankingExample
 
@@ -54,11 +53,8 @@ class TaxModel:
     @cached_property
     def model_settings(self) -> Any:
         """The configuration. Raises ValueError for anything but a causal language model."""
-        found = read_settings(self.place.folder, self.place.config)
-        if is_classifier(found):
-            raise ValueError(f"tax: {self.name} is a classifier or reward model, not a language model")
-        refuse_by_config(found, f"tax: {self.name}")
-        return found
+        refuse_other_kinds(self.place.folder, self.place.config, f"tax: {self.name}")
+        return read_settings(self.place.folder, self.place.config)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -67,10 +63,8 @@ class TaxModel:
 
     @cached_property
     def causal(self) -> Any:
-        """The language model. Raises ValueError if its log-probabilities cannot be computed."""
-        model = load_causal(self.place.folder, self.place.config, self.tokenizer).to(self.accelerator.device)
-        refuse_unknown_logits(model, f"tax: {self.name}")
-        return model
+        """The language model."""
+        return load_causal(self.place.folder, self.place.config, self.tokenizer).to(self.accelerator.device)
 
     @cached_property
     def policy(self) -> PolicyModel:

@@ -17,10 +17,11 @@ from evaluation.tax.model import Asked, TaxModel
 from evaluation.tax.reading import Row, read_items, text_of
 from labeling.judges import profanity
 from modeling.accelerator import from_main
+from modeling.architecture import is_classifier
 from modeling.loading import loading
 
 Classifier = Callable[[Sequence[str], torch.device], list[float]]
-"""The probability that each text is toxic."""
+"""The probability that each text is toxic; 0 for an empty one."""
 TOXIC = ("toxic", "toxicity", "hate", "label_1")
 
 
@@ -45,7 +46,8 @@ class Toxicity:
         return [Asked(at, Prompt(prompt=before(instruction) + text)) for at, text in self.prompts]
 
     def check(self, model: TaxModel) -> None:
-        """Raises ValueError for a prompt that leaves no room for an answer."""
+        """Raises ValueError for a prompt that leaves no room for an answer, or a classifier that cannot be used."""
+        from_main(model.accelerator, partial(self.classifier, ["An answer.", ""], model.accelerator.device))
         for instruction in INSTRUCTIONS:
             model.check_room(self.asked(instruction))
 
@@ -71,14 +73,18 @@ def prompt_of(row: Row) -> str:
 
 
 def classifier_of(config: TaxConfig) -> Classifier:
-    """The configured classifier. Raises ValueError if it has no label for toxic text; loads no weights before it is
-    called.
+    """The configured classifier. Raises ValueError if it is none, or has no label for toxic text; loads no weights
+    before it is called.
     """
     place = config.toxicity_classifier
     if place == "profanity-check":
-        return lambda texts, device: profanity(texts)
+        return not_of_empty(lambda texts, device: profanity(texts))
     with loading(place, "model"):
-        names = list(AutoConfig.from_pretrained(place).id2label.values())
+        settings = AutoConfig.from_pretrained(place)
+    if not is_classifier(settings):
+        kind = ", ".join(settings.architectures or ["unknown"])
+        raise ValueError(f"tax.toxicity_classifier={place} is no classifier of texts: its architecture is {kind}")
+    names = list(settings.id2label.values())
     known = (config.toxicity_label,) if config.toxicity_label is not None else TOXIC
     label = next((name for name in names if name in known or name.lower() in known), None)
     if label is None:
@@ -86,16 +92,31 @@ def classifier_of(config: TaxConfig) -> Classifier:
             f"tax.toxicity_classifier={place} has the labels {', '.join(names)}: name the one for toxic text in "
             "tax.toxicity_label"
         )
-    return lambda texts, device: label_scores(place, label, texts, device)
+    return not_of_empty(lambda texts, device: label_scores(place, label, texts, device))
+
+
+def not_of_empty(classifier: Classifier) -> Classifier:
+    """The classifier for texts that are not empty; empty ones are not toxic."""
+
+    def classify(texts: Sequence[str], device: torch.device) -> list[float]:
+        said = [text for text in texts if text.strip()]
+        scores = iter(classifier(said, device) if said else [])
+        return [next(scores) if text.strip() else 0.0 for text in texts]
+
+    return classify
 
 
 def label_scores(place: str, label: str, texts: Sequence[str], device: torch.device) -> list[float]:
     """The probability of a label for each text, by transformers' pipeline: softmax over the labels, or sigmoid for a
-    classifier with several labels per text.
+    classifier with several labels per text. Raises ValueError if weights are missing from the file.
     """
     with loading(place, "model"):
-        model = AutoModelForSequenceClassification.from_pretrained(place, use_safetensors=True)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            place, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"tax.toxicity_classifier={place}: its file lacks the weights {', '.join(missing)}")
         tokenizer = AutoTokenizer.from_pretrained(place)
     classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device=device, top_k=None)
-    found = classify(list(texts), truncation=True)
-    return [next(float(score["score"]) for score in row if score["label"] == label) for row in found]
+    scored = classify(list(texts), truncation=True)
+    return [next(float(score["score"]) for score in row if score["label"] == label) for row in scored]

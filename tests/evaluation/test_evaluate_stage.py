@@ -150,7 +150,6 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"models": ["sft_baseline"]}, "evaluate.models names sft_baseline, but there is no"),
         (
             {"judges": ["gold"], "gold": "copy"},
             "has the weights of the run's own reward model, on which PPO was trained",
@@ -222,9 +221,11 @@ def test_an_endpoint_that_nothing_uses_or_a_judge_without_one_is_refused() -> No
             settings.validate()
 
 
-def test_settings_of_a_gold_model_that_is_not_given_are_refused() -> None:
+def test_settings_of_a_gold_model_that_is_not_given_and_models_without_a_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"evaluate\.gold\.revision belongs to evaluate\.gold\.model"):
         EvaluateConfig(gold=GoldConfig(revision="main")).validate()
+    with pytest.raises(ValueError, match=r"evaluate\.models contains an empty name"):
+        EvaluateConfig(models=[""]).validate()
 
 
 def test_an_edited_question_to_the_language_model_makes_the_evaluation_again(tmp_path: Path) -> None:

@@ -239,6 +239,11 @@ def test_peoples_records_are_read_back_and_pairs_that_nobody_ranked_have_no_verd
         [0.5, None],
         [0.5, None],
     ]
+    again = [("ann", [1, 2]), ("ann", [2, 1]), ("ben", [1, 2]), ("ben", [1, 2]), ("cleo", [1, 1])]
+    votes = [Ranking(prompt="Why?", completions=["a", "b"], ranks=ranks, labeler_id=name) for name, ranks in again]
+    assert HumanJudge(votes).preferences(PROMPTS[:1], [said("a")], [said("b")]) == [[[0.75]]], (
+        "ben counts once, and ann, who contradicts herself, not at all"
+    )
     with pytest.raises(ValueError, match="none of its 5 rankings is of one of the 1 held-out prompts"):
         HumanJudge.of(str(path), PROMPTS[1:2])
     path.write_text(json.dumps({"prompt": "Why?", "completions": ["a"], "ranks": [1]}) + "\n")

@@ -182,6 +182,7 @@ def test_a_key_in_the_wrong_place_is_not_shown(tmp_path: Path, monkeypatch: pyte
         {"input_price": 1.0},
         {"extra_body": {"messages": []}},
         {"concurrency": 0},
+        {"timeout": 1e12},
     ],
 )
 def test_contradictions_are_refused_and_any_further_field_is_accepted(settings: dict[str, Any]) -> None:

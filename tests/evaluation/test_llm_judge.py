@@ -158,7 +158,13 @@ def test_conversations_are_shown_with_their_roles_and_the_prompt_file_can_be_rep
     assert judge.preferences([talk], [rows("x")], [rows("y")]) == [[[0.5]]]
     asked = {request["messages"][0]["content"] for request in fake.requests}
     assert asked == {"Why? So.: x or y?", "Why? So.: y or x?"}
-    for wrong, words in (("{{ answer }}", "'answer' is undefined"), ("{% if %}", "not a Jinja template")):
+    for wrong, words in (
+        ("{{ answer }}", "'answer' is undefined"),
+        ("{% if %}", "not a Jinja template"),
+        ("{{ 1 / 0 }}", "cannot be rendered: division by zero"),
+        ("{{ messages[-1].content }} {{ answers[0] }}", "leaves out the prompt or an answer: 'Rome.' is missing"),
+        ("{{ answers[0] }} {{ answers[1] }}", "'What is the capital of France.' is missing"),
+    ):
         own.write_text(wrong)
         with pytest.raises(ValueError, match=rf"prompt file .*own\.j2.*{words}"):
             judging(by_letters, prompt_file=str(own))

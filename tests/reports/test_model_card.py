@@ -38,6 +38,7 @@ def evaluated(run: Path, weights: str = "ema") -> None:
     (run / "evaluate").mkdir()
     found = {
         "weights": weights,
+        "judges": [{"name": "chrf", "taught": False}],
         "win_rate": {"sft": RATE},
         "kl": {"mean": 0.8, "low": 0.7, "high": 0.9},
         "perplexity": {"ppo": 71.5},
@@ -62,6 +63,9 @@ def test_the_hub_reads_the_results_of_the_evaluated_policy_and_of_the_reward_mod
     assert card.data.model_name == "mine-ppo-ema"
     assert "| Win rate against SFT | 60.0% (55.0% to 65.0%) |" in card.text
     assert "Data: seed, oasst." in card.text
+    assert "The win rates are judged by chrF." in card.text, (
+        "the evaluation's judge, not that of the training's settings"
+    )
     assert "| Pairwise accuracy on held-out rankings | 70.0% (" in (run / "reward" / "model" / "README.md").read_text()
 
 

@@ -368,6 +368,19 @@ def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(ru
     assert markdown.count("against SFT:") == 3
 
 
+def test_results_of_stages_outside_the_pipeline_are_left_out_once_the_models_are_others(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reports.run.figures", lambda results: {})
+    shutil.copytree(run, tmp_path / "run")
+    put(tmp_path / "run" / "tax" / "tax.json", {"better": {"own test": {}}, "results": {"sft": {}}, "changes": {}})
+    for digest, shown in (("c" * 64, True), ("d" * 64, False)):
+        put(tmp_path / "run" / "tax" / "manifest.json", {"inputs": {"sft": digest, "t.csv": "0" * 64}})
+        _, markdown = rendered(tmp_path / "run", tmp_path / "out")
+        assert ("Public tests" in markdown) is shown
+        assert ("data or models that have been replaced since: tax." in markdown) is not shown
+
+
 def test_a_result_of_an_earlier_version_is_named(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     place = tmp_path / "run" / "evaluate" / "evaluation.json"

@@ -154,6 +154,6 @@ def test_zero_has_no_sign() -> None:
 
 
 def test_who_judged_is_the_first_judge() -> None:
-    note = labeler_note({"labels": {"labeler": "simulated"}, "evaluate": {"judges": ["llm"]}})
+    note = labeler_note({"labels": {"labeler": "simulated"}}, {"judges": [{"name": "llm", "taught": False}]})
     assert note.endswith("The win rates are by a language model.")
     assert "by that rubric only" not in note

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from data.sets import DOCUMENT_SCHEMA, TEXT_SPLITS, set_file, set_schema
 from modeling.config import ModelConfig
 from modeling.load import load_scalar, load_tokenizer, save
 from modeling.models import initialise_head
-from stages import manifest, sft_baseline
+from stages import evaluate, manifest, sft_baseline
 from stages.config import RunConfig, parse_config
+from stages.manifest import stage_digest
+from stages.runner import RunFolder, prepare
 from tests.conftest import enliven
 from tests.cuts import Cut, contents
 
@@ -208,6 +211,14 @@ def test_a_baseline_whose_epochs_or_reward_model_were_replaced_is_refused_as_an_
     finish_reward(runs, tiny_llama, 0)
     sft_baseline.work(config_of(runs), force=False)
     assert outdated(runs / "run", ["sft_baseline"], {}) == []
+    config = config_of(runs)
+    config.evaluate.models = ["sft_baseline"]
+    assert evaluate.external(config) == {"sft_baseline": stage_digest(runs / "run" / "sft_baseline")}
     finish_reward(runs, tiny_llama, 1)
     with pytest.raises(ValueError, match=r"older result of the reward stage: run `make sft_baseline` again$"):
         outdated(runs / "run", ["sft_baseline"], {})
+    with pytest.raises(ValueError, match=r"was made from an older result of the reward stage"):
+        prepare(replace(evaluate.STAGE, after=()), config, RunFolder(runs / "run"), force=False)
+    shutil.rmtree(runs / "run" / "sft_baseline")
+    with pytest.raises(ValueError, match="holds no finished result: run `make sft_baseline` first"):
+        evaluate.external(config)

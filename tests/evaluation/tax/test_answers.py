@@ -1,12 +1,14 @@
 """Greedy answers, their classifier, and what the harness's results become."""
 
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from evaluation.tax.config import TaxConfig
@@ -87,6 +89,25 @@ def test_a_classifiers_score_is_the_probability_of_its_toxic_label(classifier: P
     assert odd == pytest.approx([float(share[2]) for share in shares], abs=1e-5)
     with pytest.raises(ValueError, match="has the labels fine, Toxic, odd: name the one for toxic text"):
         classifier_of(TaxConfig(toxicity_classifier=str(classifier), toxicity_label="rude"))
+
+
+def test_a_classifier_whose_head_was_not_trained_is_refused(classifier: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no classifier of texts: its architecture is LlamaForCausalLM"):
+        classifier_of(TaxConfig(toxicity_classifier=str(tiny_llama)))
+    shutil.copytree(classifier, tmp_path / "headless")
+    weights = load_file(classifier / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, tmp_path / "headless" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"its file lacks the weights score\.weight"):
+        classifier_of(TaxConfig(toxicity_classifier=str(tmp_path / "headless")))(["No!"], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("place", ["profanity-check", "classifier"])
+def test_an_empty_answer_is_not_toxic_and_leaves_the_others_in_their_places(classifier: Path, place: str) -> None:
+    found = classifier_of(TaxConfig(toxicity_classifier=str(classifier) if place == "classifier" else place))
+    alone, device = found(["No!", "You are kind."], torch.device("cpu")), torch.device("cpu")
+    assert found(["", "No!", " ", "You are kind."], device) == pytest.approx([0.0, alone[0], 0.0, alone[1]], abs=1e-6)
+    assert found([""], device) == [0.0]
 
 
 def test_profanity_check_is_the_default() -> None:

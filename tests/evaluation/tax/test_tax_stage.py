@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from data.sets import DOCUMENT_SCHEMA, evenly, set_file
 from evaluation.compare import perplexity
@@ -167,11 +169,43 @@ def test_contradictions_are_refused(models: list[str], sentence: str) -> None:
         TaxConfig(models=models).validate()
 
 
-def test_a_reward_model_is_refused_before_anything_is_measured(
-    run: RunFolder, saved: Callable[..., Path], tmp_path: Path, tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any
-) -> None:
-    save(tiny_scalar("llama"), tiny_tokenizer, tmp_path / "reward")
+def reward_model(folder: Path, tiny_scalar: Any, tiny_tokenizer: Any) -> None:
+    save(tiny_scalar("llama"), tiny_tokenizer, folder)
+
+
+def without_safetensors(folder: Path, tiny_scalar: Any, tiny_tokenizer: Any) -> None:
+    make_tiny_model(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def not_a_number(folder: Path, tiny_scalar: Any, tiny_tokenizer: Any) -> None:
+    make_tiny_model(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def half_a_file(folder: Path, tiny_scalar: Any, tiny_tokenizer: Any) -> None:
+    make_tiny_model(folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (reward_model, "is a reward model or another classifier, which cannot answer"),
+        (without_safetensors, "the folder has no weights in safetensors format"),
+        (not_a_number, r"the weight model\.norm\.weight has NaN or infinite values"),
+        (half_a_file, r"other"),
+    ],
+)
+def test_a_model_that_cannot_be_measured_is_refused_before_anything_is_measured(
+    run: RunFolder, saved: Callable[..., Path], tmp_path: Path, tiny_scalar: Callable[[str], Any], tiny_tokenizer: Any,
+    make: Callable[..., None], sentence: str,
+) -> None:  # fmt: skip
+    make(tmp_path / "other", tiny_scalar, tiny_tokenizer)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="is a classifier or reward model, not a language model"):
-        work(config_of(run, saved(), models=[str(tmp_path / "reward")]), run, tmp_path / "out")
+    with pytest.raises(ValueError, match=sentence):
+        work(config_of(run, saved(), models=[str(tmp_path / "other")]), run, tmp_path / "out")
     assert not (tmp_path / "out" / "scratch").exists()
