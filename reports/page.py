@@ -6,6 +6,7 @@ once: `{{ heading("Win rates") }} {{ table(tables.wins_table(evaluation)) }}`.
 """
 
 import base64
+import functools
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -91,17 +92,23 @@ def render(template: str, kit: str, **content: Any) -> str:
 
     An undefined variable is an error.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=kit == "html.j2",
+    return environment(TEMPLATES, kit == "html.j2").get_template(template).render(kit=kit, **content)
+
+
+@functools.cache
+def environment(templates: Path, escape: bool) -> Environment:
+    """Jinja's environment, kept so that a process compiles each template once."""
+    made = Environment(
+        loader=FileSystemLoader(templates),
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fenced": fenced, "cell": markdown_cell}
+    made.filters |= {"fenced": fenced, "cell": markdown_cell}
     shared = (between, counted, dig, duration, listing, matrix, number, percent, side_by_side, spaced, str)
-    environment.globals |= {function.__name__: function for function in shared}
-    return environment.get_template(template).render(kit=kit, **content)
+    made.globals |= {function.__name__: function for function in shared}
+    return made
 
 
 def png(figure: Figure) -> bytes:
