@@ -4,6 +4,7 @@ its dotted name.
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
@@ -282,6 +283,18 @@ def parse_config(
     Exits with 2 and one sentence on a mistake; raises ValueError on contradictions.
     """
     check_config_files(arguments)
+    parser = make_parser(program, description, tuple((name, tuple(how.items())) for name, how in options.items()))
+    namespace = parser.parse_args(arguments)
+    refuse_nulls(namespace, RunConfig)
+    values: Any = parser.instantiate_classes(namespace)
+    config = RunConfig(**{item.name: with_home(values[item.name]) for item in dataclasses.fields(RunConfig)})
+    config.validate()
+    return config, {option: namespace[option] for option in options}
+
+
+@functools.cache
+def make_parser(program: str, description: str, options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> Parser:
+    """The parser of a command line, kept because jsonargparse takes longer to build it than to parse with it."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=program, description=description, default_env=False, allow_abbrev=False)
     parser.add_argument(
@@ -289,12 +302,7 @@ def parse_config(
         action="config",
         help="YAML file with any of the fields below; later arguments override earlier ones.",
     )
-    for option, how in options.items():
-        parser.add_argument(f"--{option}", **how)
+    for option, how in options:
+        parser.add_argument(f"--{option}", **dict(how))
     parser.add_class_arguments(RunConfig, nested_key=None, fail_untyped=True)
-    namespace = parser.parse_args(arguments)
-    refuse_nulls(namespace, RunConfig)
-    values: Any = parser.instantiate_classes(namespace)
-    config = RunConfig(**{item.name: with_home(values[item.name]) for item in dataclasses.fields(RunConfig)})
-    config.validate()
-    return config, {option: namespace[option] for option in options}
+    return parser

@@ -146,6 +146,15 @@ def test_nothing_at_all_gives_the_defaults_and_force_is_no_part_of_them() -> Non
     assert parse_config("stages.x", "", ["--force"]) == (RunConfig(), {"force": True})
 
 
+def test_a_command_line_leaves_nothing_behind_for_the_next_although_they_share_a_parser() -> None:
+    first = parse("--data.sources.x.format", "oasst", "--data.rankings", "[x]", "--ppo.rewards", "[{kind: model}]")
+    first.data.sources["y"], first.model.lora.rank = SourceConfig(), 99
+    second = parse()
+    second.data.pretraining.append("more")
+    second.ppo.rewards.append(RewardTerm("length"))
+    assert parse() == RunConfig()
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_file_that_comes_with_the_project_is_valid(file: Path) -> None:
     assert parse("--config", str(file)).run_name == file.stem
