@@ -1,47 +1,64 @@
 """What a user sees who made a mistake: one sentence on stderr and exit code 2, never a traceback.
 
-The commands run side by side, as most of them import torch.
+Mistakes that are found before torch is imported are made in commands of their own, the others in this process.
 """
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from stages import data, report, reward
+from stages.config import RunConfig
+from stages.runner import Stage, main, run_stage
+
 HERE = Path(__file__).parents[2]
 GOOD = {"prompt": "Why?", "completion": "Because."}
 
 
+def told(stage: Stage, arguments: list[str]) -> tuple[int, str]:
+    """(exit code, stderr) of a stage's command line."""
+
+    def work(config: RunConfig, force: bool) -> None:
+        run_stage(stage, config, force)
+
+    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as stopped:
+        main(work, "stages.x", "", arguments)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, said.getvalue()
+
+
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[int, str, Path]]]:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, Path]]:
     """Case to (exit code, stderr, folder of the runs)."""
     folder = tmp_path_factory.mktemp("errors")
     (folder / "bad.jsonl").write_text(f'{json.dumps(GOOD)}\n{{"prompt": "How?", "compleetion": "So."}}\n')
     (folder / "in_use").mkdir()
-    cases = {
+
+    def given(case: str, *more: str) -> list[str]:
+        place = ["--runs_folder", str(folder), "--run_name", case.replace(" ", "_")]
+        return ["--config", str(HERE / "configs" / "smoke.yaml"), *place, *more]
+
+    commands = {
         "unknown key": ["stages.pipeline", "--ppo.kl_coeff", "1"],
         "contradiction": ["stages.ppo", "--ppo.minibatch_size", "7"],
-        "bad row": ["stages.data", "--data.demonstrations", f"[{folder / 'bad.jsonl'}]"],
         "no model": ["stages.data", "--model.base", str(folder / "no-such-model")],
-        "no earlier stage": ["stages.reward"],
-        "in use": ["stages.report"],
     }
-    started = {}
+    found = {}
+    for case, (module, *arguments) in commands.items():
+        command = [sys.executable, "-m", module, *given(case, *arguments)]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120)
+        found[case] = done.returncode, done.stderr
+    found["bad row"] = told(data.STAGE, given("bad row", "--data.demonstrations", f"[{folder / 'bad.jsonl'}]"))
+    found["no earlier stage"] = told(reward.STAGE, given("no earlier stage"))
     with FileLock(folder / "in_use" / ".lock"):
-        for case, (module, *arguments) in cases.items():
-            place = ["--runs_folder", str(folder), "--run_name", case.replace(" ", "_")]
-            command = [sys.executable, "-m", module, "--config", "configs/smoke.yaml", *place, *arguments]
-            started[case] = subprocess.Popen(
-                command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            )
-        yield {
-            case: (process.wait(timeout=120), process.stderr.read() if process.stderr else "", folder)
-            for case, process in started.items()
-        }
+        found["in use"] = told(report.STAGE, given("in use"))
+    return {case: (code, stderr, folder) for case, (code, stderr) in found.items()}
 
 
 @pytest.mark.parametrize(

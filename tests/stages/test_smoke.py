@@ -2,6 +2,8 @@
 processes.
 """
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -15,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.files import read_rows
-from stages.runner import STAGES
+from stages import pipeline
+from stages.runner import STAGES, main
 
 CONFIG = "configs/smoke.yaml"
 
@@ -24,23 +27,8 @@ def environment(cache: Path) -> dict[str, str]:
     return os.environ | {"RLHF_PTX_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def command(module: str, folder: Path, *arguments: str, processes: int = 1) -> list[str]:
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    return [sys.executable, *launch, "-m", module, "--config", CONFIG, "--runs_folder", str(folder), *arguments]
-
-
-def run(cache: Path, *parts: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(parts[0], Path(parts[1]), *parts[2:], processes=processes),
-        env=environment(cache),
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def arguments(folder: Path, *more: str) -> list[str]:
+    return ["--config", CONFIG, "--runs_folder", str(folder), *more]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +37,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(the run's folder, what the pipeline printed)."""
     runs = tmp_path_factory.mktemp("runs")
-    return runs / "smoke", run(cache, "stages.pipeline", str(runs)).stdout
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main(pipeline.work, "stages.pipeline", "", arguments(runs, "--evaluate.bootstrap_resamples", "20"))
+    return runs / "smoke", printed.getvalue()
 
 
 def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tuple[Path, str]):
@@ -133,11 +123,12 @@ def test_the_models_load_with_plain_transformers(finished: tuple[Path, str]):
     assert sum(scores) / 16 == pytest.approx(model.config.score_bias, abs=1e-4)
 
 
-def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str], cache: Path):
+def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
     root, _ = finished
-    printed = run(cache, "stages.pipeline", str(root.parent), "--evaluate.bootstrap_resamples", "500").stdout
-    done = [stage for stage in STAGES if f"{stage}: done" in printed]
-    assert done == ["evaluate", "report"]
+    main(pipeline.work, "stages.pipeline", "", arguments(root.parent, "--evaluate.bootstrap_resamples", "10"))
+    printed = capsys.readouterr().out
+    assert [stage for stage in STAGES if f"{stage}: done" in printed] == ["evaluate", "report"]
+    assert [stage for stage in STAGES if f"{stage}: unchanged" in printed] == list(STAGES[:-2])
 
 
 @pytest.mark.slow
@@ -158,8 +149,11 @@ def test_two_processes_do_what_one_does(finished: tuple[Path, str], cache: Path,
     shutil.copytree(
         root, tmp_path / "smoke", ignore=shutil.ignore_patterns("reward", "ppo", "evaluate", "report", "tensorboard")
     )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     for stage in ("reward", "ppo"):
-        run(cache, f"stages.{stage}", str(tmp_path), processes=2)
+        command = [*launch, f"stages.{stage}", *arguments(tmp_path)]
+        done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr[-3000:]
         manifest = json.loads((tmp_path / "smoke" / stage / "manifest.json").read_text())
         assert manifest["world_size"] == 2
     for place in ("reward/adapter/adapter_model.safetensors", "ppo/adapter/adapter_model.safetensors"):
