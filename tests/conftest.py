@@ -20,14 +20,12 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
-from accelerate.state import AcceleratorState  # noqa: E402
 
 from modeling.config import ModelConfig  # noqa: E402
-from modeling.load import load_causal, load_scalar, load_tokenizer  # noqa: E402
-from modeling.tiny import make_tiny_model  # noqa: E402
 
-torch.set_num_threads(1)
+# torch and what needs it are imported inside the fixtures: xdist's controller, which runs no test, reads this file
+# before it starts the workers.
+
 # Shells ignore SIGINT in background jobs and nohup ignores SIGHUP; some tests send both to themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -38,9 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name != "stages")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Also where OMP_NUM_THREADS asks for more."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def reset_accelerate() -> Iterator[None]:
     """accelerate's state is global: processes that a later test forks would inherit it."""
+    from accelerate.state import AcceleratorState
+
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -66,6 +74,8 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny("gpt2")`: the folder of a tiny model of that architecture, with its tokenizer. Do not write into it."""
+    from modeling.tiny import make_tiny_model
+
     built: dict[str, Path] = {}
 
     def get(architecture: str) -> Path:
@@ -91,18 +101,24 @@ def model_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_llama: Path, model_config: ModelConfig) -> Any:
     """The tokenizer of all tiny models, as the stages load it."""
+    from modeling.load import load_tokenizer
+
     return load_tokenizer(tiny_llama, model_config)
 
 
 @pytest.fixture
 def tiny_causal(tiny: Callable[[str], Path], model_config: ModelConfig, tiny_tokenizer: Any) -> Callable[[str], Any]:
     """`tiny_causal("llama")`: a fresh language model of that architecture, with opinions of its own (see `enliven`)."""
+    from modeling.load import load_causal
+
     return lambda architecture: enliven(load_causal(tiny(architecture), model_config, tiny_tokenizer))
 
 
 @pytest.fixture
 def tiny_scalar(tiny: Callable[[str], Path], model_config: ModelConfig, tiny_tokenizer: Any) -> Callable[[str], Any]:
     """`tiny_scalar("llama")`: a fresh reward model of that architecture, with opinions of its own (see `enliven`)."""
+    from modeling.load import load_scalar
+
     return lambda architecture: enliven(load_scalar(tiny(architecture), model_config, tiny_tokenizer))
 
 
@@ -110,6 +126,8 @@ def enliven(model: Any, seed: int = 0) -> Any:
     """Draws larger weights: at its first ones a random model answers nearly the same to everything, and a wrong mask or
     position hardly shows.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
