@@ -171,7 +171,7 @@ def test_the_plan_of_a_public_configuration_has_rows_in_every_set_and_writes_not
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_finished_folder_holds_what_the_plan_promised(
+def test_a_finished_folder_holds_what_the_plan_promised_and_every_turn_of_a_tree_in_one_split(
     places: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     config = configured("oasst", places["oasst"], tmp_path)
@@ -182,6 +182,8 @@ def test_a_finished_folder_holds_what_the_plan_promised(
     for name in SETS:
         assert [len(read_set(folder, name, split)) for split in SPLITS] == planned[name]
     assert headline["sft_train"] == len(read_set(folder, "sft", "train"))
+    trees = {split: {r.user_id for name in SETS for r in read_set(folder, name, split)} for split in SPLITS}
+    assert len(trees["train"] | trees["valid"] | trees["test"]) == sum(map(len, trees.values())) == 60
     assert not (folder / "scratch").exists()
     assert {"report.html", "report.md", "README.md", "counts.json", "manifest.json"} <= {
         file.name for file in folder.iterdir()
@@ -198,26 +200,23 @@ def test_a_finished_folder_holds_what_the_plan_promised(
     assert "data: unchanged" in capsys.readouterr().out
 
 
-def test_every_turn_of_a_tree_is_in_one_split(places: dict[str, list[str]], tmp_path: Path) -> None:
-    run_stage(STAGE, configured("oasst", places["oasst"], tmp_path))
-    folder = tmp_path / "runs" / "oasst" / "data"
-    trees = {split: {r.user_id for name in SETS for r in read_set(folder, name, split)} for split in SPLITS}
-    assert len(trees["train"] | trees["valid"] | trees["test"]) == 60
-    assert sum(map(len, trees.values())) == 60
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "rankings"),
     [
         ("oasst", ["--data.sources.oasst.place", "oasst/en_100_tree.jsonl"], 212),
-        ("qa_feedback", ["--data.sources.qa.place", "qa_feedback/dev_feedback.json"], 500),
+        ("qa_feedback", ["--data.sources.qa.place", "qa_feedback/dev_feedback.json"], 100),
         ("truthfulqa", ["--data.sources.truthfulqa.place", "truthfulqa"], 817),
     ],
 )
 def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
     name: str, arguments: list[str], rankings: int, tmp_path: Path, shared_data: Callable[[str], Path]
 ) -> None:
-    config = configured(name, [arguments[0], str(shared_data(arguments[1])), *arguments[2:]], tmp_path)
+    """Of QA-Feedback's long passages, a fifth; tests/data/sources/test_qa_feedback.py reads them all."""
+    place = shared_data(arguments[1])
+    if name == "qa_feedback":
+        (tmp_path / "rows.json").write_text(json.dumps(json.loads(place.read_text())[:rankings]))
+        place = tmp_path / "rows.json"
+    config = configured(name, [arguments[0], str(place)], tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     built = curated(config, scratch)

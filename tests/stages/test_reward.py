@@ -65,6 +65,22 @@ def runs(ranked: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def rewarded(ranked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder in which the reward stage is done too, with its default settings."""
+    root = shutil.copytree(ranked, tmp_path_factory.mktemp("rewarded") / "runs")
+    run_stage(reward.STAGE, config_of(root))
+    return root
+
+
+@pytest.fixture
+def rewarded_runs(rewarded: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it for one test."""
+    shutil.copytree(rewarded, tmp_path / "runs")
+    yield tmp_path / "runs"
+    shutil.rmtree(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
 def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2-shaped language model of another size, vocabulary and chat template than the policy, which is
     Llama-shaped.
@@ -266,9 +282,8 @@ def test_a_chat_template_that_changes_after_sft_changes_no_later_stage(runs: Pat
     assert "m.role + '>'" not in templates.pop()
 
 
-def test_training_goes_on_from_a_reward_model_of_ours(runs: Path, tmp_path: Path) -> None:
-    run_stage(reward.STAGE, config_of(runs))
-    run = RunFolder(runs / "smoke")
+def test_training_goes_on_from_a_reward_model_of_ours(rewarded_runs: Path, tmp_path: Path) -> None:
+    runs, run = rewarded_runs, RunFolder(rewarded_runs / "smoke")
     shutil.copytree(run.stage("reward") / "model", tmp_path / "earlier")
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "earlier").config.score_bias != 0
     run_stage(reward.STAGE, config_of(runs, "--reward.base", str(tmp_path / "earlier")))
@@ -309,21 +324,21 @@ def test_the_bias_comes_from_demonstrations_of_every_source(
     assert taken.count("second") == pytest.approx(10, abs=2), "a third of the demonstrations"
 
 
-def test_its_own_result_is_no_base(runs: Path) -> None:
-    run_stage(reward.STAGE, config_of(runs))
+def test_its_own_result_is_no_base(rewarded: Path) -> None:
     with pytest.raises(
         ValueError,
         match="is a result of this run, which would train it again and again: copy it elsewhere",
     ):
-        run_stage(reward.STAGE, config_of(runs, "--reward.base", str(runs / "smoke" / "reward" / "model")))
+        run_stage(reward.STAGE, config_of(rewarded, "--reward.base", str(rewarded / "smoke" / "reward" / "model")))
 
 
-def test_fewer_answers_a_prompt_are_another_judgment(runs: Path) -> None:
-    run_stage(reward.STAGE, config_of(runs))
+def test_fewer_answers_a_prompt_are_another_judgment(rewarded_runs: Path) -> None:
     pairs = []
     for arguments in ((), ("--reward.max_answers_per_prompt", "2")):
-        run_stage(evaluate_reward.STAGE, config_of(runs, *arguments))
-        pairs.append(json.loads((runs / "smoke" / "evaluate_reward" / "accuracy.json").read_text())["test"]["pairs"])
+        run_stage(evaluate_reward.STAGE, config_of(rewarded_runs, *arguments))
+        pairs.append(
+            json.loads((rewarded_runs / "smoke" / "evaluate_reward" / "accuracy.json").read_text())["test"]["pairs"]
+        )
     assert pairs[1] < pairs[0]
 
 
