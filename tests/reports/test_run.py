@@ -438,6 +438,7 @@ def test_the_path_of_training_is_the_reward_models_score(terms, metric):
 
 
 def test_other_rewards_are_not_called_the_reward_models(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
     shutil.copytree(run, tmp_path / "run")
     drawn = {}
     for name in ("run_plots.ppo_curves", "run_plots.over_optimisation"):
@@ -465,7 +466,7 @@ def test_other_rewards_are_not_called_the_reward_models(run, tmp_path, monkeypat
     ],
 )
 def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch, weights, said):
-    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    monkeypatch.setattr("reports.run.figures", lambda results: {})
     shutil.copytree(run, tmp_path / "run")
     place = tmp_path / "run" / "evaluate" / "evaluation.json"
     put(place, json.loads(place.read_text()) | {"weights": weights})
@@ -487,7 +488,7 @@ def test_the_report_says_which_weights_were_compared(run, tmp_path, monkeypatch,
     [(["step 3: too much KL"], "step 3: too much KL"), ([], "The monitors raised no warning."), (None, "")],
 )
 def test_the_report_shows_the_warnings_of_the_monitors(run, tmp_path, monkeypatch, warnings, said):
-    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    monkeypatch.setattr("reports.run.figures", lambda results: {})
     shutil.copytree(run, tmp_path / "run")
     if warnings is not None:
         put(tmp_path / "run" / "ppo" / "warnings.json", warnings)
@@ -517,7 +518,7 @@ def test_it_says_that_no_person_ranked(reports):
     ],
 )
 def test_the_note_on_who_judged_follows_the_configuration(run, tmp_path, monkeypatch, labeler, rankings, said):
-    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    monkeypatch.setattr("reports.run.figures", lambda results: {})
     shutil.copytree(run, tmp_path / "run")
     for stage in ("data", "labels"):
         place = tmp_path / "run" / stage / "manifest.json"
@@ -559,7 +560,8 @@ def test_samples_are_evenly_spaced(reports):
     assert "above SFT's 20 times, tied 10 times, below 10 times" in text_of(html)
 
 
-def test_without_ptx_its_panels_are_left_out(tmp_path):
+def test_without_ptx_its_panels_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
     html, _ = rendered(fake_run(tmp_path / "run", ptx=False, iterations=1), tmp_path / "out")
     assert html.count("<img ") == len(PICTURES)
 
