@@ -76,7 +76,6 @@ def best_alone(reference: Distribution) -> Distribution:
 CASES = [
     ("reward", 1, 0.1, {}),
     ("reward", 1, 0.3, {"minibatch_size": 48, "whiten_advantages": False}),
-    ("reward", 1, 1.0, {}),
     # The first word learns from what the value model says of the second, and waits for that to be learnt.
     ("reward", 2, 0.3, {"iterations": 90, "learning_rate": 3e-3}),
     # Whitening measures rewards in standard deviations; a price beside them in the loss would then be one a standard
