@@ -357,8 +357,7 @@ def test_after_each_epoch_watched_sets_are_looked_at_and_change_nothing(
     assert not any("valid_loss" in row for row in rows)
 
 
-@pytest.mark.parametrize("batching", ["prompts", "pairs"])
-@pytest.mark.parametrize("step", [1, 4, 8])
+@pytest.mark.parametrize(("batching", "step"), [("prompts", 1), ("pairs", 4), ("prompts", 8)])
 def test_a_killed_training_goes_on_from_its_last_step_and_ends_in_the_same_bytes(
     tiny_scalar: Callable[[str], Any],
     tmp_path: Path,
