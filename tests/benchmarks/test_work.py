@@ -104,7 +104,7 @@ def test_the_peers_responses_are_counted_without_prompt_and_padding() -> None:
     assert (responses.tokens, responses.ended, responses.count) == (2 + 3, 1, 2)
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("adapter", [pytest.param("none", marks=pytest.mark.slow), "lora"])
 def test_ppo_takes_a_step_per_minibatch(models: Path, adapter: str) -> None:
     work = PPOWork(str(models), adapter, iterations=2, episodes=4, minibatches=2, prompt_tokens=8, response_tokens=4)
     numbers = ours.ppo(work, make_accelerator("cpu"))

@@ -48,7 +48,7 @@ RANKED = ENTRY.flatmap(lambda row: st.just(row | {"completions": ["x", "y"], "ra
 ANCHORS = [{"prompt": f"anchor {word}", "user_id": f"anchor {n}", "completion": "So."} for n, word in enumerate(WORDS)]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     answered=st.lists(st.one_of(DEMONSTRATION, FEW_SHOT), max_size=15),
     bare=st.lists(ENTRY, max_size=15),

@@ -56,7 +56,7 @@ def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(
     config = RunConfig(
         model=ModelConfig(base=str(tiny_llama), device="cpu", precision="bfloat16"),
         labels=LabelsConfig(closeness="words"),
-        evaluate=EvaluateConfig(answers_per_prompt=2, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=50),
+        evaluate=EvaluateConfig(answers_per_prompt=2, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=5),
     )
     config.data.pretraining_tokens = 16
     headline = work(config, run, tmp_path)
@@ -72,7 +72,7 @@ def test_greedy_answers_have_no_kl_since_an_estimate_takes_samples(
     config = RunConfig(
         model=ModelConfig(base=str(tiny_llama), device="cpu"),
         labels=LabelsConfig(closeness="words"),
-        evaluate=EvaluateConfig(temperature=0.0, max_new_tokens=4, perplexity_examples=2, bootstrap_resamples=50),
+        evaluate=EvaluateConfig(temperature=0.0, max_new_tokens=4, perplexity_examples=2, bootstrap_resamples=5),
     )
     config.data.pretraining_tokens = 16
     headline = work(config, run, tmp_path)

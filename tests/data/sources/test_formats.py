@@ -80,7 +80,7 @@ def test_a_format_names_its_licence_and_only_roles_that_there_are(form: Format) 
 
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, form in PUBLISHED.items() for role in form.convert])
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_json_becomes_records_or_one_sentence(name: str, role: Role, data: st.DataObject) -> None:
     group = PUBLISHED[name].group
