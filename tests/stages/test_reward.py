@@ -4,11 +4,8 @@ cut off, refused.
 pytest tests/stages/test_reward.py
 """
 
-import functools
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,31 +114,10 @@ def other_reward_model(other_base: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-READER = """
-import json, sys, torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-for line in sys.stdin:
-    place, rows = json.loads(line)
+def plain_scores(place: Path, rankings: list[Ranking], answer_suffix: str = "") -> list[list[float]]:
+    """Each answer as text through nothing but transformers, less the bias in the config."""
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForSequenceClassification.from_pretrained(place).eval()
-    with torch.no_grad():
-        batch = tokenizer(rows, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-        print(json.dumps([model.config.score_bias, model(**batch).logits[:, 0].tolist()]), flush=True)
-"""
-
-
-@functools.cache
-def reader() -> subprocess.Popen[str]:
-    """A process with nothing but transformers, which reads [folder, rows] a line and ends with this one."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", READER], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
-    )
-
-
-def plain_scores(place: Path, rankings: list[Ranking], answer_suffix: str = "") -> list[list[float]]:
-    """Each answer as text through nothing but transformers, in a process of its own, less the bias in the config."""
-    tokenizer = AutoTokenizer.from_pretrained(place)
     rows = [
         tokenizer.apply_chat_template(ranking.messages, add_generation_prompt=True, tokenize=False)
         + text
@@ -150,14 +126,10 @@ def plain_scores(place: Path, rankings: list[Ranking], answer_suffix: str = "") 
         for ranking in rankings
         for text, ended in zip(ranking.completions, ranking.complete or [True] * len(ranking.completions), strict=True)
     ]
-    stdin, stdout = reader().stdin, reader().stdout
-    assert stdin is not None
-    assert stdout is not None
-    stdin.write(json.dumps([str(place), rows]) + "\n")
-    stdin.flush()
-    bias, logits = json.loads(stdout.readline())
-    flat = iter(logits)
-    return [[next(flat) - bias for _ in ranking.completions] for ranking in rankings]
+    batch = tokenizer(rows, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+    with torch.no_grad():
+        flat = iter((model(**batch).logits[:, 0] - model.config.score_bias).tolist())
+    return [[next(flat) for _ in ranking.completions] for ranking in rankings]
 
 
 def strict(run: RunFolder, split: str) -> list[Ranking]:

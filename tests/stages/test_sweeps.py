@@ -90,12 +90,6 @@ def config(made: tuple[Path, Chain], tmp_path: Path) -> RunConfig:
     return config_of(tmp_path / "runs", made[1])
 
 
-@pytest.fixture(autouse=True)
-def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It frees tiny models, and takes most of the time where pytest keeps millions of objects."""
-    monkeypatch.setattr("gc.collect", lambda *_: 0)
-
-
 def root(config: RunConfig) -> Path:
     return Path(config.runs_folder) / config.run_name
 
