@@ -80,7 +80,9 @@ CASES = [
     ("reward", 2, 0.3, {"iterations": 90, "learning_rate": 3e-3}),
     # Whitening measures rewards in standard deviations; a price beside them in the loss would then be one a standard
     # deviation.
-    ("loss", 1, 0.3, {"whiten_advantages": False, "iterations": 50, "learning_rate": 3e-3}),
+    pytest.param(
+        "loss", 1, 0.3, {"whiten_advantages": False, "iterations": 50, "learning_rate": 3e-3}, marks=pytest.mark.slow
+    ),
 ]
 
 

@@ -197,7 +197,7 @@ def test_from_the_sft_model_and_read_by_plain_transformers(runs: Path) -> None:
     assert judged["above_best_baseline"] == headline["above_best_baseline"]
 
 
-@pytest.mark.parametrize("adapter", ["lora", "none"])
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
 def test_from_a_base_of_another_family_size_and_tokenizer(runs: Path, other_base: Path, adapter: str) -> None:
     run = RunFolder(runs / "smoke")
     top = ["--reward.top_layers", "2"] if adapter == "lora" else []
