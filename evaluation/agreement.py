@@ -11,21 +11,21 @@ from evaluation.compare import Verdicts
 from labeling.agreement import krippendorff_alpha
 
 Calls = Sequence[int | None]
-"""A judge's calls on each pair: 1 for the first answer, -1 for the second, 0 for a tie, None without a verdict."""
+"""A judge's verdict on each pair: 1 for the first answer, -1 for the second, 0 for a tie, None if there is none."""
 
 
 def calls_of(verdicts: Verdicts) -> list[int | None]:
-    """All verdicts in order. The mean of several labelers counts for the side that it favours."""
+    """All verdicts in order. The mean over several labelers is rounded to the side that it favours."""
     flat = [value for rows in verdicts for row in rows for value in row]
     return [None if value is None else int(np.sign(value - 0.5)) for value in flat]
 
 
 def judge_agreement(calls: Mapping[str, Calls]) -> dict[str, Any] | None:
-    """The contents of `judge_agreement` in evaluation.json: agreement of all judges, and of every two; None if there is
+    """The contents of `judge_agreement` in evaluation.json: agreement of all judges, and of each two; None if there is
     only one.
 
-    Which answer of a pair comes first is arbitrary, so each pair counts in both orders: a model that all judges prefer
-    does not make their agreement look like chance. `pairs` counts it once.
+    Which answer of a pair comes first is arbitrary, so each pair counts in both orders: otherwise chance-corrected
+    agreement would be low if all judges preferred the same model. `pairs` counts each pair once.
     """
     if len(calls) < 2:
         return None
@@ -42,8 +42,8 @@ def judge_agreement(calls: Mapping[str, Calls]) -> dict[str, Any] | None:
 
 
 def between(one: Calls, other: Calls) -> dict[str, Any]:
-    """Agreement of two judges over the pairs that both judged: the share of equal calls, Cohen's kappa with three
-    categories, and Krippendorff's alpha. A coefficient is None if it is not defined, because nothing varies.
+    """Agreement of two judges over the pairs that both judged: the share of equal verdicts, Cohen's kappa with three
+    categories, and Krippendorff's alpha. A coefficient is None if it is undefined, because all verdicts are equal.
     """
     both = [[a, b] for a, b in zip(one, other, strict=True) if a is not None and b is not None]
     if not both:
@@ -59,5 +59,5 @@ def between(one: Calls, other: Calls) -> dict[str, Any]:
 
 
 def both_orders(units: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The calls on each pair, and those with the two answers swapped."""
+    """The verdicts on each pair, and those with the two answers swapped."""
     return [[sign * call for call in unit] for unit in units for sign in (1, -1)]

@@ -1,4 +1,4 @@
-"""Null baselines, which a judge should not prefer to SFT, and best-of-n as a compared model."""
+"""Null baselines, which a good judge does not prefer to SFT, and best-of-n as a compared model."""
 
 import random
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from modeling.seeds import derive_seed
 
 
 def answers_to_others(answers: Answers, seed: int) -> Answers | None:
-    """`random`: to each prompt the answers to another one; None if there is only one prompt.
+    """`random`: for each prompt the answers to another one; None if there is only one prompt.
 
-    A random cyclic order, in which every prompt gets the answers to the next one.
+    Prompts are put in a random cyclic order, and each gets the answers to the next one.
     """
     order = random.Random(derive_seed(seed, "random answers")).sample(range(len(answers)), len(answers))
     if len(order) < 2:
@@ -40,7 +40,7 @@ def best(candidates: Answers, scores: Sequence[Sequence[float]]) -> Answers:
 
 
 def spread(rows: Answers, places: Sequence[int], prompts: int) -> list[Sequence[Answer]]:
-    """Answers to some prompts, as answers to all of them: the others have none."""
+    """Answers to the prompts at `places`, as a list over all `prompts`; the other prompts have none."""
     found: list[Sequence[Answer]] = [[] for _ in range(prompts)]
     for place, row in zip(places, rows, strict=True):
         found[place] = row

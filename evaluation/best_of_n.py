@@ -26,7 +26,7 @@ from modeling.load import load_tokenizer
 from ppo.reward_scorer import Episode, Tokens
 
 MEASURES = ("proxy", "score", "chrf")
-"""The reward model, which chooses; the labeler's rubric, on which it was trained; chrF, on which it was not."""
+"""The reward model, which chooses; the labeler's rubric, on which it was trained; chrF, on which it was not trained."""
 
 
 def choice_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:

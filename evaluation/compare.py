@@ -39,7 +39,7 @@ Answers = Sequence[Sequence[Answer]]
 """The answers to each prompt; a prompt may have none."""
 Verdicts = Sequence[Sequence[Sequence[float | None]]]
 """For each prompt, a row per answer of ours with an entry per answer of theirs: 1 if ours is preferred, 0 if theirs,
-1/2 for a tie, the mean where several labelers disagree, None without a verdict."""
+1/2 for a tie, the mean if several labelers disagree, None without a verdict."""
 
 
 def preference(ours: float, theirs: float, tie_width: float) -> float:
@@ -129,7 +129,7 @@ def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, boots
 
 
 def parts_table(answers: Mapping[str, Answers], bootstrap: Bootstrap) -> dict[str, dict[str, dict[str, float]]]:
-    """Means per model, with intervals over prompts: each measure in the answers' `parts`, and the length."""
+    """Means over prompts per model, with intervals: each measure in the answers' `parts`, and the length."""
 
     def value(row: Sequence[Answer], name: str) -> float | None:
         return mean([answer.tokens if name == "tokens" else answer.parts[name] for answer in row])

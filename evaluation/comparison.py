@@ -64,7 +64,7 @@ class Comparison:
     kl: dict[str, list[float]] = field(default_factory=dict, init=False)
     """KL to SFT for each prompt, of the models that read prompts as SFT does; empty with greedy decoding."""
     candidates: list[list[Answer]] = field(default_factory=list, init=False)
-    """SFT's answers for best-of-n, to the prompts of `chosen`."""
+    """SFT's answers for best-of-n, to the prompts at the indices `chosen`."""
     scores: list[list[list[float]]] = field(default_factory=list, init=False)
     """The reward model's scores of `candidates`, and of PPO's answers to the same prompts."""
 
@@ -118,7 +118,7 @@ class Comparison:
         self.generations[model.name], self.answers[model.name] = found, read(found)
 
     def measure_perplexity(self, model: ComparedModel, loaded: Any, tokenizer: Any) -> None:
-        """Computes a model's perplexity, if it has SFT's tokens: others are not comparable."""
+        """Computes a model's perplexity if it has SFT's tokenizer: otherwise it is not comparable."""
         fits = context_length(loaded.config, generating=False) >= self.text_tokens
         if model.name in COMPARED or (model.name in self.alike and fits):
             policy = policy_model(loaded, autocast_dtype(model.config, self.accelerator.device))

@@ -18,8 +18,8 @@ SPECIAL = ("base_few_shot", "ppo_ema", "ppo_last", "sft_baseline")
 
 @dataclass
 class GoldConfig:
-    """A held-out ("gold") reward model as a judge, from which neither PPO nor the run's reward model has learned. All
-    ours.
+    """A held-out ("gold") reward model as a judge: neither PPO nor the run's reward model was trained on its scores.
+    All ours.
     """
 
     model: str | None = None
@@ -46,7 +46,7 @@ class GoldConfig:
         """Raises ValueError for settings of a model that is not given; `section` is the dotted name."""
         for name in ("revision", "chat_template"):
             if self.model is None and getattr(self, name) is not None:
-                raise ValueError(f"{section}.{name} belongs to {section}.model, which is not given")
+                raise ValueError(f"{section}.{name} needs {section}.model, which is not set")
 
 
 @dataclass
@@ -64,8 +64,8 @@ class EvaluateConfig(GenerationSettings):
     """Comparison of base, SFT, PPO and other models on the prompts of held-out users. All ours unless a section is
     named.
 
-    With a `temperature` of 0 no KL is estimated, which takes samples. With `top_k` or `top_p` the KL is still between
-    the full distributions, and its estimate is biased.
+    With `temperature` 0 the KL is not estimated, because the estimate needs samples. With `top_k` or `top_p` the KL is
+    that of the full distributions, but its estimate is biased.
     """
 
     weights: Literal["ema", "last"] = "ema"
@@ -93,12 +93,12 @@ class EvaluateConfig(GenerationSettings):
     llm: LLMConfig = field(default_factory=LLMConfig)
     """Settings of the judge `llm`, and of `metadata`."""
     metadata: bool = False
-    """Ask the model of `llm` for the paper's metadata (table 3) and overall quality, from 1 to 7, of each answer."""
+    """Ask the model of `llm` for the paper's metadata of each answer (table 3): flags and overall quality, 1 to 7."""
     max_prompts: PositiveInt | None = None
     """Maximum number of held-out prompts, spread evenly over the set; null uses all. Ours."""
     answers_per_prompt: PositiveInt = 1
-    """Answers sampled per prompt from each model; the base model, shown for orientation, gives one. More answers
-    reduce the noise of each prompt; the bootstrap resamples prompts. Ours.
+    """Answers sampled per prompt from each model; the base model, shown for comparison, gives one. More answers
+    reduce the noise of each prompt; the bootstrap resamples users. Ours.
     """
     perplexity_examples: PositiveInt = 32
     """Number of held-out pretraining examples for perplexity. Ours."""
@@ -138,7 +138,7 @@ class EvaluateConfig(GenerationSettings):
         for name in self.models:
             if name in taken:
                 raise ValueError(
-                    f"evaluate.models: {name!r} is compared anyway; write ./{name} if you mean a folder of that name"
+                    f"evaluate.models: {name!r} is always compared; write ./{name} if you mean a folder of that name"
                 )
         if f"ppo_{self.weights}" in self.models:
             raise ValueError(
@@ -168,7 +168,7 @@ class EvaluateConfig(GenerationSettings):
         self.gold.refuse_orphans("evaluate.gold")
         if self.asks_llm != (self.llm.endpoint is not None):
             raise ValueError(
-                "evaluate.llm.endpoint is for the judge llm and for evaluate.metadata: set it together with one of them"
+                "the judge llm and evaluate.metadata need evaluate.llm.endpoint; without one of them it must not be set"
             )
         if self.human.path is not None and not Path(self.human.path).is_file():
             raise ValueError(f"evaluate.human.path={self.human.path}: no such file")

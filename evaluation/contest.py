@@ -16,7 +16,7 @@ from evaluation.length_control import length_controlled
 
 @dataclass(frozen=True)
 class Contest:
-    """The answers of all models, and who judges them."""
+    """The answers of all models, and their judges."""
 
     prompts: Sequence[Demonstration]
     answers: Mapping[str, Answers]

@@ -24,7 +24,7 @@ TEMPLATE = (
 )
 """Plain text, also for a base that has a chat template."""
 NEXT_TURN = re.compile(r"(?:^|\n)\s*(?:User|Assistant|System):(?:\n|$)")
-"""Where the model continues the conversation by itself."""
+"""The start of a further turn, which a base model may write after its answer."""
 POOL = 1000
 """Maximum number of training demonstrations, spread evenly, from which the examples are drawn."""
 QUESTION: Message = {"role": "user", "content": "?"}
@@ -32,7 +32,7 @@ QUESTION: Message = {"role": "user", "content": "?"}
 
 @dataclass(frozen=True)
 class FewShotModel(ComparedModel):
-    """A language model whose prompts start with other prompts and their demonstrations."""
+    """A language model prompted with a few demonstrations."""
 
     examples: int
     """Number of demonstrations in a prompt."""
@@ -42,7 +42,7 @@ class FewShotModel(ComparedModel):
     seed: int
 
     def tokenizer(self) -> Any:
-        """With a plain template instead of its own."""
+        """The model's tokenizer, with a plain-text template."""
         tokenizer = super().tokenizer()
         tokenizer.chat_template = TEMPLATE
         return tokenizer
@@ -53,7 +53,7 @@ class FewShotModel(ComparedModel):
 
     @cached_property
     def pool(self) -> list[tuple[Demonstration, str, int]]:
-        """(demonstration, its prompt as it is compared with others, an upper bound of its length in tokens)."""
+        """(demonstration, its prompt normalized for comparison, an upper bound of its length in tokens)."""
         pool = evenly(self.demonstrations, POOL)
         turns = [Prompt(prompt=[*turn(one), QUESTION]) for one in pool]
         lengths = count_prompt_tokens(self.tokenizer(), turns)
@@ -84,7 +84,7 @@ class FewShotModel(ComparedModel):
         return Prompt(prompt=[*messages, *prompt.messages], prompt_id=prompt.prompt_id)
 
     def ending(self, text: str, ended: bool) -> tuple[str, bool]:
-        """The answer ends where the model writes the next turn itself, if it does."""
+        """Cuts the text where the model starts a further turn."""
         found = NEXT_TURN.search(text)
         return (text, ended) if found is None else (text[: found.start()].strip(), True)
 

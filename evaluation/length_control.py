@@ -16,9 +16,9 @@ from data.intervals import Bootstrap
 from evaluation.compare import Answers, Verdicts
 
 RESAMPLES = 500
-"""At most; each takes a regression of about 2 ms."""
+"""Maximum number of resamples; each fits a regression in about 2 ms."""
 WEAK = 100.0
-"""Inverse strength of the regularization of the length's coefficient, which keeps it finite in small samples."""
+"""scikit-learn's C, the inverse L2 strength: weak, only to keep the coefficient finite in small samples."""
 
 Floats = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 def length_controlled(
     ours: Answers, theirs: Answers, verdicts: Verdicts, bootstrap: Bootstrap
 ) -> dict[str, float] | None:
-    """{mean, low, high, n} as of `evaluation.compare.win_rate`, for answers of equal length."""
+    """{mean, low, high, n} as in `evaluation.compare.win_rate`, predicted for answers of equal length."""
     pairs = [
         [
             (a.tokens - b.tokens, value)

@@ -1,6 +1,6 @@
 """The paper's metadata about answers (section 3.6, table 3): a Likert score from 1 to 7 and eleven binary flags.
 
-The same records hold a language model's ratings and people's.
+Ratings by language models and by people have the same format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ an instruction may state no constraint.
 """
 FIELDS = ("quality", *FLAGS)
 Rating = Mapping[str, int | bool | None]
-"""`quality` and flags of one answer, as in `Ranking.ratings`; null or missing: not judged, or does not apply."""
+"""`quality` and flags of one answer, as in `Ranking.ratings`; null or missing: not judged or not applicable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RatedAnswer:
     model: str
     """The model that answered: `ppo`, `sft`, `base`, ..."""
     answer: int = 0
-    """The number of the answer, if the model gave several."""
+    """Index of the answer, if the model gave several."""
     labeler: str
     """`human`, `llm` or `simulated`."""
     labeler_id: str = ""

@@ -28,13 +28,13 @@ class ComparedModel:
 
     @property
     def stream(self) -> str:
-        """The name of its random numbers and of its file of finished answers; a path's hash keeps file names apart."""
+        """Names its random stream and its file of finished answers; a hash distinguishes paths of the same name."""
         if self.name != self.place:
             return f"evaluate {self.name}"
         return f"evaluate {Path(self.name).name} {sha256(self.name.encode()).hexdigest()[:8]}"
 
     def tokenizer(self) -> Any:
-        """Its own, with its own chat template."""
+        """The model's own tokenizer and chat template."""
         return load_tokenizer(self.place, self.config)
 
     def asked(self, prompts: Sequence[Demonstration]) -> Sequence[Prompt]:
@@ -46,8 +46,8 @@ class ComparedModel:
         return same_tokenizer(sft_tokenizer, self.tokenizer())
 
     def check(self, prompts: Sequence[Demonstration], max_new_tokens: int) -> None:
-        """Raises ValueError, without loading weights, if the model is missing, is no language model, or a prompt leaves
-        no room for an answer in its context.
+        """Raises ValueError, without loading weights, if the model is missing or not a language model, or if a prompt
+        leaves no room for an answer in its context.
         """
         setting = f"evaluate.models: {self.name}"
         refuse_other_kinds(self.place, self.config, setting)
@@ -58,7 +58,7 @@ class ComparedModel:
         context = context_length(read_settings(self.place, self.config))
         if longest + max_new_tokens > context:
             raise ValueError(
-                f"{setting} has a context of {context} tokens, too few for its longest prompt of {longest} and "
+                f"{setting} has a context of {context} tokens, too few for its longest prompt of {longest} tokens and "
                 f"evaluate.max_new_tokens={max_new_tokens}: lower that setting, or leave the model out"
             )
 

@@ -35,7 +35,7 @@ class Results:
         users = [prompt.user_id for prompt in self.prompts]
         self.bootstrap = Bootstrap(self.settings.bootstrap_resamples, users)
         own = {judge.name: judge for judge in self.judges}
-        # All answers are measured by these two, whoever judges.
+        # All answers get the scores of these two, whatever the configured judges.
         self.rubric = own.get("rubric") or RubricJudge(self.labels)
         self.chrf = own.get("chrf") or ChrfJudge()
         self.kl = done.kl.get("ppo", [])
@@ -113,7 +113,7 @@ class Results:
         """Writes evaluation.json, generations.jsonl and headline.json; returns the headline.
 
         Args:
-            reward_model: as of `evaluate`.
+            reward_model: as in `evaluate`.
             seconds: wall seconds of the stages before this one.
         """
         out, evaluation = self.comparison.out, self.evaluate(reward_model)

@@ -41,7 +41,7 @@ class SavedRewardModel:
 
     @staticmethod
     def of(place: str | Path, config: ModelConfig, setting: str) -> "SavedRewardModel":
-        """`setting` is the one that names the model. Raises ValueError if it is missing or no reward model."""
+        """`setting` names the model in messages. Raises ValueError if it is missing or not a reward model."""
         settings = read_settings(place, config)
         refuse_language_model(settings, setting)
         tokenizer = load_tokenizer(place, config)

@@ -75,8 +75,8 @@ class EpochScorer:
         self.scratch = self.run.out / "scratch"
 
     def answers(self, model: Any, files: Mapping[int, Path]) -> dict[int, EpochAnswers]:
-        """The answers of each epoch, whose weights are in `files`; `model` is left with those of the last one, in the
-        memory of the CPU.
+        """The answers of each epoch, whose weights are in `files`; `model` ends with the last epoch's weights, on the
+        CPU.
         """
         how, accelerator = self.settings, self.run.accelerator
         model.to(accelerator.device)
@@ -168,7 +168,7 @@ class EpochChoice:
 
 
 def answer_facts(made: EpochAnswers | None) -> dict[str, float | None]:
-    """The mean length of an epoch's answers in tokens, with their end token, and the share that have one."""
+    """The mean length of an epoch's answers in tokens, EOS included, and the share that end with EOS."""
     answers = [] if made is None else [answer for row in made.generations for answer in row]
     if not answers:
         return {"answer_tokens": None, "ended": None}

@@ -1,4 +1,4 @@
-"""Checks of a language model from outside the run, before hours of work depend on it."""
+"""Checks of a language model from outside the run, before any work is spent on it."""
 
 from pathlib import Path
 
@@ -29,6 +29,6 @@ def refuse_other_kinds(place: str, config: ModelConfig, name: str) -> None:
     settings = read_settings(place, config)
     refuse_by_config(settings, name)
     if is_classifier(settings):
-        raise ValueError(f"{name} is a reward model or another classifier, which cannot answer")
+        raise ValueError(f"{name} is a reward model or another classifier, which cannot generate answers")
     if Path(place).is_dir() and not any(Path(place).glob("*.safetensors")):
         raise ValueError(f"{name}: the folder has no weights in safetensors format")

@@ -16,7 +16,7 @@ from reports.page import render
 
 HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test", "heldout": "heldout"}
 MAIN_LANGUAGES = 0.01
-"""Share from which a language is named in the card's head."""
+"""Minimum share of a language that is named in the card's metadata."""
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 
 

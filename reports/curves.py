@@ -1,4 +1,4 @@
-"""Curves over training: rows of metrics in, panels out."""
+"""Training curves: panels of a figure from rows of metrics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from reports.plots import DASHED, HEALTHY, RED, grid, styled
 
 MANY = 60
-"""With more points than this, a curve is smoothed."""
+"""Longer curves also get a running mean."""
 ERRORS = 2
 """Half-width of the band around a mean, in standard errors."""
 
@@ -127,7 +127,7 @@ def by_step(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def running_mean(values: pd.Series) -> pd.Series:
-    """The mean of each value and its neighbours on either side; fewer near the ends, but as many on both sides."""
+    """A centred moving average, whose window shrinks near the ends."""
     last, half = len(values) - 1, len(values) // 40
     reach = [min(half, at, last - at) for at in range(len(values))]
     return pd.Series([values.iloc[at - r : at + r + 1].mean() for at, r in enumerate(reach)], values.index)

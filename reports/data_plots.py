@@ -1,4 +1,4 @@
-"""Plots of the data report: facts in, a Figure out; None without numbers."""
+"""Plots of the data report from its facts; None without numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -64,8 +64,8 @@ def lengths(facts: Facts) -> Figure:
 
 
 def histogram(axes: Axes, counts: Mapping[str, int], name: str, bins: int) -> pd.Series:
-    """A histogram on a logarithmic axis, with bins between integers, so that each can have values; returns the counts
-    by value.
+    """A histogram on a logarithmic axis with bin edges between integers, so that no bin is empty by construction;
+    returns the counts by value.
     """
     found = pd.Series(counts.values(), [int(value) for value in counts])
     low, high = max(1, found.index.min()), max(1, found.index.max())

@@ -1,4 +1,4 @@
-"""Tables of the data report, after those of the paper (Ouyang et al. 2022): parts of the facts in, a Table out."""
+"""Tables of the data report, modelled on those of the paper (Ouyang et al. 2022)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -9,9 +9,9 @@ from reports.formats import between, counted, percent, spaced
 from reports.paper import SET_TITLES
 
 DOMINANT_USER = 0.5
-"""Share of a set's training prompts that one user may send."""
+"""Share of a set's training prompts by one user that is worth a warning."""
 MANY_TIES = 0.5
-"""Share of judged pairs."""
+"""Share of ties among judged pairs that is worth a warning."""
 LENGTH_BIAS = 0.6
 """The longer answer winning at least this share of pairs, or at most 1 minus it, is worth a warning if the interval
 excludes 50%.
@@ -19,7 +19,7 @@ excludes 50%.
 FEW_RL_PROMPTS = 512
 """The prompts of one PPO iteration in the paper (appendix C.4)."""
 HEAVY_RULE = 0.2
-"""Share of the records read that one rule removes."""
+"""Share of the records read, removed by one rule, that is worth a warning."""
 DOMINANT_USE_CASE = 0.8
 MAIN_LANGUAGE = 0.9
 
@@ -128,7 +128,7 @@ def about_contents(facts: Facts) -> Iterator[str]:
 
 
 def about_rankings(facts: Facts) -> Iterator[str]:
-    """Rankings that teach little, or mainly length."""
+    """Rankings from which a reward model learns little, or mainly length."""
     found = facts["rankings"]
     if not found["count"]:
         return

@@ -17,7 +17,7 @@ PAPER = "arxiv:2203.02155"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of trained model, and how others use it."""
+    """A kind of trained model."""
 
     stage: str
     about: str

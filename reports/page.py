@@ -1,4 +1,4 @@
-"""The report kit: a report is a Jinja template that lays out headings, texts, tables and plots, rendered twice.
+"""The report kit: each report is one Jinja template of headings, texts, tables and plots, rendered to two formats.
 
 The HTML file is self-contained, with its plots inside. The Markdown file has its plots beside it. `html.j2` and
 `markdown.j2` define the same macros (`heading`, `text`, `table`, `picture`, ...), so that a template's text is written

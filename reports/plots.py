@@ -1,4 +1,4 @@
-"""What all plots share: style, panels and intervals."""
+"""Style, panels and error bars shared by all plots."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ def errors(found: Sequence[Interval]) -> NDArray[np.float64]:
 
 
 def dots(axes: Axes, found: Mapping[str, Interval], colours: Sequence[str], form: Callable[[float], str]) -> None:
-    """A row for each interval, with its name on the axis and its mean in words."""
+    """A row for each interval, with its name on the axis and its mean as text."""
     blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "bbox": blank}
     for row, (one, colour) in enumerate(zip(found.values(), colours, strict=True)):

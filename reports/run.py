@@ -1,4 +1,4 @@
-"""The report of a run: whether PPO is better, by how much, at what cost, and whether to trust the result."""
+"""The report of a run: whether PPO is better than SFT, by how much, at what cost, and how reliable that is."""
 
 import json
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Results:
         self.held_out = read_metrics(run / "ppo" / "held_out.jsonl")
         self.generations = _rows(run / "evaluate" / "generations.jsonl")
         self.left_out = self._of_other_models(run)
-        """Stages outside the pipeline whose results were made from data or models that have been replaced since."""
+        """Stages outside the pipeline whose results are outdated: their data or models have been replaced since."""
         self.tax: dict[str, Any] = {} if "tax" in self.left_out else _json(run / "tax" / "tax.json")
         self.baseline = [] if "sft_baseline" in self.left_out else _rows(run / "sft_baseline" / "epochs.jsonl")
         self.sweeps = {
@@ -48,7 +48,7 @@ class Results:
         }
         self.warnings: list[str] | None = _json(run / "ppo" / "warnings.json", None)
         self.config: dict[str, Any] = {}
-        """Each section of the configuration is the one with which its stage last ran."""
+        """Each section of the configuration as of the last run of its stage."""
         for manifest in self.manifests.values():
             self.config |= manifest["config"]
         for name, manifest in self.manifests.items():

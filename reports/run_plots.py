@@ -1,4 +1,4 @@
-"""Plots of the run report: rows of its metrics, or parts of evaluation.json, in; a Figure out, or None without numbers.
+"""Plots of the run report from metrics and evaluation.json; None without numbers.
 
 docs/metrics.md explains the metrics and their healthy ranges.
 """
@@ -46,14 +46,14 @@ ENDED = Panel(
 )
 PANELS = (
     SCORE,
-    Panel("Judge that no reward model saw", "chrF, 0 to 1", (held("judge"),)),
+    Panel("Held-out judge", "chrF, 0 to 1", (held("judge"),)),
     KL,
     KL_COEF,
     Panel("Entropy", "nats per token", (Line("entropy"),)),
     Panel("Length", "tokens", (Line("length", "roll-outs"), held("length"))),
     ENDED,
     Panel(
-        "Repetition", "share of runs of 4 tokens", (Line("repetition", "roll-outs"), held("repetition")), (-inf, 0.1),
+        "Repetition", "share of 4-grams", (Line("repetition", "roll-outs"), held("repetition")), (-inf, 0.1),
         percent=True,
     ),
     Panel("Clip fraction", "share of tokens", (Line("clip_fraction"),), (-inf, 0.2), percent=True),
@@ -86,9 +86,9 @@ PHASES = {
 JUDGES = {
     "proxy": "Proxy: the reward model's score",
     "score": "Gold: the labeler's rubric",
-    "chrf": "Gold: chrF, which no reward model saw",
+    "chrf": "Gold: chrF, not used in training",
 }
-"""Judges of answers as the KL grows: the proxy, which is optimised, and the gold judges."""
+"""The judges: the proxy, which is optimised, and two gold scores."""
 
 
 @styled
@@ -181,8 +181,8 @@ def rubric_parts(models: Mapping[str, Mapping[str, Interval]], titles: Mapping[s
 
 @styled
 def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) -> Figure | None:
-    """Score against the square root of KL during training (Gao et al. 2022): where the curve bends down, more KL no
-    longer helps.
+    """Score against the square root of KL during training (Gao et al. 2022). Where the curve bends down, the policy is
+    over-optimised.
 
     With best-of-n (evaluation/best_of_n.py), also best-of-n and the final policy on held-out prompts, by the reward
     model and by the judges.

@@ -1,4 +1,4 @@
-"""Tables of the run report: parts of the run's JSON files in, a Table out. A table without numbers has no rows."""
+"""Tables of the run report from the run's JSON files. A table without numbers has no rows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ MEASURES: dict[str, tuple[str, str, Format]] = {
     "repetition": ("Repetition", "lower is better", number),
     "profanity": ("Profanity", "lower is better", number),
     "score": ("Whole rubric", "higher is better", number),
-    "chrf": ("chrF", "held-out judge: no reward model saw it; higher is better", number),
+    "chrf": ("chrF", "held-out judge, not used in training; higher is better", number),
     "tokens": ("Length, tokens", "neither is better", number),
 }
 JUDGES = {
@@ -68,7 +68,7 @@ def tiles(evaluation: Tree, accuracy: Tree, manifests: Tree) -> list[tuple[str, 
     return [
         tile("Reward model accuracy", dig(accuracy, "test.accuracy"), percent, f"best baseline {percent(best)}"),
         tile("Win rate, PPO vs SFT", dig(evaluation, "win_rate.sft"), percent, "ties count half"),
-        tile("KL from SFT, nats", evaluation.get("kl"), number, "per answer"),
+        tile("KL to SFT, nats", evaluation.get("kl"), number, "per answer"),
         ("Perplexity, plain text", f"{number(before)} → {number(after)}", f"{change(before, after)}, SFT → PPO"),
         ("Total time", duration(sum(found["seconds"] for found in manifests.values())), f"{len(manifests)} stages"),
     ]
@@ -83,15 +83,15 @@ def comparisons(evaluation: Tree) -> dict[str, Interval]:
 
 def wins_table(evaluation: Tree) -> Table:
     """PPO's win rates."""
-    reading = {"better": "PPO better", "worse": "PPO worse", "even": "no difference shown"}
+    result = {"better": "PPO better", "worse": "PPO worse", "even": "no difference shown"}
     rows = []
     for name, path in COMPARISONS.items():
         if found := dig(evaluation, path):
-            cells = [percent(found["mean"]), between(found), number(found["n"]), reading[side(found, 0.5)]]
+            cells = [percent(found["mean"]), between(found), number(found["n"]), result[side(found, 0.5)]]
         else:
             cells = ["–", "–", "0", "no such pairs"]
         rows.append([name, *cells])
-    return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Reading"], rows if evaluation else [])
+    return Table(["Comparison", "Win rate", "95% interval", "Prompts", "Result"], rows if evaluation else [])
 
 
 def judges_table(evaluation: Tree, path: str) -> Table:
@@ -108,7 +108,7 @@ def judges_table(evaluation: Tree, path: str) -> Table:
 
 
 def agreement_table(evaluation: Tree) -> Table:
-    """Agreement of every two judges on the same pairs of answers."""
+    """Agreement of each two judges on the same pairs of answers."""
     rows = [
         [
             " and ".join(JUDGES[name] for name in found["judges"]),
@@ -119,7 +119,7 @@ def agreement_table(evaluation: Tree) -> Table:
         ]
         for found in (evaluation["judge_agreement"] or {"between": []})["between"]
     ]
-    return Table(["Judges", "Pairs", "Same call", "Cohen's kappa", "Krippendorff's alpha"], rows)
+    return Table(["Judges", "Pairs", "Same verdict", "Cohen's kappa", "Krippendorff's alpha"], rows)
 
 
 def metadata_table(metadata: Tree) -> Table:
@@ -168,7 +168,7 @@ def test_cell(tax: Tree, model: str, task: str, metric: str) -> Cell:
 
 
 def moved_text(moved: Tree, better: str) -> tuple[str, str]:
-    """A change in words, and its tone; an interval that contains 0 is no change that was shown."""
+    """A change as text, and its tone; no change is shown if its interval contains 0."""
     sides = {"higher": ("better", "worse"), "lower": ("worse", "better"), "neither": ("higher", "lower")}
     kind = sides[better][moved["mean"] < 0] if side(moved, 0.0) != "even" else "no change shown"
     interval = between(moved, lambda end: signed(end, 3))
@@ -213,7 +213,7 @@ def reward_table(accuracy: Tree) -> Table:
     titles = {"test": "Held-out test", "valid": "Validation"}
     columns = {title: accuracy[split] for split, title in titles.items() if split in accuracy}
     baselines = dict.fromkeys(name for found in columns.values() for name in found["baselines"])
-    gap = "gap between confidence and accuracy"
+    gap = "mean gap between confidence and accuracy"
     lines: list[tuple[str, str, str, Format]] = [
         ("Accuracy, all pairs", "the number to quote", "accuracy", percent),
         ("Accuracy, best vs worst", "the easier number", "best_vs_worst", percent),
@@ -268,7 +268,7 @@ def answers(row: Tree) -> list[tuple[str, str, str, str]]:
 
 
 def commit(name: str | None) -> str:
-    """A commit in ten digits, with the mark of uncommitted changes."""
+    """The first ten digits of a commit, and the mark of uncommitted changes."""
     digits, dirty, _ = (name or "–").partition("+dirty")
     return digits[:10] + dirty
 

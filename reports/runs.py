@@ -1,6 +1,6 @@
 """The report that compares runs: headline numbers, judges, KL, alignment tax, metadata, settings, curves and answers.
 
-Runs that differ in nothing but their seed are drawn as one line with a band.
+Runs that differ only in their seed are drawn as one line with a band.
 """
 
 import json
@@ -32,7 +32,7 @@ CURVES = {
 ANSWERS = 200
 """Maximum number of prompts whose answers are shown."""
 APART = ("run_name", "runs_folder", "seed", "tracking", "processes")
-"""Settings and sections that do not make two runs different."""
+"""Settings and sections that are ignored when runs are grouped by their settings."""
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> None:
@@ -65,7 +65,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def by_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The runs in groups that have the same settings but for the seed."""
+    """The runs in groups whose settings differ only in the seed."""
     groups: dict[str, list[str]] = {}
     for name, found in settings.items():
         key = json.dumps({key: value for key, value in found.items() if key.split(".")[0] not in APART}, sort_keys=True)
@@ -74,14 +74,14 @@ def by_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Setting -> run -> value as text, of the settings that are not the same in all runs."""
+    """Setting -> run -> value as text, for the settings that differ between runs."""
     names = sorted({key for found in settings.values() for key in found if key.split(".")[0] not in APART})
     shown = {key: {run: json.dumps(found.get(key)) for run, found in settings.items()} for key in names}
     return {key: values for key, values in shown.items() if len(set(values.values())) > 1}
 
 
 def judges_table(results: Mapping[str, Results]) -> Table:
-    """PPO's win rates against SFT of the same run, by every judge of any run."""
+    """PPO's win rates against SFT of the same run by each judge."""
     names = dict.fromkeys(judge["name"] for found in results.values() for judge in found.evaluation.get("judges", []))
     lines = [
         (run_tables.JUDGES[name], note, f"evaluation.comparisons.ppo.{name}.{path}", percent)
@@ -92,7 +92,7 @@ def judges_table(results: Mapping[str, Results]) -> Table:
 
 
 def tests_table(results: Mapping[str, Results]) -> Table:
-    """PPO's alignment tax: every metric of any run, with the change from SFT of the same run."""
+    """PPO's results on the benchmarks of the alignment tax, with the change from SFT of the same run."""
     better = {
         (task, metric): kind
         for found in results.values()

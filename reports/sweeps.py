@@ -1,4 +1,4 @@
-"""Pictures of the sweeps, from their sweep.json."""
+"""Plots of the sweeps, from their sweep.json."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def write_picture(folder: Path) -> None:
 
 @styled
 def scores_by_kl(found: Mapping[str, Any]) -> Figure:
-    """A panel for each judge: its score above SFT's over sqrt(KL), with intervals and Gao et al.'s fits."""
+    """A panel for each judge: its score minus SFT's against sqrt(KL), with intervals and Gao et al.'s fits."""
     gold = "the labeler's rubric" if found["gold"] == "rubric" else "a held-out reward model"
     titles = {"proxy": "Proxy: the run's reward model", "gold": f"Gold: {gold}", "chrf": "chrF against the reference"}
     figure, panels = grid(len(titles), len(titles), height=4.2)
@@ -48,8 +48,8 @@ def scores_by_kl(found: Mapping[str, Any]) -> Figure:
 
 @styled
 def loss_by_reward(found: Mapping[str, Any]) -> Figure:
-    """A panel for each judge: its score over the loss on pretraining text, both minus SFT's, for gammas at the run's
-    beta and for betas at gamma 0. Better is up and left.
+    """A panel for each judge: its score against the loss on pretraining text, both minus SFT's, for gammas at the run's
+    beta and for betas at gamma 0. Top left is best.
     """
     titles = {"proxy": "The run's reward model", "gold": "Gold score"}
     figure, panels = grid(len(titles), len(titles), height=4.2)
@@ -76,7 +76,7 @@ def loss_by_reward(found: Mapping[str, Any]) -> Figure:
 
 
 def _errors(axes: Axes, places: Sequence[float], found: Points, across: Points | None = None, **how: Any) -> None:
-    """Points with their 95% intervals, also of the places where these are given."""
+    """Points with 95% intervals of the vertical and, with `across`, of the horizontal values."""
     bars = errors(across) if across else None
     how |= {"linestyle": "none", "markersize": 5, "elinewidth": 1, "capsize": 2, "alpha": 0.85}
     axes.errorbar(places, [each["mean"] for each in found], errors(found), bars, **how)

@@ -1,4 +1,4 @@
-"""The verdict on PPO that a run's results support, and checks of whether to trust it.
+"""The verdict on PPO that a run's results support, and checks of its reliability.
 
 Uses the contents of evaluation.json and accuracy.json. A part of the rubric carries the win if, without that part, the
 interval of the win rate contains 50% or lies on the other side.
@@ -134,8 +134,8 @@ def against_best_of_n(found: Mapping[str, Any]) -> str:
         return "With one answer per prompt there is nothing to choose from: raise evaluate.best_of_n to compare PPO."
     if against["n"] == 1:
         return (
-            f"There is nothing to compare PPO with: its KL ({number(ours['mean'])} nats) is below that of best-of-2 "
-            f"({number(found['rows'][1]['kl'])} nats) and nearer to that of SFT, which is 0."
+            f"PPO is not compared with best-of-n: its KL ({number(ours['mean'])} nats) is nearer to SFT's, which is 0, "
+            f"than to that of best of 2 ({number(found['rows'][1]['kl'])} nats)."
         )
     rate = against["win_rate"]
     sentence = {
@@ -148,15 +148,12 @@ def against_best_of_n(found: Mapping[str, Any]) -> str:
         f"with best of {against['n']} ({number(against['kl'])} nats), 95% interval {between(rate)}."
     )
     if against["n"] == found["samples"] and ours["low"] > against["kl"]:
-        text += (
-            f" PPO has a higher KL than any choice among {found['samples']} answers; raise evaluate.best_of_n for a "
-            "nearer comparison."
-        )
+        text += f" PPO's KL is above that of best of {against['n']}: raise evaluate.best_of_n to compare at equal KL."
     return text
 
 
 def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> list[dict[str, str]]:
-    """Checks of whether to trust the verdict: a claim, whether the numbers support it (`mark`), and the numbers."""
+    """Checks of the verdict: a claim, whether the numbers support it (`mark`), and the numbers."""
     found: list[dict[str, str]] = []
     marks = {"better": "holds", "worse": "fails", "even": "open"}
 
@@ -168,7 +165,7 @@ def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> lis
     if moved := evaluation.get("kl"):
         numbers = f"KL to SFT {number(moved['mean'])} nats ({between(moved, number)})"
         add("PPO differs from SFT", moved, numbers, level=0.0)
-    predicted = "{}, what a logistic regression on the difference in length predicts for equal length"
+    predicted = "{}, predicted for equal length by a logistic regression on the difference in length"
     add("PPO wins with length controlled for", evaluation.get("win_rate_length_controlled"), predicted)
     longer = change(*(dig(evaluation, f"models.{name}.tokens.mean") for name in ("sft", "ppo")))
     matched = evaluation.get("win_rate_length_matched")
@@ -178,15 +175,14 @@ def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> lis
     for part, rate in evaluation.get("win_rate_without", {}).items():
         add(f"PPO wins without {PARTS[part]}", rate)
     for part, claim, title in (
-        ("chrf", "A judge that no reward model saw agrees", "chrF"),
+        ("chrf", "PPO has a higher chrF, which is not used in training", "chrF"),
         ("complete", "PPO ends its answers more often than SFT", "Complete (ends by itself)"),
     ):
         text = f"{title}, PPO minus SFT on the same prompts: {{}}"
         add(claim, paired(generations, part), text, level=0.0, form=signed)
     for judge in evaluation.get("judges", []):
         if not judge["taught"] and judge["name"] != "chrf":
-            title = JUDGES[judge["name"]]
-            claim = f"{title[:1].upper()}{title[1:]} agrees, a judge that no reward model saw"
+            claim = f"PPO wins by {JUDGES[judge['name']]}, not used in training"
             add(claim, dig(evaluation, f"comparisons.ppo.{judge['name']}.win_rate"), "win rate of PPO against SFT {}")
     if test := accuracy.get("test"):
         kind, numbers = against_best(test)

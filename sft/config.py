@@ -86,7 +86,7 @@ class SFTBaselineConfig(SFTConfig):
     pretraining_fraction: FractionBelowOne = 0.0
     """Share of training sequences that are plain text. C.1 names none."""
     keep_every: PositiveInt = 1
-    """Epochs between two that are kept and can be chosen; the last one is always kept. Ours."""
+    """Keep every n-th epoch as a candidate; the last one is always kept. Ours."""
     max_kept_gib: PositiveFloat = 20.0
     """Maximum size of all kept epochs in GiB, 1.07e9 bytes; a run that needs more stops before training. An epoch
     takes the size of an adapter with LoRA, and 4 bytes per weight otherwise. Ours."""

@@ -67,7 +67,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Held-out comparison of base, SFT and PPO."""
     tax: TaxConfig = field(default_factory=TaxConfig)
-    """Alignment tax: the models on public tests."""
+    """Alignment tax: the models on public benchmarks."""
     sweep_kl: SweepKLConfig = field(default_factory=SweepKLConfig)
     """Scores against the KL to SFT; not a part of the pipeline."""
     sweep_ptx: SweepPtxConfig = field(default_factory=SweepPtxConfig)
@@ -106,7 +106,9 @@ class RunConfig:
         for name in ("sweep_kl", "sweep_ptx"):
             gold = getattr(self, name).gold
             if gold is not None and Path(gold).resolve() == own.resolve():
-                raise ValueError(f"{name}.gold={gold} is this run's own reward model, which gives the proxy score")
+                raise ValueError(
+                    f"{name}.gold={gold} is this run's own reward model, which gives the proxy score: give another one"
+                )
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
             if dataclasses.is_dataclass(value):
@@ -171,10 +173,10 @@ RENAMED = {
 """Keys of older configurations -> their replacements."""
 REFUSED = dict.fromkeys(
     ("ppo.top_k", "ppo.top_p"),
-    "roll-outs are sampled from the whole distribution, because log-probabilities of a truncated one are not those of "
-    "the policy, so that importance ratios and KL would be wrong; use ppo.temperature, or leave it out",
+    "roll-outs are sampled from the whole distribution, because with a truncated one the policy's log-probabilities, "
+    "importance ratios and KL would be wrong; use ppo.temperature, or leave it out",
 )
-"""Settings of other stages that a stage does not have -> the reason."""
+"""Settings that other stages have but this one does not -> the reason."""
 
 
 def explain(message: str) -> str:

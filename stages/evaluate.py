@@ -113,8 +113,8 @@ def refuse_copied_gold(gold: str | None, reward: Path) -> None:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the models and files from outside the stages before this one, and of the SFT baseline, which only some
-    runs have. Raises ValueError if that is asked for and missing.
+    """Digests of models and files that no earlier stage made, and of the SFT baseline if `evaluate.models` names it.
+    Raises ValueError if the baseline is missing.
     """
     settings, baseline = config.evaluate, Path(config.runs_folder) / config.run_name / "sft_baseline"
     gold, llm = settings.gold, settings.llm
@@ -124,7 +124,7 @@ def external(config: RunConfig) -> dict[str, str]:
 
 
 def seconds_so_far(run: RunFolder) -> float:
-    """Wall seconds of the finished stages before this one."""
+    """Wall-clock seconds of the finished stages before this one."""
     found = [manifest.read(run.stage(name)) for name in STAGES[: STAGES.index("evaluate")]]
     return round(sum(item.seconds for item in found if item is not None), 1)
 

@@ -56,8 +56,8 @@ def trainer_of(config: RunConfig, run: RunFolder, out: Path) -> "PPOTrainer":
 
 
 def trusts_reward_code(config: RunConfig) -> bool:
-    """Whether to run Python code that comes with the reward model. With a separate base it may have its own; otherwise
-    it has the SFT model's architecture.
+    """Whether to run Python code that comes with the reward model. With a separate base it may have its own code;
+    otherwise it has the SFT model's.
     """
     return (config.model if config.reward.base is None else config.reward).trust_remote_code
 

@@ -27,7 +27,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the results of stages outside the pipeline, which the report shows."""
+    """Digests of the results, shown in the report, of stages outside the pipeline."""
     from reports.run import EXTRA
 
     root = Path(config.runs_folder) / config.run_name

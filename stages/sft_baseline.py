@@ -1,10 +1,10 @@
-"""The supervised baseline (Ouyang et al. 2022, section 3.5 and C.1): 16 epochs, of which the reward model chooses one.
+"""The supervised baseline (Ouyang et al. 2022, 3.5 and C.1): 16 epochs, of which reward-model score selects one.
 
 python -m stages.sft_baseline --config configs/demo.yaml
 torchrun --nproc_per_node 8 -m stages.sft_baseline --config configs/demo.yaml
 
 It runs two stages outside the pipeline: `sft_baseline_epochs` trains and keeps the epochs, `sft_baseline` scores them
-and saves the chosen one. Once there is a reward model, or another one, running it again repeats only the second.
+and saves the chosen one. After the reward model was trained or changed, running it again repeats only the second.
 """
 
 from pathlib import Path
@@ -133,4 +133,4 @@ def work(config: RunConfig, force: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(work, "python -m stages.sft_baseline", "The supervised baseline: many epochs, and the choice of one.")
+    main(work, "python -m stages.sft_baseline", "Trains the supervised baseline and selects an epoch.")

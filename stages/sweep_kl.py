@@ -1,5 +1,5 @@
 """Over-optimisation: proxy and gold score against the square root of the KL to SFT, over the snapshots of PPO and over
-best-of-n, with the fits of Gao et al. 2022. Not a part of the pipeline.
+best-of-n, with the fits of Gao et al. 2022. Not part of the pipeline.
 
 python -m stages.sweep_kl --config configs/demo.yaml --ppo.snapshot_every 1        # the run's own PPO
 python -m stages.sweep_kl --config configs/demo.yaml --sweep_kl.seeds [0] --sweep_kl.kl_coef 0
@@ -16,11 +16,11 @@ from stages.runner import main
 from stages.sweeps import bootstrap_of, measure, refuse_truncated_sampling, run_root, train, write_sweep
 
 FEWEST = 3
-"""Snapshots: a fit has two parameters."""
+"""Minimum number of snapshots, since a fit has two parameters."""
 
 
 def work(config: RunConfig, force: bool) -> None:
-    """Trains what is to be trained, measures every snapshot and SFT, writes sweep_kl/sweep.json and its picture."""
+    """Trains the runs of `seeds`, measures every snapshot and SFT, writes sweep_kl/sweep.json and sweep.png."""
     from data.sets import evenly
     from evaluation.sweeps.kl import Snapshot, kl_sweep
     from modeling.accelerator import make_accelerator

@@ -1,5 +1,5 @@
 """Loss on pretraining text against reward, over the coefficients of the pretraining mix (gamma) and of the KL penalty
-(beta): figures 33 and 34 of Ouyang et al. 2022 in miniature. Not a part of the pipeline.
+(beta), as in figures 33 and 34 of Ouyang et al. 2022. Not part of the pipeline.
 
 python -m stages.sweep_ptx --config configs/demo.yaml --sweep_ptx.total_episodes 128 --sweep_ptx.gammas [0,1,10]
 """
@@ -16,7 +16,7 @@ from stages.sweeps import EMA, bootstrap_of, measure, refuse_truncated_sampling,
 def work(config: RunConfig, force: bool) -> None:
     """Trains and measures every point, and measures SFT; writes sweep_ptx/sweep.json and its picture.
 
-    A PPO run that a monitor stops is listed under `stopped`, and the sweep goes on.
+    A PPO run that a monitor stops is listed under `stopped`, and the sweep continues.
     """
     from evaluation.sweeps.measure import Measured
     from evaluation.sweeps.ptx import Point, ptx_sweep

@@ -1,5 +1,5 @@
-"""What the sweeps share. Each PPO run and each measurement of a policy is a stage of its own in the sweep's folder, so
-that it resumes, and is kept when a sweep goes on with other points.
+"""Shared by the sweeps. Each PPO run and each measurement of a policy is a stage of its own in the sweep's folder, so
+that it resumes and is reused when the sweep gets more points.
 """
 
 import gc
@@ -31,7 +31,7 @@ def run_root(config: RunConfig) -> RunFolder:
 
 
 def refuse_truncated_sampling(config: RunConfig, sweep: Sweep) -> None:
-    """Raises ValueError unless answers are samples of the whole distribution, of which the KL is."""
+    """Raises ValueError unless answers are samples of the whole distribution, which the estimate of the KL needs."""
     how = config.evaluate
     if how.greedy or how.top_k or how.top_p < 1:
         raise ValueError(
@@ -53,7 +53,7 @@ def train(config: RunConfig, name: str, seed: int, force: bool) -> Path:
         from modeling.tracking import read_metrics
         from ppo.snapshots import save_policy
 
-        gc.collect()  # frees the models of the point before
+        gc.collect()  # frees the models of the previous point
         trainer = ppo.trainer_of(own, run, out)
         with trainer.train().in_place():
             save_policy(out / EMA, trainer.models.policy_parameters, trainer.accelerator)
@@ -157,7 +157,7 @@ def measure_policy(config: RunConfig, sweep: str, weights: Path | None, answers:
 
 
 def bootstrap_of(config: RunConfig, sft: "Measured") -> "Bootstrap":
-    """That of the prompts, by user."""
+    """The bootstrap over the prompts' users."""
     from data.intervals import Bootstrap
 
     return Bootstrap(config.evaluate.bootstrap_resamples, sft.users)

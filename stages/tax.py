@@ -1,4 +1,4 @@
-"""Measures the alignment tax: base, SFT, PPO and any other models on public tests in local files.
+"""Measures the alignment tax: base, SFT, PPO and any other models on public benchmarks in local files.
 
 python -m stages.tax --config configs/mine.yaml --tax.truthfulqa TruthfulQA.csv
 python -m stages.tax --config configs/mine.yaml --tax.models [runs/no_ptx/ppo/model_ema] --tax.harness [hellaswag]
@@ -57,7 +57,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the tests and of the other models."""
+    """Digests of the benchmark files and of the other models."""
     from evaluation.tax.alignment_tax import TASKS
 
     settings = config.tax
@@ -76,4 +76,4 @@ STAGE = Stage(
 )
 
 if __name__ == "__main__":
-    stage_main(STAGE, "Measures the alignment tax of base, SFT, PPO and other models on public tests.")
+    stage_main(STAGE, "Measures the alignment tax of base, SFT, PPO and other models on public benchmarks.")

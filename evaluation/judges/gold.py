@@ -1,4 +1,4 @@
-"""A held-out ("gold") reward model as a judge (Gao et al. 2022), which tells improvement from over-optimisation."""
+"""A held-out ("gold") reward model as a judge (Gao et al. 2022), to detect over-optimisation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ from reward.batches import answer_ids
 class GoldJudge:
     """Scores answers as evaluate_reward scores rankings.
 
-    The processes share the work, so all of them ask for the scores of an answer the first time; later its score is
-    known.
+    The processes share the forward passes, so all of them must call `scores` the first time; later calls with the same
+    answers read cached scores.
     """
 
     model: SavedRewardModel
@@ -36,7 +36,7 @@ class GoldJudge:
 
     @staticmethod
     def of(config: GoldConfig, model_config: ModelConfig, max_tokens: int, accelerator: Accelerator) -> "GoldJudge":
-        """Loads the tokenizer, no weights. Raises ValueError if the model is missing or no reward model."""
+        """Loads only the tokenizer. Raises ValueError if the model is missing or not a reward model."""
         assert config.model is not None, "EvaluateConfig.validate"
         setting = f"evaluate.gold.model={config.model}"
         model = SavedRewardModel.of(config.model, config.of(model_config), setting)

@@ -16,12 +16,12 @@ Question = tuple[tuple[str, str], ...]
 
 
 def question(prompt: Prompt) -> Question:
-    """What was asked; records of the same prompt may have different ids."""
+    """The key of a prompt: its messages, since records of the same prompt may have different ids."""
     return tuple((message["role"], message["content"]) for message in prompt.messages)
 
 
 class HumanJudge:
-    """Prefers what people preferred; the mean of several labelers. An answer is recognised by its text."""
+    """Prefers what people preferred; the mean over labelers. Answers are matched by their text."""
 
     name, taught = "human", False
 
@@ -59,8 +59,8 @@ class HumanJudge:
         ]
 
     def verdict(self, asked: Question, ours: str, theirs: str) -> float | None:
-        """The mean preference of the labelers for our text; those who contradict themselves do not count. Equal texts
-        tie if somebody ranked them.
+        """The mean preference of the labelers for our text, without those who contradict themselves; 1/2 for equal
+        texts that somebody ranked.
         """
         ours, theirs = ours.strip(), theirs.strip()
         if ours == theirs:

@@ -1,4 +1,4 @@
-"""A judge by the likelihood of the reference answer: the better an answer, the more it tells of the reference."""
+"""A judge that scores an answer by the likelihood of the reference answer given it."""
 
 import gc
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ class ReferenceLikelihoodJudge:
     after the conversation: prompt, answer, `REQUEST`. Without the request, this is one direction of BARTScore (Yuan et
     al. 2021), log p(reference | answer), with the prompt before it.
 
-    The score depends on the answer's text alone, not on whether it ended. As of `GoldJudge`, all processes ask for the
-    score of an answer the first time.
+    The score depends on the answer's text alone, not on whether it ended. As with `GoldJudge`, all processes must call
+    `scores` the first time.
     """
 
     place: str

@@ -1,4 +1,4 @@
-"""A language model that prefers one of two answers, asked in both orders."""
+"""A language model as judge, which is asked about each pair of answers in both orders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from evaluation.judges.llm_client import LLMClient
 from evaluation.judges.llm_prompts import EXAMPLE, PromptFile, last_object
 
 FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
-"""How much each verdict prefers the answer that is shown first."""
+"""Preference of each verdict for the answer that is shown first."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,10 @@ class LLMJudge:
         return matrices
 
     def report(self, resamples: int = 10_000) -> dict[str, Any]:
-        """What was asked so far, for the results; intervals resample users.
+        """The contents of `llm_judge` in evaluation.json; intervals resample users.
 
-        `position_bias`: `share` of the pairs in which the same position won in both orders, and `first`, how often the
-        answer shown first won where there was a winner. An unbiased judge has 1/2 there, since each answer is shown
-        first once.
+        `position_bias`: `share` of the pairs in which the same position won in both orders, and `first`, the share of
+        strict verdicts for the answer shown first: 1/2 without bias, since each answer is shown first once.
         """
         bias = None
         if self._pairs:

@@ -30,8 +30,8 @@ def request_key(endpoint: str, payload: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReplyCache:
-    """Several threads and processes may use a folder at the same time; two processes that ask the same question at the
-    same time both send it, and the later reply is kept.
+    """Threads and processes may share a folder. If two processes ask the same question at the same time, both send it,
+    and the later reply is kept.
     """
 
     folder: Path

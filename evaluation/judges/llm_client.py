@@ -4,7 +4,7 @@
     client.check([{"role": "user", "content": "Are you there?"}])
     replies = client.ask([[{"role": "user", "content": question}] for question in questions], "LLM judge")
 
-Every reply is written to the cache as soon as it arrives, so that a run that was killed asks only the rest.
+Every reply is cached as soon as it arrives, so a resumed run sends only the remaining questions.
 """
 
 import threading
@@ -66,8 +66,8 @@ class LLMClient:
     def ask_parsed(
         self, questions: Sequence[Sequence[Message]], parse: Callable[[str], T], label: str
     ) -> list[T | None]:
-        """The parsed reply to each question. `parse` raises ValueError, with a sentence for the model, for a malformed
-        reply: then the model is told so once. None for questions that are refused or whose reply is malformed again.
+        """The parsed reply to each question. `parse` raises ValueError, with a message for the model, for a malformed
+        reply; the model then gets this message and one more try. None if the question is refused or this fails too.
         """
         found: list[T | None] = [None] * len(questions)
         again: dict[int, list[Message]] = {}
@@ -91,8 +91,8 @@ class LLMClient:
     def report(self) -> dict[str, Any]:
         """Counts of distinct questions, tokens and cost, for the results.
 
-        Tokens and `cost` are those of all replies, from the cache too; `spent` is the cost of the replies to this run's
-        requests. They are as the server counts them. Costs are None without prices.
+        Tokens, as counted by the server, and `cost` include cached replies; `spent` is the cost of this run's requests.
+        Costs are None without prices.
         """
         fresh = [reply for key, reply in self._replies.items() if key not in self._from_cache]
         return {
@@ -146,8 +146,8 @@ class LLMClient:
             executor.shutdown(cancel_futures=True)
             arrived = sum(key in self._replies for key in payloads)
             raise ValueError(
-                f"{error}; {arrived} of {len(payloads)} replies have arrived and are kept: run the command again to "
-                "ask the rest"
+                f"{error}; {arrived} of {len(payloads)} replies have arrived and are cached: run the command again "
+                "to send the remaining questions"
             ) from None
         except BaseException:
             stop.set()

@@ -17,7 +17,7 @@ RETRIED = (408, 409, 425, 429)
 REFUSED = (400, 413, 422)
 """Status codes that concern one question, such as one that is too long or that a content filter refuses."""
 LONGEST_BACKOFF, LONGEST_WAIT = 60.0, 300.0
-"""Seconds between two tries if the server names no time; and the longest time that a server may name."""
+"""Maximum seconds between two tries: of our own backoff, and of a server's Retry-After."""
 LONGEST_MESSAGE = 300
 """Characters of a server's message that an error shows."""
 
@@ -60,7 +60,7 @@ class ChatEndpoint:
         self._http = httpx2.Client(headers=headers, timeout=config.timeout, limits=httpx2.Limits(max_connections=None))
 
     def complete(self, payload: Mapping[str, Any], stop: threading.Event, is_check: bool = False) -> Reply:
-        """Sends a request until it succeeds; a check does not try again to reach the server.
+        """Sends a request until it succeeds; a check is not retried if the server cannot be reached.
 
         Raises RefusedError, ValueError if the request fails for good, and StoppedError if `stop` is set meanwhile.
         """
@@ -73,7 +73,7 @@ class ChatEndpoint:
                     raise ValueError(f"the LLM judge at {self.base} does not answer{tries}: {error}") from None
                 if error.wait is not None and error.wait > LONGEST_WAIT:
                     raise ValueError(
-                        f"the LLM judge at {self.base} asks to wait for {error.wait:.0f} s: {error}"
+                        f"the LLM judge at {self.base} asks for a wait of {error.wait:.0f} s: {error}"
                     ) from None
                 backoff = min(LONGEST_BACKOFF, self.first_wait * 2**retry) * self._jitter.uniform(0.5, 1.0)
                 if stop.wait(max(backoff, error.wait or 0.0)):
@@ -99,7 +99,7 @@ class ChatEndpoint:
         if status != 200:
             advice = {
                 401: "; check the key that api_key_env names",
-                403: "; check the key that api_key_env names, and what it may use",
+                403: "; check the key that api_key_env names, and its permissions",
                 404: f"; check the endpoint, and that it has the model {self.config.model}",
             }
             raise ValueError(
@@ -124,7 +124,7 @@ class ChatEndpoint:
 
 
 def parse_completion(response: httpx2.Response) -> Reply:
-    """The reply in a response. Raises TransientError if it is no chat completion, such as a proxy's error page."""
+    """The reply in a response. Raises TransientError if it is not a chat completion, such as a proxy's error page."""
     try:
         body = response.json()
         choice = body["choices"][0]

@@ -1,7 +1,7 @@
 """Questions to a language model from Jinja files, and the JSON object at the end of its replies.
 
-Everything that a model or a user wrote is put between tags that contain a code, as the packaged files do. The code is a
-hash of these texts, so that no text can contain it and close its own tags.
+The packaged files enclose every text of a model or a user in tags that contain a code. The code is a hash of these
+texts, so that no text can contain it and close its own tags.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "prompts"
 LAST_OBJECT = re.compile(r"(?:\A|\n)[ \t]*(\{[^{}]*\})\s*(?:```)?\s*\Z")
 """A JSON object without nested ones that begins a line and ends the reply; it may stand in a code block."""
 EXAMPLE = Demonstration(prompt="What is the capital of France?", completion="It is Paris.")
-"""A simple question, to check a prompt file and a model with."""
+"""A simple question to test a prompt file and a model."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PromptFile:
 
     @staticmethod
     def read(path: str | None, packaged: str) -> "PromptFile":
-        """The user's file, or the packaged one if `path` is None. Raises ValueError if it is missing or no template."""
+        """The user's file; the packaged one if `path` is None. Raises ValueError if it is missing or not a template."""
         place = FOLDER / packaged if path is None else Path(path)
         try:
             text = place.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a judge does: it scores answers, or it compares them in pairs."""
+"""The interfaces of judges: a judge scores single answers or compares pairs."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -12,7 +12,7 @@ class ScoringJudge(Protocol):
 
     name: str
     taught: bool
-    """Whether the run's reward model has learned from its rankings."""
+    """Whether the run's reward model was trained on its rankings."""
     tie_width: float
     """Scores tie as in `labeling.simulated.ranks_of`: in the same bin of this width; 0 ties equal scores only."""
 
@@ -29,7 +29,7 @@ class PairwiseJudge(Protocol):
 
     name: str
     taught: bool
-    """As of a ScoringJudge."""
+    """As in ScoringJudge."""
 
     def preferences(self, prompts: Sequence[Demonstration], ours: Answers, theirs: Answers) -> Verdicts:
         """For each prompt a len(ours) x len(theirs) matrix, see `evaluation.compare.Verdicts`."""

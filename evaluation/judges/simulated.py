@@ -17,9 +17,9 @@ Asked = tuple[Demonstration, Answer]
 
 
 class Once(Generic[T]):
-    """Judges every answer once, however many comparisons it is in.
+    """Caches the judgment of each answer, since an answer is in several comparisons.
 
-    `judge` gives a value for each (prompt, answer) of a list.
+    `judge` returns a value for each (prompt, answer) of a list.
     """
 
     def __init__(self, judge: Callable[[Sequence[Asked]], Sequence[T]]) -> None:
@@ -71,7 +71,7 @@ class RubricJudge:
 
 
 class ChrfJudge:
-    """Character overlap with the reference, from which no model has learned."""
+    """Character overlap with the reference, on which no model was trained."""
 
     name, taught, tie_width = "chrf", False, 0.0
 

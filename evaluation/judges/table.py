@@ -21,7 +21,7 @@ from modeling.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeInputs:
-    """What judges are made from."""
+    """The inputs of `make_judges`."""
 
     settings: EvaluateConfig
     labels: LabelsConfig
@@ -77,7 +77,7 @@ JUDGES: dict[str, Callable[[JudgeInputs], Judge]] = {
     "human": _human,
     "llm": _llm,
 }
-"""Makes each judge. Raises ValueError for what can be refused before answers are sampled."""
+"""Constructors by name. They raise ValueError for every mistake that can be found before answers are sampled."""
 
 
 def make_judges(inputs: JudgeInputs) -> list[Judge]:

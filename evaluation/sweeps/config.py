@@ -8,22 +8,22 @@ from data.numbers import AtLeastThree, NonNegativeFloat, PositiveInt, Seed, chec
 
 @dataclass(kw_only=True)
 class SweepConfig:
-    """What both sweeps measure at each point. Answers are sampled with the settings of `evaluate`. All ours."""
+    """Settings of the measurement at each point. Answers are sampled with the settings of `evaluate`. All ours."""
 
     total_episodes: PositiveInt | None = None
     """Episodes of each PPO run that the sweep trains; null takes ppo.total_episodes. Ours."""
     prompts: PositiveInt | None = 64
     """Maximum number of held-out prompts, spread evenly over the test split; null uses all. Ours."""
     answers_per_prompt: PositiveInt = 2
-    """Answers per prompt of each policy; the KL is estimated from them too. Ours."""
+    """Answers sampled per prompt from each policy; the KL is estimated on them. Ours."""
     gold: str | None = None
-    """Folder of a reward model that gives the gold score, best one that was trained on other rankings; null takes the
-    labeler's rubric. It must not be the run's own reward model, which gives the proxy score. Ours."""
+    """Folder of a reward model for the gold score, preferably trained on other rankings; null uses the labeler's
+    rubric. The run's own reward model, which gives the proxy score, is refused. Ours."""
     perplexity_examples: PositiveInt = 64
     """Number of held-out pretraining examples for the pretraining loss. Ours."""
 
     def check(self, name: str, lists: Sequence[str]) -> None:
-        """Raises ValueError for a number out of range, or a value that one of the `lists` has twice.
+        """Raises ValueError for a number out of range, or a duplicate in one of the `lists`.
 
         Args:
             name: the section's dotted name.
@@ -32,7 +32,7 @@ class SweepConfig:
         for key in lists:
             values = getattr(self, key)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}.{key}={values} has a value twice")
+                raise ValueError(f"{name}.{key}={values} contains a value twice")
 
 
 @dataclass(kw_only=True)
@@ -43,8 +43,8 @@ class SweepKLConfig(SweepConfig):
     """Seeds of PPO runs that are trained for the sweep, with the run's data, SFT and reward model; empty evaluates the
     snapshots of the run's own PPO, which ppo.snapshot_every keeps. Ours."""
     kl_coef: NonNegativeFloat | None = None
-    """ppo.kl_coef of the runs in `seeds`; null keeps it. Ours: at 0, nothing holds the policy near SFT, and the curve
-    reaches further."""
+    """KL penalty coefficient of the runs in `seeds`; null keeps ppo.kl_coef. Ours: at 0 the policy moves further from
+    SFT, so the curve covers a wider range of KL."""
     snapshots: AtLeastThree = 8
     """Maximum number of snapshots per run, spread evenly over its training; at least 3, for a curve. Ours."""
     best_of_n: AtLeastThree = 16
@@ -65,15 +65,14 @@ class SweepPtxConfig(SweepConfig):
     """Pretraining loss against reward over PPO's two coefficients (Ouyang et al. 2022, figures 33 and 34)."""
 
     gammas: list[NonNegativeFloat] = field(default_factory=lambda: [0.0, 1.0, 10.0, 27.8, 100.0])
-    """Values of ppo.ptx_coef, in its units, with ppo.kl_coef as it is. C.4 has 27.8 in units that it does not give.
-    Ours."""
+    """Values of ppo.ptx_coef, at the run's ppo.kl_coef. C.4: 27.8, whose loss units the paper does not state. Ours."""
     betas: list[NonNegativeFloat] = field(default_factory=lambda: [0.02, 0.2, 2.0])
-    """Values of ppo.kl_coef at ppo.ptx_coef=0. C.4 has 0.02. Ours."""
+    """Values of ppo.kl_coef at ppo.ptx_coef=0. C.4: 0.02. Ours."""
     seeds: list[Seed] = field(default_factory=lambda: [0])
-    """Seeds of PPO at each point; scores are averaged over them. Ours."""
+    """PPO seeds at each point; results are means over them. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         self.check("sweep_ptx", ["gammas", "betas", "seeds"])
         if not self.seeds or not (self.gammas or self.betas):
-            raise ValueError("sweep_ptx needs a value in seeds, and one in gammas or betas: there is nothing to train")
+            raise ValueError("sweep_ptx has nothing to train: it needs a value in seeds, and one in gammas or betas")

@@ -20,7 +20,7 @@ from data.intervals import Bootstrap
 Form = Literal["best_of_n", "rl"]
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
-"""At most; each takes a fit."""
+"""Maximum number of resamples; each needs a fit."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Curve:
     def fit(self, bootstrap: Bootstrap) -> dict[str, Any]:
         """`alpha` and `beta` with 95% intervals, the root mean square error of the fit, and the d at which it peaks.
 
-        `peak` is None if the fit rises or falls over all of the measured range. Every resample of users has its own
-        d_N and R_N.
+        `peak` is None if the fit is monotonic over the measured range. d_N and R_N are recomputed for every resample of
+        users.
         """
         prompts = self.kl_NP.shape[1]
         (d_N,), (gain_N,) = self.means(np.ones((1, prompts)))
@@ -67,7 +67,7 @@ def terms(form: Form, d_N: Floats) -> Floats:
 
 
 def coefficients(form: Form, d_N: Floats, gain_N: Floats) -> tuple[float, float]:
-    """(alpha, beta) of least squares; the smallest ones where the points do not determine them."""
+    """(alpha, beta) by least squares; the minimum-norm solution if the points do not determine them."""
     found = lstsq(terms(form, d_N), gain_N)[0]
     return float(found[0]), float(found[1])
 

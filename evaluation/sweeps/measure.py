@@ -1,7 +1,7 @@
 """Measures one policy of a sweep on held-out prompts and texts: its answers, their scores, its KL to SFT and its loss
 on pretraining text.
 
-All policies answer with the same random numbers, so that differences between them have less noise; SFT has others.
+All policies sample with the same random numbers, which reduces the noise of their differences; SFT uses others.
 Shapes: P prompts, C chunks of text.
 """
 
@@ -41,9 +41,9 @@ BATCH = 16
 """Sequences per forward pass, which limits the memory for logits."""
 FILE = "measured.json"
 JUDGES = ("proxy", "gold", "chrf")
-"""The reward model that PPO and best-of-n optimise, the gold judge, and chrF, on which nothing was trained."""
+"""The reward model that PPO and best-of-n optimise, the gold judge, and chrF, on which no model was trained."""
 OTHERS = ("complete", "tokens")
-"""What shows how the scores were gained: the share of answers that end by themselves, and their length."""
+"""Context for the scores: the share of answers that end by themselves, and their length."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def value_of(answer: Answer, part: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What is the same for all policies of a sweep. A measurement that was killed continues from `run.out/scratch`."""
+    """The settings shared by all policies of a sweep. A measurement that was killed resumes from `run.out/scratch`."""
 
     run: Run
     sft: Path
@@ -108,7 +108,7 @@ class Measurement:
     labels: LabelsConfig
     proxy: Proxy
     gold: Proxy | None
-    """The gold reward model; None takes the rubric."""
+    """The gold reward model; None uses the rubric."""
     max_tokens: int
     """Maximum number of tokens per forward pass of a reward model."""
 

@@ -1,8 +1,8 @@
 """Loss on pretraining text against reward over PPO's coefficients: the contents of sweep.json.
 
-Figures 33 and 34 of Ouyang et al. 2022 show public benchmarks and the validation reward over the coefficient of the
-pretraining mix, and over that of the KL penalty without the mix. Here the loss on held-out pretraining text takes the
-place of the benchmarks (ours).
+Figures 33 and 34 of Ouyang et al. 2022 show public benchmarks and the validation reward against the coefficient of the
+pretraining mix, and against that of the KL penalty without the mix. Here the loss on held-out pretraining text replaces
+the benchmarks (ours).
 """
 
 import math

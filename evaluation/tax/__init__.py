@@ -1,1 +1,1 @@
-"""Alignment tax: saved models on public tests, before and after training (Ouyang et al. 2022, appendix D)."""
+"""Alignment tax: saved models on public benchmarks, before and after training (Ouyang et al. 2022, appendix D)."""

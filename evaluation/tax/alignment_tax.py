@@ -29,7 +29,7 @@ REFERENCES = ("base", "sft")
 
 
 class Task(Protocol):
-    """A test: its items, and how a model is measured on them."""
+    """A benchmark: its items, and how a model is evaluated on them."""
 
     @property
     def name(self) -> str:
@@ -81,14 +81,14 @@ class AlignmentTax:
     measured: dict[str, dict[str, Measurement]] = field(default_factory=dict, init=False)
     """Model -> task -> its measurement."""
     seconds: dict[str, dict[str, float]] = field(default_factory=dict, init=False)
-    """Model -> task -> wall seconds, those for loading the model included in the first."""
+    """Model -> task -> wall-clock seconds; the first task includes loading the model."""
 
     def __post_init__(self) -> None:
         assert self.run.out is not None
         self.out, self.scratch, self.accelerator = self.run.out, self.run.out / "scratch", self.run.accelerator
 
     def model(self, place: Place) -> TaxModel:
-        """A model of which nothing is loaded yet."""
+        """A model that loads its parts on first use."""
         return TaxModel(place, self.settings, self.accelerator, self.scratch)
 
     def check(self) -> None:

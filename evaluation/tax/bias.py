@@ -1,7 +1,7 @@
 """Bias by likelihood: CrowS-Pairs (Nangia et al. 2020) and Winogender (Rudinger et al. 2018).
 
 The paper reports the entropy of the choice between the two sentences of a pair, in bits, under three instructions
-(D.1). 1 bit is no preference.
+(D.1). 1 bit means no preference.
 """
 
 import re

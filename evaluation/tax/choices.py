@@ -21,7 +21,7 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class Choice:
-    """Alternatives as token ids: what they have in common, and the rest of each, which is never empty."""
+    """Alternatives as token ids: their common prefix, and the rest of each, which is never empty."""
 
     place: str
     prompt: list[int]
@@ -36,10 +36,10 @@ class Choice:
 def encode_choices(tokenizer: Any, asked: Sequence[Alternatives]) -> list[Choice]:
     """The token ids of plain text, without a chat template.
 
-    Context and completion are tokenised together. The tokens that all alternatives have in common become the prompt,
-    which is encoded once: their probability cancels in comparisons of the alternatives. A text without a context
-    starts with the tokenizer's BOS token, or with EOS if it has none, since its first token needs a condition too; a
-    text with a context starts with BOS only if the tokenizer adds it by itself.
+    Context and completion are tokenised together. The common prefix of all alternatives becomes the prompt, which is
+    encoded once: its probability cancels when alternatives are compared. A text without a context starts with the
+    tokenizer's BOS token, or with EOS if it has none, so that its first token has a probability; a text with a context
+    starts with BOS only if the tokenizer adds it by itself.
     """
     texts = [one.context + completion for one in asked for completion in one.completions]
     ids, start = iter(user_text_ids(tokenizer, texts)), start_of_text(tokenizer)
@@ -59,4 +59,4 @@ def refuse_long(choices: Sequence[Choice], context: int, model: str) -> None:
     """Raises ValueError for a text that is longer than the model's context."""
     for choice in choices:
         if choice.longest > context:
-            raise ValueError(f"{choice.place}: {choice.longest} tokens are more than the context of {model}, {context}")
+            raise ValueError(f"{choice.place}: {choice.longest} tokens exceed the context of {model}, {context}")

@@ -11,8 +11,8 @@ OF_RUN = ("base", "sft", "ppo")
 
 @dataclass
 class TaxConfig:
-    """Alignment tax: the run's base, SFT and PPO models, and others, on tests in local files (section 4.2 and appendix
-    D). A test without a file is left out. PPO's weights are those of `evaluate.weights`.
+    """Alignment tax: the run's base, SFT and PPO models, and others, on benchmarks in local files (section 4.2 and
+    appendix D). A benchmark without a file is left out. PPO's weights are those of `evaluate.weights`.
     """
 
     models: list[str] = field(default_factory=list)
@@ -20,8 +20,8 @@ class TaxConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with `models`. Off unless you trust their authors."""
     truthfulqa: str | None = None
-    """TruthfulQA.csv as its authors publish it: multiple choice, MC1 and MC2. The paper (figure 17) has generated
-    answers judged instead.
+    """TruthfulQA.csv as its authors publish it: multiple choice, MC1 and MC2. In the paper (figure
+    17), generated answers are judged instead.
     """
     crows_pairs: str | None = None
     """crows_pairs_anonymized.csv: entropy of the choice between two sentences, and stereotype preference (figure 15).
@@ -37,7 +37,7 @@ class TaxConfig:
     the Perspective API.
     """
     toxicity_label: str | None = None
-    """The classifier's label for toxic text; null takes the one named `toxic`, `toxicity`, `hate` or `LABEL_1`. Ours.
+    """The classifier's label for toxic text; null uses the one named `toxic`, `toxicity`, `hate` or `LABEL_1`. Ours.
     """
     questions: str | None = None
     """JSON Lines with `question`, `references` and optionally `context`: exact match, F1 and BLEU of greedy answers
@@ -54,15 +54,16 @@ class TaxConfig:
     harness_folder: str | None = None
     """A folder with more task definitions for lm-evaluation-harness. Ours."""
     max_items: PositiveInt | None = None
-    """Maximum number of items per test, spread evenly over its file (the first ones in `harness`); null uses all. Ours.
+    """Maximum number of items per benchmark, spread evenly over its file (the first ones in `harness`); null uses all.
+    Ours.
     """
     max_new_tokens: PositiveInt = 64
     """Maximum length of an answer in tokens. Ours; answers are greedy and end at the first line break (appendix D)."""
     batch_size: PositiveInt = 64
     """Answers decoded together in one process; affects only speed and memory, apart from rounding. Ours."""
     max_tokens_per_micro_batch: PositiveInt = 4096
-    """Maximum number of tokens per forward pass of likelihoods, but at least one item. Ours; affects only speed and
-    memory.
+    """Maximum number of tokens per forward pass for likelihoods; a longer item gets a pass of its own. Ours; affects
+    only speed and memory.
     """
     bootstrap_resamples: PositiveInt = 10_000
     """Bootstrap resamples for the 95% intervals. Ours."""
@@ -81,4 +82,4 @@ class TaxConfig:
                 "leave it out"
             )
         if self.harness_folder is not None and not self.harness:
-            raise ValueError("tax.harness_folder belongs to tax.harness, which names no task")
+            raise ValueError("tax.harness_folder needs tax.harness, which names no task")

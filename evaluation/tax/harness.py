@@ -16,8 +16,8 @@ from modeling.load import autocast
 
 @dataclass(frozen=True)
 class Harness:
-    """The tasks named in `tax.harness`, with the harness's prompts in plain text and its numbers of examples. The first
-    process runs them alone.
+    """The tasks named in `tax.harness`, with the harness's prompts in plain text and its numbers of few-shot examples.
+    They run in the first process only.
     """
 
     config: TaxConfig
@@ -26,7 +26,7 @@ class Harness:
 
     @cached_property
     def manager(self) -> Any:
-        """Knows the tasks. Raises ValueError for the name of an unknown one."""
+        """The harness's TaskManager. Raises ValueError for an unknown task."""
         from lm_eval.tasks import TaskManager
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -67,7 +67,7 @@ class Harness:
 
 
 def metrics_of(found: Mapping[str, Any]) -> dict[str, Metric]:
-    """Metrics by item where the harness's result is the mean over items, else its own result and standard error."""
+    """Values by item if the harness's result is their mean, otherwise its own result and standard error."""
     metrics = {}
     for task, samples in found["samples"].items():
         for key, value in found["results"][task].items():

@@ -1,4 +1,4 @@
-"""The paper's three kinds of prompts for bias and toxicity (D.1)."""
+"""The paper's three instructions for bias and toxicity (D.1)."""
 
 INSTRUCTIONS = {
     "basic": "",

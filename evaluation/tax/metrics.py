@@ -1,4 +1,4 @@
-"""Metrics as functions of sums over items, so that items can be resampled and two models compared on the same ones.
+"""Metrics as functions of sums over items, so that items can be resampled and two models compared item by item.
 
 Shapes: N items, S sums.
 """
@@ -19,7 +19,7 @@ Better = Literal["higher", "lower", "neither"]
 Interval = dict[str, Any]
 """{mean, low, high, n}, and the number of clusters if items are grouped; low and high are None if unknown."""
 NORMAL_95 = 1.959964
-"""Standard errors on either side of a 95% interval."""
+"""Half-width of a 95% interval in standard errors."""
 BLEU_SUMS = 10
 """Matching and total n-grams of four orders, and the two lengths."""
 
@@ -47,7 +47,7 @@ class Measurement:
 
     metrics: dict[str, Metric]
     items: str = ""
-    """Results are compared item by item only if this is equal: perplexity depends on how the tokenizer cuts texts."""
+    """Results are compared item by item only if this is equal: perplexity depends on the tokenizer."""
     answers: list[dict[str, str]] = field(default_factory=list)
     """Generated answers, for answers.jsonl."""
 

@@ -1,4 +1,4 @@
-"""A saved model under test: likelihoods of texts, and greedy answers."""
+"""A saved model to be evaluated: likelihoods of texts, and greedy answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class TaxModel:
 
     @cached_property
     def policy(self) -> PolicyModel:
-        """The same as a module that returns log-probabilities."""
+        """The language model as a module that returns log-probabilities."""
         return policy_model(self.causal, autocast_dtype(self.place.config, self.accelerator.device))
 
     @property
@@ -96,8 +96,8 @@ class TaxModel:
         for one, tokens in zip(asked, count_prompt_tokens(self.tokenizer, [one.prompt for one in asked]), strict=True):
             if tokens + new > context:
                 raise ValueError(
-                    f"{one.place}: the prompt has {tokens} tokens, which together with tax.max_new_tokens={new} is "
-                    f"more than the context of {self.name}, {context}"
+                    f"{one.place}: the prompt has {tokens} tokens, which together with tax.max_new_tokens={new} "
+                    f"exceeds the context of {self.name}, {context}"
                 )
 
     def answers(self, asked: Sequence[Asked], stream: str) -> list[str]:

@@ -15,7 +15,7 @@ from evaluation.tax.model import TaxModel
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity of examples of equal length, as in `evaluate`; it also has an interval and changes here."""
+    """Perplexity of examples of equal length, as in `evaluate`, but with an interval and paired changes."""
 
     texts: Sequence[str]
     tokens: int
@@ -33,7 +33,7 @@ class Perplexity:
         """Raises ValueError if the examples are longer than the model's context, or the texts are too short."""
         if self.tokens > model.context:
             raise ValueError(
-                f"data.pretraining_tokens={self.tokens} is more than the context of {model.name}, {model.context}"
+                f"data.pretraining_tokens={self.tokens} exceeds the context of {model.name}, {model.context}"
             )
         self.chunks(model.tokenizer)
 

@@ -1,4 +1,4 @@
-"""Reads the items of a test from a user's file."""
+"""Reads the items of a benchmark from a user's file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def read_items(place: str, parse: Callable[[str, Row], T]) -> list[T]:
-    """`parse(file:line, row)` of every row. A ValueError of `parse`, without the place, becomes one with it."""
+    """`parse(file:line, row)` of every row; `file:line` is prepended to the message of its ValueError."""
     found = []
     for at, row in read_rows(Path(place)):
         try:

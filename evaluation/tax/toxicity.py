@@ -73,8 +73,8 @@ def prompt_of(row: Row) -> str:
 
 
 def classifier_of(config: TaxConfig) -> Classifier:
-    """The configured classifier. Raises ValueError if it is none, or has no label for toxic text; loads no weights
-    before it is called.
+    """The configured classifier. Raises ValueError if it is not a text classifier or has no label for toxic text. Its
+    weights are loaded when it is called.
     """
     place = config.toxicity_classifier
     if place == "profanity-check":
@@ -83,7 +83,7 @@ def classifier_of(config: TaxConfig) -> Classifier:
         settings = AutoConfig.from_pretrained(place)
     if not is_classifier(settings):
         kind = ", ".join(settings.architectures or ["unknown"])
-        raise ValueError(f"tax.toxicity_classifier={place} is no classifier of texts: its architecture is {kind}")
+        raise ValueError(f"tax.toxicity_classifier={place} is not a text classifier: its architecture is {kind}")
     names = list(settings.id2label.values())
     known = (config.toxicity_label,) if config.toxicity_label is not None else TOXIC
     label = next((name for name in names if name in known or name.lower() in known), None)
@@ -99,8 +99,8 @@ def not_of_empty(classifier: Classifier) -> Classifier:
     """The classifier for texts that are not empty; empty ones are not toxic."""
 
     def classify(texts: Sequence[str], device: torch.device) -> list[float]:
-        said = [text for text in texts if text.strip()]
-        scores = iter(classifier(said, device) if said else [])
+        filled = [text for text in texts if text.strip()]
+        scores = iter(classifier(filled, device) if filled else [])
         return [next(scores) if text.strip() else 0.0 for text in texts]
 
     return classify

@@ -215,14 +215,12 @@ def test_an_endpoint_that_nothing_uses_or_a_judge_without_one_is_refused() -> No
         EvaluateConfig(metadata=True),
         EvaluateConfig(llm=LLMConfig(endpoint="http://localhost:1/v1", model="m")),
     ):
-        with pytest.raises(
-            ValueError, match=r"evaluate\.llm\.endpoint is for the judge llm and for evaluate\.metadata"
-        ):
+        with pytest.raises(ValueError, match=r"judge llm and evaluate\.metadata need evaluate\.llm\.endpoint"):
             settings.validate()
 
 
 def test_settings_of_a_gold_model_that_is_not_given_and_models_without_a_name_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"evaluate\.gold\.revision belongs to evaluate\.gold\.model"):
+    with pytest.raises(ValueError, match=r"evaluate\.gold\.revision needs evaluate\.gold\.model"):
         EvaluateConfig(gold=GoldConfig(revision="main")).validate()
     with pytest.raises(ValueError, match=r"evaluate\.models contains an empty name"):
         EvaluateConfig(models=[""]).validate()

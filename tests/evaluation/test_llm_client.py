@@ -97,7 +97,7 @@ def test_a_retry_waits_for_as_long_as_the_server_asks(tmp_path: Path) -> None:
         assert client(url, tmp_path).ask([ask("a")], "test") == ["A"]
         assert 0.3 <= fake.times[1] - fake.times[0] < 2
         fake.faults = iter(["429:3600"])
-        with pytest.raises(ValueError, match="asks to wait for 3600 s"):
+        with pytest.raises(ValueError, match="asks for a wait of 3600 s"):
             client(url, tmp_path).ask([ask("b")], "test")
     soon = retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True))
     assert soon is not None
@@ -116,7 +116,7 @@ def test_waits_double_with_every_retry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("401", "check the key"), ("403", "what it may use"), ("404", "has the model judge"), ("402", "HTTP 402")],
+    [("401", "check the key"), ("403", "its permissions"), ("404", "has the model judge"), ("402", "HTTP 402")],
 )
 def test_a_refusal_is_no_reason_to_try_again_and_never_shows_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, words: str, caplog: pytest.LogCaptureFixture
@@ -200,7 +200,7 @@ def test_one_refused_question_does_not_end_the_run_and_a_fatal_error_keeps_the_r
         assert one.report()["refused"] == 1
         assert "HTTP 400" in one.report()["refused_because"]
         with pytest.raises(
-            ValueError, match=r"^the LLM judge at .* HTTP 401.*; 1 of 3 replies have arrived and are kept: run"
+            ValueError, match=r"^the LLM judge at .* HTTP 401.*; 1 of 3 replies have arrived and are cached: run"
         ):
             one.ask([ask("d"), ask("e"), ask("f")], "test")
         before = len(fake.requests)

@@ -119,7 +119,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         SweepKLConfig(kl_coef=0.0).validate()
     with pytest.raises(ValueError, match=r"sweep_kl.best_of_n=2 must be at least 3"):
         SweepKLConfig(best_of_n=2).validate()
-    with pytest.raises(ValueError, match=r"sweep_ptx.gammas=\[1.0, 1.0\] has a value twice"):
+    with pytest.raises(ValueError, match=r"sweep_ptx.gammas=\[1.0, 1.0\] contains a value twice"):
         SweepPtxConfig(gammas=[1.0, 1.0]).validate()
-    with pytest.raises(ValueError, match="there is nothing to train"):
+    with pytest.raises(ValueError, match="has nothing to train"):
         SweepPtxConfig(gammas=[], betas=[]).validate()

@@ -55,7 +55,7 @@ def test_everything_that_is_logged_is_drawn_at_its_iteration_with_its_unit():
     score = curves(found["Score"])
     assert score["roll-outs"] == ([1, 2, 3, 4], pytest.approx([0.31, 0.32, 0.33, 0.34]))
     assert score["held-out prompts"] == ([0, 2, 4], [0.2, 0.2, 0.2])
-    band = found["Judge that no reward model saw"].collections[0].get_paths()[0].vertices
+    band = found["Held-out judge"].collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.2 - 2 * 0.05, 0.2 + 2 * 0.05))
 
 
@@ -70,7 +70,7 @@ def test_what_was_not_logged_leaves_its_panel_out():
         "Pretraining gradient relative to PPO's",
         "Time per iteration",
         "Repetition",
-        "Judge that no reward model saw",
+        "Held-out judge",
     }
     assert {panel.title for panel in PANELS} - set(found) == missing - {"Time per iteration"}
     assert "Time per iteration" not in found

@@ -293,7 +293,7 @@ def test_numbers_stand_in_their_places(reports):
     assert "Choosing at random baseline, all pairs 50.1%" in seen
     assert "Choosing what is more likely under SFT baseline, all pairs 60.2%" in seen
     assert "more likely per token" not in seen
-    assert "Expected calibration error gap between confidence and accuracy 3.5% 3.5%" in seen
+    assert "Expected calibration error mean gap between confidence and accuracy 3.5% 3.5%" in seen
     best = (
         "71.2% against 60.2% (choosing what is more likely under SFT), a paired difference of +11.0 points (+7.0 to "
         "+15.1)."
@@ -318,7 +318,7 @@ def test_numbers_stand_in_their_places(reports):
     assert "| prompts | near duplicate | 31 |" in markdown
     assert "| PPO vs SFT | 63.5% | 58.5% to 68.5% | 120 | PPO better |" in markdown
     assert "| PPO | 19.0 | +11.9% | +5.0% |" in markdown
-    assert "chrF held-out judge: no reward model saw it" in seen
+    assert "chrF held-out judge, not used in training" in seen
 
 
 def test_judges_stand_side_by_side(reports):
@@ -328,7 +328,7 @@ def test_judges_stand_side_by_side(reports):
     assert "| PPO | 61.1% (56.1% to 66.1%) | 54.3% (49.3% to 59.3%) |" in markdown
     assert "| the prompt itself | 57.8% (52.8% to 62.8%) | – |" in markdown, "length-controlled"
     assert "| owner/name | 61.1%" in markdown
-    assert "The reward model learned from rubric." in seen
+    assert "Judges on whose rankings the reward model was trained: rubric." in seen
     assert "| Rubric and Language model | 321 | 71.2% | 0.432 | – |" in markdown
     assert (
         "654 pairs in both orders, 3 without a verdict. The same position won in both orders in 25.0% of pairs" in seen
@@ -340,7 +340,7 @@ def test_judges_stand_side_by_side(reports):
 
 def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(run, tmp_path, reports, monkeypatch):
     monkeypatch.setattr("reports.page.png", lambda figure: b"")
-    assert "Public tests" not in reports[0]
+    assert "Public benchmarks" not in reports[0]
     shutil.copytree(run, tmp_path / "run")
     moved = {"from": "sft", **around(-0.031, 0.02)}
     changes = {"mc1": [{"from": "base", **around(0.5)}, moved], "crows": [moved | {"low": -0.07, "high": 0.01}]}
@@ -377,8 +377,8 @@ def test_results_of_stages_outside_the_pipeline_are_left_out_once_the_models_are
     for digest, shown in (("c" * 64, True), ("d" * 64, False)):
         put(tmp_path / "run" / "tax" / "manifest.json", {"inputs": {"sft": digest, "t.csv": "0" * 64}})
         _, markdown = rendered(tmp_path / "run", tmp_path / "out")
-        assert ("Public tests" in markdown) is shown
-        assert ("data or models that have been replaced since: tax." in markdown) is not shown
+        assert ("Public benchmarks" in markdown) is shown
+        assert ("data or models have been replaced: tax." in markdown) is not shown
 
 
 def test_a_result_of_an_earlier_version_is_named(run, tmp_path):
@@ -401,7 +401,7 @@ def test_best_of_n_stands_beside_ppo(reports):
         "No difference from best-of-n shown at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with "
         "best of 16 (1.84 nats)"
     )
-    assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO has a higher KL than any choice among 16 answers" in seen
+    assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO's KL is above that of best of 16: raise" in seen
     assert sentence in markdown
     assert "| Best of 4 | 0.636 | 0.937 (" in markdown
 

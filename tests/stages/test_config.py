@@ -372,7 +372,7 @@ GOLD = ("--evaluate.judges", "[gold]", "--evaluate.gold.model")
         (["--evaluate.judges", "[]"], "evaluate.judges is empty"),
         (["--evaluate.judges", "[chrf, chrf]"], "names a judge twice"),
         (["--evaluate.gold.model", "org/name"], "evaluate.gold is set, but gold is not in evaluate.judges"),
-        (["--evaluate.models", "[sft]"], "'sft' is compared anyway"),
+        (["--evaluate.models", "[sft]"], "'sft' is always compared"),
         (["--evaluate.models", "[ppo_ema]"], "evaluate.weights=ema compares as ppo anyway"),
         (["--evaluate.models", "[a/b/c]"], "evaluate.models=a/b/c: no such folder"),
         ([*GOLD, "org/gold", "--reward.base", "org/gold", "--reward.epochs", "0"], "is reward.base, on which PPO"),

@@ -92,7 +92,7 @@ def test_a_classifiers_score_is_the_probability_of_its_toxic_label(classifier: P
 
 
 def test_a_classifier_whose_head_was_not_trained_is_refused(classifier: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no classifier of texts: its architecture is LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="is not a text classifier: its architecture is LlamaForCausalLM"):
         classifier_of(TaxConfig(toxicity_classifier=str(tiny_llama)))
     shutil.copytree(classifier, tmp_path / "headless")
     weights = load_file(classifier / "model.safetensors")

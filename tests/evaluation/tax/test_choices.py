@@ -134,9 +134,9 @@ def test_a_malformed_row_is_named_by_file_and_line(
 def test_a_text_longer_than_the_context_is_named_before_weights_are_loaded(tax_model: Any) -> None:
     model, long = tax_model(), "egg " * 600
     asked = TruthfulQA([Question("t.csv:7", long, ["Yes."], 0, ["No."])])
-    with pytest.raises(ValueError, match=r"^t\.csv:7: \d+ tokens are more than the context of base, 512$"):
+    with pytest.raises(ValueError, match=r"^t\.csv:7: \d+ tokens exceed the context of base, 512$"):
         asked.check(model)
-    with pytest.raises(ValueError, match=r"^c\.csv:9: \d+ tokens are more than the context of base, 512$"):
+    with pytest.raises(ValueError, match=r"^c\.csv:9: \d+ tokens exceed the context of base, 512$"):
         SentencePairs("crows_pairs", [Pair("c.csv:9", "A.", long)], "stereotype").check(model)
     assert "causal" not in vars(model)
 

@@ -194,7 +194,7 @@ def half_a_file(folder: Path, tiny_scalar: Any, tiny_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (reward_model, "is a reward model or another classifier, which cannot answer"),
+        (reward_model, "is a reward model or another classifier, which cannot generate answers"),
         (without_safetensors, "the folder has no weights in safetensors format"),
         (not_a_number, r"the weight model\.norm\.weight has NaN or infinite values"),
         (half_a_file, r"other"),
