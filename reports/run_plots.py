@@ -53,7 +53,7 @@ PANELS = (
     Panel("Length", "tokens", (Line("length", "roll-outs"), held("length"))),
     ENDED,
     Panel(
-        "Repetition", "share of 4-grams", (Line("repetition", "roll-outs"), held("repetition")), (-inf, 0.1),
+        "Repetition", "share of repeated 4-grams", (Line("repetition", "roll-outs"), held("repetition")), (-inf, 0.1),
         percent=True,
     ),
     Panel("Clip fraction", "share of tokens", (Line("clip_fraction"),), (-inf, 0.2), percent=True),

@@ -134,7 +134,7 @@ def against_best_of_n(found: Mapping[str, Any]) -> str:
         return "With one answer per prompt there is nothing to choose from: raise evaluate.best_of_n to compare PPO."
     if against["n"] == 1:
         return (
-            f"PPO is not compared with best-of-n: its KL ({number(ours['mean'])} nats) is nearer to SFT's, which is 0, "
+            f"No comparison with best-of-n: PPO's KL ({number(ours['mean'])} nats) is nearer to SFT's, which is 0, "
             f"than to that of best of 2 ({number(found['rows'][1]['kl'])} nats)."
         )
     rate = against["win_rate"]

@@ -112,7 +112,7 @@ class AlignmentTax:
 
     def timed(self, task: Task, model: TaxModel) -> dict[str, Any]:
         """A measurement and its wall seconds, as JSON."""
-        self.accelerator.print(f"tax: {task.name} of {model.name}", flush=True)
+        self.accelerator.print(f"tax: {model.name} on {task.name}", flush=True)
         start = time.perf_counter()
         found = asdict(task.measure(model))
         return {"measurement": found, "seconds": round(time.perf_counter() - start, 1)}

@@ -33,7 +33,7 @@ class Harness:
         manager = TaskManager(include_path=self.config.harness_folder)
         for task in self.config.harness:
             if not manager.match_tasks([task]):
-                raise ValueError(f"tax.harness names {task}, which lm-evaluation-harness does not know")
+                raise ValueError(f"tax.harness names {task}, which is not a task of lm-evaluation-harness")
         return manager
 
     def check(self, model: TaxModel) -> None:

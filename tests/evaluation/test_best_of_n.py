@@ -207,8 +207,8 @@ def test_ppo_meets_the_n_of_nearest_kl_and_the_report_says_when_none_is_near(kl:
     assert found["ppo_against"]["n"] == n
     said = against_best_of_n(found)
     assert ("PPO is " in said or "No difference" in said) == (n > 1), "SFT is not best-of-n"
-    assert ("is below that of best-of-2 (0.193 nats)" in said) == (n == 1)
-    assert ("PPO has a higher KL than any choice among 6 answers" in said) == (kl == 40.0)
+    assert ("than to that of best of 2 (0.193 nats)" in said) == (n == 1)
+    assert ("PPO's KL is above that of best of 6: raise" in said) == (kl == 40.0)
 
 
 def test_one_answer_a_prompt_is_sft_and_no_more() -> None:

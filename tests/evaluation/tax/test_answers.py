@@ -178,5 +178,5 @@ def test_the_harness_runs_a_local_task_on_a_loaded_model(
             scores.append(sum(float(logprobs[len(before) - 1 + t, token]) for t, token in enumerate(ids)))
         expected.append([float((scores[1] > scores[0]) == number % 2)])
     assert found.rows_NS == expected
-    with pytest.raises(ValueError, match=r"tax\.harness names no_such_task, which lm-evaluation-harness does not know"):
+    with pytest.raises(ValueError, match=r"tax\.harness names no_such_task, which is not a task of"):
         Harness(TaxConfig(harness=["no_such_task"])).check(tax_model())

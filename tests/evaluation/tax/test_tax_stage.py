@@ -143,8 +143,8 @@ def test_a_killed_run_resumes_without_measuring_again(
     monkeypatch.setattr("evaluation.tax.model.load_causal", load)
     capsys.readouterr()
     work(config, run, out)
-    printed = re.findall(r"^tax: (\w+ of \w+)$", capsys.readouterr().out, re.M)
-    assert printed == ["perplexity of sft", *(f"{task} of ppo" for task in ("crows_pairs", "questions", "perplexity"))]
+    printed = re.findall(r"^tax: (\w+ on \w+)$", capsys.readouterr().out, re.M)
+    assert printed == ["sft on perplexity", *(f"ppo on {task}" for task in ("crows_pairs", "questions", "perplexity"))]
     assert loaded == [str(run.root / "sft" / "model"), str(run.root / "ppo" / "model_ema")]
     assert results(out) == results(whole)
 
