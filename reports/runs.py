@@ -133,7 +133,11 @@ def answers(results: Mapping[str, Results]) -> list[tuple[str, list[tuple[str, s
 @styled
 def frontier(results: Mapping[str, Results]) -> Figure | None:
     """PPO's win rate against SFT and its KL, a point for each run, with best-of-n of the runs that measured it."""
-    shown = {name: found.evaluation for name, found in results.items() if found.evaluation}
+    shown = {
+        name: found.evaluation
+        for name, found in results.items()
+        if found.evaluation.get("kl") and dig(found.evaluation, "win_rate.sft")
+    }
     if not shown:
         return None
     figure, (axes,) = grid(1, 1, height=4.2)

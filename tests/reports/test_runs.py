@@ -50,6 +50,10 @@ def test_seeds_are_one_group_and_other_settings_are_listed(tmp_path: Path) -> No
     assert "| seed |" not in text
     assert "run_name" not in text
     assert sorted(path.stem for path in (tmp_path / "out" / "pictures").iterdir()) == ["curves", "frontier"]
+    greedy = runs[0] / "evaluate" / "evaluation.json"
+    put(greedy, json.loads(greedy.read_text()) | {"kl": None})
+    write_comparison(runs[:1], tmp_path / "greedy")
+    assert [path.stem for path in (tmp_path / "greedy" / "pictures").iterdir()] == ["curves"], "no KL to draw"
     with pytest.raises(ValueError, match="absent holds no results of a run"):
         write_comparison([runs[0], tmp_path / "absent"], tmp_path / "out")
 
