@@ -122,4 +122,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(path: Path, missing: Any = MappingProxyType({})) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else missing
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else missing
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): run the stage {path.parent.name} again with --force") from None

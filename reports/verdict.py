@@ -90,9 +90,9 @@ def carrying_parts(kind: str, without: Mapping[str, Interval]) -> list[str]:
 
 def side(found: Interval, level: float) -> str:
     """better if the whole interval is above the level, worse if it is below, even if it contains the level or is that
-    of fewer than FEWEST_PROMPTS prompts or users.
+    of fewer than FEWEST_PROMPTS prompts, or users or other clusters that were resampled.
     """
-    if min(found["n"], found.get("users", found["n"])) < FEWEST_PROMPTS:
+    if min(found[name] for name in ("n", "users", "clusters") if name in found) < FEWEST_PROMPTS:
         return "even"
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
 

@@ -5,7 +5,8 @@ python -m stages.evaluate --config configs/demo.yaml --evaluate.judges [rubric,g
 """
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +17,20 @@ from stages.config import STAGES, RunConfig
 from stages.runner import RunFolder, Stage, stage_main, summary
 
 if TYPE_CHECKING:
+    from data.records import Demonstration
+    from evaluation.judges.protocol import Judge
+    from evaluation.metadata import MetadataRater
     from evaluation.models import ComparedModel
+    from modeling.run import Run
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes generations.jsonl, evaluation.json and headline.json, and best_of_n.jsonl if best-of-n is configured."""
-    from data.sets import evenly, read_set, read_texts
+    from data.sets import read_texts
     from evaluation.best_of_n import Proxy
     from evaluation.comparison import Comparison
-    from evaluation.judges.llm_client import LLMClient
-    from evaluation.judges.table import JudgeInputs, make_judges
-    from evaluation.metadata import MetadataRater
     from evaluation.results import Results
     from modeling.accelerator import from_main, main_alone, make_accelerator
-    from modeling.foreign import refuse_unusable
     from modeling.load import base_model_place, read_settings
     from modeling.run import Run
     from stages.inputs import refuse_long_texts
@@ -40,25 +41,14 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     refuse_long_texts(config, read_settings(base, config.model))
     refuse_copied_gold(settings.gold.model, reward / "model")
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
-    prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
-    for place in settings.places:
-        foreign = replace(config.model.of_export(), trust_remote_code=settings.trust_remote_code)
-        from_main(accelerator, partial(refuse_unusable, place, foreign, f"evaluate.models: {place}"))
     of_run = Run(accelerator, config.seed, out)
-    client = LLMClient(settings.llm) if settings.asks_llm else None
-    rater = MetadataRater(client) if client is not None and settings.metadata else None
-    if rater is not None:
-        from_main(accelerator, rater.check)
-    inputs = JudgeInputs(
-        settings=settings, labels=config.labels, model_config=config.model, prompts=prompts, run=of_run,
-        client=client, max_tokens=max_tokens,
-    )  # fmt: skip
+    given = examiners(config, data, of_run)
     comparison = Comparison(
         settings=settings,
         run=of_run,
         models=models(config, run, base),
-        prompts=prompts,
-        judges=make_judges(inputs),
+        prompts=given.prompts,
+        judges=given.judges,
         texts=list(read_texts(data, "heldout")),
         text_tokens=config.data.pretraining_tokens,
         proxy=Proxy.of(sft / "model", reward / "model", config.model, trust) if settings.best_of_n else None,
@@ -70,8 +60,49 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     with main_alone(accelerator):
         if accelerator.is_main_process:
             accuracy = json.loads((reward / "accuracy.json").read_text())
-            headline = Results(comparison, config.labels, rater).write(accuracy["test"], seconds_so_far(run))
+            headline = Results(comparison, config.labels, given.rater).write(accuracy["test"], seconds_so_far(run))
     return headline
+
+
+@dataclass(frozen=True)
+class Examiners:
+    """Who judges the answers to which prompts."""
+
+    prompts: "Sequence[Demonstration]"
+    judges: "Sequence[Judge]"
+    rater: "MetadataRater | None"
+    """Asks a language model for the paper's metadata."""
+
+
+def examiners(config: RunConfig, data: Path, run: "Run") -> Examiners:
+    """The prompts, judges and rater of `config.evaluate`. Raises ValueError for judges and models that cannot be used,
+    without the models of this run; the pipeline therefore calls it before it trains them. Asks a language model that
+    judges a simple question.
+    """
+    from data.sets import evenly, read_set
+    from evaluation.judges.llm_client import LLMClient
+    from evaluation.judges.table import JudgeInputs, make_judges
+    from evaluation.metadata import MetadataRater
+    from evaluation.models import ComparedModel
+    from modeling.accelerator import from_main
+    from modeling.foreign import refuse_unusable
+
+    settings = config.evaluate
+    foreign = replace(config.model.of_export(), trust_remote_code=settings.trust_remote_code)
+    prompts = evenly(read_set(data, "sft", "test"), settings.max_prompts)
+    for place in settings.places:
+        ComparedModel(place, place, foreign, 1).check(prompts, settings.max_new_tokens)
+        from_main(run.accelerator, partial(refuse_unusable, place, foreign, f"evaluate.models: {place}"))
+    client = LLMClient(settings.llm) if settings.asks_llm else None
+    rater = MetadataRater(client) if client is not None and settings.metadata else None
+    inputs = JudgeInputs(
+        settings=settings, labels=config.labels, model_config=config.model, prompts=prompts, run=run,
+        client=client, max_tokens=config.reward.max_tokens_per_micro_batch,
+    )  # fmt: skip
+    judges = make_judges(inputs)
+    if rater is not None:
+        from_main(run.accelerator, rater.check)
+    return Examiners(prompts, judges, rater)
 
 
 def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling.disk import file_digest, write_whole
+from stages.config import STAGES
 
 NAME = "manifest.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -115,10 +116,8 @@ def stage_digest(folder: Path) -> str:
     """
     manifest = read(folder)
     if manifest is None:
-        raise ValueError(
-            f"{folder} holds no finished result: run `make {folder.name}` first, or `make pipeline` for all stages "
-            "in order"
-        )
+        pipeline = ", or `make pipeline` for all stages in order" if folder.name in STAGES else ""
+        raise ValueError(f"{folder} holds no finished result: run `make {folder.name}` first{pipeline}")
     digests = {}
     for name, record in manifest.outputs.items():
         path = folder / name

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from stages import evaluate, manifest
 from stages.config import STAGES, RunConfig
 from stages.launch import refuse_unsupported
 from stages.runner import main, run_stage
@@ -22,6 +23,7 @@ def work(config: RunConfig, force: bool) -> None:
     from modeling.accelerator import from_main, make_accelerator
     from modeling.gpu import refuse_without_gpu
     from modeling.load import autocast_dtype
+    from modeling.run import Run
     from stages.cautions import refuse_uneven_batches
     from stages.preflight import check_models
 
@@ -33,10 +35,14 @@ def work(config: RunConfig, force: bool) -> None:
     refuse_uneven_batches(config, accelerator.num_processes)
     from_main(accelerator, lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models loaded by the check
+    root = Path(config.runs_folder) / config.run_name
     for name in STAGES:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
+        if name == "data" and (force or manifest.read(root / "ppo") is None):
+            evaluate.external(config)
+            evaluate.examiners(config, root / "data", Run(accelerator, config.seed, None))
+            gc.collect()
     if accelerator.is_main_process:
-        root = Path(config.runs_folder) / config.run_name
         files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]
         headline, evaluation = (json.loads(file.read_text()) for file in files)
         page = root / "report" / "index.html"

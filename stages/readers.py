@@ -74,8 +74,10 @@ def check_readers(config: RunConfig, data: Path, tokenizer: Any) -> None:
     model. `tokenizer` is the policy's.
     """
     from data.sets import evenly, read_set
+    from modeling.load import context_length
     from ppo.evaluation import held_out_prompts
     from ppo.reward_scorer import Tokens
+    from reward.batches import demonstrations
 
     found = readers(config)
     if not found:
@@ -85,6 +87,7 @@ def check_readers(config: RunConfig, data: Path, tokenizer: Any) -> None:
     if config.evaluate.best_of_n:
         prompts = evenly(read_set(data, "sft", "test"), config.evaluate.max_prompts)
         compared = list(evenly(prompts, config.evaluate.best_of_n_prompts))
+    shown = evenly(read_set(data, "sft", "train"), config.reward.bias_demonstrations)
     own_scores = any(term.is_own_model for term in config.ppo.rewards)
     for reader in found:
         tokens = Tokens.between(tokenizer, reader.tokenizer, reader.settings)
@@ -92,6 +95,8 @@ def check_readers(config: RunConfig, data: Path, tokenizer: Any) -> None:
             if own_scores or not reader.is_own:
                 tokens.check(in_ppo)
             if reader.is_own:
+                context = context_length(reader.settings, generating=False)
+                demonstrations(reader.tokenizer, shown, context)  # for its bias
                 tokens.check(compared, "lower data.max_prompt_tokens, or set evaluate.best_of_n=0")
         except ValueError as error:
             raise ValueError(f"{reader.name}: {error}") from None

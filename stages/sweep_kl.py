@@ -13,7 +13,15 @@ from stages import manifest
 from stages.config import RunConfig
 from stages.outdated import outdated
 from stages.runner import main
-from stages.sweeps import bootstrap_of, measure, refuse_truncated_sampling, run_root, train, write_sweep
+from stages.sweeps import (
+    bootstrap_of,
+    measure,
+    refuse_truncated_sampling,
+    refuse_unusable_gold,
+    run_root,
+    train,
+    write_sweep,
+)
 
 FEWEST = 3
 """Minimum number of snapshots, since a fit has two parameters."""
@@ -28,6 +36,7 @@ def work(config: RunConfig, force: bool) -> None:
 
     accelerator, options = make_accelerator(config.model.device, config.processes.timeout_minutes), config.sweep_kl
     refuse_truncated_sampling(config, "sweep_kl")
+    refuse_unusable_gold(config, "sweep_kl")
     found = []
     for name, folder in runs(config, force):
         kept = list(snapshots(folder).items())[::-1]  # from the end, so that the last one is among them

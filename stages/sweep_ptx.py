@@ -10,7 +10,15 @@ from ppo.config import PPOConfig
 from ppo.monitors import StoppedRunError
 from stages.config import RunConfig
 from stages.runner import main
-from stages.sweeps import EMA, bootstrap_of, measure, refuse_truncated_sampling, train, write_sweep
+from stages.sweeps import (
+    EMA,
+    bootstrap_of,
+    measure,
+    refuse_truncated_sampling,
+    refuse_unusable_gold,
+    train,
+    write_sweep,
+)
 
 
 def work(config: RunConfig, force: bool) -> None:
@@ -24,6 +32,7 @@ def work(config: RunConfig, force: bool) -> None:
 
     accelerator, options = make_accelerator(config.model.device, config.processes.timeout_minutes), config.sweep_ptx
     refuse_truncated_sampling(config, "sweep_ptx")
+    refuse_unusable_gold(config, "sweep_ptx")
     planned = points(config)
     for settings in planned:
         settings.validate()

@@ -40,6 +40,26 @@ def refuse_truncated_sampling(config: RunConfig, sweep: Sweep) -> None:
         )
 
 
+def refuse_unusable_gold(config: RunConfig, sweep: Sweep) -> None:
+    """Raises ValueError, before anything is trained, if `gold` is not a reward model, or a prompt leaves no room for an
+    answer in its context.
+    """
+    from data.sets import evenly, read_set
+    from evaluation.best_of_n import Proxy
+    from modeling.load import read_settings, refuse_language_model
+
+    options, run = getattr(config, sweep), run_root(config)
+    if options.gold is None:
+        return
+    setting = f"{sweep}.gold={options.gold}"
+    refuse_language_model(read_settings(options.gold, config.model.of_export()), setting)
+    gold = Proxy.of(run.stage("sft") / "model", Path(options.gold), config.model, False)
+    try:
+        gold.tokens.check(evenly(read_set(run.stage("data"), "sft", "test"), options.prompts))
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+
+
 def train(config: RunConfig, name: str, seed: int, force: bool) -> Path:
     """Runs PPO with these settings unless it is done; returns its folder, with the EMA's weights and snapshots.
 
@@ -113,7 +133,7 @@ def measure_policy(config: RunConfig, sweep: str, weights: Path | None, answers:
     from evaluation.sweeps.measure import JUDGES, Measurement
     from modeling.accelerator import from_main, make_accelerator
     from modeling.config import GenerationSettings
-    from modeling.load import load_tokenizer, read_settings, refuse_language_model
+    from modeling.load import load_tokenizer
     from modeling.run import Run
     from ppo.snapshots import load_policy
 
@@ -122,7 +142,6 @@ def measure_policy(config: RunConfig, sweep: str, weights: Path | None, answers:
     data, sft = run.stage("data"), run.stage("sft") / "model"
     gold = None
     if options.gold is not None:
-        refuse_language_model(read_settings(options.gold, model_config), f"{sweep}.gold={options.gold}")
         gold = Proxy.of(sft, Path(options.gold), config.model, False)
     measurement = Measurement(
         run=Run(accelerator, config.seed, out),

@@ -504,6 +504,9 @@ def test_a_damaged_file_is_named(run, tmp_path):
     (tmp_path / "run" / "ppo" / "metrics.jsonl").write_text('{"step": 1}\nnot JSON\n')
     with pytest.raises(ValueError, match=r"ppo/metrics\.jsonl"):
         write_report(tmp_path / "run", tmp_path / "out", "fake", 1)
+    (tmp_path / "run" / "evaluate" / "evaluation.json").write_text('{"prompts": 4')
+    with pytest.raises(ValueError, match=r"evaluate/evaluation\.json is damaged .*: run the stage evaluate again"):
+        write_report(tmp_path / "run", tmp_path / "out", "fake", 1)
 
 
 def test_it_says_that_no_person_ranked(reports):

@@ -6,7 +6,7 @@ import pytest
 
 from data.intervals import interval
 from reports.formats import change, percent, points, signed
-from reports.verdict import checks, labeler_note, too_few, verdict
+from reports.verdict import checks, labeler_note, side, too_few, verdict
 from stages.pipeline import summary
 
 
@@ -151,6 +151,13 @@ def test_zero_has_no_sign() -> None:
     assert change(50_171.0, 50_170.0) == "0.0%"
     assert points(rate(-0.0001, -0.02, 0.0)) == ("0.0 points", "-2.0 to 0.0")
     assert [percent(-0.0001), signed(-0.00001), signed(0.0), signed(0.0005)] == ["0.0%", "0.0000", "0.0000", "+0.0005"]
+
+
+@pytest.mark.parametrize("units", ["n", "users", "clusters"])
+def test_an_interval_of_fewer_than_ten_resampled_units_shows_nothing(units: str) -> None:
+    found = {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 100}
+    assert side(found | {units: 10}, 0.0) == "better"
+    assert side(found | {units: 9}, 0.0) == "even"
 
 
 def test_who_judged_is_the_first_judge() -> None:

@@ -89,6 +89,9 @@ def test_prompts_that_leave_an_answer_no_room_in_a_reward_models_context_are_ref
         check_readers(config, folder, tokenizer)
     config.evaluate.best_of_n = 0
     check_readers(config, folder, tokenizer)
+    config.reward.bias_demonstrations = 1  # a long one
+    with pytest.raises(ValueError, match=r"^reward\.base=.*none of the 1 demonstrations .* fits its context of 64"):
+        check_readers(config, folder, tokenizer)
 
 
 def test_the_data_depend_on_the_tokenizers_that_read_them_and_not_on_weights(reader: Path, tmp_path: Path) -> None:

@@ -45,6 +45,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return runs / "smoke", printed.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--evaluate.judges", "[gold]", "--evaluate.gold.model", "{sft}"], "is not a reward model"),
+        (["--evaluate.models", "[{reward}]"], "is a reward model or another classifier, which cannot generate answers"),
+        (["--evaluate.models", "[sft_baseline]"], "run `make sft_baseline` first\n"),
+        (["--evaluate.judges", "[human]", "--evaluate.human.path", "{run}/data/counts.json"], "counts.json: expected an array of rows"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_refused_before_anything_is_trained(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
+) -> None:
+    root, _ = finished
+    places = {"sft": root / "sft" / "model", "reward": root / "reward" / "model", "run": root}
+    with pytest.raises(SystemExit) as ended:
+        main(pipeline.work, "stages.pipeline", "", arguments(tmp_path, *(word.format(**places) for word in more)))
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "smoke").iterdir() if path.is_dir()] == ["data"]
+
+
 def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tuple[Path, str]):
     root, printed = finished
     for stage in STAGES:

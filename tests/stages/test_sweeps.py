@@ -263,6 +263,15 @@ def test_a_snapshot_is_the_policy_after_that_iteration(adapter: str, tmp_path: P
         load_policy(found[3], chain.sft / "model", other, chain.tokenizer)
 
 
+def test_a_gold_model_that_cannot_score_is_refused_before_a_run_is_trained(config: RunConfig) -> None:
+    sft = str(root(config) / "sft" / "model")
+    config.sweep_kl.seeds, config.sweep_kl.gold, config.sweep_ptx.gold = [0], sft, sft
+    for name, work in (("sweep_kl", sweep_kl.work), ("sweep_ptx", sweep_ptx.work)):
+        with pytest.raises(ValueError, match=rf"^{name}\.gold=.* is not a reward model"):
+            work(config, force=False)
+        assert not (root(config) / name).exists()
+
+
 def test_sampling_from_a_part_of_the_distribution_is_refused(config: RunConfig) -> None:
     config.evaluate.top_p = 0.9
     for work in (sweep_kl.work, sweep_ptx.work):
