@@ -3,6 +3,7 @@
 #   make test                                   the tests
 #   make ppo CONFIG=configs/mine.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
 #   make ppo CONFIG=configs/mine.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
+#   make label RUN=runs/mine PORT=8000 ARGS="--invite ann"   people rank the answers in a browser
 #   make plan CONFIG=configs/mine.yaml GPUS=8 ARGS="--gpu_memory 80"   GPU memory of each stage
 
 PYTHON ?= python3
@@ -10,72 +11,84 @@ CONFIG ?= configs/demo.yaml
 ARGS ?=
 GPUS ?= 1
 VENV := .venv
-RUN := $(VENV)/bin/python
+PY := $(VENV)/bin/python
 ACCELERATE ?=
 TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
-LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(RUN) -m,$(TORCHRUN)))
+LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(PY) -m,$(TORCHRUN)))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help data $(STAGES) sft-baseline sweep-kl sweep-ptx plan gpu-check
+.PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx plan gpu-check
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES) sweep-kl sweep-ptx"
-	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
+	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | test-browser | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; give it as PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup
 	@$(LAUNCH) stages.pipeline --config configs/demo.yaml $(ARGS)
 
 smoke: setup
-	@$(RUN) -m stages.pipeline --config configs/smoke.yaml --force $(ARGS)
+	@$(PY) -m stages.pipeline --config configs/smoke.yaml --force $(ARGS)
 
 data $(STAGES): setup
 	@$(LAUNCH) stages.$@ --config $(CONFIG) $(ARGS)
 
 sft-baseline: sft_baseline
 
+# People rank the answers of a run in a browser; first invite them: ARGS="--invite NAME".
+PORT ?= 8000
+
+label: setup
+	@test -n '$(RUN)' || { echo 'error: give the run folder as RUN=runs/x'; exit 2; }
+	@$(PY) -m stages.label '$(RUN)' --port $(PORT) $(ARGS)
+
 # Over-optimisation: scores against the KL to SFT; pretraining loss against reward over PPO's coefficients.
 sweep-kl sweep-ptx: setup
 	@$(LAUNCH) stages.$(subst -,_,$@) --config $(CONFIG) $(ARGS)
 
 plan: setup
-	@$(RUN) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)
+	@$(PY) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)
 
 test: setup
-	@HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
-	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow
 
 # Stages on several processes with sharded models, on a CPU.
 test-distributed: setup
-	@HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow tests/distributed
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow tests/distributed
+
+# The ranking page in a real browser; needs playwright and a Chromium. AXE_SCRIPT=axe.min.js adds an accessibility check.
+test-browser: setup
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	@$(PY) -m pytest -m slow -rs tests/labeling/web
 
 # Tests, a tiny pipeline, speed and memory on one GPU; writes runs/gpu-check.md for bug reports.
 gpu-check: setup
-	@HF_HUB_OFFLINE=1 $(RUN) -m benchmarks.gpu_check
+	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.gpu_check
 
 # Kills stages at random moments; the results must be bit-identical to those of uninterrupted runs.
 # ARGS="--stages sft samples --kills 4"
 torture: setup
-	@$(RUN) -m tests.torture $(ARGS)
+	@$(PY) -m tests.torture $(ARGS)
 
 # Sends signals at random moments of stages; every run must end with one sentence and the signal's exit code.
 interrupts: setup
-	@$(RUN) -m tests.stages.interrupts $(ARGS)
+	@$(PY) -m tests.stages.interrupts $(ARGS)
 
 bench-data: setup
-	@$(RUN) -m benchmarks.data $(ARGS)
+	@$(PY) -m benchmarks.data $(ARGS)
 
 # What reward model and PPO are measured beside, each in an environment of its own; trl 1.12 is the last with PPO. The marker is made last, so that a
 # failed install starts over.
@@ -83,19 +96,19 @@ PEERS := runs/bench/peers
 
 $(PEERS)/trl-%/.installed: | setup
 	rm -rf $(@D)
-	$(RUN) -m venv $(@D)
+	$(PY) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 datasets accelerate peft trl==$*.0
 	@touch $@
 
 bench-reward: setup $(PEERS)/trl-1.16/.installed
-	@$(RUN) -m benchmarks.reward --peer_python $(PEERS)/trl-1.16/bin/python $(ARGS)
+	@$(PY) -m benchmarks.reward --peer_python $(PEERS)/trl-1.16/bin/python $(ARGS)
 
 bench-ppo: setup $(PEERS)/trl-1.12/.installed
-	@$(RUN) -m benchmarks.ppo --peer_python $(PEERS)/trl-1.12/bin/python $(ARGS)
+	@$(PY) -m benchmarks.ppo --peer_python $(PEERS)/trl-1.12/bin/python $(ARGS)
 
 # Two processes against one; needs two idle cores.
 bench-scale: setup
-	@$(RUN) -m benchmarks.scale $(ARGS)
+	@$(PY) -m benchmarks.scale $(ARGS)
 
 # The tables of docs/results.md: a configuration under several seeds, each with a split of its own.
 SEEDS ?= 0 1 2
@@ -103,9 +116,9 @@ NAME := $(notdir $(basename $(CONFIG)))
 
 results-reward: setup
 	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do \
-		$(RUN) -m stages.$$stage --config $(CONFIG) --seed $$seed --data.split_salt $$seed --run_name results-$(NAME)-seed$$seed $(ARGS) || exit $$?; \
+		$(PY) -m stages.$$stage --config $(CONFIG) --seed $$seed --data.split_salt $$seed --run_name results-$(NAME)-seed$$seed $(ARGS) || exit $$?; \
 	done; done
-	@$(RUN) -m reports.seeds $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
+	@$(PY) -m reports.seeds $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
 
 check: setup
 	@$(VENV)/bin/ruff check .

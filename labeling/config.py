@@ -48,8 +48,9 @@ class RubricWeights:
 class LabelsConfig:
     """The labeler that ranks the K answers."""
 
-    labeler: Literal["simulated", "none"] = "simulated"
-    """`simulated` ranks by a rubric, not by people; `none` if all rankings come from data.rankings. Ours."""
+    labeler: Literal["simulated", "human", "none"] = "simulated"
+    """`simulated` ranks by a rubric, not by people; `human` takes the rankings that people saved in the web app of
+    `make label`; `none` if all rankings come from data.rankings. Ours."""
     closeness: Literal["encoder", "words"] = "encoder"
     """Judge of closeness: `encoder` uses the embedded MiniLM sentence encoder; `words` uses word overlap, without a
     model, for smoke runs. Ours.

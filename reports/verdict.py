@@ -104,6 +104,8 @@ def labeler_note(config: Tree, evaluation: Tree) -> str:
     if dig(config, "labels.labeler") == "none":
         judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]
         return f"The reward model was trained on the rankings in data.rankings. The win rates are judged by {judged}."
+    if dig(config, "labels.labeler") == "human":
+        return f"People ranked the answers on which the reward model was trained. The win rates are by {JUDGES[judge]}."
     brought = dig(config, "data.rankings")
     taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
     win = "A win here is a win by that rubric only." if judge == "rubric" else f"The win rates are by {JUDGES[judge]}."

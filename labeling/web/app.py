@@ -1,0 +1,209 @@
+"""The web app: pages on which people rank answers, and on which an admin sees their progress and agreement.
+
+app = create_app(Store(path))
+uvicorn.run(app, host="127.0.0.1", port=8000)
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from data.records import to_row
+from labeling.ratings import FLAGS, QUALITY
+from labeling.web.export import rankings_of, screening
+from labeling.web.forms import SKIP_REASONS, FormError, draft_of, label_of
+from labeling.web.security import Guard, RateLimit, check_csrf
+from labeling.web.store import SESSION_SECONDS, Label, Session, Store, Task
+
+HERE = Path(__file__).parent
+COOKIE = "session"
+SIGN_INS = 10
+"""Attempts to sign in that an address has each minute."""
+
+
+class Pages:
+    """The app's pages; each method answers one kind of request."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True,
+        )  # fmt: skip
+        self.sign_ins = RateLimit(SIGN_INS, 60)
+
+    def page(self, template: str, session: Session | None, status: int = 200, **content: Any) -> HTMLResponse:
+        """A rendered page."""
+        text = self.templates.get_template(template).render(session=session, **content)
+        return HTMLResponse(text, status)
+
+    def session(self, request: Request) -> Session:
+        """The session of a request. Raises 401 without one."""
+        found = self.store.session(request.cookies.get(COOKIE, ""))
+        if found is None:
+            raise HTTPException(401, "Sign in first.")
+        return found
+
+    def admin(self, request: Request) -> Session:
+        """The session of an admin. Raises 403 for others."""
+        found = self.session(request)
+        if not found.admin:
+            raise HTTPException(403, "This page is for admins.")
+        return found
+
+    async def form(self, request: Request) -> dict[str, Any]:
+        """The fields of a form of this session. Raises 403 for forms of other sites and sessions."""
+        session = self.session(request)
+        fields = await request.form(max_files=0, max_fields=500)
+        check_csrf(session.csrf, fields.get("csrf"))
+        return dict(fields)
+
+    async def sign_in(self, request: Request) -> Response:
+        """Starts a session with an invitation token."""
+        self.sign_ins(request.client.host if request.client else "")
+        fields = await request.form(max_files=0, max_fields=5)
+        secret = self.store.sign_in(str(fields.get("token", "")).strip())
+        if secret is None:
+            return self.page("sign_in.html", None, 401, message="This token is not known. Ask for a new invitation.")
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(COOKIE, secret, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
+        return answer
+
+    def home(self, request: Request) -> Response:
+        """Progress and the way to the next task, or the form to sign in."""
+        session = self.store.session(request.cookies.get(COOKIE, ""))
+        if session is None:
+            return self.page("sign_in.html", None, message="")
+        return self.page("home.html", session, progress=self.store.progress(session.name))
+
+    def next_task(self, session: Session) -> Response:
+        """To the next task of the queue."""
+        task = self.store.claim(session.name)
+        if task is None:
+            return self.page("message.html", session, title="Nothing left", text="All tasks are labelled. Thank you!")
+        return RedirectResponse(f"/rank/{task.id}", 303)
+
+    def previous_task(self, session: Session) -> Response:
+        """To the task that was saved last, to correct it."""
+        task = self.store.last(session.name)
+        return RedirectResponse("/" if task is None else f"/rank/{task.id}", 303)
+
+    def task(self, number: int, session: Session) -> Task:
+        """A task of the labeler. Raises 404 for others, whether they exist or not."""
+        found = self.store.task(number, session.name)
+        if found is None:
+            raise HTTPException(404, "There is no such task for you.")
+        return found
+
+    def ranking(self, number: int, session: Session) -> Response:
+        """The page of a task."""
+        return self.ranking_page(session, self.task(number, session))
+
+    def ranking_page(self, session: Session, task: Task, message: str = "", status: int = 200) -> Response:
+        """A task with what was said about it, and a message about the last attempt to save."""
+        label = task.draft or task.label or Label()
+        count = len(task.shown)
+        return self.page(
+            "rank.html", session, status, task=task, label=label, message=message,
+            ranks=label.ranks or [None] * count, ratings=label.ratings or [{}] * count, flags=FLAGS, quality=QUALITY,
+            reasons=SKIP_REASONS, progress=self.store.progress(session.name),
+        )  # fmt: skip
+
+    def save(self, number: int, session: Session, fields: dict[str, Any]) -> Response:
+        """Saves a label and goes to the next task."""
+        task = self.task(number, session)
+        try:
+            label = label_of(fields, len(task.shown), round(time.time() - task.since, 1))
+            revision = int(str(fields.get("revision", "")))
+        except (FormError, ValueError) as error:
+            text = str(error) if isinstance(error, FormError) else "The form is incomplete. Reload the page."
+            return self.ranking_page(session, replace(task, draft=draft_of(fields, len(task.shown))), text, 422)
+        if not self.store.save(number, session.name, label, revision):
+            text = "This task was saved in another window. Here is what was saved; your last form was not."
+            return self.ranking_page(session, self.task(number, session), text, 409)
+        return RedirectResponse("/next", 303)
+
+    def overview(self, session: Session, token: str = "", name: str = "") -> Response:
+        """Progress, agreement and screening of all labelers."""
+        agreed, screened = screening(self.store)
+        return self.page(
+            "admin.html", session, progress=self.store.progress(), people=self.store.people(), agreement=agreed,
+            screened=screened, token=token, name=name, message="",
+        )  # fmt: skip
+
+    def invite(self, session: Session, fields: dict[str, Any]) -> Response:
+        """Invites a labeler, and shows the token once."""
+        name = str(fields.get("name", "")).strip()
+        if not name or len(name) > 100 or not name.isprintable():
+            raise HTTPException(422, "A name has 1 to 100 printable characters.")
+        if name == session.name:
+            raise HTTPException(422, "Your own invitation can only be renewed on the command line.")
+        return self.overview(session, self.store.invite(name), name)
+
+    def export(self) -> Iterator[str]:
+        """All labels as records, a JSON object a line."""
+        for ranking in rankings_of(self.store):
+            yield json.dumps(to_row(ranking), ensure_ascii=False) + "\n"
+
+
+def create_app(store: Store, hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "testserver")) -> FastAPI:
+    """The app. `hosts` are the names under which it can be reached, so that no other site can pose as it."""
+    app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Pages(store)
+    app.mount("/static", StaticFiles(directory=HERE / "static"))
+    Signed = Annotated[Session, Depends(pages.session)]
+    Admin = Annotated[Session, Depends(pages.admin)]
+    Fields = Annotated[dict[str, Any], Depends(pages.form)]
+
+    app.get("/")(pages.home)
+    app.post("/sign-in")(pages.sign_in)
+
+    @app.post("/sign-out")
+    def sign_out(request: Request, fields: Fields) -> Response:
+        store.sign_out(request.cookies.get(COOKIE, ""))
+        return RedirectResponse("/", 303)
+
+    @app.get("/next")
+    def next_task(session: Signed) -> Response:
+        return pages.next_task(session)
+
+    @app.get("/previous")
+    def previous_task(session: Signed) -> Response:
+        return pages.previous_task(session)
+
+    @app.get("/rank/{number}")
+    def ranking(number: int, session: Signed) -> Response:
+        return pages.ranking(number, session)
+
+    @app.post("/rank/{number}")
+    def save(number: int, session: Signed, fields: Fields) -> Response:
+        return pages.save(number, session, fields)
+
+    @app.get("/admin")
+    def overview(session: Admin) -> Response:
+        return pages.overview(session)
+
+    @app.post("/admin/invite")
+    def invite(session: Admin, fields: Fields) -> Response:
+        return pages.invite(session, fields)
+
+    @app.get("/admin/rankings.jsonl")
+    def export(session: Admin) -> Response:
+        return StreamingResponse(pages.export(), media_type="application/x-ndjson")
+
+    @app.exception_handler(HTTPException)
+    def explain(request: Request, error: HTTPException) -> Response:
+        session = store.session(request.cookies.get(COOKIE, ""))
+        return pages.page("message.html", session, error.status_code, title="This did not work", text=str(error.detail))
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(Guard)
+    return app

@@ -1,0 +1,78 @@
+"""The ranking form: from its fields to a label. Field names have the place of an answer in the task's record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from labeling.ratings import FLAGS, QUALITY
+from labeling.web.store import Label
+
+MAX_TEXT = 20_000
+"""Maximum number of characters of a text that a labeler writes."""
+SKIP_REASONS = ("unclear", "needs expertise", "personal data", "harmful", "other")
+
+
+class FormError(ValueError):
+    """What a labeler has to change, as a sentence."""
+
+
+def label_of(form: Mapping[str, Any], answers: int, seconds: float) -> Label:
+    """The label in a form. Raises FormError for one that cannot be saved.
+
+    A label ranks at least two answers, has a reason for skipping, or a demonstration.
+    """
+    demonstration = text(form, "demonstration")
+    if reason := text(form, "skipped"):
+        if reason not in SKIP_REASONS:
+            raise FormError("Choose a reason for skipping from the list.")
+        return Label(skipped=reason, demonstration=demonstration, seconds=seconds)
+    ranks = [rank_of(text(form, f"rank-{place}"), answers) for place in range(answers)]
+    ratings = [rating_of(form, place) for place in range(answers)]
+    given = sorted({rank for rank in ranks if rank is not None})
+    if sum(rank is not None for rank in ranks) < 2 and not demonstration:
+        raise FormError("Rank at least two answers, or skip the task with a reason.")
+    dense = [None if rank is None else given.index(rank) + 1 for rank in ranks]
+    return Label(dense, ratings if any(ratings) else [], "", demonstration, seconds)
+
+
+def draft_of(form: Mapping[str, Any], answers: int) -> Label:
+    """What can be read of a form that `label_of` refuses, to show it again."""
+
+    def read(name: str, highest: int) -> int | None:
+        value = str(form.get(name, ""))
+        return int(value) if value.isascii() and value.isdigit() and 1 <= int(value) <= highest else None
+
+    ranks = [read(f"rank-{place}", answers) for place in range(answers)]
+    ratings: list[dict[str, Any]] = [
+        {"quality": read(f"quality-{place}", max(QUALITY))}
+        | {name: True for name in FLAGS if form.get(f"{name}-{place}")}
+        for place in range(answers)
+    ]
+    return Label(ranks, ratings, str(form.get("skipped", "")), str(form.get("demonstration", "")))
+
+
+def rank_of(value: str, answers: int) -> int | None:
+    """A rank from 1 to the number of answers; None for an empty field."""
+    if not value:
+        return None
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= answers:
+        raise FormError(f"A rank is a number from 1 to {answers}.")
+    return int(value)
+
+
+def rating_of(form: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """Quality and flags of an answer; empty if nothing was filled in. Flags count as judged once there is a quality."""
+    quality = text(form, f"quality-{place}")
+    flags = {name: True for name in FLAGS if text(form, f"{name}-{place}")}
+    if not quality:
+        return dict(flags)
+    if not quality.isascii() or not quality.isdigit() or int(quality) not in QUALITY:
+        raise FormError("Quality is a number from 1 to 7.")
+    return {"quality": int(quality)} | {name: name in flags for name in FLAGS}
+
+
+def text(form: Mapping[str, Any], name: str) -> str:
+    """A field as text, stripped; empty if it is missing."""
+    value = form.get(name, "")
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise FormError(f"The text is too long: at most {MAX_TEXT:,} characters.")
+    return value.strip()

@@ -1,0 +1,155 @@
+"""The web app in which people rank the answers of a run, or compare answers of its PPO and SFT models.
+
+python -m stages.label runs/mine --invite ann      # prints ann's invitation token
+python -m stages.label runs/mine                   # serves http://127.0.0.1:8000
+python -m stages.label runs/mine --export rankings.jsonl
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.errors import report
+
+if TYPE_CHECKING:
+    from data.records import Samples
+    from labeling.web.store import Store
+
+PLACE = Path("people") / "labels.sqlite"
+"""The labels, in the run folder."""
+OTHER_PLACE = Path("people") / "comparisons.sqlite"
+"""The comparisons of models, which train nothing."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    given = parser().parse_args(arguments)
+    try:
+        work(given)
+    except (OSError, ValueError) as error:
+        return report(error, None)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m stages.label", description="People rank the answers of a run.")
+    add = made.add_argument
+    add("run", type=Path, help="the run folder")
+    add(
+        "--of",
+        choices=["samples", "evaluate"],
+        default="samples",
+        help="samples: rank the answers of the samples stage; evaluate: compare first answers of PPO and SFT blindly",
+    )
+    add("--labelers", type=int, default=2, metavar="N", help="labelers of a task in the overlap (default: 2)")
+    add(
+        "--overlap",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the tasks that --labelers people get; the others get one (default: 0.1)",
+    )
+    add(
+        "--gold",
+        type=Path,
+        metavar="FILE",
+        help="rankings in JSON Lines with the right ranks, for every labeler; the admin page shows who agrees",
+    )
+    add("--invite", metavar="NAME", help="print an invitation token for a labeler and stop")
+    add("--invite_admin", metavar="NAME", help="the same for an admin")
+    add("--export", type=Path, metavar="FILE", help="write the rankings in JSON Lines and stop")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    add("--name", action="append", default=[], metavar="HOST", help="a host name under which others reach the app")
+    add("--port", type=int, default=8000, help="default: 8000")
+    return made
+
+
+def work(given: argparse.Namespace) -> None:
+    """Raises ValueError for a run without answers, and for values out of range."""
+    import uvicorn
+
+    from data.files import write_records
+    from labeling.web.app import create_app
+    from labeling.web.export import rankings_of
+    from labeling.web.store import Store
+
+    if given.labelers < 1 or not 0 <= given.overlap <= 1:
+        raise ValueError("--labelers must be at least 1, and --overlap a share from 0 to 1")
+    samples = answers_of(given.run) if given.of == "samples" else comparisons(given.run)
+    store = Store(given.run / (PLACE if given.of == "samples" else OTHER_PLACE))
+    fill(store, samples, given)
+    for name, admin in ((given.invite, False), (given.invite_admin, True)):
+        if name is not None:
+            print(store.invite(name, admin))
+            return
+    if given.export is not None:
+        rankings = list(rankings_of(store))
+        write_records(given.export, rankings)
+        print(f"{len(rankings)} rankings: {given.export}")
+        return
+    if not store.people():
+        raise ValueError(
+            f"nobody can sign in yet: invite people with `python -m stages.label {given.run} --invite NAME`"
+        )
+    print(f"label: http://{given.host}:{given.port}, labels are kept in {store.path}", flush=True)
+    app = create_app(store, ("127.0.0.1", "localhost", given.host, *given.name))
+    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+
+
+def answers_of(run: Path) -> "list[Samples]":
+    """The prompts of the samples stage with their answers. Raises ValueError if it has not run."""
+    from data.files import read_records
+    from data.records import SPLITS, Samples
+
+    files = [run / "samples" / f"samples_{split}.jsonl" for split in SPLITS]
+    if missing := [path for path in files if not path.is_file()]:
+        raise ValueError(f"there is no {missing[0]}: run `make samples` first")
+    found = [record for path in files for record in read_records(path, Samples)]
+    return [record for record in found if len(record.completions) > 1]
+
+
+def comparisons(run: Path) -> "list[Samples]":
+    """The held-out prompts with the first answers of PPO and SFT, in random order; without pairs of equal answers."""
+    from data.files import read_rows
+    from data.records import Prompt, Samples
+    from data.sets import read_set
+
+    path = run / "evaluate" / "generations.jsonl"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: run `make evaluate` first")
+    asked, found = {prompt.prompt_id: prompt for prompt in read_set(run / "data", "sft", "test")}, []
+    for _, row in read_rows(path):
+        pair = [row["ppo"][0], row["sft"][0]]
+        random.Random(row["prompt_id"]).shuffle(pair)
+        if pair[0]["text"] != pair[1]["text"] and row["prompt_id"] in asked:
+            texts, ended = [one["text"] for one in pair], [one["complete"] for one in pair]
+            prompt = vars(Prompt.of(asked[row["prompt_id"]]))
+            found.append(Samples(**prompt, completions=texts, complete=ended))
+    return found
+
+
+def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace) -> None:
+    """Adds the tasks; those of the overlap are the same however often this runs."""
+    from data.files import read_records
+    from data.records import Prompt, Ranking, Samples
+
+    slots = [given.labelers if random.Random(one.prompt_id).random() < given.overlap else 1 for one in samples]
+    gold = read_records(given.gold, Ranking) if given.gold is not None else []
+    if any(ranking.ranks is None for ranking in gold):
+        raise ValueError(f"{given.gold}: gold tasks need ranks")
+    right = [
+        Samples(
+            **vars(Prompt.of(one)), completions=one.completions, complete=one.complete or [True] * len(one.completions)
+        )
+        for one in gold
+    ]
+    everybody = 1_000_000
+    store.add([*right, *samples], [everybody] * len(right) + slots, [one.ranks for one in gold] + [None] * len(samples))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

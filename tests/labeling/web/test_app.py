@@ -1,0 +1,217 @@
+"""The web app as labelers and attackers use it."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from data.records import Samples
+from labeling.web.app import SIGN_INS, create_app
+from labeling.web.forms import MAX_TEXT
+from labeling.web.security import MAX_BODY
+from labeling.web.store import Label, Store
+
+HOSTILE = "<script>alert('no')</script><b onmouseover=x>\" '"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "labels.sqlite")
+    samples = [
+        Samples(prompt=f"Why {n}? {HOSTILE}", completions=[f"{n}a {HOSTILE}", f"{n}b", f"{n}c"], complete=[True] * 3)
+        for n in range(4)
+    ]
+    made.add(samples, [1] * 4, [None] * 4)
+    return made
+
+
+def signed_in(store: Store, name: str, admin: bool = False) -> TestClient:
+    client = TestClient(create_app(store), follow_redirects=False)
+    answer = client.post("/sign-in", data={"token": store.invite(name, admin)})
+    assert answer.status_code == 303
+    return client
+
+
+@pytest.fixture
+def ann(store: Store) -> Iterator[TestClient]:
+    with signed_in(store, "ann") as client:
+        yield client
+
+
+def fields(page: str) -> dict[str, str]:
+    """The hidden fields of the ranking form."""
+    return dict(re.findall(r'name="(csrf|revision)" value="([^"]*)"', page.split("<main>")[1]))
+
+
+def test_a_labeler_ranks_with_ties_corrects_and_comes_to_the_end(store: Store, ann: TestClient) -> None:
+    place = ann.get("/next").headers["location"]
+    page = ann.get(place).text
+    form = fields(page) | {"rank-0": "3", "rank-1": "1", "rank-2": "", "quality-1": "6", "opinion-1": "1"}
+    assert ann.post(place, data=form).headers["location"] == "/next"
+    assert ann.post(place, data=form).headers["location"] == "/next", "sent twice"
+    (label,) = [label for _, _, label, _ in store.labels()]
+    assert label.ranks == [2, 1, None], "ranks without gaps"
+    assert label.ratings[0] == {}
+    assert (label.ratings[1]["quality"], label.ratings[1]["opinion"], label.ratings[1]["harmful_advice"]) == (
+        6,
+        True,
+        False,
+    )
+    back = ann.get("/previous").headers["location"]
+    assert back == place
+    again = ann.get(back).text
+    assert fields(again)["revision"] == "1"
+    assert ann.post(place, data=fields(again) | {"rank-0": "1", "rank-1": "1", "rank-2": "1"}).status_code == 303
+    assert [label.ranks for _, _, label, _ in store.labels()] == [[1, 1, 1]]
+    for _ in range(3):
+        place = ann.get("/next").headers["location"]
+        done = ann.post(place, data=fields(ann.get(place).text) | {"skipped": "unclear"})
+        assert done.status_code == 303
+    assert "All tasks are labelled" in ann.get("/next").text
+    assert "4 of 4 labels are saved, 4 of them by you" in ann.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, "Rank at least two answers, or skip the task with a reason."),
+        ({"rank-0": "1"}, "Rank at least two answers"),
+        ({"rank-0": "1", "rank-1": "4"}, "A rank is a number from 1 to 3."),
+        ({"rank-0": "1", "rank-1": "²"}, "A rank is a number from 1 to 3."),
+        ({"rank-0": "1", "rank-1": "2", "quality-2": "8"}, "Quality is a number from 1 to 7."),
+        ({"skipped": "bored"}, "Choose a reason for skipping from the list."),
+        ({"rank-0": "1", "rank-1": "2", "demonstration": "x" * (MAX_TEXT + 1)}, "The text is too long"),
+        ({"rank-0": "1", "rank-1": "2", "revision": "one"}, "The form is incomplete. Reload the page."),
+    ],
+)
+def test_what_cannot_be_saved_is_explained_and_what_was_entered_stays(
+    store: Store, ann: TestClient, change: dict[str, str], sentence: str
+) -> None:
+    place = ann.get("/next").headers["location"]
+    answer = ann.post(place, data=fields(ann.get(place).text) | {"quality-1": "5"} | change)
+    assert answer.status_code == 422
+    assert sentence in answer.text
+    assert (
+        '<select name="quality-1"><option value="">–</option><option>1</option><option>2</option><option>3</option>'
+        "<option>4</option><option selected>5</option>" in answer.text
+    )
+    assert list(store.labels()) == []
+
+
+def test_a_form_of_an_older_page_overwrites_nothing(store: Store, ann: TestClient) -> None:
+    place = ann.get("/next").headers["location"]
+    old = fields(ann.get(place).text)
+    assert ann.post(place, data=old | {"rank-0": "1", "rank-1": "2"}).status_code == 303
+    answer = ann.post(place, data=old | {"rank-0": "2", "rank-1": "1"})
+    assert answer.status_code == 409
+    assert "saved in another window" in answer.text
+    assert [label.ranks for _, _, label, _ in store.labels()] == [[1, 2, None]]
+
+
+def test_what_people_and_models_wrote_is_shown_as_text(store: Store) -> None:
+    with signed_in(store, HOSTILE) as client:
+        page = client.get(client.get("/next").headers["location"]).text
+    assert "alert(" in page
+    assert HOSTILE not in page
+    assert "<script>alert" not in page
+    assert "onmouseover=x&gt;" in page
+    assert page.count("<script") == 1
+    with signed_in(store, "root", admin=True) as client:
+        assert "<script" not in client.get("/admin").text
+
+
+ROUTES = [
+    ("GET", "/next"), ("GET", "/previous"), ("GET", "/rank/1"), ("POST", "/rank/1"), ("GET", "/admin"),
+    ("POST", "/admin/invite"), ("GET", "/admin/rankings.jsonl"), ("POST", "/sign-out"),
+]  # fmt: skip
+
+
+def test_nobody_gets_in_without_an_invitation(store: Store) -> None:
+    store.invite("ann")
+    with TestClient(create_app(store), follow_redirects=False) as client:
+        for method, route in ROUTES:
+            assert client.request(method, route).status_code == 401, route
+        for cookie in ("", "x", "session"):
+            client.cookies.set("session", cookie)
+            assert client.get("/next").status_code == 401
+        assert "Sign in" in client.get("/").text
+        assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 404
+
+
+def test_labelers_reach_neither_admin_pages_nor_the_tasks_of_others(store: Store, ann: TestClient) -> None:
+    for method, route in [("GET", "/admin"), ("GET", "/admin/rankings.jsonl"), ("POST", "/admin/invite")]:
+        assert ann.request(method, route).status_code == 403, route
+    with signed_in(store, "ben") as ben:
+        place = ben.get("/next").headers["location"]
+    assert ann.get(place).status_code == 404
+    csrf = fields(ann.get(ann.get("/next").headers["location"]).text)
+    assert ann.post(place, data=csrf | {"rank-0": "1", "rank-1": "2"}).status_code == 404
+    assert list(store.labels()) == []
+
+
+@pytest.mark.parametrize("csrf", [None, "", "x", "of another session"])
+def test_a_form_of_another_site_or_session_is_refused(store: Store, ann: TestClient, csrf: str | None) -> None:
+    place = ann.get("/next").headers["location"]
+    form = {"revision": "0", "rank-0": "1", "rank-1": "2"} | ({} if csrf is None else {"csrf": csrf})
+    if csrf == "of another session":
+        with signed_in(store, "ann2") as other:
+            form["csrf"] = fields(other.get(other.get("/next").headers["location"]).text)["csrf"]
+    assert ann.post(place, data=form).status_code == 403
+    assert list(store.labels()) == []
+
+
+def test_other_hosts_files_and_large_or_many_requests_are_refused(store: Store, ann: TestClient) -> None:
+    assert ann.get("/", headers={"host": "evil.example"}).status_code == 400, "a name that resolves to this machine"
+    for path in ("/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/store.py", "/rank/..%2f..%2fetc"):
+        assert ann.get(path).status_code in (404, 422), path
+    place = ann.get("/next").headers["location"]
+    assert ann.post(place, data={"demonstration": "x" * MAX_BODY}).status_code == 413
+    chunks = (b"demonstration=" + b"x" * 100_000 for _ in range(20))
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    assert ann.post(place, content=chunks, headers=kind).status_code == 413, "without a length"
+    with TestClient(create_app(store), follow_redirects=False) as client:
+        codes = [client.post("/sign-in", data={"token": "guess"}).status_code for _ in range(SIGN_INS + 1)]
+    assert codes == [401] * SIGN_INS + [429]
+
+
+def test_every_answer_has_the_headers_that_protect_it(store: Store, ann: TestClient) -> None:
+    for answer in (ann.get("/"), ann.get("/static/rank.js"), ann.get("/nowhere"), ann.get("/admin")):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    cookie = ann.post("/sign-in", data={"token": store.invite("eve")}).headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+
+
+def test_an_admin_invites_and_exports_and_sees_agreement(store: Store, ann: TestClient) -> None:
+    place = ann.get("/next").headers["location"]
+    ann.post(place, data=fields(ann.get(place).text) | {"rank-0": "1", "rank-1": "2", "rank-2": "2"})
+    with signed_in(store, "root", admin=True) as root:
+        page = root.get("/admin").text
+        assert "1 of 4 labels saved" in page
+        assert "No two labelers have ranked the same answers yet." in page
+        csrf: dict[str, Any] = {"csrf": fields(page)["csrf"]}
+        invited = root.post("/admin/invite", data=csrf | {"name": "cleo"}).text
+        token = re.findall(r"<code>(.+)</code>", invited)[0]
+        assert store.sign_in(token) is not None
+        assert root.post("/admin/invite", data=csrf | {"name": "root"}).status_code == 422
+        rows = [json.loads(line) for line in root.get("/admin/rankings.jsonl").text.splitlines()]
+    assert [(row["ranks"], row["labeler_id"], row["labeler"]) for row in rows] == [([1, 2, 2], "ann", "human")]
+
+
+def test_a_label_of_the_store_is_shown_in_the_form(store: Store, ann: TestClient) -> None:
+    place = ann.get("/next").headers["location"]
+    store.save(1, "ann", Label([2, 1, 1], [{"quality": 3}, {}, {}], demonstration="Because."), 0)
+    page = ann.get(place).text
+    assert "You saved this task before" in page
+    assert ">Because.</textarea>" in page
+    for answer, rank in enumerate(("2", "1", "1")):
+        chosen = page.split(f'name="rank-{answer}"')[1].split("</select>")[0]
+        assert re.findall(r"<option selected>(\d)", chosen) == [rank]

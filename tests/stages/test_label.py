@@ -1,0 +1,140 @@
+"""`make label`: tasks from a run, invitations and export, and people's rankings in the labels stage."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.files import read_records, write_records
+from data.records import Demonstration, Ranking, Samples
+from data.sets import set_file, set_schema
+from labeling.web.store import Label, Store
+from stages import labels
+from stages.config import RunConfig
+from stages.label import OTHER_PLACE, PLACE, main
+from stages.runner import RunFolder
+
+
+def samples(split: str, count: int = 4) -> list[Samples]:
+    return [
+        Samples(prompt=f"{split} {n}?", completions=["a", "b", "c"], complete=[True, False, True]) for n in range(count)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with answers to rank."""
+    folder = tmp_path / "runs" / "mine"
+    (folder / "samples").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        write_records(folder / "samples" / f"samples_{split}.jsonl", samples(split))
+    return folder
+
+
+def label_all(store: Store, name: str) -> None:
+    while (task := store.claim(name)) is not None:
+        store.save(task.id, name, Label([2, 1, None][: len(task.shown)]), 0)
+
+
+def test_people_are_invited_and_their_rankings_exported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--invite", "ann"]) == 0
+    token = capsys.readouterr().out.strip()
+    store = Store(run / PLACE)
+    assert store.sign_in(token) is not None
+    assert store.progress()["tasks"] == 12
+    label_all(store, "ann")
+    out = tmp_path / "rankings.jsonl"
+    assert main([str(run), "--export", str(out)]) == 0
+    assert len(read_records(out, Ranking)) == 12
+    assert capsys.readouterr().out.startswith("12 rankings")
+    assert store.progress()["tasks"] == 12, "no task was added twice"
+
+
+def test_a_share_of_the_tasks_goes_to_several_labelers_and_gold_tasks_to_everybody(run: Path, tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    write_records(gold, [Ranking(prompt="2 + 2?", completions=["4", "5"], ranks=[1, 2])])
+    more = ["--labelers", "2", "--overlap", "0.5", "--gold", str(gold)]
+    assert main([str(run), "--invite", "ann", *more]) == 0
+    store = Store(run / PLACE)
+    for name in ("ann", "ben", "cleo"):
+        store.invite(name)
+        label_all(store, name)
+    assert 12 < store.progress()["slots"] < 24
+    assert store.progress()["done"] == store.progress()["slots"]
+    assert {name: len(found) for name, found in store.golds().items()} == {"ann": 1, "ben": 1, "cleo": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "nobody can sign in yet: invite people with `python -m stages.label"),
+        (["--overlap", "2"], "--overlap a share from 0 to 1"),
+        (["--of", "evaluate"], "run `make evaluate` first"),
+        (["--gold", "absent.jsonl"], "absent.jsonl"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert main([str(run), *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_run_without_answers_is_refused_and_gets_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "absent"), "--invite", "ann"]) == 2
+    assert "run `make samples` first" in capsys.readouterr().err
+    assert not (tmp_path / "absent").exists()
+
+
+def test_two_models_are_compared_blindly_and_apart_from_the_training_data(run: Path) -> None:
+    asked = [
+        Demonstration(prompt=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{n}?"}],
+                      completion="So.", prompt_id=f"p{n}")
+        for n in range(3)
+    ]  # fmt: skip
+    schema = set_schema("sft", conversational=True)
+    (run / "data").mkdir()
+    rows = [{field: getattr(one, field, None) for field in schema.names} for one in asked]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), set_file(run / "data", "sft", "test"))
+    (run / "evaluate").mkdir()
+    texts = [("x", "y"), ("x", "y"), ("same", "same")]
+    lines = [
+        {"prompt_id": f"p{n}", "ppo": [{"text": ppo, "complete": True}], "sft": [{"text": sft, "complete": False}]}
+        for n, (ppo, sft) in enumerate(texts)
+    ]
+    (run / "evaluate" / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(run), "--of", "evaluate", "--invite", "ann"]) == 0
+    store = Store(run / OTHER_PLACE)
+    assert store.progress()["tasks"] == 2, "equal answers need no judgment"
+    task = store.claim("ann")
+    assert task is not None
+    assert task.samples.messages == asked[task.id - 1].messages
+    assert sorted(zip(task.samples.completions, task.samples.complete, strict=True)) == [("x", True), ("y", False)]
+    assert not (run / PLACE).exists()
+
+
+def test_the_chain_goes_on_with_what_people_ranked(run: Path, tmp_path: Path) -> None:
+    config = RunConfig(run_name="mine", runs_folder=str(tmp_path / "runs"))
+    config.labels.labeler = "human"
+    with pytest.raises(ValueError, match=r"there is no .*labels\.sqlite: rank answers with `make label` first"):
+        labels.external(config)
+    main([str(run), "--invite", "ann", "--labelers", "2", "--overlap", "1"])
+    store = Store(run / PLACE)
+    store.invite("ben")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="people have ranked none of the 4 prompts of a split"):
+        labels.work(config, RunFolder(run), tmp_path / "out")
+    label_all(store, "ann")
+    before = labels.external(config)
+    label_all(store, "ben")
+    assert labels.external(config) != before, "more rankings make the stage run again"
+    numbers = labels.work(config, RunFolder(run), tmp_path / "out")
+    assert numbers["rankings"] == 24
+    found = read_records(tmp_path / "out" / "rankings_valid.jsonl", Ranking)
+    assert {ranking.prompt for ranking in found} == {f"valid {n}?" for n in range(4)}
+    assert [ranking.labeler_id for ranking in found].count("ben") == 4
+    assert all(ranking.ranks == [2, 1, None] and ranking.complete == [True, False, True] for ranking in found)
