@@ -130,4 +130,5 @@ format: setup
 	@$(VENV)/bin/ruff format .
 
 clean:
+	@! ls -d runs/*/people 2>/dev/null || { echo "error: these folders hold labels of people: move them away first"; exit 2; }
 	rm -rf $(VENV) runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

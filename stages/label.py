@@ -2,11 +2,13 @@
 
 python -m stages.label runs/mine --invite ann      # prints ann's invitation token
 python -m stages.label runs/mine                   # serves http://127.0.0.1:8000
-python -m stages.label runs/mine --export rankings.jsonl
+python -m stages.label runs/mine --export exported
 """
 
 import argparse
 import random
+import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +63,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--invite", metavar="NAME", help="print an invitation token for a labeler and stop")
     add("--invite_admin", metavar="NAME", help="the same for an admin")
-    add("--export", type=Path, metavar="FILE", help="write the rankings in JSON Lines and stop")
+    add(
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="write rankings, demonstrations and all labels in JSON Lines and stop",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--name", action="append", default=[], metavar="HOST", help="a host name under which others reach the app")
     add("--port", type=int, default=8000, help="default: 8000")
@@ -70,34 +77,49 @@ def parser() -> argparse.ArgumentParser:
 
 def work(given: argparse.Namespace) -> None:
     """Raises ValueError for a run without answers, and for values out of range."""
-    import uvicorn
-
-    from data.files import write_records
-    from labeling.web.app import create_app
-    from labeling.web.export import rankings_of
+    from data.files import write_rows
+    from labeling.web.export import rows_of
     from labeling.web.store import Store
 
-    if given.labelers < 1 or not 0 <= given.overlap <= 1:
-        raise ValueError("--labelers must be at least 1, and --overlap a share from 0 to 1")
-    samples = answers_of(given.run) if given.of == "samples" else comparisons(given.run)
-    store = Store(given.run / (PLACE if given.of == "samples" else OTHER_PLACE))
-    fill(store, samples, given)
-    for name, admin in ((given.invite, False), (given.invite_admin, True)):
-        if name is not None:
-            print(store.invite(name, admin))
-            return
-    if given.export is not None:
-        rankings = list(rankings_of(store))
-        write_records(given.export, rankings)
-        print(f"{len(rankings)} rankings: {given.export}")
+    if not 1 <= given.labelers <= 1000 or not 0 <= given.overlap <= 1 or not 0 <= given.port < 65536:
+        raise ValueError("--labelers must be from 1 to 1000, --overlap from 0 to 1, and --port from 0 to 65535")
+    place = given.run / (PLACE if given.of == "samples" else OTHER_PLACE)
+    if given.export is not None and place.is_file():
+        given.export.mkdir(parents=True, exist_ok=True)
+        for name, rows in rows_of(Store(place)).items():
+            if written := list(rows):
+                write_rows(given.export / f"{name}.jsonl", written)
+            print(f"{len(written)} {name} in {given.export}")
         return
+    samples = answers_of(given.run) if given.of == "samples" else comparisons(given.run)
+    store = Store(place)
+    fill(store, samples, given)
+    invited = [(name, admin) for name, admin in ((given.invite, False), (given.invite_admin, True)) if name is not None]
+    for name, admin in invited:
+        print(store.invite(name, admin))
+    if not invited:
+        serve(store, given)
+
+
+def serve(store: "Store", given: argparse.Namespace) -> None:
+    """Serves the app until Ctrl-C. Raises ValueError if nobody was invited, and OSError if the port is taken."""
+    import uvicorn
+
+    from labeling.web.app import HOSTS, create_app
+
     if not store.people():
         raise ValueError(
             f"nobody can sign in yet: invite people with `python -m stages.label {given.run} --invite NAME`"
         )
-    print(f"label: http://{given.host}:{given.port}, labels are kept in {store.path}", flush=True)
-    app = create_app(store, ("127.0.0.1", "localhost", given.host, *given.name))
-    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+    family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
+    with socket.create_server((given.host, given.port), family=family) as listening:
+        host = f"[{given.host}]" if ":" in given.host else given.host
+        print(f"label: http://{host}:{listening.getsockname()[1]}, labels are kept in {store.path}", flush=True)
+        app = create_app(store, (*HOSTS, given.host, *given.name))
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn handles these, and sends them again when it has ended
+            signal.signal(number, lambda *_: None)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False)).run(sockets=[listening])
+    print("label: stopped; everything that was saved is kept")
 
 
 def answers_of(run: Path) -> "list[Samples]":
@@ -137,6 +159,7 @@ def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace
     from data.files import read_records
     from data.records import Prompt, Ranking, Samples
 
+    samples = random.Random("queue").sample(samples, len(samples))  # the first labels are from all splits
     slots = [given.labelers if random.Random(one.prompt_id).random() < given.overlap else 1 for one in samples]
     gold = read_records(given.gold, Ranking) if given.gold is not None else []
     if any(ranking.ranks is None for ranking in gold):

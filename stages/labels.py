@@ -36,11 +36,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         numbers["rankings"] += len(ranked)
         numbers["all_tied"] += sum(not has_strict_pair(ranking) for ranking in ranked)
         for ranking in ranked:
-            ranks = ranking.ranks or []
+            ranks = [rank for rank in ranking.ranks or [] if rank is not None]
             count = len(ranks) * (len(ranks) - 1) // 2
             pairs += count
             ties += sum(ranks[i] == ranks[j] for i in range(len(ranks)) for j in range(i))
     numbers["tied_pairs"] = ties / max(1, pairs)
+    if config.labels.labeler == "human" and (left := len(saved_rankings(run.root)) - numbers["rankings"]):
+        print(f"labels: {left} rankings are left out: the samples stage no longer has their prompts", flush=True)
     return numbers
 
 
@@ -54,12 +56,14 @@ def by_rubric(config: RunConfig) -> "Labeler":
 
 
 def by_people(root: Path) -> "Labeler":
-    """The rankings that people saved; several of a prompt that several labelers ranked."""
+    """The rankings that people saved, of these and of earlier answers to the prompts; several of a prompt that several
+    labelers ranked.
+    """
     rankings = saved_rankings(root)
 
     def ranked(samples: "Sequence[Samples]") -> "list[Ranking]":
-        answers = {one.prompt_id: one.completions for one in samples}
-        found = [one for one in rankings if answers.get(one.prompt_id) == one.completions]
+        prompts = {one.prompt_id for one in samples}
+        found = [one for one in rankings if one.prompt_id in prompts]
         if not found:
             raise ValueError(
                 f"people have ranked none of the {len(samples)} prompts of a split in {root / PLACE}: rank more with "

@@ -6,26 +6,28 @@ uvicorn.run(app, host="127.0.0.1", port=8000)
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from data.records import to_row
 from labeling.ratings import FLAGS, QUALITY
-from labeling.web.export import rankings_of, screening
+from labeling.web.export import rows_of, screening
 from labeling.web.forms import SKIP_REASONS, FormError, draft_of, label_of
-from labeling.web.security import Guard, RateLimit, check_csrf
-from labeling.web.store import SESSION_SECONDS, Label, Session, Store, Task
+from labeling.web.security import Guard, RateLimit, TooLargeError, check_csrf
+from labeling.web.store import SESSION_SECONDS, Label, Session, Store, StoreError, Task, hashed
 
 HERE = Path(__file__).parent
-COOKIE = "session"
+HOSTS = ("127.0.0.1", "localhost", "::1", "testserver")
 SIGN_INS = 10
 """Attempts to sign in that an address has each minute."""
 
@@ -39,7 +41,9 @@ class Pages:
             loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
         )  # fmt: skip
-        self.sign_ins = RateLimit(SIGN_INS, 60)
+        self.failures = RateLimit(SIGN_INS, 60)
+        self.cookie = f"session-{hashed(str(store.path.resolve()))[:12]}"
+        """One for each store: browsers share the cookies of all ports of a host."""
 
     def page(self, template: str, session: Session | None, status: int = 200, **content: Any) -> HTMLResponse:
         """A rendered page."""
@@ -48,7 +52,7 @@ class Pages:
 
     def session(self, request: Request) -> Session:
         """The session of a request. Raises 401 without one."""
-        found = self.store.session(request.cookies.get(COOKIE, ""))
+        found = self.store.session(request.cookies.get(self.cookie, ""))
         if found is None:
             raise HTTPException(401, "Sign in first.")
         return found
@@ -62,25 +66,25 @@ class Pages:
 
     async def form(self, request: Request) -> dict[str, Any]:
         """The fields of a form of this session. Raises 403 for forms of other sites and sessions."""
-        session = self.session(request)
+        session = await run_in_threadpool(self.session, request)
         fields = await request.form(max_files=0, max_fields=500)
         check_csrf(session.csrf, fields.get("csrf"))
         return dict(fields)
 
     async def sign_in(self, request: Request) -> Response:
         """Starts a session with an invitation token."""
-        self.sign_ins(request.client.host if request.client else "")
         fields = await request.form(max_files=0, max_fields=5)
-        secret = self.store.sign_in(str(fields.get("token", "")).strip())
+        secret = await run_in_threadpool(self.store.sign_in, str(fields.get("token", "")).strip())
         if secret is None:
+            self.failures(request.client.host if request.client else "")
             return self.page("sign_in.html", None, 401, message="This token is not known. Ask for a new invitation.")
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, secret, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
+        answer.set_cookie(self.cookie, secret, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
         return answer
 
     def home(self, request: Request) -> Response:
         """Progress and the way to the next task, or the form to sign in."""
-        session = self.store.session(request.cookies.get(COOKIE, ""))
+        session = self.store.session(request.cookies.get(self.cookie, ""))
         if session is None:
             return self.page("sign_in.html", None, message="")
         return self.page("home.html", session, progress=self.store.progress(session.name))
@@ -128,8 +132,8 @@ class Pages:
             text = str(error) if isinstance(error, FormError) else "The form is incomplete. Reload the page."
             return self.ranking_page(session, replace(task, draft=draft_of(fields, len(task.shown))), text, 422)
         if not self.store.save(number, session.name, label, revision):
-            text = "This task was saved in another window. Here is what was saved; your last form was not."
-            return self.ranking_page(session, self.task(number, session), text, 409)
+            text = "This task was saved in another window. Save this form, which was not saved, to replace that label."
+            return self.ranking_page(session, replace(self.task(number, session), draft=label), text, 409)
         return RedirectResponse("/next", 303)
 
     def overview(self, session: Session, token: str = "", name: str = "") -> Response:
@@ -143,24 +147,31 @@ class Pages:
     def invite(self, session: Session, fields: dict[str, Any]) -> Response:
         """Invites a labeler, and shows the token once."""
         name = str(fields.get("name", "")).strip()
-        if not name or len(name) > 100 or not name.isprintable():
-            raise HTTPException(422, "A name has 1 to 100 printable characters.")
-        if name == session.name:
-            raise HTTPException(422, "Your own invitation can only be renewed on the command line.")
-        return self.overview(session, self.store.invite(name), name)
+        if (name, True) in self.store.people():
+            raise HTTPException(422, "Invitations of admins can only be renewed on the command line.")
+        try:
+            return self.overview(session, self.store.invite(name), name)
+        except StoreError:
+            raise
+        except ValueError as error:
+            raise HTTPException(422, f"{error}.") from None
 
-    def export(self) -> Iterator[str]:
-        """All labels as records, a JSON object a line."""
-        for ranking in rankings_of(self.store):
-            yield json.dumps(to_row(ranking), ensure_ascii=False) + "\n"
+    def export(self, name: str) -> Response:
+        """A file of the export, a JSON object a line. Raises 404 for an unknown name."""
+        rows = rows_of(self.store).get(name)
+        if rows is None:
+            raise HTTPException(404, "There is no such file.")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
-def create_app(store: Store, hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "testserver")) -> FastAPI:
-    """The app. `hosts` are the names under which it can be reached, so that no other site can pose as it."""
+def create_app(store: Store, hosts: Sequence[str] = HOSTS) -> Guard:
+    """The app, as an ASGI application. `hosts` are the names under which it can be reached."""
     app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Pages(store)
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     Signed = Annotated[Session, Depends(pages.session)]
     Admin = Annotated[Session, Depends(pages.admin)]
+    Number = Annotated[int, InPath(ge=0, le=2**62)]
     Fields = Annotated[dict[str, Any], Depends(pages.form)]
 
     app.get("/")(pages.home)
@@ -168,7 +179,7 @@ def create_app(store: Store, hosts: tuple[str, ...] = ("127.0.0.1", "localhost",
 
     @app.post("/sign-out")
     def sign_out(request: Request, fields: Fields) -> Response:
-        store.sign_out(request.cookies.get(COOKIE, ""))
+        store.sign_out(request.cookies.get(pages.cookie, ""))
         return RedirectResponse("/", 303)
 
     @app.get("/next")
@@ -180,11 +191,11 @@ def create_app(store: Store, hosts: tuple[str, ...] = ("127.0.0.1", "localhost",
         return pages.previous_task(session)
 
     @app.get("/rank/{number}")
-    def ranking(number: int, session: Signed) -> Response:
+    def ranking(number: Number, session: Signed) -> Response:
         return pages.ranking(number, session)
 
     @app.post("/rank/{number}")
-    def save(number: int, session: Signed, fields: Fields) -> Response:
+    def save(number: Number, session: Signed, fields: Fields) -> Response:
         return pages.save(number, session, fields)
 
     @app.get("/admin")
@@ -195,15 +206,29 @@ def create_app(store: Store, hosts: tuple[str, ...] = ("127.0.0.1", "localhost",
     def invite(session: Admin, fields: Fields) -> Response:
         return pages.invite(session, fields)
 
-    @app.get("/admin/rankings.jsonl")
-    def export(session: Admin) -> Response:
-        return StreamingResponse(pages.export(), media_type="application/x-ndjson")
+    @app.get("/admin/{name}.jsonl")
+    def export(name: str, session: Admin) -> Response:
+        return pages.export(name)
 
-    @app.exception_handler(HTTPException)
-    def explain(request: Request, error: HTTPException) -> Response:
-        session = store.session(request.cookies.get(COOKIE, ""))
-        return pages.page("message.html", session, error.status_code, title="This did not work", text=str(error.detail))
+    @app.exception_handler(StarletteHTTPException)
+    def explain(request: Request, error: StarletteHTTPException) -> Response:
+        return pages.page("message.html", None, error.status_code, title="This did not work", text=str(error.detail))
 
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(Guard)
-    return app
+    @app.exception_handler(RequestValidationError)
+    def refuse(request: Request, error: RequestValidationError) -> Response:
+        return pages.page("message.html", None, 404, title="This did not work", text="There is no such page.")
+
+    @app.exception_handler(TooLargeError)
+    def too_large(request: Request, error: TooLargeError) -> Response:
+        return pages.page("message.html", None, 413, title="This did not work", text="The request is too large.")
+
+    @app.exception_handler(TimeoutError)
+    def too_slow(request: Request, error: TimeoutError) -> Response:
+        return pages.page("message.html", None, 408, title="This did not work", text="The request is too slow.")
+
+    @app.exception_handler(StoreError)
+    def unsaved(request: Request, error: StoreError) -> Response:
+        text = f"Nothing was saved: {error}. Tell the admin; then go back and send the form again."
+        return pages.page("message.html", None, 503, title="This did not work", text=text)
+
+    return Guard(app, hosts)

@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from data.records import Prompt, Ranking
+from data.records import Demonstration, Prompt, Ranking, to_row
 from labeling.agreement import agreement, judgment
 from labeling.web.store import Label, Store
 
@@ -27,6 +28,28 @@ def rankings_of(store: Store) -> Iterator[Ranking]:
             labeler_id=name,
             ratings=label.ratings or None,
         )
+
+
+def demonstrations_of(store: Store) -> Iterator[Demonstration]:
+    """The answers that labelers wrote."""
+    for name, samples, label, _ in store.labels():
+        if label.demonstration:
+            prompt = vars(Prompt.of(samples)) | {"source": "labeler", "dataset": f"written by {name}"}
+            yield Demonstration(**prompt, completion=label.demonstration)
+
+
+def rows_of(store: Store) -> dict[str, Iterator[dict[str, Any]]]:
+    """The rows of each file of the export: `rankings` and `demonstrations` for training, and in `labels` everything,
+    with skipped tasks, seconds and the time of saving.
+    """
+    return {
+        "rankings": map(to_row, rankings_of(store)),
+        "demonstrations": map(to_row, demonstrations_of(store)),
+        "labels": (
+            {"labeler_id": name, "saved": saved, **asdict(label), "task": to_row(samples)}
+            for name, samples, label, saved in store.labels()
+        ),
+    }
 
 
 def screening(store: Store) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:

@@ -20,18 +20,21 @@ def label_of(form: Mapping[str, Any], answers: int, seconds: float) -> Label:
 
     A label ranks at least two answers, has a reason for skipping, or a demonstration.
     """
-    demonstration = text(form, "demonstration")
-    if reason := text(form, "skipped"):
-        if reason not in SKIP_REASONS:
-            raise FormError("Choose a reason for skipping from the list.")
-        return Label(skipped=reason, demonstration=demonstration, seconds=seconds)
+    demonstration, reason = text(form, "demonstration"), text(form, "skipped")
     ranks = [rank_of(text(form, f"rank-{place}"), answers) for place in range(answers)]
     ratings = [rating_of(form, place) for place in range(answers)]
-    given = sorted({rank for rank in ranks if rank is not None})
-    if sum(rank is not None for rank in ranks) < 2 and not demonstration:
+    count = sum(rank is not None for rank in ranks)
+    if reason:
+        if reason not in SKIP_REASONS:
+            raise FormError("Choose a reason for skipping from the list.")
+        if count or any(ratings):
+            raise FormError("There are ranks or ratings and a reason for skipping: clear one of them.")
+        return Label(skipped=reason, demonstration=demonstration, seconds=seconds)
+    if count == 1 or not (count or demonstration):
         raise FormError("Rank at least two answers, or skip the task with a reason.")
+    given = sorted({rank for rank in ranks if rank is not None})
     dense = [None if rank is None else given.index(rank) + 1 for rank in ranks]
-    return Label(dense, ratings if any(ratings) else [], "", demonstration, seconds)
+    return Label(dense if count else [], ratings if any(ratings) else [], "", demonstration, seconds)
 
 
 def draft_of(form: Mapping[str, Any], answers: int) -> Label:
@@ -39,7 +42,8 @@ def draft_of(form: Mapping[str, Any], answers: int) -> Label:
 
     def read(name: str, highest: int) -> int | None:
         value = str(form.get(name, ""))
-        return int(value) if value.isascii() and value.isdigit() and 1 <= int(value) <= highest else None
+        known = len(value) <= 3 and value.isascii() and value.isdigit() and 1 <= int(value) <= highest
+        return int(value) if known else None
 
     ranks = [read(f"rank-{place}", answers) for place in range(answers)]
     ratings: list[dict[str, Any]] = [
@@ -54,7 +58,7 @@ def rank_of(value: str, answers: int) -> int | None:
     """A rank from 1 to the number of answers; None for an empty field."""
     if not value:
         return None
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= answers:
+    if len(value) > 3 or not value.isascii() or not value.isdigit() or not 1 <= int(value) <= answers:
         raise FormError(f"A rank is a number from 1 to {answers}.")
     return int(value)
 
@@ -65,7 +69,7 @@ def rating_of(form: Mapping[str, Any], place: int) -> dict[str, Any]:
     flags = {name: True for name in FLAGS if text(form, f"{name}-{place}")}
     if not quality:
         return dict(flags)
-    if not quality.isascii() or not quality.isdigit() or int(quality) not in QUALITY:
+    if quality not in map(str, QUALITY):
         raise FormError("Quality is a number from 1 to 7.")
     return {"quality": int(quality)} | {name: name in flags for name in FLAGS}
 
@@ -75,4 +79,6 @@ def text(form: Mapping[str, Any], name: str) -> str:
     value = form.get(name, "")
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise FormError(f"The text is too long: at most {MAX_TEXT:,} characters.")
+    if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
+        raise FormError("The text has characters that cannot be stored.")
     return value.strip()

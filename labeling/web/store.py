@@ -43,6 +43,10 @@ CLAIM_SECONDS = 2 * 3600
 SESSION_SECONDS = 12 * 3600
 
 
+class StoreError(ValueError):
+    """The file cannot be read or written."""
+
+
 @dataclass(frozen=True)
 class Label:
     """A labeler's judgment of one task; ranks and ratings are in the order of the task's answers."""
@@ -90,6 +94,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
         with self._connected() as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(SCHEMA)
@@ -97,7 +102,10 @@ class Store:
     @contextmanager
     def _connected(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """A transaction; `write` takes the write lock at its start."""
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from None
         try:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA synchronous=FULL")  # saved means on the disk, also after a power failure
@@ -107,9 +115,11 @@ class Store:
             yield db
             if write:
                 db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"{self.path}: {error}") from None
             raise
         finally:
             db.close()
@@ -117,7 +127,12 @@ class Store:
     # People.
 
     def invite(self, name: str, admin: bool = False) -> str:
-        """A new invitation token for a person, in place of an older one. Only its hash is stored."""
+        """A new invitation token for a person, in place of an older one; only its hash is stored.
+
+        Raises ValueError for a name that could not be shown.
+        """
+        if not name.strip() or len(name) > 100 or not name.isprintable():
+            raise ValueError("the name of a person has 1 to 100 printable characters")
         token = secrets.token_urlsafe(24)
         with self._connected(write=True) as db:
             db.execute(
@@ -157,7 +172,8 @@ class Store:
     # Tasks.
 
     def add(self, samples: Sequence[Samples], slots: Sequence[int], gold: Sequence[Sequence[int | None] | None]) -> int:
-        """Adds tasks; those that are there already keep their labels. Returns the number of new ones.
+        """Makes these the tasks to be labelled, and returns the number of new ones. All others keep their labels, but
+        are not given out any more.
 
         Args:
             slots: how many labelers each task is for.
@@ -168,9 +184,14 @@ class Store:
             text = json.dumps(to_row(record), ensure_ascii=False, sort_keys=True)
             rows.append((hashed(text), text, count, None if right is None else json.dumps(right)))
         with self._connected(write=True) as db:
-            before = db.total_changes
-            db.executemany("INSERT OR IGNORE INTO tasks (digest, record, slots, gold) VALUES (?, ?, ?, ?)", rows)
-            return db.total_changes - before
+            before = db.execute("SELECT count(*) FROM tasks").fetchone()[0]
+            db.execute("UPDATE tasks SET slots = 0")
+            db.executemany(
+                "INSERT INTO tasks (digest, record, slots, gold) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (digest) DO UPDATE SET slots = excluded.slots, gold = excluded.gold",
+                rows,
+            )
+            return int(db.execute("SELECT count(*) FROM tasks").fetchone()[0]) - before
 
     def claim(self, name: str) -> Task | None:
         """The task that a labeler has open, or else the next one with a free slot; None if nothing is left.
@@ -179,20 +200,28 @@ class Store:
         """
         now = time.time()
         with self._connected(write=True) as db:
-            row = db.execute("SELECT task FROM open_claims WHERE name = ? ORDER BY since", (name,)).fetchone()
+            fresh = now - CLAIM_SECONDS
+            row = db.execute(
+                "SELECT task FROM open_claims JOIN tasks ON id = task WHERE name = ? AND since > ? AND slots > 0",
+                (name, fresh),
+            ).fetchone()
             if row is None:
                 row = db.execute(
                     "SELECT id AS task, record FROM tasks LEFT JOIN claims c ON task = id AND (since > ? OR "
                     "EXISTS (SELECT 1 FROM labels l WHERE l.task = c.task AND l.name = c.name)) "
-                    "WHERE id NOT IN (SELECT task FROM claims WHERE name = ?) "
-                    "GROUP BY id HAVING count(name) < slots ORDER BY count(name) DESC, id",
-                    (now - CLAIM_SECONDS, name),
+                    "WHERE id NOT IN (SELECT task FROM labels WHERE name = ?) "
+                    "GROUP BY id HAVING count(name) < slots ORDER BY gold IS NULL, count(name) DESC, id",
+                    (fresh, name),
                 ).fetchone()
                 if row is None:
                     return None
                 shown = list(range(len(json.loads(row["record"])["completions"])))
                 random.Random(f"{name} {row['task']}").shuffle(shown)
-                db.execute("INSERT INTO claims VALUES (?, ?, ?, ?)", (row["task"], name, json.dumps(shown), now))
+                db.execute(
+                    "INSERT INTO claims VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (task, name) DO UPDATE SET since = excluded.since",
+                    (row["task"], name, json.dumps(shown), now),
+                )
             return self._task(db, row["task"], name)
 
     def task(self, number: int, name: str) -> Task | None:
@@ -203,7 +232,7 @@ class Store:
     def last(self, name: str) -> Task | None:
         """The task that a labeler labelled last."""
         with self._connected() as db:
-            row = db.execute("SELECT task FROM labels WHERE name = ? ORDER BY saved DESC", (name,)).fetchone()
+            row = db.execute("SELECT task FROM labels WHERE name = ? ORDER BY rowid DESC", (name,)).fetchone()
             return None if row is None else self._task(db, row["task"], name)
 
     def _task(self, db: sqlite3.Connection, number: int, name: str) -> Task | None:
@@ -250,7 +279,7 @@ class Store:
         with self._connected() as db:
             rows = db.execute(
                 "SELECT name, record, label, saved FROM last_labels l JOIN tasks t ON t.id = l.task "
-                "WHERE gold IS NULL ORDER BY saved, task"
+                "WHERE gold IS NULL ORDER BY l.saved, task"
             ).fetchall()
         for name, record, label, saved in rows:
             yield name, parse(json.loads(record), Samples), Label(**json.loads(label)), saved
@@ -270,9 +299,9 @@ class Store:
         """Numbers of slots, of labelled ones (both without gold tasks), of all tasks, and of a labeler's own labels."""
         with self._connected() as db:
             slots = db.execute("SELECT coalesce(sum(slots), 0) FROM tasks WHERE gold IS NULL").fetchone()[0]
-            tasks = db.execute("SELECT count(*) FROM tasks").fetchone()[0]
+            tasks = db.execute("SELECT count(*) FROM tasks WHERE slots > 0").fetchone()[0]
             done = db.execute(
-                "SELECT count(*) FROM last_labels l JOIN tasks t ON t.id = l.task WHERE gold IS NULL"
+                "SELECT count(*) FROM last_labels l JOIN tasks t ON t.id = l.task WHERE gold IS NULL AND slots > 0"
             ).fetchone()[0]
             own = db.execute("SELECT count(*) FROM last_labels WHERE name = ?", (name,)).fetchone()[0]
         return {"slots": slots, "done": done, "own": own, "tasks": tasks}
@@ -286,7 +315,7 @@ class Store:
 
 def hashed(text: str) -> str:
     """SHA-256. Tokens are random, so that no slow hash is needed."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def same(one: Label, other: Label) -> bool:

@@ -1,6 +1,7 @@
 """`make label`: tasks from a run, invitations and export, and people's rankings in the labels stage."""
 
 import json
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,11 +48,20 @@ def test_people_are_invited_and_their_rankings_exported(
     assert store.sign_in(token) is not None
     assert store.progress()["tasks"] == 12
     label_all(store, "ann")
-    out = tmp_path / "rankings.jsonl"
+    task = store.last("ann")
+    assert task is not None
+    assert store.save(task.id, "ann", Label([1, 2, 3], demonstration="Because.", seconds=7.5), 1)
+    out = tmp_path / "exported"
     assert main([str(run), "--export", str(out)]) == 0
-    assert len(read_records(out, Ranking)) == 12
-    assert capsys.readouterr().out.startswith("12 rankings")
+    assert len(read_records(out / "rankings.jsonl", Ranking)) == 12
+    (written,) = read_records(out / "demonstrations.jsonl", Demonstration)
+    assert (written.prompt, written.completion, written.source) == (task.samples.prompt, "Because.", "labeler")
+    rows = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
+    assert (len(rows), rows[-1]["seconds"], rows[-1]["labeler_id"], rows[-1]["skipped"]) == (12, 7.5, "ann", "")
+    assert capsys.readouterr().out.startswith("12 rankings in ")
     assert store.progress()["tasks"] == 12, "no task was added twice"
+    first = [found.prompt.split()[0] for _, found, _, _ in store.labels() if isinstance(found.prompt, str)][:6]
+    assert set(first) == {"train", "valid", "test"}, "a few labels of every split come first"
 
 
 def test_a_share_of_the_tasks_goes_to_several_labelers_and_gold_tasks_to_everybody(run: Path, tmp_path: Path) -> None:
@@ -72,9 +82,11 @@ def test_a_share_of_the_tasks_goes_to_several_labelers_and_gold_tasks_to_everybo
     ("arguments", "sentence"),
     [
         ([], "nobody can sign in yet: invite people with `python -m stages.label"),
-        (["--overlap", "2"], "--overlap a share from 0 to 1"),
+        (["--overlap", "2"], "--overlap from 0 to 1"),
         (["--of", "evaluate"], "run `make evaluate` first"),
         (["--gold", "absent.jsonl"], "absent.jsonl"),
+        (["--port", "99999"], "--port from 0 to 65535"),
+        (["--invite", " "], "the name of a person has 1 to 100 printable characters"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -82,6 +94,20 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     assert main([str(run), *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_store_is_one_sentence(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / PLACE).parent.mkdir()
+    (run / PLACE).write_text("something else, longer than a hundred characters " * 10)
+    assert main([str(run), "--invite", "ann"]) == 2
+    assert "labels.sqlite: file is not a database" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_sentence(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(run), "--invite", "ann"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main([str(run), "--port", str(taken.getsockname()[1])]) == 2
+    assert "ddress already in use" in capsys.readouterr().err
 
 
 def test_a_run_without_answers_is_refused_and_gets_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,12 +138,14 @@ def test_two_models_are_compared_blindly_and_apart_from_the_training_data(run: P
     assert store.progress()["tasks"] == 2, "equal answers need no judgment"
     task = store.claim("ann")
     assert task is not None
-    assert task.samples.messages == asked[task.id - 1].messages
+    assert task.samples.messages in [one.messages for one in asked]
     assert sorted(zip(task.samples.completions, task.samples.complete, strict=True)) == [("x", True), ("y", False)]
     assert not (run / PLACE).exists()
 
 
-def test_the_chain_goes_on_with_what_people_ranked(run: Path, tmp_path: Path) -> None:
+def test_the_chain_goes_on_with_what_people_ranked(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = RunConfig(run_name="mine", runs_folder=str(tmp_path / "runs"))
     config.labels.labeler = "human"
     with pytest.raises(ValueError, match=r"there is no .*labels\.sqlite: rank answers with `make label` first"):
@@ -134,6 +162,9 @@ def test_the_chain_goes_on_with_what_people_ranked(run: Path, tmp_path: Path) ->
     assert labels.external(config) != before, "more rankings make the stage run again"
     numbers = labels.work(config, RunFolder(run), tmp_path / "out")
     assert numbers["rankings"] == 24
+    write_records(run / "samples" / "samples_train.jsonl", samples("train", 3))
+    assert labels.work(config, RunFolder(run), tmp_path / "out")["rankings"] == 22
+    assert "2 rankings are left out: the samples stage no longer has their prompts" in capsys.readouterr().out
     found = read_records(tmp_path / "out" / "rankings_valid.jsonl", Ranking)
     assert {ranking.prompt for ranking in found} == {f"valid {n}?" for n in range(4)}
     assert [ranking.labeler_id for ranking in found].count("ben") == 4

@@ -22,9 +22,9 @@ function write() { // from the list to the rank fields
     if (one.ranked && !one.tied) rank += 1;
     one.field.value = one.ranked ? rank : "";
   });
+  draw();
 }
 function draw() {
-  write();
   items.forEach((one, place) => {
     if (!one.line) {
       one.line = Object.assign(document.createElement("li"), { id: `order-${one.element.id}` });
@@ -45,16 +45,20 @@ function say(one) {
   const tie = same.length ? `, tied with ${same.map((other) => other.name).join(" and ")}` : "";
   said.textContent = one.ranked ? `${one.name} has rank ${one.field.value}${tie}.` : `${one.name} has no rank.`;
 }
-function move(one, to) { // ranks all answers above its new place, too
-  const from = items.indexOf(one), after = items[from + 1];
-  if (after && after.tied && !one.tied) after.tied = false; // the one behind the head of a tie becomes its head
-  items.splice(from, 1);
-  items.splice(to, 0, one);
+function leave(one) { // the one behind the head of a tie becomes its head
+  const next = items[items.indexOf(one) + 1];
+  if (next && next.tied && !one.tied) next.tied = false;
   one.tied = false;
-  const behind = items[to + 1];
-  if (behind && behind.tied) { one.tied = to > 0; } // moved into the middle of a tie
-  items.slice(0, Math.max(to, from) + 1).forEach((other) => { other.ranked = true; });
-  draw();
+}
+function move(one, to) { // among the ranked answers; the others stay without a rank
+  leave(one);
+  items.splice(items.indexOf(one), 1);
+  const count = items.filter((other) => other.ranked).length;
+  to = Math.min(to, count);
+  items.splice(to, 0, one);
+  one.ranked = true;
+  one.tied = Boolean(items[to + 1] && items[to + 1].tied); // moved into the middle of a tie
+  write();
   say(one);
 }
 order.addEventListener("keydown", (event) => {
@@ -63,24 +67,26 @@ order.addEventListener("keydown", (event) => {
   if (step) {
     event.preventDefault();
     const to = Math.max(0, Math.min(items.length - 1, place + step));
-    if (!event.altKey) { chosen = items[to]; draw(); } else if (to !== place) move(chosen, to);
-  } else if (key === "t" && place > 0) {
-    items.slice(0, place + 1).forEach((other) => { other.ranked = true; });
-    chosen.tied = !chosen.tied;
-    draw();
+    if (!event.altKey) { chosen = items[to]; draw(); } else if (to !== place || !chosen.ranked) move(chosen, to);
+  } else if (key === "t") {
+    const above = items[place - 1];
+    if (!above || !above.ranked) { said.textContent = "There is no ranked answer above."; return; }
+    const tie = !chosen.tied;
+    if (tie) leave(chosen);
+    chosen.ranked = true;
+    chosen.tied = tie;
+    write();
     say(chosen);
   } else if (key === "n") {
-    const next = items[place + 1];
-    if (next && next.tied && !chosen.tied) next.tied = false;
+    leave(chosen);
     chosen.ranked = !chosen.ranked;
-    chosen.tied = false;
-    draw();
+    write();
     say(chosen);
   }
 });
 order.addEventListener("pointerdown", (event) => {
   const line = event.target.closest("li");
-  if (!line) return;
+  if (!line || event.button !== 0) return;
   held = chosen = items.find((one) => one.line === line);
   draw();
   order.setPointerCapture(event.pointerId);
@@ -92,7 +98,7 @@ order.addEventListener("pointermove", (event) => {
     const box = one.line.getBoundingClientRect();
     return event.clientY < box.top + box.height / 2;
   });
-  const to = below < 0 ? others.length : below;
+  const to = Math.min(below < 0 ? others.length : below, others.filter((one) => one.ranked).length);
   if (to !== items.indexOf(held)) move(held, to);
 });
 for (const kind of ["pointerup", "pointercancel"]) order.addEventListener(kind, () => { held = null; });
@@ -110,5 +116,4 @@ document.getElementById("marks").addEventListener("change", (event) => {
   document.querySelector(".answers").classList.toggle("marked", event.target.checked);
 });
 order.hidden = false;
-read();
-draw();
+addEventListener("pageshow", () => { read(); draw(); }); // after the browser has restored the fields

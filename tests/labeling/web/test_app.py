@@ -82,6 +82,10 @@ def test_a_labeler_ranks_with_ties_corrects_and_comes_to_the_end(store: Store, a
         ({"rank-0": "1"}, "Rank at least two answers"),
         ({"rank-0": "1", "rank-1": "4"}, "A rank is a number from 1 to 3."),
         ({"rank-0": "1", "rank-1": "²"}, "A rank is a number from 1 to 3."),
+        ({"rank-0": "1", "rank-1": "1" * 5000}, "A rank is a number from 1 to 3."),
+        ({"rank-0": "1", "rank-1": "2", "skipped": "unclear"}, "ranks or ratings and a reason for skipping"),
+        ({"rank-0": "1", "demonstration": "Because."}, "Rank at least two answers"),
+        ({"rank-0": "1", "rank-1": "2", "demonstration": "a\0b"}, "characters that cannot be stored"),
         ({"rank-0": "1", "rank-1": "2", "quality-2": "8"}, "Quality is a number from 1 to 7."),
         ({"skipped": "bored"}, "Choose a reason for skipping from the list."),
         ({"rank-0": "1", "rank-1": "2", "demonstration": "x" * (MAX_TEXT + 1)}, "The text is too long"),
@@ -110,6 +114,8 @@ def test_a_form_of_an_older_page_overwrites_nothing(store: Store, ann: TestClien
     assert answer.status_code == 409
     assert "saved in another window" in answer.text
     assert [label.ranks for _, _, label, _ in store.labels()] == [[1, 2, None]]
+    assert ann.post(place, data=fields(answer.text) | {"rank-0": "2", "rank-1": "1"}).status_code == 303, "on purpose"
+    assert [label.ranks for _, _, label, _ in store.labels()] == [[2, 1, None]]
 
 
 def test_what_people_and_models_wrote_is_shown_as_text(store: Store) -> None:
@@ -175,7 +181,44 @@ def test_other_hosts_files_and_large_or_many_requests_are_refused(store: Store, 
     assert ann.post(place, content=chunks, headers=kind).status_code == 413, "without a length"
     with TestClient(create_app(store), follow_redirects=False) as client:
         codes = [client.post("/sign-in", data={"token": "guess"}).status_code for _ in range(SIGN_INS + 1)]
-    assert codes == [401] * SIGN_INS + [429]
+        assert codes == [401] * SIGN_INS + [429]
+        token = store.invite("dora")
+        assert client.post("/sign-in", data={"token": token}).status_code == 303, "who has a token gets in"
+        assert client.get("/", headers={"host": "[::1]:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"},
+        {"origin": "http://testserver:81"},
+    ],
+)  # fmt: skip
+def test_another_site_can_neither_sign_somebody_in_nor_send_a_form(store: Store, headers: dict[str, str]) -> None:
+    token = store.invite("eve")
+    with TestClient(create_app(store), follow_redirects=False) as client:
+        assert client.post("/sign-in", data={"token": token}, headers=headers).status_code == 403
+        own = {"origin": "http://testserver", "sec-fetch-site": "same-origin"}
+        assert client.post("/sign-in", data={"token": token}, headers=own).status_code == 303
+
+
+def test_a_store_that_cannot_be_written_says_so_and_shows_no_traceback(
+    store: Store, ann: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ann.get("/next").headers["location"]
+    form = fields(ann.get(place).text) | {"rank-0": "1", "rank-1": "2"}
+    monkeypatch.setattr(store, "path", store.path.parent)
+    answer = ann.post(place, data=form)
+    assert answer.status_code == 503
+    assert "Nothing was saved" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_unknown_places_are_pages(ann: TestClient) -> None:
+    for place in ("/rank/x", "/rank/99999999999999999999999", "/nowhere"):
+        answer = ann.get(place)
+        assert answer.status_code == 404
+        assert "This did not work" in answer.text
 
 
 def test_every_answer_has_the_headers_that_protect_it(store: Store, ann: TestClient) -> None:
@@ -185,6 +228,9 @@ def test_every_answer_has_the_headers_that_protect_it(store: Store, ann: TestCli
         assert "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "same-origin", (
+            "with no-referrer, browsers send forms without origin"
+        )
     cookie = ann.post("/sign-in", data={"token": store.invite("eve")}).headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie

@@ -91,9 +91,12 @@ def test_answers_are_ranked_by_keyboard_alone(browser: Any, store: Store, addres
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Alt+ArrowUp")
     a, b, c, d = first
-    assert ranked(page) == [f"1. {b}", f"2. {a}", f"none {c}", f"none {d}"]
+    assert ranked(page) == [f"1. {b}", f"none {a}", f"none {c}", f"none {d}"]
     assert page.inner_text("#status").endswith("has rank 1.")
     page.keyboard.press("ArrowDown")
+    page.keyboard.press("Alt+ArrowUp")
+    page.keyboard.press("Alt+ArrowDown")
+    assert ranked(page) == [f"1. {b}", f"2. {a}", f"none {c}", f"none {d}"]
     page.keyboard.press("ArrowDown")
     page.keyboard.press("t")
     assert ranked(page) == [f"1. {b}", f"2. {a}", f"2. {c}", f"none {d}"]
@@ -125,13 +128,32 @@ def test_answers_are_ranked_by_dragging(browser: Any, store: Store, address: str
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     a, b, c, d = (line.split(" ", 1)[1] for line in ranked(page))
     drag(page, 3, 0)
-    assert ranked(page) == [f"1. {d}", f"2. {a}", f"3. {b}", f"4. {c}"]
+    assert ranked(page) == [f"1. {d}", f"none {a}", f"none {b}", f"none {c}"]
+    drag(page, 2, 0)
+    assert ranked(page) == [f"1. {b}", f"2. {d}", f"none {a}", f"none {c}"]
     page.click("main .buttons button")
     page.wait_for_url("**/rank/2")
-    assert sorted(filter(None, saved(store)[0])) == [1, 2, 3, 4]
+    assert sorted(filter(None, saved(store)[0])) == [1, 2]
     page.go_back()
     page.click("main .buttons button")
     assert len(saved(store)) == 1, "the form of the page before was sent again"
+
+
+def test_rank_fields_stay_as_they_were_set_and_a_way_back_changes_none(
+    browser: Any, store: Store, address: str
+) -> None:
+    page = ranking_page(browser, store, address)
+    fields = page.locator("select[name^=rank-]")
+    for place, rank in enumerate(("2", "3", "1", "4")):
+        fields.nth(place).select_option(rank)
+    assert [fields.nth(place).input_value() for place in range(4)] == ["2", "3", "1", "4"]
+    assert [line.split(" ", 1)[0] for line in ranked(page)] == ["1.", "2.", "3.", "4."]
+    page.click("header a >> nth=0")
+    page.go_back()
+    before = [fields.nth(place).input_value() for place in range(4)]
+    page.locator("#order").focus()
+    page.keyboard.press("ArrowDown")
+    assert [fields.nth(place).input_value() for place in range(4)] == before
 
 
 def test_the_pages_pass_an_accessibility_check(browser: Any, store: Store, address: str) -> None:

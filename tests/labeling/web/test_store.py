@@ -85,8 +85,14 @@ def test_a_task_that_was_left_goes_to_others_and_its_first_labeler_can_still_sav
     assert store.claim("ann") == task, "after a reload"
     later = time.time() + module.CLAIM_SECONDS + 1
     monkeypatch.setattr("time.time", lambda: later)
+    renewed = store.claim("ann")
+    assert renewed is not None
+    assert renewed.id == task.id
+    assert store.claim("ben") is None, "ann came back first"
+    monkeypatch.setattr("time.time", lambda: later + module.CLAIM_SECONDS + 1)
     assert store.claim("ben") is not None
-    assert store.save(task.id, "ann", Label([1, 2, 3]), 0)
+    assert store.claim("ann") is None, "it is ben's now"
+    assert store.save(task.id, "ann", Label([1, 2, 3]), 0), "from a page that was open"
     assert store.save(task.id, "ben", Label([1, 3, 2]), 0)
     assert [ranking.labeler_id for ranking in rankings_of(store)] == ["ann", "ben"]
 
@@ -139,6 +145,27 @@ def test_records_have_ties_unranked_answers_and_ratings_in_the_order_of_the_samp
     assert first.ratings == [{"quality": 1}, {"quality": 2}, {"quality": 3}, {"quality": 4}]
     assert (first.prompt_id, first.completions) == (samples.prompt_id, samples.completions)
     assert second.ranks == [1, 2, 3, 4]
+
+
+def test_tasks_that_are_replaced_are_not_given_out_and_keep_their_labels(store: Store) -> None:
+    old, new = tasks(2), tasks(4)[2:]
+    store.add(old, [1, 1], [None, None])
+    task = store.claim("ann")
+    assert task is not None
+    store.save(task.id, "ann", Label([1, 2, 3]), 0)
+    open_one = store.claim("ann")
+    assert open_one is not None
+    assert store.add(new, [1, 2], [None, None]) == 2
+    given = []
+    while (task := store.claim("ann")) is not None:
+        store.save(task.id, "ann", Label([1, 2, 3]), 0)
+        given.append(task.samples.prompt)
+    assert given == ["Why 2?", "Why 3?"]
+    assert store.progress("ann") == {"slots": 3, "done": 2, "own": 3, "tasks": 2}
+    assert store.save(open_one.id, "ann", Label([1, 2, 3]), 0), "from a page that was open"
+    assert len(list(rankings_of(store))) == 4
+    assert store.add(new, [1, 3], [None, None]) == 0
+    assert store.progress()["slots"] == 4, "the overlap can be raised"
 
 
 def test_labelers_are_compared_with_each_other_and_with_gold_tasks(store: Store) -> None:
