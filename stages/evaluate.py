@@ -113,7 +113,7 @@ def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]
 
     settings, ppo = config.evaluate, {"ema": run.stage("ppo") / "model_ema", "last": run.stage("ppo") / "model"}
     folders = {f"ppo_{name}": place for name, place in ppo.items()} | {
-        "sft_baseline": run.stage("sft_baseline") / "model",
+        "sft_baseline": sft_baseline(config) / "model",
         "ppo": ppo[settings.weights],
         "sft": run.stage("sft") / "model",
     }
@@ -143,11 +143,16 @@ def refuse_copied_gold(gold: str | None, reward: Path) -> None:
         )
 
 
+def sft_baseline(config: RunConfig) -> Path:
+    """The folder of the SFT baseline (C.1); `external` has its digest where it is compared."""
+    return Path(config.runs_folder) / config.run_name / "sft_baseline"
+
+
 def external(config: RunConfig) -> dict[str, str]:
     """Digests of models and files that no earlier stage made, and of the SFT baseline if `evaluate.models` names it.
     Raises ValueError if the baseline is missing.
     """
-    settings, baseline = config.evaluate, Path(config.runs_folder) / config.run_name / "sft_baseline"
+    settings, baseline = config.evaluate, sft_baseline(config)
     gold, llm = settings.gold, settings.llm
     files = [gold.chat_template, settings.human.path, llm.prompt_file, llm.metadata_prompt_file]
     own = {"sft_baseline": manifest.stage_digest(baseline)} if "sft_baseline" in settings.models else {}
