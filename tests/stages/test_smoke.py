@@ -51,7 +51,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         (["--evaluate.judges", "[gold]", "--evaluate.gold.model", "{sft}"], "is not a reward model"),
         (["--evaluate.models", "[{reward}]"], "is a reward model or another classifier, which cannot generate answers"),
         (["--evaluate.models", "[sft_baseline]"], "run `make sft_baseline` first\n"),
-        (["--evaluate.judges", "[human]", "--evaluate.human.path", "{run}/data/counts.json"], "counts.json: expected an array of rows"),
+        (
+            ["--evaluate.judges", "[human]", "--evaluate.human.path", "{run}/data/counts.json"],
+            "counts.json: expected an array of rows",
+        ),
     ],
 )
 def test_an_evaluation_that_cannot_run_is_refused_before_anything_is_trained(
