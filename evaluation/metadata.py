@@ -10,9 +10,10 @@ from typing import Any
 
 from data.files import write_rows
 from data.intervals import Bootstrap
-from data.records import Demonstration
+from data.records import Demonstration, Ranking
 from data.sets import evenly
 from evaluation.compare import Answer
+from evaluation.judges.human import question
 from evaluation.judges.llm_client import LLMClient
 from evaluation.judges.llm_prompts import EXAMPLE, PromptFile, last_object
 from labeling.ratings import FLAGS, NULLABLE, QUALITY
@@ -126,6 +127,29 @@ def parse_reply(reply: str) -> Rating:
     if missing := [name for name in FIELDS if rating.get(name) is None and name not in NULLABLE]:
         raise ValueError(f"the JSON object at the end of your reply has no value for {missing[0]!r}")
     return rating
+
+
+def rated_by_people(
+    rankings: Sequence[Ranking], prompts: Sequence[Demonstration], answers: Mapping[str, Sequence[Sequence[Answer]]]
+) -> list[RatedAnswer]:
+    """The ratings in people's records of the models' answers, which are recognised by prompt and text; an answer that
+    several models gave counts for each of them. Raises ValueError for a rating with a value that its field cannot have.
+    """
+    ratings: dict[tuple[Any, str], list[tuple[str, Rating]]] = {}
+    for ranking in rankings:
+        for text, given in zip(ranking.completions, ranking.ratings or [], strict=False):
+            if rating := check_rating({name: given[name] for name in FIELDS if name in given}):
+                ratings.setdefault((question(ranking), text.strip()), []).append((ranking.labeler_id, rating))
+    return [
+        RatedAnswer(
+            prompt_id=prompt.prompt_id, user_id=prompt.user_id, use_case=prompt.use_case, model=model, answer=number,
+            labeler="human", labeler_id=name, rating=rating,
+        )
+        for model, rows in answers.items()
+        for prompt, row in zip(prompts, rows, strict=True)
+        for number, answer in enumerate(row)
+        for name, rating in ratings.get((question(prompt), answer.text.strip()), [])
+    ]  # fmt: skip
 
 
 def metadata_table(rated: Sequence[RatedAnswer], resamples: int = 10_000) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from evaluation.compare import Answer, Answers, parts_table, rubric_win_rates, w
 from evaluation.comparison import Comparison
 from evaluation.config import COMPARED, NULL_BASELINES
 from evaluation.contest import Contest
+from evaluation.judges.human import HumanJudge
 from evaluation.judges.llm import LLMJudge
 from evaluation.judges.protocol import Judge, PairwiseJudge
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
-from evaluation.metadata import MetadataRater, metadata_table, write_ratings
+from evaluation.metadata import MetadataRater, RatedAnswer, metadata_table, rated_by_people, write_ratings
 from labeling.config import LabelsConfig
 
 
@@ -79,8 +80,10 @@ class Results:
             "kl_by_model": {name: bootstrap.interval(kl) for name, kl in done.kl.items()},
             "reward_model": reward_model,
         }
+        if rated := self.rated():
+            write_ratings(done.out / "ratings.jsonl", rated)
+            evaluation["metadata"] = metadata_table(rated, bootstrap.resamples)
         if self.rater is not None:
-            evaluation["metadata"] = self.metadata(self.rater)
             evaluation["llm"] = self.rater.client.report()
         for judge in self.judges:
             if isinstance(judge, LLMJudge):
@@ -89,11 +92,13 @@ class Results:
             evaluation["best_of_n"] = self.best_of_n()
         return evaluation
 
-    def metadata(self, rater: MetadataRater) -> dict[str, Any]:
-        """The paper's metadata by model and use case; writes ratings.jsonl."""
-        rated = rater.rate(self.prompts, {model.name: self.answers[model.name] for model in self.comparison.models})
-        write_ratings(self.comparison.out / "ratings.jsonl", rated)
-        return metadata_table(rated, self.bootstrap.resamples)
+    def rated(self) -> list[RatedAnswer]:
+        """The models' answers with ratings of the language model, or else of the people who judged."""
+        answers = {model.name: self.answers[model.name] for model in self.comparison.models}
+        if self.rater is not None:
+            return self.rater.rate(self.prompts, answers)
+        people = [judge.rankings for judge in self.judges if isinstance(judge, HumanJudge)]
+        return rated_by_people(people[0], self.prompts, answers) if people else []
 
     def best_of_n(self) -> dict[str, Any]:
         """Best-of-n by the labeler; writes best_of_n.jsonl."""

@@ -80,9 +80,10 @@ def examiners(config: RunConfig, data: Path, run: "Run") -> Examiners:
     judges a simple question.
     """
     from data.sets import evenly, read_set
+    from evaluation.judges.human import HumanJudge
     from evaluation.judges.llm_client import LLMClient
     from evaluation.judges.table import JudgeInputs, make_judges
-    from evaluation.metadata import MetadataRater
+    from evaluation.metadata import MetadataRater, rated_by_people
     from evaluation.models import ComparedModel
     from modeling.accelerator import from_main
     from modeling.foreign import refuse_unusable
@@ -100,6 +101,9 @@ def examiners(config: RunConfig, data: Path, run: "Run") -> Examiners:
         client=client, max_tokens=config.reward.max_tokens_per_micro_batch,
     )  # fmt: skip
     judges = make_judges(inputs)
+    for judge in judges:
+        if isinstance(judge, HumanJudge):
+            rated_by_people(judge.rankings, prompts, {})  # refuses malformed ratings
     if rater is not None:
         from_main(run.accelerator, rater.check)
     return Examiners(prompts, judges, rater)

@@ -32,7 +32,8 @@ class HumanJudge:
         """For two texts in alphabetical order, each labeler's judgments: 1, 0 or -1 for the first."""
         self.ranked: dict[Question, set[str]] = defaultdict(set)
         """The texts that somebody ranked."""
-        for number, ranking in enumerate(rankings):
+        self.rankings = list(rankings)
+        for number, ranking in enumerate(self.rankings):
             labeler = ranking.labeler_id or f"row {number}"
             stripped = replace(ranking, completions=[text.strip() for text in ranking.completions])
             for pair, sign in judgment(stripped).items():

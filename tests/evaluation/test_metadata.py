@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data.records import Demonstration
+from data.records import Demonstration, Ranking
 from evaluation.compare import Answer
 from evaluation.judges.llm_client import LLMClient
 from evaluation.judges.llm_config import LLMConfig
@@ -19,6 +19,7 @@ from evaluation.metadata import (
     RatedAnswer,
     metadata_table,
     parse_reply,
+    rated_by_people,
 )
 from tests.evaluation.fake_llm import FakeLLM, serving
 
@@ -78,6 +79,31 @@ def test_a_reply_has_every_field_and_no_other_value_than_it_allows(change: dict[
         parse_reply(json.dumps(GOOD | change))
     with pytest.raises(ValueError, match="no value for 'harmful_advice'"):
         parse_reply(json.dumps({name: value for name, value in GOOD.items() if name != "harmful_advice"}))
+
+
+def test_people_rate_the_models_answers_that_their_records_contain() -> None:
+    prompts = [Demonstration(prompt=f"{n}?", completion="So.", user_id="u") for n in range(2)]
+    answers = {
+        name: [[Answer(text, True, 1, {}) for text in row] for row in rows]
+        for name, rows in {"ppo": [["same", "a"], ["b"]], "sft": [["same "], ["c"]]}.items()
+    }
+    good, bad = {"quality": 6, "opinion": True, "closeness": 0.4}, {"quality": 2}
+    records = [
+        Ranking(prompt="0?", completions=["same", "a"], ranks=[1, 2], labeler_id="ann", ratings=[good, {}]),
+        Ranking(prompt="0?", completions=["same", "x"], ranks=[1, 2], labeler_id="ben", ratings=[bad, bad]),
+        Ranking(prompt="1?", completions=["b", "c"], ranks=[1, 2], labeler_id="ann"),
+    ]
+    rated_ = rated_by_people(records, prompts, answers)
+    found = [(one.model, one.prompt_id, one.answer, one.labeler_id, one.rating) for one in rated_]
+    rating = {"quality": 6, "opinion": True}
+    assert found == [
+        (model, prompts[0].prompt_id, 0, name, given)
+        for model in ("ppo", "sft")
+        for name, given in (("ann", rating), ("ben", bad))
+    ]
+    wrong = Ranking(prompt="0?", completions=["a", "b"], ranks=[1, 2], ratings=[{"quality": 8}, {}])
+    with pytest.raises(ValueError, match="'quality' of a rating is 8"):
+        rated_by_people([wrong], prompts, {})
 
 
 def test_rates_weigh_prompts_alike_and_leave_out_what_does_not_apply() -> None:
