@@ -19,10 +19,10 @@ from reports.reward import calibration_curves, reports_of
 
 STAGES = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 SWEEPS = {"sweep_kl": sweeps.scores_by_kl, "sweep_ptx": sweeps.loss_by_reward}
-EXTRA = ("tax/tax.json", "sft_baseline/epochs.jsonl", *(f"{name}/sweep.json" for name in SWEEPS))
-"""Files of stages outside the pipeline that the report shows."""
-EXTRA_MANIFESTS = ("tax", "sft_baseline", *(f"{name}/measured-sft" for name in SWEEPS))
-"""Folders of their manifests, in the same order."""
+EXTRA = {"tax/tax.json": "tax", "sft_baseline/epochs.jsonl": "sft_baseline"} | {
+    f"{name}/sweep.json": f"{name}/measured-sft" for name in SWEEPS
+}
+"""Files of stages outside the pipeline that the report shows -> the folder of a manifest that names their inputs."""
 PAGE = Page("run.j2", "index.html", "report.md", "pictures")
 
 
@@ -57,7 +57,7 @@ class Results:
     def _of_other_models(self, run: Path) -> list[str]:
         current = digests(self.manifests)
         left_out = []
-        for name, place in zip(EXTRA, EXTRA_MANIFESTS, strict=True):
+        for name, place in EXTRA.items():
             read = _json(run / place / "manifest.json").get("inputs", {})
             if (run / name).is_file() and any(current.get(source, digest) != digest for source, digest in read.items()):
                 left_out.append(name.split("/")[0])

@@ -42,7 +42,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     refuse_copied_gold(settings.gold.model, reward / "model")
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     of_run = Run(accelerator, config.seed, out)
-    given = examiners(config, data, of_run)
+    given = judging(config, data, of_run)
     comparison = Comparison(
         settings=settings,
         run=of_run,
@@ -65,8 +65,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Examiners:
-    """Who judges the answers to which prompts."""
+class Judging:
+    """The held-out prompts, and the judges of the answers to them."""
 
     prompts: "Sequence[Demonstration]"
     judges: "Sequence[Judge]"
@@ -74,7 +74,7 @@ class Examiners:
     """Asks a language model for the paper's metadata."""
 
 
-def examiners(config: RunConfig, data: Path, run: "Run") -> Examiners:
+def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
     """The prompts, judges and rater of `config.evaluate`. Raises ValueError for judges and models that cannot be used,
     without the models of this run; the pipeline therefore calls it before it trains them. Asks a language model that
     judges a simple question.
@@ -106,7 +106,7 @@ def examiners(config: RunConfig, data: Path, run: "Run") -> Examiners:
             rated_by_people(judge.rankings, prompts, {})  # refuses malformed ratings
     if rater is not None:
         from_main(run.accelerator, rater.check)
-    return Examiners(prompts, judges, rater)
+    return Judging(prompts, judges, rater)
 
 
 def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]":

@@ -93,11 +93,11 @@ def work(given: argparse.Namespace) -> None:
         return
     samples = answers_of(given.run) if given.of == "samples" else comparisons(given.run)
     store = Store(place)
-    fill(store, samples, given)
     invited = [(name, admin) for name, admin in ((given.invite, False), (given.invite_admin, True)) if name is not None]
     for name, admin in invited:
         print(store.invite(name, admin))
     if not invited:
+        fill(store, samples, given)
         serve(store, given)
 
 
@@ -155,7 +155,7 @@ def comparisons(run: Path) -> "list[Samples]":
 
 
 def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace) -> None:
-    """Adds the tasks; those of the overlap are the same however often this runs."""
+    """Makes these the store's tasks; those of the overlap are the same however often this runs."""
     from data.files import read_records
     from data.records import Prompt, Ranking, Samples
 

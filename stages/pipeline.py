@@ -39,8 +39,9 @@ def work(config: RunConfig, force: bool) -> None:
     for name in STAGES:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
         if name == "data" and (force or manifest.read(root / "ppo") is None):
+            # What cannot be evaluated is refused before anything is trained.
             evaluate.external(config)
-            evaluate.examiners(config, root / "data", Run(accelerator, config.seed, None))
+            evaluate.judging(config, root / "data", Run(accelerator, config.seed, None))
             gc.collect()
     if accelerator.is_main_process:
         files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from labeling.ratings import FLAGS, QUALITY
+from labeling.ratings import FLAGS, NULLABLE, QUALITY
 from labeling.web.export import rows_of, screening
 from labeling.web.forms import SKIP_REASONS, FormError, draft_of, label_of
 from labeling.web.security import Guard, RateLimit, TooLargeError, check_csrf
@@ -30,6 +31,12 @@ HERE = Path(__file__).parent
 HOSTS = ("127.0.0.1", "localhost", "::1", "testserver")
 SIGN_INS = 10
 """Attempts to sign in that an address has each minute."""
+
+PROBLEMS: dict[type[Exception], tuple[int, str]] = {
+    RequestValidationError: (404, "There is no such page."),
+    TooLargeError: (413, "The request is too large."),
+    TimeoutError: (408, "The request is too slow."),
+}
 
 
 class Pages:
@@ -49,6 +56,14 @@ class Pages:
         """A rendered page."""
         text = self.templates.get_template(template).render(session=session, **content)
         return HTMLResponse(text, status)
+
+    def problem(self, status: int, text: str) -> HTMLResponse:
+        """A page that says what did not work."""
+        return self.page("message.html", None, status, title="This did not work", text=text)
+
+    def explained(self, status: int, text: str, request: Request, error: Exception) -> Response:
+        """`problem` for an exception of PROBLEMS."""
+        return self.problem(status, text)
 
     def session(self, request: Request) -> Session:
         """The session of a request. Raises 401 without one."""
@@ -118,7 +133,8 @@ class Pages:
         count = len(task.shown)
         return self.page(
             "rank.html", session, status, task=task, label=label, message=message,
-            ranks=label.ranks or [None] * count, ratings=label.ratings or [{}] * count, flags=FLAGS, quality=QUALITY,
+            ranks=label.ranks or [None] * count, ratings=label.ratings or [{}] * count, flags=FLAGS,
+            nullable=NULLABLE, quality=QUALITY,
             reasons=SKIP_REASONS, progress=self.store.progress(session.name),
         )  # fmt: skip
 
@@ -141,7 +157,7 @@ class Pages:
         agreed, screened = screening(self.store)
         return self.page(
             "admin.html", session, progress=self.store.progress(), people=self.store.people(), agreement=agreed,
-            screened=screened, token=token, name=name, message="",
+            screened=screened, token=token, name=name,
         )  # fmt: skip
 
     def invite(self, session: Session, fields: dict[str, Any]) -> Response:
@@ -212,23 +228,12 @@ def create_app(store: Store, hosts: Sequence[str] = HOSTS) -> Guard:
 
     @app.exception_handler(StarletteHTTPException)
     def explain(request: Request, error: StarletteHTTPException) -> Response:
-        return pages.page("message.html", None, error.status_code, title="This did not work", text=str(error.detail))
-
-    @app.exception_handler(RequestValidationError)
-    def refuse(request: Request, error: RequestValidationError) -> Response:
-        return pages.page("message.html", None, 404, title="This did not work", text="There is no such page.")
-
-    @app.exception_handler(TooLargeError)
-    def too_large(request: Request, error: TooLargeError) -> Response:
-        return pages.page("message.html", None, 413, title="This did not work", text="The request is too large.")
-
-    @app.exception_handler(TimeoutError)
-    def too_slow(request: Request, error: TimeoutError) -> Response:
-        return pages.page("message.html", None, 408, title="This did not work", text="The request is too slow.")
+        return pages.problem(error.status_code, str(error.detail))
 
     @app.exception_handler(StoreError)
     def unsaved(request: Request, error: StoreError) -> Response:
-        text = f"Nothing was saved: {error}. Tell the admin; then go back and send the form again."
-        return pages.page("message.html", None, 503, title="This did not work", text=text)
+        return pages.problem(503, f"Nothing was saved: {error}. Tell the admin; then go back and send the form again.")
 
+    for kind, (status, text) in PROBLEMS.items():
+        app.add_exception_handler(kind, partial(pages.explained, status, text))
     return Guard(app, hosts)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from labeling.ratings import FLAGS, QUALITY
+from labeling.ratings import FLAGS, NULLABLE, QUALITY
 from labeling.web.store import Label
 
 MAX_TEXT = 20_000
@@ -47,9 +47,7 @@ def draft_of(form: Mapping[str, Any], answers: int) -> Label:
 
     ranks = [read(f"rank-{place}", answers) for place in range(answers)]
     ratings: list[dict[str, Any]] = [
-        {"quality": read(f"quality-{place}", max(QUALITY))}
-        | {name: True for name in FLAGS if form.get(f"{name}-{place}")}
-        for place in range(answers)
+        {"quality": read(f"quality-{place}", max(QUALITY))} | flags_of(form, place) for place in range(answers)
     ]
     return Label(ranks, ratings, str(form.get("skipped", "")), str(form.get("demonstration", "")))
 
@@ -64,14 +62,26 @@ def rank_of(value: str, answers: int) -> int | None:
 
 
 def rating_of(form: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """Quality and flags of an answer; empty if nothing was filled in. Flags count as judged once there is a quality."""
-    quality = text(form, f"quality-{place}")
-    flags = {name: True for name in FLAGS if text(form, f"{name}-{place}")}
+    """Quality and flags of an answer; empty if nothing was filled in.
+
+    With a quality, a flag that was not ticked is false; one of NULLABLE is null unless it was answered. Flags alone are
+    refused: only ticked ones would count, and their rates would be too high.
+    """
+    quality, flags = text(form, f"quality-{place}"), flags_of(form, place)
+    if not quality and any(value is not None for value in flags.values()):
+        raise FormError("Give a quality to every answer of which you set flags.")
     if not quality:
-        return dict(flags)
+        return {}
     if quality not in map(str, QUALITY):
         raise FormError("Quality is a number from 1 to 7.")
-    return {"quality": int(quality)} | {name: name in flags for name in FLAGS}
+    return {"quality": int(quality)} | {
+        name: value if name in NULLABLE else bool(value) for name, value in flags.items()
+    }
+
+
+def flags_of(form: Mapping[str, Any], place: int) -> dict[str, bool | None]:
+    """The flags that were set; None for others."""
+    return {name: {"": None, "no": False}.get(text(form, f"{name}-{place}"), True) for name in FLAGS}
 
 
 def text(form: Mapping[str, Any], name: str) -> str:

@@ -14,7 +14,7 @@ from data.sets import set_file, set_schema
 from labeling.web.store import Label, Store
 from stages import labels
 from stages.config import RunConfig
-from stages.label import OTHER_PLACE, PLACE, main
+from stages.label import OTHER_PLACE, PLACE, answers_of, comparisons, fill, main, parser
 from stages.runner import RunFolder
 
 
@@ -34,6 +34,14 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def filled(run: Path, *arguments: str) -> Store:
+    """The store as the command that starts the app leaves it."""
+    given = parser().parse_args([str(run), *arguments])
+    store = Store(run / (PLACE if given.of == "samples" else OTHER_PLACE))
+    fill(store, answers_of(run) if given.of == "samples" else comparisons(run), given)
+    return store
+
+
 def label_all(store: Store, name: str) -> None:
     while (task := store.claim(name)) is not None:
         store.save(task.id, name, Label([2, 1, None][: len(task.shown)]), 0)
@@ -44,7 +52,7 @@ def test_people_are_invited_and_their_rankings_exported(
 ) -> None:
     assert main([str(run), "--invite", "ann"]) == 0
     token = capsys.readouterr().out.strip()
-    store = Store(run / PLACE)
+    store = filled(run, "--labelers", "2", "--overlap", "0")
     assert store.sign_in(token) is not None
     assert store.progress()["tasks"] == 12
     label_all(store, "ann")
@@ -68,12 +76,14 @@ def test_a_share_of_the_tasks_goes_to_several_labelers_and_gold_tasks_to_everybo
     gold = tmp_path / "gold.jsonl"
     write_records(gold, [Ranking(prompt="2 + 2?", completions=["4", "5"], ranks=[1, 2])])
     more = ["--labelers", "2", "--overlap", "0.5", "--gold", str(gold)]
-    assert main([str(run), "--invite", "ann", *more]) == 0
-    store = Store(run / PLACE)
+    store = filled(run, *more)
     for name in ("ann", "ben", "cleo"):
         store.invite(name)
         label_all(store, name)
     assert 12 < store.progress()["slots"] < 24
+    before = store.progress()
+    assert main([str(run), "--invite", "dora"]) == 0
+    assert store.progress() == before, "an invitation changes no task of a running app"
     assert store.progress()["done"] == store.progress()["slots"]
     assert {name: len(found) for name, found in store.golds().items()} == {"ann": 1, "ben": 1, "cleo": 1}
 
@@ -134,7 +144,7 @@ def test_two_models_are_compared_blindly_and_apart_from_the_training_data(run: P
     ]
     (run / "evaluate" / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main([str(run), "--of", "evaluate", "--invite", "ann"]) == 0
-    store = Store(run / OTHER_PLACE)
+    store = filled(run, "--of", "evaluate")
     assert store.progress()["tasks"] == 2, "equal answers need no judgment"
     task = store.claim("ann")
     assert task is not None
@@ -150,8 +160,8 @@ def test_the_chain_goes_on_with_what_people_ranked(
     config.labels.labeler = "human"
     with pytest.raises(ValueError, match=r"there is no .*labels\.sqlite: rank answers with `make label` first"):
         labels.external(config)
-    main([str(run), "--invite", "ann", "--labelers", "2", "--overlap", "1"])
-    store = Store(run / PLACE)
+    store = filled(run, "--labelers", "2", "--overlap", "1")
+    store.invite("ann")
     store.invite("ben")
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="people have ranked none of the 4 prompts of a split"):

@@ -1,5 +1,6 @@
 """The web app as labelers and attackers use it."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -50,12 +51,15 @@ def fields(page: str) -> dict[str, str]:
 def test_a_labeler_ranks_with_ties_corrects_and_comes_to_the_end(store: Store, ann: TestClient) -> None:
     place = ann.get("/next").headers["location"]
     page = ann.get(place).text
-    form = fields(page) | {"rank-0": "3", "rank-1": "1", "rank-2": "", "quality-1": "6", "opinion-1": "1"}
+    form = fields(page) | {"rank-0": "3", "rank-1": "1", "rank-2": "", "quality-1": "6", "opinion-1": "yes"}
+    form |= {"quality-0": "2", "hallucination-0": "no"}
     assert ann.post(place, data=form).headers["location"] == "/next"
     assert ann.post(place, data=form).headers["location"] == "/next", "sent twice"
     (label,) = [label for _, _, label, _ in store.labels()]
     assert label.ranks == [2, 1, None], "ranks without gaps"
-    assert label.ratings[0] == {}
+    assert label.ratings[2] == {}
+    nullable = [[rating[name] for name in ("hallucination", "satisfies_constraint")] for rating in label.ratings[:2]]
+    assert nullable == [[False, None], [None, None]], "what does not apply is not false"
     assert (label.ratings[1]["quality"], label.ratings[1]["opinion"], label.ratings[1]["harmful_advice"]) == (
         6,
         True,
@@ -87,6 +91,7 @@ def test_a_labeler_ranks_with_ties_corrects_and_comes_to_the_end(store: Store, a
         ({"rank-0": "1", "demonstration": "Because."}, "Rank at least two answers"),
         ({"rank-0": "1", "rank-1": "2", "demonstration": "a\0b"}, "characters that cannot be stored"),
         ({"rank-0": "1", "rank-1": "2", "quality-2": "8"}, "Quality is a number from 1 to 7."),
+        ({"rank-0": "1", "rank-1": "2", "opinion-2": "yes"}, "Give a quality to every answer of which you set flags."),
         ({"skipped": "bored"}, "Choose a reason for skipping from the list."),
         ({"rank-0": "1", "rank-1": "2", "demonstration": "x" * (MAX_TEXT + 1)}, "The text is too long"),
         ({"rank-0": "1", "rank-1": "2", "revision": "one"}, "The form is incomplete. Reload the page."),
@@ -219,6 +224,24 @@ def test_unknown_places_are_pages(ann: TestClient) -> None:
         answer = ann.get(place)
         assert answer.status_code == 404
         assert "This did not work" in answer.text
+
+
+def test_a_body_that_does_not_come_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labeling.web.security.BODY_SECONDS", 0.05)
+    sent: list[Any] = []
+
+    async def never() -> Any:
+        await asyncio.sleep(30)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/sign-in", "query_string": b"", "client": ("127.0.0.1", 1),
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/x-www-form-urlencoded")],
+    }  # fmt: skip
+    asyncio.run(create_app(store)(scope, never, send))
+    assert sent[0]["status"] == 408
 
 
 def test_every_answer_has_the_headers_that_protect_it(store: Store, ann: TestClient) -> None:
