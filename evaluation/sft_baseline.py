@@ -111,7 +111,9 @@ class EpochChoice:
         self.valid_loss = {int(row["epoch"]): row["valid_loss"] for row in self.losses}
         self.score = {epoch: self.bootstrap.interval(made.means()) for epoch, made in self.answers.items()}
         self.least_loss = min(self.kept, key=lambda epoch: self.valid_loss[epoch])
-        self.chosen = max(self.kept, key=lambda epoch: self.score[epoch]["mean"]) if self.score else self.least_loss
+        self.chosen = self.least_loss
+        if self.score:
+            self.chosen = max(self.kept, key=lambda epoch: (self.score[epoch]["mean"], -self.valid_loss[epoch]))
 
     def facts(self) -> dict[str, Any]:
         """The contents of choice.json."""

@@ -6,7 +6,7 @@ python -m stages.evaluate --config configs/demo.yaml --evaluate.judges [rubric,g
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modeling.disk import file_digest
 from stages import manifest
 from stages.config import STAGES, RunConfig
+from stages.outdated import outdated
 from stages.runner import RunFolder, Stage, stage_main, summary
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]
     from evaluation.models import compared_models
 
     settings, ppo = config.evaluate, {"ema": run.stage("ppo") / "model_ema", "last": run.stage("ppo") / "model"}
+    if compares_baseline(config):
+        settings = replace(settings, models=list(dict.fromkeys([*settings.models, "sft_baseline"])))
     folders = {f"ppo_{name}": place for name, place in ppo.items()} | {
         "sft_baseline": sft_baseline(config) / "model",
         "ppo": ppo[settings.weights],
@@ -152,14 +155,31 @@ def sft_baseline(config: RunConfig) -> Path:
     return Path(config.runs_folder) / config.run_name / "sft_baseline"
 
 
+def compares_baseline(config: RunConfig) -> bool:
+    """Whether the SFT baseline is compared: if `evaluate.models` names it, or if it is finished and was made from the
+    data and reward model that the run has now.
+    """
+    if "sft_baseline" in config.evaluate.models:
+        return True
+    folder = sft_baseline(config)
+    if manifest.read(folder) is None:
+        return False
+    try:
+        manifest.stage_digest(folder)  # raises if files are missing
+        outdated(folder.parent, [folder.name], asdict(config))
+    except ValueError:
+        return False
+    return True
+
+
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of models and files that no earlier stage made, and of the SFT baseline if `evaluate.models` names it.
-    Raises ValueError if the baseline is missing.
+    """Digests of models and files that no earlier stage made, and of the SFT baseline if it is compared. Raises
+    ValueError if `evaluate.models` names a baseline that is missing.
     """
     settings, baseline = config.evaluate, sft_baseline(config)
     gold, llm = settings.gold, settings.llm
     files = [gold.chat_template, settings.human.path, llm.prompt_file, llm.metadata_prompt_file]
-    own = {"sft_baseline": manifest.stage_digest(baseline)} if "sft_baseline" in settings.models else {}
+    own = {"sft_baseline": manifest.stage_digest(baseline)} if compares_baseline(config) else {}
     return own | manifest.model_digests(*settings.places, gold.model, *files)
 
 

@@ -211,14 +211,20 @@ def test_a_baseline_whose_epochs_or_reward_model_were_replaced_is_refused_as_an_
     finish_reward(runs, tiny_llama, 0)
     sft_baseline.work(config_of(runs), force=False)
     assert outdated(runs / "run", ["sft_baseline"], {}) == []
-    config = config_of(runs)
+    config, unnamed = config_of(runs), config_of(runs)
     config.evaluate.models = ["sft_baseline"]
-    assert evaluate.external(config) == {"sft_baseline": stage_digest(runs / "run" / "sft_baseline")}
+    for one in (config, unnamed):
+        assert evaluate.external(one) == {"sft_baseline": stage_digest(runs / "run" / "sft_baseline")}
+        compared = evaluate.models(one, RunFolder(runs / "run"), "base")
+        assert [model.name for model in compared] == ["ppo", "sft_baseline", "sft", "base"]
     finish_reward(runs, tiny_llama, 1)
+    assert evaluate.external(unnamed) == {}, "one that does not fit is left out unless it is named"
+    assert [model.name for model in evaluate.models(unnamed, RunFolder(runs / "run"), "base")] == ["ppo", "sft", "base"]
     with pytest.raises(ValueError, match=r"older result of the reward stage: run `make sft_baseline` again$"):
         outdated(runs / "run", ["sft_baseline"], {})
     with pytest.raises(ValueError, match=r"was made from an older result of the reward stage"):
         prepare(replace(evaluate.STAGE, after=()), config, RunFolder(runs / "run"), force=False)
     shutil.rmtree(runs / "run" / "sft_baseline")
+    assert evaluate.external(unnamed) == {}
     with pytest.raises(ValueError, match="holds no finished result: run `make sft_baseline` first"):
         evaluate.external(config)
