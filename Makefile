@@ -4,6 +4,7 @@
 #   make ppo CONFIG=configs/mine.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
 #   make ppo CONFIG=configs/mine.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
 #   make label RUN=runs/mine PORT=8000 ARGS="--invite ann"   people rank the answers in a browser
+#   make loop CONFIG=configs/mine.yaml ROUNDS=2   rank the latest policy's answers, train again, and so on
 #   make plan CONFIG=configs/mine.yaml GPUS=8 ARGS="--gpu_memory 80"   GPU memory of each stage
 
 PYTHON ?= python3
@@ -19,11 +20,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx plan gpu-check
+.PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
-	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES) sweep-kl sweep-ptx"
+	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES) sweep-kl sweep-ptx, loop with ROUNDS="
 	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | test-browser | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
 
 setup: $(VENV)/.installed
@@ -55,6 +56,12 @@ label: setup
 # Over-optimisation: scores against the KL to SFT; pretraining loss against reward over PPO's coefficients.
 sweep-kl sweep-ptx: setup
 	@$(LAUNCH) stages.$(subst -,_,$@) --config $(CONFIG) $(ARGS)
+
+# Rounds of samples, labels, reward model and PPO, each with the latest policy; the report shows the gain by round.
+ROUNDS ?= 2
+
+loop: setup
+	@$(LAUNCH) stages.loop --config $(CONFIG) --rounds $(ROUNDS) $(ARGS)
 
 plan: setup
 	@$(PY) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)

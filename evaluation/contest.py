@@ -55,13 +55,14 @@ class Contest:
         }
 
     def headline(self, comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """PPO's win rates by the first judge, as stored in evaluation.json."""
+        """PPO's win rates by the first judge, as stored in evaluation.json: `win_rate` against every other model."""
         judge, ours, theirs = self.judges[0], self.answers["ppo"], self.answers["sft"]
         found, verdicts = comparisons["ppo"][judge.name], self.verdicts["ppo"][judge.name]
+        others = [name for name in self.answers if name not in ("ppo", "sft", "best_of_n", *NULL_BASELINES)]
         return {
             "win_rate": {
                 "sft": found["win_rate"],
-                "base": win_rate(self.against("ppo", "base", judge), self.bootstrap),
+                **{name: win_rate(self.against("ppo", name, judge), self.bootstrap) for name in others},
             },
             "win_rate_length_controlled": found["length_controlled"],
             "win_rate_length_matched": win_rate(among(verdicts, ours, theirs, like_length), self.bootstrap),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from data.numbers import AtLeastTwo, FractionBelowOne, NonNegativeFloat, PositiveInt, check_numbers
+from evaluation.judges.llm_config import LLMConfig
 from modeling.config import GenerationSettings
 
 
@@ -18,6 +19,11 @@ class SamplesConfig(GenerationSettings):
     """Maximum number of training prompts, spread evenly over the set; null uses all. Ours."""
     max_heldout_prompts: PositiveInt | None = None
     """The same for each of the validation and test splits. Ours."""
+    policy: str | None = None
+    """Folder of the model that answers; null is the run's SFT model. Section 3.1: the current best policy, once there
+    is one."""
+    leave_out: list[str] = field(default_factory=list)
+    """Folders of earlier samples. Their training prompts are sampled again only if there are no others. Ours."""
 
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
@@ -48,9 +54,14 @@ class RubricWeights:
 class LabelsConfig:
     """The labeler that ranks the K answers."""
 
-    labeler: Literal["simulated", "human", "none"] = "simulated"
+    labeler: Literal["simulated", "human", "llm", "none"] = "simulated"
     """`simulated` ranks by a rubric, not by people; `human` takes the rankings that people saved in the web app of
-    `make label`; `none` if all rankings come from data.rankings. Ours."""
+    `make label`; `llm` asks a language model about every two answers to a prompt; `none` if all rankings come from
+    data.rankings. Ours."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    """The language model of the labeler `llm`."""
+    earlier: list[str] = field(default_factory=list)
+    """Folders of earlier labels, whose rankings are added. Section 3.1: the rankings of all rounds."""
     closeness: Literal["encoder", "words"] = "encoder"
     """Judge of closeness: `encoder` uses the embedded MiniLM sentence encoder; `words` uses word overlap, without a
     model, for smoke runs. Ours.
@@ -69,3 +80,8 @@ class LabelsConfig:
         check_numbers(self, "labels")
         if not any(getattr(self.weights, part.name) for part in fields(self.weights)):
             raise ValueError("labels.weights are all 0, so all answers would tie: set one of them above 0")
+        self.llm.validate("labels.llm")
+        if self.labeler == "llm" and self.llm.endpoint is None:
+            raise ValueError("labels.labeler=llm needs labels.llm.endpoint and labels.llm.model")
+        if self.labeler == "none" and self.earlier:
+            raise ValueError("labels.earlier needs a labeler: give earlier rankings in data.rankings instead")

@@ -90,6 +90,7 @@ class RunConfig:
         check_numbers(self)
         for name, place in (
             ("model.base", self.model.base),
+            ("samples.policy", self.samples.policy),
             ("reward.base", self.reward.base),
             ("evaluate_reward.model", self.evaluate_reward.model),
             ("evaluate.gold.model", self.evaluate.gold.model),
@@ -102,6 +103,17 @@ class RunConfig:
             refuse_missing_folder(name, place)
         self.refuse_own_result("model.base", self.model.base)
         self.refuse_own_result("reward.base", self.reward.base)
+        self.refuse_own_result("samples.policy", self.samples.policy)
+        for name, folders, file in (
+            ("samples.leave_out", self.samples.leave_out, "samples_train.jsonl"),
+            ("labels.earlier", self.labels.earlier, "rankings_train.jsonl"),
+        ):
+            for folder in folders:
+                self.refuse_own_result(name, folder)
+                if not (Path(folder) / file).is_file():
+                    raise ValueError(
+                        f"{name}: there is no {Path(folder) / file}: give the folder of that stage in an earlier run"
+                    )
         own = Path(self.runs_folder) / self.run_name / "reward" / "model"
         for name in ("sweep_kl", "sweep_ptx"):
             gold = getattr(self, name).gold

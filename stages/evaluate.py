@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.judges.llm_config import UNHASHED
 from modeling.disk import file_digest
 from stages import manifest
 from stages.config import STAGES, RunConfig
@@ -200,9 +201,7 @@ STAGE = Stage(
     external=external,
     parallel=True,
     discardable=("scratch",),
-    hash_exclude=tuple(
-        f"evaluate.llm.{name}" for name in ("api_key_env", "concurrency", "timeout", "max_retries", "cache")
-    ),
+    hash_exclude=tuple(f"{section}.llm.{name}" for section in ("evaluate", "labels") for name in UNHASHED),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Ranks the sampled answers: by the simulated labeler, a rubric, or by people in the web app (docs/labeling.md).
+"""Ranks the sampled answers: by the simulated labeler, a rubric, by people in the web app, or by a language model
+(docs/labeling.md).
 
 python -m stages.labels --config configs/demo.yaml --labels.disagreement 0.2
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.judges.llm_config import UNHASHED
 from stages.config import RunConfig
 from stages.label import PLACE
-from stages.manifest import digest_of
+from stages.manifest import digest_of, model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
@@ -25,28 +27,67 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.records import SPLITS, Samples
     from labeling.simulated import has_strict_pair
 
+    how = config.labels
     numbers: dict[str, Any] = {"rankings": 0, "all_tied": 0, "tied_pairs": 0.0}
-    if config.labels.labeler == "none":
+    if how.labeler == "none":
         return numbers
-    labeler = by_people(run.root) if config.labels.labeler == "human" else by_rubric(config)
-    pairs = ties = 0
+    labeler = {"human": by_people, "llm": by_llm, "simulated": by_rubric}[how.labeler](config, run)
+    earlier = earlier_rankings(config, run)
+    pairs = ties = own = 0
     for split in SPLITS:
         ranked = labeler(read_records(run.stage("samples") / f"samples_{split}.jsonl", Samples))
+        own += len(ranked)
+        ranked += earlier[split]
         write_records(out / f"rankings_{split}.jsonl", ranked)
         numbers["rankings"] += len(ranked)
         numbers["all_tied"] += sum(not has_strict_pair(ranking) for ranking in ranked)
         for ranking in ranked:
-            ranks = [rank for rank in ranking.ranks or [] if rank is not None]
-            count = len(ranks) * (len(ranks) - 1) // 2
-            pairs += count
-            ties += sum(ranks[i] == ranks[j] for i in range(len(ranks)) for j in range(i))
+            strict, tied = judged_pairs(ranking)
+            pairs, ties = pairs + strict + tied, ties + tied
     numbers["tied_pairs"] = ties / max(1, pairs)
-    if config.labels.labeler == "human" and (left := len(saved_rankings(run.root)) - numbers["rankings"]):
+    if how.earlier:
+        numbers["earlier_rankings"] = numbers["rankings"] - own
+    if how.labeler == "human" and (left := len(saved_rankings(run.root)) - own):
         print(f"labels: {left} rankings are left out: the samples stage no longer has their prompts", flush=True)
     return numbers
 
 
-def by_rubric(config: RunConfig) -> "Labeler":
+def judged_pairs(ranking: "Ranking") -> tuple[int, int]:
+    """(pairs of answers that are ordered, pairs that tie)."""
+    if ranking.preferences is not None:
+        return len(ranking.preferences), len(ranking.ties or [])
+    ranks = [rank for rank in ranking.ranks or [] if rank is not None]
+    ties = sum(ranks[i] == ranks[j] for i in range(len(ranks)) for j in range(i))
+    return len(ranks) * (len(ranks) - 1) // 2 - ties, ties
+
+
+def earlier_rankings(config: RunConfig, run: RunFolder) -> "dict[str, list[Ranking]]":
+    """The rankings of `labels.earlier` by split. Raises ValueError if a folder has none, or if a user is in another
+    split there.
+    """
+    from data.files import read_records
+    from data.records import SPLITS, Ranking
+    from data.sets import read_set
+
+    found: dict[str, list[Ranking]] = {split: [] for split in SPLITS}
+    if not config.labels.earlier:
+        return found
+    users = {prompt.user_id: split for split in SPLITS for prompt in read_set(run.stage("data"), "rm", split)}
+    for folder in map(Path, config.labels.earlier):
+        for split, kept in found.items():
+            path = folder / f"rankings_{split}.jsonl"
+            if not path.is_file():
+                raise ValueError(f"labels.earlier: there is no {path}: give the labels folder of a run")
+            kept += read_records(path, Ranking)
+            if moved := next((one for one in kept if users.get(one.user_id, split) != split), None):
+                raise ValueError(
+                    f"{path}: user {moved.user_id!r} is in the {users[moved.user_id]} split of this run: use the same "
+                    "data.split_salt and fractions as in the run of labels.earlier"
+                )
+    return found
+
+
+def by_rubric(config: RunConfig, run: RunFolder) -> "Labeler":
     """The simulated labeler."""
     from labeling.judges import closeness_judge
     from labeling.simulated import rank
@@ -55,18 +96,38 @@ def by_rubric(config: RunConfig) -> "Labeler":
     return lambda samples: rank(samples, config.labels, judge, config.seed)
 
 
-def by_people(root: Path) -> "Labeler":
+def by_llm(config: RunConfig, run: RunFolder) -> "Labeler":
+    """A language model, which is asked about every two answers. Its replies are cached, so that an interrupted stage
+    asks each question once.
+    """
+    from evaluation.judges.llm import LLMJudge
+    from evaluation.judges.llm_client import LLMClient
+    from evaluation.judges.llm_labeler import rank_by_llm
+
+    judge = LLMJudge(LLMClient(replace(config.labels.llm, max_prompts=None)))
+    judge.check()
+
+    def ranked(samples: "Sequence[Samples]") -> "list[Ranking]":
+        found = rank_by_llm(samples, judge)
+        if not found:
+            raise ValueError(f"the language model of labels.llm gave no verdict on {len(samples)} prompts of a split")
+        return found
+
+    return ranked
+
+
+def by_people(config: RunConfig, run: RunFolder) -> "Labeler":
     """The rankings that people saved, of these and of earlier answers to the prompts; several of a prompt that several
     labelers ranked.
     """
-    rankings = saved_rankings(root)
+    rankings, place = saved_rankings(run.root), run.root / PLACE
 
     def ranked(samples: "Sequence[Samples]") -> "list[Ranking]":
         prompts = {one.prompt_id for one in samples}
         found = [one for one in rankings if one.prompt_id in prompts]
         if not found:
             raise ValueError(
-                f"people have ranked none of the {len(samples)} prompts of a split in {root / PLACE}: rank more with "
+                f"people have ranked none of the {len(samples)} prompts of a split in {place}: rank more with "
                 "`make label`, or set labels.labeler"
             )
         return found
@@ -87,14 +148,24 @@ def saved_rankings(root: Path) -> "list[Ranking]":
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """A digest of the rankings that people saved, so that more of them make the stage run again."""
+    """Digests of the rankings that people saved, so that more of them make the stage run again, of earlier labels, and
+    of the prompt file of a language model.
+    """
+    found = model_digests(*config.labels.earlier, config.labels.llm.prompt_file)
     if config.labels.labeler != "human":
-        return {}
+        return found
     rankings = saved_rankings(Path(config.runs_folder) / config.run_name)
-    return {"people": digest_of([asdict(ranking) for ranking in rankings])}
+    return found | {"people": digest_of([asdict(ranking) for ranking in rankings])}
 
 
-STAGE = Stage("labels", sections=("labels",), after=("samples",), work=work, external=external)
+STAGE = Stage(
+    "labels",
+    sections=("labels",),
+    after=("data", "samples"),
+    work=work,
+    external=external,
+    hash_exclude=tuple(f"labels.llm.{name}" for name in UNHASHED),
+)
 
 if __name__ == "__main__":
     stage_main(STAGE, "Ranks the sampled answers.")

@@ -216,6 +216,34 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     return Plan(None, partial, fingerprint, settings, inputs, resumed)
 
 
+def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
+    """Takes the result of a stage from another run, unless this run has one or would make a different one."""
+    run = RunFolder(Path(config.runs_folder) / config.run_name)
+    theirs = other.stage(stage.name)
+    with locked(run.root):
+        plan, found = prepare(stage, config, run, force=False), manifest.read(theirs)
+        if plan.done is not None or found is None or found.fingerprint != plan.fingerprint:
+            return
+        print(f"{stage.name}: as in {theirs}, which had the same settings and inputs", flush=True)
+        # The manifest, which marks a complete result, comes last.
+        ignored = shutil.ignore_patterns(manifest.NAME)
+        shutil.copytree(theirs, plan.partial, ignore=ignored, copy_function=linked, dirs_exist_ok=True)
+        shutil.copy2(theirs / manifest.NAME, plan.partial)
+        put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
+
+
+def linked(source: str, target: str) -> None:
+    """Weights, which are never changed in place, are linked where the file system can; other files are copied."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        if source.endswith(".safetensors"):
+            os.link(source, target)
+            return
+    except OSError:  # another disk, or a file system without links
+        pass
+    shutil.copy2(source, target)
+
+
 def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> None:
     """Renames a complete folder to its final name, then removes the older result and the folders in `scratch`."""
     old = final.with_name(f"{final.name}.old")

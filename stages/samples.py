@@ -1,13 +1,20 @@
-"""Samples K answers per prompt from the SFT model, to be ranked.
+"""Samples K answers per prompt from the SFT model or a later policy, to be ranked.
 
 python -m stages.samples --config configs/demo.yaml --samples.answers_per_prompt 6
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
+from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, stage_main, summary
+
+if TYPE_CHECKING:
+    from data.records import Prompt
+
+TRAIN = "samples_train.jsonl"
 
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
@@ -16,7 +23,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.records import SPLITS, Demonstration
     from data.sets import evenly, read_set
     from labeling.sampling import AnswerSampler, distinct_samples, rankable
-    from modeling.accelerator import make_accelerator
+    from modeling.accelerator import from_main, make_accelerator
+    from modeling.foreign import refuse_other_kinds
     from modeling.load import autocast, load_causal, load_tokenizer
 
     accelerator = make_accelerator(config.model.device)
@@ -29,10 +37,12 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     }
     if config.labels.labeler == "none":
         return numbers
-    sft, model_config = run.stage("sft") / "model", config.model.of_export()
-    tokenizer = load_tokenizer(sft, model_config)
-    model = load_causal(sft, model_config, tokenizer).to(accelerator.device)
-    how = config.samples
+    how, model_config = config.samples, config.model.of_export()
+    place = how.policy or str(run.stage("sft") / "model")
+    if how.policy is not None:
+        from_main(accelerator, lambda: refuse_other_kinds(place, model_config, f"samples.policy={place}"))
+    tokenizer = load_tokenizer(place, model_config)
+    model = load_causal(place, model_config, tokenizer).to(accelerator.device)
     numbers["generation"] = how.recorded(config.seed)
     accelerator.print(f"samples: generation with {summary(numbers['generation'])}", flush=True)
     sampler = AnswerSampler(model, tokenizer, how, config.seed, accelerator, out / "scratch")
@@ -43,9 +53,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
             numbers["without_demonstration"] += len(prompts)
             prompts = [prompt for prompt in prompts if isinstance(prompt, Demonstration)]
             numbers["without_demonstration"] -= len(prompts)
-        prompts = evenly(
-            prompts, config.samples.max_train_prompts if split == "train" else config.samples.max_heldout_prompts
-        )
+        if split == "train":
+            prompts = not_sampled(prompts, how.leave_out)
+        prompts = evenly(prompts, how.max_train_prompts if split == "train" else how.max_heldout_prompts)
         with autocast(config.model, accelerator.device):
             answers = sampler.answers(prompts, how.answers_per_prompt, f"samples {split}")
         kept, dropped = rankable(
@@ -66,11 +76,26 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     return numbers
 
 
+def not_sampled(prompts: "list[Prompt]", earlier: Sequence[str]) -> "list[Prompt]":
+    """The prompts that are in none of these earlier samples; all of them if there are no others."""
+    from data.files import read_records
+    from data.records import Samples
+
+    known = {row.prompt_id for folder in earlier for row in read_records(Path(folder) / TRAIN, Samples)}
+    return [prompt for prompt in prompts if prompt.prompt_id not in known] or prompts
+
+
+def external(config: RunConfig) -> dict[str, str]:
+    """Digests of another policy and of earlier samples."""
+    return model_digests(config.samples.policy, *config.samples.leave_out)
+
+
 STAGE = Stage(
     "samples",
     sections=("model", "samples", "labels.labeler"),
     after=("data", "sft"),
     work=work,
+    external=external,
     parallel=True,
     discardable=("scratch",),
 )

@@ -54,7 +54,7 @@ class LLMJudge:
 
     name = "llm"
     taught = False
-    """No model was trained on its verdicts."""
+    """As in ScoringJudge."""
 
     def __init__(self, client: LLMClient) -> None:
         """Raises ValueError if the prompt file cannot be used."""

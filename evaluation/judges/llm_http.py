@@ -50,7 +50,7 @@ class ChatEndpoint:
     def __init__(self, config: LLMConfig, first_wait: float) -> None:
         config.validate()
         if config.endpoint is None or config.model is None:
-            raise ValueError("the LLM judge needs evaluate.llm.endpoint and evaluate.llm.model")
+            raise ValueError("the LLM judge needs llm.endpoint and llm.model")
         self.config, self.first_wait, self.base = config, first_wait, config.endpoint.rstrip("/")
         self.requests = self.retries = 0
         self._key, self._lock = config.api_key(), threading.Lock()

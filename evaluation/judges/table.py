@@ -64,7 +64,8 @@ def _human(inputs: JudgeInputs) -> Judge:
 
 def _llm(inputs: JudgeInputs) -> Judge:
     assert inputs.client is not None, "EvaluateConfig.validate"
-    judge = LLMJudge(inputs.client)
+    judge, labeler = LLMJudge(inputs.client), inputs.labels
+    judge.taught = labeler.labeler == "llm" and labeler.llm.model == inputs.settings.llm.model
     from_main(inputs.run.accelerator, judge.check)
     return judge
 

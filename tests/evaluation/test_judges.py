@@ -209,7 +209,8 @@ def test_a_prompt_that_leaves_the_gold_model_no_room_is_refused_and_a_long_answe
     with pytest.raises(ValueError, match="for the judge gold, which leaves no room for an answer in its context of 60"):
         judge.check([Demonstration(prompt="Why? " * 60, completion="So.")])
     long, longer = "So it is, my friend. " * 30, "So it is, my friend. " * 40
-    assert len(set(judge.scores(PROMPTS[:1], [said(long, longer, complete=False)])[0])) == 1
+    ((one, other),) = judge.scores(PROMPTS[:1], [said(long, longer, complete=False)])
+    assert one == pytest.approx(other, abs=5e-6), "the same tokens in other batches"
 
 
 def test_peoples_records_are_read_back_and_pairs_that_nobody_ranked_have_no_verdict(tmp_path: Path) -> None:

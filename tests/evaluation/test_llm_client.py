@@ -155,7 +155,7 @@ def test_a_check_says_at_once_that_nobody_answers(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(ValueError, match=r"\$NO_KEY .* is not set"):
         client(url, tmp_path, api_key_env="NO_KEY")
-    with pytest.raises(ValueError, match=r"needs evaluate\.llm\.endpoint and evaluate\.llm\.model"):
+    with pytest.raises(ValueError, match=r"needs llm\.endpoint and llm\.model"):
         LLMClient(LLMConfig())
 
 

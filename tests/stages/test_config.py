@@ -414,7 +414,11 @@ ZERO_IS_ALLOWED = {
     "checkpoint_minutes", "scoring.temperature", "scoring.top_k")),
     "ppo.learning_rate", "ppo.value_learning_rate", "ppo.kl_coef", "ppo.ptx_coef", "ppo.missing_eos_penalty",
     "ppo.warmup_iterations", "ppo.value_warmup_iterations", "ppo.snapshot_every",
-    *(f"evaluate.llm.{name}" for name in ("temperature", "max_retries", "input_price", "output_price")),
+    *(
+        f"{section}.llm.{name}"
+        for section in ("evaluate", "labels")
+        for name in ("temperature", "max_retries", "input_price", "output_price")
+    ),
     "sweep_kl.seeds", "sweep_kl.kl_coef", "sweep_ptx.gammas", "sweep_ptx.betas", "sweep_ptx.seeds",
     "ppo.samples_per_iteration", "ppo.adam_beta1", "ppo.adam_beta2", "ppo.discount",
     "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes",
@@ -463,7 +467,9 @@ def test_every_number_outside_its_range_is_refused_by_name(name: str) -> None:
     for value in bad:
         with pytest.raises(ValueError, match=re.escape(f"{name}{'[0]' if several else ''}={value!r} must be ")):
             validate(value)
-    needs_another = {"reward.epochs", "sweep_kl.kl_coef", "evaluate.llm.input_price", "evaluate.llm.output_price"}
+    needs_another = {"reward.epochs", "sweep_kl.kl_coef"} | {
+        name for name in ZERO_IS_ALLOWED if name.endswith("_price")
+    }
     if name in ZERO_IS_ALLOWED - needs_another:
         validate(0)
     if name in ONE_IS_ALLOWED:

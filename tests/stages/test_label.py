@@ -4,18 +4,16 @@ import json
 import socket
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from data.files import read_records, write_records
 from data.records import Demonstration, Ranking, Samples
-from data.sets import set_file, set_schema
 from labeling.web.store import Label, Store
 from stages import labels
 from stages.config import RunConfig
 from stages.label import OTHER_PLACE, PLACE, answers_of, comparisons, fill, main, parser
 from stages.runner import RunFolder
+from tests.sets import write_set
 
 
 def samples(split: str, count: int = 4) -> list[Samples]:
@@ -132,10 +130,7 @@ def test_two_models_are_compared_blindly_and_apart_from_the_training_data(run: P
                       completion="So.", prompt_id=f"p{n}")
         for n in range(3)
     ]  # fmt: skip
-    schema = set_schema("sft", conversational=True)
-    (run / "data").mkdir()
-    rows = [{field: getattr(one, field, None) for field in schema.names} for one in asked]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), set_file(run / "data", "sft", "test"))
+    write_set(run / "data", "sft", "test", asked)
     (run / "evaluate").mkdir()
     texts = [("x", "y"), ("x", "y"), ("same", "same")]
     lines = [

@@ -494,7 +494,8 @@ def test_no_stage_reads_configuration_that_its_fingerprint_leaves_out(name: str)
     assert stage.name == name
     harmless = {"tracking", "ppo.monitors", "ppo.checkpoint_every", "ppo.keep_checkpoints"}
     harmless |= {"sft.checkpoint_minutes", "reward.checkpoint_minutes"}
-    harmless |= {f"evaluate.llm.{name}" for name in ("api_key_env", "concurrency", "timeout", "max_retries", "cache")}
+    unhashed = ("api_key_env", "concurrency", "timeout", "max_retries", "cache")
+    harmless |= {f"{section}.llm.{name}" for section in ("evaluate", "labels") for name in unhashed}
     harmless |= {f"{stage}.activation_checkpointing" for stage in ("sft", "reward", "ppo")}
     harmless |= {"ppo.max_tokens_per_micro_batch", "ppo.rollout_batch_size", "reward.max_tokens_per_micro_batch"}
     assert set(stage.hash_exclude) <= harmless, "nothing else leaves a result as it is, but for rounding"

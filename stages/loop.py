@@ -1,0 +1,122 @@
+"""InstructGPT's loop (Ouyang et al. 2022, 3.1): answers of the current best policy are ranked, then the reward model is
+trained on the rankings of all rounds, and then a new policy.
+
+python -m stages.loop --config configs/demo.yaml --rounds 2
+
+Each round is a run folder `<runs_folder>/<run_name>-loop/round-N` with all stages. A loop that was interrupted goes on
+when the command runs again, also with more rounds.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stages import data, manifest, pipeline, sft
+from stages.config import FORCE, RunConfig
+from stages.label import PLACE
+from stages.runner import RunFolder, adopt, main
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
+    "rounds": {"type": int, "default": 2, "help": "Number of rounds in all (default: 2)."},
+    "unlabelled": {"action": "store_true", "help": "Go on although people have not labelled all tasks of a round."},
+}
+COLLECTED = {"prompts": "prompts", "demonstrations": "demonstrations"}
+"""Files of the web app's export that the next round reads -> the setting in `data`."""
+
+
+def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = False) -> None:
+    """Runs the rounds, and writes `loop.json`, index.html and report.md in the loop's folder."""
+    from modeling.accelerator import from_main, make_accelerator
+    from reports.loop import write_loop
+
+    if rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, found {rounds}")
+    if config.labels.labeler == "none":
+        raise ValueError("a loop needs a labeler: set labels.labeler to simulated, human or llm")
+    accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
+    done: list[Path] = []
+    for number in range(1, rounds + 1):
+        accelerator.print(f"loop: round {number} of {rounds}", flush=True)
+        current = from_main(accelerator, partial(prepared, config, done, force, unlabelled))
+        pipeline.work(current, force)
+        done.append(Path(current.runs_folder) / current.run_name)
+        from_main(accelerator, partial(write_loop, done, done[-1].parent))
+    accelerator.print(f"loop: done, report: {done[-1].parent / 'index.html'}")
+
+
+def prepared(config: RunConfig, done: Sequence[Path], force: bool, unlabelled: bool) -> RunConfig:
+    """Begins the round after these: takes what the round before can share, and makes sure that people have labelled its
+    answers.
+    """
+    current = begin(config, done)
+    current.validate()
+    if done and not force:
+        for stage in (data.STAGE, sft.STAGE):
+            adopt(stage, current, RunFolder(done[-1]))
+    if current.labels.labeler == "human" and not unlabelled:
+        refuse_unlabelled(RunFolder(Path(current.runs_folder) / current.run_name))
+    return current
+
+
+def begin(config: RunConfig, done: Sequence[Path]) -> RunConfig:
+    """The configuration of the round after these; makes its folder and round.json."""
+    root = Path(config.runs_folder) / f"{config.run_name}-loop" / f"round-{len(done) + 1}"
+    current = replace(deepcopy(config), runs_folder=str(root.parent), run_name=root.name)
+    root.mkdir(parents=True, exist_ok=True)
+    if done:
+        weights = {"ema": "model_ema", "last": "model"}[config.evaluate.weights]
+        policies = [str(run / "ppo" / weights) for run in done]
+        current.samples.policy = policies[-1]
+        current.samples.leave_out += [str(run / "samples") for run in done]
+        current.labels.earlier += [str(done[-1] / "labels")]  # with the rankings of the rounds before
+        current.evaluate.models += policies
+        collect(done, root)
+        for name, setting in COLLECTED.items():
+            if (file := root / "collected" / f"{name}.jsonl").is_file():
+                getattr(current.data, setting).append(str(file))
+    parent = {"parent": done[-1].name, "policy": current.samples.policy} if done else {"parent": None, "policy": None}
+    (root / "round.json").write_text(json.dumps({"round": len(done) + 1, **parent}, indent=2) + "\n")
+    return current
+
+
+def collect(done: Sequence[Path], root: Path) -> None:
+    """Writes what people gave to the web apps of earlier rounds into `root/collected`, once: what they add later is for
+    the round after.
+    """
+    from data.files import write_rows
+    from labeling.web.export import rows_of
+    from labeling.web.store import Store
+
+    if (root / "collected").is_dir():
+        return
+    partial = root / "collected.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    exports = [rows_of(Store(run / PLACE)) for run in done if (run / PLACE).is_file()]
+    for name in COLLECTED:
+        if rows := [row for export in exports for row in export.get(name, ())]:
+            write_rows(partial / f"{name}.jsonl", rows)
+    partial.rename(root / "collected")
+
+
+def refuse_unlabelled(run: RunFolder) -> None:
+    """Raises ValueError if people have not labelled all tasks of a round whose answers are sampled."""
+    from labeling.web.store import Store
+
+    if manifest.read(run.stage("samples")) is None or manifest.read(run.stage("labels")) is not None:
+        return
+    counts = Store(run.root / PLACE).progress() if (run.root / PLACE).is_file() else {"done": 0, "slots": 0}
+    if counts["done"] < counts["slots"] or not counts["slots"]:
+        raise ValueError(
+            f"people have labelled {counts['done']} of {counts['slots'] or 'the'} tasks of {run.root}: go on with "
+            f"`make label RUN={run.root}` and run the loop again, or use what there is with --unlabelled"
+        )
+
+
+if __name__ == "__main__":
+    main(work, "python -m stages.loop", "Runs rounds of samples, labels, reward model and PPO.", options=OPTIONS)

@@ -1,0 +1,219 @@
+"""The loop: what a round takes from the rounds before it, and what its report says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.files import read_records, read_rows, write_records
+from data.records import SPLITS, Demonstration, Ranking, Samples
+from evaluation.judges.llm_config import LLMConfig
+from labeling.web.store import Label, Store
+from reports.loop import gains
+from stages import labels, loop, manifest, samples
+from stages.config import RunConfig
+from stages.label import PLACE
+from stages.runner import RunFolder, Stage, adopt, run_stage
+from tests.evaluation.fake_llm import FakeLLM, serving
+from tests.sets import write_set
+
+ANSWERS = ["aa", "b", "ccc"]
+
+
+def samples_of(count: int) -> list[Samples]:
+    return [Samples(prompt=f"{n}?", completions=ANSWERS, complete=[True] * 3) for n in range(count)]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    found = RunConfig(run_name="mine", runs_folder=str(tmp_path / "runs"))
+    found.model.base = "tiny"
+    return found
+
+
+@pytest.fixture
+def first(config: RunConfig) -> Path:
+    """A finished first round with the files that the second one reads."""
+    current = loop.begin(config, [])
+    root = Path(current.runs_folder) / current.run_name
+    for folder in ("ppo/model_ema", "samples", "labels"):
+        (root / folder).mkdir(parents=True)
+    write_records(root / "samples" / "samples_train.jsonl", samples_of(2))
+    for split in SPLITS:
+        write_records(
+            root / "labels" / f"rankings_{split}.jsonl", [Ranking(prompt=split, completions=["a", "b"], ranks=[1, 2])]
+        )
+    return root
+
+
+def test_a_round_asks_the_last_policy_and_keeps_the_rankings_of_all_rounds(config: RunConfig, first: Path) -> None:
+    store = Store(first / PLACE)
+    store.invite("ann")
+    store.add(samples_of(1), [1], [None])
+    task = store.claim("ann")
+    assert task is not None
+    store.save(task.id, "ann", Label([1, 2, None], demonstration="Better."), 0)
+    second = loop.begin(config, [first])
+    second.validate()
+    root = first.parent / "round-2"
+    assert (second.runs_folder, second.run_name) == (str(first.parent), "round-2")
+    assert second.samples.policy == str(first / "ppo" / "model_ema")
+    assert second.samples.leave_out == [str(first / "samples")]
+    assert second.labels.earlier == [str(first / "labels")]
+    assert second.evaluate.models == [str(first / "ppo" / "model_ema")]
+    assert second.data.demonstrations == [*config.data.demonstrations, str(root / "collected" / "demonstrations.jsonl")]
+    assert [row["completion"] for _, row in read_rows(root / "collected" / "demonstrations.jsonl")] == ["Better."]
+    assert json.loads((root / "round.json").read_text()) == {
+        "round": 2, "parent": "round-1", "policy": str(first / "ppo" / "model_ema"),
+    }  # fmt: skip
+    assert config.samples.policy is None, "the configuration of the loop stays as it is"
+    # What people add later does not change a round that has begun.
+    store.save(task.id, "ann", Label([1, 2, None], demonstration="Later."), 1)
+    assert loop.begin(config, [first]) == second
+    assert [row["completion"] for _, row in read_rows(root / "collected" / "demonstrations.jsonl")] == ["Better."]
+    config.evaluate.weights = "last"
+    (first / "ppo" / "model").mkdir()
+    assert loop.begin(config, [first]).samples.policy == str(first / "ppo" / "model")
+
+
+def test_prompts_of_earlier_rounds_are_asked_again_only_without_others(first: Path) -> None:
+    earlier, new = samples_of(2), samples_of(3)[2]
+    assert samples.not_sampled([*earlier, new], [str(first / "samples")]) == [new]
+    assert samples.not_sampled([*earlier], [str(first / "samples")]) == earlier
+
+
+@pytest.fixture
+def second(config: RunConfig, first: Path) -> tuple[RunConfig, RunFolder]:
+    """The second round with its answers sampled."""
+    found = loop.begin(config, [first])
+    run = RunFolder(Path(found.runs_folder) / found.run_name)
+    prompts = {split: [Demonstration(prompt=f"{split} {n}", completion="aa") for n in range(2)] for split in SPLITS}
+    (run.root / "samples").mkdir()
+    for split, asked in prompts.items():
+        write_set(run.root / "data", "rm", split, asked)
+        rows = [Samples(prompt=one.prompt, completions=ANSWERS, complete=[True] * 3, reference="aa") for one in asked]
+        write_records(run.root / "samples" / f"samples_{split}.jsonl", rows)
+    return found, run
+
+
+def test_earlier_rankings_are_added_and_a_user_of_another_split_is_refused(
+    second: tuple[RunConfig, RunFolder], first: Path, tmp_path: Path
+) -> None:
+    config, run = second
+    config.labels.closeness, config.labels.disagreement = "words", 0.0
+    numbers = labels.work(config, run, tmp_path)
+    assert (numbers["rankings"], numbers["earlier_rankings"]) == (9, 3)
+    found = read_records(tmp_path / "rankings_valid.jsonl", Ranking)
+    assert [one.prompt for one in found] == ["valid 0", "valid 1", "valid"]
+    moved = Ranking(prompt="train 0", completions=["a", "b"], ranks=[1, 2])
+    write_records(first / "labels" / "rankings_test.jsonl", [moved])
+    with pytest.raises(ValueError, match=r"is in the train split of this run: use the same data\.split_salt"):
+        labels.work(config, run, tmp_path)
+
+
+def test_a_language_model_ranks_by_comparing_every_two_answers_in_both_orders(
+    second: tuple[RunConfig, RunFolder], tmp_path: Path
+) -> None:
+    config, run = second
+
+    def longer(question: str) -> str:
+        first, second = (question.split(f"<answer {name} ")[1].split("\n")[1] for name in "AB")
+        verdict = "tie" if {first, second} == {"aa", "b"} else "A" if len(first) > len(second) else "B"
+        return json.dumps({"verdict": verdict})
+
+    fake = FakeLLM(longer)
+    config.labels.labeler, config.labels.earlier = "llm", []
+    with serving(fake) as endpoint:
+        config.labels.llm = LLMConfig(endpoint=endpoint, model="judge", max_prompts=1, cache=str(tmp_path / "llm"))
+        numbers = labels.work(config, run, tmp_path)
+    found = read_records(tmp_path / "rankings_test.jsonl", Ranking)
+    assert [(one.preferences, one.ties, one.labeler, one.labeler_id) for one in found] == [
+        ([[2, 0], [2, 1]], [[0, 1]], "llm", "judge")
+    ] * 2
+    assert numbers == {"rankings": 6, "all_tied": 0, "tied_pairs": pytest.approx(1 / 3)}
+
+
+def test_a_round_waits_until_people_have_labelled_its_answers(
+    second: tuple[RunConfig, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = second
+    loop.refuse_unlabelled(run)  # the samples stage has not finished
+    monkeypatch.setattr(manifest, "read", lambda folder: folder if folder.name == "samples" else None)
+    with pytest.raises(ValueError, match=r"labelled 0 of the tasks of .*round-2: go on with `make label RUN="):
+        loop.refuse_unlabelled(run)
+    store = Store(run.root / PLACE)
+    store.invite("ann")
+    store.add(samples_of(2), [1, 1], [None, None])
+    for done in range(2):
+        with pytest.raises(ValueError, match=f"people have labelled {done} of 2 tasks"):
+            loop.refuse_unlabelled(run)
+        task = store.claim("ann")
+        assert task is not None
+        store.save(task.id, "ann", Label(skipped="unclear"), 0)
+    loop.refuse_unlabelled(run)
+
+
+def test_a_stage_with_the_same_settings_and_inputs_is_taken_from_the_round_before(config: RunConfig) -> None:
+    runs: list[str] = []
+
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        runs.append(run.root.name)
+        (out / "model").mkdir()
+        (out / "model" / "model.safetensors").write_bytes(b"weights")
+        (out / "numbers.json").write_text(str(config.seed))
+        return {"seed": config.seed}
+
+    stage = Stage("sft", sections=("sft",), after=(), work=work)
+    one, two = loop.begin(config, []), loop.begin(config, [])
+    two.run_name = "round-2"
+    roots = [RunFolder(Path(current.runs_folder) / current.run_name) for current in (one, two)]
+    run_stage(stage, one)
+    two.sft.epochs = 7
+    adopt(stage, two, roots[0])
+    assert not roots[1].stage("sft").exists(), "other settings make another result"
+    two.sft.epochs = one.sft.epochs
+    adopt(stage, two, roots[0])
+    assert run_stage(stage, two) == {"seed": 0}
+    assert runs == ["round-1"], "the second round did not train"
+    files = [root.stage("sft") / "model" / "model.safetensors" for root in roots]
+    assert files[0].stat().st_ino == files[1].stat().st_ino, "weights are not stored twice"
+    assert manifest.stage_digest(roots[0].stage("sft")) == manifest.stage_digest(roots[1].stage("sft"))
+    two.sft.epochs = 7  # a result of its own is kept
+    run_stage(stage, two)
+    adopt(stage, two, roots[0])
+    assert runs == ["round-1", "round-2"]
+
+
+def test_the_gain_is_read_from_one_evaluation_of_all_policies() -> None:
+    rate = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 9}
+    evaluation = {
+        "judges": [{"name": "rubric"}],
+        "comparisons": {
+            "ppo": {"rubric": {"win_rate": rate}},
+            "loop/round-1/ppo/model_ema": {"rubric": {"win_rate": rate | {"mean": 0.55}}},
+            "other/model": {"rubric": {"win_rate": rate | {"mean": 0.1}}},
+        },
+    }
+    found = gains({"name": "round-2", "places": {"round-1": "loop/round-1/ppo/model_ema"}}, evaluation)
+    assert {name: rates["rubric"]["mean"] for name, rates in found.items()} == {"round-1": 0.55, "round-2": 0.6}
+
+
+def test_bad_use_is_refused_before_anything_runs(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--rounds must be at least 1"):
+        loop.work(config, force=False, rounds=0)
+    config.labels.labeler = "none"
+    with pytest.raises(ValueError, match="a loop needs a labeler"):
+        loop.work(config, force=False)
+    config.labels.labeler = "simulated"
+    for section, name, file in (
+        ("labels", "earlier", "rankings_train.jsonl"),
+        ("samples", "leave_out", "samples_train.jsonl"),
+    ):
+        setattr(getattr(config, section), name, [str(tmp_path)])
+        with pytest.raises(ValueError, match=rf"{section}\.{name}: there is no .*{file}"):
+            config.validate()
+        setattr(getattr(config, section), name, [])
+    config.labels.labeler = "llm"
+    with pytest.raises(ValueError, match=r"labels\.labeler=llm needs labels\.llm\.endpoint"):
+        config.validate()
