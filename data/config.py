@@ -104,6 +104,8 @@ class DataConfig:
                 raise ValueError(f"data.sources.{name}: that name is taken by the embedded source; choose another")
         named = {name for role in ROLES for name in getattr(self, role)}
         for name, source in self.sources.items():
+            if odd := [key for key in source.columns if not isinstance(key, str)]:
+                raise ValueError(f"data.sources.{name}.columns: the key {odd[0]!r} is not text: put it in quotes")
             if name not in named:
                 raise ValueError(
                     f"data.sources.{name} is in none of the lists {', '.join(ROLES)}, so it would not be read"

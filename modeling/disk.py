@@ -31,12 +31,21 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder atomically: it is renamed first, so that no incomplete folder is left under its name."""
-    aside = discarded(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        folder.rename(aside)
-        shutil.rmtree(aside)
+    """Removes a folder atomically: it is renamed first, so that no incomplete folder is left under its name. Of a link
+    to a folder, only the link is removed.
+    """
+    remove(discarded(folder))
+    if folder.exists() or folder.is_symlink():
+        folder.rename(discarded(folder))
+        remove(discarded(folder))
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder, or a link to one, if it exists."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def discarded(folder: Path) -> Path:

@@ -170,7 +170,11 @@ def refuse_missing_folder(name: str, place: str | None) -> None:
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """jsonargparse's parser, with a suggestion in the message for an unknown key."""
+    """jsonargparse's parser, with a suggestion in the message for an unknown key. Files are UTF-8 in every locale."""
+
+    def parse_path(self, path: Any, *given: Any, **named: Any) -> jsonargparse.Namespace:
+        """The settings in a file."""
+        return self.parse_string(Path(path).read_text(encoding="utf-8"), os.path.basename(path), *given, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one sentence and exits with 2."""
@@ -236,7 +240,8 @@ def wrong_type(sentence: str) -> str | None:
         return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
     plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
-        return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}"
+        quoted = "; put text that YAML reads as something else in quotes" if plain[2] == "str" else ""
+        return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}{quoted}"
     section = re.search(
         r'key "([\w.]+)": (?:Not a valid subclass of \w+\. Got value: (.*?) Subclass types|Problem with given '
         r"class_path \'(.*?)\': No module)",

@@ -39,23 +39,27 @@ def check_config_file(path: Path) -> None:
     if not isinstance(node, yaml.MappingNode):
         holds = "holds no settings" if node is None else "is not a mapping of settings"
         raise ValueError(f"{path}: {holds}: write lines of the form `key: value`, or leave --config out")
-    refuse_duplicates(node, path)
+    check_keys(node, path)
 
 
-def refuse_duplicates(node: yaml.Node, path: Path) -> None:
-    """Raises ValueError for a duplicate key; YAML's loader would silently keep the last one."""
+def check_keys(node: yaml.Node, path: Path) -> None:
+    """Raises ValueError for a duplicate key, of which YAML's loader would silently keep the last one, and for a key
+    that it does not read as text.
+    """
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            refuse_duplicates(item, path)
+            check_keys(item, path)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode):
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise ValueError(f"{path}:{line}: YAML does not read the key {key.value} as text: put it in quotes")
             if key.value in lines:
                 raise ValueError(
                     f"{path}:{line}: {key.value} is given twice, first in line {lines[key.value]}: keep one"
                 )
             lines[key.value] = line
-        refuse_duplicates(value, path)
+        check_keys(value, path)

@@ -248,7 +248,7 @@ def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> Non
     """Renames a complete folder to its final name, then removes the older result and the folders in `scratch`."""
     old = final.with_name(f"{final.name}.old")
     discard(old)
-    if final.exists():
+    if final.exists() or final.is_symlink():
         final.rename(old)
     partial.rename(final)
     sync(final.parent)

@@ -24,7 +24,8 @@ Convert = Callable[[Sequence[Row]], Iterable[Fields]]
 Answers = Sequence[tuple[str, int | None]]
 """(text, rank from 1, or None if not ranked) of each answer to a prompt."""
 T = TypeVar("T")
-ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+?[0-9]+")
+ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
+"""How Python, pandas and Excel write a large number; a hash can look like 6e960637, without the sign."""
 ANSWER_KEYS = {item.name for kind in (Demonstration, Ranking) for item in fields(kind)} - {
     item.name for item in fields(Prompt)
 }

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import io
 import itertools
 import math
 import os
@@ -309,9 +310,15 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, yaml: str,
     [
         ("sft: {epochs: 1}\nppo: {}\nsft: {learning_rate: 0.1}\n", "run.yaml:3: sft is given twice, first in line 1"),
         ("sft:\n  epochs: 1\n  epochs: 2\n", "run.yaml:3: epochs is given twice, first in line 2"),
+        (
+            "data:\n  sources:\n    faq: {columns: {\n      No: null, Q: prompt}}\n",
+            "run.yaml:4: YAML does not read the key No as text: put it in quotes",
+        ),
     ],
 )
-def test_a_key_that_is_given_twice_is_refused_rather_than_half_lost(tmp_path: Path, yaml: str, place: str) -> None:
+def test_a_key_that_is_given_twice_or_is_no_text_is_refused_rather_than_half_lost(
+    tmp_path: Path, yaml: str, place: str
+) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml)
     with pytest.raises(ValueError, match=re.escape(place)):
@@ -474,6 +481,24 @@ def test_every_number_outside_its_range_is_refused_by_name(name: str) -> None:
         validate(0)
     if name in ONE_IS_ALLOWED:
         validate(1)
+
+
+def test_keys_on_the_command_line_are_text_too() -> None:
+    with pytest.raises(ValueError, match=r"data\.sources\.faq\.columns: the key False is not text: put it in quotes"):
+        parse("--data.sources", "{faq: {place: faq.csv, columns: {No: null}}}", "--data.prompts", "[faq]")
+
+
+def test_a_config_file_is_utf_8_in_every_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {split_salt: né, languages: [en]}\n", encoding="utf-8")
+    opened = io.open
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda path, mode="r", *given, encoding=None, **named: opened(
+            path, mode, *given, encoding=encoding or (None if "b" in mode else "latin-1"), **named
+        ),
+    )
+    assert parse("--config", str(file)).data.split_salt == "né"
 
 
 def test_a_config_may_come_through_a_pipe_which_can_be_read_only_once() -> None:

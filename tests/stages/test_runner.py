@@ -319,6 +319,27 @@ def test_a_cut_after_both_renames_leaves_only_rubbish_to_clear(config: RunConfig
     assert not (root / "data.old").exists()
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_result_that_was_moved_elsewhere_and_linked_is_replaced_here_and_left_there(
+    config: RunConfig, root: Path, tmp_path: Path, lost: bool
+) -> None:
+    work, elsewhere = Work(), tmp_path / "other disk"
+    run_stage(first(work), config)
+    (root / "data").rename(elsewhere)
+    (root / "data").symlink_to(elsewhere)
+    run_stage(first(work), config)
+    assert work.times == 1, "a linked result is a result"
+    if lost:
+        shutil.rmtree(elsewhere)
+    for times in (2, 3):
+        config.seed = times
+        run_stage(first(work), config)
+        assert work.times == times
+        assert not (root / "data").is_symlink()
+        assert sorted(path.name for path in root.iterdir() if path.name != ".lock") == ["data"]
+    assert lost or (elsewhere / "made.txt").read_text() == "made"
+
+
 @pytest.mark.parametrize(
     "start",
     ["nothing", "an older result", "a half folder of another configuration", "a half folder that --force wipes"],

@@ -276,6 +276,14 @@ def test_an_id_that_a_table_has_rounded_is_refused(tmp_path: Path, identity: obj
         records(DataConfig(prompts=[place]), "prompts")
 
 
+@pytest.mark.parametrize("identity", ["6e960637", "3e8", "1e2"])
+def test_an_id_that_looks_like_a_number_is_an_id(tmp_path: Path, identity: str) -> None:
+    table = tmp_path / "x.csv"
+    table.write_text(f"prompt,user_id\nWhy?,{identity}\n")
+    for place in (str(table), written(tmp_path / "x.jsonl", [{"prompt": "Why?", "user_id": identity}])):
+        assert [record.user_id for record in records(DataConfig(prompts=[place]), "prompts")] == [identity]
+
+
 @pytest.mark.parametrize(("adjacent", "found"), [(True, "p1:2 p3:1 p4:1 p5:1"), (False, "p1:3 p3:1 p4:1")])
 def test_rows_of_a_group_come_together(adjacent: bool, found: str) -> None:
     rows: list[Any] = [{"id": 1, "n": 1}, {"id": 1, "n": 2}, {"id": 2, "n": 3}, ["no object"], {"id": 1, "n": 4}]
