@@ -6,7 +6,6 @@ pytest -m slow tests/stages/test_families.py
 import importlib
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from stages.config import RunConfig, parse_config
 from stages.runner import run_stage
 from tests.families import FAMILIES, found_row, make_family, table
 
-CHAIN = ("sft", "samples", "labels", "reward", "ppo", "evaluate")
+CHAIN = ("data", "sft", "samples", "labels", "reward", "ppo", "evaluate")
 SETTINGS = """
 data:
   demonstrations: [{rows}]
@@ -76,14 +75,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def data(rows: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data stage's result, the same for all families, since they share a tokenizer."""
-    config = configured(tiny_llama, "lora", rows, tmp_path_factory.mktemp("data"))
-    stage("data", config)
-    return Path(config.runs_folder) / config.run_name / "data"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_agrees_with_the_table(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -93,9 +84,8 @@ def test_the_check_agrees_with_the_table(family: str, tmp_path: Path, tiny_token
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_whole_chain_runs(family: str, adapter: str, data: Path, tmp_path: Path, tiny_tokenizer: Any) -> None:
-    config = configured(make_family(family, tmp_path, tiny_tokenizer), adapter, tmp_path, tmp_path)
-    shutil.copytree(data, Path(config.runs_folder) / config.run_name / "data")
+def test_the_whole_chain_runs(family: str, adapter: str, rows: Path, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    config = configured(make_family(family, tmp_path, tiny_tokenizer), adapter, rows, tmp_path)
     numbers = {name: stage(name, config) for name in CHAIN}
     assert math.isfinite(numbers["reward"]["score_std"])
     assert math.isfinite(numbers["ppo"]["kl"])
