@@ -1,5 +1,8 @@
 """What a labeler says about a single answer: the paper's metadata (table 3)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 QUALITY = range(1, 8)
 FLAGS = {
     "fails_instruction": "fails to follow the correct instruction or task",
@@ -20,3 +23,11 @@ NULLABLE = ("hallucination", "satisfies_constraint")
 """Flags that do not apply to every prompt: the paper reports hallucination for closed-domain tasks (section 4.1), and
 an instruction may state no constraint.
 """
+CHOICES = FLAGS | {f"no {name}": f"not this: {FLAGS[name]}" for name in NULLABLE}
+"""Labeling tools without null have two choices for each of NULLABLE, of which none may be chosen."""
+
+
+def chosen(rating: Mapping[str, Any]) -> list[str]:
+    """The choices that say the same as the flags of a rating."""
+    absent = [f"no {name}" for name in NULLABLE if rating.get(name) is False]
+    return [name for name in FLAGS if rating.get(name)] + absent

@@ -3,6 +3,7 @@
 python -m stages.label runs/mine --invite ann      # prints ann's invitation token
 python -m stages.label runs/mine                   # serves http://127.0.0.1:8000
 python -m stages.label runs/mine --export exported
+python -m stages.label runs/mine --import elsewhere --as label-studio
 """
 
 import argparse
@@ -69,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="write rankings, demonstrations and all labels in JSON Lines and stop",
     )
+    add("--import", type=Path, metavar="PLACE", dest="place", help="add the labels of a file or folder and stop")
+    add(
+        "--as",
+        choices=["own", "label-studio", "argilla"],
+        default="own",
+        dest="form",
+        help="format of --export and --import: own, as --export writes it, or that of Label Studio or Argilla",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--name", action="append", default=[], metavar="HOST", help="a host name under which others reach the app")
     add("--port", type=int, default=8000, help="default: 8000")
@@ -77,28 +86,51 @@ def parser() -> argparse.ArgumentParser:
 
 def work(given: argparse.Namespace) -> None:
     """Raises ValueError for a run without answers, and for values out of range."""
-    from data.files import write_rows
-    from labeling.web.export import rows_of
+    from labeling.web.imports import read_labels
     from labeling.web.store import Store
 
     if not 1 <= given.labelers <= 1000 or not 0 <= given.overlap <= 1 or not 0 <= given.port < 65536:
         raise ValueError("--labelers must be from 1 to 1000, --overlap from 0 to 1, and --port from 0 to 65535")
     place = given.run / (PLACE if given.of == "samples" else OTHER_PLACE)
+    if given.place is not None:
+        found = read_labels(given.place, given.form)
+        print(f"{Store(place).merge(found)} of {len(found)} labels are new in {place}")
+        return
     if given.export is not None and place.is_file():
-        given.export.mkdir(parents=True, exist_ok=True)
-        for name, rows in rows_of(Store(place)).items():
-            if written := list(rows):
-                write_rows(given.export / f"{name}.jsonl", written)
-            print(f"{len(written)} {name} in {given.export}")
+        export(Store(place), given.export, given.form)
         return
     samples = answers_of(given.run) if given.of == "samples" else comparisons(given.run)
     store = Store(place)
+    if given.export is not None:  # tasks that nobody has labelled yet, for another tool
+        fill(store, samples, given)
+        export(store, given.export, given.form)
+        return
     invited = [(name, admin) for name, admin in ((given.invite, False), (given.invite_admin, True)) if name is not None]
     for name, admin in invited:
         print(store.invite(name, admin))
     if not invited:
         fill(store, samples, given)
         serve(store, given)
+
+
+def export(store: "Store", folder: Path, form: str) -> None:
+    """Writes the files of a format."""
+    from data.files import write_rows
+    from labeling.web import argilla, label_studio
+    from labeling.web.export import rows_of
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if form == "own":
+        for name, rows in rows_of(store).items():
+            if written := list(rows):
+                write_rows(folder / f"{name}.jsonl", written)
+            print(f"{len(written)} {name} in {folder}")
+        return
+    tasks = store.tasks()
+    for name, text in (label_studio if form == "label-studio" else argilla).files_of(tasks).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    print(f"{len(tasks)} tasks with {sum(len(labels) for _, labels in tasks)} labels in {folder}")
 
 
 def serve(store: "Store", given: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import re
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from data.messages import Message, conversation
@@ -26,6 +27,7 @@ Answers = Sequence[tuple[str, int | None]]
 T = TypeVar("T")
 ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
 """How Python, pandas and Excel write a large number; a hash can look like 6e960637, without the sign."""
+RANKING_KEYS = {item.name for item in fields(Ranking)}
 ANSWER_KEYS = {item.name for kind in (Demonstration, Ranking) for item in fields(kind)} - {
     item.name for item in fields(Prompt)
 }
@@ -137,3 +139,53 @@ def best(answers: Answers) -> Fields | None:
     """The best ranked answer that is not empty, as the fields of a demonstration; None if there is none."""
     found = [(rank, text) for text, rank in answers if rank is not None and text]
     return {"completion": min(found, key=lambda answer: answer[0])[1]} if found else None
+
+
+def asked(values: Row, answers: Iterable[str]) -> Any:
+    """The prompt among values: `prompt`, or else the only text or conversation that is no answer."""
+    others = {key: value for key, value in values.items() if key not in answers and isinstance(value, str | list)}
+    if "prompt" not in others and len(others) != 1:
+        raise ValueError(
+            f"one text must be the prompt: name it 'prompt' (found {', '.join(map(repr, others)) or 'none'})"
+        )
+    found = others.get("prompt", next(iter(others.values())))
+    return conversation(found, "prompt") if isinstance(found, list) else found
+
+
+def moment(row: Row, *keys: str) -> float:
+    """Seconds since 1970 of the first of these keys that has a time in ISO 8601, in UTC if it names no zone; 0 if none
+    has one. Raises ValueError for anything else.
+    """
+    for key in keys:
+        if text := optional(row, key, "", "a time"):
+            try:
+                found = datetime.fromisoformat(text)
+            except ValueError:
+                raise ValueError(f"{key!r} must be a time such as 2026-01-31T12:00:00Z, found {text!r}") from None
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return 0.0
+
+
+def label_rankings(labels: Callable[[Row], list[Fields]]) -> Convert:
+    """The rankings among the labels of a row: what another labeling tool collected, as `make label` imports it."""
+
+    def convert(rows: Sequence[Row]) -> list[Fields]:
+        return [
+            {key: value for key, value in label["task"].items() if key in RANKING_KEYS}
+            | {"ranks": label["ranks"], "labeler_id": label["labeler_id"]}
+            for label in labels(rows[0])
+            if label["ranks"]
+        ]
+
+    return convert
+
+
+def said(label: Fields) -> list[Fields]:
+    """The label as the labeler meant it: a single rank compares nothing, and a skipped task is not judged; none if
+    nothing is left.
+    """
+    if label["skipped"]:
+        label |= {"ranks": [], "ratings": []}
+    ranks = label["ranks"] if sum(rank is not None for rank in label["ranks"]) > 1 else []
+    kept = dense_ranks([None if rank is None else -rank for rank in ranks])
+    return [label | {"ranks": kept}] if ranks or label["skipped"] or label["demonstration"] else []

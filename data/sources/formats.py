@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.sources import instructions, oasst, rankings, rows
-from data.sources.convert import Convert, Role, Row, answer_roles, first, prompt_of, roles
+from data.sources import argilla, instructions, label_studio, oasst, rankings, rows
+from data.sources.convert import Convert, Role, Row, answer_roles, first, label_rankings, prompt_of, roles
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,14 @@ TABLE = (
         "sharegpt", "ShareGPT, conversations of turns with `from` and `value`, from anyone's files or the Hub "
         "(licence: the data set's own)", anywhere=True, keys=(("conversations",),),
         convert=roles(instructions.sharegpt, instructions.sharegpt_demonstration, instructions.sharegpt_ranking),
+    ),
+    Format(
+        "label_studio", "Label Studio's JSON export of a Ranker over a List (licence: your own)",
+        convert={"rankings": label_rankings(label_studio.labels)}, keys=(("data", "annotations"),),
+    ),
+    Format(
+        "argilla", "Argilla's records with a ranking question (licence: your own)",
+        convert={"rankings": label_rankings(argilla.labels)}, keys=(("fields", "responses"),),
     ),
 )  # fmt: skip
 FORMATS = {one.name: one for one in TABLE}

@@ -40,14 +40,15 @@ def demonstrations_of(store: Store) -> Iterator[Demonstration]:
 
 def rows_of(store: Store) -> dict[str, Iterator[dict[str, Any]]]:
     """The rows of each file of the export: `rankings` and `demonstrations` for training, and in `labels` everything,
-    with skipped tasks, seconds and the time of saving.
+    with skipped tasks, seconds and the time of saving, earlier revisions and gold tasks.
     """
     return {
         "rankings": map(to_row, rankings_of(store)),
         "demonstrations": map(to_row, demonstrations_of(store)),
         "labels": (
-            {"labeler_id": name, "saved": saved, **asdict(label), "task": to_row(samples)}
-            for name, samples, label, saved in store.labels()
+            {"labeler_id": one.name, "saved": one.saved, **asdict(one.label), "task": to_row(one.samples)}
+            | ({} if one.gold is None else {"gold": one.gold})
+            for one in store.history()
         ),
     }
 

@@ -37,6 +37,22 @@ def label_of(form: Mapping[str, Any], answers: int, seconds: float) -> Label:
     return Label(dense if count else [], ratings if any(ratings) else [], "", demonstration, seconds)
 
 
+def form_of(label: Label) -> dict[str, str]:
+    """The form that `label_of` reads as this label. Raises ValueError if a rating has something else in it."""
+    form = {"skipped": label.skipped, "demonstration": label.demonstration}
+    form |= {f"rank-{place}": "" if rank is None else str(rank) for place, rank in enumerate(label.ranks)}
+    for place, rating in enumerate(label.ratings):
+        for name, value in rating.items():
+            if name == "quality":
+                form[f"quality-{place}"] = str(value)
+            elif name in FLAGS and (value is None or isinstance(value, bool)):
+                form[f"{name}-{place}"] = {None: "", False: "no", True: "yes"}[value]
+            else:
+                known = f"the flags are true, false or null, and their names are {', '.join(FLAGS)}"
+                raise ValueError(f"a rating has {name!r}: {value!r}; {known}")
+    return form
+
+
 def draft_of(form: Mapping[str, Any], answers: int) -> Label:
     """What can be read of a form that `label_of` refuses, to show it again."""
 

@@ -11,7 +11,7 @@ import random
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,6 +80,18 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """A label that is on the disk, with its labeler, its task and the time of saving."""
+
+    name: str
+    samples: Samples
+    label: Label
+    saved: float
+    gold: list[int | None] | None = None
+    """The right ranks, if the task screens labelers."""
+
+
+@dataclass(frozen=True)
 class Session:
     """A person who has signed in."""
 
@@ -131,8 +143,7 @@ class Store:
 
         Raises ValueError for a name that could not be shown.
         """
-        if not name.strip() or len(name) > 100 or not name.isprintable():
-            raise ValueError("the name of a person has 1 to 100 printable characters")
+        check_name(name)
         token = secrets.token_urlsafe(24)
         with self._connected(write=True) as db:
             db.execute(
@@ -181,7 +192,7 @@ class Store:
         """
         rows = []
         for record, count, right in zip(samples, slots, gold, strict=True):
-            text = json.dumps(to_row(record), ensure_ascii=False, sort_keys=True)
+            text = text_of(record)
             rows.append((hashed(text), text, count, None if right is None else json.dumps(right)))
         with self._connected(write=True) as db:
             before = db.execute("SELECT count(*) FROM tasks").fetchone()[0]
@@ -215,8 +226,7 @@ class Store:
                 ).fetchone()
                 if row is None:
                     return None
-                shown = list(range(len(json.loads(row["record"])["completions"])))
-                random.Random(f"{name} {row['task']}").shuffle(shown)
+                shown = _order(row["task"], name, len(json.loads(row["record"])["completions"]))
                 db.execute(
                     "INSERT INTO claims VALUES (?, ?, ?, ?) "
                     "ON CONFLICT (task, name) DO UPDATE SET since = excluded.since",
@@ -232,7 +242,7 @@ class Store:
     def last(self, name: str) -> Task | None:
         """The task that a labeler labelled last."""
         with self._connected() as db:
-            row = db.execute("SELECT task FROM labels WHERE name = ? ORDER BY rowid DESC", (name,)).fetchone()
+            row = db.execute("SELECT task FROM labels WHERE name = ? ORDER BY saved DESC", (name,)).fetchone()
             return None if row is None else self._task(db, row["task"], name)
 
     def _task(self, db: sqlite3.Connection, number: int, name: str) -> Task | None:
@@ -268,31 +278,67 @@ class Store:
                 return True
             if task.revision != revision:
                 return False
-            values = (number, name, revision + 1, json.dumps(asdict(label), ensure_ascii=False), time.time())
+            # The clock may have been set back, and a correction must not be older than what it corrects.
+            now = max([time.time(), *(saved for _, saved in _kept(db, number, name))])
+            values = (number, name, revision + 1, json.dumps(asdict(label), ensure_ascii=False), now)
             db.execute("INSERT INTO labels VALUES (?, ?, ?, ?, ?)", values)
         return True
 
-    def labels(self) -> Iterator[tuple[str, Samples, Label, float]]:
-        """(labeler, task, label, time of saving) of the last revision of each label, in the order of saving; without
-        gold tasks.
+    def merge(self, found: Iterable[Saved]) -> int:
+        """Adds labels of another store, all or none, and returns the number of new ones. A labeler's labels of a task
+        become one history in the order of saving: nothing is lost, and the latest counts. New tasks are not given out,
+        and new labelers are not invited.
         """
+        new = 0
+        with self._connected(write=True) as db:
+            for one in found:
+                text, gold = text_of(one.samples), None if one.gold is None else json.dumps(one.gold)
+                db.execute("INSERT OR IGNORE INTO people VALUES (?, ?, 0)", (one.name, f"- {one.name}"))
+                db.execute("INSERT OR IGNORE INTO tasks (digest, record, slots, gold) VALUES (?, ?, 0, ?)",
+                           (hashed(text), text, gold))  # fmt: skip
+                task = db.execute("SELECT id FROM tasks WHERE digest = ?", (hashed(text),)).fetchone()["id"]
+                shown = json.dumps(_order(task, one.name, len(one.samples.completions)))
+                db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", (task, one.name, shown, one.saved))
+                kept, label = _kept(db, task, one.name), (json.dumps(asdict(one.label), ensure_ascii=False), one.saved)
+                if label not in kept:
+                    new += 1
+                    history = enumerate(sorted([*kept, label], key=lambda row: row[1]), start=1)
+                    db.execute("DELETE FROM labels WHERE task = ? AND name = ?", (task, one.name))
+                    rows = [(task, one.name, revision, *row) for revision, row in history]
+                    db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?)", rows)
+        return new
+
+    def history(self, last: bool = False) -> Iterator[Saved]:
+        """All labels in the order of saving, also of gold tasks; `last` leaves out those that were corrected."""
         with self._connected() as db:
             rows = db.execute(
-                "SELECT name, record, label, saved FROM last_labels l JOIN tasks t ON t.id = l.task "
-                "WHERE gold IS NULL ORDER BY l.saved, task"
+                f"SELECT name, record, label, saved, gold FROM {'last_labels' if last else 'labels'} l "
+                "JOIN tasks t ON t.id = l.task ORDER BY l.saved, digest, name, revision"
             ).fetchall()
-        for name, record, label, saved in rows:
-            yield name, parse(json.loads(record), Samples), Label(**json.loads(label)), saved
+        yield from map(_saved, rows)
+
+    def tasks(self) -> list[tuple[Samples, list[Saved]]]:
+        """The tasks that are given out or labelled, each with the last label of each labeler; without gold tasks."""
+        labels = [one for one in self.history(last=True) if one.gold is None]
+        with self._connected() as db:
+            rows = db.execute(
+                "SELECT record FROM tasks WHERE gold IS NULL AND (slots > 0 OR id IN (SELECT task FROM labels))"
+            ).fetchall()
+        found = {row["record"]: (parse(json.loads(row["record"]), Samples), list[Saved]()) for row in rows}
+        for one in labels:
+            found[text_of(one.samples)][1].append(one)
+        return list(found.values())
+
+    def labels(self) -> Iterator[tuple[str, Samples, Label, float]]:
+        """(labeler, task, label, time of saving) of all last revisions in the order of saving; without gold tasks."""
+        return ((one.name, one.samples, one.label, one.saved) for one in self.history(last=True) if one.gold is None)
 
     def golds(self) -> dict[str, list[tuple[list[int | None], Label]]]:
         """Labeler -> (right ranks, label) of the gold tasks that she labelled."""
-        with self._connected() as db:
-            rows = db.execute(
-                "SELECT name, gold, label FROM last_labels l JOIN tasks t ON t.id = l.task WHERE gold IS NOT NULL"
-            ).fetchall()
         found: dict[str, list[tuple[list[int | None], Label]]] = {}
-        for name, gold, label in rows:
-            found.setdefault(name, []).append((json.loads(gold), Label(**json.loads(label))))
+        for one in self.history(last=True):
+            if one.gold is not None:
+                found.setdefault(one.name, []).append((one.gold, one.label))
         return found
 
     def progress(self, name: str | None = None) -> dict[str, int]:
@@ -309,8 +355,39 @@ class Store:
     def people(self) -> list[tuple[str, bool]]:
         """(name, is an admin) of everybody who was invited."""
         with self._connected() as db:
-            rows = db.execute("SELECT name, admin FROM people ORDER BY name").fetchall()
+            rows = db.execute("SELECT name, admin FROM people WHERE token NOT LIKE '- %' ORDER BY name").fetchall()
         return [(name, bool(admin)) for name, admin in rows]
+
+
+def _kept(db: sqlite3.Connection, task: int, name: str) -> list[tuple[str, float]]:
+    """(label, time of saving) of each revision."""
+    query = "SELECT label, saved FROM labels WHERE task = ? AND name = ? ORDER BY revision"
+    return [(row["label"], row["saved"]) for row in db.execute(query, (task, name))]
+
+
+def _saved(row: sqlite3.Row) -> Saved:
+    gold = None if row["gold"] is None else json.loads(row["gold"])
+    samples, label = parse(json.loads(row["record"]), Samples), Label(**json.loads(row["label"]))
+    return Saved(row["name"], samples, label, row["saved"], gold)
+
+
+def _order(task: int, name: str, answers: int) -> list[int]:
+    """The places of a task's answers in the order in which a labeler sees them."""
+    shown = list(range(answers))
+    random.Random(f"{name} {task}").shuffle(shown)
+    return shown
+
+
+def text_of(samples: Samples) -> str:
+    """A task as the store keeps it."""
+    return json.dumps(to_row(samples), ensure_ascii=False, sort_keys=True)
+
+
+def check_name(name: str) -> str:
+    """The name of a person. Raises ValueError if it could not be shown."""
+    if not name.strip() or len(name) > 100 or not name.isprintable():
+        raise ValueError("the name of a person has 1 to 100 printable characters")
+    return name
 
 
 def hashed(text: str) -> str:

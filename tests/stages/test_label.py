@@ -63,7 +63,8 @@ def test_people_are_invited_and_their_rankings_exported(
     (written,) = read_records(out / "demonstrations.jsonl", Demonstration)
     assert (written.prompt, written.completion, written.source) == (task.samples.prompt, "Because.", "labeler")
     rows = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
-    assert (len(rows), rows[-1]["seconds"], rows[-1]["labeler_id"], rows[-1]["skipped"]) == (12, 7.5, "ann", "")
+    assert (len(rows), rows[-1]["seconds"], rows[-1]["labeler_id"], rows[-1]["skipped"]) == (13, 7.5, "ann", "")
+    assert rows[-2]["task"] == rows[-1]["task"], "a label that was corrected is kept"
     assert capsys.readouterr().out.startswith("12 rankings in ")
     assert store.progress()["tasks"] == 12, "no task was added twice"
     first = [found.prompt.split()[0] for _, found, _, _ in store.labels() if isinstance(found.prompt, str)][:6]

@@ -30,6 +30,8 @@ KEYS = {
     "alpaca": "instruction input output",
     "no_robots": "messages prompt_id category role content",
     "sharegpt": "conversations from value system chosen rejected role content human gpt tools",
+    "label_studio": "data annotations prompt items id body record result from_name type value ranker rank meta _ 1",
+    "argilla": "fields metadata record labels responses values ranking value rank user_id status prompt answer-1",
     "self_instruct": "id instruction instances input output motivation_app is_classification",
 }
 SPACED = {"prediction_1", "prediction_2", "prediction_3", "prediction_4", "Best_Answer"}
