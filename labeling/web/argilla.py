@@ -14,10 +14,8 @@ from labeling.ratings import CHOICES, QUALITY, chosen
 from labeling.web.forms import SKIP_REASONS
 from labeling.web.store import Label, Saved, hashed
 
-MOST = 50
-"""Argilla's maximum number of options of a ranking question."""
-LONGEST = 20_000
-"""Argilla's maximum number of characters of a message."""
+MOST, MOST_MESSAGES, LONGEST = 50, 500, 20_000
+"""Argilla's maximum numbers of options of a ranking question, of messages of a field, and of characters of a message."""
 
 
 def files_of(tasks: Iterable[tuple[Samples, list[Saved]]]) -> dict[str, str]:
@@ -41,8 +39,10 @@ def record_of(samples: Samples, labels: list[Saved]) -> dict[str, Any]:
     row, count = to_row(samples), len(samples.completions)
     if count > MOST:
         raise ValueError(f"a task has {count} answers, and Argilla ranks at most {MOST}")
-    if (longest := max(len(message["content"]) for message in samples.messages)) > LONGEST:
-        raise ValueError(f"a message of a prompt has {longest:,} characters, and Argilla takes at most {LONGEST:,}")
+    if len(samples.messages) > MOST_MESSAGES:
+        raise ValueError(f"a prompt has {len(samples.messages)} messages, and Argilla takes at most {MOST_MESSAGES}")
+    if strange := [size for message in samples.messages if not 1 <= (size := len(message["content"])) <= LONGEST]:
+        raise ValueError(f"a message of a prompt has {strange[0]:,} characters, and Argilla takes 1 to {LONGEST:,}")
     responses: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for saved in labels:
         of_user = {"user_id": user_id(saved.name), "status": status(saved.label)}
