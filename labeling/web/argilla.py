@@ -15,7 +15,7 @@ from labeling.web.forms import SKIP_REASONS
 from labeling.web.store import Label, Saved, hashed
 
 MOST, MOST_MESSAGES, LONGEST = 50, 500, 20_000
-"""Argilla's maximum numbers of options of a ranking question, of messages of a field, and of characters of a message."""
+"""Argilla's maximum numbers of options of a ranking question, messages of a field, and characters of a message."""
 
 
 def files_of(tasks: Iterable[tuple[Samples, list[Saved]]]) -> dict[str, str]:
