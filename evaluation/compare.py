@@ -141,6 +141,12 @@ def parts_table(answers: Mapping[str, Answers], bootstrap: Bootstrap) -> dict[st
     return found
 
 
+def differences(ours: Answers, theirs: Answers, name: str) -> list[float]:
+    """A measure of our answers minus that of theirs: for each prompt, the difference of the means over its answers."""
+    left, right = ([sum(row) / len(row) for row in scores_of(answers, name)] for answers in (ours, theirs))
+    return [a - b for a, b in zip(left, right, strict=True)]
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How forward passes over answers are run; the same for all compared models."""

@@ -9,7 +9,7 @@ from data.files import write_rows
 from data.intervals import Bootstrap
 from data.records import Demonstration
 from evaluation.best_of_n import BestOfN
-from evaluation.compare import Answer, Answers, parts_table, rubric_win_rates, with_part
+from evaluation.compare import Answer, Answers, differences, parts_table, rubric_win_rates, with_part
 from evaluation.comparison import Comparison
 from evaluation.config import COMPARED, NULL_BASELINES
 from evaluation.contest import Contest
@@ -73,6 +73,7 @@ class Results:
             **self.contest.headline(comparisons),
             **rubric_win_rates(self.answers["ppo"], self.answers["sft"], self.labels, bootstrap),
             "comparisons": comparisons,
+            "chrf_difference": bootstrap.interval(differences(self.answers["ppo"], self.answers["sft"], "chrf")),
             "judge_agreement": self.contest.agreement(),
             "models": parts_table(self.answers, bootstrap),
             "perplexity": done.perplexities,
@@ -114,26 +115,31 @@ class Results:
         ours = with_part(ours, "proxy", done.scores[1])
         return BestOfN(sampled, ours, theirs, kl, self.labels.tie_width).results(bootstrap)
 
-    def write(self, reward_model: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def write(self, reward_model: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
         """Writes evaluation.json, generations.jsonl and headline.json; returns the headline.
 
         Args:
             reward_model: as in `evaluate`.
-            seconds: wall seconds of the stages before this one.
+            before: headline numbers of the stages before this one.
         """
         out, evaluation = self.comparison.out, self.evaluate(reward_model)
         (out / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
         write_rows(out / "generations.jsonl", [self._row(index) for index in range(len(self.prompts))])
-        perplexities = self.comparison.perplexities
+        perplexities, best_of_n = self.comparison.perplexities, evaluation.get("best_of_n")
         headline = {
             "reward_accuracy": reward_model["accuracy"]["mean"],
+            **ends(
+                "reward_accuracy_best_baseline", reward_model["baselines"][reward_model["best_baseline"]]["accuracy"]
+            ),
             **ends("win_rate", evaluation["win_rate"]["sft"]),
             **ends("win_rate_both_end", evaluation["win_rate_both_end"]),
             **ends("win_rate_length_controlled", evaluation["win_rate_length_controlled"]),
+            **ends("win_rate_vs_best_of_n", best_of_n and best_of_n["ppo_against"]["win_rate"]),
+            **ends("chrf_difference", evaluation["chrf_difference"]),
             "kl": evaluation["kl"] and evaluation["kl"]["mean"],
             "perplexity_sft": perplexities["sft"],
             "perplexity_ppo": perplexities["ppo"],
-            "seconds_before_evaluation": seconds,
+            **before,
         }
         (out / "headline.json").write_text(json.dumps(headline, indent=2) + "\n")
         return headline

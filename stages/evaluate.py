@@ -62,7 +62,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     with main_alone(accelerator):
         if accelerator.is_main_process:
             accuracy = json.loads((reward / "accuracy.json").read_text())
-            headline = Results(comparison, config.labels, given.rater).write(accuracy["test"], seconds_so_far(run))
+            headline = Results(comparison, config.labels, given.rater).write(accuracy["test"], before(run))
     return headline
 
 
@@ -184,10 +184,21 @@ def external(config: RunConfig) -> dict[str, str]:
     return own | manifest.model_digests(*settings.places, gold.model, *files)
 
 
-def seconds_so_far(run: RunFolder) -> float:
-    """Wall-clock seconds of the finished stages before this one."""
+LAST = 3
+"""Iterations at the end of PPO over which the headline's explained variance is a mean: one is noisy."""
+
+
+def before(run: RunFolder) -> dict[str, float | None]:
+    """The headline's numbers of the stages before this one; None for a number that is not known."""
+    from evaluation.compare import mean
+    from modeling.tracking import read_metrics
+
     found = [manifest.read(run.stage(name)) for name in STAGES[: STAGES.index("evaluate")]]
-    return round(sum(item.seconds for item in found if item is not None), 1)
+    rows = read_metrics(run.stage("ppo") / "metrics.jsonl")[-LAST:]
+    return {
+        "explained_variance": mean([row["explained_variance"] for row in rows]),
+        "seconds_before_evaluation": round(sum(item.seconds for item in found if item is not None), 1),
+    }
 
 
 STAGE = Stage(

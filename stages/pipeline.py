@@ -58,7 +58,8 @@ def summary(headline: dict[str, Any], evaluation: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{verdict(evaluation)['text']}\n",
-            f"reward model, held-out accuracy      {headline['reward_accuracy']:.1%}",
+            f"reward model, held-out accuracy      {headline['reward_accuracy']:.1%}, best baseline "
+            f"{headline['reward_accuracy_best_baseline']:.1%}",
             f"KL to the SFT policy                 {kl}",
             f"perplexity of held-out text          SFT {headline['perplexity_sft']:,.2f}, PPO "
             f"{headline['perplexity_ppo']:,.2f}",

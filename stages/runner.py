@@ -145,8 +145,15 @@ UNITS = {"kl": " nats", "seconds_before_evaluation": " s"}
 
 
 def summary(headline: Mapping[str, Any]) -> str:
-    """A stage's headline numbers in one line, with units."""
-    return "  ".join(f"{name} {with_unit(name, value)}" for name, value in headline.items())
+    """A stage's headline numbers in one line, with units; the ends of an interval follow its mean in parentheses."""
+    shown = []
+    for name, value in headline.items():
+        whole, _, end = name.rpartition("_")
+        if end not in ("low", "high") or whole not in headline:
+            low, high = headline.get(f"{name}_low"), headline.get(f"{name}_high")
+            interval = "" if low is None else f" ({with_unit(name, low)} to {with_unit(name, high)})"
+            shown.append(f"{name} {with_unit(name, value)}{interval}")
+    return "  ".join(shown)
 
 
 def with_unit(name: str, value: Any) -> str:

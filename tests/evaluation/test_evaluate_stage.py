@@ -30,6 +30,16 @@ from tests.ppo.conftest import save_reward
 ASKED = [Demonstration(prompt=text, completion="So it is.") for text in ("Why?", "Name two rivers", "Write a poem.")]
 
 
+JUDGED = {
+    "accuracy": {"mean": 0.5},
+    "best_baseline": "shortest",
+    "baselines": {
+        "longest": {"accuracy": {"mean": 0.4}},
+        "shortest": {"accuracy": {"mean": 0.6, "low": 0.5, "high": 0.7}},
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: Any, tiny: Any, model_config: ModelConfig, tiny_tokenizer: Any) -> RunFolder:
     """PPO's weights are the SFT model's."""
@@ -39,7 +49,7 @@ def run(tmp_path_factory: Any, tiny: Any, model_config: ModelConfig, tiny_tokeni
     for name in ("model_ema", "model"):
         save(model, tiny_tokenizer, root / "ppo" / name)
     save(enliven(load_scalar(tiny("llama"), model_config, tiny_tokenizer)), tiny_tokenizer, root / "reward" / "model")
-    (root / "reward" / "accuracy.json").write_text(json.dumps({"test": {"accuracy": {"mean": 0.5}}}))
+    (root / "reward" / "accuracy.json").write_text(json.dumps({"test": JUDGED}))
     (root / "data").mkdir()
     schema = set_schema("sft", conversational=False)
     rows = [{field: getattr(prompt, field, None) for field in schema.names} for prompt in ASKED]
@@ -77,6 +87,8 @@ def test_greedy_answers_have_no_kl_since_an_estimate_takes_samples(
     config.data.pretraining_tokens = 16
     headline = work(config, run, tmp_path)
     assert headline["kl"] is json.loads((tmp_path / "evaluation.json").read_text())["kl"] is None
+    assert headline["explained_variance"] is headline["win_rate_vs_best_of_n"] is None, "neither was measured"
+    assert [headline[f"chrf_difference{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0], "the same model"
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert [row["kl"] for row in rows] == [None, None, None]
 
@@ -119,6 +131,10 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
     assert all(list(found) == ["chrf", "gold", "human"] for found in comparisons.values())
     assert evaluation["win_rate"]["sft"] == comparisons["ppo"]["chrf"]["win_rate"], "the first judge"
     assert headline["win_rate"] == evaluation["win_rate"]["sft"]["mean"]
+    against = evaluation["best_of_n"]["ppo_against"]["win_rate"]
+    found = [headline[f"win_rate_vs_best_of_n{end}"] for end in ("", "_low", "_high")]
+    assert found == [against["mean"], against["low"], against["high"]]
+    assert [headline[f"reward_accuracy_best_baseline{end}"] for end in ("", "_low", "_high")] == [0.6, 0.5, 0.7]
     assert comparisons["ppo"]["human"] == {
         "win_rate": None, "length_controlled": None, "both_end": None, "no_verdict": 3 * 2 * 2
     }  # fmt: skip

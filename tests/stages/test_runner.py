@@ -230,6 +230,9 @@ def test_the_last_line_of_a_stage_has_units() -> None:
         "perplexity_ppo 50,171  perplexity_sft 68.41  seconds_before_evaluation 54.7 s  report a/b.html"
     )
     assert summary({"generation": {"temperature": 1.0, "seed": 3}}) == "generation temperature 1, seed 3"
+    known = {"win_rate": 0.6, "win_rate_low": 0.55, "win_rate_high": 0.652}
+    missing = {"win_rate_both_end": None, "win_rate_both_end_low": None, "win_rate_both_end_high": None}
+    assert summary(known | missing) == "win_rate 60.0% (55.0% to 65.2%)  win_rate_both_end –"
 
 
 @pytest.mark.parametrize("change", ["config", "input"])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.files import read_rows
+from modeling.tracking import read_metrics
 from stages import pipeline
 from stages.runner import STAGES, main
 
@@ -80,18 +81,21 @@ def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tup
         assert f"{stage}: done" in printed
     assert not list(root.glob("*.partial"))
     headline = json.loads((root / "evaluate" / "headline.json").read_text())
-    expected = {
-        "reward_accuracy",
-        "win_rate",
-        "win_rate_low",
-        "win_rate_high",
-        *(f"win_rate_{kind}{end}" for kind in ("both_end", "length_controlled") for end in ("", "_low", "_high")),
-        "kl",
-        "perplexity_sft",
-        "perplexity_ppo",
-        "seconds_before_evaluation",
+    with_interval = (
+        "reward_accuracy_best_baseline", "win_rate", "win_rate_both_end", "win_rate_length_controlled",
+        "win_rate_vs_best_of_n", "chrf_difference",
+    )  # fmt: skip
+    assert set(headline) == {
+        *(f"{name}{end}" for name in with_interval for end in ("", "_low", "_high")),
+        *("reward_accuracy", "kl", "perplexity_sft", "perplexity_ppo"),
+        *("explained_variance", "seconds_before_evaluation"),
     }
-    assert set(headline) == expected
+    *_, third, second, last = [row["explained_variance"] for row in read_metrics(root / "ppo" / "metrics.jsonl")]
+    assert headline["explained_variance"] == pytest.approx((third + second + last) / 3)
+    models = json.loads((root / "evaluate" / "evaluation.json").read_text())["models"]
+    fall = models["ppo"]["chrf"]["mean"] - models["sft"]["chrf"]["mean"]
+    assert headline["chrf_difference"] == pytest.approx(fall, abs=1e-12)
+    assert headline["chrf_difference_low"] <= headline["chrf_difference"] <= headline["chrf_difference_high"]
     assert headline["win_rate_low"] <= headline["win_rate"] <= headline["win_rate_high"]
     assert f"{headline['win_rate']:.1%}" in printed
     assert str(root / "report" / "index.html") in printed
