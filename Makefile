@@ -5,6 +5,7 @@
 #   make ppo CONFIG=configs/mine.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
 #   make label RUN=runs/mine PORT=8000 ARGS="--invite ann"   people rank the answers in a browser
 #   make loop CONFIG=configs/mine.yaml ROUNDS=2   rank the latest policy's answers, train again, and so on
+#   make results-demo SEEDS="0 1 2"   the whole pipeline under several seeds, and a table of mean and spread
 #   make plan CONFIG=configs/mine.yaml GPUS=8 ARGS="--gpu_memory 80"   GPU memory of each stage
 
 PYTHON ?= python3
@@ -20,12 +21,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
+.PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward results-demo check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES) sweep-kl sweep-ptx, loop with ROUNDS="
-	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | test-browser | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | clean"
+	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | test-browser | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | results-demo | clean"
 
 setup: $(VENV)/.installed
 
@@ -121,11 +122,19 @@ bench-scale: setup
 SEEDS ?= 0 1 2
 NAME := $(notdir $(basename $(CONFIG)))
 
+SEED_ARGS = --config $(CONFIG) --seed $$seed --data.split_salt $$seed --run_name results-$(NAME)-seed$$seed $(ARGS)
+SEED_RUNS = $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
+
 results-reward: setup
-	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do \
-		$(PY) -m stages.$$stage --config $(CONFIG) --seed $$seed --data.split_salt $$seed --run_name results-$(NAME)-seed$$seed $(ARGS) || exit $$?; \
-	done; done
-	@$(PY) -m reports.seeds $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
+	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do $(PY) -m stages.$$stage $(SEED_ARGS) || exit $$?; done; done
+	@$(PY) -m reports.seeds $(SEED_RUNS)
+
+# The same for the whole pipeline; writes a report that compares the runs, and the table of their headline numbers.
+results-demo: setup
+	@for seed in $(SEEDS); do $(LAUNCH) stages.pipeline $(SEED_ARGS) || exit $$?; done
+	@$(PY) -m stages.report $(SEED_RUNS) --out runs/results-$(NAME)
+	@$(PY) -m reports.seeds --headline $(SEED_RUNS) > runs/results-$(NAME)/seeds.md
+	@cat runs/results-$(NAME)/seeds.md
 
 check: setup
 	@$(VENV)/bin/ruff check .

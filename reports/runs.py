@@ -1,6 +1,6 @@
 """The report that compares runs: headline numbers, judges, KL, alignment tax, metadata, settings, curves and answers.
 
-Runs that differ only in their seed are drawn as one line with a band.
+Runs that differ only in their seed and split are drawn as one line with a band.
 """
 
 import json
@@ -65,11 +65,12 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def by_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The runs in groups whose settings differ only in the seed."""
+    """The runs in groups whose settings differ only in the seed, or also in the split."""
     groups: dict[str, list[str]] = {}
     for name, found in settings.items():
-        key = json.dumps({key: value for key, value in found.items() if key.split(".")[0] not in APART}, sort_keys=True)
-        groups.setdefault(key, []).append(name)
+        shared = {key: value for key, value in found.items() if key.split(".")[0] not in APART}
+        shared.pop("data.split_salt", None)  # often one split per seed
+        groups.setdefault(json.dumps(shared, sort_keys=True), []).append(name)
     return list(groups.values())
 
 

@@ -1,6 +1,8 @@
-"""Compares the reward models of several runs in one Markdown table, for example of runs with different seeds.
+"""Compares several runs in one Markdown table, for example runs with different seeds: their reward models, or the
+headline numbers of whole runs with the mean and the standard deviation over the runs.
 
 python -m reports.seeds runs/results-truthfulqa-seed0 runs/results-truthfulqa-seed1 runs/results-truthfulqa-seed2
+python -m reports.seeds --headline runs/results-demo-seed0 runs/results-demo-seed1 runs/results-demo-seed2
 """
 
 import argparse
@@ -8,6 +10,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 from reports.formats import Format, dig, measured, number, percent
 from reports.page import markdown_cell
@@ -29,6 +33,21 @@ SIZES: dict[str, tuple[str, Format]] = {
     "CPU seconds of the stage": ("cpu_seconds", number),
     "peak memory, GiB": ("peak_memory_gib", number),
 }
+HEADLINE: dict[str, tuple[str, Format]] = {
+    "reward model, held-out accuracy": ("reward_accuracy", percent),
+    "the best baseline's": ("reward_accuracy_best_baseline", percent),
+    "**win rate of PPO against SFT**": ("win_rate", percent),
+    "the same, both answers end": ("win_rate_both_end", percent),
+    "the same, length-controlled": ("win_rate_length_controlled", percent),
+    "win rate of PPO against best-of-n from SFT": ("win_rate_vs_best_of_n", percent),
+    "chrF, PPO minus SFT": ("chrf_difference", number),
+    "KL to SFT, nats": ("kl", number),
+    "perplexity of held-out text, SFT": ("perplexity_sft", number),
+    "perplexity of held-out text, PPO": ("perplexity_ppo", number),
+    "explained variance of the value model": ("explained_variance", number),
+    "seconds before evaluation": ("seconds_before_evaluation", number),
+}
+"""Title -> the name in headline.json (docs/metrics.md) and its format."""
 
 
 def table(runs: Sequence[Path]) -> str:
@@ -36,12 +55,10 @@ def table(runs: Sequence[Path]) -> str:
 
     Raises ValueError for a run without a finished reward model.
     """
-    found = []
-    for folder in (run / "reward" for run in runs):
-        if not (folder / "manifest.json").is_file():
-            raise ValueError(f"{folder} holds no finished reward model")
-        files = [json.loads((folder / name).read_text()) for name in ("manifest.json", "accuracy.json")]
-        found.append(files[0] | {"test": files[1]["test"]})
+    found = [
+        manifest | {"test": accuracy["test"]}
+        for manifest, accuracy in (finished(run / "reward", "accuracy.json", "reward model") for run in runs)
+    ]
     lines = [["Held-out accuracy, 95% interval", "mean", *(f"seed {run['seed']}" for run in found)]]
     lines.append(["---"] * len(lines[0]))
     for title, path in ACCURACIES.items():
@@ -50,6 +67,40 @@ def table(runs: Sequence[Path]) -> str:
             cells = [markdown_cell(measured(rate, percent)) for rate in rates]
             lines.append([title, percent(sum(known) / len(known)), *cells])
     lines += [[title, "", *(form(dig(run, path)) for run in found)] for title, (path, form) in SIZES.items()]
+    return markdown(lines)
+
+
+def headline_table(runs: Sequence[Path]) -> str:
+    """The headline numbers with their intervals, the mean and the sample standard deviation over the runs.
+
+    Raises ValueError for a run without a finished evaluation.
+    """
+    found = [finished(run / "evaluate", "headline.json", "evaluation") for run in runs]
+    lines = [["95% interval", "mean", "standard deviation", *(f"seed {manifest['seed']}" for manifest, _ in found)]]
+    lines.append(["---"] * len(lines[0]))
+    for title, (name, form) in HEADLINE.items():
+        cells, known = [], []
+        for _, numbers in found:
+            value, low, high = (numbers.get(f"{name}{end}") for end in ("", "_low", "_high"))
+            cells.append(
+                markdown_cell(measured(value if low is None else {"mean": value, "low": low, "high": high}, form))
+            )
+            known += [] if value is None else [value]
+        spread = form(stdev(known)) if len(known) > 1 else "–"
+        lines.append([title, form(mean(known)) if known else "–", spread, *cells])
+    return markdown(lines)
+
+
+def finished(folder: Path, name: str, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A stage's manifest and one of its JSON files. Raises ValueError if the stage is not finished."""
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(f"{folder} holds no finished {what}")
+    manifest, found = (json.loads((folder / file).read_text(encoding="utf-8")) for file in ("manifest.json", name))
+    return manifest, found
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of these rows."""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -57,8 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders with a finished reward stage")
+    parser.add_argument("--headline", action="store_true", help="compare whole runs, with a finished evaluation")
+    given = parser.parse_args(arguments)
     try:
-        print(table(parser.parse_args(arguments).runs))
+        print((headline_table if given.headline else table)(given.runs))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

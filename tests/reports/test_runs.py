@@ -68,7 +68,9 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed() -> None:
     results["unfinished"].metrics = {"ppo": []}
     groups = by_settings({"a": {"seed": 0, "x": 1}, "b": {"seed": 1, "x": 1}, "c": {"seed": 0, "x": 2}})
     assert groups == [["a", "b"], ["c"]]
-    assert by_settings({"a": {"tracking.to": ["wandb"]}, "b": {"tracking.to": []}}) == [["a", "b"]]
+    assert by_settings({"a": {"tracking.to": ["wandb"]}, "b": {"tracking.to": [], "data.split_salt": "1"}}) == [
+        ["a", "b"]
+    ]
     figure = curves(results, [[*groups[0], "unfinished"], groups[1]])
     assert figure is not None
     score = figure.axes[0]

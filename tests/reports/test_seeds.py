@@ -1,7 +1,4 @@
-"""The table of several runs' reward models.
-
-pytest tests/evaluation/test_seeds.py
-"""
+"""The tables of several runs."""
 
 import json
 from pathlib import Path
@@ -47,6 +44,27 @@ def test_every_run_is_a_column_and_each_counts_once_in_the_mean(
     assert all(line.count("|") == 5 for line in lines)
     main([str(run) for run in runs])
     assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_headline_numbers_get_their_mean_and_spread_over_the_seeds_that_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+    for seed, rate, against in ((0, 0.5, None), (1, 0.6, 0.4)):
+        folder = tmp_path / f"seed{seed}" / "evaluate"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"seed": seed}))
+        numbers = {"win_rate": rate, "win_rate_low": rate - 0.1, "win_rate_high": rate + 0.1, "kl": 2.0 + seed}
+        (folder / "headline.json").write_text(json.dumps(numbers | {"win_rate_vs_best_of_n": against}))
+        runs.append(str(folder.parent))
+    main(["--headline", *runs])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| 95% interval | mean | standard deviation | seed 0 | seed 1 |"
+    rate = "| 55.0% | 7.1% | 50.0% (40.0% to 60.0%) | 60.0% (50.0% to 70.0%) |"
+    assert f"| **win rate of PPO against SFT** {rate}" in lines
+    assert "| win rate of PPO against best-of-n from SFT | 40.0% | – | – | 40.0% |" in lines
+    assert "| KL to SFT, nats | 2.50 | 0.707 | 2.00 | 3.00 |" in lines
+    assert "| explained variance of the value model | – | – | – | – |" in lines
 
 
 def test_a_run_without_a_finished_reward_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
