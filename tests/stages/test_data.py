@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
 from data.records import SPLITS
 from data.sets import SETS, read_set, set_file
 from modeling.tiny import make_tiny_model
+from modeling.tracking import read_metrics
+from stages import pipeline
 from stages.config import RunConfig, parse_config
 from stages.data import STAGE, curated, dry_run
 from stages.runner import run_stage
@@ -89,6 +93,23 @@ def ultrafeedback_rows() -> Iterator[dict[str, Any]]:
         yield {"source": "x", "instruction": text, "models": [], "completions": [answer(place) for place in range(4)]}
 
 
+def post(number: int, text: str) -> str:
+    return f"SUBREDDIT: r/{TOPICS[number % 20]}\n\nTITLE: {text}\n\nPOST: I wonder, again and again.\n\nTL;DR:"
+
+
+def tldr_rows() -> Iterator[dict[str, Any]]:
+    for number, text in questions():
+        yield {"prompt": post(number, text), "completion": f" {ANSWERS[number % 4]}"}
+
+
+def comparison_rows() -> Iterator[dict[str, Any]]:
+    """Two comparisons of the summaries of each post."""
+    for number, text in questions():
+        for rejected in (1, 2):
+            pair = {"chosen": f" {ANSWERS[number % 4]}", "rejected": f" {ANSWERS[(number + rejected) % 4]}"}
+            yield {"prompt": post(number, text)} | pair
+
+
 def qa_feedback_rows() -> Iterator[dict[str, Any]]:
     for number, text in questions():
         predictions = {f"prediction {place + 1}": f"{answer} ({number})" for place, answer in enumerate(ANSWERS)}
@@ -120,6 +141,8 @@ def places(tmp_path: Path) -> dict[str, list[str]]:
     oasst = jsonl(tmp_path / "oasst.jsonl", oasst_rows())
     hh = jsonl(tmp_path / "hh.jsonl", hh_rows())
     ultrafeedback = jsonl(tmp_path / "ultrafeedback.jsonl", ultrafeedback_rows())
+    comparisons = jsonl(tmp_path / "comparisons.jsonl", comparison_rows())
+    pq.write_table(pa.Table.from_pylist(list(tldr_rows())), tmp_path / "tldr.parquet")
     (tmp_path / "qa.json").write_text(json.dumps(list(qa_feedback_rows())))
     truthfulqa = tmp_path / "truthfulqa"
     truthfulqa.mkdir()
@@ -132,14 +155,18 @@ def places(tmp_path: Path) -> dict[str, list[str]]:
         "oasst": ["--data.sources.oasst.place", oasst],
         "hh_rlhf": ["--data.sources.oasst.place", oasst, "--data.sources.hh.place", hh],
         "ultrafeedback": ["--data.sources.ultrafeedback.place", ultrafeedback],
+        "tldr_1b": [
+            *("--data.sources.tldr.place", str(tmp_path / "tldr.parquet")),
+            *("--data.sources.comparisons.place", comparisons),
+        ],
         "qa_feedback": ["--data.sources.qa.place", str(tmp_path / "qa.json")],
         "truthfulqa": ["--data.sources.truthfulqa.place", str(truthfulqa)],
     }
 
 
-def configured(name: str, arguments: list[str], tmp_path: Path) -> RunConfig:
+def configured(name: str, arguments: list[str], tmp_path: Path, architecture: str = "llama") -> RunConfig:
     """A configuration of this project on local rows, with a tiny model of a long context and a text that is at hand."""
-    model = make_tiny_model(tmp_path / "model")
+    model = make_tiny_model(tmp_path / "model", architecture)
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": CONTEXT}))
     lengths = ["--data.max_prompt_tokens", str(CONTEXT // 2), "--data.max_answer_tokens", str(CONTEXT // 2)]
@@ -159,7 +186,7 @@ def planned_rows(printed: str) -> dict[str, list[int]]:
     return {name: [int(count.replace(",", "")) for count in counts] for name, *counts in table[1:] if name in SETS}
 
 
-@pytest.mark.parametrize("name", ["oasst", "hh_rlhf", "ultrafeedback", "qa_feedback", "truthfulqa"])
+@pytest.mark.parametrize("name", ["oasst", "hh_rlhf", "ultrafeedback", "tldr_1b", "qa_feedback", "truthfulqa"])
 def test_the_plan_of_a_public_configuration_has_rows_in_every_set_and_writes_nothing(
     name: str, places: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +196,41 @@ def test_the_plan_of_a_public_configuration_has_rows_in_every_set_and_writes_not
     assert list(planned) == list(SETS)
     assert all(all(counts) for counts in planned.values()), planned
     assert not (tmp_path / "runs").exists()
+
+
+SMALL = """
+--data.pretraining_tokens 32 --model.device cpu --model.precision float32 --labels.closeness words
+--sft.max_train_examples 16 --sft.batch_size 8 --sft.micro_batch_size 8
+--reward.batch_size 8 --reward.bias_demonstrations 8 --evaluate_reward.bootstrap_resamples 20
+--ppo.total_episodes 16 --ppo.batch_size 8 --ppo.minibatch_size 8 --ppo.max_new_tokens 6 --ppo.warmup_iterations 1
+--ppo.held_out.prompts 4 --evaluate.max_prompts 6 --evaluate.max_new_tokens 6 --evaluate.perplexity_examples 4
+--evaluate.bootstrap_resamples 20
+"""
+"""Sizes with which a whole run takes seconds."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("tldr_1b", "gpt_neox"), ("hh_rlhf", "qwen2"), ("ultrafeedback", "qwen2")]
+)
+def test_every_stage_of_a_recipe_for_one_gpu_runs_on_rows_of_the_published_schema(
+    name: str, architecture: str, places: dict[str, list[str]], tmp_path: Path
+) -> None:
+    config = configured(name, [*places[name], *SMALL.split()], tmp_path, architecture)
+    if name == "tldr_1b":  # Pythia has no chat template
+        (tmp_path / "model" / "chat_template.jinja").unlink()
+    pipeline.work(config, force=False)
+    run = tmp_path / "runs" / name
+    manifest = json.loads((run / "reward" / "manifest.json").read_text())
+    assert manifest["headline"]["train_prompts"] == len(read_set(run / "data", "rankings", "train"))
+    metrics = read_metrics(run / "ppo" / "metrics.jsonl")
+    assert len(metrics) == 2
+    assert all(("ptx_loss" in row) == (config.ppo.ptx_coef > 0) for row in metrics)
+    assert abs(metrics[0]["kl"]) < 1e-5, "PPO starts at the SFT model"
+    headline = json.loads((run / "evaluate" / "headline.json").read_text())
+    assert headline["kl"] is not None
+    assert headline["perplexity_ppo"] != headline["perplexity_sft"]
+    assert (run / "report" / "index.html").is_file()
 
 
 def test_a_finished_folder_holds_what_the_plan_promised_and_every_turn_of_a_tree_in_one_split(

@@ -95,7 +95,7 @@ def test_any_json_becomes_records_or_one_sentence(name: str, role: Role, data: s
         convert(name, role, *rows)
 
 
-@pytest.mark.parametrize("name", ["hh_rlhf", "oasst", "qa_feedback", "truthfulqa", "ultrafeedback"])
+@pytest.mark.parametrize("name", ["hh_rlhf", "oasst", "qa_feedback", "tldr_1b", "truthfulqa", "ultrafeedback"])
 def test_a_public_configuration_parses_and_its_sources_can_play_their_roles(name: str) -> None:
     config, _ = parse_config("test", "", ["--config", str(CONFIGS / f"{name}.yaml")])
     assert config.run_name == name
@@ -106,7 +106,8 @@ def test_a_public_configuration_parses_and_its_sources_can_play_their_roles(name
             if source not in BUILT_IN:
                 assert role in FORMATS[config.data.sources[source].format].convert
     for source in config.data.sources.values():
-        hub = FORMATS[source.format].hub
-        assert source.place == hub if source.revision else hub is None, "what is read from the Hub is pinned"
+        if hub := FORMATS[source.format].hub:
+            assert source.place == hub
+            assert source.revision, "what is read from the Hub is pinned"
     longest = config.data.max_prompt_tokens + max(config.data.max_answer_tokens, config.ppo.max_new_tokens)
     assert longest <= config.reward.max_tokens_per_micro_batch
