@@ -21,7 +21,7 @@ COLOURS = (BLUE, RED, GREEN, PURPLE, YELLOW)
 def write_loop(rounds: Sequence[Path], out: Path) -> None:
     """Writes loop.json, index.html and report.md; `rounds` are the run folders in order."""
     results = {run.name: Results(run) for run in rounds}
-    found = [facts(run, one, list(results)) for run, one in zip(rounds, results.values(), strict=True)]
+    found = [facts(run, one, rounds) for run, one in zip(rounds, results.values(), strict=True)]
     last = gains(found[-1], results[rounds[-1].name].evaluation)
     (out / "loop.json").write_text(json.dumps({"rounds": found, "gain": last}, indent=2) + "\n")
     PAGE.write(
@@ -36,22 +36,25 @@ def write_loop(rounds: Sequence[Path], out: Path) -> None:
     )  # fmt: skip
 
 
-def facts(run: Path, results: Results, names: Sequence[str]) -> dict[str, Any]:
+def facts(run: Path, results: Results, rounds: Sequence[Path]) -> dict[str, Any]:
     """What a round had, and how its policy and reward model did on their own held-out sets."""
-    labels = dig(results.manifests, "labels.headline") or {}
-    policy = dig(results.config, "samples.policy")
-    others = {Path(place).parents[1].name: place for place in dig(results.config, "evaluate.models") or []}
-    rates = results.evaluation["win_rate"]
+    labels, about = dig(results.manifests, "labels.headline") or {}, json.loads((run / "round.json").read_text())
+    places = {
+        other.name: place
+        for other in rounds
+        for place in dig(results.config, "evaluate.models") or []
+        if Path(place).resolve().is_relative_to(other.resolve())
+    }
     return {
         "name": run.name,
-        "parent": Path(policy).parents[1].name if policy else None,
-        "places": {name: place for name, place in others.items() if name in names},
+        "parent": about["parent"] or about["policy"],
+        "places": places,
         "rankings": labels.get("rankings"),
         "new_rankings": labels.get("rankings", 0) - labels.get("earlier_rankings", 0),
         "train_prompts": dig(results.manifests, "reward.headline.train_prompts"),
         "accuracy": dig(results.accuracy, "test.accuracy"),
         "kl": results.evaluation["kl"],
-        "against": {name: rates[place] for name, place in others.items() if name in names},
+        "against": {name: results.evaluation["win_rate"][place] for name, place in places.items()},
     }
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modeling.disk import write_whole
 from stages import data, manifest, pipeline, sft
 from stages.config import FORCE, RunConfig
 from stages.label import PLACE
@@ -78,9 +79,10 @@ def begin(config: RunConfig, done: Sequence[Path]) -> RunConfig:
         collect(done, root)
         for name, setting in COLLECTED.items():
             if (file := root / "collected" / f"{name}.jsonl").is_file():
-                getattr(current.data, setting).append(str(file))
-    parent = {"parent": done[-1].name, "policy": current.samples.policy} if done else {"parent": None, "policy": None}
-    (root / "round.json").write_text(json.dumps({"round": len(done) + 1, **parent}, indent=2) + "\n")
+                # First in the list: of two answers to a prompt, the data stage keeps the first one.
+                getattr(current.data, setting).insert(0, str(file))
+    about = {"round": len(done) + 1, "parent": done[-1].name if done else None, "policy": current.samples.policy}
+    write_whole(root / "round.json", f"{json.dumps(about, indent=2)}\n".encode())
     return current
 
 

@@ -227,6 +227,8 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
     """Takes the result of a stage from another run, unless this run has one or would make a different one."""
     run = RunFolder(Path(config.runs_folder) / config.run_name)
     theirs = other.stage(stage.name)
+    if any(manifest.read(run.stage(name)) is None for name in stage.after):
+        return  # its inputs are still to be made, from other data than the other run's
     with locked(run.root):
         plan, found = prepare(stage, config, run, force=False), manifest.read(theirs)
         if plan.done is not None or found is None or found.fingerprint != plan.fingerprint:

@@ -34,7 +34,7 @@ def demonstrations_of(store: Store) -> Iterator[Demonstration]:
     """The answers that labelers wrote."""
     for name, samples, label, _ in store.labels():
         if label.demonstration:
-            prompt = vars(Prompt.of(samples)) | {"source": "labeler", "dataset": f"written by {name}"}
+            prompt = vars(Prompt.of(samples)) | {"dataset": f"written by {name}"}
             yield Demonstration(**prompt, completion=label.demonstration)
 
 

@@ -60,8 +60,8 @@ def test_people_are_invited_and_their_rankings_exported(
     out = tmp_path / "exported"
     assert main([str(run), "--export", str(out)]) == 0
     assert len(read_records(out / "rankings.jsonl", Ranking)) == 12
-    (written,) = read_records(out / "demonstrations.jsonl", Demonstration)
-    assert (written.prompt, written.completion, written.source) == (task.samples.prompt, "Because.", "labeler")
+    (written,) = read_records(out / "demonstrations.jsonl", Demonstration)  # the source is who wrote the prompt
+    assert (written.prompt, written.completion, written.source) == (task.samples.prompt, "Because.", "api")
     rows = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
     assert (len(rows), rows[-1]["seconds"], rows[-1]["labeler_id"], rows[-1]["skipped"]) == (13, 7.5, "ann", "")
     assert rows[-2]["task"] == rows[-1]["task"], "a label that was corrected is kept"

@@ -10,7 +10,8 @@ from data.files import read_records, read_rows, write_records
 from data.records import SPLITS, Demonstration, Ranking, Samples
 from evaluation.judges.llm_config import LLMConfig
 from labeling.web.store import Label, Store
-from reports.loop import gains
+from reports.loop import facts, gains
+from reports.run import Results
 from stages import labels, loop, manifest, samples
 from stages.config import RunConfig
 from stages.label import PLACE
@@ -62,7 +63,8 @@ def test_a_round_asks_the_last_policy_and_keeps_the_rankings_of_all_rounds(confi
     assert second.samples.leave_out == [str(first / "samples")]
     assert second.labels.earlier == [str(first / "labels")]
     assert second.evaluate.models == [str(first / "ppo" / "model_ema")]
-    assert second.data.demonstrations == [*config.data.demonstrations, str(root / "collected" / "demonstrations.jsonl")]
+    # First, because the data stage keeps the first of two answers to a prompt.
+    assert second.data.demonstrations == [str(root / "collected" / "demonstrations.jsonl"), *config.data.demonstrations]
     assert [row["completion"] for _, row in read_rows(root / "collected" / "demonstrations.jsonl")] == ["Better."]
     assert json.loads((root / "round.json").read_text()) == {
         "round": 2, "parent": "round-1", "policy": str(first / "ppo" / "model_ema"),
@@ -164,7 +166,7 @@ def test_a_stage_with_the_same_settings_and_inputs_is_taken_from_the_round_befor
         (out / "numbers.json").write_text(str(config.seed))
         return {"seed": config.seed}
 
-    stage = Stage("sft", sections=("sft",), after=(), work=work)
+    stage, later = Stage("sft", sections=("sft",), after=(), work=work), Stage("ppo", ("ppo",), ("sft",), work)
     one, two = loop.begin(config, []), loop.begin(config, [])
     two.run_name = "round-2"
     roots = [RunFolder(Path(current.runs_folder) / current.run_name) for current in (one, two)]
@@ -172,6 +174,7 @@ def test_a_stage_with_the_same_settings_and_inputs_is_taken_from_the_round_befor
     two.sft.epochs = 7
     adopt(stage, two, roots[0])
     assert not roots[1].stage("sft").exists(), "other settings make another result"
+    adopt(later, two, roots[0])  # whose input is still to be made
     two.sft.epochs = one.sft.epochs
     adopt(stage, two, roots[0])
     assert run_stage(stage, two) == {"seed": 0}
@@ -185,18 +188,32 @@ def test_a_stage_with_the_same_settings_and_inputs_is_taken_from_the_round_befor
     assert runs == ["round-1", "round-2"]
 
 
-def test_the_gain_is_read_from_one_evaluation_of_all_policies() -> None:
-    rate = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 9}
+def test_the_report_finds_the_policies_of_the_loop_among_all_compared_models(config: RunConfig, first: Path) -> None:
+    loop.begin(config, [first])
+    root = first.parent / "round-2"
+    (root / "evaluate").mkdir()
+    own, other = str(first / "ppo" / "model_ema"), "other/loop/round-1/ppo/model"
+    rates = {
+        name: {"mean": mean, "low": 0.1, "high": 0.9, "n": 9} for name, mean in ((own, 0.55), (other, 0.1), ("x", 0.2))
+    }
     evaluation = {
         "judges": [{"name": "rubric"}],
-        "comparisons": {
-            "ppo": {"rubric": {"win_rate": rate}},
-            "loop/round-1/ppo/model_ema": {"rubric": {"win_rate": rate | {"mean": 0.55}}},
-            "other/model": {"rubric": {"win_rate": rate | {"mean": 0.1}}},
-        },
+        "kl": None,
+        "win_rate": rates,
+        "comparisons": {name: {"rubric": {"win_rate": rate}} for name, rate in {**rates, "ppo": rates[own]}.items()},
     }
-    found = gains({"name": "round-2", "places": {"round-1": "loop/round-1/ppo/model_ema"}}, evaluation)
-    assert {name: rates["rubric"]["mean"] for name, rates in found.items()} == {"round-1": 0.55, "round-2": 0.6}
+    (root / "evaluate" / "evaluation.json").write_text(json.dumps(evaluation))
+    results = Results(root)
+    results.config = {"evaluate": {"models": [own, other, "x"]}}
+    found = facts(root, results, [first, root])
+    assert (found["parent"], found["places"], found["against"]) == (
+        "round-1",
+        {"round-1": own},
+        {"round-1": rates[own]},
+    )
+    assert {name: one["rubric"]["mean"] for name, one in gains(found, evaluation).items()} == {
+        "round-1": 0.55, "round-2": 0.55,
+    }  # fmt: skip
 
 
 def test_bad_use_is_refused_before_anything_runs(config: RunConfig, tmp_path: Path) -> None:
