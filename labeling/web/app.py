@@ -9,25 +9,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi import Path as InPath
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from labeling.ratings import FLAGS, NULLABLE, QUALITY
 from labeling.web.export import rows_of, screening
 from labeling.web.forms import SKIP_REASONS, FormError, draft_of, label_of
-from labeling.web.security import Guard, RateLimit, TooLargeError, check_csrf
-from labeling.web.store import SESSION_SECONDS, Label, Session, Store, StoreError, Task, hashed
+from labeling.web.pages import HERE, Admin, Fields, Number, Pages, Signed
+from labeling.web.security import Guard, RateLimit, TooLargeError
+from labeling.web.store import SESSION_SECONDS, Label, Session, Store, StoreError, Task
 
-HERE = Path(__file__).parent
 HOSTS = ("127.0.0.1", "localhost", "::1", "testserver")
 SIGN_INS = 10
 """Attempts to sign in that an address has each minute."""
@@ -39,23 +35,12 @@ PROBLEMS: dict[type[Exception], tuple[int, str]] = {
 }
 
 
-class Pages:
-    """The app's pages; each method answers one kind of request."""
+class Ranking(Pages):
+    """The pages for ranking; each method answers one kind of request."""
 
     def __init__(self, store: Store) -> None:
-        self.store = store
-        self.templates = Environment(
-            loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
+        super().__init__(store)
         self.failures = RateLimit(SIGN_INS, 60)
-        self.cookie = f"session-{hashed(str(store.path.resolve()))[:12]}"
-        """One for each store: browsers share the cookies of all ports of a host."""
-
-    def page(self, template: str, session: Session | None, status: int = 200, **content: Any) -> HTMLResponse:
-        """A rendered page."""
-        text = self.templates.get_template(template).render(session=session, **content)
-        return HTMLResponse(text, status)
 
     def problem(self, status: int, text: str) -> HTMLResponse:
         """A page that says what did not work."""
@@ -64,27 +49,6 @@ class Pages:
     def explained(self, status: int, text: str, request: Request, error: Exception) -> Response:
         """`problem` for an exception of PROBLEMS."""
         return self.problem(status, text)
-
-    def session(self, request: Request) -> Session:
-        """The session of a request. Raises 401 without one."""
-        found = self.store.session(request.cookies.get(self.cookie, ""))
-        if found is None:
-            raise HTTPException(401, "Sign in first.")
-        return found
-
-    def admin(self, request: Request) -> Session:
-        """The session of an admin. Raises 403 for others."""
-        found = self.session(request)
-        if not found.admin:
-            raise HTTPException(403, "This page is for admins.")
-        return found
-
-    async def form(self, request: Request) -> dict[str, Any]:
-        """The fields of a form of this session. Raises 403 for forms of other sites and sessions."""
-        session = await run_in_threadpool(self.session, request)
-        fields = await request.form(max_files=0, max_fields=500)
-        check_csrf(session.csrf, fields.get("csrf"))
-        return dict(fields)
 
     async def sign_in(self, request: Request) -> Response:
         """Starts a session with an invitation token."""
@@ -97,21 +61,26 @@ class Pages:
         answer.set_cookie(self.cookie, secret, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
         return answer
 
+    def sign_out(self, request: Request, fields: Fields) -> Response:
+        """Ends the session."""
+        self.store.sign_out(self.secret(request))
+        return RedirectResponse("/", 303)
+
     def home(self, request: Request) -> Response:
         """Progress and the way to the next task, or the form to sign in."""
-        session = self.store.session(request.cookies.get(self.cookie, ""))
+        session = self.store.session(self.secret(request))
         if session is None:
             return self.page("sign_in.html", None, message="")
         return self.page("home.html", session, progress=self.store.progress(session.name))
 
-    def next_task(self, session: Session) -> Response:
+    def next_task(self, session: Signed) -> Response:
         """To the next task of the queue."""
         task = self.store.claim(session.name)
         if task is None:
             return self.page("message.html", session, title="Nothing left", text="All tasks are labelled. Thank you!")
         return RedirectResponse(f"/rank/{task.id}", 303)
 
-    def previous_task(self, session: Session) -> Response:
+    def previous_task(self, session: Signed) -> Response:
         """To the task that was saved last, to correct it."""
         task = self.store.last(session.name)
         return RedirectResponse("/" if task is None else f"/rank/{task.id}", 303)
@@ -123,7 +92,7 @@ class Pages:
             raise HTTPException(404, "There is no such task for you.")
         return found
 
-    def ranking(self, number: int, session: Session) -> Response:
+    def ranking(self, number: Number, session: Signed) -> Response:
         """The page of a task."""
         return self.ranking_page(session, self.task(number, session))
 
@@ -138,7 +107,7 @@ class Pages:
             reasons=SKIP_REASONS, progress=self.store.progress(session.name),
         )  # fmt: skip
 
-    def save(self, number: int, session: Session, fields: dict[str, Any]) -> Response:
+    def save(self, number: Number, session: Signed, fields: Fields) -> Response:
         """Saves a label and goes to the next task."""
         task = self.task(number, session)
         try:
@@ -152,27 +121,31 @@ class Pages:
             return self.ranking_page(session, replace(self.task(number, session), draft=label), text, 409)
         return RedirectResponse("/next", 303)
 
-    def overview(self, session: Session, token: str = "", name: str = "") -> Response:
+    def overview(self, session: Admin) -> Response:
         """Progress, agreement and screening of all labelers."""
+        return self.admin_page(session)
+
+    def admin_page(self, session: Session, token: str = "", name: str = "") -> Response:
+        """`overview`, with the token of a person who was just invited."""
         agreed, screened = screening(self.store)
         return self.page(
             "admin.html", session, progress=self.store.progress(), people=self.store.people(), agreement=agreed,
             screened=screened, token=token, name=name,
         )  # fmt: skip
 
-    def invite(self, session: Session, fields: dict[str, Any]) -> Response:
+    def invite(self, session: Admin, fields: Fields) -> Response:
         """Invites a labeler, and shows the token once."""
         name = str(fields.get("name", "")).strip()
         if (name, True) in self.store.people():
             raise HTTPException(422, "Invitations of admins can only be renewed on the command line.")
         try:
-            return self.overview(session, self.store.invite(name), name)
+            return self.admin_page(session, self.store.invite(name), name)
         except StoreError:
             raise
         except ValueError as error:
             raise HTTPException(422, f"{error}.") from None
 
-    def export(self, name: str) -> Response:
+    def export(self, name: str, session: Admin) -> Response:
         """A file of the export, a JSON object a line. Raises 404 for an unknown name."""
         rows = rows_of(self.store).get(name)
         if rows is None:
@@ -183,48 +156,19 @@ class Pages:
 
 def create_app(store: Store, hosts: Sequence[str] = HOSTS) -> Guard:
     """The app, as an ASGI application. `hosts` are the names under which it can be reached."""
-    app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Pages(store)
+    app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Ranking(store)
+    app.state.pages = pages
     app.mount("/static", StaticFiles(directory=HERE / "static"))
-    Signed = Annotated[Session, Depends(pages.session)]
-    Admin = Annotated[Session, Depends(pages.admin)]
-    Number = Annotated[int, InPath(ge=0, le=2**62)]
-    Fields = Annotated[dict[str, Any], Depends(pages.form)]
-
     app.get("/")(pages.home)
     app.post("/sign-in")(pages.sign_in)
-
-    @app.post("/sign-out")
-    def sign_out(request: Request, fields: Fields) -> Response:
-        store.sign_out(request.cookies.get(pages.cookie, ""))
-        return RedirectResponse("/", 303)
-
-    @app.get("/next")
-    def next_task(session: Signed) -> Response:
-        return pages.next_task(session)
-
-    @app.get("/previous")
-    def previous_task(session: Signed) -> Response:
-        return pages.previous_task(session)
-
-    @app.get("/rank/{number}")
-    def ranking(number: Number, session: Signed) -> Response:
-        return pages.ranking(number, session)
-
-    @app.post("/rank/{number}")
-    def save(number: Number, session: Signed, fields: Fields) -> Response:
-        return pages.save(number, session, fields)
-
-    @app.get("/admin")
-    def overview(session: Admin) -> Response:
-        return pages.overview(session)
-
-    @app.post("/admin/invite")
-    def invite(session: Admin, fields: Fields) -> Response:
-        return pages.invite(session, fields)
-
-    @app.get("/admin/{name}.jsonl")
-    def export(name: str, session: Admin) -> Response:
-        return pages.export(name)
+    app.post("/sign-out")(pages.sign_out)
+    app.get("/next")(pages.next_task)
+    app.get("/previous")(pages.previous_task)
+    app.get("/rank/{number}")(pages.ranking)
+    app.post("/rank/{number}")(pages.save)
+    app.get("/admin")(pages.overview)
+    app.post("/admin/invite")(pages.invite)
+    app.get("/admin/{name}.jsonl")(pages.export)
 
     @app.exception_handler(StarletteHTTPException)
     def explain(request: Request, error: StarletteHTTPException) -> Response:

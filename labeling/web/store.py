@@ -107,12 +107,12 @@ class Store:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        with self._connected() as db:
+        with self.connected() as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(SCHEMA)
 
     @contextmanager
-    def _connected(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+    def connected(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """A transaction; `write` takes the write lock at its start."""
         try:
             db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
@@ -145,7 +145,7 @@ class Store:
         """
         check_name(name)
         token = secrets.token_urlsafe(24)
-        with self._connected(write=True) as db:
+        with self.connected(write=True) as db:
             db.execute(
                 "INSERT INTO people VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET token=excluded.token, "
                 "admin=excluded.admin",
@@ -157,7 +157,7 @@ class Store:
     def sign_in(self, token: str) -> str | None:
         """A new session's secret for the owner of an invitation token; None for an unknown one."""
         secret = secrets.token_urlsafe(24)
-        with self._connected(write=True) as db:
+        with self.connected(write=True) as db:
             row = db.execute("SELECT name FROM people WHERE token = ?", (hashed(token),)).fetchone()
             if row is None:
                 return None
@@ -168,7 +168,7 @@ class Store:
 
     def session(self, secret: str) -> Session | None:
         """The session of a secret; None if there is none or it has ended."""
-        with self._connected() as db:
+        with self.connected() as db:
             row = db.execute(
                 "SELECT s.name, csrf, admin FROM sessions s JOIN people p USING (name) WHERE s.token = ? AND ends > ?",
                 (hashed(secret), time.time()),
@@ -177,7 +177,7 @@ class Store:
 
     def sign_out(self, secret: str) -> None:
         """Ends a session."""
-        with self._connected(write=True) as db:
+        with self.connected(write=True) as db:
             db.execute("DELETE FROM sessions WHERE token = ?", (hashed(secret),))
 
     # Tasks.
@@ -194,7 +194,7 @@ class Store:
         for record, count, right in zip(samples, slots, gold, strict=True):
             text = text_of(record)
             rows.append((hashed(text), text, count, None if right is None else json.dumps(right)))
-        with self._connected(write=True) as db:
+        with self.connected(write=True) as db:
             before = db.execute("SELECT count(*) FROM tasks").fetchone()[0]
             db.execute("UPDATE tasks SET slots = 0")
             db.executemany(
@@ -210,7 +210,7 @@ class Store:
         Tasks that others have begun or labelled come first, so that overlap is reached early.
         """
         now = time.time()
-        with self._connected(write=True) as db:
+        with self.connected(write=True) as db:
             fresh = now - CLAIM_SECONDS
             row = db.execute(
                 "SELECT task FROM open_claims JOIN tasks ON id = task WHERE name = ? AND since > ? AND slots > 0",
@@ -236,12 +236,12 @@ class Store:
 
     def task(self, number: int, name: str) -> Task | None:
         """A task that a labeler has claimed; None for others."""
-        with self._connected() as db:
+        with self.connected() as db:
             return self._task(db, number, name)
 
     def last(self, name: str) -> Task | None:
         """The task that a labeler labelled last."""
-        with self._connected() as db:
+        with self.connected() as db:
             row = db.execute("SELECT task FROM labels WHERE name = ? ORDER BY saved DESC", (name,)).fetchone()
             return None if row is None else self._task(db, row["task"], name)
 
@@ -268,7 +268,7 @@ class Store:
             revision: of the label that the page showed, 0 for none. False if another one was saved since; the same
                 label again is no conflict, so that a form can be sent twice.
         """
-        with self._connected(write=True) as db:
+        with self.connected(write=True) as db:
             task = self._task(db, number, name)
             if task is None:
                 raise ValueError(f"the task {number} is not one that {name} has opened")
@@ -290,7 +290,7 @@ class Store:
         and new labelers are not invited.
         """
         new = 0
-        with self._connected(write=True) as db:
+        with self.connected(write=True) as db:
             for one in found:
                 text, gold = text_of(one.samples), None if one.gold is None else json.dumps(one.gold)
                 db.execute("INSERT OR IGNORE INTO people VALUES (?, ?, 0)", (one.name, f"- {one.name}"))
@@ -310,7 +310,7 @@ class Store:
 
     def history(self, last: bool = False) -> Iterator[Saved]:
         """All labels in the order of saving, also of gold tasks; `last` leaves out those that were corrected."""
-        with self._connected() as db:
+        with self.connected() as db:
             rows = db.execute(
                 f"SELECT name, record, label, saved, gold FROM {'last_labels' if last else 'labels'} l "
                 "JOIN tasks t ON t.id = l.task ORDER BY l.saved, digest, name, revision"
@@ -320,7 +320,7 @@ class Store:
     def tasks(self) -> list[tuple[Samples, list[Saved]]]:
         """The tasks that are given out or labelled, each with the last label of each labeler; without gold tasks."""
         labels = [one for one in self.history(last=True) if one.gold is None]
-        with self._connected() as db:
+        with self.connected() as db:
             rows = db.execute(
                 "SELECT record FROM tasks WHERE gold IS NULL AND (slots > 0 OR id IN (SELECT task FROM labels))"
             ).fetchall()
@@ -343,7 +343,7 @@ class Store:
 
     def progress(self, name: str | None = None) -> dict[str, int]:
         """Numbers of slots, of labelled ones (both without gold tasks), of all tasks, and of a labeler's own labels."""
-        with self._connected() as db:
+        with self.connected() as db:
             slots = db.execute("SELECT coalesce(sum(slots), 0) FROM tasks WHERE gold IS NULL").fetchone()[0]
             tasks = db.execute("SELECT count(*) FROM tasks WHERE slots > 0").fetchone()[0]
             done = db.execute(
@@ -354,7 +354,7 @@ class Store:
 
     def people(self) -> list[tuple[str, bool]]:
         """(name, is an admin) of everybody who was invited."""
-        with self._connected() as db:
+        with self.connected() as db:
             rows = db.execute("SELECT name, admin FROM people WHERE token NOT LIKE '- %' ORDER BY name").fetchall()
         return [(name, bool(admin)) for name, admin in rows]
 

@@ -68,7 +68,7 @@ def test_a_form_that_is_sent_twice_is_one_label_and_a_correction_keeps_the_first
     assert last is not None
     assert (last.label, last.revision) == (Label([2, 1, 1]), 2)
     assert [label.ranks for _, _, label, _ in store.labels()] == [[2, 1, 1]]
-    with store._connected() as db:
+    with store.connected() as db:
         kept = [json.loads(row["label"]) for row in db.execute("SELECT label FROM labels ORDER BY revision")]
     assert [(label["ranks"], label["seconds"]) for label in kept] == [([1, 2, 2], 3.0), ([2, 1, 1], 0.0)]
     with pytest.raises(ValueError, match="the task 1 is not one that ben has opened"):
