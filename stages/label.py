@@ -1,4 +1,4 @@
-"""The web app in which people rank the answers of a run, or compare answers of its PPO and SFT models.
+"""The web app in which people rank the answers of a run and chat with its models, or compare answers of PPO and SFT.
 
 python -m stages.label runs/mine --invite ann      # prints ann's invitation token
 python -m stages.label runs/mine                   # serves http://127.0.0.1:8000
@@ -12,19 +12,29 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import report
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from data.records import Samples
+    from labeling.web.chat_model import LoadedModel
+    from labeling.web.playground import Chat
     from labeling.web.store import Store
+    from modeling.config import ModelConfig
 
 PLACE = Path("people") / "labels.sqlite"
 """The labels, in the run folder."""
 OTHER_PLACE = Path("people") / "comparisons.sqlite"
 """The comparisons of models, which train nothing."""
+STREAM_SECONDS = 5
+"""Time that a stream of the playground has when the app ends."""
+LOADING = ("trust_remote_code", "precision", "attention", "device")
+"""Settings of `model` that matter for a model that a stage has saved."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         "--export",
         type=Path,
         metavar="FOLDER",
-        help="write rankings, demonstrations and all labels in JSON Lines and stop",
+        help="write rankings, demonstrations, all labels, and what people wrote in the playground, and stop",
     )
     add("--import", type=Path, metavar="PLACE", dest="place", help="add the labels of a file or folder and stop")
     add(
@@ -138,6 +148,12 @@ def serve(store: "Store", given: argparse.Namespace) -> None:
     import uvicorn
 
     from labeling.web.app import HOSTS, create_app
+    from labeling.web.playground import Chat
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            chat.ending.set()
+            super().handle_exit(sig, frame)
 
     if not store.people():
         raise ValueError(
@@ -147,11 +163,41 @@ def serve(store: "Store", given: argparse.Namespace) -> None:
     with socket.create_server((given.host, given.port), family=family) as listening:
         host = f"[{given.host}]" if ":" in given.host else given.host
         print(f"label: http://{host}:{listening.getsockname()[1]}, labels are kept in {store.path}", flush=True)
-        app = create_app(store, (*HOSTS, given.host, *given.name))
+        chat = chat_of(given.run) if given.of == "samples" else Chat()
+        app = create_app(store, (*HOSTS, given.host, *given.name), chat)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn handles these, and sends them again when it has ended
             signal.signal(number, lambda *_: None)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False)).run(sockets=[listening])
+        how = uvicorn.Config(app, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=STREAM_SECONDS)
+        Server(how).run(sockets=[listening])
     print("label: stopped; everything that was saved is kept")
+
+
+def chat_of(run: Path) -> "Chat":
+    """The finished models of a run, with the generation settings of its samples."""
+    from labeling.web.playground import Chat, Settings
+    from labeling.web.streaming import ModelThread
+    from modeling.config import ModelConfig
+    from stages.manifest import read, stage_digest
+
+    models, settings = {}, Settings()
+    for name in ("ppo", "sft"):
+        if (found := read(run / name)) is None:
+            continue
+        saved, how = found.config["model"], found.config["samples"]
+        config = ModelConfig(**{key: saved[key] for key in LOADING})
+        ema = name == "ppo" and found.config["evaluate"]["weights"] == "ema"
+        models[name] = ModelThread(
+            partial(load, run / name / ("model_ema" if ema else "model"), config), stage_digest(run / name)
+        )
+        settings = Settings(min(how["max_new_tokens"], 1000), how["temperature"], how["top_k"], how["top_p"])
+    return Chat(models, settings)
+
+
+def load(place: Path, config: "ModelConfig") -> "LoadedModel":
+    """A model to chat with; imports torch."""
+    from labeling.web.chat_model import LoadedModel
+
+    return LoadedModel.load(place, config)
 
 
 def answers_of(run: Path) -> "list[Samples]":

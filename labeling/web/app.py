@@ -18,9 +18,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from labeling.ratings import FLAGS, NULLABLE, QUALITY
+from labeling.web.conversations import AbsentError
 from labeling.web.export import rows_of, screening
 from labeling.web.forms import SKIP_REASONS, FormError, draft_of, label_of
 from labeling.web.pages import HERE, Admin, Fields, Number, Pages, Signed
+from labeling.web.playground import NO_CHAT, Chat, Playground
 from labeling.web.security import Guard, RateLimit, TooLargeError
 from labeling.web.store import SESSION_SECONDS, Label, Session, Store, StoreError, Task
 
@@ -30,6 +32,7 @@ SIGN_INS = 10
 
 PROBLEMS: dict[type[Exception], tuple[int, str]] = {
     RequestValidationError: (404, "There is no such page."),
+    AbsentError: (404, "There is no such conversation of yours."),
     TooLargeError: (413, "The request is too large."),
     TimeoutError: (408, "The request is too slow."),
 }
@@ -154,7 +157,7 @@ class Ranking(Pages):
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
-def create_app(store: Store, hosts: Sequence[str] = HOSTS) -> Guard:
+def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT) -> Guard:
     """The app, as an ASGI application. `hosts` are the names under which it can be reached."""
     app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Ranking(store)
     app.state.pages = pages
@@ -169,6 +172,7 @@ def create_app(store: Store, hosts: Sequence[str] = HOSTS) -> Guard:
     app.get("/admin")(pages.overview)
     app.post("/admin/invite")(pages.invite)
     app.get("/admin/{name}.jsonl")(pages.export)
+    Playground(pages, chat).add_to(app)
 
     @app.exception_handler(StarletteHTTPException)
     def explain(request: Request, error: StarletteHTTPException) -> Response:

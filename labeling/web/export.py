@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from data.records import Demonstration, Prompt, Ranking, to_row
 from labeling.agreement import agreement, judgment
+from labeling.web.conversations import Conversations
 from labeling.web.store import Label, Store
 
 SOFT_CUT = 0.75
@@ -39,17 +41,21 @@ def demonstrations_of(store: Store) -> Iterator[Demonstration]:
 
 
 def rows_of(store: Store) -> dict[str, Iterator[dict[str, Any]]]:
-    """The rows of each file of the export: `rankings` and `demonstrations` for training, and in `labels` everything,
-    with skipped tasks, seconds and the time of saving, earlier revisions and gold tasks.
+    """The rows of each file of the export: `rankings`, also those of the playground, and `demonstrations` for training;
+    in `labels` everything, with skipped tasks, seconds and the time of saving, earlier revisions and gold tasks;
+    `prompts` and `conversations` of the playground.
     """
+    playground = Conversations(store).rows()
     return {
-        "rankings": map(to_row, rankings_of(store)),
+        "rankings": chain(map(to_row, rankings_of(store)), playground["rankings"]),
         "demonstrations": map(to_row, demonstrations_of(store)),
         "labels": (
             {"labeler_id": one.name, "saved": one.saved, **asdict(one.label), "task": to_row(one.samples)}
             | ({} if one.gold is None else {"gold": one.gold})
             for one in store.history()
         ),
+        "prompts": iter(playground["prompts"]),
+        "conversations": iter(playground["conversations"]),
     }
 
 

@@ -101,8 +101,9 @@ def flags_of(form: Mapping[str, Any], place: int) -> dict[str, bool | None]:
 
 
 def text(form: Mapping[str, Any], name: str) -> str:
-    """A field as text, stripped; empty if it is missing."""
+    """A field as text, stripped; empty if it is missing. Browsers send line breaks as CR LF."""
     value = form.get(name, "")
+    value = value.replace("\r\n", "\n") if isinstance(value, str) else value
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise FormError(f"The text is too long: at most {MAX_TEXT:,} characters.")
     if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):

@@ -121,7 +121,7 @@ class Store:
         try:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA synchronous=FULL")  # saved means on the disk, also after a power failure
-            db.execute("PRAGMA foreign_keys=ON")
+            db.executescript("PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON")  # deleted text is overwritten
             if write:
                 db.execute("BEGIN IMMEDIATE")
             yield db

@@ -2,16 +2,21 @@
 
 import json
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from data.files import read_records, write_records
 from data.records import Demonstration, Ranking, Samples
+from labeling.config import SamplesConfig
+from labeling.web.playground import Settings
 from labeling.web.store import Label, Store
+from modeling.config import ModelConfig
 from stages import labels
 from stages.config import RunConfig
-from stages.label import OTHER_PLACE, PLACE, answers_of, comparisons, fill, main, parser
+from stages.label import OTHER_PLACE, PLACE, answers_of, chat_of, comparisons, fill, main, parser
+from stages.manifest import Manifest, stage_digest
 from stages.runner import RunFolder
 from tests.sets import write_set
 
@@ -69,6 +74,25 @@ def test_people_are_invited_and_their_rankings_exported(
     assert store.progress()["tasks"] == 12, "no task was added twice"
     first = [found.prompt.split()[0] for _, found, _, _ in store.labels() if isinstance(found.prompt, str)][:6]
     assert set(first) == {"train", "valid", "test"}, "a few labels of every split come first"
+
+
+def test_people_chat_with_the_finished_models_of_the_run(run: Path) -> None:
+    assert chat_of(run).choices == {}
+    config = RunConfig(
+        model=ModelConfig("tiny", "main", chat_template="its own", precision="bfloat16"),
+        samples=SamplesConfig(2000, 0.5, 4, 0.9),
+    )
+    for name, weights in (("sft", "ema"), ("ppo", "ema"), ("ppo", "last")):
+        (run / name).mkdir(exist_ok=True)
+        config.evaluate.weights = weights
+        Manifest(name, "", asdict(config), {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(run / name)
+        chat = chat_of(run)
+        place, saved = chat.models[name].load.args  # type: ignore[attr-defined]
+        assert place == run / name / ("model_ema" if (name, weights) == ("ppo", "ema") else "model")
+        assert saved == ModelConfig(precision="bfloat16"), "the saved model has its own chat template"
+        assert chat.models[name].digest == stage_digest(run / name), "as in the manifests of later stages"
+    assert list(chat.choices) == ["ppo", "sft", "ppo sft", "ppo ppo", "sft sft"]
+    assert chat.settings == Settings(1000, 0.5, 4, 0.9)
 
 
 def test_a_share_of_the_tasks_goes_to_several_labelers_and_gold_tasks_to_everybody(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,12 @@ import uvicorn
 
 from data.records import Samples
 from labeling.web.app import create_app
+from labeling.web.conversations import Answer, Conversations
+from labeling.web.playground import Chat
 from labeling.web.store import Store
+from labeling.web.streaming import ModelThread
+from modeling.config import GenerationSettings
+from tests.labeling.web.parrot import Parrot
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -51,12 +56,14 @@ def address(store: Store) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(store), port=port, log_level="error"))
+    chat = Chat({name: ModelThread(Parrot, "") for name in ("ppo", "sft")})
+    server = uvicorn.Server(uvicorn.Config(create_app(store, chat=chat), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.05)
     yield f"http://127.0.0.1:{port}"
+    chat.ending.set()
     server.should_exit = True
     thread.join()
 
@@ -156,12 +163,66 @@ def test_rank_fields_stay_as_they_were_set_and_a_way_back_changes_none(
     assert [fields.nth(place).input_value() for place in range(4)] == before
 
 
+def test_people_chat_by_keyboard_alone(browser: Any, store: Store, address: str) -> None:
+    page, said = ranking_page(browser, store, address), Conversations(store)
+
+    def press(button: str, key: str = "Enter") -> None:
+        page.get_by_role("button", name=button, exact=True).first.focus()
+        page.keyboard.press(key)
+
+    page.goto(f"{address}/playground")
+    press("I understand and accept this")
+    page.get_by_label("Your prompt").focus()
+    page.keyboard.type("Why <b>?")
+    page.locator("select[name=models]").select_option("ppo sft")
+    page.get_by_label("Your prompt").focus()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#status:text-is('Both answers have ended.')")
+    assert sorted(page.locator(".answer .text").all_inner_texts())[0].startswith("1 Why <b>? ")
+    press("Thumbs up", "Space")
+    page.wait_for_selector("button[aria-pressed=true]")
+    press("Equally good")
+    page.wait_for_selector("button[name=judgment][aria-pressed=true]")
+    (turn,) = said.turns("ann")
+    assert (turn.ranks, [answer.thumb for answer in turn.answers]) == ([1, 1], ["up", ""])
+    page.get_by_label("Your next prompt").focus()
+    page.keyboard.type("go on <b>")
+    press("Send")
+    page.wait_for_selector("text=more more")
+    assert page.locator(".answer .text b").count() == 0, "text of a model is no HTML, also while it is streamed"
+    assert page.locator("#ask button").is_disabled(), "sending would end the answers"
+    press("Stop")
+    page.wait_for_selector("#status:text-is('Both answers have ended.')")
+    assert page.evaluate("document.activeElement.className").startswith("turn"), "the focus is not lost with the button"
+    assert [answer.state for answer in said.turns("ann")[1].answers] == ["stopped"] * 2
+    page.locator("select[name=models]").select_option("ppo")
+    page.get_by_label("Your next prompt").fill("go on")
+    press("Send")
+    page.wait_for_selector("text=more more")
+    page.goto(f"{address}/playground")
+    for _ in range(50):
+        if not (left := said.turns("ann")[2]).waiting:
+            break
+        time.sleep(0.1)
+    assert left.answers[0].state == "stopped", "nobody waits for it any more"
+    page.locator("summary").press("Enter")
+    press("Delete this conversation for good")
+    page.wait_for_selector("text=Your conversations", state="detached")
+    assert said.turns("ann") == []
+
+
 def test_the_pages_pass_an_accessibility_check(browser: Any, store: Store, address: str) -> None:
     if AXE is None:
         pytest.skip("AXE_SCRIPT does not name axe.min.js of the npm package axe-core")
     page = ranking_page(browser, store, address, bypass_csp=True)
-    for place in ("/", page.url.removeprefix(address)):
+    said, task = Conversations(store), page.url.removeprefix(address)
+    answers = [Answer(model, GenerationSettings().recorded(0), "stopped", "Because.") for model in ("ppo", "sft")]
+    chat = said.ask("ann", "Why?", answers, "", None).conversation
+    for place in ("/", task, "/playground", f"/playground?conversation={chat}"):
         page.goto(address + place)
+        if place.endswith(str(chat)):
+            said.accept("ann")
+            page.reload()
         page.add_script_tag(path=AXE)
         found = page.evaluate("axe.run()")
         assert [(problem["id"], problem["nodes"][0]["html"]) for problem in found["violations"]] == []
