@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
     "rounds": {"type": int, "default": 2, "help": "Number of rounds in all (default: 2)."},
     "unlabelled": {"action": "store_true", "help": "Go on although people have not labelled all tasks of a round."},
 }
-COLLECTED = {"prompts": "prompts", "demonstrations": "demonstrations"}
-"""Files of the web app's export that the next round reads -> the setting in `data`."""
+COLLECTED = ("prompts", "demonstrations", "rankings")
+"""What the next round reads from the web apps of earlier rounds; each is a setting in `data`."""
 
 
 def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = False) -> None:
@@ -77,10 +78,10 @@ def begin(config: RunConfig, done: Sequence[Path]) -> RunConfig:
         current.labels.earlier += [str(done[-1] / "labels")]  # with the rankings of the rounds before
         current.evaluate.models += policies
         collect(done, root)
-        for name, setting in COLLECTED.items():
+        for name in COLLECTED:
             if (file := root / "collected" / f"{name}.jsonl").is_file():
                 # First in the list: of two answers to a prompt, the data stage keeps the first one.
-                getattr(current.data, setting).insert(0, str(file))
+                getattr(current.data, name).insert(0, str(file))
     about = {"round": len(done) + 1, "parent": done[-1].name if done else None, "policy": current.samples.policy}
     write_whole(root / "round.json", f"{json.dumps(about, indent=2)}\n".encode())
     return current
@@ -88,22 +89,30 @@ def begin(config: RunConfig, done: Sequence[Path]) -> RunConfig:
 
 def collect(done: Sequence[Path], root: Path) -> None:
     """Writes what people gave to the web apps of earlier rounds into `root/collected`, once: what they add later is for
-    the round after.
+    the round after. Rankings are those of the playground; those of the rounds' tasks are in their labels.
     """
     from data.files import write_rows
-    from labeling.web.export import rows_of
+    from data.records import to_row
+    from labeling.web.conversations import Conversations
+    from labeling.web.export import demonstrations_of
     from labeling.web.store import Store
 
     if (root / "collected").is_dir():
         return
-    partial = root / "collected.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    exports = [rows_of(Store(run / PLACE)) for run in done if (run / PLACE).is_file()]
-    for name in COLLECTED:
-        if rows := [row for export in exports for row in export.get(name, ())]:
-            write_rows(partial / f"{name}.jsonl", rows)
-    partial.rename(root / "collected")
+    unfinished = root / "collected.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in COLLECTED}
+    for store in [Store(run / PLACE) for run in done if (run / PLACE).is_file()]:
+        said = Conversations(store).rows()
+        answered = [any(answer["text"] for answer in turn["answers"]) for turn in said["conversations"]]
+        found["prompts"] += compress(said["prompts"], answered)  # no model may be able to read the others
+        found["rankings"] += [ranking for ranking in said["rankings"] if len(set(ranking["ranks"])) > 1]
+        found["demonstrations"] += map(to_row, demonstrations_of(store))
+    for name, rows in found.items():
+        if rows:
+            write_rows(unfinished / f"{name}.jsonl", rows)
+    unfinished.rename(root / "collected")
 
 
 def refuse_unlabelled(run: RunFolder) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from data.files import read_records, read_rows, write_records
-from data.records import SPLITS, Demonstration, Ranking, Samples
+from data.records import SPLITS, Demonstration, Prompt, Ranking, Samples
 from evaluation.judges.llm_config import LLMConfig
+from labeling.web.conversations import Answer, Conversations
 from labeling.web.store import Label, Store
 from reports.loop import facts, gains
 from reports.run import Results
@@ -55,9 +56,22 @@ def test_a_round_asks_the_last_policy_and_keeps_the_rankings_of_all_rounds(confi
     task = store.claim("ann")
     assert task is not None
     store.save(task.id, "ann", Label([1, 2, None], demonstration="Better."), 0)
+    said = Conversations(store)
+    for number, (texts, ranks) in enumerate(((("So.", "No."), [2, 1]), (("So.", "No."), [1, 1]), (("", ""), []))):
+        answers = [Answer("sft", {}, "complete" if text else "waiting", text) for text in texts]
+        with said.changed("ann", said.ask("ann", f"Why {number}?", answers, str(number), None).id) as turn:
+            turn.ranks = ranks
     second = loop.begin(config, [first])
     second.validate()
     root = first.parent / "round-2"
+    # Neither the prompt without an answer nor the ranking that only ties, which the data stage would refuse.
+    assert [one.prompt for one in read_records(root / "collected" / "prompts.jsonl", Prompt)] == [
+        [{"role": "user", "content": f"Why {number}?"}] for number in range(2)
+    ]
+    (ranking,) = read_records(root / "collected" / "rankings.jsonl", Ranking)
+    assert (ranking.completions, ranking.ranks, ranking.user_id) == (["So.", "No."], [2, 1], "ann")
+    assert second.data.prompts == [str(root / "collected" / "prompts.jsonl"), *config.data.prompts]
+    assert second.data.rankings == [str(root / "collected" / "rankings.jsonl"), *config.data.rankings]
     assert (second.runs_folder, second.run_name) == (str(first.parent), "round-2")
     assert second.samples.policy == str(first / "ppo" / "model_ema")
     assert second.samples.leave_out == [str(first / "samples")]
