@@ -21,7 +21,7 @@ from modeling.disk import write_whole
 from stages import data, manifest, pipeline, sft
 from stages.config import FORCE, RunConfig
 from stages.label import PLACE
-from stages.runner import RunFolder, adopt, main
+from stages.runner import RunFolder, adopt, main, make_folder
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
     "rounds": {"type": int, "default": 2, "help": "Number of rounds in all (default: 2)."},
@@ -69,7 +69,7 @@ def begin(config: RunConfig, done: Sequence[Path]) -> RunConfig:
     """The configuration of the round after these; makes its folder and round.json."""
     root = Path(config.runs_folder) / f"{config.run_name}-loop" / f"round-{len(done) + 1}"
     current = replace(deepcopy(config), runs_folder=str(root.parent), run_name=root.name)
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     if done:
         weights = {"ema": "model_ema", "last": "model"}[config.evaluate.weights]
         policies = [str(run / "ppo" / weights) for run in done]

@@ -278,16 +278,21 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
     (final / FINGERPRINT).unlink(missing_ok=True)
 
 
+def make_folder(root: Path) -> None:
+    """Makes the run folder. Raises ValueError when it or one of its parents is a file."""
+    for folder in (*reversed(root.parents), root):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"the run folder cannot be {root}: {folder} is a file; change runs_folder or run_name")
+    root.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Holds the lock of the run folder, which the operating system releases when the process ends.
 
     Raises InUseError when another process holds it, and ValueError when the folder or one of its parents is a file.
     """
-    for folder in (*reversed(root.parents), root):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"the run folder cannot be {root}: {folder} is a file; change runs_folder or run_name")
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     lock = FileLock(root / ".lock")
     try:
         lock.acquire(timeout=0)

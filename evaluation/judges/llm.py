@@ -71,8 +71,8 @@ class LLMJudge:
             parse_verdict(reply)
         except ValueError:
             raise ValueError(
-                f"the LLM judge's reply to a simple question has no verdict: {reply[-200:]!r}; raise "
-                "evaluate.llm.max_tokens if it was cut off, or change evaluate.llm.prompt_file or the model"
+                f"the language model's reply to a simple question has no verdict: {reply[-200:]!r}; raise "
+                "max_tokens in its section if it was cut off, or change prompt_file or the model"
             ) from None
 
     def preferences(

@@ -75,7 +75,7 @@ class LLMConfig:
         if not key:
             raise ValueError(
                 f"the environment variable {shown(self.api_key_env)} (api_key_env), which should hold the API key of "
-                "the LLM judge, is not set"
+                "the language model, is not set"
             )
         if not (key.isascii() and key.isprintable()):
             raise ValueError(f"the API key in {shown(self.api_key_env)} has characters that a key cannot have")

@@ -50,7 +50,7 @@ class ChatEndpoint:
     def __init__(self, config: LLMConfig, first_wait: float) -> None:
         config.validate()
         if config.endpoint is None or config.model is None:
-            raise ValueError("the LLM judge needs llm.endpoint and llm.model")
+            raise ValueError("the language model needs llm.endpoint and llm.model")
         self.config, self.first_wait, self.base = config, first_wait, config.endpoint.rstrip("/")
         self.requests = self.retries = 0
         self._key, self._lock = config.api_key(), threading.Lock()
@@ -70,10 +70,10 @@ class ChatEndpoint:
             except TransientError as error:
                 if retry == self.config.max_retries or (is_check and error.unreachable):
                     tries = f" ({retry + 1} tries)" if retry else ""
-                    raise ValueError(f"the LLM judge at {self.base} does not answer{tries}: {error}") from None
+                    raise ValueError(f"the language model at {self.base} does not answer{tries}: {error}") from None
                 if error.wait is not None and error.wait > LONGEST_WAIT:
                     raise ValueError(
-                        f"the LLM judge at {self.base} asks for a wait of {error.wait:.0f} s: {error}"
+                        f"the language model at {self.base} asks for a wait of {error.wait:.0f} s: {error}"
                     ) from None
                 backoff = min(LONGEST_BACKOFF, self.first_wait * 2**retry) * self._jitter.uniform(0.5, 1.0)
                 if stop.wait(max(backoff, error.wait or 0.0)):
@@ -95,7 +95,7 @@ class ChatEndpoint:
         if status in RETRIED or status >= 500:
             raise TransientError(self._words(response), retry_after(response.headers.get("Retry-After")))
         if status in REFUSED:
-            raise RefusedError(f"the LLM judge at {self.base} refuses a request: {self._words(response)}")
+            raise RefusedError(f"the language model at {self.base} refuses a request: {self._words(response)}")
         if status != 200:
             advice = {
                 401: "; check the key that api_key_env names",
@@ -103,7 +103,7 @@ class ChatEndpoint:
                 404: f"; check the endpoint, and that it has the model {self.config.model}",
             }
             raise ValueError(
-                f"the LLM judge at {self.base} refuses requests: {self._words(response)}{advice.get(status, '')}"
+                f"the language model at {self.base} refuses requests: {self._words(response)}{advice.get(status, '')}"
             )
         return parse_completion(response)
 

@@ -144,7 +144,7 @@ def test_a_check_says_at_once_that_nobody_answers(tmp_path: Path, monkeypatch: p
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     start = time.monotonic()
-    with pytest.raises(ValueError, match=re.escape(f"the LLM judge at {url} does not answer: ")):
+    with pytest.raises(ValueError, match=re.escape(f"the language model at {url} does not answer: ")):
         client(url, tmp_path, first_wait=5).check(ask("there?"))
     assert time.monotonic() - start < 3
     with pytest.raises(ValueError, match=re.escape("does not answer (3 tries)")):
@@ -200,7 +200,7 @@ def test_one_refused_question_does_not_end_the_run_and_a_fatal_error_keeps_the_r
         assert one.report()["refused"] == 1
         assert "HTTP 400" in one.report()["refused_because"]
         with pytest.raises(
-            ValueError, match=r"^the LLM judge at .* HTTP 401.*; 1 of 3 replies have arrived and are cached: run"
+            ValueError, match=r"^the language model at .* HTTP 401.*; 1 of 3 replies have arrived and are cached: run"
         ):
             one.ask([ask("d"), ask("e"), ask("f")], "test")
         before = len(fake.requests)
