@@ -4,6 +4,7 @@
 python -m stages.labels --config configs/demo.yaml --labels.disagreement 0.2
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -66,25 +67,26 @@ def earlier_rankings(config: RunConfig, run: RunFolder) -> "dict[str, list[Ranki
     split there.
     """
     from data.files import read_records
-    from data.records import SPLITS, Ranking
+    from data.records import SPLITS, Ranking, to_row
     from data.sets import read_set
 
-    found: dict[str, list[Ranking]] = {split: [] for split in SPLITS}
     if not config.labels.earlier:
-        return found
+        return {split: [] for split in SPLITS}
+    found: dict[str, dict[str, Ranking]] = {split: {} for split in SPLITS}
     users = {prompt.user_id: split for split in SPLITS for prompt in read_set(run.stage("data"), "rm", split)}
     for folder in map(Path, config.labels.earlier):
         for split, kept in found.items():
             path = folder / f"rankings_{split}.jsonl"
             if not path.is_file():
                 raise ValueError(f"labels.earlier: there is no {path}: give the labels folder of a run")
-            kept += read_records(path, Ranking)
-            if moved := next((one for one in kept if users.get(one.user_id, split) != split), None):
+            # The folders may share rankings, which count once.
+            kept |= {json.dumps(to_row(one), sort_keys=True): one for one in read_records(path, Ranking)}
+            if moved := next((one for one in kept.values() if users.get(one.user_id, split) != split), None):
                 raise ValueError(
                     f"{path}: user {moved.user_id!r} is in the {users[moved.user_id]} split of this run: use the same "
                     "data.split_salt and fractions as in the run of labels.earlier"
                 )
-    return found
+    return {split: list(kept.values()) for split, kept in found.items()}
 
 
 def by_rubric(config: RunConfig, run: RunFolder) -> "Labeler":

@@ -20,7 +20,7 @@ from typing import Any
 from modeling.disk import write_whole
 from stages import data, manifest, pipeline, sft
 from stages.config import FORCE, RunConfig
-from stages.label import PLACE
+from stages.label import PLACE, answers_of
 from stages.runner import RunFolder, adopt, main, make_folder
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
@@ -116,15 +116,17 @@ def collect(done: Sequence[Path], root: Path) -> None:
 
 
 def refuse_unlabelled(run: RunFolder) -> None:
-    """Raises ValueError if people have not labelled all tasks of a round whose answers are sampled."""
-    from labeling.web.store import Store
+    """Raises ValueError if answers of a round are sampled that nobody has labelled or skipped."""
+    from labeling.web.store import Store, text_of
 
     if manifest.read(run.stage("samples")) is None or manifest.read(run.stage("labels")) is not None:
         return
-    counts = Store(run.root / PLACE).progress() if (run.root / PLACE).is_file() else {"done": 0, "slots": 0}
-    if counts["done"] < counts["slots"] or not counts["slots"]:
+    place = run.root / PLACE
+    labelled = {text_of(task) for task, labels in Store(place).tasks() if labels} if place.is_file() else set[str]()
+    wanted = [text_of(task) for task in answers_of(run.root)]
+    if missing := sum(task not in labelled for task in wanted):
         raise ValueError(
-            f"people have labelled {counts['done']} of {counts['slots'] or 'the'} tasks of {run.root}: go on with "
+            f"people have labelled {len(wanted) - missing} of the {len(wanted)} tasks of {run.root}: go on with "
             f"`make label RUN={run.root}` and run the loop again, or use what there is with --unlabelled"
         )
 

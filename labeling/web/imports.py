@@ -1,6 +1,5 @@
 """Labels from files, for the store: those that it exported, and people's rankings from Label Studio and Argilla."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ FORMATS: dict[str, tuple[str, Callable[[Row], list[Fields]]]] = {
     "argilla": ("records.json", argilla.labels),
 }
 """Format -> the file that is read in a folder, and the labels of one of its rows."""
+
+LATEST = 32_503_680_000
+"""The year 3000, as the time of saving."""
 
 
 def read_labels(place: Path, form: str) -> list[Saved]:
@@ -58,6 +60,6 @@ def saved_of(row: Row) -> Saved:
 
 def _number(row: Row, key: str) -> float:
     value: Any = row.get(key)
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise ValueError(f"{key!r} must be a number from 0 up, found {value!r}")
+    if type(value) not in (int, float) or not 0 <= value <= LATEST:
+        raise ValueError(f"{key!r} must be a number of seconds from 0 to {LATEST:,}")
     return float(value)

@@ -347,7 +347,8 @@ class Store:
             slots = db.execute("SELECT coalesce(sum(slots), 0) FROM tasks WHERE gold IS NULL").fetchone()[0]
             tasks = db.execute("SELECT count(*) FROM tasks WHERE slots > 0").fetchone()[0]
             done = db.execute(
-                "SELECT count(*) FROM last_labels l JOIN tasks t ON t.id = l.task WHERE gold IS NULL AND slots > 0"
+                "SELECT coalesce(sum(min(slots, (SELECT count(*) FROM last_labels WHERE task = id))), 0) FROM tasks "
+                "WHERE gold IS NULL"
             ).fetchone()[0]
             own = db.execute("SELECT count(*) FROM last_labels WHERE name = ?", (name,)).fetchone()[0]
         return {"slots": slots, "done": done, "own": own, "tasks": tasks}

@@ -15,7 +15,7 @@ from reports.loop import facts, gains
 from reports.run import Results
 from stages import labels, loop, manifest, samples
 from stages.config import RunConfig
-from stages.label import PLACE
+from stages.label import PLACE, answers_of
 from stages.runner import RunFolder, Stage, adopt, run_stage
 from tests.evaluation.fake_llm import FakeLLM, serving
 from tests.sets import write_set
@@ -122,6 +122,8 @@ def test_earlier_rankings_are_added_and_a_user_of_another_split_is_refused(
     assert (numbers["rankings"], numbers["earlier_rankings"]) == (9, 3)
     found = read_records(tmp_path / "rankings_valid.jsonl", Ranking)
     assert [one.prompt for one in found] == ["valid 0", "valid 1", "valid"]
+    config.labels.earlier *= 2
+    assert labels.work(config, run, tmp_path)["earlier_rankings"] == 3, "the same rankings count once"
     moved = Ranking(prompt="train 0", completions=["a", "b"], ranks=[1, 2])
     write_records(first / "labels" / "rankings_test.jsonl", [moved])
     with pytest.raises(ValueError, match=r"is in the train split of this run: use the same data\.split_salt"):
@@ -156,17 +158,17 @@ def test_a_round_waits_until_people_have_labelled_its_answers(
     _, run = second
     loop.refuse_unlabelled(run)  # the samples stage has not finished
     monkeypatch.setattr(manifest, "read", lambda folder: folder if folder.name == "samples" else None)
-    with pytest.raises(ValueError, match=r"labelled 0 of the tasks of .*round-2: go on with `make label RUN="):
+    with pytest.raises(ValueError, match=r"labelled 0 of the 6 tasks of .*round-2: go on with `make label RUN="):
         loop.refuse_unlabelled(run)
     store = Store(run.root / PLACE)
     store.invite("ann")
-    store.add(samples_of(2), [1, 1], [None, None])
-    for done in range(2):
-        with pytest.raises(ValueError, match=f"people have labelled {done} of 2 tasks"):
-            loop.refuse_unlabelled(run)
-        task = store.claim("ann")
-        assert task is not None
-        store.save(task.id, "ann", Label(skipped="unclear"), 0)
+    for tasks in (samples_of(1), answers_of(run.root)):  # answers of an earlier sampling do not count
+        store.add(tasks, [1] * len(tasks), [None] * len(tasks))
+        while (task := store.claim("ann")) is not None:
+            done = sum(bool(labels) for task, labels in store.tasks()) - 1
+            with pytest.raises(ValueError, match=f"people have labelled {max(0, done)} of the 6 tasks"):
+                loop.refuse_unlabelled(run)
+            store.save(task.id, "ann", Label(skipped="unclear"), 0)
     loop.refuse_unlabelled(run)
 
 
