@@ -118,6 +118,7 @@ def picture(found: Mapping[str, Mapping[str, Any]]) -> Figure:
             )  # fmt: skip
     axes.axhline(0.5, **DASHED)
     axes.set_xticks(range(1, len(found) + 1), list(found))
+    axes.set_xlim(0.5, len(found) + 0.5)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("win rate against SFT")
     axes.legend()
