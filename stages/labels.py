@@ -5,6 +5,7 @@ python -m stages.labels --config configs/demo.yaml --labels.disagreement 0.2
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,8 +37,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     earlier = earlier_rankings(config, run)
     pairs = ties = own = 0
     for split in SPLITS:
-        ranked = labeler(read_records(run.stage("samples") / f"samples_{split}.jsonl", Samples))
+        samples = read_records(run.stage("samples") / f"samples_{split}.jsonl", Samples)
+        ranked = labeler(samples)
         own += len(ranked)
+        if how.labeler == "llm":
+            asked = sum(math.comb(len(one.completions), 2) for one in samples)
+            numbers.setdefault("no_verdict", 0)
+            numbers["no_verdict"] += asked - sum(sum(judged_pairs(one)) for one in ranked)
         ranked += earlier[split]
         write_records(out / f"rankings_{split}.jsonl", ranked)
         numbers["rankings"] += len(ranked)
@@ -130,7 +136,7 @@ def by_people(config: RunConfig, run: RunFolder) -> "Labeler":
         if not found:
             raise ValueError(
                 f"people have ranked none of the {len(samples)} prompts of a split in {place}: rank more with "
-                "`make label`, or set labels.labeler"
+                f"`make label RUN={run.root}`, or set labels.labeler"
             )
         return found
 
@@ -144,7 +150,7 @@ def saved_rankings(root: Path) -> "list[Ranking]":
 
     if not (root / PLACE).is_file():
         raise ValueError(
-            f"labels.labeler is human, but there is no {root / PLACE}: rank answers with `make label` first"
+            f"labels.labeler is human, but there is no {root / PLACE}: rank answers with `make label RUN={root}` first"
         )
     return list(rankings_of(Store(root / PLACE)))
 

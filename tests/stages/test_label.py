@@ -178,7 +178,7 @@ def test_the_chain_goes_on_with_what_people_ranked(
 ) -> None:
     config = RunConfig(run_name="mine", runs_folder=str(tmp_path / "runs"))
     config.labels.labeler = "human"
-    with pytest.raises(ValueError, match=r"there is no .*labels\.sqlite: rank answers with `make label` first"):
+    with pytest.raises(ValueError, match=r"there is no .*labels\.sqlite: rank answers with `make label RUN=.*` first"):
         labels.external(config)
     store = filled(run, "--labelers", "2", "--overlap", "1")
     store.invite("ann")

@@ -136,6 +136,8 @@ def test_a_language_model_ranks_by_comparing_every_two_answers_in_both_orders(
     config, run = second
 
     def longer(question: str) -> str:
+        if "valid 1" in question:
+            return "I cannot tell."
         first, second = (question.split(f"<answer {name} ")[1].split("\n")[1] for name in "AB")
         verdict = "tie" if {first, second} == {"aa", "b"} else "A" if len(first) > len(second) else "B"
         return json.dumps({"verdict": verdict})
@@ -149,7 +151,7 @@ def test_a_language_model_ranks_by_comparing_every_two_answers_in_both_orders(
     assert [(one.preferences, one.ties, one.labeler, one.labeler_id) for one in found] == [
         ([[2, 0], [2, 1]], [[0, 1]], "llm", "judge")
     ] * 2
-    assert numbers == {"rankings": 6, "all_tied": 0, "tied_pairs": pytest.approx(1 / 3)}
+    assert numbers == {"rankings": 5, "all_tied": 0, "tied_pairs": pytest.approx(1 / 3), "no_verdict": 3}
 
 
 def test_a_round_waits_until_people_have_labelled_its_answers(
