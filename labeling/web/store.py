@@ -41,6 +41,8 @@ CREATE VIEW IF NOT EXISTS own_tasks AS SELECT c.task, c.name, c.shown, c.since, 
 CLAIM_SECONDS = 2 * 3600
 """A task that was claimed and not labelled for so long is given to others, too; who claimed it can still save."""
 SESSION_SECONDS = 12 * 3600
+MOMENT = 1e-6
+"""Seconds that two times of saving differ by at least; labels of the same time are ordered by their text."""
 
 
 class StoreError(ValueError):
@@ -278,8 +280,8 @@ class Store:
                 return True
             if task.revision != revision:
                 return False
-            # The clock may have been set back, and a correction must not be older than what it corrects.
-            now = max([time.time(), *(saved for _, saved in _kept(db, number, name))])
+            # The clock may have been set back, and a correction must be later than what it corrects.
+            now = max([time.time(), *(saved + MOMENT for _, saved in _kept(db, number, name))])
             values = (number, name, revision + 1, json.dumps(asdict(label), ensure_ascii=False), now)
             db.execute("INSERT INTO labels VALUES (?, ?, ?, ?, ?)", values)
         return True
@@ -302,7 +304,7 @@ class Store:
                 kept, label = _kept(db, task, one.name), (json.dumps(asdict(one.label), ensure_ascii=False), one.saved)
                 if label not in kept:
                     new += 1
-                    history = enumerate(sorted([*kept, label], key=lambda row: row[1]), start=1)
+                    history = enumerate(sorted([*kept, label], key=lambda row: (row[1], row[0])), start=1)
                     db.execute("DELETE FROM labels WHERE task = ? AND name = ?", (task, one.name))
                     rows = [(task, one.name, revision, *row) for revision, row in history]
                     db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?)", rows)

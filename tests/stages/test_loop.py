@@ -136,7 +136,7 @@ def test_a_language_model_ranks_by_comparing_every_two_answers_in_both_orders(
     config, run = second
 
     def longer(question: str) -> str:
-        if "valid 1" in question:
+        if "valid 1" in question or "<answer A" not in question:  # neither at first nor when it is asked again
             return "I cannot tell."
         first, second = (question.split(f"<answer {name} ")[1].split("\n")[1] for name in "AB")
         verdict = "tie" if {first, second} == {"aa", "b"} else "A" if len(first) > len(second) else "B"
