@@ -93,8 +93,12 @@ def test_a_loss_is_attributed_to_its_part_and_no_difference_to_none() -> None:
 
 def test_the_pipeline_ends_with_the_verdict_of_the_report() -> None:
     found = evaluation(WIN, {"complete": EVEN})
-    headline = {"reward_accuracy": 0.645, "kl": 0.92, "perplexity_sft": 68.4, "perplexity_ppo": 65.7}
+    headline = {
+        "reward_accuracy": 0.645, "reward_accuracy_best_baseline": 0.639, "kl": 0.92, "perplexity_sft": 68.4,
+        "perplexity_ppo": 65.7,
+    }  # fmt: skip
     assert summary(headline, found).startswith(verdict(found)["text"])
+    assert "64.5%, best baseline 63.9%" in summary(headline, found)
     assert "not estimated, since answers are greedy" in summary(headline | {"kl": None}, found)
 
 
