@@ -4,8 +4,8 @@
 #   make ppo CONFIG=configs/mine.yaml GPUS=8 ARGS="--ppo.kl_coef 0.05"
 #   make ppo CONFIG=configs/mine.yaml GPUS=8 ACCELERATE=configs/accelerate/fsdp2.yaml
 #   make label RUN=runs/mine PORT=8000 ARGS="--invite ann"   people rank the answers in a browser
-#   make loop CONFIG=configs/mine.yaml ROUNDS=2   rank the latest policy's answers, train again, and so on
-#   make results-demo SEEDS="0 1 2"   the whole pipeline under several seeds, and a table of mean and spread
+#   make loop CONFIG=configs/mine.yaml ROUNDS=2   rounds of labeling, reward model and PPO, each with the latest policy
+#   make results-demo SEEDS="0 1 2"   the whole pipeline under several seeds, with means and standard deviations
 #   make plan CONFIG=configs/mine.yaml GPUS=8 ARGS="--gpu_memory 80"   GPU memory of each stage
 
 PYTHON ?= python3
@@ -58,7 +58,7 @@ label: setup
 sweep-kl sweep-ptx: setup
 	@$(LAUNCH) stages.$(subst -,_,$@) --config $(CONFIG) $(ARGS)
 
-# Rounds of samples, labels, reward model and PPO, each with the latest policy; the report shows the gain by round.
+# Rounds of samples, labels, reward model and PPO, each with the latest policy; the report shows the win rate by round.
 ROUNDS ?= 2
 
 loop: setup

@@ -142,7 +142,7 @@ def parts_table(answers: Mapping[str, Answers], bootstrap: Bootstrap) -> dict[st
 
 
 def differences(ours: Answers, theirs: Answers, name: str) -> list[float]:
-    """A measure of our answers minus that of theirs: for each prompt, the difference of the means over its answers."""
+    """For each prompt, the mean of a score over our answers minus the mean over theirs."""
     left, right = ([sum(row) / len(row) for row in scores_of(answers, name)] for answers in (ours, theirs))
     return [a - b for a, b in zip(left, right, strict=True)]
 

@@ -20,8 +20,7 @@ class SamplesConfig(GenerationSettings):
     max_heldout_prompts: PositiveInt | None = None
     """The same for each of the validation and test splits. Ours."""
     policy: str | None = None
-    """Folder of the model that answers; null is the run's SFT model. Section 3.1: the current best policy, once there
-    is one."""
+    """Folder of the model that is sampled; null is the run's SFT model. Section 3.1: the current best policy."""
     leave_out: list[str] = field(default_factory=list)
     """Folders of earlier samples. Their training prompts are sampled again only if there are no others. Ours."""
 
@@ -56,7 +55,7 @@ class LabelsConfig:
 
     labeler: Literal["simulated", "human", "llm", "none"] = "simulated"
     """`simulated` ranks by a rubric, not by people; `human` takes the rankings that people saved in the web app of
-    `make label`; `llm` asks a language model about every two answers to a prompt; `none` if all rankings come from
+    `make label`; `llm` lets a language model compare every two answers to a prompt; `none` if all rankings come from
     data.rankings. Ours."""
     llm: LLMConfig = field(default_factory=LLMConfig)
     """The language model of the labeler `llm`."""

@@ -24,10 +24,10 @@ NULLABLE = ("hallucination", "satisfies_constraint")
 an instruction may state no constraint.
 """
 CHOICES = FLAGS | {f"no {name}": f"not this: {FLAGS[name]}" for name in NULLABLE}
-"""Labeling tools without null have two choices for each of NULLABLE, of which none may be chosen."""
+"""Choices for labeling tools that have no null: each flag of NULLABLE has two, and null is neither of them."""
 
 
 def chosen(rating: Mapping[str, Any]) -> list[str]:
-    """The choices that say the same as the flags of a rating."""
+    """The choices that express the flags of a rating."""
     absent = [f"no {name}" for name in NULLABLE if rating.get(name) is False]
     return [name for name in FLAGS if rating.get(name)] + absent

@@ -31,8 +31,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder atomically: it is renamed first, so that no incomplete folder is left under its name. Of a link
-    to a folder, only the link is removed.
+    """Removes a folder atomically: it is renamed first, so that no incomplete folder is left under its name. If it is a
+    link, only the link is removed.
     """
     remove(discarded(folder))
     if folder.exists() or folder.is_symlink():

@@ -1,4 +1,4 @@
-"""The report of the loop: each round's policy on the same held-out prompts, its data, and its lineage."""
+"""The report of the loop: win rates of each round's policy on the same held-out prompts, its data and its lineage."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def write_loop(rounds: Sequence[Path], out: Path) -> None:
 
 
 def facts(run: Path, results: Results, rounds: Sequence[Path]) -> dict[str, Any]:
-    """What a round had, and how its policy and reward model did on their own held-out sets."""
+    """A round's data, and the held-out results of its policy and reward model in its own evaluation."""
     labels, about = dig(results.manifests, "labels.headline") or {}, json.loads((run / "round.json").read_text())
     places = {
         other.name: place
@@ -59,7 +59,7 @@ def facts(run: Path, results: Results, rounds: Sequence[Path]) -> dict[str, Any]
 
 
 def gains(last: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Round -> judge -> win rate against SFT, all in the last round's evaluation."""
+    """Round -> judge -> win rate against SFT in the last round's evaluation."""
     comparisons = evaluation["comparisons"]
     models = {name: place for name, place in last["places"].items() if place in comparisons} | {last["name"]: "ppo"}
     return {
@@ -85,7 +85,7 @@ def against_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def points_over_half(rate: Mapping[str, float] | None) -> list[Any]:
-    """A win rate, and how far it is above one half."""
+    """A win rate, and its difference from one half in points."""
     if rate is None:
         return ["–", "–"]
     return [percent(rate["mean"]), points({key: rate[key] - 0.5 for key in ("mean", "low", "high")})]
@@ -105,7 +105,7 @@ def rounds_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 @styled
 def picture(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Win rates against SFT over the rounds; SFT itself is at 50%."""
+    """Win rates against SFT over the rounds; SFT would be at 50%."""
     figure, (axes,) = grid(1, 1, height=4.2)
     judges = dict.fromkeys(judge for rates in found.values() for judge in rates)
     for place, judge in enumerate(judges):

@@ -1,5 +1,5 @@
-"""Compares several runs in one Markdown table, for example runs with different seeds: their reward models, or the
-headline numbers of whole runs with the mean and the standard deviation over the runs.
+"""Compares several runs in one Markdown table, for example runs with different seeds: their reward models, or
+(`--headline`) the headline numbers of whole runs with mean and standard deviation over the runs.
 
 python -m reports.seeds runs/results-truthfulqa-seed0 runs/results-truthfulqa-seed1 runs/results-truthfulqa-seed2
 python -m reports.seeds --headline runs/results-demo-seed0 runs/results-demo-seed1 runs/results-demo-seed2
@@ -35,7 +35,7 @@ SIZES: dict[str, tuple[str, Format]] = {
 }
 HEADLINE: dict[str, tuple[str, Format]] = {
     "reward model, held-out accuracy": ("reward_accuracy", percent),
-    "the best baseline's": ("reward_accuracy_best_baseline", percent),
+    "the same of the best baseline": ("reward_accuracy_best_baseline", percent),
     "**win rate of PPO against SFT**": ("win_rate", percent),
     "the same, both answers end": ("win_rate_both_end", percent),
     "the same, length-controlled": ("win_rate_length_controlled", percent),
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders with a finished reward stage")
-    parser.add_argument("--headline", action="store_true", help="compare whole runs, with a finished evaluation")
+    parser.add_argument("--headline", action="store_true", help="compare headline numbers of finished evaluations")
     given = parser.parse_args(arguments)
     try:
         print((headline_table if given.headline else table)(given.runs))

@@ -43,8 +43,8 @@ def check_config_file(path: Path) -> None:
 
 
 def check_keys(node: yaml.Node, path: Path) -> None:
-    """Raises ValueError for a duplicate key, of which YAML's loader would silently keep the last one, and for a key
-    that it does not read as text.
+    """Raises ValueError for a duplicate key, because YAML's loader would silently keep the last one, and for a key
+    that YAML does not read as text.
     """
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:

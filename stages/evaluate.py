@@ -184,17 +184,17 @@ def external(config: RunConfig) -> dict[str, str]:
     return own | manifest.model_digests(*settings.places, gold.model, *files)
 
 
-LAST = 3
-"""Iterations at the end of PPO over which the headline's explained variance is a mean: one is noisy."""
+LAST_ITERATIONS = 3
+"""Number of last PPO iterations over which the headline averages the explained variance; a single one is noisy."""
 
 
 def before(run: RunFolder) -> dict[str, float | None]:
-    """The headline's numbers of the stages before this one; None for a number that is not known."""
+    """Headline numbers of the stages before this one; None for unknown ones."""
     from evaluation.compare import mean
     from modeling.tracking import read_metrics
 
     found = [manifest.read(run.stage(name)) for name in STAGES[: STAGES.index("evaluate")]]
-    rows = read_metrics(run.stage("ppo") / "metrics.jsonl")[-LAST:]
+    rows = read_metrics(run.stage("ppo") / "metrics.jsonl")[-LAST_ITERATIONS:]
     return {
         "explained_variance": mean([row["explained_variance"] for row in rows]),
         "seconds_before_evaluation": round(sum(item.seconds for item in found if item is not None), 1),

@@ -1,4 +1,4 @@
-"""The web app in which people rank the answers of a run and chat with its models, or compare answers of PPO and SFT.
+"""Web app in which people rank the answers of a run and chat with its models, or compare answers of PPO and SFT.
 
 python -m stages.label runs/mine --invite ann      # prints ann's invitation token
 python -m stages.label runs/mine                   # serves http://127.0.0.1:8000
@@ -32,9 +32,9 @@ PLACE = Path("people") / "labels.sqlite"
 OTHER_PLACE = Path("people") / "comparisons.sqlite"
 """The comparisons of models, which train nothing."""
 STREAM_SECONDS = 5
-"""Time that a stream of the playground has when the app ends."""
+"""Seconds that open streams of the playground get to finish when the app ends."""
 LOADING = ("trust_remote_code", "precision", "attention", "device")
-"""Settings of `model` that matter for a model that a stage has saved."""
+"""Settings of `model` that are used to load a saved model."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         "--export",
         type=Path,
         metavar="FOLDER",
-        help="write rankings, demonstrations, all labels, and what people wrote in the playground, and stop",
+        help="write rankings, demonstrations, all labels and the playground's conversations, and stop",
     )
     add("--import", type=Path, metavar="PLACE", dest="place", help="add the labels of a file or folder and stop")
     add(
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         choices=["own", "label-studio", "argilla"],
         default="own",
         dest="form",
-        help="format of --export and --import: own, as --export writes it, or that of Label Studio or Argilla",
+        help="format of --export and --import: this app's own (default), Label Studio's or Argilla's",
     )
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--name", action="append", default=[], metavar="HOST", help="a host name under which others reach the app")
@@ -124,7 +124,7 @@ def work(given: argparse.Namespace) -> None:
 
 
 def export(store: "Store", folder: Path, form: str) -> None:
-    """Writes the files of a format."""
+    """Writes the labels to a folder in a format."""
     from data.files import write_rows
     from labeling.web import argilla, label_studio
     from labeling.web.export import rows_of

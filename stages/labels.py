@@ -1,4 +1,4 @@
-"""Ranks the sampled answers: by the simulated labeler, a rubric, by people in the web app, or by a language model
+"""Ranks the sampled answers by a rubric (the simulated labeler), by people in the web app, or by a language model
 (docs/labeling.md).
 
 python -m stages.labels --config configs/demo.yaml --labels.disagreement 0.2
@@ -105,8 +105,8 @@ def by_rubric(config: RunConfig, run: RunFolder) -> "Labeler":
 
 
 def by_llm(config: RunConfig, run: RunFolder) -> "Labeler":
-    """A language model, which is asked about every two answers. Its replies are cached, so that an interrupted stage
-    asks each question once.
+    """A language model that compares every two answers. Its replies are cached, so that an interrupted stage does not
+    repeat requests.
     """
     from evaluation.judges.llm import LLMJudge
     from evaluation.judges.llm_client import LLMClient
@@ -125,8 +125,8 @@ def by_llm(config: RunConfig, run: RunFolder) -> "Labeler":
 
 
 def by_people(config: RunConfig, run: RunFolder) -> "Labeler":
-    """The rankings that people saved, of these and of earlier answers to the prompts; several of a prompt that several
-    labelers ranked.
+    """The rankings that people saved, of these and of earlier answers to the prompts; one for each labeler of a
+    prompt.
     """
     rankings, place = saved_rankings(run.root), run.root / PLACE
 
@@ -156,8 +156,8 @@ def saved_rankings(root: Path) -> "list[Ranking]":
 
 
 def external(config: RunConfig) -> dict[str, str]:
-    """Digests of the rankings that people saved, so that more of them make the stage run again, of earlier labels, and
-    of the prompt file of a language model.
+    """Digests of earlier labels, of the language model's prompt file, and of the rankings that people saved, so that
+    new rankings make the stage run again.
     """
     found = model_digests(*config.labels.earlier, config.labels.llm.prompt_file)
     if config.labels.labeler != "human":

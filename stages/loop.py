@@ -1,10 +1,10 @@
-"""InstructGPT's loop (Ouyang et al. 2022, 3.1): answers of the current best policy are ranked, then the reward model is
-trained on the rankings of all rounds, and then a new policy.
+"""InstructGPT's loop (Ouyang et al. 2022, 3.1): in each round, answers of the latest policy are ranked, the reward
+model is trained on the rankings of all rounds, and PPO trains a new policy from SFT.
 
 python -m stages.loop --config configs/demo.yaml --rounds 2
 
-Each round is a run folder `<runs_folder>/<run_name>-loop/round-N` with all stages. A loop that was interrupted goes on
-when the command runs again, also with more rounds.
+Each round is a run folder `<runs_folder>/<run_name>-loop/round-N` with all stages. An interrupted loop continues when
+the command is run again, also with more rounds.
 """
 
 import json
@@ -25,7 +25,7 @@ from stages.runner import RunFolder, adopt, main, make_folder
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
     "rounds": {"type": int, "default": 2, "help": "Number of rounds in all (default: 2)."},
-    "unlabelled": {"action": "store_true", "help": "Go on although people have not labelled all tasks of a round."},
+    "unlabelled": {"action": "store_true", "help": "Continue although people have not labelled all tasks of a round."},
 }
 COLLECTED = ("prompts", "demonstrations", "rankings")
 """What the next round reads from the web apps of earlier rounds; each is a setting in `data`."""
@@ -52,8 +52,8 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
 
 
 def prepared(config: RunConfig, done: Sequence[Path], force: bool, unlabelled: bool) -> RunConfig:
-    """Begins the round after these: takes what the round before can share, and makes sure that people have labelled its
-    answers.
+    """Begins the round after these, and takes the data and SFT of the round before if they would be the same. Raises
+    ValueError if people still have to label the answers.
     """
     current = begin(config, done)
     current.validate()
@@ -88,8 +88,8 @@ def begin(config: RunConfig, done: Sequence[Path]) -> RunConfig:
 
 
 def collect(done: Sequence[Path], root: Path) -> None:
-    """Writes what people gave to the web apps of earlier rounds into `root/collected`, once: what they add later is for
-    the round after. Rankings are those of the playground; those of the rounds' tasks are in their labels.
+    """Writes what people entered in the web apps of earlier rounds to `root/collected`, once; later entries go to the
+    next round. Rankings are only those of the playground: the `labels` stages have those of the rounds' tasks.
     """
     from data.files import write_rows
     from data.records import to_row
@@ -104,10 +104,10 @@ def collect(done: Sequence[Path], root: Path) -> None:
     unfinished.mkdir()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in COLLECTED}
     for store in [Store(run / PLACE) for run in done if (run / PLACE).is_file()]:
-        said = Conversations(store).rows()
-        answered = [any(answer["text"] for answer in turn["answers"]) for turn in said["conversations"]]
-        found["prompts"] += compress(said["prompts"], answered)  # no model may be able to read the others
-        found["rankings"] += [ranking for ranking in said["rankings"] if len(set(ranking["ranks"])) > 1]
+        exported = Conversations(store).rows()
+        answered = [any(answer["text"] for answer in turn["answers"]) for turn in exported["conversations"]]
+        found["prompts"] += compress(exported["prompts"], answered)  # the others may not fit any model's context
+        found["rankings"] += [ranking for ranking in exported["rankings"] if len(set(ranking["ranks"])) > 1]
         found["demonstrations"] += map(to_row, demonstrations_of(store))
     for name, rows in found.items():
         if rows:
@@ -116,7 +116,7 @@ def collect(done: Sequence[Path], root: Path) -> None:
 
 
 def refuse_unlabelled(run: RunFolder) -> None:
-    """Raises ValueError if answers of a round are sampled that nobody has labelled or skipped."""
+    """Raises ValueError if nobody has labelled or skipped some of the sampled answers of a round."""
     from labeling.web.store import Store, text_of
 
     if manifest.read(run.stage("samples")) is None or manifest.read(run.stage("labels")) is not None:
@@ -126,8 +126,8 @@ def refuse_unlabelled(run: RunFolder) -> None:
     wanted = [text_of(task) for task in answers_of(run.root)]
     if missing := sum(task not in labelled for task in wanted):
         raise ValueError(
-            f"people have labelled {len(wanted) - missing} of the {len(wanted)} tasks of {run.root}: go on with "
-            f"`make label RUN={run.root}` and run the loop again, or use what there is with --unlabelled"
+            f"people have labelled {len(wanted) - missing} of the {len(wanted)} tasks of {run.root}: continue with "
+            f"`make label RUN={run.root}` and run the loop again, or add --unlabelled to use the labels saved so far"
         )
 
 

@@ -145,7 +145,7 @@ UNITS = {"kl": " nats", "seconds_before_evaluation": " s"}
 
 
 def summary(headline: Mapping[str, Any]) -> str:
-    """A stage's headline numbers in one line, with units; the ends of an interval follow its mean in parentheses."""
+    """A stage's headline numbers in one line, with units; intervals are in parentheses."""
     shown = []
     for name, value in headline.items():
         whole, _, end = name.rpartition("_")
@@ -224,16 +224,16 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
 
 
 def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
-    """Takes the result of a stage from another run, unless this run has one or would make a different one."""
+    """Takes over a stage's result from another run with the same settings and inputs, unless this run has its own."""
     run = RunFolder(Path(config.runs_folder) / config.run_name)
     theirs = other.stage(stage.name)
     if any(manifest.read(run.stage(name)) is None for name in stage.after):
-        return  # its inputs are still to be made, from other data than the other run's
+        return  # its inputs will differ from those of the other run
     with locked(run.root):
         plan, found = prepare(stage, config, run, force=False), manifest.read(theirs)
         if plan.done is not None or found is None or found.fingerprint != plan.fingerprint:
             return
-        print(f"{stage.name}: as in {theirs}, which had the same settings and inputs", flush=True)
+        print(f"{stage.name}: taken from {theirs}, which had the same settings and inputs", flush=True)
         # The manifest, which marks a complete result, comes last.
         ignored = shutil.ignore_patterns(manifest.NAME)
         shutil.copytree(theirs, plan.partial, ignore=ignored, copy_function=linked, dirs_exist_ok=True)
@@ -242,7 +242,7 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
 
 
 def linked(source: str, target: str) -> None:
-    """Weights, which are never changed in place, are linked where the file system can; other files are copied."""
+    """Links weights, which are never changed in place, if the file system can; copies other files."""
     Path(target).unlink(missing_ok=True)
     try:
         if source.endswith(".safetensors"):

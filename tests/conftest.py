@@ -28,7 +28,7 @@ from modeling.config import ModelConfig  # noqa: E402
 # torch and what needs it are imported inside the fixtures: xdist's controller, which runs no test, reads this file
 # before it starts the workers.
 
-# The thread that watches progress bars could hold their lock while a test forks, and the fork would wait for ever.
+# tqdm's monitor thread could hold its lock while a test forks, and the fork would deadlock.
 tqdm.monitor_interval = 0
 
 # Shells ignore SIGINT in background jobs and nohup ignores SIGHUP; some tests send both to themselves.

@@ -1,16 +1,17 @@
 """Argilla's records with a RankingQuestion whose options have the names of the fields that hold the answers.
 
-Records are read as Argilla's server returns them (`GET /api/v1/datasets/{id}/records?include=responses`) and version 1
-wrote them, a list of responses with the values of all questions, and in the form of version 2's `to_json`, responses by
-question. Questions `quality-1`, `flags-1`, `skipped` and `demonstration` are those that `make label` exports.
+Two layouts are read: a list of responses, each with the values of all questions, as the server returns it
+(`GET /api/v1/datasets/{id}/records?include=responses`) and version 1 wrote it; and responses by question, as
+`to_json` of version 2 writes them. Questions `quality-1`, `flags-1`, `skipped` and `demonstration` are those that
+`make label` exports.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from data.sources.convert import Fields, Row, asked, moment, need, objects, optional, said
+from data.sources.convert import Fields, Row, need, objects, optional, prompt_among, timestamp, usable
 
-STRIPPED = (
+NO_RANKS = (
     "the ranks are missing: version 2 of Argilla's Python client leaves them out when it downloads records, so the "
     "order is unknown; save what its server returns instead (docs/labeling.md)"
 )
@@ -31,7 +32,8 @@ def labels(row: Row) -> list[Fields]:
     names = [name for name in fields if (name.startswith("answer-") if record else name in ranked)]
     if len(names) < 2:
         return []
-    task = (record or {"prompt": asked(fields, names)}) | {"completions": [need(fields, name, str) for name in names]}
+    task = record or {"prompt": prompt_among(fields, names)}
+    task |= {"completions": [need(fields, name, str) for name in names]}
     found = []
     for user, given in users.items():
         about: Row = optional(ours, user, {}, "an object")
@@ -39,10 +41,10 @@ def labels(row: Row) -> list[Fields]:
         reason = optional(values, "skipped", "") or ("other" if given["status"] == "discarded" else "")
         if given["status"] == "draft" and not about:
             continue
-        found += said({
+        found += usable({
             "task": task,
             "labeler_id": about.get("labeler_id", user),
-            "saved": about.get("saved", moment(given, "updated_at", "inserted_at")),
+            "saved": about.get("saved", timestamp(given, "updated_at", "inserted_at")),
             "seconds": about.get("seconds", 0.0),
             "skipped": reason if given["status"] == "discarded" or not rankings[user] else "",
             "demonstration": optional(values, "demonstration", ""),
@@ -53,7 +55,7 @@ def labels(row: Row) -> list[Fields]:
 
 
 def _by_user(row: Row) -> dict[str, Fields]:
-    """User -> status, times and the values of her answers by question."""
+    """User -> status, times and the user's responses by question."""
     users: dict[str, Fields] = {}
     if not isinstance(row.get("responses"), dict):
         for one in objects(row, "responses", "each of 'responses' must be an object") if row.get("responses") else []:
@@ -69,10 +71,10 @@ def _by_user(row: Row) -> dict[str, Fields]:
 
 
 def _ranking(values: Row, fields: Row) -> Mapping[str, int | None]:
-    """Name of the field -> rank, of the question that ranks fields; empty if it is not answered."""
+    """Name of the field -> rank, of the ranking question; empty if it is not answered."""
     lists: list[list[Any]] = [value for value in values.values() if isinstance(value, list) and value]
     if any(all(isinstance(one, str) and one in fields for one in value) for value in lists):
-        raise ValueError(STRIPPED)
+        raise ValueError(NO_RANKS)
     rankings = [value for value in lists if all(isinstance(one, dict) and "value" in one for one in value)]
     if not rankings:
         return {}

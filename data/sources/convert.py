@@ -26,7 +26,7 @@ Answers = Sequence[tuple[str, int | None]]
 """(text, rank from 1, or None if not ranked) of each answer to a prompt."""
 T = TypeVar("T")
 ROUNDED = re.compile(r"-?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
-"""How Python, pandas and Excel write a large number; a hash can look like 6e960637, without the sign."""
+"""How Python, pandas and Excel write a large number; a hash such as 6e960637 has no sign."""
 RANKING_KEYS = {item.name for item in fields(Ranking)}
 ANSWER_KEYS = {item.name for kind in (Demonstration, Ranking) for item in fields(kind)} - {
     item.name for item in fields(Prompt)
@@ -141,8 +141,8 @@ def best(answers: Answers) -> Fields | None:
     return {"completion": min(found, key=lambda answer: answer[0])[1]} if found else None
 
 
-def asked(values: Row, answers: Iterable[str]) -> Any:
-    """The prompt among values: `prompt`, or else the only text or conversation that is no answer."""
+def prompt_among(values: Row, answers: Iterable[str]) -> Any:
+    """The prompt among values: `prompt`, or else the only text or conversation that is not an answer."""
     others = {key: value for key, value in values.items() if key not in answers and isinstance(value, str | list)}
     if "prompt" not in others and len(others) != 1:
         raise ValueError(
@@ -152,8 +152,8 @@ def asked(values: Row, answers: Iterable[str]) -> Any:
     return conversation(found, "prompt") if isinstance(found, list) else found
 
 
-def moment(row: Row, *keys: str) -> float:
-    """Seconds since 1970 of the first of these keys that has a time in ISO 8601, in UTC if it names no zone; 0 if none
+def timestamp(row: Row, *keys: str) -> float:
+    """Seconds since 1970 of the first of these keys that has a time in ISO 8601 (UTC without a time zone); 0 if none
     has one. Raises ValueError for anything else.
     """
     for key in keys:
@@ -167,7 +167,7 @@ def moment(row: Row, *keys: str) -> float:
 
 
 def label_rankings(labels: Callable[[Row], list[Fields]]) -> Convert:
-    """The rankings among the labels of a row: what another labeling tool collected, as `make label` imports it."""
+    """The rankings among the labels of a row that another labeling tool wrote."""
 
     def convert(rows: Sequence[Row]) -> list[Fields]:
         return [
@@ -180,9 +180,9 @@ def label_rankings(labels: Callable[[Row], list[Fields]]) -> Convert:
     return convert
 
 
-def said(label: Fields) -> list[Fields]:
-    """The label as the labeler meant it: a single rank compares nothing, and a skipped task is not judged; none if
-    nothing is left.
+def usable(label: Fields) -> list[Fields]:
+    """The label with dense ranks, in a list that is empty if nothing was judged. A single rank compares nothing, and
+    the ranks and ratings of a skipped task are dropped.
     """
     if label["skipped"]:
         label |= {"ranks": [], "ratings": []}

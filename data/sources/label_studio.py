@@ -1,13 +1,13 @@
 """Label Studio's JSON export of rankings: a `Ranker` over a `List` of answers.
 
-With buckets that are called 1, 2 and so on, a bucket is a rank: answers in one bucket tie, and those that stayed in the
-list (`_`) have no rank. A Ranker without buckets gives a strict order. Ratings `quality-1`, choices `flags-1`, the
-choice `skipped` and the text `demonstration` are those of the labeling interface that `make label` exports.
+Buckets called 1, 2 and so on are ranks: answers in the same bucket tie, and those left in the list (`_`) have no rank.
+A Ranker without buckets gives a strict order. Ratings `quality-1`, choices `flags-1`, the choice `skipped` and the text
+`demonstration` are those of the labeling interface that `make label` exports.
 """
 
 from typing import Any
 
-from data.sources.convert import Fields, Row, asked, identifier, moment, need, objects, optional, said
+from data.sources.convert import Fields, Row, identifier, need, objects, optional, prompt_among, timestamp, usable
 
 UNRANKED = "_"
 """Label Studio's name for the list from which answers are dragged into buckets."""
@@ -23,11 +23,11 @@ def labels(row: Row) -> list[Fields]:
     if len(lists) != 1:
         raise ValueError(f"'data' must have one list of answers, objects with 'id', found {len(lists)}")
     items = {str(item["id"]): _text(item) for item in data[lists[0]]}
-    record = data["record"] if isinstance(data.get("record"), dict) else {"prompt": asked(data, lists)}
+    record = data["record"] if isinstance(data.get("record"), dict) else {"prompt": prompt_among(data, lists)}
     task = record | {"completions": list(items.values())}
     if len(items) < len(data[lists[0]]):
         raise ValueError(f"two answers in {lists[0]!r} have the same 'id'")
-    return [label for one in annotations for label in said({"task": task} | _label(one, list(items)))]
+    return [label for one in annotations for label in usable({"task": task} | _label(one, list(items)))]
 
 
 def _is_item(value: object) -> bool:
@@ -52,7 +52,7 @@ def _label(annotation: Row, ids: list[str]) -> Fields:
     reason = next(iter(_listed(values, "skipped", "choices")), "")
     return {
         "labeler_id": optional(meta, "labeler_id", "") or _name(annotation.get("completed_by")),
-        "saved": meta.get("saved", moment(annotation, "updated_at", "created_at")),
+        "saved": meta.get("saved", timestamp(annotation, "updated_at", "created_at")),
         "seconds": meta.get("seconds", annotation.get("lead_time") or 0.0),
         "skipped": (reason or "other") if annotation.get("was_cancelled") else reason,
         "demonstration": "\n".join(_listed(values, "demonstration", "text")),
@@ -62,7 +62,7 @@ def _label(annotation: Row, ids: list[str]) -> Fields:
 
 
 def _name(person: object) -> str:
-    """An annotator is a number, or an object with an e-mail address."""
+    """The annotator's name: Label Studio gives a number, or an object with an e-mail address."""
     if isinstance(person, dict):
         return optional(person, "email", "") or f"user {identifier(person, 'id', default='?')}"
     return f"user {person}" if type(person) is int else "?"
@@ -91,7 +91,7 @@ def _ranks(result: Row, ids: list[str]) -> list[int | None]:
     if list(groups) == [str(result.get("from_name"))]:
         groups = {str(rank): [one] for rank, one in enumerate(next(iter(groups.values())), start=1)}
     if strange := [name for name in groups if not (name.isascii() and name.isdigit())]:
-        raise ValueError(f"the bucket {strange[0]!r} is no rank: call the buckets 1, 2 and so on, 1 for the best")
+        raise ValueError(f"the bucket {strange[0]!r} is not a rank: call the buckets 1, 2 and so on, 1 for the best")
     placed = [(one, int(name)) for name, members in groups.items() for one in members]
     if len(dict(placed)) < len(placed) or not dict(placed).keys() <= set(ids):
         raise ValueError("the Ranker result has an answer twice, or one that is not in the list")

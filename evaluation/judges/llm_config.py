@@ -12,7 +12,7 @@ from demo.assets import cache_folder
 OWN_KEYS = ("model", "messages", "stream", "n")
 """Fields of a request that `extra_body` must not replace."""
 UNHASHED = ("api_key_env", "concurrency", "timeout", "max_retries", "cache")
-"""Settings that do not change the replies."""
+"""Settings that do not change the replies, and so are left out of the fingerprints of stages."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A language model as labeler: it compares every two answers to a prompt."""
+"""A language model as labeler, which compares every two answers to a prompt."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -9,7 +9,7 @@ from evaluation.judges.llm import LLMJudge
 
 
 def rank_by_llm(samples: Sequence[Samples], judge: LLMJudge) -> list[Ranking]:
-    """Rankings by preferences, which may be cyclic. Pairs without a verdict are left out, and prompts without any."""
+    """Rankings as preferences, which may be cyclic. Pairs and prompts without a verdict are left out."""
     pairs = [(row, first, second) for row in samples for first, second in combinations(range(len(row.completions)), 2)]
     verdicts = judge.preferences(
         [Demonstration(**vars(Prompt.of(row)), completion=row.reference or "") for row, _, _ in pairs],
@@ -35,5 +35,5 @@ def rank_by_llm(samples: Sequence[Samples], judge: LLMJudge) -> list[Ranking]:
 
 
 def answer(row: Samples, place: int) -> Answer:
-    """An answer for the judge, which does not look at its length."""
+    """An answer as the judge takes it; the judge ignores the number of tokens."""
     return Answer(row.completions[place], row.complete[place], 0)

@@ -38,8 +38,8 @@ PROBLEMS: dict[type[Exception], tuple[int, str]] = {
 }
 
 
-class Ranking(Pages):
-    """The pages for ranking; each method answers one kind of request."""
+class RankingPages(Pages):
+    """The pages for ranking, sign-in and admins; each method answers one kind of request."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
@@ -129,7 +129,7 @@ class Ranking(Pages):
         return self.admin_page(session)
 
     def admin_page(self, session: Session, token: str = "", name: str = "") -> Response:
-        """`overview`, with the token of a person who was just invited."""
+        """The page of `overview`, with the token of a person who was just invited."""
         agreed, screened = screening(self.store)
         return self.page(
             "admin.html", session, progress=self.store.progress(), people=self.store.people(), agreement=agreed,
@@ -159,7 +159,7 @@ class Ranking(Pages):
 
 def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT) -> Guard:
     """The app, as an ASGI application. `hosts` are the names under which it can be reached."""
-    app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Ranking(store)
+    app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), RankingPages(store)
     app.state.pages = pages
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     app.get("/")(pages.home)

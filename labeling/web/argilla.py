@@ -1,6 +1,6 @@
 """Tasks and labels as folders that Argilla's `Dataset.from_disk` reads: settings and records.
 
-A ranking question has the same options in all records of a dataset, so each number of answers has a dataset of its own.
+A ranking question has the same options in all records of a dataset, so there is one dataset for each number of answers.
 """
 
 import json
@@ -14,7 +14,7 @@ from labeling.ratings import CHOICES, QUALITY, chosen
 from labeling.web.forms import SKIP_REASONS
 from labeling.web.store import Label, Saved, hashed
 
-MOST, MOST_MESSAGES, LONGEST = 50, 500, 20_000
+MAX_ANSWERS, MAX_MESSAGES, MAX_LENGTH = 50, 500, 20_000
 """Argilla's maximum numbers of options of a ranking question, messages of a field, and characters of a message."""
 
 
@@ -37,12 +37,12 @@ def files_of(tasks: Iterable[tuple[Samples, list[Saved]]]) -> dict[str, str]:
 def record_of(samples: Samples, labels: list[Saved]) -> dict[str, Any]:
     """A record with the responses of its labelers, whose names and times are in the metadata."""
     row, count = to_row(samples), len(samples.completions)
-    if count > MOST:
-        raise ValueError(f"a task has {count} answers, and Argilla ranks at most {MOST}")
-    if len(samples.messages) > MOST_MESSAGES:
-        raise ValueError(f"a prompt has {len(samples.messages)} messages, and Argilla takes at most {MOST_MESSAGES}")
-    if strange := [size for message in samples.messages if not 1 <= (size := len(message["content"])) <= LONGEST]:
-        raise ValueError(f"a message of a prompt has {strange[0]:,} characters, and Argilla takes 1 to {LONGEST:,}")
+    if count > MAX_ANSWERS:
+        raise ValueError(f"a task has {count} answers, and Argilla ranks at most {MAX_ANSWERS}")
+    if len(samples.messages) > MAX_MESSAGES:
+        raise ValueError(f"a prompt has {len(samples.messages)} messages, and Argilla allows at most {MAX_MESSAGES}")
+    if odd := [size for message in samples.messages if not 1 <= (size := len(message["content"])) <= MAX_LENGTH]:
+        raise ValueError(f"a message of a prompt has {odd[0]:,} characters, and Argilla allows 1 to {MAX_LENGTH:,}")
     responses: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for saved in labels:
         of_user = {"user_id": user_id(saved.name), "status": status(saved.label)}

@@ -1,4 +1,4 @@
-"""A language model that streams its answers, whose texts are those of `NativeGenerator` for the same seed."""
+"""A language model that streams its answers. For the same seed, `NativeGenerator` generates the same text."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,16 +45,16 @@ class LoadedModel:
         with autocast(self.config, model.device), head_outside_autocast(model):
             made_1S = model.generate(
                 input_ids=ids_1P, attention_mask=torch.ones_like(ids_1P), max_new_tokens=sampling.max_new_tokens,
-                do_sample=False, logits_processor=[Drawn(sampling, seed)], stopping_criteria=[Stop(stopped)],
-                streamer=Parts(tokenizer, put),
+                do_sample=False, logits_processor=[SeededSampling(sampling, seed)], stopping_criteria=[Stop(stopped)],
+                streamer=PartStreamer(tokenizer, put),
             )  # fmt: skip
         new = made_1S[0, len(ids) :].tolist()
         ended = new[-1] in self.ends
         return decode_completion(tokenizer, new, ended), ended
 
 
-class Drawn(LogitsProcessor):
-    """Leaves `generate` only the token that `draw` draws: its own sampling uses torch's global random stream."""
+class SeededSampling(LogitsProcessor):
+    """Samples with `draw` and the seed of the answer; `generate` itself would use torch's global generator."""
 
     def __init__(self, sampling: GenerationSettings, seed: int) -> None:
         self.sampling, self.uniforms = sampling, iter(uniform_numbers(seed, sampling.max_new_tokens))
@@ -66,7 +66,7 @@ class Drawn(LogitsProcessor):
 
 
 class Stop(StoppingCriteria):
-    """Ends an answer for which nobody waits."""
+    """Stops generation when nobody waits for the answer."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self.stopped = stopped
@@ -76,8 +76,8 @@ class Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.stopped(), device=input_ids.device)
 
 
-class Parts(TextStreamer):
-    """Puts text as soon as its words are whole."""
+class PartStreamer(TextStreamer):
+    """Passes text on when its words are complete."""
 
     def __init__(self, tokenizer: Any, put: Callable[[str], object]) -> None:
         super().__init__(tokenizer, True, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,4 +1,4 @@
-"""What people asked in the playground and what models answered, in the web app's SQLite file.
+"""The playground's prompts, answers and judgments, in the web app's SQLite file.
 
 A prompt is on the disk when `ask` returns, before a model answers it. A deleted conversation is overwritten with zeros.
 """
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS turns (
 
 
 class AbsentError(ValueError):
-    """The person has no such conversation, or no longer."""
+    """The person does not have this conversation, or has deleted it."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Answer:
     """`waiting` for the model; then `complete`, `cut off` at the maximum length, or `stopped` by the person."""
     text: str = ""
     digest: str = ""
-    """Of the stage's result that holds the model, as in the manifests of later stages."""
+    """Digest of the stage's result that holds the model, as in the manifests of later stages."""
     thumb: str = ""
     """`up`, `down`, or empty."""
 
@@ -49,11 +49,11 @@ class Turn:
 
     user_id: str
     messages: list[Message]
-    """The conversation up to the prompt, as the models get it."""
+    """The conversation up to and including the prompt, as the models get it."""
     answers: list[Answer]
     asked: float = field(default_factory=time.time)
     ranks: list[int] = field(default_factory=list)
-    """Of the answers, 1 is best; empty until the person has judged."""
+    """Ranks of the answers, 1 is best; empty until the person has judged."""
     id: int = 0
     conversation: int = 0
 
@@ -64,7 +64,7 @@ class Turn:
 
     @property
     def reply(self) -> str:
-        """The answer with which the conversation goes on: the best, else the first; empty if there is none."""
+        """The answer that continues the conversation: the best that is not empty, the first of several."""
         ranked = zip(self.ranks or [1] * len(self.answers), range(len(self.answers)), strict=True)
         return next((self.answers[place].text for _, place in sorted(ranked) if self.answers[place].text), "")
 
@@ -75,7 +75,7 @@ class Turn:
 
     @property
     def ranking(self) -> Ranking | None:
-        """The record of the judgment; None without one, or if the answers are the same."""
+        """The record of the judgment; None without one, or if the answers are equal."""
         texts = [answer.text for answer in self.answers]
         if not self.ranks or len(set(texts)) < len(texts):
             return None
@@ -104,11 +104,11 @@ class Conversations:
             return db.execute("SELECT 1 FROM consents WHERE name = ?", (name,)).fetchone() is not None
 
     def ask(self, name: str, prompt: str, answers: Sequence[Answer], form: str, conversation: int | None) -> Turn:
-        """Stores a prompt with the answers that models owe to it.
+        """Stores a prompt with the answers that are to be generated.
 
         Args:
-            form: a random text of the form, so that a prompt that is sent twice is asked once.
-            conversation: the one that it continues; None begins one.
+            form: a random text of the form, so that a form that is sent twice is stored once.
+            conversation: the conversation that the prompt continues; None begins one.
         """
         form = hashed(json.dumps([name, form, prompt]))
         with self.store.connected(write=True) as db:
@@ -130,7 +130,7 @@ class Conversations:
 
     @contextmanager
     def changed(self, name: str, number: int) -> Iterator[Turn]:
-        """A person's turn, whose changes are stored at the end."""
+        """A person's turn; changes to it are stored at the end of the block."""
         with self.store.connected(write=True) as db:
             (turn,) = self._own(db, name, None, number)
             yield turn

@@ -41,9 +41,9 @@ def demonstrations_of(store: Store) -> Iterator[Demonstration]:
 
 
 def rows_of(store: Store) -> dict[str, Iterator[dict[str, Any]]]:
-    """The rows of each file of the export: `rankings`, also those of the playground, and `demonstrations` for training;
-    in `labels` everything, with skipped tasks, seconds and the time of saving, earlier revisions and gold tasks;
-    `prompts` and `conversations` of the playground.
+    """The rows of each file of the export. `rankings` (with those of the playground), `demonstrations` and the
+    playground's `prompts` are for training; `labels` has all revisions of all labels, with skipped and gold tasks;
+    `conversations` has everything from the playground.
     """
     playground = Conversations(store).rows()
     return {

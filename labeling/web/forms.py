@@ -38,7 +38,7 @@ def label_of(form: Mapping[str, Any], answers: int, seconds: float) -> Label:
 
 
 def form_of(label: Label) -> dict[str, str]:
-    """The form that `label_of` reads as this label. Raises ValueError if a rating has something else in it."""
+    """The form that `label_of` reads as this label. Raises ValueError for an unknown field of a rating."""
     form = {"skipped": label.skipped, "demonstration": label.demonstration}
     form |= {f"rank-{place}": "" if rank is None else str(rank) for place, rank in enumerate(label.ranks)}
     for place, rating in enumerate(label.ratings):

@@ -1,4 +1,4 @@
-"""Labels from files, for the store: those that it exported, and people's rankings from Label Studio and Argilla."""
+"""Reads labels for the store from its own exports, Label Studio and Argilla."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +18,13 @@ FORMATS: dict[str, tuple[str, Callable[[Row], list[Fields]]]] = {
     "argilla": ("records.json", argilla.labels),
 }
 """Format -> the file that is read in a folder, and the labels of one of its rows."""
-
 LATEST = 32_503_680_000
-"""The year 3000, as the time of saving."""
+"""Maximum number of seconds in a label: the year 3000 as a time of saving."""
 
 
 def read_labels(place: Path, form: str) -> list[Saved]:
-    """The labels of a file, or of the files of a folder. Raises ValueError, with the place of the row, if one is
-    malformed.
+    """The labels of a file, or of the files of a folder. Raises ValueError, with the place of the row, if a row
+    is malformed.
     """
     name, labels = FORMATS[form]
     files = sorted(place.rglob(name)) if place.is_dir() else [place]
@@ -49,12 +48,12 @@ def saved_of(row: Row) -> Saved:
     completions = need(task, "completions", list)
     samples = parse({"complete": [True] * len(completions)} | task, Samples)
     ranks, ratings, gold = (optional(row, key, list[Any]()) for key in ("ranks", "ratings", "gold"))
-    for order in (ranks, gold):  # a ranking of the same answers has what is to be checked
+    for order in (ranks, gold):  # parsing a Ranking checks the ranks and ratings
         answers = {"prompt": samples.prompt, "completions": completions, "complete": samples.complete}
         parse(answers | {"ranks": order or [None] * len(completions), "ratings": ratings or None}, Ranking)
     saved, seconds = (_number(row, key) for key in ("saved", "seconds"))
-    said = Label(ranks, ratings, optional(row, "skipped", ""), optional(row, "demonstration", ""))
-    label = label_of(form_of(said), len(completions), seconds)
+    given = Label(ranks, ratings, optional(row, "skipped", ""), optional(row, "demonstration", ""))
+    label = label_of(form_of(given), len(completions), seconds)
     return Saved(check_name(need(row, "labeler_id", str)), samples, label, saved, gold or None)
 
 

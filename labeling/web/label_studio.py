@@ -1,6 +1,6 @@
 """Tasks and labels as files that Label Studio imports: its tasks and a labeling interface.
 
-The interface ranks with a bucket for each rank, so that answers can tie or stay without a rank.
+The interface ranks with a bucket for each rank, so that answers can tie or stay unranked.
 """
 
 import json
@@ -24,7 +24,7 @@ def files_of(tasks: Iterable[tuple[Samples, list[Saved]]]) -> dict[str, str]:
 
 
 def task_of(samples: Samples, labels: list[Saved], most: int) -> dict[str, Any]:
-    """A task; an answer that it lacks of the `most` in the interface is empty."""
+    """A task; the interface shows `most` answers, of which missing ones are empty."""
     texts = samples.completions + [""] * (most - len(samples.completions))
     data: dict[str, Any] = {"prompt": samples.text} | {f"answer_{n}": text for n, text in enumerate(texts, start=1)}
     data["items"] = [{"id": str(n), "title": str(n), "body": text} for n, text in enumerate(samples.completions, 1)]
@@ -33,8 +33,8 @@ def task_of(samples: Samples, labels: list[Saved], most: int) -> dict[str, Any]:
 
 
 def annotation_of(saved: Saved) -> dict[str, Any]:
-    """An annotation. Its labeler and time are in the Ranker's `meta`: Label Studio imports annotators only if they are
-    its users, and no times.
+    """An annotation. Its labeler and time are in the Ranker's `meta`, because Label Studio imports only annotators that
+    are its users, and no times.
     """
     label = saved.label
     ranks = label.ranks or [None] * len(saved.samples.completions)

@@ -1,5 +1,5 @@
-"""What the pages of the web app share: templates, sessions and forms. Signed, Admin, Fields and Number are what
-handlers can ask for.
+"""Templates, sessions and forms, shared by the pages of the web app. Signed, Admin, Fields and Number are types of
+parameters that FastAPI fills in for handlers.
 """
 
 from pathlib import Path

@@ -21,22 +21,22 @@ from labeling.web.streaming import AnswerStream, ModelThread
 from modeling.config import GenerationSettings
 
 PROMPTS = 10
-"""Prompts that a person has each minute."""
+"""Prompts that a person can send each minute."""
 NUMBERS: dict[str, tuple[type, str]] = {
     "max_new_tokens": (int, "1 to 1,000"), "temperature": (float, "0 is greedy"), "top_p": (float, "1 is all"),
     "top_k": (int, "0 is all"), "seed": (int, "empty for a new one"),
 }  # fmt: skip
 """The settings in the form: type and hint."""
 JUDGMENTS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1]}
-"""What people say about two answers -> their ranks."""
+"""Judgment of two answers -> their ranks."""
 
 
 @dataclass
 class Settings(GenerationSettings):
-    """The settings of an answer, with maxima."""
+    """The settings of an answer, with upper limits."""
 
     max_new_tokens: Annotated[int, Range(at_least=1, at_most=1000)] = 512
-    """Appendix C's maximum."""
+    """At most 1,000, the paper's maximum response length (appendix C)."""
     temperature: Annotated[float, Range(at_least=0, at_most=10)] = 1.0
     top_k: Annotated[int, Range(at_least=0, at_most=10**6)] = 0
     batch_size: PositiveInt = 1
@@ -49,13 +49,13 @@ class Chat:
 
     models: Mapping[str, ModelThread] = field(default_factory=dict)
     settings: GenerationSettings = field(default_factory=GenerationSettings)
-    """Those that the form has at first."""
+    """Initial values of the form."""
     ending: threading.Event = field(default_factory=threading.Event)
     """Set when the app ends."""
 
     @property
     def choices(self) -> dict[str, str]:
-        """The models that answer a prompt, separated by spaces -> the name of this choice."""
+        """Names of the models that answer a prompt, separated by spaces -> title of this choice."""
         named = {name: name.upper() for name in self.models}
         both = {" ".join(named): f"{' and '.join(named.values())}, side by side"} if len(named) > 1 else {}
         return named | both | {f"{name} {name}": f"two answers of {title}" for name, title in named.items()}
@@ -69,18 +69,18 @@ class Playground:
     """The pages of the playground; each method answers one kind of request."""
 
     def __init__(self, pages: Pages, chat: Chat) -> None:
-        self.pages, self.chat, self.said = pages, chat, Conversations(pages.store)
+        self.pages, self.chat, self.conversations = pages, chat, Conversations(pages.store)
         self.rate, self.stops = RateLimit(PROMPTS, 60), set[int]()
 
     def add_to(self, app: FastAPI) -> None:
         """Adds the pages to the app."""
 
         def own(number: Number, session: Signed) -> Turn:
-            return self.said.turns(session.name, number=number)[0]
+            return self.conversations.turns(session.name, number=number)[0]
 
         @app.get("/playground/{number}", response_class=EventSourceResponse)
         async def answer(turn: Annotated[Turn, Depends(own)]) -> AsyncIterator[ServerSentEvent]:
-            stream = AnswerStream(self.said, turn, lambda: turn.id in self.stops or self.chat.ending.is_set())
+            stream = AnswerStream(self.conversations, turn, lambda: turn.id in self.stops or self.chat.ending.is_set())
             async for event in stream.events(self.chat.models):
                 yield event
             self.stops.discard(turn.id)
@@ -94,30 +94,31 @@ class Playground:
 
     def accept(self, session: Signed, fields: Fields) -> Response:
         """Stores that the person has accepted the notice."""
-        self.said.accept(session.name)
+        self.conversations.accept(session.name)
         return RedirectResponse("/playground", 303)
 
     def show(self, session: Signed, conversation: Annotated[int | None, InQuery] = None) -> Response:
-        """A conversation, or the form for a new one, or the notice."""
+        """A conversation, the form for a new one, or the notice."""
         return self.page(session, conversation, {})
 
     def page(self, session: Session, number: int | None, fields: dict[str, Any], problem: str = "") -> Response:
-        """The same with the fields of a form that has a problem."""
-        turns, own = [] if number is None else self.said.turns(session.name, number), self.said.turns(session.name)
+        """The page of `show`; a form that was refused is shown with its fields and the problem."""
+        own = self.conversations.turns(session.name)
+        turns = [] if number is None else self.conversations.turns(session.name, number)
         asked = sorted(answer.model for answer in turns[-1].answers) if turns else []
         chosen = next((choice for choice in self.chat.choices if sorted(choice.split()) == asked), "")
         used = turns[-1].answers[0].generation if turns else self.chat.settings.recorded(0)
         values = {"models": chosen, "prompt": "", **used, "seed": "", **fields}
         return self.pages.page(
             "playground.html", session, 422 if problem else 200, turns=turns, number=number, values=values,
-            problem=problem, firsts={turn.conversation: turn for turn in reversed(own)}, numbers=NUMBERS,
-            judgments=JUDGMENTS, choices=self.chat.choices, accepted=self.said.accepted(session.name),
+            problem=problem, first_turns={turn.conversation: turn for turn in reversed(own)}, numbers=NUMBERS,
+            judgments=JUDGMENTS, choices=self.chat.choices, accepted=self.conversations.accepted(session.name),
             form=secrets.token_urlsafe(16),
         )  # fmt: skip
 
     def ask(self, session: Signed, fields: Fields, conversation: Annotated[int | None, InQuery] = None) -> Response:
         """Stores a prompt, and shows the page to which its answers are streamed."""
-        if not self.said.accepted(session.name):
+        if not self.conversations.accepted(session.name):
             raise HTTPException(403, "Accept the notice of the playground first.")
         try:
             answers, prompt, form = answers_of(fields, self.chat.choices), text(fields, "prompt"), text(fields, "form")
@@ -126,17 +127,17 @@ class Playground:
             self.rate(session.name)
         except (FormError, HTTPException) as error:
             return self.page(session, conversation, fields, getattr(error, "detail", str(error)))
-        return to(self.said.ask(session.name, prompt, answers, form, conversation))
+        return to(self.conversations.ask(session.name, prompt, answers, form, conversation))
 
     def stop(self, session: Signed, number: Number, fields: Fields) -> Response:
-        """Ends the answers that are being written."""
-        if self.said.turns(session.name, number=number)[0].waiting:
+        """Stops the answers that are being generated."""
+        if self.conversations.turns(session.name, number=number)[0].waiting:
             self.stops.add(number)
         return Response(status_code=204)
 
     def judge(self, session: Signed, number: Number, fields: Fields) -> Response:
-        """Stores thumbs, of which the same one again takes it back, and which of two answers is better."""
-        with self.said.changed(session.name, number) as turn:
+        """Stores which of two answers is better, and thumbs; the same thumb again removes it."""
+        with self.conversations.changed(session.name, number) as turn:
             if turn.waiting:
                 raise HTTPException(422, "Wait for the answers.")
             if len(turn.answers) == 2:
@@ -148,12 +149,12 @@ class Playground:
 
     def delete(self, session: Signed, fields: Fields, conversation: Annotated[int, InQuery]) -> Response:
         """Deletes a conversation."""
-        self.said.delete(session.name, conversation)
+        self.conversations.delete(session.name, conversation)
         return RedirectResponse("/playground", 303)
 
 
 def to(turn: Turn) -> Response:
-    """To a turn on the page of its conversation."""
+    """Redirects to a turn on the page of its conversation."""
     return RedirectResponse(f"/playground?conversation={turn.conversation}#turn-{turn.id}", 303)
 
 

@@ -83,7 +83,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Saved:
-    """A label that is on the disk, with its labeler, its task and the time of saving."""
+    """A stored label, with its labeler, its task and the time of saving."""
 
     name: str
     samples: Samples
@@ -288,8 +288,8 @@ class Store:
 
     def merge(self, found: Iterable[Saved]) -> int:
         """Adds labels of another store, all or none, and returns the number of new ones. A labeler's labels of a task
-        become one history in the order of saving: nothing is lost, and the latest counts. New tasks are not given out,
-        and new labelers are not invited.
+        become one history in the order of saving, of which the latest counts. New tasks are not assigned, and new
+        labelers are not invited.
         """
         new = 0
         with self.connected(write=True) as db:
@@ -320,7 +320,7 @@ class Store:
         yield from map(_saved, rows)
 
     def tasks(self) -> list[tuple[Samples, list[Saved]]]:
-        """The tasks that are given out or labelled, each with the last label of each labeler; without gold tasks."""
+        """The tasks that are assigned or labelled, each with the last label of each labeler; without gold tasks."""
         labels = [one for one in self.history(last=True) if one.gold is None]
         with self.connected() as db:
             rows = db.execute(
@@ -375,7 +375,7 @@ def _saved(row: sqlite3.Row) -> Saved:
 
 
 def _order(task: int, name: str, answers: int) -> list[int]:
-    """The places of a task's answers in the order in which a labeler sees them."""
+    """The indices of a task's answers in the order in which a labeler sees them."""
     shown = list(range(answers))
     random.Random(f"{name} {task}").shuffle(shown)
     return shown
@@ -389,7 +389,7 @@ def text_of(samples: Samples) -> str:
 def check_name(name: str) -> str:
     """The name of a person. Raises ValueError if it could not be shown."""
     if not name.strip() or len(name) > 100 or not name.isprintable():
-        raise ValueError("the name of a person has 1 to 100 printable characters")
+        raise ValueError("the name of a person must have 1 to 100 printable characters")
     return name
 
 

@@ -1,5 +1,5 @@
-"""Answers as streams of events. Each model answers one prompt at a time, in a thread of its own, so that no page waits
-for a model.
+"""Streams answers as server-sent events. Each model answers one prompt at a time in its own thread, so that other
+requests do not wait for it.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from data.records import Prompt
 from labeling.web.conversations import Conversations, Turn
 
 MAX_JOBS = 8
-"""Answers that a model owes at a time."""
-PATIENCE = 180.0
-"""Maximum seconds between two events of a stream, and before the first."""
+"""Maximum number of answers that wait for a model or are being generated."""
+EVENT_TIMEOUT = 180.0
+"""Maximum seconds before the first event of a stream, and between two events."""
 BUSY = "The model is busy. Reload the page in a few minutes."
 ChatModel = Callable[[Prompt, Mapping[str, Any], Callable[[str], object], Callable[[], bool]], tuple[str, bool]]
-"""Answers a prompt: (prompt, generation settings with the seed, what to call with each part, whether nobody waits for
-the rest) -> (answer, whether it ended by itself). Raises ValueError for a prompt that it cannot answer."""
+"""Answers a prompt: (prompt, generation settings with the seed, what to call with each part, whether to stop) ->
+(answer, whether it ended by itself). Raises ValueError for a prompt that it cannot answer."""
 LOADING = threading.Lock()
-"""Libraries that are imported while models are loaded are not made for several threads."""
+"""Models are loaded one at a time: imports of the libraries are not thread-safe."""
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class ModelThread:
     def __init__(self, load: Callable[[], ChatModel], digest: str) -> None:
         """`digest` is that of the stage's result that holds the model."""
         self.load, self.digest = load, digest
-        self.thread, self.room = ThreadPoolExecutor(max_workers=1), threading.Semaphore(MAX_JOBS)
+        self.thread, self.slots = ThreadPoolExecutor(max_workers=1), threading.Semaphore(MAX_JOBS)
 
     @cached_property
     def model(self) -> ChatModel:
@@ -45,26 +45,27 @@ class ModelThread:
 
 
 class AnswerStream:
-    """Lets models answer a turn, and stores what they say before it sends the end."""
+    """Generates the answers of a turn, and stores each one before its `end` event is sent."""
 
-    def __init__(self, said: Conversations, turn: Turn, stopped: Callable[[], bool]) -> None:
-        self.said, self.turn, self.stopped_by_people, self.closed = said, turn, stopped, threading.Event()
+    def __init__(self, conversations: Conversations, turn: Turn, stopped: Callable[[], bool]) -> None:
+        self.conversations, self.turn = conversations, turn
+        self.stopped_by_people, self.closed = stopped, threading.Event()
         self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[ServerSentEvent]()
 
     async def events(self, models: Mapping[str, ModelThread]) -> AsyncIterator[ServerSentEvent]:
-        """`part`, and for each answer at last `end` or `problem`, with the answer's place, and text. A stream that is
-        closed early stops the answers.
+        """`part` events, then one `end` or `problem` for each answer, with the answer's place and text. Closing the
+        stream stops the answers.
         """
         for place, answer in enumerate(self.turn.answers):
             thread = models.get(answer.model)
-            if thread is not None and thread.room.acquire(blocking=False):
-                thread.thread.submit(self.work, place, thread)
+            if thread is not None and thread.slots.acquire(blocking=False):
+                thread.thread.submit(self.generate, place, thread)
             else:
                 self.put("problem", place, text="The run no longer has this model." if thread is None else BUSY)
         left = set(range(len(self.turn.answers)))
         try:
             while left:
-                event = await asyncio.wait_for(self.queue.get(), PATIENCE)
+                event = await asyncio.wait_for(self.queue.get(), EVENT_TIMEOUT)
                 left -= {event.data["place"]} if event.event != "part" else set()
                 yield event
         except TimeoutError:
@@ -75,7 +76,7 @@ class AnswerStream:
 
     def put(self, event: str, place: int, **data: str) -> None:
         """Sends an event from any thread."""
-        with suppress(RuntimeError):  # the app has ended
+        with suppress(RuntimeError):  # the event loop is closed
             made = ServerSentEvent(event=event, data={"place": place, **data})
             self.loop.call_soon_threadsafe(self.queue.put_nowait, made)
 
@@ -83,26 +84,26 @@ class AnswerStream:
         """Whether nobody waits for the answers."""
         return self.closed.is_set() or self.stopped_by_people()
 
-    def work(self, place: int, thread: ModelThread) -> None:
-        """Makes and stores an answer, in the model's thread."""
+    def generate(self, place: int, thread: ModelThread) -> None:
+        """Generates and stores an answer, in the model's thread."""
         who = self.turn.user_id, self.turn.id
         try:
-            model, turn = thread.model, self.said.turns(who[0], number=who[1])[0]
+            model, turn = thread.model, self.conversations.turns(who[0], number=who[1])[0]
             answer = turn.answers[place]
-            # Another window may have asked, too; a page that was left while it waited asks again when it is opened.
+            # Another window may have requested it already; a page that was left requests it again when it is opened.
             if answer.state == "waiting" and not self.closed.is_set():
                 text, ended = model(
                     turn.prompt, answer.generation, lambda part: self.put("part", place, text=part), self.stopped
                 )
-                with self.said.changed(*who) as turn:
+                with self.conversations.changed(*who) as turn:
                     answer = turn.answers[place]
                     answer.text, answer.digest = text, thread.digest
                     answer.state = "complete" if ended else "stopped" if self.stopped() else "cut off"
             self.put("end", place, text=answer.text, state=answer.state)
         except ValueError as error:
-            self.put("problem", place, text=f"This prompt has no answer: {error}.")
+            self.put("problem", place, text=f"The model cannot answer this prompt: {error}.")
         except Exception:
-            log.exception("playground: %s has failed", self.turn.answers[place].model)
-            self.put("problem", place, text="The model has failed; the app's log has the reason.")
+            log.exception("playground: %s failed", self.turn.answers[place].model)
+            self.put("problem", place, text="The model failed; the app's log has the reason.")
         finally:
-            thread.room.release()
+            thread.slots.release()

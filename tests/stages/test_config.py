@@ -316,9 +316,7 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, yaml: str,
         ),
     ],
 )
-def test_a_key_that_is_given_twice_or_is_no_text_is_refused_rather_than_half_lost(
-    tmp_path: Path, yaml: str, place: str
-) -> None:
+def test_a_key_that_is_duplicate_or_not_text_is_refused(tmp_path: Path, yaml: str, place: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml)
     with pytest.raises(ValueError, match=re.escape(place)):

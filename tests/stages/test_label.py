@@ -119,7 +119,7 @@ def test_a_share_of_the_tasks_goes_to_several_labelers_and_gold_tasks_to_everybo
         (["--of", "evaluate"], "run `make evaluate` first"),
         (["--gold", "absent.jsonl"], "absent.jsonl"),
         (["--port", "99999"], "--port from 0 to 65535"),
-        (["--invite", " "], "the name of a person has 1 to 100 printable characters"),
+        (["--invite", " "], "the name of a person must have 1 to 100 printable characters"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -49,17 +49,20 @@ def first(config: RunConfig) -> Path:
     return root
 
 
-def test_a_round_asks_the_last_policy_and_keeps_the_rankings_of_all_rounds(config: RunConfig, first: Path) -> None:
+def test_a_round_samples_from_the_last_policy_and_keeps_the_rankings_of_all_rounds(
+    config: RunConfig, first: Path
+) -> None:
     store = Store(first / PLACE)
     store.invite("ann")
     store.add(samples_of(1), [1], [None])
     task = store.claim("ann")
     assert task is not None
     store.save(task.id, "ann", Label([1, 2, None], demonstration="Better."), 0)
-    said = Conversations(store)
+    conversations = Conversations(store)
     for number, (texts, ranks) in enumerate(((("So.", "No."), [2, 1]), (("So.", "No."), [1, 1]), (("", ""), []))):
         answers = [Answer("sft", {}, "complete" if text else "waiting", text) for text in texts]
-        with said.changed("ann", said.ask("ann", f"Why {number}?", answers, str(number), None).id) as turn:
+        asked = conversations.ask("ann", f"Why {number}?", answers, str(number), None)
+        with conversations.changed("ann", asked.id) as turn:
             turn.ranks = ranks
     second = loop.begin(config, [first])
     second.validate()
@@ -93,7 +96,7 @@ def test_a_round_asks_the_last_policy_and_keeps_the_rankings_of_all_rounds(confi
     assert loop.begin(config, [first]).samples.policy == str(first / "ppo" / "model")
 
 
-def test_prompts_of_earlier_rounds_are_asked_again_only_without_others(first: Path) -> None:
+def test_prompts_of_earlier_rounds_are_sampled_again_only_without_others(first: Path) -> None:
     earlier, new = samples_of(2), samples_of(3)[2]
     assert samples.not_sampled([*earlier, new], [str(first / "samples")]) == [new]
     assert samples.not_sampled([*earlier], [str(first / "samples")]) == earlier
@@ -160,7 +163,7 @@ def test_a_round_waits_until_people_have_labelled_its_answers(
     _, run = second
     loop.refuse_unlabelled(run)  # the samples stage has not finished
     monkeypatch.setattr(manifest, "read", lambda folder: folder if folder.name == "samples" else None)
-    with pytest.raises(ValueError, match=r"labelled 0 of the 6 tasks of .*round-2: go on with `make label RUN="):
+    with pytest.raises(ValueError, match=r"labelled 0 of the 6 tasks of .*round-2: continue with `make label RUN="):
         loop.refuse_unlabelled(run)
     store = Store(run.root / PLACE)
     store.invite("ann")

@@ -1,9 +1,9 @@
-// Streams the answers that the page waits for. Without this script, all but streaming and the stop button works.
+// Streams the answers that the page waits for. Without this script, prompts are stored but not answered.
 const said = document.getElementById("status"), ask = document.getElementById("ask"), box = document.getElementById("prompt");
 const buttons = ask ? [...ask.querySelectorAll("button")] : [];
 let streams = 0;
 
-function ready() { // a page that leaves while it streams would stop the answers
+function ready() { // leaving the page would stop the answers
   for (const button of buttons) button.disabled = streams > 0;
 }
 function stream(turn) {

@@ -22,7 +22,7 @@ from labeling.web.playground import Chat
 from labeling.web.store import Store
 from labeling.web.streaming import ModelThread
 from modeling.config import GenerationSettings
-from tests.labeling.web.parrot import Parrot
+from tests.labeling.web.echo_model import EchoModel
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,7 +56,7 @@ def address(store: Store) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    chat = Chat({name: ModelThread(Parrot, "") for name in ("ppo", "sft")})
+    chat = Chat({name: ModelThread(EchoModel, "") for name in ("ppo", "sft")})
     server = uvicorn.Server(uvicorn.Config(create_app(store, chat=chat), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -164,7 +164,7 @@ def test_rank_fields_stay_as_they_were_set_and_a_way_back_changes_none(
 
 
 def test_people_chat_by_keyboard_alone(browser: Any, store: Store, address: str) -> None:
-    page, said = ranking_page(browser, store, address), Conversations(store)
+    page, conversations = ranking_page(browser, store, address), Conversations(store)
 
     def press(button: str, key: str = "Enter") -> None:
         page.get_by_role("button", name=button, exact=True).first.focus()
@@ -183,7 +183,7 @@ def test_people_chat_by_keyboard_alone(browser: Any, store: Store, address: str)
     page.wait_for_selector("button[aria-pressed=true]")
     press("Equally good")
     page.wait_for_selector("button[name=judgment][aria-pressed=true]")
-    (turn,) = said.turns("ann")
+    (turn,) = conversations.turns("ann")
     assert (turn.ranks, [answer.thumb for answer in turn.answers]) == ([1, 1], ["up", ""])
     page.get_by_label("Your next prompt").focus()
     page.keyboard.type("go on <b>")
@@ -194,34 +194,34 @@ def test_people_chat_by_keyboard_alone(browser: Any, store: Store, address: str)
     press("Stop")
     page.wait_for_selector("#status:text-is('Both answers have ended.')")
     assert page.evaluate("document.activeElement.className").startswith("turn"), "the focus is not lost with the button"
-    assert [answer.state for answer in said.turns("ann")[1].answers] == ["stopped"] * 2
+    assert [answer.state for answer in conversations.turns("ann")[1].answers] == ["stopped"] * 2
     page.locator("select[name=models]").select_option("ppo")
     page.get_by_label("Your next prompt").fill("go on")
     press("Send")
     page.wait_for_selector("text=more more")
     page.goto(f"{address}/playground")
     for _ in range(50):
-        if not (left := said.turns("ann")[2]).waiting:
+        if not (left := conversations.turns("ann")[2]).waiting:
             break
         time.sleep(0.1)
     assert left.answers[0].state == "stopped", "nobody waits for it any more"
     page.locator("summary").press("Enter")
-    press("Delete this conversation for good")
+    press("Delete this conversation permanently")
     page.wait_for_selector("text=Your conversations", state="detached")
-    assert said.turns("ann") == []
+    assert conversations.turns("ann") == []
 
 
 def test_the_pages_pass_an_accessibility_check(browser: Any, store: Store, address: str) -> None:
     if AXE is None:
         pytest.skip("AXE_SCRIPT does not name axe.min.js of the npm package axe-core")
     page = ranking_page(browser, store, address, bypass_csp=True)
-    said, task = Conversations(store), page.url.removeprefix(address)
+    conversations, task = Conversations(store), page.url.removeprefix(address)
     answers = [Answer(model, GenerationSettings().recorded(0), "stopped", "Because.") for model in ("ppo", "sft")]
-    chat = said.ask("ann", "Why?", answers, "", None).conversation
+    chat = conversations.ask("ann", "Why?", answers, "", None).conversation
     for place in ("/", task, "/playground", f"/playground?conversation={chat}"):
         page.goto(address + place)
         if place.endswith(str(chat)):
-            said.accept("ann")
+            conversations.accept("ann")
             page.reload()
         page.add_script_tag(path=AXE)
         found = page.evaluate("axe.run()")

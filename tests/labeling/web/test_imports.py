@@ -1,4 +1,4 @@
-"""What is exported can be imported, in every format, and what others wrote is read as they meant it."""
+"""Exports can be imported in every format, and labels made with other tools are read correctly."""
 
 import json
 import math
@@ -26,7 +26,7 @@ TEXTS = st.text(CHARACTERS, max_size=12) | st.sampled_from(
 PROMPTS = TEXTS.filter(str.strip)
 NAMES = st.sampled_from(["ann", "ben@example.org", "\u00c5sa \u4e2d"])
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""For stores of which nothing has to survive a power failure."""
+"""A file system in memory, for stores that need not survive a power failure."""
 TIMES = st.sampled_from([0.0, 1_700_000_000.25]) | st.floats(0, 4e9)
 
 
@@ -48,7 +48,7 @@ def forms(draw: st.DrawFn, answers: int) -> dict[str, str]:
 
 @st.composite
 def saved_labels(draw: st.DrawFn) -> list[Saved]:
-    """Labels of one to three tasks, in no order; some correct others."""
+    """Labels of one to three tasks in arbitrary order; some correct others."""
     found = []
     for number in range(draw(st.integers(1, 3))):
         completions = draw(st.lists(TEXTS, min_size=2, max_size=5))
@@ -179,12 +179,12 @@ ROW = {"labeler_id": "ann", "saved": 7.0, "ranks": [1, 2], "ratings": [], "skipp
         ({"saved": None}, "'saved' must be a number of seconds from 0 to 32,503,680,000"),
         ({"saved": 10**400}, "'saved' must be a number of seconds from 0 to 32,503,680,000"),
         ({"seconds": True}, "'seconds' must be a number of seconds from 0 to 32,503,680,000"),
-        ({"labeler_id": "\n"}, "the name of a person has 1 to 100 printable characters"),
+        ({"labeler_id": "\n"}, "the name of a person must have 1 to 100 printable characters"),
         ({"task": {"prompt": "Why?", "completions": ["a", 2]}}, "'completions' must be a list of strings"),
         ({"task": {"prompt": "", "completions": ["a", "b"]}}, "'prompt' must be a non-empty string"),
     ],
 )
-def test_a_malformed_label_is_one_sentence_and_nothing_is_imported(
+def test_a_malformed_label_is_reported_in_one_sentence_and_nothing_is_imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], sentence: str
 ) -> None:
     file = tmp_path / "labels.jsonl"
@@ -238,7 +238,7 @@ HOUR = 1_769_864_400.0
         ({"1": ["2"], "2": ["m3"], "_": ["m1"]}, [None, 1, 2]),
     ],
 )
-def test_what_people_ranked_in_label_studio_is_read(tmp_path: Path, ranker: Any, ranks: list[int | None]) -> None:
+def test_rankings_made_in_label_studio_are_read(tmp_path: Path, ranker: Any, ranks: list[int | None]) -> None:
     skipped = label_studio({"_": ["m1", "2", "m3"]}, was_cancelled=True, completed_by={"id": 5, "email": "b@x.org"})
     untouched = label_studio({"_": ["m1", "2", "m3"]})
     one, other = read(tmp_path, "label-studio", label_studio(ranker), untouched, skipped)
@@ -253,7 +253,7 @@ def test_what_people_ranked_in_label_studio_is_read(tmp_path: Path, ranker: Any,
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        (label_studio({"best": ["m1"], "_": ["2", "m3"]}), "the bucket 'best' is no rank: call the buckets 1, 2"),
+        (label_studio({"best": ["m1"], "_": ["2", "m3"]}), "the bucket 'best' is not a rank: call the buckets 1, 2"),
         (label_studio({"1": ["m1"], "2": ["m1"]}), "has an answer twice, or one that is not in the list"),
         (label_studio({"1": ["m1", "m9"]}), "has an answer twice, or one that is not in the list"),
         (label_studio("left", "pairwise"), "a Pairwise result does not say which answer was on the left"),
@@ -265,11 +265,11 @@ def test_what_people_ranked_in_label_studio_is_read(tmp_path: Path, ranker: Any,
         (label_studio({"1": ["m1", "2"]}, updated_at="today"), "'updated_at' must be a time such as"),
     ],
 )
-def test_what_label_studio_does_not_say_is_refused(row: dict[str, Any], sentence: str) -> None:
+def test_label_studio_results_without_a_clear_ranking_are_refused(row: dict[str, Any], sentence: str) -> None:
     assert_refused(sentence, "label_studio", "rankings", row)
 
 
-def test_what_people_ranked_in_argilla_is_read(tmp_path: Path) -> None:
+def test_rankings_made_in_argilla_are_read(tmp_path: Path) -> None:
     tied, other = ({"status": "submitted", "values": values(*ranks)} for ranks in ((2, 1, 1), (1, 2, 3)))
     draft, discarded = {"status": "draft", "values": values(1, 2, None)}, {"status": "discarded", "values": None}
     row = argilla(tied, other, draft, discarded)
@@ -293,7 +293,7 @@ def test_what_people_ranked_in_argilla_is_read(tmp_path: Path) -> None:
         (values(1, 2, 3) | {"style": values(1, 2, 3)["preference"]}, "must answer one ranking question, found several"),
     ],
 )
-def test_what_argilla_does_not_say_is_refused(changed: dict[str, Any], sentence: str) -> None:
+def test_argilla_responses_without_a_clear_ranking_are_refused(changed: dict[str, Any], sentence: str) -> None:
     assert_refused(sentence, "argilla", "rankings", argilla({"status": "submitted", "values": changed}))
 
 
@@ -306,18 +306,18 @@ def test_what_argilla_does_not_say_is_refused(changed: dict[str, Any], sentence:
         ),
         (
             Samples(prompt="x" * 20_001, completions=["a", "b"], complete=[True] * 2),
-            "20,001 characters, and Argilla takes 1 to 20,000",
+            "20,001 characters, and Argilla allows 1 to 20,000",
         ),
     ],
 )
-def test_what_argilla_cannot_hold_is_refused(tmp_path: Path, samples: Samples, sentence: str) -> None:
+def test_a_task_above_argillas_limits_is_refused(tmp_path: Path, samples: Samples, sentence: str) -> None:
     store = Store(tmp_path / "labels.sqlite")
     store.add([samples], [1], [None])
     with pytest.raises(ValueError, match=sentence):
         export(store, tmp_path / "out", "argilla")
 
 
-def test_other_tools_see_what_is_finished(tmp_path: Path) -> None:
+def test_other_tools_see_which_labels_are_finished(tmp_path: Path) -> None:
     store = Store(tmp_path / "labels.sqlite")
     labels = [Label([1, 1, 2]), Label([2, 1, None]), Label(skipped="unclear")]
     store.merge([Saved(name, SAMPLES, label, 1.5) for name, label in zip("abc", labels, strict=True)])
@@ -337,7 +337,7 @@ def test_other_tools_see_what_is_finished(tmp_path: Path) -> None:
     assert [saved.label for saved in read_labels(file, "argilla")] == labels
 
 
-def test_every_flag_can_be_said_in_every_format(tmp_path: Path) -> None:
+def test_every_flag_survives_every_format(tmp_path: Path) -> None:
     rating: dict[str, Any] = {"quality": 4} | dict.fromkeys(FLAGS, True)
     store = Store(tmp_path / "labels.sqlite")
     label = Label([1, 2, 2], [rating, rating | dict.fromkeys(FLAGS, False), {}], seconds=math.pi)

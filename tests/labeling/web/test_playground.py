@@ -1,4 +1,4 @@
-"""The playground: what people can ask, what is kept of it, and whose it is."""
+"""The playground: what people can ask, what is stored, and who can see it."""
 
 import asyncio
 import json
@@ -25,14 +25,14 @@ from labeling.web.store import Store
 from labeling.web.streaming import AnswerStream, ModelThread
 from modeling.config import GenerationSettings
 from stages.label import PLACE, main
-from tests.labeling.web.parrot import Parrot
+from tests.labeling.web.echo_model import EchoModel
 
 HOSTILE = "<script>alert('no')</script><b onmouseover=x>"
 FORM = {"max_new_tokens": "20", "temperature": "1", "top_p": "0.9", "top_k": "0", "seed": "5", "models": "ppo"}
 
 
 def app_of(store: Store, *models: str) -> Any:
-    return create_app(store, chat=Chat({name: ModelThread(Parrot, f"digest of {name}") for name in models}))
+    return create_app(store, chat=Chat({name: ModelThread(EchoModel, f"digest of {name}") for name in models}))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def ask(client: TestClient, prompt: str, place: str = "/playground", **change: s
 
 
 def answered(client: TestClient, place: str) -> list[tuple[str, dict[str, Any]]]:
-    """The events of the turn to which an answer to `ask` has led."""
+    """The events of the turn to which the response to `ask` redirects."""
     number = place.partition("#turn-")[2]
     text = client.get(f"/playground/{number}").text
     found = re.findall(r"event: (\w+)\ndata: (.*)\n", text)
@@ -72,9 +72,9 @@ def answered(client: TestClient, place: str) -> list[tuple[str, dict[str, Any]]]
 
 
 def test_a_conversation_is_answered_judged_and_exported(store: Store, ann: TestClient, tmp_path: Path) -> None:
-    said = Conversations(store)
+    conversations = Conversations(store)
     place = ask(ann, f"Why? {HOSTILE}", models="ppo sft").headers["location"]
-    (turn,) = said.turns("ann")
+    (turn,) = conversations.turns("ann")
     assert [answer.state for answer in turn.answers] == ["waiting"] * 2, "the prompt is kept before it is answered"
     page = ann.get(place).text
     assert "data-stream" in page
@@ -96,7 +96,8 @@ def test_a_conversation_is_answered_judged_and_exported(store: Store, ann: TestC
     assert [data["text"] for event, data in answered(ann, second) if event == "end"] == ["3 go\non? 5"], (
         "the line break of browsers"
     )
-    assert said.turns("ann")[1].messages[1]["content"] == turn_text(said, 0, 1), "it goes on with the better answer"
+    better = turn_text(conversations, 0, 1)
+    assert conversations.turns("ann")[1].messages[1]["content"] == better, "the conversation continues with it"
     assert main([str(tmp_path), "--export", str(tmp_path / "out")]) == 0
     prompts = read_records(tmp_path / "out" / "prompts.jsonl", Prompt)
     assert [(prompt.user_id, len(prompt.messages)) for prompt in prompts] == [("ann", 1), ("ann", 3)]
@@ -107,14 +108,14 @@ def test_a_conversation_is_answered_judged_and_exported(store: Store, ann: TestC
     assert (kept["thumb"], kept["digest"], kept["generation"]["top_p"]) == ("up", f"digest of {kept['model']}", 0.9)
 
 
-def turn_text(said: Conversations, turn: int, place: int) -> str:
-    return said.turns("ann")[turn].answers[place].text
+def turn_text(conversations: Conversations, turn: int, place: int) -> str:
+    return conversations.turns("ann")[turn].answers[place].text
 
 
 def test_an_answer_is_stopped_by_its_button_or_a_closed_page_and_blocks_nothing_else(
     store: Store, ann: TestClient
 ) -> None:
-    said = Conversations(store)
+    conversations = Conversations(store)
     place = ask(ann, "go on").headers["location"]
     number, found = place.partition("#turn-")[2], list[Any]()
     reading = threading.Thread(target=lambda: found.extend(answered(ann, place)))
@@ -125,23 +126,23 @@ def test_an_answer_is_stopped_by_its_button_or_a_closed_page_and_blocks_nothing_
     reading.join(10)
     assert found[-1] == ("end", {"place": 0, "text": "1 go on 5", "state": "stopped"})
 
-    turn = said.ask("ann", "go on", [Answer("ppo", GenerationSettings().recorded(1))], "other", None)
+    turn = conversations.ask("ann", "go on", [Answer("ppo", GenerationSettings().recorded(1))], "other", None)
 
     async def leave(thread: ModelThread, seconds: float) -> None:
-        events = AnswerStream(said, turn, lambda: False).events({"ppo": thread})
+        events = AnswerStream(conversations, turn, lambda: False).events({"ppo": thread})
         with suppress(TimeoutError):
             assert (await asyncio.wait_for(anext(events), seconds)).event == "part"
         await events.aclose()
 
     for busy, seconds, state in ((True, 0.05, "waiting"), (False, 10, "stopped")):
-        thread, free = ModelThread(Parrot, ""), threading.Event()
+        thread, free = ModelThread(EchoModel, ""), threading.Event()
         if busy:
             thread.thread.submit(free.wait)
         asyncio.run(leave(thread, seconds))
         free.set()
         thread.thread.shutdown()
-        assert [answer.state for answer in said.turns("ann", number=turn.id)[0].answers] == [state]
-        assert all(thread.room.acquire(blocking=False) for _ in range(streaming.MAX_JOBS)), "there is room again"
+        assert [answer.state for answer in conversations.turns("ann", number=turn.id)[0].answers] == [state]
+        assert all(thread.slots.acquire(blocking=False) for _ in range(streaming.MAX_JOBS)), "all slots are free again"
 
 
 @pytest.mark.parametrize(
@@ -167,10 +168,10 @@ def test_what_cannot_be_asked_is_explained_and_stays_in_the_form(
     assert Conversations(store).turns("ann") == []
 
 
-def test_limits_are_said_in_a_sentence(store: Store, ann: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_explained_in_a_sentence(store: Store, ann: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it is too long" in answered(ann, ask(ann, "fail").headers["location"])[-1][1]["text"]
     assert len({ask(ann, "Twice?", form="same").headers["location"] for _ in range(2)}) == 1, "sent twice, asked once"
-    monkeypatch.setattr(streaming, "PATIENCE", 0.05)
+    monkeypatch.setattr(streaming, "EVENT_TIMEOUT", 0.05)
     assert answered(ann, ask(ann, "silence").headers["location"]) == [("problem", {"place": 0, "text": streaming.BUSY})]
     monkeypatch.setattr(streaming, "MAX_JOBS", 0)
     place = ask(ann, "Why?").headers["location"]
@@ -209,14 +210,14 @@ def test_only_the_person_who_accepted_the_notice_reaches_her_conversations(store
 
 
 def test_a_deleted_conversation_is_in_no_file_and_no_export(store: Store, ann: TestClient) -> None:
-    said, draw = Conversations(store), random.Random(0)
+    conversations, draw = Conversations(store), random.Random(0)
     kept = ask(ann, "Kept?").headers["location"]
     answered(ann, kept)
     places = []
     for number in range(12):
         words = f"hidden{number} " * draw.choice([1, 50, 400, 900])
-        turn = said.ask("ann", words, [Answer("ppo", GenerationSettings().recorded(0))], str(number), None)
-        with said.changed("ann", turn.id) as turn:
+        turn = conversations.ask("ann", words, [Answer("ppo", GenerationSettings().recorded(0))], str(number), None)
+        with conversations.changed("ann", turn.id) as turn:
             turn.answers[0].text = f"hidden answer {number} " * draw.choice([1, 100, 800])
         places.append(turn.conversation)
     draw.shuffle(places)
@@ -229,9 +230,9 @@ def test_a_deleted_conversation_is_in_no_file_and_no_export(store: Store, ann: T
     other.close()
     assert b"Kept?" in files
     assert b"hidden" not in files
-    assert [row["messages"][0]["content"] for row in said.rows()["conversations"]] == ["Kept?"]
+    assert [row["messages"][0]["content"] for row in conversations.rows()["conversations"]] == ["Kept?"]
     with pytest.raises(AbsentError):
-        said.delete("ann", places[0])
+        conversations.delete("ann", places[0])
 
 
 def test_a_models_text_is_that_of_the_projects_sampling(
