@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.numbers import NonNegativeInt, PositiveInt, check_numbers
-from evaluation.judges.llm_config import LLMConfig
+from labeling.llm_config import LLMConfig
 from modeling.config import GenerationSettings, ModelConfig
 
 COMPARED = ("base", "sft", "ppo")

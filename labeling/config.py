@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from data.numbers import AtLeastTwo, FractionBelowOne, NonNegativeFloat, PositiveInt, check_numbers
-from evaluation.judges.llm_config import LLMConfig
+from labeling.llm_config import LLMConfig
 from modeling.config import GenerationSettings
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.judges.llm_config import UNHASHED
+from labeling.llm_config import UNHASHED
 from modeling.disk import file_digest
 from stages import manifest
 from stages.config import STAGES, RunConfig

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.judges.llm_config import UNHASHED
+from labeling.llm_config import UNHASHED
 from stages.config import RunConfig
 from stages.label import PLACE
 from stages.manifest import digest_of, model_digests

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from data.messages import Message
 from evaluation.judges.llm_cache import Reply, ReplyCache, request_key
-from evaluation.judges.llm_config import LLMConfig
 from evaluation.judges.llm_http import ChatEndpoint, RefusedError, StoppedError
+from labeling.llm_config import LLMConfig
 
 T = TypeVar("T")
 WAKE_SECONDS = 0.2

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 
 from evaluation.judges.llm_cache import Reply
-from evaluation.judges.llm_config import LLMConfig
+from labeling.llm_config import LLMConfig
 
 RETRIED = (408, 409, 425, 429)
 """Status codes after which a request is sent again, besides 5xx."""

@@ -13,9 +13,9 @@ from data.files import write_records
 from data.records import Demonstration, Ranking
 from data.sets import DOCUMENT_SCHEMA, set_file, set_schema
 from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
-from evaluation.judges.llm_config import LLMConfig
 from evaluation.metadata import FIELDS
 from labeling.config import LabelsConfig
+from labeling.llm_config import LLMConfig
 from modeling.config import ModelConfig
 from modeling.load import load_causal, load_scalar, save
 from modeling.tiny import make_tiny_model

@@ -20,8 +20,8 @@ import pytest
 
 from data.messages import Message
 from evaluation.judges.llm_client import LLMClient
-from evaluation.judges.llm_config import LLMConfig
 from evaluation.judges.llm_http import retry_after
+from labeling.llm_config import LLMConfig
 from tests.evaluation.fake_llm import FakeLLM, serving
 
 ROOT = Path(__file__).resolve().parents[2]

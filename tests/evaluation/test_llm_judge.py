@@ -12,8 +12,8 @@ from data.records import Demonstration
 from evaluation.compare import Answer
 from evaluation.judges.llm import LLMJudge, parse_verdict
 from evaluation.judges.llm_client import LLMClient
-from evaluation.judges.llm_config import LLMConfig
 from evaluation.judges.llm_prompts import last_object
+from labeling.llm_config import LLMConfig
 from tests.evaluation.fake_llm import FakeLLM, serving
 
 PROMPTS = [Demonstration(prompt=f"Question {n}?", completion="So.", user_id=f"user {n // 2}") for n in range(12)]

@@ -11,7 +11,6 @@ import pytest
 from data.records import Demonstration, Ranking
 from evaluation.compare import Answer
 from evaluation.judges.llm_client import LLMClient
-from evaluation.judges.llm_config import LLMConfig
 from evaluation.metadata import (
     FIELDS,
     FLAGS,
@@ -21,6 +20,7 @@ from evaluation.metadata import (
     parse_reply,
     rated_by_people,
 )
+from labeling.llm_config import LLMConfig
 from tests.evaluation.fake_llm import FakeLLM, serving
 
 GOOD: dict[str, Any] = {"quality": 6} | dict.fromkeys(FLAGS, False) | {"satisfies_constraint": None}

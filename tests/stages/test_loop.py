@@ -8,7 +8,7 @@ import pytest
 
 from data.files import read_records, read_rows, write_records
 from data.records import SPLITS, Demonstration, Prompt, Ranking, Samples
-from evaluation.judges.llm_config import LLMConfig
+from labeling.llm_config import LLMConfig
 from labeling.web.conversations import Answer, Conversations
 from labeling.web.store import Label, Store
 from reports.loop import facts, gains

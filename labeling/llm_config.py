@@ -1,4 +1,4 @@
-"""Settings of the LLM judge."""
+"""Settings of a language model that judges or ranks answers."""
 
 import os
 from dataclasses import dataclass, field
