@@ -96,7 +96,7 @@ def rounds_table(found: Sequence[Mapping[str, Any]]) -> Table:
     lines = [
         ("New rankings", "train, validation and test", "new_rankings", number),
         ("All rankings", "", "rankings", number),
-        ("Prompts that the reward model was trained on", "", "train_prompts", number),
+        ("Prompts that the reward model was trained on", "without rankings that only tie", "train_prompts", number),
         ("Accuracy of the reward model", "held-out rankings of all rounds so far", "accuracy", percent),
         ("KL of the policy to SFT, nats", "", "kl", number),
     ]

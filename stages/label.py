@@ -156,8 +156,9 @@ def serve(store: "Store", given: argparse.Namespace) -> None:
             super().handle_exit(sig, frame)
 
     if not store.people():
+        other = " --of evaluate" if given.of == "evaluate" else ""
         raise ValueError(
-            f"nobody can sign in yet: invite people with `python -m stages.label {given.run} --invite NAME`"
+            f"nobody can sign in yet: invite people with `python -m stages.label {given.run}{other} --invite NAME`"
         )
     family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
     with socket.create_server((given.host, given.port), family=family) as listening:
@@ -200,20 +201,30 @@ def load(place: Path, config: "ModelConfig") -> "LoadedModel":
     return LoadedModel.load(place, config)
 
 
+SHARES = {"train": 8, "valid": 1, "test": 1}
+"""Of ten tasks in a row, those of each split, while it has any: the held-out splits alone would take most labels."""
+
+
 def answers_of(run: Path) -> "list[Samples]":
-    """The prompts of the samples stage with their answers. Raises ValueError if it has not run."""
+    """The prompts of the samples stage with their answers, in the order in which they are given out. Raises ValueError
+    if it has not run.
+    """
     from data.files import read_records
     from data.records import SPLITS, Samples
 
-    files = [run / "samples" / f"samples_{split}.jsonl" for split in SPLITS]
-    if missing := [path for path in files if not path.is_file()]:
+    files = {split: run / "samples" / f"samples_{split}.jsonl" for split in SPLITS}
+    if missing := [path for path in files.values() if not path.is_file()]:
         raise ValueError(f"there is no {missing[0]}: run `make samples` first")
-    found = [record for path in files for record in read_records(path, Samples)]
-    return [record for record in found if len(record.completions) > 1]
+    placed = []
+    for split, path in files.items():
+        found = [record for record in read_records(path, Samples) if len(record.completions) > 1]
+        random.Random("queue").shuffle(found)
+        placed += [((number + 0.5) / SHARES[split], record) for number, record in enumerate(found)]
+    return [record for _, record in sorted(placed, key=lambda one: one[0])]
 
 
 def comparisons(run: Path) -> "list[Samples]":
-    """The held-out prompts with the first answers of PPO and SFT, in random order; without pairs of equal answers."""
+    """The held-out prompts with the first answers of PPO and SFT, all in random order; equal answers are left out."""
     from data.files import read_rows
     from data.records import Prompt, Samples
     from data.sets import read_set
@@ -229,7 +240,7 @@ def comparisons(run: Path) -> "list[Samples]":
             texts, ended = [one["text"] for one in pair], [one["complete"] for one in pair]
             prompt = vars(Prompt.of(asked[row["prompt_id"]]))
             found.append(Samples(**prompt, completions=texts, complete=ended))
-    return found
+    return random.Random("queue").sample(found, len(found))
 
 
 def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace) -> None:
@@ -237,7 +248,6 @@ def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace
     from data.files import read_records
     from data.records import Prompt, Ranking, Samples
 
-    samples = random.Random("queue").sample(samples, len(samples))  # the first labels are from all splits
     slots = [given.labelers if random.Random(one.prompt_id).random() < given.overlap else 1 for one in samples]
     gold = read_records(given.gold, Ranking) if given.gold is not None else []
     if any(ranking.ranks is None for ranking in gold):

@@ -44,24 +44,27 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
     done: list[Path] = []
     for number in range(1, rounds + 1):
         accelerator.print(f"loop: round {number} of {rounds}", flush=True)
-        current = from_main(accelerator, partial(prepared, config, done, force, unlabelled))
-        pipeline.work(current, force)
-        done.append(Path(current.runs_folder) / current.run_name)
+        current = from_main(accelerator, partial(prepared, config, done, force))
+        run = RunFolder(Path(current.runs_folder) / current.run_name)
+        if current.labels.labeler == "human" and manifest.read(run.stage("labels")) is None:
+            pipeline.work(current, force, last="samples")
+            if not unlabelled:
+                from_main(accelerator, partial(refuse_unlabelled, run))
+            pipeline.work(current, force=False)
+        else:
+            pipeline.work(current, force)
+        done.append(run.root)
         from_main(accelerator, partial(write_loop, done, done[-1].parent))
     accelerator.print(f"loop: done, report: {done[-1].parent / 'index.html'}")
 
 
-def prepared(config: RunConfig, done: Sequence[Path], force: bool, unlabelled: bool) -> RunConfig:
-    """Begins the round after these, and takes the data and SFT of the round before if they would be the same. Raises
-    ValueError if people still have to label the answers.
-    """
+def prepared(config: RunConfig, done: Sequence[Path], force: bool) -> RunConfig:
+    """Begins the round after these, and takes the data and SFT of the round before if they would be the same."""
     current = begin(config, done)
     current.validate()
     if done and not force:
         for stage in (data.STAGE, sft.STAGE):
             adopt(stage, current, RunFolder(done[-1]))
-    if current.labels.labeler == "human" and not unlabelled:
-        refuse_unlabelled(RunFolder(Path(current.runs_folder) / current.run_name))
     return current
 
 
@@ -92,7 +95,8 @@ def collect(done: Sequence[Path], root: Path) -> None:
     next round. Rankings are only those of the playground: the `labels` stages have those of the rounds' tasks.
     """
     from data.files import write_rows
-    from data.records import to_row
+    from data.records import SPLITS, to_row
+    from data.sets import read_set
     from labeling.web.conversations import Conversations
     from labeling.web.export import demonstrations_of
     from labeling.web.store import Store
@@ -102,13 +106,15 @@ def collect(done: Sequence[Path], root: Path) -> None:
     unfinished = root / "collected.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
+    # The references of held-out prompts stay as they are, so that the evaluations of all rounds are alike.
+    held_out = {one.prompt_id for split in SPLITS[1:] for one in read_set(done[-1] / "data", "rm", split)}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in COLLECTED}
     for store in [Store(run / PLACE) for run in done if (run / PLACE).is_file()]:
         exported = Conversations(store).rows()
         answered = [any(answer["text"] for answer in turn["answers"]) for turn in exported["conversations"]]
         found["prompts"] += compress(exported["prompts"], answered)  # the others may not fit any model's context
         found["rankings"] += [ranking for ranking in exported["rankings"] if len(set(ranking["ranks"])) > 1]
-        found["demonstrations"] += map(to_row, demonstrations_of(store))
+        found["demonstrations"] += [to_row(one) for one in demonstrations_of(store) if one.prompt_id not in held_out]
     for name, rows in found.items():
         if rows:
             write_rows(unfinished / f"{name}.jsonl", rows)
@@ -119,8 +125,6 @@ def refuse_unlabelled(run: RunFolder) -> None:
     """Raises ValueError if nobody has labelled or skipped some of the sampled answers of a round."""
     from labeling.web.store import Store, text_of
 
-    if manifest.read(run.stage("samples")) is None or manifest.read(run.stage("labels")) is not None:
-        return
     place = run.root / PLACE
     labelled = {text_of(task) for task, labels in Store(place).tasks() if labels} if place.is_file() else set[str]()
     wanted = [text_of(task) for task in answers_of(run.root)]

@@ -18,8 +18,8 @@ from stages.launch import refuse_unsupported
 from stages.runner import main, run_stage
 
 
-def work(config: RunConfig, force: bool) -> None:
-    """Runs every stage, then prints the headline."""
+def work(config: RunConfig, force: bool, last: str = STAGES[-1]) -> None:
+    """Runs the stages until the last one, after which it prints the headline."""
     from modeling.accelerator import from_main, make_accelerator
     from modeling.gpu import refuse_without_gpu
     from modeling.load import autocast_dtype
@@ -36,14 +36,14 @@ def work(config: RunConfig, force: bool) -> None:
     from_main(accelerator, lambda: check_models(config, whole_chain=True))
     gc.collect()  # the models loaded by the check
     root = Path(config.runs_folder) / config.run_name
-    for name in STAGES:
+    for name in STAGES[: STAGES.index(last) + 1]:
         run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
         if name == "data" and (force or manifest.read(root / "ppo") is None):
             # What cannot be evaluated is refused before anything is trained.
             evaluate.external(config)
             evaluate.judging(config, root / "data", Run(accelerator, config.seed, None))
             gc.collect()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and last == STAGES[-1]:
         files = [root / "evaluate" / f"{name}.json" for name in ("headline", "evaluation")]
         headline, evaluation = (json.loads(file.read_text()) for file in files)
         page = root / "report" / "index.html"

@@ -43,9 +43,9 @@ def first(config: RunConfig) -> Path:
         (root / folder).mkdir(parents=True)
     write_records(root / "samples" / "samples_train.jsonl", samples_of(2))
     for split in SPLITS:
-        write_records(
-            root / "labels" / f"rankings_{split}.jsonl", [Ranking(prompt=split, completions=["a", "b"], ranks=[1, 2])]
-        )
+        ranking = Ranking(prompt=split, completions=["a", "b"], ranks=[1, 2])
+        write_records(root / "labels" / f"rankings_{split}.jsonl", [ranking])
+        write_set(root / "data", "rm", split, [Demonstration(prompt=f"{split}?", completion="So.")])
     return root
 
 
@@ -54,10 +54,12 @@ def test_a_round_samples_from_the_last_policy_and_keeps_the_rankings_of_all_roun
 ) -> None:
     store = Store(first / PLACE)
     store.invite("ann")
-    store.add(samples_of(1), [1], [None])
-    task = store.claim("ann")
-    assert task is not None
-    store.save(task.id, "ann", Label([1, 2, None], demonstration="Better."), 0)
+    held_out = Samples(prompt="test?", completions=ANSWERS, complete=[True] * 3)
+    store.add([held_out, *samples_of(1)], [1, 1], [None, None])
+    for text in ("For a held-out prompt.", "Better."):
+        task = store.claim("ann")
+        assert task is not None
+        store.save(task.id, "ann", Label([1, 2, None], demonstration=text), 0)
     conversations = Conversations(store)
     for number, (texts, ranks) in enumerate(((("So.", "No."), [2, 1]), (("So.", "No."), [1, 1]), (("", ""), []))):
         answers = [Answer("sft", {}, "complete" if text else "waiting", text) for text in texts]
@@ -157,12 +159,8 @@ def test_a_language_model_ranks_by_comparing_every_two_answers_in_both_orders(
     assert numbers == {"rankings": 5, "all_tied": 0, "tied_pairs": pytest.approx(1 / 3), "no_verdict": 3}
 
 
-def test_a_round_waits_until_people_have_labelled_its_answers(
-    second: tuple[RunConfig, RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_waits_until_people_have_labelled_its_answers(second: tuple[RunConfig, RunFolder]) -> None:
     _, run = second
-    loop.refuse_unlabelled(run)  # the samples stage has not finished
-    monkeypatch.setattr(manifest, "read", lambda folder: folder if folder.name == "samples" else None)
     with pytest.raises(ValueError, match=r"labelled 0 of the 6 tasks of .*round-2: continue with `make label RUN="):
         loop.refuse_unlabelled(run)
     store = Store(run.root / PLACE)

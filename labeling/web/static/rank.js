@@ -1,5 +1,5 @@
 // The list in which answers are ranked, after the W3C's rearrangeable listbox. It drives the rank fields of the form.
-const order = document.getElementById("order"), said = document.getElementById("status");
+const order = document.getElementById("order"), said = document.getElementById("status"), count = document.getElementById("count");
 const answers = [...document.querySelectorAll(".answer")].map((element) => ({
   element, field: element.querySelector("select"), name: element.getAttribute("aria-label"),
   words: element.querySelector(".text").textContent.trim().slice(0, 120), tied: false, ranked: false,
@@ -25,6 +25,8 @@ function write() { // from the list to the rank fields
   draw();
 }
 function draw() {
+  const ranked = items.filter((one) => one.ranked).length;
+  count.textContent = `${ranked} of ${items.length} answers are ranked.`;
   items.forEach((one, place) => {
     if (!one.line) {
       one.line = Object.assign(document.createElement("li"), { id: `order-${one.element.id}` });
