@@ -73,8 +73,8 @@ class EvaluateConfig(GenerationSettings):
     models: list[str] = field(default_factory=list)
     """Models to compare besides base, SFT and PPO: folders or models on the Hub, each with its own tokenizer and chat
     template; `base_few_shot`, the base with demonstrations in its prompt; `ppo_ema` or `ppo_last`, whichever `weights`
-    is not; `sft_baseline`, the SFT baseline of C.1. Once finished, it is
-    always compared, unless the data or the reward model have changed since then.
+    is not; `sft_baseline`, the SFT baseline of C.1. A finished baseline is compared without being named, unless the
+    data or the reward model have changed since.
     """
     trust_remote_code: bool = False
     """Run Python code that comes with the folders and Hub models in `models`. Off unless you trust their authors."""

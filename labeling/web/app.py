@@ -22,9 +22,10 @@ from labeling.web.conversations import AbsentError
 from labeling.web.export import rows_of, screening
 from labeling.web.forms import SKIP_REASONS, FormError, draft_of, label_of
 from labeling.web.pages import HERE, Admin, Fields, Number, Pages, Signed
+from labeling.web.people import SESSION_SECONDS, Session, StoreError
 from labeling.web.playground import NO_CHAT, Chat, Playground
 from labeling.web.security import Guard, RateLimit, TooLargeError
-from labeling.web.store import SESSION_SECONDS, Label, Session, Store, StoreError, Task
+from labeling.web.store import Label, Store, Task
 
 HOSTS = ("127.0.0.1", "localhost", "::1", "testserver")
 SIGN_INS = 10

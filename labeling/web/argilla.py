@@ -12,7 +12,8 @@ from uuid import NAMESPACE_URL, uuid5
 from data.records import Samples, to_row
 from labeling.ratings import CHOICES, QUALITY, chosen
 from labeling.web.forms import SKIP_REASONS
-from labeling.web.store import Label, Saved, hashed
+from labeling.web.people import hashed
+from labeling.web.store import Label, Saved
 
 MAX_ANSWERS, MAX_MESSAGES, MAX_LENGTH = 50, 500, 20_000
 """Argilla's maximum numbers of options of a ranking question, messages of a field, and characters of a message."""

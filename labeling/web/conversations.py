@@ -13,7 +13,8 @@ from typing import Any
 
 from data.messages import Message
 from data.records import Prompt, Ranking, to_row
-from labeling.web.store import Store, hashed
+from labeling.web.people import hashed
+from labeling.web.store import Store
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS consents (name TEXT PRIMARY KEY REFERENCES people, accepted REAL NOT NULL);

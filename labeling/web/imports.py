@@ -10,7 +10,8 @@ from data.records import Ranking, Samples, parse
 from data.sources import argilla, label_studio
 from data.sources.convert import Fields, Row, need, optional
 from labeling.web.forms import form_of, label_of
-from labeling.web.store import Label, Saved, check_name
+from labeling.web.people import check_name
+from labeling.web.store import Label, Saved
 
 FORMATS: dict[str, tuple[str, Callable[[Row], list[Fields]]]] = {
     "own": ("labels.jsonl", lambda row: [dict(row)]),

@@ -10,8 +10,9 @@ from fastapi import Path as InPath
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from labeling.web.people import Session, hashed
 from labeling.web.security import check_csrf
-from labeling.web.store import Session, Store, hashed
+from labeling.web.store import Store
 
 HERE = Path(__file__).parent
 

@@ -15,8 +15,8 @@ from data.numbers import PositiveInt, Range, check_numbers
 from labeling.web.conversations import Answer, Conversations, Turn
 from labeling.web.forms import FormError, text
 from labeling.web.pages import Fields, Number, Pages, Signed
+from labeling.web.people import Session
 from labeling.web.security import RateLimit
-from labeling.web.store import Session
 from labeling.web.streaming import AnswerStream, ModelThread
 from modeling.config import GenerationSettings
 

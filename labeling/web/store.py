@@ -1,28 +1,23 @@
-"""The labelers, tasks and labels of the web app in one SQLite file.
+"""The tasks of the web app, and what people said about them, in its SQLite file.
 
 A label is durable when `save` returns. Labels are never overwritten: a correction is a new revision, and the last one
 counts. Only `claim` gives out tasks, in a transaction that holds the write lock, so that two labelers never get the
 same slot of a task.
 """
 
-import hashlib
 import json
 import random
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.records import Samples, parse, to_row
+from labeling.web.people import People, hashed
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS people (name TEXT PRIMARY KEY, token TEXT UNIQUE NOT NULL, admin INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS sessions (
-  token TEXT PRIMARY KEY, name TEXT NOT NULL REFERENCES people, csrf TEXT NOT NULL, ends REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS tasks (
   id INTEGER PRIMARY KEY, digest TEXT UNIQUE NOT NULL, record TEXT NOT NULL, slots INTEGER NOT NULL, gold TEXT);
 CREATE TABLE IF NOT EXISTS claims (
@@ -40,13 +35,8 @@ CREATE VIEW IF NOT EXISTS own_tasks AS SELECT c.task, c.name, c.shown, c.since, 
 """
 CLAIM_SECONDS = 2 * 3600
 """A task that was claimed and not labelled for so long is given to others, too; who claimed it can still save."""
-SESSION_SECONDS = 12 * 3600
 MOMENT = 1e-6
 """Seconds that two times of saving differ by at least; labels of the same time are ordered by their text."""
-
-
-class StoreError(ValueError):
-    """The file cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -93,94 +83,13 @@ class Saved:
     """The right ranks, if the task screens labelers."""
 
 
-@dataclass(frozen=True)
-class Session:
-    """A person who has signed in."""
-
-    name: str
-    csrf: str
-    admin: bool
-
-
-class Store:
-    """The SQLite file. Each call opens its own connection, so that threads and processes can share a store."""
+class Store(People):
+    """The people with their tasks and labels."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
+        super().__init__(path)
         with self.connected() as db:
-            db.execute("PRAGMA journal_mode=WAL")
             db.executescript(SCHEMA)
-
-    @contextmanager
-    def connected(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """A transaction; `write` takes the write lock at its start."""
-        try:
-            db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: {error}") from None
-        try:
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA synchronous=FULL")  # saved means on the disk, also after a power failure
-            db.executescript("PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON")  # deleted text is overwritten
-            if write:
-                db.execute("BEGIN IMMEDIATE")
-            yield db
-            if write:
-                db.execute("COMMIT")
-        except BaseException as error:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise StoreError(f"{self.path}: {error}") from None
-            raise
-        finally:
-            db.close()
-
-    # People.
-
-    def invite(self, name: str, admin: bool = False) -> str:
-        """A new invitation token for a person, in place of an older one; only its hash is stored.
-
-        Raises ValueError for a name that could not be shown.
-        """
-        check_name(name)
-        token = secrets.token_urlsafe(24)
-        with self.connected(write=True) as db:
-            db.execute(
-                "INSERT INTO people VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET token=excluded.token, "
-                "admin=excluded.admin",
-                (name, hashed(token), int(admin)),
-            )
-            db.execute("DELETE FROM sessions WHERE name = ?", (name,))
-        return token
-
-    def sign_in(self, token: str) -> str | None:
-        """A new session's secret for the owner of an invitation token; None for an unknown one."""
-        secret = secrets.token_urlsafe(24)
-        with self.connected(write=True) as db:
-            row = db.execute("SELECT name FROM people WHERE token = ?", (hashed(token),)).fetchone()
-            if row is None:
-                return None
-            db.execute("DELETE FROM sessions WHERE ends < ?", (time.time(),))
-            values = (hashed(secret), row["name"], secrets.token_urlsafe(24), time.time() + SESSION_SECONDS)
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", values)
-        return secret
-
-    def session(self, secret: str) -> Session | None:
-        """The session of a secret; None if there is none or it has ended."""
-        with self.connected() as db:
-            row = db.execute(
-                "SELECT s.name, csrf, admin FROM sessions s JOIN people p USING (name) WHERE s.token = ? AND ends > ?",
-                (hashed(secret), time.time()),
-            ).fetchone()
-        return None if row is None else Session(row["name"], row["csrf"], bool(row["admin"]))
-
-    def sign_out(self, secret: str) -> None:
-        """Ends a session."""
-        with self.connected(write=True) as db:
-            db.execute("DELETE FROM sessions WHERE token = ?", (hashed(secret),))
 
     # Tasks.
 
@@ -355,12 +264,6 @@ class Store:
             own = db.execute("SELECT count(*) FROM last_labels WHERE name = ?", (name,)).fetchone()[0]
         return {"slots": slots, "done": done, "own": own, "tasks": tasks}
 
-    def people(self) -> list[tuple[str, bool]]:
-        """(name, is an admin) of everybody who was invited."""
-        with self.connected() as db:
-            rows = db.execute("SELECT name, admin FROM people WHERE token NOT LIKE '- %' ORDER BY name").fetchall()
-        return [(name, bool(admin)) for name, admin in rows]
-
 
 def _kept(db: sqlite3.Connection, task: int, name: str) -> list[tuple[str, float]]:
     """(label, time of saving) of each revision."""
@@ -384,18 +287,6 @@ def _order(task: int, name: str, answers: int) -> list[int]:
 def text_of(samples: Samples) -> str:
     """A task as the store keeps it."""
     return json.dumps(to_row(samples), ensure_ascii=False, sort_keys=True)
-
-
-def check_name(name: str) -> str:
-    """The name of a person. Raises ValueError if it could not be shown."""
-    if not name.strip() or len(name) > 100 or not name.isprintable():
-        raise ValueError("the name of a person must have 1 to 100 printable characters")
-    return name
-
-
-def hashed(text: str) -> str:
-    """SHA-256. Tokens are random, so that no slow hash is needed."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def same(one: Label, other: Label) -> bool:

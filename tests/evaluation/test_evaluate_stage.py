@@ -11,7 +11,7 @@ import pytest
 
 from data.files import write_records
 from data.records import Demonstration, Ranking
-from data.sets import DOCUMENT_SCHEMA, set_file, set_schema
+from data.sets import DOCUMENT_SCHEMA, set_file
 from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
 from evaluation.metadata import FIELDS
 from labeling.config import LabelsConfig
@@ -26,6 +26,7 @@ from tests.conftest import enliven
 from tests.evaluation.fake_llm import FakeLLM, serving
 from tests.evaluation.test_metadata import GOOD
 from tests.ppo.conftest import save_reward
+from tests.sets import write_set
 
 ASKED = [Demonstration(prompt=text, completion="So it is.") for text in ("Why?", "Name two rivers", "Write a poem.")]
 
@@ -50,11 +51,8 @@ def run(tmp_path_factory: Any, tiny: Any, model_config: ModelConfig, tiny_tokeni
         save(model, tiny_tokenizer, root / "ppo" / name)
     save(enliven(load_scalar(tiny("llama"), model_config, tiny_tokenizer)), tiny_tokenizer, root / "reward" / "model")
     (root / "reward" / "accuracy.json").write_text(json.dumps({"test": JUDGED}))
-    (root / "data").mkdir()
-    schema = set_schema("sft", conversational=False)
-    rows = [{field: getattr(prompt, field, None) for field in schema.names} for prompt in ASKED]
     for split in ("train", "test"):
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), set_file(root / "data", "sft", split))
+        write_set(root / "data", "sft", split, ASKED)
     texts = [{"text": "The sky is blue and the sea is deep. " * 8, "dataset": "mine"}]
     pq.write_table(pa.Table.from_pylist(texts, schema=DOCUMENT_SCHEMA), set_file(root / "data", "texts", "heldout"))
     return RunFolder(root)

@@ -175,6 +175,27 @@ def test_a_round_waits_until_people_have_labelled_its_answers(second: tuple[RunC
     loop.refuse_unlabelled(run)
 
 
+def test_a_round_that_people_label_is_sampled_before_it_waits(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def work(current: RunConfig, force: bool, last: str = "report") -> None:
+        calls.append((last, force))
+        (folder := Path(current.runs_folder) / current.run_name / "samples").mkdir(exist_ok=True)
+        for split in SPLITS:
+            write_records(folder / f"samples_{split}.jsonl", samples_of(2))
+
+    monkeypatch.setattr(loop.pipeline, "work", work)
+    monkeypatch.setattr("reports.loop.write_loop", lambda rounds, out: None)
+    config.labels.labeler = "human"
+    with pytest.raises(ValueError, match="people have labelled 0 of the 6 tasks"):
+        loop.work(config, force=True, rounds=1)
+    assert calls == [("samples", True)]
+    loop.work(config, force=False, rounds=1, unlabelled=True)
+    assert calls[1:] == [("samples", False), ("report", False)]
+
+
 def test_a_stage_with_the_same_settings_and_inputs_is_taken_from_the_round_before(config: RunConfig) -> None:
     runs: list[str] = []
 

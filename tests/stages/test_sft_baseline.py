@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import evaluation.sft_baseline
 from data.records import Demonstration
-from data.sets import DOCUMENT_SCHEMA, TEXT_SPLITS, set_file, set_schema
+from data.sets import DOCUMENT_SCHEMA, TEXT_SPLITS, set_file
 from modeling.config import ModelConfig
 from modeling.load import load_scalar, load_tokenizer, save
 from modeling.models import initialise_head
@@ -28,6 +28,7 @@ from stages.manifest import stage_digest
 from stages.runner import RunFolder, prepare
 from tests.conftest import enliven
 from tests.cuts import Cut, contents
+from tests.sets import write_set
 
 SETTINGS = (
     "--run_name", "run", "--sft_baseline.learning_rate", "0.02", "--sft_baseline.scoring.answers_per_prompt", "2",
@@ -55,14 +56,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / "run" / "data"
     folder.mkdir(parents=True)
     for number, (name, split) in enumerate(itertools.product(("sft", "rm", "rl"), ("train", "valid", "test"))):
-        schema = set_schema(name, conversational=False)  # type: ignore[arg-type]
         asked = [
             Demonstration(prompt=f"{colour} {number}.{n}: name it", completion=f"It is {colour}.", user_id=f"user {n}")
             for n in range(4)
             for colour in ("red", "green", "blue")
         ]
-        rows = [{field: getattr(prompt, field, None) for field in schema.names} for prompt in asked]
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), set_file(folder, name, split))  # type: ignore[arg-type]
+        write_set(folder, name, split, asked)  # type: ignore[arg-type]
     texts = pa.Table.from_pylist([{"text": "The sky is blue. " * 20, "dataset": "mine"}], schema=DOCUMENT_SCHEMA)
     for split in TEXT_SPLITS:
         pq.write_table(texts, set_file(folder, "texts", split))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data.records import Demonstration
-from data.sets import DOCUMENT_SCHEMA, set_file, set_schema
+from data.sets import DOCUMENT_SCHEMA, set_file
 from evaluation.config import EvaluateConfig
 from evaluation.sweeps.config import SweepKLConfig, SweepPtxConfig
 from labeling.config import LabelsConfig
@@ -27,6 +27,7 @@ from stages.config import RunConfig
 from stages.manifest import stage_digest
 from stages.runner import RunFolder, Stage, run_stage
 from tests.ppo.conftest import ALONE, PROMPTS, Chain, build_chain, small
+from tests.sets import write_set
 
 ASKED = [
     Demonstration(prompt=f"{text} {number}", completion="So it is.", user_id=f"u{number}")
@@ -38,9 +39,7 @@ SWEEPING = {"prompts": 3, "answers_per_prompt": 2, "perplexity_examples": 4}
 def write_data(folder: Path) -> None:
     """The sets that the sweeps read."""
     for name, split, rows in (("sft", "test", ASKED), ("rl", "train", PROMPTS)):
-        schema = set_schema(name, conversational=False)  # type: ignore[arg-type]
-        given = [{field: getattr(prompt, field, None) for field in schema.names} for prompt in rows]
-        pq.write_table(pa.Table.from_pylist(given, schema=schema), set_file(folder, name, split))  # type: ignore[arg-type]
+        write_set(folder, name, split, rows)  # type: ignore[arg-type]
     texts = [{"text": "The sky is blue and the sea is deep. " * 8, "dataset": "mine"}]
     for split, documents in (("train", 1), ("heldout", 2)):
         pq.write_table(
