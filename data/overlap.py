@@ -1,4 +1,4 @@
-"""How much a text repeats itself, and how much of a reference answer it has: plain counts that no model was taught."""
+"""How much a text repeats itself, copies from another, and shares with a reference answer: counts, without a model."""
 
 from collections.abc import Hashable, Sequence
 
@@ -12,8 +12,19 @@ def repeated_share(items: Sequence[Hashable], length: int) -> float:
     """Share of the runs of `length` neighbouring items (words, tokens) that repeat an earlier run; 0 where there is
     none.
     """
-    runs = list(zip(*(items[start:] for start in range(length)), strict=False))
+    runs = runs_of(items, length)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def copied_share(items: Sequence[Hashable], source: Sequence[Hashable], length: int) -> float:
+    """Share of the runs of `length` neighbouring items that `source` has too; 0 where there is none."""
+    runs, known = runs_of(items, length), set(runs_of(source, length))
+    return sum(run in known for run in runs) / len(runs) if runs else 0.0
+
+
+def runs_of(items: Sequence[Hashable], length: int) -> list[tuple[Hashable, ...]]:
+    """All runs of `length` neighbouring items."""
+    return list(zip(*(items[start:] for start in range(length)), strict=False))
 
 
 def chrf(text: str, reference: str) -> float:

@@ -45,6 +45,8 @@ class RubricWeights:
     """Helpfulness: the answer ends by itself rather than being cut off. Ours."""
     repetition: NonNegativeFloat = 0.3
     """Penalty: the share of word trigrams that repeat an earlier one. Ours."""
+    copying: NonNegativeFloat = 0.5
+    """Penalty: the share of word trigrams that are in the prompt. Ours."""
     profanity: NonNegativeFloat = 0.5
     """Penalty: the probability of offensive language. Ours."""
 

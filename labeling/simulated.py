@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from data.records import Prompt, Ranking, Samples
 from labeling.config import LabelsConfig
 from labeling.judges import Closeness
-from labeling.rubric import Judged, judge
+from labeling.rubric import Answered, Judged, judge
 from modeling.seeds import derive_seed
 
 
@@ -35,9 +35,11 @@ def rank(samples: Sequence[Samples], config: LabelsConfig, closeness: Closeness,
             )
     judged = iter(
         judge(
-            [text for row in samples for text in row.completions],
-            [ended for row in samples for ended in row.complete],
-            [row.reference or "" for row in samples for _ in row.completions],
+            [
+                Answered(row.text, answer, ended, row.reference or "")
+                for row in samples
+                for answer, ended in zip(row.completions, row.complete, strict=True)
+            ],
             config.weights,
             closeness,
         )

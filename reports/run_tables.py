@@ -29,6 +29,7 @@ MEASURES: dict[str, tuple[str, str, Format]] = {
     "closeness": ("Closeness to the reference", "higher is better", number),
     "complete": ("Complete (ends by itself)", "higher is better", percent),
     "repetition": ("Repetition", "lower is better", number),
+    "copying": ("Copied from the prompt", "lower is better", number),
     "profanity": ("Profanity", "lower is better", number),
     "score": ("Whole rubric", "higher is better", number),
     "chrf": ("chrF", "held-out judge, not used in training; higher is better", number),

@@ -16,6 +16,7 @@ PARTS = {
     "closeness": "closeness to the reference",
     "complete": "the bonus for ending",
     "repetition": "the penalty for repetition",
+    "copying": "the penalty for copying the prompt",
     "profanity": "the penalty for profanity",
 }
 """Names of the rubric's parts in sentences."""
@@ -99,7 +100,9 @@ def side(found: Interval, level: float) -> str:
 
 def labeler_note(config: Tree, evaluation: Tree) -> str:
     """Who ranked the answers, for the reward model and for the evaluation."""
-    rubric = "a rubric (closeness to a reference answer, completeness, less repetition and profanity)"
+    rubric = (
+        "a rubric (closeness to a reference answer, completeness, less repetition, copying of the prompt and profanity)"
+    )
     judge = evaluation["judges"][0]["name"] if evaluation else "rubric"
     if dig(config, "labels.labeler") == "none":
         judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]

@@ -10,7 +10,7 @@ from data.records import Demonstration
 from evaluation.compare import Answer, Answers
 from labeling.config import LabelsConfig
 from labeling.judges import Closeness, closeness_judge
-from labeling.rubric import Judged, judge
+from labeling.rubric import Answered, Judged, judge
 
 T = TypeVar("T")
 Asked = tuple[Demonstration, Answer]
@@ -66,8 +66,8 @@ class RubricJudge:
         return closeness_judge(self.labels.closeness)
 
     def _judge(self, asked: Sequence[Asked]) -> list[Judged]:
-        texts, complete = [answer.text for _, answer in asked], [answer.complete for _, answer in asked]
-        return judge(texts, complete, [prompt.completion for prompt, _ in asked], self.labels.weights, self.closeness)
+        answered = [Answered(prompt.text, answer.text, answer.complete, prompt.completion) for prompt, answer in asked]
+        return judge(answered, self.labels.weights, self.closeness)
 
 
 class ChrfJudge:

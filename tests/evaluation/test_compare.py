@@ -145,10 +145,10 @@ def test_pairs_without_a_verdict_are_left_out_and_swapping_sides_still_gives_one
 
 
 def rated(closeness: float, ended: bool, repetition: float = 0.0, profanity: float = 0.0) -> Answer:
-    """By the default rubric: 1.0 closeness + 0.3 complete - 0.3 repetition - 0.5 profanity."""
+    """By the default rubric: 1.0 closeness + 0.3 complete - 0.3 repetition - 0.5 profanity, without copying."""
     score = closeness + 0.3 * ended - 0.3 * repetition - 0.5 * profanity
     parts = {"closeness": closeness, "complete": float(ended), "repetition": repetition, "profanity": profanity}
-    return Answer("", ended, 5, parts | {"score": score})
+    return Answer("", ended, 5, parts | {"copying": 0.0, "score": score})
 
 
 def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
@@ -163,9 +163,9 @@ def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
     assert rate(ours, theirs, 0.05)["mean"] == 3 / 4
     # Without ending: tie, loss, loss, win. Without closeness: 0.3, 0, then 0.2 and 0.3, then 0.3 and 0.15.
     # Without repetition the last is a tie; without profanity the third is still a loss, 0.9 against 1.0.
-    assert list(means["win_rate_without"].values()) == [3 / 4, 1.5 / 4, 2.5 / 4, 3 / 4]
-    # Alone: tie, loss, loss, tie; win, win, tie, tie; tie, tie, tie, win; tie, tie, loss, tie.
-    assert list(means["win_rate_by_part"].values()) == [1 / 4, 3 / 4, 2.5 / 4, 1.5 / 4]
+    assert list(means["win_rate_without"].values()) == [3 / 4, 1.5 / 4, 2.5 / 4, 3 / 4, 3 / 4]
+    # Alone: tie, loss, loss, tie; win, win, tie, tie; tie, tie, tie, win; four ties; tie, tie, loss, tie.
+    assert list(means["win_rate_by_part"].values()) == [1 / 4, 3 / 4, 2.5 / 4, 2 / 4, 1.5 / 4]
     # Both end in the last two alone: a loss and a win.
     ending = rate_among(ours, theirs, both_end)
     assert ending is not None
@@ -175,14 +175,14 @@ def test_a_win_due_to_the_bonus_for_ending_disappears_without_it() -> None:
 def test_parts_without_weight_are_left_out_and_cut_off_answers_give_no_pair_that_ends() -> None:
     ours, theirs = [[rated(0.4, True)]], [[rated(0.1, False)]]
     found = rubric_win_rates(
-        ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, profanity=0.0)), Bootstrap(20)
+        ours, theirs, LabelsConfig(weights=RubricWeights(repetition=0.0, copying=0.0, profanity=0.0)), Bootstrap(20)
     )
     assert list(found["win_rate_without"]) == list(found["win_rate_by_part"]) == ["closeness", "complete"]
     assert rate_among(ours, theirs, both_end) is None
 
 
 def test_the_table_of_parts_is_a_mean_over_prompts() -> None:
-    names = ("closeness", "complete", "repetition", "profanity", "score", "chrf")
+    names = ("closeness", "complete", "repetition", "copying", "profanity", "score", "chrf")
     rows = [
         [Answer("", True, 2, dict.fromkeys(names, 0.0)), Answer("", True, 4, dict.fromkeys(names, 1.0))],
         [Answer("", True, 7, dict.fromkeys(names, 1.0))],

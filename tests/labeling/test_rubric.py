@@ -7,7 +7,7 @@ import pytest
 from labeling import rubric
 from labeling.config import RubricWeights
 from labeling.judges import WordOverlap, closeness_judge, profanity
-from labeling.rubric import PARTS, judge, repetition
+from labeling.rubric import PARTS, Answered, copying, judge, repetition
 
 
 def closeness(answers: Sequence[str], references: Sequence[str]) -> list[float]:
@@ -16,21 +16,26 @@ def closeness(answers: Sequence[str], references: Sequence[str]) -> list[float]:
 
 def test_the_score_is_the_weighted_sum_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rubric, "profanity", lambda texts: [0.125 * len(text.split()) for text in texts])
-    weights = RubricWeights(closeness=2.0, complete=0.5, repetition=4.0, profanity=1.0)
-    first, second = judge(["a b a b a b", "fine"], [True, False], ["near", "far"], weights, closeness)
-    # trigrams aba bab aba bab: two of four repeat. 2 * 0.5 + 0.5 * 1 - 4 * 0.5 - 1 * 0.75
-    assert vars(first) == {"closeness": 0.5, "complete": 1.0, "repetition": 0.5, "profanity": 0.75, "score": -1.25}
-    # 2 * 0.25 + 0.5 * 0 - 4 * 0 - 1 * 0.125
-    assert vars(second) == {"closeness": 0.25, "complete": 0.0, "repetition": 0.0, "profanity": 0.125, "score": 0.375}
+    weights = RubricWeights(closeness=2.0, complete=0.5, repetition=4.0, copying=0.25, profanity=1.0)
+    answered = [Answered("Is A b, A?", "a b a b a b", True, "near"), Answered("Fine", "fine", False, "far")]
+    first, second = judge(answered, weights, closeness)
+    # Trigrams aba bab aba bab: two of four repeat, and aba is in the prompt. 2 * 0.5 + 0.5 * 1 - 4 * 0.5 - 0.25 * 0.5 -
+    # 1 * 0.75
+    parts = {"closeness": 0.5, "complete": 1.0, "repetition": 0.5, "copying": 0.5, "profanity": 0.75}
+    assert vars(first) == parts | {"score": -1.375}
+    # 2 * 0.25 + 0.5 * 0 - 4 * 0 - 0.25 * 0 - 1 * 0.125
+    parts = {"closeness": 0.25, "complete": 0.0, "repetition": 0.0, "copying": 0.0, "profanity": 0.125}
+    assert vars(second) == parts | {"score": 0.375}
     assert set(PARTS) == set(vars(first)) - {"score"}
 
 
-@pytest.mark.parametrize(("part", "sign"), [("closeness", +1), ("complete", +1), ("repetition", -1), ("profanity", -1)])
+@pytest.mark.parametrize(
+    ("part", "sign"), [("closeness", +1), ("complete", +1), ("repetition", -1), ("copying", -1), ("profanity", -1)]
+)
 def test_each_weight_counts_with_its_sign(part: str, sign: int) -> None:
     without = dict.fromkeys(PARTS, 0.0)
-    [judged] = judge(
-        ["well well well well you idiot"], [True], ["near"], RubricWeights(**without | {part: 2.0}), closeness
-    )
+    answered = Answered("Say: well, you idiot", "well well well well you idiot", True, "near")
+    [judged] = judge([answered], RubricWeights(**without | {part: 2.0}), closeness)
     assert vars(judged)[part] > 0
     assert judged.score == pytest.approx(sign * 2.0 * vars(judged)[part], rel=1e-12)
 
@@ -52,6 +57,21 @@ def test_each_weight_counts_with_its_sign(part: str, sign: int) -> None:
 )
 def test_repetition_is_the_share_of_trigrams_that_were_there_before(text: str, share: float) -> None:
     assert repetition(text) == pytest.approx(share, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt", "share"),
+    [
+        ("", "", 0),
+        ("calm", "calm or angry?", 0),
+        ("in May", "was it in May", 0),
+        ("Would it burn on Mars", "would it burn, on Mars?", 1),
+        ("No, it would not burn on Mars", "would it burn on Mars", 1 / 5),
+        ("on Mars it would burn", "would it burn on Mars", 0),
+    ],
+)
+def test_copying_is_the_share_of_trigrams_that_are_in_the_prompt(answer: str, prompt: str, share: float) -> None:
+    assert copying(answer, prompt) == pytest.approx(share, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_the_nearer_answer_ranks_higher_and_unfinished_ones_lower() -> None:
     assert (ranking.prompt, ranking.prompt_id, ranking.user_id, ranking.kind) == (row.prompt, "p", "u", "plain")
     assert ranking.ratings is not None
     assert [set(parts) for parts in ranking.ratings] == [
-        {"closeness", "complete", "repetition", "profanity", "score"}
+        {"closeness", "complete", "repetition", "copying", "profanity", "score"}
     ] * 4
     assert ranking.ratings[1]["closeness"] == pytest.approx(1)
 

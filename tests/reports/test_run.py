@@ -72,7 +72,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         "labels": {
             "labeler": "simulated",
             "disagreement": 0.1,
-            "weights": {"closeness": 1.0, "complete": 0.3, "repetition": 0.3, "profanity": 0.5},
+            "weights": {"closeness": 1.0, "complete": 0.3, "repetition": 0.3, "copying": 0.5, "profanity": 0.5},
         },
         "ppo": {"kl_coef": 0.02, "ptx_coef": 27.8 if ptx else 0.0},
         "evaluate": {"answers_per_prompt": 1, "temperature": 1.0, "weights": "ema"},
@@ -179,6 +179,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         "closeness": (0.412, 0.533, 0.561),
         "complete": (0.6, 0.81, 0.92),
         "repetition": (0.12, 0.041, 0.033),
+        "copying": (0.05, 0.04, 0.03),
         "profanity": (0.02, 0.021, 0.019),
     }
     means |= {"score": (0.55, 0.76, 0.82), "chrf": (0.19, 0.255, 0.262), "tokens": (120.0, 93.0, 104.0)}
@@ -193,11 +194,11 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         "win_rate_length_matched": around(0.5987, 0.08, 71), "win_rate_both_end": around(0.4953, 0.062, 88),
         "win_rate_without": {
             "closeness": around(0.5911), "complete": around(0.5264, 0.055),
-            "repetition": around(0.6322), "profanity": around(0.6233),
+            "repetition": around(0.6322), "copying": around(0.6301), "profanity": around(0.6233),
         },
         "win_rate_by_part": {
             "closeness": around(0.5111), "complete": around(0.5822),
-            "repetition": around(0.5033), "profanity": around(0.4944),
+            "repetition": around(0.5033), "copying": around(0.4981), "profanity": around(0.4944),
         },
         "perplexity": {"base": 17.01, "sft": 18.12, "ppo": 19.03},
         "kl": around(8.765, 0.6), "reward_model": test,

@@ -16,7 +16,7 @@ def rate(mean: float, low: float, high: float, n: int = 137) -> dict[str, float]
 
 WIN, LOSS = rate(0.6, 0.55, 0.65), rate(0.4, 0.35, 0.45)
 EVEN = rate(0.526, 0.471, 0.583)
-PARTS = ("closeness", "complete", "repetition", "profanity")
+PARTS = ("closeness", "complete", "repetition", "copying", "profanity")
 
 
 def evaluation(whole: dict[str, float], without: dict[str, dict[str, float]] | None = None) -> dict[str, Any]:

@@ -429,7 +429,7 @@ ZERO_IS_ALLOWED = {
     "ppo.gae_lambda", "ppo.ema_decay", "ppo.held_out.every", "sft.checkpoint_minutes", "reward.checkpoint_minutes",
     "ppo.monitors.min_entropy",
     "ppo.monitors.min_entropy_fraction", *(f"labels.weights.{part}" for part in ("closeness", "complete",
-    "repetition", "profanity")),
+    "repetition", "copying", "profanity")),
 }  # fmt: skip
 ONE_IS_ALLOWED = {
     "data.near_duplicate_fraction", "sft.final_lr_fraction", "reward.final_lr_fraction", "ppo.discount",
