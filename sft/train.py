@@ -128,7 +128,7 @@ class Base:
 
 @dataclass(frozen=True)
 class SFTData:
-    """Demonstrations, and token ids of the plain text that is mixed in."""
+    """Demonstrations, and token ids of the examples of plain text, of which some are mixed in."""
 
     train: Sequence[Demonstration]
     valid: Sequence[Demonstration]

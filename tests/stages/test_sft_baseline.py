@@ -19,10 +19,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import evaluation.sft_baseline
 from data.records import Demonstration
 from data.sets import DOCUMENT_SCHEMA, TEXT_SPLITS, set_file
+from data.tokenize import pretraining_chunks
+from modeling.accelerator import make_accelerator
 from modeling.config import ModelConfig
 from modeling.load import load_scalar, load_tokenizer, save
 from modeling.models import initialise_head
-from stages import evaluate, manifest, sft_baseline
+from stages import evaluate, manifest, sft, sft_baseline
 from stages.config import RunConfig, parse_config
 from stages.manifest import stage_digest
 from stages.runner import RunFolder, prepare
@@ -89,6 +91,22 @@ def finish_reward(runs: Path, tiny_llama: Path, seed: int) -> None:
     model.config.score_bias = 0.5
     save(model, tokenizer, folder / "model")
     finish(folder)
+
+
+def test_the_pretraining_mix_draws_from_every_document(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.preflight.check_before_training", lambda *_: None)
+    data, documents = runs / "run" / "data", ["red " * 900, "green " * 900, "blue " * 900]
+    texts = pa.Table.from_pylist([{"text": text, "dataset": "mine"} for text in documents], schema=DOCUMENT_SCHEMA)
+    pq.write_table(texts, set_file(data, "texts", "train"))
+    config, shares = config_of(runs), list[int]()
+    accelerator = make_accelerator("cpu")
+    base, sets = sft.prepare(config, config.sft, RunFolder(runs / "run"), accelerator)
+    for document in documents:
+        own = pretraining_chunks(base.tokenizer, [document], config.data.pretraining_tokens)
+        assert len(own) > len(sets.train)
+        shares.append(sum(chunk in own for chunk in sets.chunks) - len(own))
+    assert shares == [0, 0, 0]
+    assert not sft.prepare(config, config.sft_baseline, RunFolder(runs / "run"), accelerator)[1].chunks
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
