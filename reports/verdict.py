@@ -104,14 +104,18 @@ def labeler_note(config: Tree, evaluation: Tree) -> str:
         "a rubric (closeness to a reference answer, completeness, less repetition, copying of the prompt and profanity)"
     )
     judge = evaluation["judges"][0]["name"] if evaluation else "rubric"
-    if dig(config, "labels.labeler") == "none":
+    win, labeler = f"The win rates are by {JUDGES[judge]}.", dig(config, "labels.labeler")
+    if labeler == "none":
         judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]
         return f"The reward model was trained on the rankings in data.rankings. The win rates are judged by {judged}."
-    if dig(config, "labels.labeler") == "human":
-        return f"People ranked the answers on which the reward model was trained. The win rates are by {JUDGES[judge]}."
     brought = dig(config, "data.rankings")
     taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
-    win = "A win here is a win by that rubric only." if judge == "rubric" else f"The win rates are by {JUDGES[judge]}."
+    if labeler == "human":
+        return f"People ranked the answers on which the reward model was trained.{taught} {win}"
+    if labeler == "llm":
+        name = dig(config, "labels.llm.model")
+        return f"A language model ({name}), not a person, ranked the answers of this run for training.{taught} {win}"
+    win = "A win here is a win by that rubric only." if judge == "rubric" else win
     return f"No person ranked any answer for training in this run: the labeler is simulated, {rubric}.{taught} {win}"
 
 

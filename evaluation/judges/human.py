@@ -23,7 +23,9 @@ def question(prompt: Prompt) -> Question:
 class HumanJudge:
     """Prefers what people preferred; the mean over labelers. Answers are matched by their text."""
 
-    name, taught = "human", False
+    name = "human"
+    taught = False
+    """As in ScoringJudge: whether people ranked the reward model's answers too."""
 
     def __init__(self, rankings: Iterable[Ranking]) -> None:
         self.votes: dict[Question, dict[tuple[str, str], dict[str, set[int]]]] = defaultdict(

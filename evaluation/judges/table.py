@@ -59,7 +59,9 @@ def _gold(inputs: JudgeInputs) -> Judge:
 
 def _human(inputs: JudgeInputs) -> Judge:
     assert inputs.settings.human.path is not None, "EvaluateConfig.validate"
-    return HumanJudge.of(inputs.settings.human.path, inputs.prompts)
+    judge = HumanJudge.of(inputs.settings.human.path, inputs.prompts)
+    judge.taught = inputs.labels.labeler == "human"
+    return judge
 
 
 def _llm(inputs: JudgeInputs) -> Judge:

@@ -252,7 +252,7 @@ def test_peoples_records_are_read_back_and_pairs_that_nobody_ranked_have_no_verd
         HumanJudge.of(str(path), PROMPTS)
 
 
-def test_judges_come_in_the_configured_order(tmp_path: Path) -> None:
+def test_judges_come_in_the_configured_order_and_say_whose_rankings_were_taught(tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl"
     write_records(path, [Ranking(prompt="Why?", completions=["a", "b"], ranks=[1, 2])])
     settings = EvaluateConfig(judges=["human", "chrf", "rubric"], human=HumanConfig(path=str(path)))
@@ -267,7 +267,11 @@ def test_judges_come_in_the_configured_order(tmp_path: Path) -> None:
         client=None,
         max_tokens=100,
     )
-    assert [judge.name for judge in make_judges(inputs)] == ["human", "chrf", "rubric"]
+    assert [(judge.name, judge.taught) for judge in make_judges(inputs)] == [
+        ("human", False), ("chrf", False), ("rubric", True),
+    ]  # fmt: skip
+    by_people = make_judges(replace(inputs, labels=replace(WORDS, labeler="human")))
+    assert [judge.taught for judge in by_people] == [True, False, False], "the labeler's judge is not independent"
 
 
 def test_a_text_that_was_cut_off_has_a_score_of_its_own() -> None:

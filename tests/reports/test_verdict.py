@@ -164,6 +164,21 @@ def test_an_interval_of_fewer_than_ten_resampled_units_shows_nothing(units: str)
     assert side(found | {units: 9}, 0.0) == "even"
 
 
+def test_who_ranked_is_the_labeler_of_the_run() -> None:
+    chrf = {"judges": [{"name": "chrf", "taught": False}]}
+
+    def note(labeler: str, *rankings: str) -> str:
+        labels = {"labeler": labeler, "llm": {"model": "org/judge"}}
+        return labeler_note({"labels": labels, "data": {"rankings": list(rankings)}}, chrf)
+
+    assert note("llm").startswith("A language model (org/judge), not a person, ranked the answers")
+    assert "rubric" not in note("llm") + note("human")
+    assert note("human").startswith("People ranked")
+    assert note("simulated").startswith("No person ranked")
+    for labeler in ("human", "llm", "simulated"):
+        assert ("data.rankings" in note(labeler), "data.rankings" in note(labeler, "oasst")) == (False, True)
+
+
 def test_who_judged_is_the_first_judge() -> None:
     note = labeler_note({"labels": {"labeler": "simulated"}}, {"judges": [{"name": "llm", "taught": False}]})
     assert note.endswith("The win rates are by a language model.")
