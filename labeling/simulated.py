@@ -12,8 +12,11 @@ from modeling.seeds import derive_seed
 
 
 def ranks_of(scores: Sequence[float], tie_width: float) -> list[int]:
-    """Dense ranks, 1 best; scores in the same bin of `tie_width` tie. Width 0 ties equal scores only."""
-    bins = [math.floor(score / tie_width) if tie_width else score for score in scores]
+    """Dense ranks, 1 best; scores in the same bin of `tie_width` tie. Width 0 ties equal scores only.
+
+    Rounding keeps equal sums of decimal weights equal: 0.1 + 0.2 is not 0.3, and 0.3 / 0.05 is below 6.
+    """
+    bins = [math.floor(round(score / tie_width, 9)) if tie_width else round(score, 12) for score in scores]
     places = {value: place for place, value in enumerate(sorted(set(bins), reverse=True), start=1)}
     return [places[value] for value in bins]
 
