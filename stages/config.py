@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_origin
 
 import jsonargparse
 
@@ -324,4 +324,18 @@ def make_parser(program: str, description: str, options: tuple[tuple[str, tuple[
     for option, how in options:
         parser.add_argument(f"--{option}", **dict(how))
     parser.add_class_arguments(RunConfig, nested_key=None, fail_untyped=True)
+    for action in parser._actions:
+        check = getattr(action, "_check_type", None)
+        if check is not None and get_origin(getattr(action, "_typehint", None)) is list:
+            action._check_type = functools.partial(replacing, check)  # type: ignore[attr-defined]
     return parser
+
+
+def replacing(check: Any, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
+    """jsonargparse's check of a list, whose elements get their own defaults.
+
+    If an earlier list of the same setting has as many elements, jsonargparse fills the fields that the new ones leave
+    out from those: `{kind: model}` would keep an earlier term's weight.
+    """
+    whole = isinstance(value, str | list) and not append
+    return check(value, append=append, cfg=None if whole else cfg, mode=mode)

@@ -126,6 +126,20 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path:
     assert config.model.lora.alpha == RunConfig().model.lora.alpha
 
 
+def test_a_later_list_replaces_an_earlier_one_without_taking_fields_from_its_terms(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("ppo: {rewards: [{kind: length, weight: -0.1, name: short}, {weight: -2}]}\n")
+    second.write_text("ppo: {rewards: [{kind: model}, {kind: length}]}\n")
+    plain, given = [RewardTerm(), RewardTerm("length")], "[{kind: model}, {kind: length}]"
+    before = ["--config", str(first)]
+    assert parse(*before, "--config", str(second)).ppo.rewards == plain
+    assert parse(*before, "--ppo.rewards", given).ppo.rewards == plain
+    assert parse(*before, f"--ppo.rewards={given}").ppo.rewards == plain
+    one_more = parse(*before, "--ppo.rewards+", "{kind: length, name: more}").ppo.rewards
+    assert [(term.kind, term.weight) for term in one_more] == [("length", -0.1), ("model", -2.0), ("length", 1.0)]
+    assert [term.weight for term in parse(*before, "--ppo.rewards.weight", "3").ppo.rewards] == [-0.1, 3.0]
+
+
 def test_a_rate_in_yamls_short_notation_is_a_number(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("sft: {learning_rate: 1e-5}\n")
