@@ -126,6 +126,7 @@ class Results:
         (out / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
         write_rows(out / "generations.jsonl", [self._row(index) for index in range(len(self.prompts))])
         perplexities, best_of_n = self.comparison.perplexities, evaluation.get("best_of_n")
+        against = best_of_n["ppo_against"] if best_of_n else None
         headline = {
             "reward_accuracy": reward_model["accuracy"]["mean"],
             **ends(
@@ -134,7 +135,8 @@ class Results:
             **ends("win_rate", evaluation["win_rate"]["sft"]),
             **ends("win_rate_both_end", evaluation["win_rate_both_end"]),
             **ends("win_rate_length_controlled", evaluation["win_rate_length_controlled"]),
-            **ends("win_rate_vs_best_of_n", best_of_n and best_of_n["ppo_against"]["win_rate"]),
+            # The best of one answer is a plain answer of SFT.
+            **ends("win_rate_vs_best_of_n", against["win_rate"] if against and against["n"] > 1 else None),
             **ends("chrf_difference", evaluation["chrf_difference"]),
             "kl": evaluation["kl"] and evaluation["kl"]["mean"],
             "perplexity_sft": perplexities["sft"],

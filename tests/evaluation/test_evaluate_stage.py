@@ -64,12 +64,16 @@ def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(
     config = RunConfig(
         model=ModelConfig(base=str(tiny_llama), device="cpu", precision="bfloat16"),
         labels=LabelsConfig(closeness="words"),
-        evaluate=EvaluateConfig(answers_per_prompt=2, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=5),
+        evaluate=EvaluateConfig(
+            answers_per_prompt=2, max_new_tokens=8, perplexity_examples=2, bootstrap_resamples=5, best_of_n=2
+        ),
     )
     config.data.pretraining_tokens = 16
     headline = work(config, run, tmp_path)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert headline["kl"] == evaluation["kl"]["low"] == evaluation["kl"]["high"] == 0.0
+    assert evaluation["best_of_n"]["ppo_against"]["n"] == 1
+    assert headline["win_rate_vs_best_of_n"] is None, "at a KL of 0 it would be plain samples"
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert [row["kl"] for row in rows] == [0.0, 0.0, 0.0]
 
@@ -121,8 +125,10 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
     config.validate()
     config.data.pretraining_tokens = 16
     out = tmp_path / "out"
+    monkeypatch.setattr("evaluation.best_of_n.best_of_n_kl", lambda n: 3.0 - n)  # the KL of 3 is nearest to PPO's
     headline = work(config, run, out)
     evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["best_of_n"]["ppo_against"]["n"] == 3
     comparisons = evaluation["comparisons"]
     models = {"base", "ppo", "ppo_last", "base_few_shot", str(other), "best_of_n", "random", "longest", "echo"}
     assert set(comparisons) == models
