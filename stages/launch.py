@@ -1,7 +1,7 @@
 """Checks that a launch command started what it asked for: some commands silently start another configuration."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 """accelerate's names of mixed precision, and torch's."""
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""torch's names of a CPU's instructions for bfloat16."""
 SFT = ("sft", "sft_baseline_epochs")
 """Stages that train with transformers' Trainer."""
 
@@ -27,7 +29,8 @@ def refuse_unsupported(stage: str) -> None:
 
 
 def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> None:
-    """Prints a warning if models are not sharded although the command asked for it.
+    """Prints a warning if models are not sharded although the command asked for it, or if this CPU is slow in the
+    configured precision.
 
     Raises ValueError if it asked for several processes and started one, or for another precision than model.precision.
     """
@@ -56,6 +59,23 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
         accelerator.print(
             f"{stage}: warning: the launch command asks for FSDP, but on a CPU the Trainer replicates the model (DDP)"
         )
+    if accelerator.device.type == "cpu" and precision(config, accelerator) == "bfloat16" and emulates_bfloat16():
+        accelerator.print(
+            f"{stage}: warning: this CPU has no instructions for bfloat16 and emulates it, which is slower than "
+            "float32: set model.precision to float32"
+        )
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this CPU is known to multiply matrices in bfloat16 by other instructions: on two cores of an EPYC with
+    AVX2 alone at a quarter of float32's speed, with AVX-512 at half, and with AVX512_BF16 at two and a half times.
+    """
+    import torch
+
+    # Older versions of torch say nothing about a CPU.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    known = [capabilities[name] for name in BFLOAT16 if name in capabilities]
+    return bool(known) and not any(known)
 
 
 def precision(config: RunConfig, accelerator: "Accelerator") -> str:

@@ -69,6 +69,30 @@ def test_another_precision_than_the_configurations_is_refused(
     assert description(config, ALONE) == "1 process (cpu), computing in bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "warned"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "bfloat16", True),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32", False),
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16", False),
+        ({"neon": True, "bf16": True}, "bfloat16", False),
+        ({}, "bfloat16", False),
+    ],
+)
+def test_bfloat16_on_a_cpu_without_its_instructions_is_reported(
+    capabilities: dict[str, bool],
+    precision: Any,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = RunConfig()
+    config.model.precision = precision
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    check_launch(config, "ppo", ALONE)
+    assert ("no instructions for bfloat16" in capsys.readouterr().out) == warned
+
+
 def test_models_that_stay_whole_under_fsdp_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
