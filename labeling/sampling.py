@@ -1,7 +1,7 @@
 """Samples K answers per prompt from one model and merges identical ones (Ouyang et al. 2022, section 3.5)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,14 @@ def distinct_samples(tokenizer: Any, prompt: Prompt, generations: Sequence[Gener
         complete=list(complete.values()),
         reference=prompt.completion if isinstance(prompt, Demonstration) else None,
     )
+
+
+def with_echo(row: Samples) -> Samples:
+    """The same with the prompt's text as one more answer, unless it is one already."""
+    text = row.text.strip()
+    if text in row.completions:
+        return row
+    return replace(row, completions=[*row.completions, text], complete=[*row.complete, True])
 
 
 def rankable(samples: Sequence[Samples]) -> tuple[list[Samples], int]:

@@ -22,7 +22,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.files import write_records
     from data.records import SPLITS, Demonstration
     from data.sets import evenly, read_set
-    from labeling.sampling import AnswerSampler, distinct_samples, rankable
+    from labeling.sampling import AnswerSampler, distinct_samples, rankable, with_echo
     from modeling.accelerator import from_main, make_accelerator
     from modeling.foreign import refuse_other_kinds
     from modeling.load import autocast, load_causal, load_tokenizer
@@ -66,6 +66,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
                 f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise "
                 "samples.temperature, samples.top_k or samples.top_p"
             )
+        if split == "train" and how.echo:
+            kept = [with_echo(row) for row in kept]
         if accelerator.is_main_process:
             write_records(out / f"samples_{split}.jsonl", kept)
         numbers["prompts"] += len(kept)

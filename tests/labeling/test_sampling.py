@@ -10,7 +10,7 @@ import labeling.sampling
 import labeling.scratch
 from data.records import Demonstration, Prompt, Samples
 from data.tokenize import encode_completion
-from labeling.sampling import AnswerSampler, distinct_samples, rankable
+from labeling.sampling import AnswerSampler, distinct_samples, rankable, with_echo
 from labeling.scratch import remembered
 from modeling.config import GenerationSettings
 from modeling.generation import Generation, NativeGenerator
@@ -184,6 +184,13 @@ def test_twins_are_merged_in_the_order_in_which_they_came(tiny_tokenizer: Any) -
         reference="Because.",
     )
     assert distinct_samples(tiny_tokenizer, Prompt(prompt="Why?"), [said("so", True)]).reference is None
+
+
+def test_the_prompt_is_added_to_its_answers_once() -> None:
+    row = Samples(prompt=" Why? ", completions=["So."], complete=[False])
+    added = with_echo(row)
+    assert (added.completions, added.complete) == (["So.", "Why?"], [False, True])
+    assert with_echo(added) == added
 
 
 def test_a_prompt_with_one_answer_only_is_left_out_and_counted() -> None:

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.files import read_records, read_rows
-from data.records import Ranking
+from data.records import SPLITS, Ranking, Samples
 from data.split import split_of
 from modeling.tiny import make_tiny_model
 from reward.fit import RewardData
@@ -240,6 +240,14 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     direct = run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_reward_model)))
     assert Path(direct.pop("report")).is_file()
     assert judged == pytest.approx(direct, rel=1e-5)
+
+
+def test_only_training_prompts_are_among_their_own_answers(runs: Path) -> None:
+    """Otherwise the reward model's held-out accuracy would count easy pairs."""
+    run_stage(samples.STAGE, config_of(runs, "--samples.echo", "true", "--samples.max_new_tokens", "2"))
+    for split in SPLITS:
+        rows = read_records(runs / "smoke" / "samples" / f"samples_{split}.jsonl", Samples)
+        assert {row.completions[-1] == row.text.strip() for row in rows} == {split == "train"}
 
 
 def test_a_chat_template_that_changes_after_sft_changes_no_later_stage(runs: Path, tmp_path: Path) -> None:
