@@ -118,18 +118,18 @@ bench-ppo: setup $(PEERS)/trl-1.12/.installed
 bench-scale: setup
 	@$(PY) -m benchmarks.scale $(ARGS)
 
-# The tables of docs/results.md: a configuration under several seeds, each with a split of its own.
+# The tables of docs/results.md: a configuration under several seeds. Reward models get a split of their own for each seed.
 SEEDS ?= 0 1 2
 NAME := $(notdir $(basename $(CONFIG)))
 
-SEED_ARGS = --config $(CONFIG) --seed $$seed --data.split_salt $$seed --run_name results-$(NAME)-seed$$seed $(ARGS)
+SEED_ARGS = --config $(CONFIG) --seed $$seed --run_name results-$(NAME)-seed$$seed $(ARGS)
 SEED_RUNS = $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
 
 results-reward: setup
-	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do $(PY) -m stages.$$stage $(SEED_ARGS) || exit $$?; done; done
+	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do $(PY) -m stages.$$stage $(SEED_ARGS) --data.split_salt $$seed || exit $$?; done; done
 	@$(PY) -m reports.seeds $(SEED_RUNS)
 
-# The same for the whole pipeline; writes a report that compares the runs, and the table of their headline numbers.
+# The whole pipeline, with the same held-out users for each seed; writes a report that compares the runs, and the table of their headline numbers.
 results-demo: setup
 	@for seed in $(SEEDS); do $(LAUNCH) stages.pipeline $(SEED_ARGS) || exit $$?; done
 	@$(PY) -m stages.report $(SEED_RUNS) --out runs/results-$(NAME)
