@@ -21,12 +21,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
-.PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward results-demo check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
+.PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward results-demo results-ablations check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 	@echo "stages, each with CONFIG= GPUS= ACCELERATE= ARGS=: data $(STAGES) sweep-kl sweep-ptx, loop with ROUNDS="
-	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | test-browser | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | results-demo | clean"
+	@echo "also: make setup | smoke | check | format | test-slow | test-distributed | test-browser | gpu-check | plan | torture | interrupts | bench-data | bench-reward | bench-ppo | bench-scale | results-reward | results-demo | results-ablations | clean"
 
 setup: $(VENV)/.installed
 
@@ -135,6 +135,19 @@ results-demo: setup
 	@$(PY) -m stages.report $(SEED_RUNS) --out runs/results-$(NAME)
 	@$(PY) -m reports.seeds --headline $(SEED_RUNS) > runs/results-$(NAME)/seeds.md
 	@cat runs/results-$(NAME)/seeds.md
+
+# Variants of the demo, each with the seeds of results-demo, from which they take the stages that would be the same.
+VARIANTS ?= $(notdir $(basename $(wildcard configs/ablations/*.yaml)))
+ABLATIONS := runs/ablations
+
+results-ablations: results-demo
+	@for seed in $(SEEDS); do for variant in $(VARIANTS); do \
+	  $(LAUNCH) stages.pipeline --config $(CONFIG) --config configs/ablations/$$variant.yaml --seed $$seed \
+	    --runs_folder $(ABLATIONS) --run_name $$variant-seed$$seed --reuse runs/results-$(NAME)-seed$$seed $(ARGS) || exit $$?; \
+	done; done
+	@$(PY) -m reports.ablations $(SEED_RUNS) $(foreach variant,$(VARIANTS),$(foreach seed,$(SEEDS),$(ABLATIONS)/$(variant)-seed$(seed))) \
+	  --picture $(ABLATIONS)/ablations.png > $(ABLATIONS)/ablations.md
+	@cat $(ABLATIONS)/ablations.md
 
 check: setup
 	@$(VENV)/bin/ruff check .

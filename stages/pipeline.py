@@ -9,16 +9,24 @@ import gc
 import importlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stages import evaluate, manifest
-from stages.config import STAGES, RunConfig
+from stages.config import FORCE, STAGES, Options, RunConfig
 from stages.launch import refuse_unsupported
-from stages.runner import main, run_stage
+from stages.runner import RunFolder, adopt, main, run_stage
+
+OPTIONS: Options = FORCE | {
+    "reuse": {
+        "metavar": "RUN",
+        "help": "A run folder from which the results of stages with the same settings and inputs are taken.",
+    }
+}
 
 
-def work(config: RunConfig, force: bool, last: str = STAGES[-1]) -> None:
+def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | None = None) -> None:
     """Runs the stages until the last one, after which it prints the headline."""
     from modeling.accelerator import from_main, make_accelerator
     from modeling.gpu import refuse_without_gpu
@@ -28,6 +36,8 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1]) -> None:
     from stages.preflight import check_models
 
     refuse_unsupported("pipeline")
+    if reuse is not None and not Path(reuse).is_dir():
+        raise ValueError(f"--reuse {reuse}: no such run folder")
     start = time.perf_counter()
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     refuse_without_gpu(config.model, accelerator.device)
@@ -37,7 +47,10 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1]) -> None:
     gc.collect()  # the models loaded by the check
     root = Path(config.runs_folder) / config.run_name
     for name in STAGES[: STAGES.index(last) + 1]:
-        run_stage(importlib.import_module(f"stages.{name}").STAGE, config, force)
+        stage = importlib.import_module(f"stages.{name}").STAGE
+        if reuse is not None and not force:
+            from_main(accelerator, partial(adopt, stage, config, RunFolder(Path(reuse))))
+        run_stage(stage, config, force)
         if name == "data" and (force or manifest.read(root / "ppo") is None):
             # What cannot be evaluated is refused before anything is trained.
             evaluate.external(config)
@@ -73,4 +86,5 @@ if __name__ == "__main__":
         work,
         "python -m stages.pipeline",
         "Runs all stages in order, each only if something that it depends on changed.",
+        options=OPTIONS,
     )

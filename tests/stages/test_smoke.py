@@ -159,6 +159,19 @@ def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str],
     assert [stage for stage in STAGES if f"{stage}: unchanged" in printed] == list(STAGES[:-2])
 
 
+def test_another_run_takes_what_would_be_the_same(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
+    root, _ = finished
+    variant = arguments(root.parent, "--run_name", "variant", "--evaluate.bootstrap_resamples", "5")
+    main(pipeline.work, "stages.pipeline", "", [*variant, "--reuse", str(root)], pipeline.OPTIONS)
+    printed = capsys.readouterr().out
+    assert [stage for stage in STAGES if f"{stage}: taken from {root / stage}" in printed] == list(STAGES[:-2])
+    assert [stage for stage in STAGES if f"{stage}: done" in printed] == ["evaluate", "report"]
+    with pytest.raises(SystemExit) as stopped:
+        main(pipeline.work, "stages.pipeline", "", [*variant, "--reuse", "runs/of-nobody"], pipeline.OPTIONS)
+    assert stopped.value.code == 2
+    assert "--reuse runs/of-nobody: no such run folder" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_ppo_runs_killed_at_any_moment_end_in_the_same_bytes(finished: tuple[Path, str], cache: Path):
     """A few of the kills of `make torture`."""

@@ -1,0 +1,105 @@
+"""Compares variants of a configuration, each run under several seeds, in one Markdown table and one picture.
+
+python -m reports.ablations runs/ablations/*-seed* --picture ablations.png
+
+The part of a run folder's name before `-seed` names the variant.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from reports.formats import Format, number, percent
+from reports.plots import BLUE, DASHED, INK, grid, styled
+from reports.seeds import finished, markdown
+
+Numbers = Mapping[str, Any]
+Variants = Mapping[str, Sequence[Numbers]]
+"""Variant -> the headline numbers of each seed."""
+
+
+def perplexity_change(found: Numbers) -> float:
+    """Relative change of the perplexity of held-out text from SFT to PPO."""
+    return float(found["perplexity_ppo"] / found["perplexity_sft"] - 1)
+
+
+MEASURES: dict[str, tuple[Callable[[Numbers], float | None], Format, float | None]] = {
+    "reward model accuracy": (lambda found: found.get("reward_accuracy"), percent, None),
+    "win rate against SFT": (lambda found: found.get("win_rate"), percent, 0.5),
+    "both answers end": (lambda found: found.get("win_rate_both_end"), percent, 0.5),
+    "length-controlled": (lambda found: found.get("win_rate_length_controlled"), percent, 0.5),
+    "chrF, PPO minus SFT": (lambda found: found.get("chrf_difference"), number, 0.0),
+    "KL to SFT, nats": (lambda found: found.get("kl"), number, None),
+    "change of perplexity": (perplexity_change, percent, 0.0),
+    "explained variance": (lambda found: found.get("explained_variance"), number, 0.0),
+}
+"""Title -> (the number of a run, its format, the value without an effect)."""
+
+
+def variants(runs: Sequence[Path]) -> Variants:
+    """Groups the runs. Raises ValueError for a run without a finished evaluation."""
+    found: dict[str, list[Numbers]] = {}
+    for run in runs:
+        _, headline = finished(run / "evaluate", "headline.json", "evaluation")
+        found.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(headline)
+    return found
+
+
+def table(found: Variants) -> str:
+    """A row for each variant: the mean over its seeds and the sample standard deviation."""
+    lines = [["variant", "seeds", *MEASURES], ["---"] * (2 + len(MEASURES))]
+    for name, runs in found.items():
+        cells = []
+        for read, form, _ in MEASURES.values():
+            known = [value for run in runs if (value := read(run)) is not None]
+            spread = f" ± {form(stdev(known))}" if len(known) > 1 else ""
+            cells.append(f"{form(mean(known))}{spread}" if known else "–")
+        lines.append([name, str(len(runs)), *cells])
+    return markdown(lines)
+
+
+@styled
+def picture(found: Variants) -> Figure:
+    """A panel for each measure, with a dot for each seed and a line at the mean."""
+    figure, panels = grid(len(MEASURES), 4, height=1.2 + 0.3 * len(found))
+    for place, (axes, (title, (read, form, even))) in enumerate(zip(panels, MEASURES.items(), strict=True)):
+        for row, runs in enumerate(found.values()):
+            known = [value for run in runs if (value := read(run)) is not None]
+            axes.plot(known, [row] * len(known), "o", color=BLUE, markersize=4)
+            if known:
+                axes.plot([mean(known)] * 2, [row - 0.3, row + 0.3], color=INK)
+        if even is not None:
+            axes.axvline(even, **DASHED)
+        if form is percent:
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_title(title)
+        axes.set_yticks(range(len(found)), list(found) if place % 4 == 0 else [""] * len(found))
+        axes.set_ylim(len(found) - 0.5, -0.5)
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table and writes the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders with a finished evaluation")
+    parser.add_argument("--picture", type=Path, help="PNG file to write")
+    given = parser.parse_args(arguments)
+    try:
+        found = variants(given.runs)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(table(found))
+    if given.picture is not None:
+        picture(found).savefig(given.picture, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
