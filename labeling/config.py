@@ -21,8 +21,8 @@ class SamplesConfig(GenerationSettings):
     """The same for each of the validation and test splits. Ours."""
     echo: bool = False
     """Adds the prompt's own text to the answers of each training prompt, to be ranked with them. SFT models hardly ever
-    repeat a prompt, so a reward model that was trained on their answers alone may give such answers high scores, and
-    PPO then learns to repeat prompts. Ours."""
+    repeat a prompt, so a reward model that was trained on their answers alone may give a repeated prompt a high
+    score, and PPO then learns to repeat prompts. Ours."""
     policy: str | None = None
     """Folder of the model that is sampled; null is the run's SFT model. Section 3.1: the current best policy."""
     leave_out: list[str] = field(default_factory=list)

@@ -63,8 +63,8 @@ def repetition(text: str) -> float:
 
 
 def copying(text: str, prompt: str) -> float:
-    """Share of the text's word trigrams that are in the prompt, without case and punctuation; 0 for texts of fewer than
-    three words.
+    """Share of the text's word trigrams that are also in the prompt, ignoring case and punctuation; 0 for texts of
+    fewer than three words.
     """
     answer, source = (re.findall(r"\w+", part.lower()) for part in (text, prompt))
     return copied_share(answer, source, 3)

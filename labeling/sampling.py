@@ -87,7 +87,7 @@ def distinct_samples(tokenizer: Any, prompt: Prompt, generations: Sequence[Gener
 
 
 def with_echo(row: Samples) -> Samples:
-    """The same with the prompt's text as one more answer, unless it is one already."""
+    """Adds the prompt's text as a complete answer, unless it is one of the answers already."""
     text = row.text.strip()
     if text in row.completions:
         return row

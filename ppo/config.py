@@ -138,9 +138,9 @@ class PPOConfig:
     """Gradient clipping, separately for policy (PPO plus ptx gradient) and value model; null does not clip. Ours."""
     ptx_coef: NonNegativeFloat = 0.2
     """gamma, the weight of the pretraining loss; 0 is plain PPO. Both losses are means over tokens here: the policy
-    loss over response tokens of the minibatch, the pretraining loss over predicted tokens of its texts. Ours: on the
-    demo the pretraining gradient then has about a fifth of the norm of PPO's (`ptx_to_ppo_grad_ratio`, which is
-    proportional to gamma). At 1 the norms are about equal and the demo does not improve on SFT: the pretraining
+    loss over response tokens of the minibatch, the pretraining loss over predicted tokens of its texts. Ours: on an
+    earlier demo the pretraining gradient then had about a fifth of the norm of PPO's (`ptx_to_ppo_grad_ratio`, which is
+    proportional to gamma). At 1 the norms were about equal and it did not improve on SFT: the pretraining
     gradient has the same direction in every minibatch, while PPO's is mostly noise. C.4 has 27.8, but does not say
     whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that number in our units."""
     ptx_examples_per_episode: PositiveInt = 8

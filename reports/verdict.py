@@ -101,10 +101,12 @@ def side(found: Interval, level: float) -> str:
 def labeler_note(config: Tree, evaluation: Tree) -> str:
     """Who ranked the answers, for the reward model and for the evaluation."""
     rubric = (
-        "a rubric (closeness to a reference answer, completeness, less repetition, copying of the prompt and profanity)"
+        "a rubric (closeness to a reference answer and completeness, minus repetition, copying of the prompt and "
+        "profanity)"
     )
     judge = evaluation["judges"][0]["name"] if evaluation else "rubric"
-    win, labeler = f"The win rates are by {JUDGES[judge]}.", dig(config, "labels.labeler")
+    win = f"The win rates are by {JUDGES[judge]}."
+    labeler = dig(config, "labels.labeler")
     if labeler == "none":
         judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]
         return f"The reward model was trained on the rankings in data.rankings. The win rates are judged by {judged}."

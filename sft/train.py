@@ -128,7 +128,7 @@ class Base:
 
 @dataclass(frozen=True)
 class SFTData:
-    """Demonstrations, and token ids of the examples of plain text, of which some are mixed in."""
+    """Demonstrations, and token ids of plain text, from which the pretraining mix is drawn."""
 
     train: Sequence[Demonstration]
     valid: Sequence[Demonstration]

@@ -67,12 +67,14 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
 
 
 def emulates_bfloat16() -> bool:
-    """Whether this CPU is known to multiply matrices in bfloat16 by other instructions: on two cores of an EPYC with
-    AVX2 alone at a quarter of float32's speed, with AVX-512 at half, and with AVX512_BF16 at two and a half times.
+    """Whether torch reports that this CPU has no instructions for bfloat16.
+
+    On two cores of an EPYC, matrix products in bfloat16 then ran at a quarter (AVX2) or half (AVX-512) of float32's
+    speed; with AVX512_BF16 they ran at two and a half times its speed.
     """
     import torch
 
-    # Older versions of torch say nothing about a CPU.
+    # Older versions of torch do not report them.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     known = [capabilities[name] for name in BFLOAT16 if name in capabilities]
     return bool(known) and not any(known)

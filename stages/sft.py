@@ -58,7 +58,7 @@ def prepare(
     from_main(accelerator, lambda: check_before_training(checked, data, model, tokenizer))
     train_set = evenly(read_set(data, "sft", "train"), settings.max_train_examples)
     chunks: list[list[int]] = []
-    if settings.pretraining_fraction:  # `mix` draws from all texts: the first ones may be of one document or source
+    if settings.pretraining_fraction:  # all, for `mix` to draw from: the first may come from one document
         chunks = pretraining_chunks(tokenizer, read_texts(data, "train"), config.data.pretraining_tokens)
     sets = SFTData(train_set, read_set(data, "sft", "valid"), chunks)
     return Base(model, tokenizer, config.model), sets

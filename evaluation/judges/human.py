@@ -25,7 +25,7 @@ class HumanJudge:
 
     name = "human"
     taught = False
-    """As in ScoringJudge: whether people ranked the reward model's answers too."""
+    """As in ScoringJudge: whether people also ranked the answers that the reward model was trained on."""
 
     def __init__(self, rankings: Iterable[Ranking]) -> None:
         self.votes: dict[Question, dict[tuple[str, str], dict[str, set[int]]]] = defaultdict(
