@@ -122,16 +122,16 @@ bench-scale: setup
 SEEDS ?= 0 1 2
 NAME := $(notdir $(basename $(CONFIG)))
 
-SEED_ARGS = --config $(CONFIG) --seed $$seed --run_name results-$(NAME)-seed$$seed $(ARGS)
+SEED_ARGS = --config $(CONFIG) --seed $$seed --run_name results-$(NAME)-seed$$seed
 SEED_RUNS = $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
 
 results-reward: setup
-	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do $(PY) -m stages.$$stage $(SEED_ARGS) --data.split_salt $$seed || exit $$?; done; done
+	@for seed in $(SEEDS); do for stage in data sft samples labels reward; do $(PY) -m stages.$$stage $(SEED_ARGS) --data.split_salt $$seed $(ARGS) || exit $$?; done; done
 	@$(PY) -m reports.seeds $(SEED_RUNS)
 
 # The whole pipeline, with the same held-out users for each seed; writes a report that compares the runs, and the table of their headline numbers.
 results-demo: setup
-	@for seed in $(SEEDS); do $(LAUNCH) stages.pipeline $(SEED_ARGS) || exit $$?; done
+	@for seed in $(SEEDS); do $(LAUNCH) stages.pipeline $(SEED_ARGS) $(ARGS) || exit $$?; done
 	@$(PY) -m stages.report $(SEED_RUNS) --out runs/results-$(NAME)
 	@$(PY) -m reports.seeds --headline $(SEED_RUNS) > runs/results-$(NAME)/seeds.md
 	@cat runs/results-$(NAME)/seeds.md

@@ -1,6 +1,6 @@
 """Compares variants of a configuration, each run under several seeds, in one Markdown table and one picture.
 
-python -m reports.ablations runs/ablations/*-seed* --picture ablations.png
+python -m reports.ablations runs/results-demo-seed* runs/ablations/*-seed* --picture ablations.png
 
 The part of a run folder's name before `-seed` names the variant.
 """
@@ -8,7 +8,7 @@ The part of a run folder's name before `-seed` names the variant.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,22 +25,17 @@ Variants = Mapping[str, Sequence[Numbers]]
 """Variant -> the headline numbers of each seed."""
 
 
-def perplexity_change(found: Numbers) -> float:
-    """Relative change of the perplexity of held-out text from SFT to PPO."""
-    return float(found["perplexity_ppo"] / found["perplexity_sft"] - 1)
-
-
-MEASURES: dict[str, tuple[Callable[[Numbers], float | None], Format, float | None]] = {
-    "reward model accuracy": (lambda found: found.get("reward_accuracy"), percent, None),
-    "win rate against SFT": (lambda found: found.get("win_rate"), percent, 0.5),
-    "both answers end": (lambda found: found.get("win_rate_both_end"), percent, 0.5),
-    "length-controlled": (lambda found: found.get("win_rate_length_controlled"), percent, 0.5),
-    "chrF, PPO minus SFT": (lambda found: found.get("chrf_difference"), number, 0.0),
-    "KL to SFT, nats": (lambda found: found.get("kl"), number, None),
-    "change of perplexity": (perplexity_change, percent, 0.0),
-    "explained variance": (lambda found: found.get("explained_variance"), number, 0.0),
+MEASURES: dict[str, tuple[str, Format, float | None]] = {
+    "reward model accuracy": ("reward_accuracy", percent, None),
+    "win rate against SFT": ("win_rate", percent, 0.5),
+    "both answers end": ("win_rate_both_end", percent, 0.5),
+    "length-controlled": ("win_rate_length_controlled", percent, 0.5),
+    "chrF, PPO minus SFT": ("chrf_difference", number, 0.0),
+    "KL to SFT, nats": ("kl", number, None),
+    "change of perplexity": ("perplexity_change", percent, 0.0),
+    "explained variance": ("explained_variance", number, 0.0),
 }
-"""Title -> (the number of a run, its format, the value without an effect)."""
+"""Title -> (the name in headline.json, its format, the value without an effect)."""
 
 
 def variants(runs: Sequence[Path]) -> Variants:
@@ -48,8 +43,14 @@ def variants(runs: Sequence[Path]) -> Variants:
     found: dict[str, list[Numbers]] = {}
     for run in runs:
         _, headline = finished(run / "evaluate", "headline.json", "evaluation")
-        found.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(headline)
+        change = headline["perplexity_ppo"] / headline["perplexity_sft"] - 1
+        found.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(headline | {"perplexity_change": change})
     return found
+
+
+def known(runs: Sequence[Numbers], name: str) -> list[float]:
+    """A measure of the runs that have it."""
+    return [run[name] for run in runs if run.get(name) is not None]
 
 
 def table(found: Variants) -> str:
@@ -57,10 +58,10 @@ def table(found: Variants) -> str:
     lines = [["variant", "seeds", *MEASURES], ["---"] * (2 + len(MEASURES))]
     for name, runs in found.items():
         cells = []
-        for read, form, _ in MEASURES.values():
-            known = [value for run in runs if (value := read(run)) is not None]
-            spread = f" ± {form(stdev(known))}" if len(known) > 1 else ""
-            cells.append(f"{form(mean(known))}{spread}" if known else "–")
+        for measure, form, _ in MEASURES.values():
+            values = known(runs, measure)
+            spread = f" ± {form(stdev(values))}" if len(values) > 1 else ""
+            cells.append(f"{form(mean(values))}{spread}" if values else "–")
         lines.append([name, str(len(runs)), *cells])
     return markdown(lines)
 
@@ -69,16 +70,16 @@ def table(found: Variants) -> str:
 def picture(found: Variants) -> Figure:
     """A panel for each measure, with a dot for each seed and a line at the mean."""
     figure, panels = grid(len(MEASURES), 4, height=1.2 + 0.3 * len(found))
-    for place, (axes, (title, (read, form, even))) in enumerate(zip(panels, MEASURES.items(), strict=True)):
+    for place, (axes, (title, (measure, form, even))) in enumerate(zip(panels, MEASURES.items(), strict=True)):
         for row, runs in enumerate(found.values()):
-            known = [value for run in runs if (value := read(run)) is not None]
-            axes.plot(known, [row] * len(known), "o", color=BLUE, markersize=4)
-            if known:
-                axes.plot([mean(known)] * 2, [row - 0.3, row + 0.3], color=INK)
+            values = known(runs, measure)
+            axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=4)
+            if values:
+                axes.plot([mean(values)] * 2, [row - 0.3, row + 0.3], color=INK)
         if even is not None:
             axes.axvline(even, **DASHED)
         if form is percent:
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_title(title)
         axes.set_yticks(range(len(found)), list(found) if place % 4 == 0 else [""] * len(found))
         axes.set_ylim(len(found) - 0.5, -0.5)

@@ -36,8 +36,8 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
     from stages.preflight import check_models
 
     refuse_unsupported("pipeline")
-    if reuse is not None and not Path(reuse).is_dir():
-        raise ValueError(f"--reuse {reuse}: no such run folder")
+    if reuse is not None and manifest.read(Path(reuse) / STAGES[0]) is None:
+        raise ValueError(f"--reuse {reuse}: not a run folder with a finished {STAGES[0]} stage")
     start = time.perf_counter()
     accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
     refuse_without_gpu(config.model, accelerator.device)

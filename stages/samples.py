@@ -66,10 +66,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
                 f"every {split} prompt got fewer than two distinct answers, so none can be ranked: raise "
                 "samples.temperature, samples.top_k or samples.top_p"
             )
-        if split == "train" and how.echo:
-            kept = [with_echo(row) for row in kept]
         if accelerator.is_main_process:
-            write_records(out / f"samples_{split}.jsonl", kept)
+            ranked = [with_echo(row) for row in kept] if split == "train" and how.echo else kept
+            write_records(out / f"samples_{split}.jsonl", ranked)
         numbers["prompts"] += len(kept)
         numbers["answers"] += sum(len(row.completions) for row in kept)
         numbers["complete"] += sum(sum(row.complete) for row in kept)

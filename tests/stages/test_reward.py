@@ -244,10 +244,13 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
 
 def test_only_training_prompts_are_among_their_own_answers(runs: Path) -> None:
     """Otherwise the reward model's held-out accuracy would count easy pairs."""
-    run_stage(samples.STAGE, config_of(runs, "--samples.echo", "true", "--samples.max_new_tokens", "2"))
+    numbers = run_stage(samples.STAGE, config_of(runs, "--samples.echo", "true", "--samples.max_new_tokens", "2"))
+    ended = []
     for split in SPLITS:
         rows = read_records(runs / "smoke" / "samples" / f"samples_{split}.jsonl", Samples)
         assert {row.completions[-1] == row.text.strip() for row in rows} == {split == "train"}
+        ended += [end for row in rows for end in (row.complete[:-1] if split == "train" else row.complete)]
+    assert (numbers["answers"], numbers["complete"]) == (len(ended), sum(ended) / len(ended)), "sampled answers only"
 
 
 def test_a_chat_template_that_changes_after_sft_changes_no_later_stage(runs: Path, tmp_path: Path) -> None:

@@ -167,9 +167,9 @@ def test_another_run_takes_what_would_be_the_same(finished: tuple[Path, str], ca
     assert [stage for stage in STAGES if f"{stage}: taken from {root / stage}" in printed] == list(STAGES[:-2])
     assert [stage for stage in STAGES if f"{stage}: done" in printed] == ["evaluate", "report"]
     with pytest.raises(SystemExit) as stopped:
-        main(pipeline.work, "stages.pipeline", "", [*variant, "--reuse", "runs/of-nobody"], pipeline.OPTIONS)
+        main(pipeline.work, "stages.pipeline", "", [*variant, "--reuse", str(root.parent)], pipeline.OPTIONS)
     assert stopped.value.code == 2
-    assert "--reuse runs/of-nobody: no such run folder" in capsys.readouterr().err
+    assert f"--reuse {root.parent}: not a run folder with a finished data stage" in capsys.readouterr().err
 
 
 @pytest.mark.slow
