@@ -143,8 +143,8 @@ class PPOConfig:
     proportional to gamma). At 1 the norms were about equal and it did not improve on SFT: the pretraining
     gradient has the same direction in every minibatch, while PPO's is mostly noise. C.4 has 27.8, but does not say
     whether its losses are sums or means; `ppo.ptx_coef: 27.8` uses that number in our units."""
-    ptx_examples_per_episode: PositiveInt = 8
-    """Pretraining examples per episode. C.4."""
+    ptx_examples_per_episode: PositiveFloat = 8.0
+    """Pretraining examples per episode; below 1 if a minibatch then still has a whole number of examples. C.4."""
     ema_decay: FractionBelowOne = 0.992
     """Decay of the policy's EMA, per optimizer step. C.4 does not name the unit; per step is ours."""
     old_logprobs: Literal["rollout", "recompute"] = "recompute"
@@ -172,6 +172,11 @@ class PPOConfig:
         """Number of iterations, one per roll-out."""
         return self.total_episodes // self.batch_size
 
+    @property
+    def ptx_examples_per_minibatch(self) -> int:
+        """Number of pretraining examples per optimizer step over all processes."""
+        return round(self.ptx_examples_per_episode * self.minibatch_size)
+
     def validate(self) -> None:
         """Raises ValueError on contradictions."""
         check_numbers(self, "ppo")
@@ -184,6 +189,12 @@ class PPOConfig:
                 raise ValueError(
                     f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}: set both"
                 )
+        examples = float(self.ptx_examples_per_episode * self.minibatch_size)
+        if not examples.is_integer():
+            raise ValueError(
+                f"ppo.ptx_examples_per_episode={self.ptx_examples_per_episode} times "
+                f"ppo.minibatch_size={self.minibatch_size} is {examples:g}, and must be a whole number"
+            )
         if self.value_warmup_iterations >= self.iterations:
             raise ValueError(
                 f"ppo.value_warmup_iterations={self.value_warmup_iterations} must be below the {self.iterations} "

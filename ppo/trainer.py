@@ -251,7 +251,7 @@ class PPOTrainer:
             numbers |= self.policy_gradient(experience, minibatch, tokens)
             ppo_gradient = self.take_gradient() if first and self.texts is not None else None
             if self.texts is not None:
-                texts = self.texts.take(self.config.ptx_examples_per_episode * self.config.minibatch_size)
+                texts = self.texts.take(self.config.ptx_examples_per_minibatch)
                 numbers |= self.ptx_gradient(texts)
             if ppo_gradient is not None:
                 numbers |= self.join_gradients(ppo_gradient)

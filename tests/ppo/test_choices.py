@@ -85,6 +85,7 @@ def test_the_kl_loss_is_half_the_squared_log_ratio_over_unmasked_tokens():
         ({"engine": "vllm"}, "ppo.engine=vllm needs vLLM"),
         ({"engine": "transformers", "old_logprobs": "rollout"}, "old_logprobs=rollout needs ppo.engine=native"),
         ({"responses_per_prompt": 3}, "ppo.responses_per_prompt=3 does not divide ppo.minibatch_size=64"),
+        ({"ptx_examples_per_episode": 0.3}, "ppo.ptx_examples_per_episode=0.3 times ppo.minibatch_size=64 is 19.2"),
         ({"total_episodes": 1000}, "ppo.batch_size=512 does not divide ppo.total_episodes=1000"),
     ],
 )

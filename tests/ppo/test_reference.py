@@ -51,7 +51,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "kl_horizon": 40,
         "kl_coef": 0.3,
     },
-    "the value model first": {"value_warmup_iterations": 1, "ptx_coef": 3.0, "kl_target": 0.05, "kl_horizon": 40},
+    "the value model first, half a text an episode": {
+        "value_warmup_iterations": 1,
+        "ptx_coef": 3.0,
+        "ptx_examples_per_episode": 0.5,
+        "kl_target": 0.05,
+        "kl_horizon": 40,
+    },
 }
 WITH_LORA = ("pretraining mix, clipped gradients", "several answers a prompt", "price in the loss")
 CASES = [("none", name) for name in VARIANTS if name not in WITH_LORA[1:]] + [("lora", name) for name in WITH_LORA]
@@ -156,7 +162,8 @@ def test_a_run_is_the_papers_step_by_step(chains, adapter: str, variant: str, tm
     chain: Chain = chains(adapter)
     config = small(**{"inner_epochs": 2, "warmup_iterations": 3, "checkpoint_every": 2} | VARIANTS[variant])
     models = doubled(chain.models(rewards=config.rewards))
-    texts = [CHUNKS[k % len(CHUNKS)][k % 2 :] for k in range(config.ptx_examples_per_episode * config.minibatch_size)]
+    count = int(config.ptx_examples_per_episode * config.minibatch_size)
+    texts = [CHUNKS[k % len(CHUNKS)][k % 2 :] for k in range(count)]
     policy_start, value_start = copies(models.policy_parameters), copies(models.value_parameters)
     four = load_four(chain, adapter, policy_start)
 
