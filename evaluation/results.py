@@ -127,11 +127,11 @@ class Results:
         write_rows(out / "generations.jsonl", [self._row(index) for index in range(len(self.prompts))])
         perplexities, best_of_n = self.comparison.perplexities, evaluation.get("best_of_n")
         against = best_of_n["ppo_against"] if best_of_n else None
+        best = reward_model["baselines"][reward_model["best_baseline"]]
         headline = {
             "reward_accuracy": reward_model["accuracy"]["mean"],
-            **ends(
-                "reward_accuracy_best_baseline", reward_model["baselines"][reward_model["best_baseline"]]["accuracy"]
-            ),
+            **ends("reward_accuracy_best_baseline", best["accuracy"]),
+            **ends("reward_above_best_baseline", best["difference"]),
             **ends("win_rate", evaluation["win_rate"]["sft"]),
             **ends("win_rate_both_end", evaluation["win_rate_both_end"]),
             **ends("win_rate_length_controlled", evaluation["win_rate_length_controlled"]),

@@ -71,9 +71,15 @@ def measured(found: Any, form: Format) -> Cell:
     return (form(found["mean"]), between(found, form)) if isinstance(found, Mapping) else form(found)
 
 
+def in_points(difference: Any) -> str:
+    """A difference of two shares in percentage points; a dash if it is not a number."""
+    known = isinstance(difference, int | float) and math.isfinite(difference)
+    return signed(100 * difference, 1) if known else "–"
+
+
 def points(found: Interval) -> tuple[str, str]:
     """The difference of two shares in percentage points, and its interval."""
-    mean, low, high = (signed(100 * found[key], 1) for key in ("mean", "low", "high"))
+    mean, low, high = (in_points(found[key]) for key in ("mean", "low", "high"))
     return f"{mean} points", f"{low} to {high}"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from reports.formats import Format, dig, measured, number, percent
+from reports.formats import Format, dig, in_points, measured, number, percent
 from reports.page import markdown_cell
 
 ACCURACIES = {
@@ -36,6 +36,7 @@ SIZES: dict[str, tuple[str, Format]] = {
 HEADLINE: dict[str, tuple[str, Format]] = {
     "reward model, held-out accuracy": ("reward_accuracy", percent),
     "the same of the best baseline": ("reward_accuracy_best_baseline", percent),
+    "the difference, percentage points": ("reward_above_best_baseline", in_points),
     "**win rate of PPO against SFT**": ("win_rate", percent),
     "the same, both answers end": ("win_rate_both_end", percent),
     "the same, length-controlled": ("win_rate_length_controlled", percent),

@@ -36,7 +36,10 @@ JUDGED = {
     "best_baseline": "shortest",
     "baselines": {
         "longest": {"accuracy": {"mean": 0.4}},
-        "shortest": {"accuracy": {"mean": 0.6, "low": 0.5, "high": 0.7}},
+        "shortest": {
+            "accuracy": {"mean": 0.6, "low": 0.5, "high": 0.7},
+            "difference": {"mean": -0.1, "low": -0.2, "high": 0.05},
+        },
     },
 }
 
@@ -139,6 +142,7 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
     found = [headline[f"win_rate_vs_best_of_n{end}"] for end in ("", "_low", "_high")]
     assert found == [against["mean"], against["low"], against["high"]]
     assert [headline[f"reward_accuracy_best_baseline{end}"] for end in ("", "_low", "_high")] == [0.6, 0.5, 0.7]
+    assert [headline[f"reward_above_best_baseline{end}"] for end in ("", "_low", "_high")] == [-0.1, -0.2, 0.05]
     assert comparisons["ppo"]["human"] == {
         "win_rate": None, "length_controlled": None, "both_end": None, "no_verdict": 3 * 2 * 2
     }  # fmt: skip

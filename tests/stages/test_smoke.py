@@ -82,8 +82,8 @@ def test_every_stage_leaves_a_manifest_and_the_headline_is_printed(finished: tup
     assert not list(root.glob("*.partial"))
     headline = json.loads((root / "evaluate" / "headline.json").read_text())
     with_interval = (
-        "reward_accuracy_best_baseline", "win_rate", "win_rate_both_end", "win_rate_length_controlled",
-        "win_rate_vs_best_of_n", "chrf_difference",
+        "reward_accuracy_best_baseline", "reward_above_best_baseline", "win_rate", "win_rate_both_end",
+        "win_rate_length_controlled", "win_rate_vs_best_of_n", "chrf_difference",
     )  # fmt: skip
     assert set(headline) == {
         *(f"{name}{end}" for name in with_interval for end in ("", "_low", "_high")),
