@@ -136,14 +136,15 @@ results-demo: setup
 	@$(PY) -m reports.seeds --headline $(SEED_RUNS) > runs/results-$(NAME)/seeds.md
 	@cat runs/results-$(NAME)/seeds.md
 
-# Variants of the demo, each with the seeds of results-demo, from which they take the stages that would be the same.
+# Variants of the demo, each with the seeds of results-demo, from which they take the stages that would be the same. Best-of-n from SFT is left out.
 VARIANTS ?= $(notdir $(basename $(wildcard configs/ablations/*.yaml)))
 ABLATIONS := runs/ablations
 
 results-ablations: results-demo
 	@for seed in $(SEEDS); do for variant in $(VARIANTS); do \
 	  $(LAUNCH) stages.pipeline --config $(CONFIG) --config configs/ablations/$$variant.yaml --seed $$seed \
-	    --runs_folder $(ABLATIONS) --run_name $$variant-seed$$seed --reuse runs/results-$(NAME)-seed$$seed $(ARGS) || exit $$?; \
+	    --runs_folder $(ABLATIONS) --run_name $$variant-seed$$seed --reuse runs/results-$(NAME)-seed$$seed \
+	    --evaluate.best_of_n 0 $(ARGS) || exit $$?; \
 	done; done
 	@$(PY) -m reports.ablations $(SEED_RUNS) $(foreach variant,$(VARIANTS),$(foreach seed,$(SEEDS),$(ABLATIONS)/$(variant)-seed$(seed))) \
 	  --picture $(ABLATIONS)/ablations.png > $(ABLATIONS)/ablations.md
