@@ -36,7 +36,8 @@ def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
 def judged_pairs(ranking: Ranking) -> list[tuple[int, int, bool]]:
     """(better answer, worse answer, whether they tie) of every judged pair, identical answers included.
 
-    If the same two texts were judged in both directions, the majority decides; equally many judgments are a tie.
+    The judgment with most votes decides on two texts that were judged several times: one is better, the other, or they
+    tie. If no judgment has most, they tie.
     """
     ranked = [(rank, index) for index, rank in enumerate(ranking.ranks or ()) if rank is not None]
     judgments = [
@@ -46,13 +47,16 @@ def judged_pairs(ranking: Ranking) -> list[tuple[int, int, bool]]:
     judgments += [(one, other, True) for one, other in ranking.ties or ()]
     texts = identities(ranking)
     votes = Counter((texts[better], texts[worse]) for better, worse, tied in judgments if not tied)
+    ties = Counter(frozenset((texts[one], texts[other])) for one, other, tied in judgments if tied)
     found: dict[tuple[int, int, bool], None] = {}
     for better, worse, tied in judgments:
         votes_for, against = votes[texts[better], texts[worse]], votes[texts[worse], texts[better]]
-        if tied or texts[better] == texts[worse] or votes_for > against:
+        if texts[better] == texts[worse]:
             found[better, worse, tied] = None
-        elif votes_for == against:
+        elif votes_for == against or ties[frozenset((texts[better], texts[worse]))] >= max(votes_for, against):
             found[min(better, worse), max(better, worse), True] = None
+        elif votes_for > against and not tied:
+            found[better, worse, False] = None
     return list(found)
 
 

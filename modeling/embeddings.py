@@ -34,6 +34,8 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     fill_with_mean(model, sorted(new | {pad_id} if added else new))
     model.config.pad_token_id = pad_id
+    # torch gives the row of `padding_idx` no gradient, and in many models it is EOS. Padding is masked anyway.
+    model.get_input_embeddings().padding_idx = None
     if generation is not None and model.can_generate():
         generation.pad_token_id = pad_id
         generation.eos_token_id = with_end(generation.eos_token_id, tokenizer.eos_token_id)

@@ -1,5 +1,6 @@
 """Stage 3's settings."""
 
+import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal
@@ -189,8 +190,8 @@ class PPOConfig:
                 raise ValueError(
                     f"ppo.{part}={getattr(self, part)} does not divide ppo.{whole}={getattr(self, whole)}: set both"
                 )
-        examples = float(self.ptx_examples_per_episode * self.minibatch_size)
-        if not examples.is_integer():
+        examples = self.ptx_examples_per_episode * self.minibatch_size
+        if not math.isclose(examples, self.ptx_examples_per_minibatch):
             raise ValueError(
                 f"ppo.ptx_examples_per_episode={self.ptx_examples_per_episode} times "
                 f"ppo.minibatch_size={self.minibatch_size} is {examples:g}, and must be a whole number"

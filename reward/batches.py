@@ -83,14 +83,19 @@ def ranking_example(tokenizer: Any, ranking: Ranking, answer_suffix: Sequence[in
 
 def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
     """The ranking of `count` of its answers, chosen at random, in their order; all of them without a
-    count, or if it has no more.
+    count, or if it has no more. If not all answers were compared, answers of strict pairs are chosen first.
     """
     if count is None or len(ranking.completions) <= count:
         return ranking
-    kept = sorted(
-        random.Random(derive_seed(seed, "answers", ranking.prompt_id)).sample(range(len(ranking.completions)), count)
-    )
-    return with_answers(ranking, kept)
+    draw, kept = random.Random(derive_seed(seed, "answers", ranking.prompt_id)), set[int]()
+    others = draw.sample(range(len(ranking.completions)), len(ranking.completions))
+    if ranking.ranks is None or None in ranking.ranks:
+        strict = [{better, worse} for better, worse, tied in judged_pairs(ranking) if not tied]
+        for pair in draw.sample(strict, len(strict)):
+            if len(kept | pair) <= count:
+                kept |= pair
+    kept |= set([index for index in others if index not in kept][: count - len(kept)])
+    return with_answers(ranking, sorted(kept))
 
 
 def ranking_examples(

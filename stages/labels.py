@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from labeling.llm_config import UNHASHED
 from stages.config import RunConfig
+from stages.errors import shortened
 from stages.label import PLACE
 from stages.manifest import digest_of, model_digests
 from stages.runner import RunFolder, Stage, stage_main
@@ -69,8 +70,8 @@ def judged_pairs(ranking: "Ranking") -> tuple[int, int]:
 
 
 def earlier_rankings(config: RunConfig, run: RunFolder) -> "dict[str, list[Ranking]]":
-    """The rankings of `labels.earlier` by split. Raises ValueError if a folder has none, or if a user is in another
-    split there.
+    """The rankings of `labels.earlier` by split. Raises ValueError if a folder has none, or if a user or a prompt is in
+    another split there.
     """
     from data.files import read_records
     from data.records import SPLITS, Ranking, to_row
@@ -79,7 +80,10 @@ def earlier_rankings(config: RunConfig, run: RunFolder) -> "dict[str, list[Ranki
     if not config.labels.earlier:
         return {split: [] for split in SPLITS}
     found: dict[str, dict[str, Ranking]] = {split: {} for split in SPLITS}
-    users = {prompt.user_id: split for split in SPLITS for prompt in read_set(run.stage("data"), "rm", split)}
+    users, prompts = dict[str, str](), dict[str, str]()
+    for split in SPLITS:
+        for prompt in read_set(run.stage("data"), "rm", split):
+            users[prompt.user_id] = prompts[prompt.text] = split
     for folder in map(Path, config.labels.earlier):
         for split, kept in found.items():
             path = folder / f"rankings_{split}.jsonl"
@@ -87,11 +91,16 @@ def earlier_rankings(config: RunConfig, run: RunFolder) -> "dict[str, list[Ranki
                 raise ValueError(f"labels.earlier: there is no {path}: give the labels folder of a run")
             # The folders may share rankings, which count once.
             kept |= {json.dumps(to_row(one), sort_keys=True): one for one in read_records(path, Ranking)}
-            if moved := next((one for one in kept.values() if users.get(one.user_id, split) != split), None):
-                raise ValueError(
-                    f"{path}: user {moved.user_id!r} is in the {users[moved.user_id]} split of this run: use the same "
-                    "data.split_salt and fractions as in the run of labels.earlier"
-                )
+            for one in kept.values():
+                for what, other in (
+                    (f"user {one.user_id!r}", users.get(one.user_id, split)),
+                    (f"the prompt {shortened(one.text)!r}", prompts.get(one.text, split)),
+                ):
+                    if other != split:
+                        raise ValueError(
+                            f"{path}: {what} is in the {other} split of this run: use the same data.split_salt, "
+                            "fractions and user ids as in the run of labels.earlier"
+                        )
     return {split: list(kept.values()) for split, kept in found.items()}
 
 

@@ -21,6 +21,13 @@ def test_the_majority_of_several_votes_on_a_pair_decides() -> None:
     assert not has_strict_pair(ranking("a", "b", preferences=[[0, 1], [1, 0]]))
 
 
+def test_ties_are_votes_too() -> None:
+    assert judged_pairs(ranking("a", "b", preferences=[[0, 1]], ties=[[1, 0], [0, 1]])) == [(0, 1, True)]
+    assert judged_pairs(ranking("a", "b", preferences=[[0, 1]], ties=[[1, 0]])) == [(0, 1, True)], "no majority"
+    assert judged_pairs(ranking("a", "b", preferences=[[1, 0], [1, 0]], ties=[[0, 1]])) == [(1, 0, False)]
+    assert judged_pairs(ranking("a", "b", preferences=[[1, 0], [1, 0], [0, 1]], ties=[[0, 1]])) == [(1, 0, False)]
+
+
 def test_votes_on_identical_answers_are_added_up() -> None:
     both_ways = ranking("a", "b", " a ", ranks=[1, 2, 3])
     assert set(judged_pairs(both_ways)) == {(0, 1, True), (1, 2, True), (0, 2, False)}

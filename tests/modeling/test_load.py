@@ -99,6 +99,19 @@ def test_a_pad_that_is_also_eos_is_replaced_by_a_special_token_that_is_free(
     assert model.get_input_embeddings().weight.shape[0] == 512
 
 
+def test_eos_is_trained_where_the_bases_config_calls_it_its_pad(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
+) -> None:
+    folder = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    tokenizer = load_tokenizer(folder, model_config)
+    eos = tokenizer.eos_token_id
+    (folder / "config.json").write_text(json.dumps(settings | {"pad_token_id": eos}))
+    embeddings = load_causal(folder, model_config, tokenizer).get_input_embeddings()
+    embeddings(torch.tensor([eos])).sum().backward()
+    assert embeddings.weight.grad[eos].eq(1).all()
+
+
 @pytest.mark.parametrize("pad", [None, "<|endoftext|>"], ids=["no_pad", "pad_is_eos"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_tokenizer_like_gpt2s_gets_a_pad_of_its_own_and_the_model_a_row_for_it(

@@ -74,7 +74,7 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tiny_tokenizer: Any)
     ("judged", "strict", "ties"),
     [
         ({"ranks": [1, 2, 3, 3]}, {(0, 2), (0, 3), (1, 2), (1, 3)}, ((2, 3),)),
-        ({"ranks": [1, 2, 2, None]}, {(0, 2)}, ((1, 2),)),
+        ({"ranks": [1, 2, 2, None]}, set(), ((0, 2), (1, 2))),
         ({"preferences": [[0, 1], [2, 1], [3, 2]], "ties": [[0, 1], [1, 3]]}, {(2, 1), (3, 2)}, ((1, 3),)),
         ({"ranks": [1, 2, 2, None], "complete": [True, False, True, True]}, {(0, 1), (0, 2)}, ((1, 2),)),
     ],
@@ -235,8 +235,9 @@ def test_some_answers_keep_their_judgments(count: int, limit: int, seed: int) ->
     )
     ranked = Ranking(prompt="p", completions=names, ranks=[1 + i % 3 for i in range(count)])
     fewer, few = some_answers(judged, limit, seed), some_answers(ranked, limit, seed)
-    assert fewer.completions == few.completions == sorted(set(fewer.completions), key=names.index)
-    assert len(fewer.completions) == min(limit, count)
+    for found in (fewer.completions, few.completions):
+        assert found == sorted(set(found), key=names.index)
+        assert len(found) == min(limit, count)
 
     def named(found: list[list[int]] | None, completions: list[str]) -> set[tuple[str, str]]:
         return {(completions[i], completions[j]) for i, j in found or []}
@@ -248,6 +249,18 @@ def test_some_answers_keep_their_judgments(count: int, limit: int, seed: int) ->
     assert few.ranks == [1 + names.index(name) % 3 for name in few.completions]
     assert fewer.complete == [names.index(name) % 2 == 0 for name in fewer.completions]
     assert some_answers(judged, None, seed) is judged
+
+
+def test_answers_that_were_compared_are_chosen_before_others() -> None:
+    names = [f"answer {index}" for index in range(30)]
+    few = Ranking(prompt="p", completions=names, preferences=[[3, 20], [29, 7], [11, 3]])
+    chosen = some_answers(few, 8, 0)
+    assert len(chosen.completions) == 8
+    assert len(chosen.preferences or []) == 3
+    many = Ranking(prompt="p", completions=names, preferences=[[2 * index, 2 * index + 1] for index in range(15)])
+    assert len(some_answers(many, 8, 0).preferences or []) == 4
+    ranked = Ranking(prompt="p", completions=names, ranks=[None] * 25 + [1, 2, 3, 4, 5])
+    assert [rank for rank in some_answers(ranked, 8, 0).ranks or [] if rank] == [1, 2, 3, 4, 5]
 
 
 def test_other_peoples_closing_stands_after_every_answer(tiny_tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """The loop: what a round takes from the rounds before it, and what its report says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,10 @@ def test_earlier_rankings_are_added_and_a_user_of_another_split_is_refused(
     assert labels.work(config, run, tmp_path)["earlier_rankings"] == 3, "the same rankings count once"
     moved = Ranking(prompt="train 0", completions=["a", "b"], ranks=[1, 2])
     write_records(first / "labels" / "rankings_test.jsonl", [moved])
-    with pytest.raises(ValueError, match=r"is in the train split of this run: use the same data\.split_salt"):
+    with pytest.raises(ValueError, match=r"user .* is in the train split of this run: use the same data\.split_salt"):
+        labels.work(config, run, tmp_path)
+    write_records(first / "labels" / "rankings_test.jsonl", [replace(moved, user_id="ann")])
+    with pytest.raises(ValueError, match="the prompt 'train 0' is in the train split of this run"):
         labels.work(config, run, tmp_path)
 
 
