@@ -8,6 +8,7 @@ at any point loses nothing: folders are renamed as a whole, and `tidy` completes
 import contextlib
 import datetime
 import functools
+import importlib
 import io
 import operator
 import os
@@ -200,7 +201,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     for line in outdated(run.root, [name for name in inputs if name in (*STAGES, *SIDE_STAGES)], asdict(config)):
         print(f"{stage.name}: warning: {line}", flush=True)
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
-    final, partial = run.stage(stage.name), run.root / f"{stage.name}.partial"
+    final, partial = run.stage(stage.name), partial_folder(stage, run)
     tidy(final, stage.temporary)
     complete = manifest.read(partial)
     if complete is not None and complete.fingerprint == fingerprint and not force:
@@ -212,15 +213,40 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
         return Plan(finished.headline, partial, fingerprint, settings, inputs, False)
     resumed = recorded in (fingerprint, forced) and not force
     if not resumed:
-        if not force and any(any((partial / name).glob("*")) for name in stage.scratch):
+        if not force and resumable(stage, run):
             raise ValueError(
                 f"{partial} holds the checkpoints of an interrupted run with another configuration or other inputs: "
                 "run the command with those to resume it, or remove that folder to start over"
             )
+        if finished is not None and not force:
+            refuse_to_replace_inputs(stage, run)
         discard(partial)
         partial.mkdir(parents=True)
         write_whole(partial / FINGERPRINT, (forced if force else fingerprint).encode())
     return Plan(None, partial, fingerprint, settings, inputs, resumed)
+
+
+def partial_folder(stage: Stage, run: RunFolder) -> Path:
+    """The folder in which a stage works until it is complete."""
+    return run.root / f"{stage.name}.partial"
+
+
+def resumable(stage: Stage, run: RunFolder) -> bool:
+    """Whether the stage was interrupted and has checkpoints."""
+    return any(any((partial_folder(stage, run) / name).glob("*")) for name in stage.scratch)
+
+
+def refuse_to_replace_inputs(stage: Stage, run: RunFolder) -> None:
+    """Raises ValueError if a later stage was interrupted: it could not resume with another result of this stage."""
+    later = STAGES[STAGES.index(stage.name) + 1 :] if stage.name in STAGES else ()
+    for name in later:
+        interrupted = importlib.import_module(f"stages.{name}").STAGE
+        if resumable(interrupted, run):
+            raise ValueError(
+                f"{stage.name} would run again, because its configuration or its inputs have changed, but "
+                f"{partial_folder(interrupted, run)} holds the checkpoints of an interrupted run that needs the "
+                "present result: undo the change to resume it, or remove that folder to start over"
+            )
 
 
 def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:

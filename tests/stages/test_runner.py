@@ -265,6 +265,19 @@ def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(
     assert kept.is_dir()
 
 
+def test_the_inputs_of_an_interrupted_stage_are_not_replaced(config: RunConfig, root: Path) -> None:
+    again = Work()
+    run_stage(first(Work()), config)
+    (root / "ppo.partial" / "checkpoints" / "checkpoint-00000002").mkdir(parents=True)
+    run_stage(first(again), config)
+    config.data.split_salt = "other"
+    with pytest.raises(ValueError, match=r"data would run again.*ppo\.partial holds the checkpoints"):
+        run_stage(first(again), config)
+    assert again.times == 0
+    run_stage(first(again), config, force=True)
+    assert again.times == 1
+
+
 def test_discardable_scratch_of_another_configuration_is_removed(config: RunConfig, root: Path) -> None:
     scratch = root / "data.partial" / "scratch"
     scratch.mkdir(parents=True)
