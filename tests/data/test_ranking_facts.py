@@ -36,7 +36,10 @@ def some_rankings(count: int) -> list[dict[str, Any]]:
 def judged(row: dict[str, Any]) -> list[tuple[int, int, bool]]:
     """(better, worse, tied) by hand."""
     if "preferences" in row:
-        return [(a, b, False) for a, b in row["preferences"]] + [(a, b, True) for a, b in row["ties"] or []]
+        ties = row["ties"] or []
+        # One vote for an answer and one for a tie have no majority.
+        strict = [(a, b, False) for a, b in row["preferences"] if [a, b] not in ties and [b, a] not in ties]
+        return strict + [(a, b, True) for a, b in ties]
     ranked = [(i, rank) for i, rank in enumerate(row["ranks"]) if rank is not None]
     return [(i, j, a == b) if a <= b else (j, i, False) for (i, a), (j, b) in itertools.combinations(ranked, 2)]
 
