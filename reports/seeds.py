@@ -87,7 +87,7 @@ def headline_table(runs: Sequence[Path]) -> str:
                 markdown_cell(measured(value if low is None else {"mean": value, "low": low, "high": high}, form))
             )
             known += [] if value is None else [value]
-        spread = form(stdev(known)) if len(known) > 1 else "–"
+        spread = form(stdev(known)).removeprefix("+") if len(known) > 1 else "–"
         lines.append([title, form(mean(known)) if known else "–", spread, *cells])
     return markdown(lines)
 

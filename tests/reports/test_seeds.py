@@ -55,6 +55,7 @@ def test_headline_numbers_get_their_mean_and_spread_over_the_seeds_that_have_the
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps({"seed": seed}))
         numbers = {"win_rate": rate, "win_rate_low": rate - 0.1, "win_rate_high": rate + 0.1, "kl": 2.0 + seed}
+        numbers["reward_above_best_baseline"] = 0.05 - seed / 10
         (folder / "headline.json").write_text(json.dumps(numbers | {"win_rate_vs_best_of_n": against}))
         runs.append(str(folder.parent))
     main(["--headline", *runs])
@@ -63,6 +64,7 @@ def test_headline_numbers_get_their_mean_and_spread_over_the_seeds_that_have_the
     rate = "| 55.0% | 7.1% | 50.0% (40.0% to 60.0%) | 60.0% (50.0% to 70.0%) |"
     assert f"| **win rate of PPO against SFT** {rate}" in lines
     assert "| win rate of PPO against best-of-n from SFT | 40.0% | – | – | 40.0% |" in lines
+    assert "| the difference, percentage points | 0.0 | 7.1 | +5.0 | -5.0 |" in lines
     assert "| KL to SFT, nats | 2.50 | 0.707 | 2.00 | 3.00 |" in lines
     assert "| explained variance of the value model | – | – | – | – |" in lines
 
