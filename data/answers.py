@@ -36,8 +36,8 @@ def with_answers(ranking: Ranking, kept: Sequence[int]) -> Ranking:
 def judged_pairs(ranking: Ranking) -> list[tuple[int, int, bool]]:
     """(better answer, worse answer, whether they tie) of every judged pair, identical answers included.
 
-    The judgment with most votes decides on two texts that were judged several times: one is better, the other, or they
-    tie. If no judgment has most, they tie.
+    Of several judgments of the same two texts (the first is better, the second is better, or they tie) the most
+    frequent one counts. If none is more frequent than the others, the texts tie.
     """
     ranked = [(rank, index) for index, rank in enumerate(ranking.ranks or ()) if rank is not None]
     judgments = [

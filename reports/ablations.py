@@ -35,7 +35,7 @@ MEASURES: dict[str, tuple[str, Format, float | None]] = {
     "change of perplexity": ("perplexity_change", percent, 0.0),
     "explained variance": ("explained_variance", number, 0.0),
 }
-"""Title -> (the name in headline.json, its format, the value without an effect)."""
+"""Title -> (the name in headline.json, or perplexity_change of `variants`; its format, the value without an effect)."""
 
 
 def variants(runs: Sequence[Path]) -> Variants:

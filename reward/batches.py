@@ -90,11 +90,12 @@ def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
     draw, kept = random.Random(derive_seed(seed, "answers", ranking.prompt_id)), set[int]()
     others = draw.sample(range(len(ranking.completions)), len(ranking.completions))
     if ranking.ranks is None or None in ranking.ranks:
-        strict = [{better, worse} for better, worse, tied in judged_pairs(ranking) if not tied]
+        texts = identities(ranking)
+        strict = [{one, other} for one, other, tied in judged_pairs(ranking) if not tied and texts[one] != texts[other]]
         for pair in draw.sample(strict, len(strict)):
             if len(kept | pair) <= count:
                 kept |= pair
-    kept |= set([index for index in others if index not in kept][: count - len(kept)])
+    kept.update([index for index in others if index not in kept][: count - len(kept)])
     return with_answers(ranking, sorted(kept))
 
 

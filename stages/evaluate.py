@@ -15,8 +15,9 @@ from labeling.llm_config import UNHASHED
 from modeling.disk import file_digest
 from stages import manifest
 from stages.config import STAGES, RunConfig
+from stages.headline import summary
 from stages.outdated import outdated
-from stages.runner import RunFolder, Stage, stage_main, summary
+from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
     from data.records import Demonstration

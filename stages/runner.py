@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +30,7 @@ from modeling.disk import discard, discarded, sync, write_whole
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, report, say
+from stages.headline import summary
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, description, refuse_unsupported
 from stages.outdated import outdated
@@ -45,6 +46,10 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         """The folder of a stage's finished result."""
         return self.root / name
+
+    def partial(self, name: str) -> Path:
+        """The folder in which a stage works until its result is complete."""
+        return self.root / f"{name}.partial"
 
 
 @dataclass(frozen=True)
@@ -140,36 +145,6 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         return from_main(accelerator, lambda: headline)
 
 
-SHARES = ("complete", "tied_pairs", "ended", "win_rate", "accuracy", "best_baseline")
-"""Headline numbers whose names contain one of these words are shares."""
-UNITS = {"kl": " nats", "seconds_before_evaluation": " s"}
-
-
-def summary(headline: Mapping[str, Any]) -> str:
-    """A stage's headline numbers in one line, with units; intervals are in parentheses."""
-    shown = []
-    for name, value in headline.items():
-        whole, _, end = name.rpartition("_")
-        if end not in ("low", "high") or whole not in headline:
-            low, high = headline.get(f"{name}_low"), headline.get(f"{name}_high")
-            interval = "" if low is None else f" ({with_unit(name, low)} to {with_unit(name, high)})"
-            shown.append(f"{name} {with_unit(name, value)}{interval}")
-    return "  ".join(shown)
-
-
-def with_unit(name: str, value: Any) -> str:
-    """Formats a headline number: shares in percent, and no exponents for large numbers. Settings are listed."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {with_unit(key, setting)}" for key, setting in value.items())
-    if not isinstance(value, float):
-        return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-    if name == "above_best_baseline":
-        return f"{100 * value:+z.1f} points"
-    if any(share in name for share in SHARES):
-        return f"{value:z.1%}"
-    return f"{value:,.0f}{UNITS.get(name, '')}" if abs(value) >= 1000 else f"{value:z.4g}{UNITS.get(name, '')}"
-
-
 FINGERPRINT = "fingerprint"
 
 
@@ -201,7 +176,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     for line in outdated(run.root, [name for name in inputs if name in (*STAGES, *SIDE_STAGES)], asdict(config)):
         print(f"{stage.name}: warning: {line}", flush=True)
     fingerprint = manifest.digest_of({"stage": stage.name, "config": settings, "inputs": inputs})
-    final, partial = run.stage(stage.name), partial_folder(stage, run)
+    final, partial = run.stage(stage.name), run.partial(stage.name)
     tidy(final, stage.temporary)
     complete = manifest.read(partial)
     if complete is not None and complete.fingerprint == fingerprint and not force:
@@ -226,14 +201,9 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     return Plan(None, partial, fingerprint, settings, inputs, resumed)
 
 
-def partial_folder(stage: Stage, run: RunFolder) -> Path:
-    """The folder in which a stage works until it is complete."""
-    return run.root / f"{stage.name}.partial"
-
-
 def resumable(stage: Stage, run: RunFolder) -> bool:
     """Whether the stage was interrupted and has checkpoints."""
-    return any(any((partial_folder(stage, run) / name).glob("*")) for name in stage.scratch)
+    return any(any((run.partial(stage.name) / name).glob("*")) for name in stage.scratch)
 
 
 def refuse_to_replace_inputs(stage: Stage, run: RunFolder) -> None:
@@ -244,7 +214,7 @@ def refuse_to_replace_inputs(stage: Stage, run: RunFolder) -> None:
         if resumable(interrupted, run):
             raise ValueError(
                 f"{stage.name} would run again, because its configuration or its inputs have changed, but "
-                f"{partial_folder(interrupted, run)} holds the checkpoints of an interrupted run that needs the "
+                f"{run.partial(name)} holds the checkpoints of an interrupted run that needs the "
                 "present result: undo the change to resume it, or remove that folder to start over"
             )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
+from stages.headline import summary
 from stages.manifest import model_digests
-from stages.runner import RunFolder, Stage, stage_main, summary
+from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
     from data.records import Prompt

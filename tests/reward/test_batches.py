@@ -259,6 +259,8 @@ def test_answers_that_were_compared_are_chosen_before_others() -> None:
     assert len(chosen.preferences or []) == 3
     many = Ranking(prompt="p", completions=names, preferences=[[2 * index, 2 * index + 1] for index in range(15)])
     assert len(some_answers(many, 8, 0).preferences or []) == 4
+    twins = Ranking(prompt="p", completions=["same", "same", "x", "y"], preferences=[[0, 1], [2, 3]])
+    assert all(some_answers(twins, 2, seed).completions == ["x", "y"] for seed in range(16))
     ranked = Ranking(prompt="p", completions=names, ranks=[None] * 25 + [1, 2, 3, 4, 5])
     assert [rank for rank in some_answers(ranked, 8, 0).ranks or [] if rank] == [1, 2, 3, 4, 5]
 

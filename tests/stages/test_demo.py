@@ -24,7 +24,8 @@ def test_the_demo_shows_what_the_readme_says(tmp_path: Path):
         check=True,
     )
     headline = json.loads((tmp_path / "demo" / "evaluate" / "headline.json").read_text())
-    assert headline["reward_accuracy"] > headline["reward_accuracy_best_baseline"]
+    assert headline["reward_accuracy"] > 0.60
+    assert headline["reward_above_best_baseline_low"] > 0
     assert headline["win_rate_low"] > 0.50
     assert headline["win_rate_both_end_low"] > 0.50
     assert headline["win_rate_length_controlled_low"] > 0.50

@@ -18,7 +18,8 @@ from filelock import FileLock
 from data.sets import evenly
 from stages import manifest
 from stages.config import RunConfig
-from stages.runner import STAGES, RunFolder, Stage, run_stage, summary
+from stages.headline import summary
+from stages.runner import STAGES, RunFolder, Stage, run_stage
 from tests.cuts import Cut, cut_at
 
 HERE = Path(__file__).parents[2]
@@ -233,6 +234,10 @@ def test_the_last_line_of_a_stage_has_units() -> None:
     known = {"win_rate": 0.6, "win_rate_low": 0.55, "win_rate_high": 0.652}
     missing = {"win_rate_both_end": None, "win_rate_both_end_low": None, "win_rate_both_end_high": None}
     assert summary(known | missing) == "win_rate 60.0% (55.0% to 65.2%)  win_rate_both_end –"
+    margin = {"reward_above_best_baseline": 0.0792, "reward_above_best_baseline_low": 0.031}
+    assert summary(margin | {"reward_above_best_baseline_high": 0.124}) == (
+        "reward_above_best_baseline +7.9 points (+3.1 points to +12.4 points)"
+    )
 
 
 @pytest.mark.parametrize("change", ["config", "input"])
