@@ -43,6 +43,8 @@ class Built:
     bad: BadRows
     dropped_answers: dict[str, int]
     """Answers dropped from rankings that were kept, by rule."""
+    group_by: str
+    """`user` or `organisation`, as in DataConfig."""
 
     @property
     def conversational(self) -> bool:
@@ -101,6 +103,8 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     refuse_repeated_ids(pool)
     rankings = collected(("rankings",), RANKING_SCHEMA)
     refuse_undecided(rankings)
+    if config.group_by == "organisation":
+        refuse_several_organisations([pool, rankings])
     texts = (text for source in sources if source.role == "pretraining" for text in shown(source, bad))
     documents = collect_documents(texts, config, scratch / "documents.arrow")
 
@@ -121,7 +125,7 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     thin(pool, config)
     thin(rankings, config)
 
-    built = Built(sources, pool, rankings, documents, bad, dropped_answers)
+    built = Built(sources, pool, rankings, documents, bad, dropped_answers, config.group_by)
     refuse_empty(built)
     return built
 
@@ -196,6 +200,23 @@ def refuse_repeated_ids(table: Table) -> None:
         )
 
 
+def refuse_several_organisations(tables: Sequence[Table]) -> None:
+    """Raises ValueError for a user with prompts of several organisations, who would be in several splits. A prompt
+    without a user is its own user, and several organisations may have it.
+    """
+    columns = ["user_id", "organisation_id", "prompt_id"]
+    rows = pd.concat([table.records.select_columns(columns).to_pandas() for table in tables])
+    named = rows[rows["user_id"] != rows["prompt_id"]].drop_duplicates(columns[:2])
+    several = named[named["user_id"].duplicated(keep=False)]
+    if len(several):
+        user = several["user_id"].iloc[0]
+        first, second = several.loc[several["user_id"] == user, "organisation_id"].iloc[:2]
+        raise ValueError(
+            f"user {user!r} is in the organisations {first!r} and {second!r} (a row without organisation_id is in one "
+            "named as its user): with data.group_by: organisation each user needs exactly one"
+        )
+
+
 def refuse_empty(built: Built) -> None:
     """Raises ValueError if a split that a later stage needs is empty."""
     sizes = built.sizes()
@@ -210,17 +231,23 @@ def refuse_empty(built: Built) -> None:
 
 
 def write(built: Built, folder: Path) -> None:
-    """Writes every split that has rows (data/sets.py). The examples of few-shot prompts come last."""
+    """Writes every split that has rows (data/sets.py). The examples of few-shot prompts come last.
+
+    With `group_by: organisation` the user is the organisation from here on, since that is the unit of every interval.
+    """
     for name, split in itertools.product(SETS, SPLITS):
         table, members = built.table(name), built.members(name, split)
         if not members.any():
             continue
         schema = set_schema(name, built.conversational)
-        columns = ["messages" if built.conversational else "prompt", *schema.names[1:]]
+        source = {"prompt": "messages"} if built.conversational else {}
+        if built.group_by == "organisation":
+            source["user_id"] = "organisation_id"
+        columns = [source.get(column, column) for column in schema.names]
         several = members & table.notes["few_shot"].to_numpy()
         with pq.ParquetWriter(set_file(folder, name, split), schema) as writer:
-            for batch in filtered(table.records.select_columns(columns), members & ~several):
-                writer.write_table(batch.rename_columns(schema.names).cast(schema))
+            for batch in filtered(table.records.select_columns(list(dict.fromkeys(columns))), members & ~several):
+                writer.write_table(batch.select(columns).rename_columns(schema.names).cast(schema))
             if several.any():
                 examples = [packed(example) for record in table.each(several) for example in expand(record)]
                 rows = pa.Table.from_pylist(examples, POOL_SCHEMA)

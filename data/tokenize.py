@@ -6,6 +6,7 @@ control tokens.
 """
 
 import json
+import logging
 import re
 import traceback
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ from data.control_tokens import (
     user_text_ids,
 )
 from data.records import Demonstration, Message, Prompt, Ranking
+
+log = logging.getLogger(__name__)
 
 QUESTION: Message = {"role": "user", "content": "A question"}
 ANSWER: Message = {"role": "assistant", "content": "An answer"}
@@ -312,19 +315,36 @@ def decode_completion(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
 
 def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit: int | None = None) -> list[list[int]]:
     """At most `limit` chunks of `length` tokens of plain text, none across two documents; a tail shorter than a quarter
-    is dropped. Raises ValueError when there is no chunk at all.
+    is dropped. Logs a warning about documents that give no chunk. Raises ValueError when there is no chunk at all.
     """
     chunks: list[list[int]] = []
-    first, last = _around_text(tokenizer)
+    documents = unused = 0
     for text in texts:
-        ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
-        parts = [ids[start : start + length] for start in range(0, len(ids), length)]
-        chunks += [part for part in parts if len(part) >= max(2, length // 4)]
+        found = document_chunks(tokenizer, text, length)
+        documents += 1
+        unused += not found
+        chunks += found
         if limit is not None and len(chunks) >= limit:
             return chunks[:limit]
     if not chunks:
         raise ValueError(f"the pretraining text is too short for a single example of {length} tokens")
+    if unused:
+        log.warning(
+            "%d of %d documents of the pretraining text are not used: they are shorter than a quarter of "
+            "data.pretraining_tokens=%d, which could be lower",
+            unused,
+            documents,
+            length,
+        )
     return chunks
+
+
+def document_chunks(tokenizer: Any, text: str, length: int) -> list[list[int]]:
+    """The chunks of `length` tokens of one document, without a tail shorter than a quarter."""
+    first, last = _around_text(tokenizer)
+    ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
+    parts = [ids[start : start + length] for start in range(0, len(ids), length)]
+    return [part for part in parts if len(part) >= max(2, length // 4)]
 
 
 def start_of_text(tokenizer: Any) -> list[int]:

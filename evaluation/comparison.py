@@ -4,6 +4,7 @@ evaluation/results.py judges the answers and writes the results.
 """
 
 import gc
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,8 @@ from modeling.generation import Generation
 from modeling.load import autocast, autocast_dtype, context_length, load_causal
 from modeling.models import policy_model
 from modeling.run import Run
+
+log = logging.getLogger(__name__)
 
 SCORING_BATCH = 16
 """Sequences per forward pass of scoring, which limits the memory for logits."""
@@ -124,6 +127,12 @@ class Comparison:
             policy = policy_model(loaded, autocast_dtype(model.config, self.accelerator.device))
             chunks = pretraining_chunks(tokenizer, self.texts, self.text_tokens)
             texts = evenly(chunks, self.settings.perplexity_examples)
+            if model.name == "sft" and len(texts) < self.settings.perplexity_examples:
+                log.warning(
+                    "the perplexity is of %d tokens: the held-out pretraining text has %d of the "
+                    "evaluate.perplexity_examples=%d of up to %d tokens; more documents would hold out more",
+                    sum(map(len, texts)), len(texts), self.settings.perplexity_examples, self.text_tokens,
+                )  # fmt: skip
             measure = partial(perplexity, policy, texts, SCORING_BATCH, self.accelerator)
             name = f"perplexity {model.stream}"
             self.perplexities[model.name] = remembered(self.scratch, name, self.accelerator, measure)

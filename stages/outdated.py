@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling.disk import file_digest
 from stages import manifest
 from stages.config import SIDE_STAGES, STAGES
 
@@ -41,6 +42,8 @@ def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> li
             waiting.append(source)
         if any(made.inputs.get(path, digest) != digest for path, digest in base.items()):
             warnings.append(f"the files in {next(iter(base))} have changed since {root / name} was made from them")
+        if name == "data":
+            warnings += [f"{path} has changed since {root / name} was made from it" for path in changed_files(made)]
         changed = changed_settings(made.settings, config)
         for key in SAME_MODEL:
             if key in changed:
@@ -51,6 +54,13 @@ def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> li
             listed = ", ".join(f"{key}={shortened(value)}" for key, value in changed.items())
             warnings.append(f"{root / name} was made with other settings: {listed}")
     return warnings
+
+
+def changed_files(made: manifest.Manifest) -> list[str]:
+    """The files among the inputs of the data stage with other contents now; those that are gone do not count."""
+    files = [path for path in made.inputs if Path(path).is_file()]
+    digests = {path: (file_digest(Path(path)), *manifest.model_digests(path).values()) for path in files}
+    return [path for path, known in digests.items() if made.inputs[path] not in known]
 
 
 def changed_settings(made: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

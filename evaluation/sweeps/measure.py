@@ -5,7 +5,6 @@ All policies sample with the same random numbers, which reduces the noise of the
 Shapes: P prompts, C chunks of text.
 """
 
-import contextlib
 import gc
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from accelerate.utils import gather_object
 from data.intervals import Bootstrap
 from data.records import Demonstration
 from data.sets import evenly
-from data.tokenize import decode_completion, pretraining_chunks
+from data.tokenize import decode_completion, document_chunks
 from evaluation.best_of_n import Proxy
 from evaluation.compare import Answer, Scoring, kl_between, logprobs_of_answers, with_part
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
@@ -202,8 +201,7 @@ def chunks_of_documents(
     """
     found: list[tuple[int, list[int]]] = []
     for number, text in enumerate(texts):
-        with contextlib.suppress(ValueError):  # too short for a chunk
-            found += [(number, chunk) for chunk in pretraining_chunks(tokenizer, [text], length)]
+        found += [(number, chunk) for chunk in document_chunks(tokenizer, text, length)]
     if not found:
         raise ValueError(f"the held-out pretraining text is too short for a single example of {length} tokens")
     kept = evenly(found, count)

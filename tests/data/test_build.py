@@ -279,9 +279,29 @@ def test_splits_are_by_organisation_where_the_configuration_says_so(
     config.group_by, config.max_prompts_per_group = "organisation", 7
     found = sets(config)
     homes = {split: {record.organisation_id for record in found["rm"][split]} for split in SPLITS}
+    assert all(record.user_id == record.organisation_id for record in found.everything("rm")), "the unit of intervals"
     assert all(homes.values())
     assert not homes["train"] & (homes["valid"] | homes["test"])
     assert Counter(record.organisation_id for record in found.everything("rm")) == {f"org {n}": 7 for n in range(12)}
+
+
+def test_a_user_of_two_organisations_is_refused_only_where_organisations_are_the_unit(
+    config: DataConfig, tmp_path: Path, made: Any
+) -> None:
+    demonstrations = [{"prompt": "first one", "user_id": "ann", "organisation_id": "acme", "completion": "So."}]
+    config.demonstrations.append(written(tmp_path / "acme.jsonl", demonstrations))
+    config.prompts.append(written(tmp_path / "ann.jsonl", [{"prompt": "second one", "user_id": "ann"}]))
+    made(config)
+    config.group_by = "organisation"
+    with pytest.raises(ValueError, match="user 'ann' is in the organisations 'acme' and 'ann'"):
+        made(config)
+
+
+def test_several_organisations_may_have_a_prompt_without_a_user(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    greeting = [{"prompt": "Hello", "organisation_id": name, "completion": "Hi."} for name in ("acme", "other")]
+    config.demonstrations.append(written(tmp_path / "greeting.jsonl", greeting))
+    config.group_by = "organisation"
+    made(config)
 
 
 def test_a_few_shot_prompt_with_too_long_an_answer_leaves_whole(config: DataConfig, tmp_path: Path, made: Any) -> None:

@@ -358,7 +358,9 @@ def test_an_answer_that_the_template_would_render_otherwise_is_refused_at_the_ro
         check_prompt(tokenizer, reasoned)
 
 
-def test_chunks_cover_the_text_and_never_span_two_documents(tiny_tokenizer: Any) -> None:
+def test_chunks_cover_the_text_and_never_span_two_documents(
+    tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     texts = ["a language model reads a text " * 9, "the sky is blue " * 7, "hm"]
     chunks = pretraining_chunks(tiny_tokenizer, texts, 16)
     expected = []
@@ -369,7 +371,11 @@ def test_chunks_cover_the_text_and_never_span_two_documents(tiny_tokenizer: Any)
             ids = ids[16:]
         expected += kept[:-1] if len(kept[-1]) < 4 else kept
     assert chunks == expected
+    assert "1 of 3 documents of the pretraining text are not used" in caplog.text
+    caplog.clear()
     assert pretraining_chunks(tiny_tokenizer, texts, 16, limit=3) == expected[:3]
+    pretraining_chunks(tiny_tokenizer, texts[:2], 16)
+    assert not caplog.text
 
 
 def test_a_chunk_has_at_least_two_tokens_or_there_would_be_nothing_to_predict(tiny_tokenizer: Any) -> None:

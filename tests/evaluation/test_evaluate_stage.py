@@ -62,7 +62,7 @@ def run(tmp_path_factory: Any, tiny: Any, model_config: ModelConfig, tiny_tokeni
 
 
 def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(
-    run: RunFolder, tiny_llama: Path, tmp_path: Path
+    run: RunFolder, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = RunConfig(
         model=ModelConfig(base=str(tiny_llama), device="cpu", precision="bfloat16"),
@@ -79,15 +79,16 @@ def test_under_bfloat16_the_kl_of_sft_to_itself_is_exactly_zero(
     assert headline["win_rate_vs_best_of_n"] is None, "at a KL of 0 it would be plain samples"
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert [row["kl"] for row in rows] == [0.0, 0.0, 0.0]
+    assert not caplog.text
 
 
 def test_greedy_answers_have_no_kl_since_an_estimate_takes_samples(
-    run: RunFolder, tiny_llama: Path, tmp_path: Path
+    run: RunFolder, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = RunConfig(
         model=ModelConfig(base=str(tiny_llama), device="cpu"),
         labels=LabelsConfig(closeness="words"),
-        evaluate=EvaluateConfig(temperature=0.0, max_new_tokens=4, perplexity_examples=2, bootstrap_resamples=5),
+        evaluate=EvaluateConfig(temperature=0.0, max_new_tokens=4, perplexity_examples=999, bootstrap_resamples=5),
     )
     config.data.pretraining_tokens = 16
     headline = work(config, run, tmp_path)
@@ -96,6 +97,8 @@ def test_greedy_answers_have_no_kl_since_an_estimate_takes_samples(
     assert [headline[f"chrf_difference{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0], "the same model"
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert [row["kl"] for row in rows] == [None, None, None]
+    assert caplog.text.count("the perplexity is of ") == 1, "not once for each model"
+    assert "of the evaluate.perplexity_examples=999 of up to 16 tokens" in caplog.text
 
 
 def test_text_longer_than_the_context_is_refused_before_anything_is_generated(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from modeling.disk import file_digest
 from stages.config import RunConfig
 from stages.manifest import model_digests
 from stages.outdated import changed_settings, outdated
@@ -109,6 +110,30 @@ def test_other_files_of_the_base_model_are_named(tmp_path: Path, capsys: pytest.
     assert (
         f"ppo: warning: the files in {tmp_path / 'base'} have changed since {tmp_path / 'runs' / 'run' / 'sft'}" in said
     )
+
+
+def test_a_data_file_that_has_changed_since_the_data_stage_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, template = tmp_path / "mine.jsonl", tmp_path / "chat.jinja"
+    file.write_text("{}")
+    template.write_text("{{ messages }}")
+    config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
+    config.model.device = "cpu"
+    inputs = {str(file): file_digest(file), "someone/set train": "main"} | model_digests(str(template))
+    for stage in (replace(STAGES["data"], external=lambda config: inputs), STAGES["sft"]):
+        run_stage(stage, config)
+    assert "warning" not in capsys.readouterr().out
+    file.write_text('{"prompt": "Why?"}')
+    template.write_text("{{ messages[0] }}")
+    later = replace(PPO, after=("sft",))
+    run_stage(later, config)
+    said = capsys.readouterr().out
+    for changed in (file, template):
+        assert f"ppo: warning: {changed} has changed since {tmp_path / 'runs' / 'run' / 'data'}" in said
+    file.unlink()  # moved away
+    run_stage(later, config, force=True)
+    assert str(file) not in capsys.readouterr().out
 
 
 def test_a_stage_of_another_run_among_the_inputs_is_no_earlier_result(config: RunConfig) -> None:
