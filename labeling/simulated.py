@@ -63,10 +63,3 @@ def _ranking(row: Samples, judged: list[Judged], config: LabelsConfig, seed: int
         labeler_id="rubric",
         ratings=[{name: round(value, 4) for name, value in vars(part).items()} for part in judged],
     )
-
-
-def has_strict_pair(ranking: Ranking) -> bool:
-    """Whether any answer is ranked above another."""
-    if ranking.preferences is not None:
-        return bool(ranking.preferences)
-    return len({rank for rank in ranking.ranks or [] if rank is not None}) > 1

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes rankings_<split>.jsonl."""
+    from data.answers import has_strict_pair, judged_pairs
     from data.files import read_records, write_records
     from data.records import SPLITS, Samples
-    from labeling.simulated import has_strict_pair
 
     how = config.labels
     numbers: dict[str, Any] = {"rankings": 0, "all_tied": 0, "tied_pairs": 0.0}
@@ -44,29 +44,20 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         if how.labeler == "llm":
             asked = sum(math.comb(len(one.completions), 2) for one in samples)
             numbers.setdefault("no_verdict", 0)
-            numbers["no_verdict"] += asked - sum(sum(judged_pairs(one)) for one in ranked)
+            numbers["no_verdict"] += asked - sum(len(judged_pairs(one)) for one in ranked)
         ranked += earlier[split]
         write_records(out / f"rankings_{split}.jsonl", ranked)
         numbers["rankings"] += len(ranked)
         numbers["all_tied"] += sum(not has_strict_pair(ranking) for ranking in ranked)
         for ranking in ranked:
-            strict, tied = judged_pairs(ranking)
-            pairs, ties = pairs + strict + tied, ties + tied
+            judged = judged_pairs(ranking)
+            pairs, ties = pairs + len(judged), ties + sum(tied for *_, tied in judged)
     numbers["tied_pairs"] = ties / max(1, pairs)
     if how.earlier:
         numbers["earlier_rankings"] = numbers["rankings"] - own
     if how.labeler == "human" and (left := len(saved_rankings(run.root)) - own):
         print(f"labels: {left} rankings are left out: the samples stage no longer has their prompts", flush=True)
     return numbers
-
-
-def judged_pairs(ranking: "Ranking") -> tuple[int, int]:
-    """(pairs of answers that are ordered, pairs that tie)."""
-    if ranking.preferences is not None:
-        return len(ranking.preferences), len(ranking.ties or [])
-    ranks = [rank for rank in ranking.ranks or [] if rank is not None]
-    ties = sum(ranks[i] == ranks[j] for i in range(len(ranks)) for j in range(i))
-    return len(ranks) * (len(ranks) - 1) // 2 - ties, ties
 
 
 def earlier_rankings(config: RunConfig, run: RunFolder) -> "dict[str, list[Ranking]]":

@@ -1,5 +1,7 @@
 """Judgments of a ranking: several of the same two answers are one."""
 
+import pytest
+
 from data.answers import has_strict_pair, judged_pairs
 from data.records import Ranking
 
@@ -33,3 +35,20 @@ def test_votes_on_identical_answers_are_added_up() -> None:
     assert set(judged_pairs(both_ways)) == {(0, 1, True), (1, 2, True), (0, 2, False)}
     twice = ranking("a", "b", "a", ranks=[1, 2, 1])
     assert set(judged_pairs(twice)) == {(0, 1, False), (2, 1, False), (0, 2, True)}
+
+
+@pytest.mark.parametrize(
+    ("judgment", "strict"),
+    [
+        ({"ranks": [1, 2]}, True),
+        ({"ranks": [1, 1]}, False),
+        ({"ranks": [1, None]}, False),
+        ({"ranks": [None, None]}, False),
+        ({"preferences": [[0, 1]]}, True),
+        ({"preferences": []}, False),
+    ],
+)
+def test_a_strict_pair_takes_two_ranked_answers_that_do_not_tie(
+    judgment: dict[str, list[int | None]], strict: bool
+) -> None:
+    assert has_strict_pair(Ranking(prompt="Why?", completions=["a", "b"], **judgment)) is strict  # type: ignore[arg-type]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.records import Ranking, Samples
+from data.records import Samples
 from labeling.config import LabelsConfig, SamplesConfig
 from labeling.judges import WordOverlap
-from labeling.simulated import has_strict_pair, misjudge, rank, ranks_of
+from labeling.simulated import misjudge, rank, ranks_of
 
 SCORES = st.lists(st.integers(-40, 40).map(lambda n: n / 32), min_size=2, max_size=9)
 
@@ -137,23 +137,6 @@ def test_ratings_tell_what_the_labeler_saw_not_what_it_said() -> None:
     erring, right = (rank(rows, careful(disagreement=rate), WordOverlap(), seed=0) for rate in (0.9, 0.0))
     assert [r.ratings for r in erring] == [r.ratings for r in right]
     assert [r.ranks for r in erring] != [r.ranks for r in right]
-
-
-@pytest.mark.parametrize(
-    ("judgment", "strict"),
-    [
-        ({"ranks": [1, 2]}, True),
-        ({"ranks": [1, 1]}, False),
-        ({"ranks": [1, None]}, False),
-        ({"ranks": [None, None]}, False),
-        ({"preferences": [[0, 1]]}, True),
-        ({"preferences": []}, False),
-    ],
-)
-def test_a_strict_pair_takes_two_ranked_answers_that_do_not_tie(
-    judgment: dict[str, list[int | None]], strict: bool
-) -> None:
-    assert has_strict_pair(Ranking(prompt="Why?", completions=["a", "b"], **judgment)) is strict  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
