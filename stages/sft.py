@@ -77,7 +77,12 @@ STAGE = Stage(
     external=external,
     parallel=True,
     scratch=("trainer",),
-    hash_exclude=("tracking", "sft.checkpoint_minutes", "sft.activation_checkpointing"),
+    hash_exclude=(
+        "tracking",
+        "sft.checkpoint_minutes",
+        "sft.activation_checkpointing",  # and below: so that a run that was out of memory can resume
+        "sft.micro_batch_size",
+    ),
 )
 
 if __name__ == "__main__":

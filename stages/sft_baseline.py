@@ -110,6 +110,7 @@ EPOCHS = Stage(
         "tracking",
         "sft_baseline.checkpoint_minutes",
         "sft_baseline.activation_checkpointing",
+        "sft_baseline.micro_batch_size",
         "sft_baseline.max_kept_gib",
         "sft_baseline.scoring",
     ),

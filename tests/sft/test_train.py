@@ -236,6 +236,29 @@ def test_a_run_killed_in_the_second_epoch_is_bit_identical_to_an_uninterrupted_o
     assert found["valid_loss"] == metrics(tmp_path / "whole", "valid_loss")[-1]
 
 
+def test_a_run_that_was_out_of_memory_resumes_with_smaller_micro_batches(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an epoch, where the number of micro-batches to skip depends on their size."""
+    settings = replace(SETTINGS, checkpoint_minutes=0.0)
+    run("whole", settings)
+    log = Tracker.log
+
+    def cut(tracker: Tracker, step: int, numbers: dict[str, float]) -> None:
+        if step == 4:
+            raise Cut
+        log(tracker, step, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log", cut)
+        with pytest.raises(Cut):
+            run("cut", settings)
+    assert (tmp_path / "cut" / "trainer" / "checkpoint-3").is_dir(), "two steps are an epoch"
+    run("cut", replace(settings, micro_batch_size=2))
+    assert difference(weights(tmp_path / "whole"), weights(tmp_path / "cut")) < 1e-5
+    assert metrics(tmp_path / "cut", "loss") == pytest.approx(metrics(tmp_path / "whole", "loss"), rel=1e-4)
+
+
 def test_activation_checkpointing_changes_no_byte_of_a_run(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_config: ModelConfig
 ) -> None:
