@@ -104,7 +104,7 @@ def build(annotator: Annotator, scratch: Path, check: Callable[[Prompt], object]
     rankings = collected(("rankings",), RANKING_SCHEMA)
     refuse_undecided(rankings)
     if config.group_by == "organisation":
-        refuse_several_organisations([pool, rankings])
+        refuse_unnamed_organisations([pool, rankings])
     texts = (text for source in sources if source.role == "pretraining" for text in shown(source, bad))
     documents = collect_documents(texts, config, scratch / "documents.arrow")
 
@@ -200,20 +200,20 @@ def refuse_repeated_ids(table: Table) -> None:
         )
 
 
-def refuse_several_organisations(tables: Sequence[Table]) -> None:
-    """Raises ValueError for a user with prompts of several organisations, who would be in several splits. A prompt
+def refuse_unnamed_organisations(tables: Sequence[Table]) -> None:
+    """Raises ValueError for a user with an organisation in some rows only, who would be in several splits. A prompt
     without a user is its own user, and several organisations may have it.
     """
     columns = ["user_id", "organisation_id", "prompt_id"]
     rows = pd.concat([table.records.select_columns(columns).to_pandas() for table in tables])
-    named = rows[rows["user_id"] != rows["prompt_id"]].drop_duplicates(columns[:2])
-    several = named[named["user_id"].duplicated(keep=False)]
-    if len(several):
-        user = several["user_id"].iloc[0]
-        first, second = several.loc[several["user_id"] == user, "organisation_id"].iloc[:2]
+    rows = rows[rows["user_id"] != rows["prompt_id"]]
+    unnamed = rows["organisation_id"] == rows["user_id"]
+    partly = rows[~unnamed & rows["user_id"].isin(rows.loc[unnamed, "user_id"])]
+    if len(partly):
+        user, organisation = partly[columns[:2]].iloc[0]
         raise ValueError(
-            f"user {user!r} is in the organisations {first!r} and {second!r} (a row without organisation_id is in one "
-            "named as its user): with data.group_by: organisation each user needs exactly one"
+            f"user {user!r} is in the organisation {organisation!r}, but other rows of the user have no "
+            "organisation_id: with data.group_by: organisation, add it to them"
         )
 
 

@@ -4,11 +4,12 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from evaluation.likelihood import sft_baselines
-from evaluation.reward_model import Scores, report
+from evaluation.reward_model import Scores, by_prompt, report
 from modeling.config import ModelConfig, TrackingConfig
 from modeling.run import Run
 from modeling.seeds import derive_seed
@@ -49,9 +50,12 @@ class RewardEvaluation:
         return found
 
     def learning_curve(self, config: RewardConfig, start: Start, sets: Sets) -> list[dict[str, Any]]:
-        """Test accuracy of models trained on nested subsets of the training rankings; [] if none are configured."""
-        accelerator, train, tokenizer = self.run.accelerator, list(sets["train"]), start.tokenizer()
+        """Test accuracy of models trained on all rankings of nested subsets of the training prompts; [] if none are
+        configured.
+        """
+        accelerator, tokenizer = self.run.accelerator, start.tokenizer()
         assert self.run.out is not None
+        train = by_prompt(sets["train"])
         order = random.Random(derive_seed(self.run.seed, "learning curve")).sample(train, len(train))
         curve = []
         for fraction in sorted(config.learning_curve):
@@ -59,7 +63,7 @@ class RewardEvaluation:
             out = self.run.out / "checkpoints" / f"fraction-{fraction}"
             run = replace(self.run, out=out, tracking=TrackingConfig(to=[]))
             model = sharded_model(start, tokenizer, run)
-            RewardTrainer(config, model, part, run).train()
+            RewardTrainer(config, model, list(chain.from_iterable(part)), run).train()
             found = score_all(model, sets["test"], self.max_tokens, accelerator)
             accuracy = report(found, sets["test"], resamples=self.resamples)["accuracy"]
             curve.append({"fraction": fraction, "prompts": len(part), "accuracy": accuracy})

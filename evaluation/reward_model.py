@@ -7,6 +7,7 @@ with all their rankings, not pairs, since the pairs of a ranking share its answe
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.special import expit
 from scipy.stats import mannwhitneyu, spearmanr
 
 from data.intervals import Bootstrap, ratio_interval
+from data.sets import evenly
 from reward.accuracy import Floats, best_vs_worst, lengths_as_scores, pair_margins, ranks_as_scores, tied_margins
 from reward.batches import RankingExample
 
@@ -123,6 +125,22 @@ def report(
 def prompts_of(items: Sequence[RankingExample]) -> list[str | int]:
     """The prompt of each ranking; without a record the ranking counts as one."""
     return [item.ranking.text if item.ranking else index for index, item in enumerate(items)]
+
+
+def by_prompt(items: Sequence[RankingExample]) -> list[list[RankingExample]]:
+    """The rankings of each prompt, which several labelers may have ranked; prompts in order of first occurrence."""
+    found: dict[str | int, list[RankingExample]] = {}
+    for prompt, item in zip(prompts_of(items), items, strict=True):
+        found.setdefault(prompt, []).append(item)
+    return list(found.values())
+
+
+def some_prompts(items: Sequence[RankingExample], count: int | None) -> list[RankingExample]:
+    """All rankings of `count` prompts, spread evenly over the set; all if there are fewer or `count` is None."""
+    groups = by_prompt(items)
+    if count is None or count >= len(groups):
+        return list(items)
+    return list(chain.from_iterable(evenly(groups, count)))
 
 
 def users_of(items: Sequence[RankingExample]) -> NDArray[np.int64]:

@@ -1,13 +1,14 @@
 """Agreement of labelers who ranked the same answers to the same prompt (Ouyang et al. 2022, section 3.4: 72.6%).
 
-The unit is a pair of answers that two labelers both judged. Answers are identified by their text; a pair that a labeler
-judged in both directions counts as not judged by that labeler.
+The unit is a pair of answers that two labelers both judged. Answers are identified by their text. Of several judgments
+of a pair in one record the most frequent one counts; if none is, the pair counts as not judged.
 """
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import multimode
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,14 @@ def judgment(record: Ranking) -> Judgment:
         said = [(i, j, (a < b) - (a > b)) for (i, a), (j, b) in itertools.combinations(ranked, 2)]
     said += [(better, worse, 1) for better, worse in record.preferences or ()]
     said += [(first, second, 0) for first, second in record.ties or ()]
-    found: dict[tuple[str, str], set[int]] = defaultdict(set)
+    found: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
     for i, j, sign in said:
         if answers[i] < answers[j]:
-            found[answers[i], answers[j]].add(sign)
+            found[answers[i], answers[j]][sign] += 1
         elif answers[i] > answers[j]:
-            found[answers[j], answers[i]].add(-sign)
-    return {pair: signs.pop() for pair, signs in found.items() if len(signs) == 1}
+            found[answers[j], answers[i]][-sign] += 1
+    majorities = {pair: multimode(signs.elements()) for pair, signs in found.items()}
+    return {pair: most[0] for pair, most in majorities.items() if len(most) == 1}
 
 
 def agreement(prompts: Iterable[Judged]) -> dict[str, Any] | None:

@@ -86,10 +86,10 @@ def validate_terms(terms: Sequence[RewardTerm], value_init: str) -> None:
         known[term.label] = where
     if not any(term.weight for term in terms):
         raise ValueError("the weights in ppo.rewards are all 0, so there is nothing to learn: set one of them")
-    if value_init == "reward" and not any(term.is_own_model for term in terms):
+    if value_init == "reward" and not any(term.is_own_model and term.weight for term in terms):
         raise ValueError(
-            "ppo.rewards does not contain the run's reward model, from which the value model starts: add {kind: model} "
-            "to it, or set ppo.value_init=sft"
+            "ppo.rewards does not contain the run's reward model, or only with weight 0, and the value model starts "
+            "from it: add {kind: model} with a weight, or set ppo.value_init=sft"
         )
 
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ppo.config import PPOConfig
 from reports.formats import dig, number, percent, spaced, with_interval
 from reports.page import Table, render
 from reports.verdict import labeler_note
@@ -65,6 +66,13 @@ def write_model_cards(run: Path, run_name: str) -> None:
             (run / place / "README.md").write_text(card(run, place, run_name), encoding="utf-8")
 
 
+def changed(config: Mapping[str, Any]) -> list[str]:
+    """The settings of what PPO maximised that are not the defaults."""
+    defaults = asdict(PPOConfig())
+    used = defaults | config["ppo"]
+    return [name for name in ("rewards", "kl_target", "kl_placement") if used[name] != defaults[name]]
+
+
 def card(run: Path, place: str, run_name: str) -> str:
     """The text of a model's README.md."""
     kind = KINDS[place]
@@ -72,7 +80,8 @@ def card(run: Path, place: str, run_name: str) -> str:
     config = manifest["config"]
     base, found, policy = config["model"]["base"], results(run, place), evaluated(run)
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
-    settings = [[f"`{kind.stage}.{key}`", str(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
+    shown = [*kind.settings, *changed(config)] if kind.stage == "ppo" else kind.settings
+    settings = [[f"`{kind.stage}.{key}`", str(dig(config, f"{kind.stage}.{key}"))] for key in shown]
     head = ModelCardData(
         model_name=name,
         base_model=base if "/" in base and not Path(base).exists() else None,

@@ -58,15 +58,18 @@ class Results:
         current = digests(self.manifests)
         left_out = []
         for name, place in EXTRA.items():
-            read = _json(run / place / "manifest.json").get("inputs", {})
+            read = dict(_json(run / place / "manifest.json").get("inputs", {}))
+            if place.startswith("sweep_kl") and "ppo" in (sweep := _json(run / name)):
+                read["ppo"] = sweep["ppo"]
             if (run / name).is_file() and any(current.get(source, digest) != digest for source, digest in read.items()):
                 left_out.append(name.split("/")[0])
         return left_out
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights of the rubric's parts."""
-        return dig(self.config, "labels.weights") or {}
+        """The weights of the rubric's parts in the evaluation, which may differ from those of the labels stage."""
+        of_evaluation = self.manifests.get("evaluate", {}).get("config", {})
+        return dig(of_evaluation, "labels.weights") or dig(self.config, "labels.weights") or {}
 
 
 def write_report(run: Path, out: Path, run_name: str, samples: int) -> None:
@@ -107,13 +110,16 @@ def digests(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def reward_metric(config: Mapping[str, Any]) -> str | None:
-    """The metric of PPO with the score of the run's reward model; None if `ppo.rewards` does not contain the model."""
+    """The metric of PPO with the score of the run's reward model; None if the model is not rewarded."""
     terms = dig(config, "ppo.rewards") or [{"kind": "model"}]
-    own = [term for term in terms if term["kind"] == "model" and not term.get("path")]
+    rewarded = [term for term in terms if term.get("weight", 1.0)]  # the others are only logged
+    own = [term for term in rewarded if term["kind"] == "model" and not term.get("path")]
     if not own:
         return None
+    if len(rewarded) == 1 and own[0].get("weight", 1.0) == 1.0:
+        return "score"
     if len(terms) == 1:
-        return "score" if own[0].get("weight", 1.0) == 1.0 else None
+        return None
     return f"score_{own[0].get('name') or 'model'}"
 
 

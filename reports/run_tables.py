@@ -162,8 +162,10 @@ def test_title(task: str, metric: str, better: str) -> Cell:
 
 def test_cell(tax: Tree, model: str, task: str, metric: str) -> Cell:
     """A model's result, and its change from SFT, or SFT's from base; a dash if it was not measured."""
-    value = number(dig(tax, f"results.{model}.{task}.{metric}.mean"))
-    changes = {found["from"]: found for found in (dig(tax, f"changes.{model}.{task}") or {}).get(metric, [])}
+    # Not by `dig`: the name of a model may contain dots.
+    result, found = (tax.get(part, {}).get(model, {}).get(task, {}) for part in ("results", "changes"))
+    value = number(result.get(metric, {}).get("mean"))
+    changes = {change["from"]: change for change in found.get(metric, [])}
     moved = changes.get("sft") or changes.get("base")
     return (value, *moved_text(moved, tax["better"][task][metric])) if moved else value
 

@@ -124,9 +124,11 @@ def labeler_note(config: Tree, evaluation: Tree) -> str:
 def too_few(evaluation: Tree, accuracy: Tree) -> str:
     """A sentence where the verdict or the checks rest on few prompts or users; empty otherwise."""
     found = []
-    if evaluation and (evaluation["prompts"] < FEW_PROMPTS or evaluation["users"] < FEW_USERS):
-        compared = f"{counted(evaluation['prompts'], 'prompt')} of {counted(evaluation['users'], 'user')}"
-        found.append(f"the comparison has {compared}")
+    judged: Tree = dig(evaluation, "win_rate.sft") or {}  # by a judge that may have seen only some of the prompts
+    prompts: int = judged.get("n", evaluation.get("prompts", 0))
+    users: int = judged.get("users", evaluation.get("users", 0))
+    if evaluation and (prompts < FEW_PROMPTS or users < FEW_USERS):
+        found.append(f"the comparison has {counted(prompts, 'prompt')} of {counted(users, 'user')}")
     rankings = dig(accuracy, "test.prompts")
     if rankings is not None and rankings < FEW_PROMPTS:
         found.append(f"the reward model was tested on rankings of {counted(rankings, 'prompt')}")

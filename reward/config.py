@@ -40,7 +40,7 @@ class RewardConfig:
     batch_size: PositiveInt = 64
     """Prompts, each with all its answers, per optimizer step over all processes. C.2: 64."""
     max_train_prompts: PositiveInt | None = None
-    """Maximum number of training rankings, spread evenly over the set; null uses all. Ours."""
+    """Maximum number of training prompts, with all their rankings, spread evenly over the set; null uses all. Ours."""
     max_answers_per_prompt: AtLeastTwo | None = None
     """Maximum number of answers per prompt, chosen at random; null uses all. 3.5: labelers ranked 4 to 9."""
     batching: Literal["prompts", "pairs"] = "prompts"

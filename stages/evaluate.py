@@ -138,8 +138,8 @@ def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]
     return found
 
 
-def refuse_copied_gold(gold: str | None, reward: Path) -> None:
-    """Raises ValueError if the gold reward model has the weights of the run's own."""
+def refuse_copied_gold(gold: str | None, reward: Path, setting: str = "evaluate.gold.model") -> None:
+    """Raises ValueError if the gold reward model that `setting` gives has the weights of the run's own."""
     if gold is None or not Path(gold).is_dir():
         return
     theirs, ours = (sorted(folder.glob("*.safetensors")) for folder in (Path(gold), reward))
@@ -147,7 +147,7 @@ def refuse_copied_gold(gold: str | None, reward: Path) -> None:
         return
     if [file_digest(file) for file in theirs] == [file_digest(file) for file in ours]:
         raise ValueError(
-            f"evaluate.gold.model={gold} has the weights of the run's own reward model, on which PPO was trained: give "
+            f"{setting}={gold} has the weights of the run's own reward model, on which PPO was trained: give "
             "a reward model that was trained on other rankings"
         )
 

@@ -16,8 +16,8 @@ SPLITS = ("valid", "test")
 
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes `accuracy.json` and a report page."""
-    from data.sets import evenly
     from evaluation.reward_evaluation import RewardEvaluation, headline
+    from evaluation.reward_model import some_prompts
     from evaluation.reward_scores import SavedRewardModel
     from modeling.accelerator import make_accelerator
     from modeling.run import Run
@@ -44,7 +44,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         lines.append(f"a prompt is encoded again for each of its answers: {reason}")
     for line in lines:
         accelerator.print(f"evaluate_reward: {line}")
-    sets = {split: evenly(examples, options.max_prompts) for split, examples in found.items()}
+    sets = {split: some_prompts(examples, options.max_prompts) for split, examples in found.items()}
     scores = {split: score_all(model, examples, limit, accelerator) for split, examples in sets.items()}
     baseline = run.stage("sft") / "model" if options.sft_likelihood else None
     settings = Run(accelerator, config.seed, out)

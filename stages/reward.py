@@ -18,6 +18,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from data.records import SPLITS
     from data.sets import evenly, read_set
     from evaluation.reward_evaluation import RewardEvaluation, headline
+    from evaluation.reward_model import prompts_of, some_prompts
     from modeling.accelerator import from_main, make_accelerator
     from modeling.run import Run
     from modeling.sharding import Sharding
@@ -39,7 +40,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     splits = SPLITS if config.reward.epochs > 0 else SPLITS[1:]
     ranked = {split: rankings(config, run, split) for split in splits}
     sets, left_out = example_sets(tokenizer, ranked, start.context, answer_suffix)
-    sets["train"] = evenly(sets.get("train", []), config.reward.max_train_prompts)
+    sets["train"] = some_prompts(sets.get("train", []), config.reward.max_train_prompts)
     for line in left_out_lines(left_out):
         accelerator.print(f"reward: {line}")
     # The set is ordered by source, so evenly spread rows represent each source in proportion.
@@ -48,7 +49,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if too_long := len(shown) - len(fitting):
         accelerator.print(f"reward: {too_long} demonstrations for the bias are too long and left out")
     watched = {
-        split: evenly(sets[split], config.reward.epoch_evaluation_prompts)
+        split: some_prompts(sets[split], config.reward.epoch_evaluation_prompts)
         for split in ("train", "valid")
         if config.reward.epoch_evaluation_prompts
     }
@@ -59,9 +60,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     baseline = sft if config.evaluate_reward.sft_likelihood else None
     evaluation = RewardEvaluation(settings, limit, resamples, config.model.of_export(), baseline)
     numbers = evaluation.reports(made["scores"], sets)
-    curve = evaluation.learning_curve(config.reward, start, sets)
+    curve, train_prompts = evaluation.learning_curve(config.reward, start, sets), len(set(prompts_of(sets["train"])))
     if curve:
-        curve.append({"fraction": 1.0, "prompts": len(sets["train"]), "accuracy": numbers["test"]["accuracy"]})
+        curve.append({"fraction": 1.0, "prompts": train_prompts, "accuracy": numbers["test"]["accuracy"]})
     found = {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve}
     if accelerator.is_main_process:
         evaluation.write(found)
@@ -74,7 +75,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         )
     return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],
-        "train_prompts": len(sets["train"]),
+        "train_prompts": train_prompts,
         "bias": made["bias"],
     }
 

@@ -48,7 +48,9 @@ def work(config: RunConfig, force: bool) -> None:
             found.append(Snapshot(name, iteration, measured))
     accelerator.print("sweep_kl: best-of-n")
     sft = measure(config, "sweep_kl/measured-sft", None, options.best_of_n, force)
-    folder = write_sweep(config, "sweep_kl", sft, kl_sweep(sft, found, bootstrap_of(config, sft)))
+    # So that the report does not show a curve of an earlier policy.
+    own = {} if options.seeds else {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}
+    folder = write_sweep(config, "sweep_kl", sft, own | kl_sweep(sft, found, bootstrap_of(config, sft)))
     accelerator.print(f"sweep_kl: done, {folder / 'sweep.json'} and {folder / 'sweep.png'}")
 
 

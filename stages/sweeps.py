@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from modeling.config import TrackingConfig
 from stages import ppo
 from stages.config import RunConfig
+from stages.evaluate import refuse_copied_gold
 from stages.manifest import model_digests
 from stages.runner import RunFolder, Stage, run_stage
 
@@ -51,6 +52,7 @@ def refuse_unusable_gold(config: RunConfig, sweep: Sweep) -> None:
     options, run = getattr(config, sweep), run_root(config)
     if options.gold is None:
         return
+    refuse_copied_gold(options.gold, run.stage("reward") / "model", f"{sweep}.gold")
     setting = f"{sweep}.gold={options.gold}"
     refuse_language_model(read_settings(options.gold, config.model.of_export()), setting)
     gold = Proxy.of(run.stage("sft") / "model", Path(options.gold), config.model, False)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.sets import evenly
-from data.tokenize import pretraining_chunks
+from evaluation.sweeps.measure import chunks_of_documents
 from evaluation.tax.choices import Choice
 from evaluation.tax.metrics import Measurement, Metric
 from evaluation.tax.model import TaxModel
@@ -15,7 +14,9 @@ from evaluation.tax.model import TaxModel
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity of examples of equal length, as in `evaluate`, but with an interval and paired changes."""
+    """Perplexity of examples of equal length, as in `evaluate`, but with an interval and paired changes. An item is a
+    document: examples of one are no independent observations.
+    """
 
     texts: Sequence[str]
     tokens: int
@@ -25,9 +26,9 @@ class Perplexity:
     name = "perplexity"
     clusters = None
 
-    def chunks(self, tokenizer: Any) -> list[list[int]]:
-        """The examples. Raises ValueError if the texts are too short for one."""
-        return evenly(pretraining_chunks(tokenizer, self.texts, self.tokens), self.examples)
+    def chunks(self, tokenizer: Any) -> tuple[list[list[int]], list[int]]:
+        """(the examples, the number of each one's document). Raises ValueError if the texts are too short for one."""
+        return chunks_of_documents(tokenizer, self.texts, self.tokens, self.examples)
 
     def check(self, model: TaxModel) -> None:
         """Raises ValueError if the examples are longer than the model's context, or the texts are too short."""
@@ -39,8 +40,12 @@ class Perplexity:
 
     def measure(self, model: TaxModel) -> Measurement:
         """The perplexity of a token given those before it in its example."""
-        chunks = self.chunks(model.tokenizer)
+        chunks, documents = self.chunks(model.tokenizer)
         scores = model.likelihoods([Choice("", chunk[:1], [chunk[1:]]) for chunk in chunks])
-        rows = [[row[0], len(chunk) - 1.0] for row, chunk in zip(scores, chunks, strict=True)]
+        sums: dict[int, list[float]] = {}
+        for row, chunk, document in zip(scores, chunks, documents, strict=True):
+            logprob, tokens = sums.get(document, [0.0, 0.0])
+            sums[document] = [logprob + row[0], tokens + len(chunk) - 1]
+        rows = list(sums.values())
         digest = hashlib.sha256(json.dumps(chunks).encode()).hexdigest()
         return Measurement({"perplexity": Metric(rows, "perplexity", "lower")}, items=digest)

@@ -285,7 +285,7 @@ def test_splits_are_by_organisation_where_the_configuration_says_so(
     assert Counter(record.organisation_id for record in found.everything("rm")) == {f"org {n}": 7 for n in range(12)}
 
 
-def test_a_user_of_two_organisations_is_refused_only_where_organisations_are_the_unit(
+def test_a_user_with_an_organisation_in_some_rows_only_is_refused_where_organisations_are_the_unit(
     config: DataConfig, tmp_path: Path, made: Any
 ) -> None:
     demonstrations = [{"prompt": "first one", "user_id": "ann", "organisation_id": "acme", "completion": "So."}]
@@ -293,7 +293,9 @@ def test_a_user_of_two_organisations_is_refused_only_where_organisations_are_the
     config.prompts.append(written(tmp_path / "ann.jsonl", [{"prompt": "second one", "user_id": "ann"}]))
     made(config)
     config.group_by = "organisation"
-    with pytest.raises(ValueError, match="user 'ann' is in the organisations 'acme' and 'ann'"):
+    with pytest.raises(
+        ValueError, match="user 'ann' is in the organisation 'acme', but other rows of the user have no organisation_id"
+    ):
         made(config)
 
 

@@ -245,6 +245,8 @@ def test_peoples_records_are_read_back_and_pairs_that_nobody_ranked_have_no_verd
     assert HumanJudge(votes).preferences(PROMPTS[:1], [said("a")], [said("b")]) == [[[0.75]]], (
         "ben counts once, and ann, who contradicts herself, not at all"
     )
+    counted = Ranking(prompt="Why?", completions=["a", "b"], preferences=[[0, 1], [1, 0], [0, 1]])
+    assert HumanJudge([counted]).preferences(PROMPTS[:1], [said("a")], [said("b")]) == [[[1.0]]], "two of three votes"
     with pytest.raises(ValueError, match="none of its 5 rankings is of one of the 1 held-out prompts"):
         HumanJudge.of(str(path), PROMPTS[1:2])
     path.write_text(json.dumps({"prompt": "Why?", "completions": ["a"], "ranks": [1]}) + "\n")

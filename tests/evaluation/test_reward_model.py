@@ -23,7 +23,7 @@ import data.intervals
 from data.intervals import interval
 from data.records import Ranking
 from evaluation import reward_model
-from evaluation.reward_model import report
+from evaluation.reward_model import by_prompt, report, some_prompts
 from reward.batches import RankingExample
 from reward.loss import pairwise_loss
 
@@ -352,6 +352,19 @@ def test_intervals_resample_prompts_not_pairs() -> None:
     found = report([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0]], [ranking_example([1] * 5, ten)] * 2)
     # One prompt all right, the other all wrong: a quarter of resamples holds only the first, a quarter only the second.
     assert (found["accuracy"]["low"], found["accuracy"]["mean"], found["accuracy"]["high"]) == (0, 0.5, 1)
+
+
+def test_a_count_of_prompts_takes_all_rankings_of_each() -> None:
+    def item(prompt: str) -> RankingExample:
+        ranking = Ranking(prompt=prompt, completions=["a", "b"], ranks=[1, 2])
+        return replace(ranked([1, 2], [1, 2]), ranking=ranking)
+
+    items = [item(prompt) for prompt in "abcadbabcd"]
+    assert ["".join(one.ranking.text for one in group if one.ranking) for group in by_prompt(items)] == [
+        "aaa", "bbb", "cc", "dd"
+    ]  # fmt: skip
+    assert [one.ranking.text for one in some_prompts(items, 2) if one.ranking] == [*"aaacc"]
+    assert some_prompts(items, None) == some_prompts(items, 4) == items
 
 
 def test_prompts_without_such_a_pair_do_not_widen_its_interval() -> None:

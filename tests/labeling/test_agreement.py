@@ -29,6 +29,11 @@ def test_what_was_not_ranked_or_put_both_ways_was_not_judged():
     assert judgment(ranking(["a", "a", "b"], [1, 2, 1])) == {}, "a above b, and level with b"
 
 
+def test_the_votes_of_several_labelers_in_one_record_are_counted():
+    votes = ranking(["a", "b", "c"], preferences=[[0, 1], [1, 0], [0, 1], [2, 1]], ties=[[1, 2], [2, 1]])
+    assert judgment(votes) == {("a", "b"): 1, ("b", "c"): 0}
+
+
 def test_agreement_counted_by_hand():
     # One prompt: anna a > b > c; ben a > b, a > c, b = c; cleo judged other answers. Of anna's and ben's pairs two are
     # the same, bc is not strict.

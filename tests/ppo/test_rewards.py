@@ -146,6 +146,7 @@ def test_a_function_that_fails_is_named(chains: Callable[[str], Chain], function
         ("[]", "ppo.rewards is empty"),
         ("[{kind: model, weight: 0}]", "the weights in ppo.rewards are all 0"),
         ("[{kind: length}]", "ppo.rewards does not contain the run's reward model"),
+        ("[{kind: length}, {kind: model, weight: 0}]", "ppo.rewards does not contain the run's reward model"),
         ("[{kind: model}, {kind: model}]", "ppo.rewards[1]: the name 'model' is taken by ppo.rewards[0]"),
         (
             "[{kind: model}, {kind: length, name: std}]",

@@ -88,6 +88,19 @@ def test_a_card_before_the_evaluation_says_so_and_a_local_base_is_not_taken_for_
     assert measured(run / "sft" / "model") == {}
 
 
+def test_the_card_names_what_ppo_maximised_where_it_is_not_the_default(run: Path) -> None:
+    path = run / "ppo" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    rewards = [{"kind": "length", "weight": 2.0}]
+    for ppo, named in (({"rewards": rewards, "kl_target": 6.0}, True), ({"kl_target": None}, False)):
+        manifest["config"]["ppo"] = ppo | {"kl_coef": 0.02}
+        path.write_text(json.dumps(manifest))
+        write_model_cards(run, "mine")
+        text = (run / "ppo" / "model" / "README.md").read_text()
+        assert (str(rewards) in text, "| `ppo.kl_target` | 6.0 |" in text) == (named, named)
+        assert "kl_placement" not in text
+
+
 def test_a_stage_without_a_result_gets_no_card(run: Path) -> None:
     (run / "ppo" / "manifest.json").unlink()
     write_model_cards(run, "mine")

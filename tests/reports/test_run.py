@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reports.formats import change
-from reports.run import reward_metric, write_report
+from reports.run import Results, reward_metric, write_report
 
 PICTURES = ["over_optimisation", "parts", "ppo", "reward", "sft", "win_rates"]
 INPUTS = {
@@ -352,7 +352,7 @@ def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(ru
             "better": {"truthfulqa": {"mc1": "higher", "crows": "neither", "ppl": "lower"}},
             "results": {
                 name: {"truthfulqa": {"mc1": around(0.345), "crows": around(0.67), "ppl": around(0.5)}}
-                for name in ("sft", "ppo")
+                for name in ("sft", "ppo", "Qwen/Qwen2.5-0.5B")
             },
             "changes": {"sft": {"truthfulqa": {}}, "ppo": {"truthfulqa": changes}},
         },
@@ -367,6 +367,7 @@ def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(ru
     assert "-0.031 (-0.070 to +0.010) against SFT: no change shown" in text_of(html)
     assert "0.500 (-0.031 (-0.051 to -0.011) against SFT: better)" in markdown
     assert markdown.count("against SFT:") == 3
+    assert markdown.count("0.345") == 3, "the name of a model may contain a dot"
 
 
 def test_results_of_stages_outside_the_pipeline_are_left_out_once_the_models_are_others(
@@ -380,6 +381,18 @@ def test_results_of_stages_outside_the_pipeline_are_left_out_once_the_models_are
         _, markdown = rendered(tmp_path / "run", tmp_path / "out")
         assert ("Public benchmarks" in markdown) is shown
         assert ("data or models have been replaced: tax." in markdown) is not shown
+    put(tmp_path / "run" / "tax" / "manifest.json", {"inputs": {}})
+    put(tmp_path / "run" / "evaluate" / "manifest.json", {"inputs": {"ppo": "c" * 64}, "config": {}})
+    for digest, outdated in (("c" * 64, []), ("d" * 64, ["sweep_kl"])):
+        put(tmp_path / "run" / "sweep_kl" / "sweep.json", {"ppo": digest})
+        assert Results(tmp_path / "run").left_out == outdated, "the curve is of an earlier policy"
+
+
+def test_the_weights_of_the_rubric_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    for name, weight in (("labels", 0.3), ("evaluate", 0.0)):
+        labels = {"weights": {"complete": weight}}
+        put(tmp_path / name / "manifest.json", {"inputs": {}, "config": {"labels": labels}})
+        assert Results(tmp_path).weights == {"complete": weight}
 
 
 def test_a_result_of_an_earlier_version_is_named(run, tmp_path):
@@ -432,6 +445,8 @@ def test_a_run_without_best_of_n_has_the_curve_of_training_alone(run, tmp_path, 
         ([{"kind": "model", "weight": 0.1}, {"kind": "length"}], "score_model"),
         ([{"kind": "model", "name": "mine"}, {"kind": "length"}], "score_mine"),
         ([{"kind": "model", "path": "other"}, {"kind": "length"}], None),
+        ([{"kind": "model", "weight": 0}, {"kind": "length"}], None),
+        ([{"kind": "model"}, {"kind": "length", "weight": 0}], "score"),
     ],
 )
 def test_the_path_of_training_is_the_reward_models_score(terms, metric):

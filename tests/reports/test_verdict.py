@@ -151,6 +151,11 @@ def test_a_small_test_set_is_named_beside_the_checks(prompts: int, users: int, r
     assert (said in found) if said else (found == "")
 
 
+def test_a_judge_that_saw_a_few_of_many_prompts_is_named() -> None:
+    evaluation = {"prompts": 191, "users": 28, "win_rate": {"sft": {"mean": 0.9, "n": 12, "users": 11}}}
+    assert "the comparison has 12 prompts of 11 users." in too_few(evaluation, {})
+
+
 def test_zero_has_no_sign() -> None:
     assert change(50_171.0, 50_170.0) == "0.0%"
     assert points(rate(-0.0001, -0.02, 0.0)) == ("0.0 points", "-2.0 to 0.0")

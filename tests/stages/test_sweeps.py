@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data.records import Demonstration
 from data.sets import DOCUMENT_SCHEMA, set_file
@@ -226,6 +227,12 @@ def test_the_kl_sweep_trains_a_run_for_each_seed_and_a_model_gives_the_gold_scor
     )
     with pytest.raises(ValueError, match=r"is this run's own reward model, which gives the proxy score"):
         config.validate()
+    copied = shutil.copytree(root(config) / "reward" / "model", root(config).with_name("copied"))
+    config.sweep_kl.gold = str(copied)
+    with pytest.raises(ValueError, match=r"^sweep_kl\.gold=.* has the weights of the run's own reward model"):
+        sweep_kl.work(config, force=False)
+    weights = load_file(copied / "model.safetensors")
+    save_file(weights, copied / "model.safetensors", {"format": "pt", "made": "another file with the same scores"})
     with pytest.raises(ValueError, match=r"2 iteration\(s\) leaves too few snapshots.*raise sweep_kl.total_episodes"):
         sweep_kl.work(config, force=False)
     assert not (root(config) / "sweep_kl").exists(), "refused before training"

@@ -96,6 +96,7 @@ def test_every_model_is_measured_on_every_task_and_compared_item_by_item(
     policy = policy_model(load_causal(saved(), model_config, tokenizer))
     expected = perplexity(policy, evenly(chunks, 3), 2, FakeAccelerator())  # type: ignore[arg-type]
     assert found["results"]["base"]["perplexity"]["perplexity"]["mean"] == pytest.approx(expected, rel=1e-5)
+    assert found["results"]["base"]["perplexity"]["perplexity"]["n"] == 1, "the document, not its three examples"
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 4 * (2 * 3 + 2)
     printed = capsys.readouterr().out
