@@ -233,7 +233,7 @@ def refuse_empty(built: Built) -> None:
 def write(built: Built, folder: Path) -> None:
     """Writes every split that has rows (data/sets.py). The examples of few-shot prompts come last.
 
-    With `group_by: organisation` the user is the organisation from here on, since that is the unit of every interval.
+    With `group_by: organisation`, `user_id` holds the organisation, the unit of every interval.
     """
     for name, split in itertools.product(SETS, SPLITS):
         table, members = built.table(name), built.members(name, split)
@@ -251,6 +251,6 @@ def write(built: Built, folder: Path) -> None:
             if several.any():
                 examples = [packed(example) for record in table.each(several) for example in expand(record)]
                 rows = pa.Table.from_pylist(examples, POOL_SCHEMA)
-                writer.write_table(rows.select(columns).rename_columns(schema.names))
+                writer.write_table(rows.select(columns).rename_columns(schema.names).cast(schema))
     for split in TEXT_SPLITS:
         built.documents.rows(split).to_parquet(set_file(folder, "texts", split))

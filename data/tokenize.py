@@ -318,9 +318,9 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     is dropped. Logs a warning about documents that give no chunk. Raises ValueError when there is no chunk at all.
     """
     chunks: list[list[int]] = []
-    documents = unused = 0
+    documents, unused, around = 0, 0, _around_text(tokenizer)
     for text in texts:
-        found = document_chunks(tokenizer, text, length)
+        found = document_chunks(tokenizer, text, length, around)
         documents += 1
         unused += not found
         chunks += found
@@ -339,9 +339,13 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     return chunks
 
 
-def document_chunks(tokenizer: Any, text: str, length: int) -> list[list[int]]:
-    """The chunks of `length` tokens of one document, without a tail shorter than a quarter."""
-    first, last = _around_text(tokenizer)
+def document_chunks(
+    tokenizer: Any, text: str, length: int, around: tuple[list[int], list[int]] | None = None
+) -> list[list[int]]:
+    """The chunks of `length` tokens of one document, without a tail shorter than a quarter. `around`: the tokens before
+    and after a text, if they are known.
+    """
+    first, last = around or _around_text(tokenizer)
     ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
     parts = [ids[start : start + length] for start in range(0, len(ids), length)]
     return [part for part in parts if len(part) >= max(2, length // 4)]

@@ -129,9 +129,9 @@ class Comparison:
             texts = evenly(chunks, self.settings.perplexity_examples)
             if model.name == "sft" and len(texts) < self.settings.perplexity_examples:
                 log.warning(
-                    "the perplexity is of %d tokens: the held-out pretraining text has %d of the "
-                    "evaluate.perplexity_examples=%d of up to %d tokens; more documents would hold out more",
-                    sum(map(len, texts)), len(texts), self.settings.perplexity_examples, self.text_tokens,
+                    "the held-out pretraining text has %d examples (%d tokens) for the perplexity, fewer than "
+                    "evaluate.perplexity_examples=%d: add documents to data.pretraining",
+                    len(texts), sum(map(len, texts)), self.settings.perplexity_examples,
                 )  # fmt: skip
             measure = partial(perplexity, policy, texts, SCORING_BATCH, self.accelerator)
             name = f"perplexity {model.stream}"

@@ -1,7 +1,7 @@
 """Agreement of labelers who ranked the same answers to the same prompt (Ouyang et al. 2022, section 3.4: 72.6%).
 
-The unit is a pair of answers that two labelers both judged. Answers are identified by their text. Of several judgments
-of a pair in one record the most frequent one counts; if none is, the pair counts as not judged.
+The unit is a pair of answers that two labelers both judged. Answers are identified by their text. Several
+judgments of a pair in one record are decided by majority; without one, the pair counts as not judged.
 """
 
 import itertools

@@ -67,7 +67,7 @@ def write_model_cards(run: Path, run_name: str) -> None:
 
 
 def changed(config: Mapping[str, Any]) -> list[str]:
-    """The settings of what PPO maximised that are not the defaults."""
+    """The settings of PPO's objective that differ from the defaults."""
     defaults = asdict(PPOConfig())
     used = defaults | config["ppo"]
     return [name for name in ("rewards", "kl_target", "kl_placement") if used[name] != defaults[name]]

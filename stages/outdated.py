@@ -58,9 +58,12 @@ def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> li
 
 def changed_files(made: manifest.Manifest) -> list[str]:
     """The files among the inputs of the data stage with other contents now; those that are gone do not count."""
-    files = [path for path in made.inputs if Path(path).is_file()]
-    digests = {path: (file_digest(Path(path)), *manifest.model_digests(path).values()) for path in files}
-    return [path for path, known in digests.items() if made.inputs[path] not in known]
+    changed = []
+    for path, digest in made.inputs.items():
+        # A chat template's digest is one of `model_digests`.
+        if Path(path).is_file() and file_digest(Path(path)) != digest != manifest.model_digests(path)[path]:
+            changed.append(path)
+    return changed
 
 
 def changed_settings(made: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

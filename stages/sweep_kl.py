@@ -48,7 +48,7 @@ def work(config: RunConfig, force: bool) -> None:
             found.append(Snapshot(name, iteration, measured))
     accelerator.print("sweep_kl: best-of-n")
     sft = measure(config, "sweep_kl/measured-sft", None, options.best_of_n, force)
-    # So that the report does not show a curve of an earlier policy.
+    # The report leaves the sweep out once PPO has been replaced.
     own = {} if options.seeds else {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}
     folder = write_sweep(config, "sweep_kl", sft, own | kl_sweep(sft, found, bootstrap_of(config, sft)))
     accelerator.print(f"sweep_kl: done, {folder / 'sweep.json'} and {folder / 'sweep.png'}")

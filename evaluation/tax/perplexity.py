@@ -15,7 +15,7 @@ from evaluation.tax.model import TaxModel
 @dataclass(frozen=True)
 class Perplexity:
     """Perplexity of examples of equal length, as in `evaluate`, but with an interval and paired changes. An item is a
-    document: examples of one are no independent observations.
+    document, since its examples are not independent.
     """
 
     texts: Sequence[str]
@@ -47,5 +47,5 @@ class Perplexity:
             logprob, tokens = sums.get(document, [0.0, 0.0])
             sums[document] = [logprob + row[0], tokens + len(chunk) - 1]
         rows = list(sums.values())
-        digest = hashlib.sha256(json.dumps(chunks).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([chunks, documents]).encode()).hexdigest()
         return Measurement({"perplexity": Metric(rows, "perplexity", "lower")}, items=digest)

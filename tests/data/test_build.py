@@ -275,6 +275,8 @@ def test_splits_are_by_organisation_where_the_configuration_says_so(
         for n in range(60)
         for word in WORDS[:2]
     ]
+    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
+    lines.append({"prompt": "In French", "examples": pairs, "user_id": "few", "organisation_id": "org 0"})
     config.demonstrations, config.prompts, config.rankings = [written(tmp_path / "org.jsonl", lines)], [], []
     config.group_by, config.max_prompts_per_group = "organisation", 7
     found = sets(config)

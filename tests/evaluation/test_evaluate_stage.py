@@ -97,8 +97,7 @@ def test_greedy_answers_have_no_kl_since_an_estimate_takes_samples(
     assert [headline[f"chrf_difference{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0], "the same model"
     rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert [row["kl"] for row in rows] == [None, None, None]
-    assert caplog.text.count("the perplexity is of ") == 1, "not once for each model"
-    assert "of the evaluate.perplexity_examples=999 of up to 16 tokens" in caplog.text
+    assert caplog.text.count("fewer than evaluate.perplexity_examples=999") == 1, "not once for each model"
 
 
 def test_text_longer_than_the_context_is_refused_before_anything_is_generated(
