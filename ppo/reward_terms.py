@@ -88,8 +88,8 @@ def validate_terms(terms: Sequence[RewardTerm], value_init: str) -> None:
         raise ValueError("the weights in ppo.rewards are all 0, so there is nothing to learn: set one of them")
     if value_init == "reward" and not any(term.is_own_model and term.weight for term in terms):
         raise ValueError(
-            "ppo.rewards does not contain the run's reward model, or gives it weight 0, and the value model starts from "
-            "it: add {kind: model}, or set ppo.value_init=sft"
+            "ppo.rewards does not contain the run's reward model, or gives it weight 0, and the value model starts "
+            "from it: add {kind: model}, or set ppo.value_init=sft"
         )
 
 
