@@ -4,7 +4,6 @@ evaluation/results.py judges the answers and writes the results.
 """
 
 import gc
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,8 +26,6 @@ from modeling.generation import Generation
 from modeling.load import autocast, autocast_dtype, context_length, load_causal
 from modeling.models import policy_model
 from modeling.run import Run
-
-log = logging.getLogger(__name__)
 
 SCORING_BATCH = 16
 """Sequences per forward pass of scoring, which limits the memory for logits."""
@@ -128,11 +125,11 @@ class Comparison:
             chunks = pretraining_chunks(tokenizer, self.texts, self.text_tokens)
             texts = evenly(chunks, self.settings.perplexity_examples)
             if model.name == "sft" and len(texts) < self.settings.perplexity_examples:
-                log.warning(
-                    "the held-out pretraining text has %d examples (%d tokens) for the perplexity, fewer than "
-                    "evaluate.perplexity_examples=%d: add documents to data.pretraining",
-                    len(texts), sum(map(len, texts)), self.settings.perplexity_examples,
-                )  # fmt: skip
+                self.accelerator.print(
+                    f"evaluate: warning: the held-out pretraining text has {len(texts)} examples "
+                    f"({sum(map(len, texts))} tokens) for the perplexity, fewer than evaluate.perplexity_examples="
+                    f"{self.settings.perplexity_examples}: add documents to data.pretraining"
+                )
             measure = partial(perplexity, policy, texts, SCORING_BATCH, self.accelerator)
             name = f"perplexity {model.stream}"
             self.perplexities[model.name] = remembered(self.scratch, name, self.accelerator, measure)

@@ -60,7 +60,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     baseline = sft if config.evaluate_reward.sft_likelihood else None
     evaluation = RewardEvaluation(settings, limit, resamples, config.model.of_export(), baseline)
     numbers = evaluation.reports(made["scores"], sets)
-    curve, train_prompts = evaluation.learning_curve(config.reward, start, sets), len(set(prompts_of(sets["train"])))
+    train_prompts = len(set(prompts_of(sets["train"])))
+    curve = evaluation.learning_curve(config.reward, start, sets)
     if curve:
         curve.append({"fraction": 1.0, "prompts": train_prompts, "accuracy": numbers["test"]["accuracy"]})
     found = {"bias": made["bias"], "left_out": left_out, **numbers, "epochs": made["epochs"], "learning_curve": curve}

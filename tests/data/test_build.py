@@ -275,8 +275,6 @@ def test_splits_are_by_organisation_where_the_configuration_says_so(
         for n in range(60)
         for word in WORDS[:2]
     ]
-    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
-    lines.append({"prompt": "In French", "examples": pairs, "user_id": "few", "organisation_id": "org 0"})
     config.demonstrations, config.prompts, config.rankings = [written(tmp_path / "org.jsonl", lines)], [], []
     config.group_by, config.max_prompts_per_group = "organisation", 7
     found = sets(config)
@@ -299,6 +297,16 @@ def test_a_user_with_an_organisation_in_some_rows_only_is_refused_where_organisa
         ValueError, match="user 'ann' is in the organisation 'acme', but other rows of the user have no organisation_id"
     ):
         made(config)
+
+
+def test_the_organisation_is_the_user_of_few_shot_examples_too(
+    config: DataConfig, tmp_path: Path, sets: Callable[[DataConfig], Sets]
+) -> None:
+    pairs = [{"prompt": "one", "completion": "un"}, {"prompt": "two", "completion": "deux"}]
+    few = {"prompt": "In French", "examples": pairs, "user_id": "ann", "organisation_id": "acme"}
+    config.demonstrations.append(written(tmp_path / "few.jsonl", [few]))
+    config.group_by = "organisation"
+    assert [one.user_id for one in sets(config).everything("sft") if one.organisation_id == "acme"] == ["acme"] * 2
 
 
 def test_several_organisations_may_have_a_prompt_without_a_user(config: DataConfig, tmp_path: Path, made: Any) -> None:

@@ -9,6 +9,8 @@ import math
 import random
 from dataclasses import replace
 from itertools import combinations, permutations
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,17 @@ from scipy.stats import mannwhitneyu, spearmanr
 import data.intervals
 from data.intervals import interval
 from data.records import Ranking
-from evaluation import reward_model
-from evaluation.reward_model import by_prompt, report, some_prompts
+from evaluation import reward_evaluation, reward_model
+from evaluation.reward_evaluation import RewardEvaluation
+from evaluation.reward_model import by_prompt, prompts_of, report, some_prompts
+from modeling.config import ModelConfig
+from modeling.run import Run
 from reward.batches import RankingExample
+from reward.config import RewardConfig
 from reward.loss import pairwise_loss
+from tests.fakes import FakeAccelerator
+
+ALONE = FakeAccelerator()
 
 Case = tuple[list[list[float]], list[RankingExample]]
 
@@ -354,17 +363,38 @@ def test_intervals_resample_prompts_not_pairs() -> None:
     assert (found["accuracy"]["low"], found["accuracy"]["mean"], found["accuracy"]["high"]) == (0, 0.5, 1)
 
 
-def test_a_count_of_prompts_takes_all_rankings_of_each() -> None:
-    def item(prompt: str) -> RankingExample:
-        ranking = Ranking(prompt=prompt, completions=["a", "b"], ranks=[1, 2])
-        return replace(ranked([1, 2], [1, 2]), ranking=ranking)
+def of_prompt(prompt: str) -> RankingExample:
+    """A ranking of two answers to a prompt."""
+    return replace(ranked([1, 2], [1, 2]), ranking=Ranking(prompt=prompt, completions=["a", "b"], ranks=[1, 2]))
 
-    items = [item(prompt) for prompt in "abcadbabcd"]
-    assert ["".join(one.ranking.text for one in group if one.ranking) for group in by_prompt(items)] == [
-        "aaa", "bbb", "cc", "dd"
-    ]  # fmt: skip
-    assert [one.ranking.text for one in some_prompts(items, 2) if one.ranking] == [*"aaacc"]
+
+def test_a_count_of_prompts_takes_all_rankings_of_each() -> None:
+    items = [of_prompt(prompt) for prompt in "abcadbabcd"]
+    assert ["".join(map(str, prompts_of(group))) for group in by_prompt(items)] == ["aaa", "bbb", "cc", "dd"]
+    assert prompts_of(some_prompts(items, 2)) == [*"aaacc"]
     assert some_prompts(items, None) == some_prompts(items, 4) == items
+
+
+def test_the_learning_curve_is_over_prompts_with_all_their_rankings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[list[str | int]] = []
+
+    def trainer(config: Any, model: Any, items: Any, run: Any) -> Any:
+        trained.append(prompts_of(items))
+        return SimpleNamespace(train=lambda: None)
+
+    monkeypatch.setattr(reward_evaluation, "RewardTrainer", trainer)
+    monkeypatch.setattr(reward_evaluation, "sharded_model", lambda *given: None)
+    monkeypatch.setattr(reward_evaluation, "score_all", lambda model, items, *more: [[1.0, 0.0]] * len(items))
+    items = [of_prompt(prompt) for prompt in "abcd" * 3]
+    run = Run(ALONE, 0, tmp_path)
+    curve = RewardEvaluation(run, 8, 10, ModelConfig()).learning_curve(
+        RewardConfig(learning_curve=[0.25, 0.5]), SimpleNamespace(tokenizer=lambda: None),  # type: ignore[arg-type]
+        {"train": items, "test": items},
+    )  # fmt: skip
+    assert [part["prompts"] for part in curve] == [1, 2]
+    assert [(len(set(part)), len(part)) for part in trained] == [(1, 3), (2, 6)]
 
 
 def test_prompts_without_such_a_pair_do_not_widen_its_interval() -> None:

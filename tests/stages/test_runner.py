@@ -549,6 +549,14 @@ def test_no_stage_reads_configuration_that_its_fingerprint_leaves_out(name: str)
     assert not missing
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("sft", "micro_batch_size"), ("reward", "max_tokens_per_micro_batch"), ("ppo", "max_tokens_per_micro_batch")],
+)
+def test_a_run_that_was_out_of_memory_may_resume_with_smaller_micro_batches(name: str, setting: str) -> None:
+    assert f"{name}.{setting}" in importlib.import_module(f"stages.{name}").STAGE.hash_exclude
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_no_stage_reads_a_result_that_its_fingerprint_leaves_out(name: str) -> None:
     stage = importlib.import_module(f"stages.{name}").STAGE
