@@ -29,6 +29,7 @@ from data.control_tokens import (
     user_text_ids,
 )
 from data.records import Demonstration, Message, Prompt, Ranking
+from data.sets import evenly
 
 log = logging.getLogger(__name__)
 
@@ -349,6 +350,22 @@ def document_chunks(
     ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
     parts = [ids[start : start + length] for start in range(0, len(ids), length)]
     return [part for part in parts if len(part) >= max(2, length // 4)]
+
+
+def chunks_of_documents(
+    tokenizer: Any, texts: Iterable[str], length: int, count: int
+) -> tuple[list[list[int]], list[int]]:
+    """(`count` chunks of `length` tokens spread evenly over the texts, the number of the document of each).
+
+    Raises ValueError if no text is long enough.
+    """
+    found: list[tuple[int, list[int]]] = []
+    for number, text in enumerate(texts):
+        found += [(number, chunk) for chunk in document_chunks(tokenizer, text, length)]
+    if not found:
+        raise ValueError(f"the held-out pretraining text is too short for a single example of {length} tokens")
+    kept = evenly(found, count)
+    return [chunk for _, chunk in kept], [number for number, _ in kept]
 
 
 def start_of_text(tokenizer: Any) -> list[int]:

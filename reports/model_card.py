@@ -70,7 +70,7 @@ def changed(config: Mapping[str, Any]) -> list[str]:
     """The settings of PPO's objective that differ from the defaults."""
     defaults = asdict(PPOConfig())
     used = defaults | config["ppo"]
-    return [name for name in ("rewards", "kl_target", "kl_placement") if used[name] != defaults[name]]
+    return [name for name in ("rewards", "kl_target", "kl_placement", "gae_lambda") if used[name] != defaults[name]]
 
 
 def card(run: Path, place: str, run_name: str) -> str:

@@ -19,8 +19,7 @@ from accelerate.utils import gather_object
 
 from data.intervals import Bootstrap
 from data.records import Demonstration
-from data.sets import evenly
-from data.tokenize import decode_completion, document_chunks
+from data.tokenize import chunks_of_documents, decode_completion
 from evaluation.best_of_n import Proxy
 from evaluation.compare import Answer, Scoring, kl_between, logprobs_of_answers, with_part
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
@@ -190,22 +189,6 @@ def with_gold(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[flo
     """The answers with the gold score among their parts: these, or the rubric's."""
     given = scores or [[answer.parts["score"] for answer in row] for row in answers]
     return with_part(answers, "gold", given)
-
-
-def chunks_of_documents(
-    tokenizer: Any, texts: Iterable[str], length: int, count: int
-) -> tuple[list[list[int]], list[int]]:
-    """(`count` chunks of `length` tokens spread evenly over the texts, the number of the document of each).
-
-    Raises ValueError if no text is long enough.
-    """
-    found: list[tuple[int, list[int]]] = []
-    for number, text in enumerate(texts):
-        found += [(number, chunk) for chunk in document_chunks(tokenizer, text, length)]
-    if not found:
-        raise ValueError(f"the held-out pretraining text is too short for a single example of {length} tokens")
-    kept = evenly(found, count)
-    return [chunk for _, chunk in kept], [number for number, _ in kept]
 
 
 @torch.no_grad()

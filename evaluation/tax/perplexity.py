@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.sweeps.measure import chunks_of_documents
+from data.tokenize import chunks_of_documents
 from evaluation.tax.choices import Choice
 from evaluation.tax.metrics import Measurement, Metric
 from evaluation.tax.model import TaxModel

@@ -92,12 +92,13 @@ def test_the_card_names_what_ppo_maximised_where_it_is_not_the_default(run: Path
     path = run / "ppo" / "manifest.json"
     manifest = json.loads(path.read_text())
     rewards = [{"kind": "length", "weight": 2.0}]
-    for ppo, named in (({"rewards": rewards, "kl_target": 6.0}, True), ({"kl_target": None}, False)):
+    for ppo, named in (({"rewards": rewards, "kl_target": 6.0, "gae_lambda": 1.0}, True), ({"kl_target": None}, False)):
         manifest["config"]["ppo"] = ppo | {"kl_coef": 0.02}
         path.write_text(json.dumps(manifest))
         write_model_cards(run, "mine")
         text = (run / "ppo" / "model" / "README.md").read_text()
         assert (str(rewards) in text, "| `ppo.kl_target` | 6.0 |" in text) == (named, named)
+        assert ("| `ppo.gae_lambda` | 1.0 |" in text) == named
         assert "kl_placement" not in text
 
 
