@@ -153,10 +153,29 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
         columns = [name for name in batch.schema.names if not PANDAS_INDEX.fullmatch(name)]
         if twice := next((name for name in columns if columns.count(name) > 1), None):
             raise ValueError(f"{path}: two columns are called {twice!r}")
+        decoded = json_columns(batch.select(columns))
         for start in range(0, len(batch), PARQUET_BATCH):
             for row in batch.slice(start, PARQUET_BATCH).select(columns).to_pylist():
                 number += 1
-                yield f"{path}: row {number}", {key: value for key, value in row.items() if not is_missing(value)}
+                place = f"{path}: row {number}"
+                try:
+                    row |= decoded(row)
+                except ValueError as error:
+                    raise ValueError(f"{place}: a column of type JSON holds other text: {error}") from None
+                yield place, {key: value for key, value in row.items() if not is_missing(value)}
+
+
+def json_columns(batch: pa.RecordBatch) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function from a row to its decoded values of type JSON, which `datasets` gives to columns with strings in some
+    rows and lists in others.
+    """
+    fields = [field for field in batch.schema if "arrow.json" in str(field.type)]
+    if not fields:
+        return lambda row: {}
+    from datasets import Features
+
+    features = Features.from_arrow_schema(pa.schema(fields))
+    return lambda row: features.decode_example({name: row[name] for name in features})
 
 
 def is_missing(value: object) -> bool:

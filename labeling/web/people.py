@@ -1,11 +1,12 @@
 """The SQLite file of the web app, with the people who were invited and their sessions."""
 
 import hashlib
+import os
 import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,16 @@ class People:
             raise
         finally:
             db.close()
+
+    def copy_to(self, path: Path) -> None:
+        """Writes a copy to a new file, also while others use this one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)
+        with self.connected() as db, closing(sqlite3.connect(partial)) as copy:
+            db.backup(copy)
+        os.replace(partial, path)
 
     def invite(self, name: str, admin: bool = False) -> str:
         """A new invitation token for a person, in place of an older one; only its hash is stored.

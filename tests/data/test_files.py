@@ -242,6 +242,21 @@ def test_every_form_gives_the_same_records(tmp_path: Path, write: Callable[[Path
     assert read_records(file, Prompt) == [Prompt(prompt="Why?"), Prompt(prompt="How?", kind="plain")]
 
 
+def test_columns_that_datasets_keeps_as_json_are_decoded(tmp_path: Path) -> None:
+    """`datasets` writes a column of strings and lists as JSON text, also within messages."""
+    parts = [{"type": "text", "text": "Why?"}]
+    rows = [{"messages": [{"role": "user", "content": content}], "n": 1} for content in (parts, "Why?", None)]
+    saved = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    saved.to_parquet(tmp_path / "x.parquet")
+    saved.save_to_disk(tmp_path)
+    for file in (tmp_path / "x.parquet", next(tmp_path.glob("*.arrow"))):
+        assert [row for _, row in read_rows(file)] == rows
+    broken = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{"]))
+    pq.write_table(pa.table({"prompt": broken}), tmp_path / "broken.parquet")
+    with pytest.raises(ValueError, match=r"broken\.parquet: row 1: a column of type JSON holds other text"):
+        list(read_rows(tmp_path / "broken.parquet"))
+
+
 @pytest.mark.parametrize(("name", "comma"), [("x.csv", ","), ("x.tsv", "\t")])
 def test_a_table_has_a_header_quotes_and_line_breaks_within_them(tmp_path: Path, name: str, comma: str) -> None:
     file = tmp_path / name

@@ -1,6 +1,7 @@
 """`make label`: tasks from a run, invitations and export, and people's rankings in the labels stage."""
 
 import json
+import shutil
 import socket
 from collections import Counter
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from stages import labels
 from stages.config import RunConfig
 from stages.label import OTHER_PLACE, PLACE, answers_of, chat_of, comparisons, fill, main, parser
 from stages.manifest import Manifest, stage_digest
-from stages.runner import RunFolder
+from stages.runner import RunFolder, adopt, run_stage
 from tests.sets import write_set
 
 
@@ -200,3 +201,29 @@ def test_the_chain_goes_on_with_what_people_ranked(
     assert {ranking.prompt for ranking in found} == {f"valid {n}?" for n in range(4)}
     assert [ranking.labeler_id for ranking in found].count("ben") == 4
     assert all(ranking.ranks == [2, 1, None] and ranking.complete == [True, False, True] for ranking in found)
+
+
+def test_a_run_takes_the_labels_of_another_with_the_rankings_that_they_were_made_from(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = {name: RunConfig(run_name=name, runs_folder=str(tmp_path / "runs")) for name in ("mine", "other", "own")}
+    for name, config in configs.items():
+        config.labels.labeler = "human"
+        for stage in ("data", "samples"):
+            (folder := run.with_name(name) / stage).mkdir(parents=True, exist_ok=True)
+            Manifest(stage, "", asdict(config), {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(folder)
+            if stage == "samples" and name != "mine":
+                shutil.copytree(run / stage, folder, dirs_exist_ok=True)
+    store = filled(run, "--labelers", "1", "--overlap", "0")
+    store.invite("ann")
+    label_all(store, "ann")
+    run_stage(labels.STAGE, configs["mine"])
+    adopt(labels.STAGE, configs["other"], RunFolder(run))
+    capsys.readouterr()
+    run_stage(labels.STAGE, configs["other"])
+    assert "labels: unchanged" in capsys.readouterr().out
+    assert list(Store(run.with_name("other") / PLACE).labels()) == list(store.labels())
+    own = Store(run.with_name("own") / PLACE)
+    adopt(labels.STAGE, configs["own"], RunFolder(run))
+    assert not run.with_name("own").joinpath("labels").exists(), "it has rankings of its own"
+    assert not list(own.labels())
