@@ -2,7 +2,7 @@
 the card are made.
 
 A few-shot prompt of K pairs is one prompt that becomes K rows of a set. Sizes, lengths, languages and use cases count
-rows; the prompts of a user are counted as prompts.
+rows; the prompts of a user are counted as prompts, so a prompt with several rankings counts once there.
 """
 
 from typing import Any
@@ -94,7 +94,7 @@ def set_facts(built: Built, name: SetName, config: DataConfig) -> Facts:
     cases = counted(everyone, "use_case")
     return {
         "splits": {split: split_facts(table.notes[built.members(name, split)]) for split in SPLITS},
-        "prompts_per_user": histogram(everyone["group"].value_counts().value_counts()),
+        "prompts_per_user": histogram(prompts_by_group(everyone).value_counts()),
         "use_cases": {"none" if place < 0 else USE_CASES[place]: rows for place, rows in cases.items()},
         "prompt_tokens": histogram(everyone.groupby("prompt_tokens")["copies"].sum()),
         "largest_user": largest_user(table, table.notes[built.members(name, "train")], config),
@@ -106,10 +106,15 @@ def split_facts(rows: pd.DataFrame) -> Facts:
     writers = {"labeler": rows[~rows["api"]], "api": rows[rows["api"]]}
     return {
         "rows": {writer: int(found["copies"].sum()) for writer, found in writers.items()},
-        "users": {writer: users(found["group"].value_counts()) for writer, found in writers.items() if len(found)},
+        "users": {writer: users(prompts_by_group(found)) for writer, found in writers.items() if len(found)},
         "groups": int(rows["group"].nunique()),
         "prompt_tokens": lengths(rows, "prompt_tokens"),
     }
+
+
+def prompts_by_group(rows: pd.DataFrame) -> pd.Series:
+    """The number of prompts of each user or organisation, the most first."""
+    return rows.drop_duplicates(["group", "item"])["group"].value_counts()
 
 
 def users(prompts: pd.Series) -> Facts:
@@ -127,7 +132,7 @@ def largest_user(table: Table, train: pd.DataFrame, config: DataConfig) -> Facts
     """The user or organisation with the most training prompts, with personal data in the id masked; None if there are
     not two.
     """
-    prompts = train["group"].value_counts()
+    prompts = prompts_by_group(train)
     if len(prompts) < 2:
         return None
     (record,) = table.read([int((train["group"] == prompts.index[0]).idxmax())])

@@ -38,7 +38,8 @@ class RewardConfig:
     learning_rate: PositiveFloat = 9e-6
     """Peak learning rate. C.2: 9e-6; with LoRA use about 2e-4."""
     batch_size: PositiveInt = 64
-    """Prompts, each with all its answers, per optimizer step over all processes. C.2: 64."""
+    """Prompts, each with all its answers, per optimizer step over all processes; a prompt that several labelers ranked
+    counts once for each ranking. C.2: 64."""
     max_train_prompts: PositiveInt | None = None
     """Maximum number of training prompts, with all their rankings, spread evenly over the set; null uses all. Ours."""
     max_answers_per_prompt: AtLeastTwo | None = None

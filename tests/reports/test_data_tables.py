@@ -125,6 +125,16 @@ def test_lengths_are_those_of_the_files(data):
     assert "brainstorming" not in cases
 
 
+def test_several_rankings_of_a_prompt_are_one_prompt_of_its_user(tmp_path):
+    again = [row for name in ("anna", "ben") for row in rankings(12, labeler_id=name, user_id="busy")]
+    other = rankings(20)[12:]
+    rankings_of = described(tmp_path, {"rankings": [*again, *other]})["sets"]["rankings"]
+    assert rankings_of["prompts_per_user"] == {"1": 8, "12": 1}
+    assert sum(sum(split["rows"].values()) for split in rankings_of["splits"].values()) == 2 * 12 + 8
+    split = next(split for split in rankings_of["splits"].values() if split["users"].get("api", {}).get("max") == 12)
+    assert split["users"]["api"]["count"] == split["groups"]
+
+
 def test_languages_are_counted_over_what_was_kept(data):
     facts, files = data
     found = by_name(tables.languages_table(facts["languages"]))
