@@ -17,7 +17,7 @@ def run(tmp_path: Path) -> Path:
     settings = {"epochs": 2, "learning_rate": 1e-5, "batch_size": 8}
     config = {
         "model": {"base": "owner/model", "adapter": "lora"},
-        "data": {"demonstrations": ["seed"], "prompts": [], "rankings": ["oasst"]},
+        "data": {"demonstrations": ["seed"], "prompts": ["<b> | faq"], "rankings": ["oasst"]},
         "sft": settings,
         "reward": settings,
         "ppo": {"kl_coef": 0.02},
@@ -62,7 +62,7 @@ def test_the_hub_reads_the_results_of_the_evaluated_policy_and_of_the_reward_mod
     assert card.data.base_model == "owner/model"
     assert card.data.model_name == "mine-ppo-ema"
     assert "| Win rate against SFT | 60.0% (55.0% to 65.0%) |" in card.text
-    assert "Data: seed, oasst." in card.text
+    assert r"Data: seed, &lt;b> \| faq, oasst." in card.text
     assert "The win rates are judged by chrF." in card.text, (
         "the evaluation's judge, not that of the training's settings"
     )
