@@ -1,13 +1,16 @@
 """Folders as a source's place: written by `datasets.save_to_disk`, a copy of a Hub data set, or any data files.
 
-A folder may hold several splits: the folders of a saved DatasetDict, or files that are all named after a split
-(`train-00000-of-00002.parquet`, `test.jsonl`). One split is read, as with a data set on the Hub.
+A folder may hold several splits: the folders of a saved DatasetDict, files that are all named after a split
+(`train-00000-of-00002.parquet`, `test.jsonl`), or what its README.md describes. One split of one subset is read, as
+with a data set on the Hub.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from yaml import YAMLError
 
 from data.config import SourceConfig
 from data.files import TEXT_SUFFIXES, is_data_file
@@ -33,12 +36,14 @@ def folder_files(folder: Path, form: Format, role: Role, settings: SourceConfig)
                 raise ValueError(f"the folder {folder} lacks {name}, the file of format {form.name!r} for {role}")
         return tuple(folder / name for name in named), ""
     splits: Mapping[str, list[Path]]
+    if settings.subset and any((folder / name).is_file() for name in (SPLITS_OF, STATE)):
+        raise ValueError(f"the folder {folder} was written by `save_to_disk`, which has no subsets")
     if (folder / SPLITS_OF).is_file():
         splits = {str(split): saved_files(folder / str(split)) for split in metadata(folder / SPLITS_OF, "splits")}
     elif (folder / STATE).is_file():
         splits = {"": saved_files(folder)}
     else:
-        splits = by_split(data_files(folder, role, settings.subset))
+        splits = described_files(folder, form, settings) or by_split(data_files(folder, role, settings.subset))
     found = ", ".join(sorted(splits)) if any(splits) else "none"
     split = settings.split or (form.split if form.hub is not None and form.split in splits else None)
     if split is None and len(splits) > 1:
@@ -70,6 +75,56 @@ def metadata(file: Path, key: str) -> list[object]:
     if not isinstance(found, list) or not found:
         raise ValueError(f"{file}: not as `datasets.save_to_disk` writes it: was the folder copied whole?")
     return found
+
+
+def described_files(folder: Path, form: Format, settings: SourceConfig) -> Mapping[str, list[Path]] | None:
+    """The files of a subset by split, as the folder's README.md describes them for the Hub; None if they are to be
+    found by name. Raises ValueError if there is no such subset, or several and none is named.
+    """
+    described = described_subsets(folder / "README.md")
+    names = [str(item.get("config_name", "default")) for item in described]
+    subset = settings.subset or (form.subset if form.subset in names else None)
+    if subset is not None and subset not in names:
+        if (folder / subset).is_dir():
+            return None
+        known = f"its README.md describes {', '.join(names)}" if names else "and its README.md describes none"
+        raise ValueError(f"the folder {folder} has no subset {subset!r}: there is no folder of that name, {known}")
+    if not names:
+        return None
+    if (
+        subset is None
+        and len(names) > 1
+        and "default" not in names
+        and not any(item.get("default") for item in described)
+    ):
+        raise ValueError(
+            f"the folder {folder} has several subsets: set `subset` of its entry under data.sources to one of "
+            f"{', '.join(names)}"
+        )
+    from datasets import load_dataset_builder
+
+    try:
+        found = load_dataset_builder(str(folder), subset).config.data_files
+    except (OSError, ValueError) as error:
+        if subset is None and len(names) == 1:  # a part of the data set was copied
+            return None
+        which = f"subset {subset!r}" if subset else "the default subset"
+        raise ValueError(f"{which} of the folder {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    return {str(split): [Path(file) for file in files] for split, files in found.items()}
+
+
+def described_subsets(readme: Path) -> list[dict[str, object]]:
+    """The entries under `configs` of a data card that name data files; empty if there is no such card."""
+    if not readme.is_file():
+        return []
+    from huggingface_hub import metadata_load
+
+    try:
+        found = (metadata_load(readme) or {}).get("configs")
+    except (ValueError, YAMLError):
+        return []
+    items = found if isinstance(found, list) else []
+    return [item for item in items if isinstance(item, dict) and {"data_files", "data_dir"} & item.keys()]
 
 
 def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:

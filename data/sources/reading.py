@@ -98,6 +98,8 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
     path = Path(place_name)
     try:
         if path.is_file() or path.is_dir():
+            if path.is_file() and (settings.subset or settings.split):
+                raise ValueError(f"{where}: {path} is one file, which has no subset or split to choose")
             files, split = ((path,), "") if path.is_file() else folder_files(path, form, role, settings)
             for file in files:
                 file.open("rb").close()  # fails now rather than after other sources were read

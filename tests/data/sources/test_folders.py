@@ -124,3 +124,45 @@ def test_the_error_points_to_data_files_in_subfolders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no data files \(.*\); those in inner are read when the place names"):
         source(tmp_path)
     assert prompts(tmp_path, subset="inner", split="train") == asked(ROWS)
+
+
+def test_subsets_are_those_that_the_data_card_describes(tmp_path: Path) -> None:
+    lines(tmp_path / "it")
+    card = """---
+configs:
+- {config_name: good, data_files: [{split: train, path: train.jsonl}]}
+- {config_name: other, data_files: test.jsonl}
+---
+"""
+    (tmp_path / "it" / "README.md").write_text(card)
+    assert prompts(tmp_path / "it", subset="good") == asked(ROWS)
+    assert prompts(tmp_path / "it", subset="other", split="train") == asked(OTHER), "load_dataset calls it train"
+    for settings, sentence in (
+        ({}, r"has several subsets: set `subset` of its entry under data\.sources to one of good, other$"),
+        (
+            {"subset": "goood"},
+            r"no subset 'goood': there is no folder of that name, its README\.md describes good, other$",
+        ),
+        ({"subset": "good", "split": "test"}, r"has no split 'test'; its splits: train$"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            source(tmp_path / "it", **settings)
+    (tmp_path / "it" / "README.md").write_text(card.replace("config_name: good", "config_name: good, default: true"))
+    assert prompts(tmp_path / "it") == asked(ROWS)
+    (tmp_path / "it" / "train.jsonl").rename(tmp_path / "it" / "valid.jsonl")
+    with pytest.raises(ValueError, match=r"subset 'good' of the folder .* cannot be read: .*train\.jsonl"):
+        source(tmp_path / "it", subset="good")
+    (tmp_path / "it" / "README.md").write_text("---\nconfigs: [{config_name: all, data_files: t*.jsonl}]\n---\n")
+    (tmp_path / "it" / "test.jsonl").unlink()
+    assert prompts(tmp_path / "it") == asked(ROWS), "a part of the data set, by the names of its files"
+
+
+def test_a_subset_or_split_that_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
+    lines(tmp_path / "it")
+    for place, settings, sentence in (
+        (tmp_path / "it", {"subset": "x"}, "no folder of that name, and its README.md describes none"),
+        (saved(tmp_path / "saved"), {"subset": "x"}, "written by `save_to_disk`, which has no subsets"),
+        (tmp_path / "it" / "train.jsonl", {"split": "train"}, "is one file, which has no subset or split to choose"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            source(place, **settings)
