@@ -64,6 +64,17 @@ def layout(tokenizer: Any) -> Layout:
     return _layout(tokenizer, tokenizer.chat_template, tokenizer.eos_token)
 
 
+def untrained_prompt(tokenizer: Any) -> str:
+    """What the template's generation prompt has and a finished conversation lacks, such as `<think>`; "" if nothing.
+
+    Training, roll-outs and evaluation leave it out, but whoever renders a prompt with the exported template gets it.
+    """
+    if layout(tokenizer).asks:
+        return ""
+    asked, plain = (_probe(tokenizer, [QUESTION], add_generation_prompt=asks) for asks in (True, False))
+    return asked.removeprefix(plain).removeprefix(layout(tokenizer).opening)
+
+
 @lru_cache(maxsize=16)
 def _layout(tokenizer: Any, template: str, eos: str) -> Layout:
     before, closing = _around(tokenizer, ANSWER)
@@ -169,8 +180,8 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
         rest = [other for other in prompt.messages if other is not message]
         if _rendered_if(tokenizer, rest, around.asks) == text:
             raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
-    if isinstance(prompt, Demonstration):
-        answer: Message = {"role": "assistant", "content": prompt.completion.strip()}
+    for text in _answers(prompt):
+        answer: Message = {"role": "assistant", "content": text.strip()}
         whole = _rendered(tokenizer, [*prompt.messages, answer], asks=False)
         if around.opening + around.lead + answer["content"] + around.suffix not in whole:
             raise ValueError(
@@ -192,9 +203,14 @@ def _check_spelling(tokenizer: Any, prompt: Prompt) -> None:
         if (token := next((token for token in ids if token in control), None)) is not None:
             taken = f"takes for {control[token]!r}, its control token"
             raise ValueError(f"the prompt has characters that the model's tokenizer {taken}: reword it")
-    answers = prompt.completions if isinstance(prompt, Ranking) else []
-    answers = [prompt.completion] if isinstance(prompt, Demonstration) else answers
-    user_text_ids(tokenizer, [*answers, *(message["content"] for message in prompt.messages)])
+    user_text_ids(tokenizer, [*_answers(prompt), *(message["content"] for message in prompt.messages)])
+
+
+def _answers(prompt: Prompt) -> Sequence[str]:
+    """The answers of a demonstration or a ranking; none of a prompt alone."""
+    if isinstance(prompt, Ranking):
+        return prompt.completions
+    return [prompt.completion] if isinstance(prompt, Demonstration) else []
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -202,13 +218,14 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 
     Raises ValueError when the template refuses the conversation: some have no system role or require alternating turns.
     """
-    return [*generation_prompt(tokenizer, prompt), *_opening(tokenizer)]
+    return [*_rendered_ids(tokenizer, [prompt])[0], *_opening(tokenizer)]
 
 
 def generation_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The same without the text that the template writes before an answer, such as an empty think block, which SFT
-    trains on."""
-    return _rendered_ids(tokenizer, [prompt])[0]
+    """The same without the text that the template writes between the generation prompt and an answer, such as an empty
+    think block, which SFT trains on.
+    """
+    return _rendered_ids(tokenizer, [prompt])[0] if layout(tokenizer).asks else encode_prompt(tokenizer, prompt)
 
 
 def _opening(tokenizer: Any) -> list[int]:

@@ -87,7 +87,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     from data.language import refuse_unknown
     from data.presidio import detector
     from data.sources.reading import all_sources
-    from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens
+    from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens, untrained_prompt
     from modeling.load import base_model_place, context_length, load_tokenizer, read_settings
     from stages.inputs import refuse_long_texts
 
@@ -99,6 +99,12 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     find = None if config.data.personal_data == "off" else detector(config.data.personal_data)
     place = base_model_place(config.model)
     tokenizer = load_tokenizer(place, config.model)
+    if extra := untrained_prompt(tokenizer):
+        print(
+            f"data: warning: the chat template's generation prompt has {extra!r}, which finished conversations lack: "
+            "training, roll-outs and evaluation leave it out, but `add_generation_prompt=True` makes the exported "
+            "models read it; model.chat_template can be a template without it"
+        )
     refuse_long_texts(config, read_settings(place, config.model))
     annotator = Annotator(
         config.data,

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from data.chat_template import PLAIN
-from data.records import Demonstration, Prompt
+from data.records import Demonstration, Prompt, Ranking
 from data.tokenize import (
     check_prompt,
     count_answer_tokens,
@@ -20,6 +20,7 @@ from data.tokenize import (
     encode_completion,
     encode_prompt,
     pretraining_chunks,
+    untrained_prompt,
 )
 from demo.assets import CHATML
 from sft.examples import demonstration_examples
@@ -166,7 +167,7 @@ TEMPLATES = {
     "chatml": CHATML,
     "answer behind an empty think block": THINKS + "{% endif %}",
     "generation prompt opens the think block": THINKS + "<think>\n{% endif %}",
-    "generation prompt thinks, finished turns do not": CHATML.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"),
+    "generation prompt thinks, finished turns do not": CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}"),
     "a space before the answer": (
         "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}<|im_end|>\n{% else %}[{{ m.content "
         "}}]{% endif %}{% endfor %}"
@@ -354,8 +355,19 @@ def test_an_answer_that_the_template_would_render_otherwise_is_refused_at_the_ro
     check_prompt(tokenizer, Demonstration(prompt="Why?", completion="Because."))
     reasoned = Demonstration(prompt="Why?", completion="<think>\nHm.\n</think>\n\nBecause.")
     check_prompt(tiny_tokenizer, reasoned)
-    with pytest.raises(ValueError, match="the chat template changes the answer"):
-        check_prompt(tokenizer, reasoned)
+    ranked = Ranking(prompt="Why?", completions=["Because.", reasoned.completion], ranks=[1, 2])
+    check_prompt(tiny_tokenizer, ranked)
+    for refused in (reasoned, ranked):
+        with pytest.raises(ValueError, match="the chat template changes the answer"):
+            check_prompt(tokenizer, refused)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_generation_prompt_that_was_not_trained_on_is_found(tiny_tokenizer: Any, name: str) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = TEMPLATES[name]
+    expected = "<think>\n" if name == "generation prompt thinks, finished turns do not" else ""
+    assert untrained_prompt(tokenizer) == expected
 
 
 def test_chunks_cover_the_text_and_never_span_two_documents(
