@@ -2,7 +2,7 @@
 the card are made.
 
 A few-shot prompt of K pairs is one prompt that becomes K rows of a set. Sizes, lengths, languages and use cases count
-rows; the prompts of a user are counted as prompts, so a prompt with several rankings counts once there.
+rows; the prompts of a user are counted as prompts: one with several rankings counts once.
 """
 
 from typing import Any

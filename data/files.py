@@ -161,13 +161,13 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
                 try:
                     row |= decoded(row)
                 except ValueError as error:
-                    raise ValueError(f"{place}: a column of type JSON holds other text: {error}") from None
+                    raise ValueError(f"{place}: a column of type JSON holds invalid JSON: {error}") from None
                 yield place, {key: value for key, value in row.items() if not is_missing(value)}
 
 
 def json_columns(batch: pa.RecordBatch) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A function from a row to its decoded values of type JSON, which `datasets` gives to columns with strings in some
-    rows and lists in others.
+    """Returns a function that decodes a row's values of type JSON. `datasets` uses this type for columns that hold
+    strings in some rows and lists in others.
     """
     fields = [field for field in batch.schema if "arrow.json" in str(field.type)]
     if not fields:

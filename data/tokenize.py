@@ -64,15 +64,16 @@ def layout(tokenizer: Any) -> Layout:
     return _layout(tokenizer, tokenizer.chat_template, tokenizer.eos_token)
 
 
-def untrained_prompt(tokenizer: Any) -> str:
-    """What the template's generation prompt has and a finished conversation lacks, such as `<think>`; "" if nothing.
-
-    Training, roll-outs and evaluation leave it out, but whoever renders a prompt with the exported template gets it.
+def untrained_prompt(tokenizer: Any) -> tuple[str, str] | None:
+    """(the end of a prompt with the template's generation prompt, the end of the prompts in training) if they differ,
+    as with templates of reasoning models that open `<think>`; None if training uses the generation prompt.
     """
-    if layout(tokenizer).asks:
-        return ""
+    found = layout(tokenizer)
+    if found.asks:
+        return None
     asked, plain = (_probe(tokenizer, [QUESTION], add_generation_prompt=asks) for asks in (True, False))
-    return asked.removeprefix(plain).removeprefix(layout(tokenizer).opening)
+    ends = [text.rpartition(QUESTION["content"])[2] for text in (asked, plain + found.opening)]
+    return (ends[0], ends[1]) if ends[0] != ends[1] else (asked, plain + found.opening)
 
 
 @lru_cache(maxsize=16)
@@ -180,8 +181,8 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
         rest = [other for other in prompt.messages if other is not message]
         if _rendered_if(tokenizer, rest, around.asks) == text:
             raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
-    for text in _answers(prompt):
-        answer: Message = {"role": "assistant", "content": text.strip()}
+    for completion in _answers(prompt):
+        answer: Message = {"role": "assistant", "content": completion.strip()}
         whole = _rendered(tokenizer, [*prompt.messages, answer], asks=False)
         if around.opening + around.lead + answer["content"] + around.suffix not in whole:
             raise ValueError(

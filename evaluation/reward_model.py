@@ -198,7 +198,7 @@ def by_answers(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
 
 
 def by_distance(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
-    """Accuracy by the distance of the two answers in the labeler's ranks; prompts without ranks are left out."""
+    """Accuracy by the number of distinct ranks between the two answers; prompts without ranks are left out."""
     orders = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in judged.items]
     steps_P = judged.margins(orders)
     return [

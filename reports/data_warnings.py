@@ -120,6 +120,13 @@ def about_contents(facts: Facts) -> Iterator[str]:
                 f"Only {percent(part)} of the prompts are in the main language ({main}): if the others are not "
                 f"intended, set data.languages to [{main}]; if they are, check that the base model was trained on them."
             )
+    if found := facts.get("untrained_prompt"):
+        yield (
+            f"The chat template's generation prompt ends with {found[0]!r}, but answers in finished conversations "
+            f"follow {found[1]!r}. Training, roll-outs and evaluation use the latter; with the exported models, "
+            "`add_generation_prompt=True` gives the former. To avoid this, set model.chat_template to a template in "
+            "which both are the same."
+        )
     if facts["settings"]["personal_data"] == "off":
         yield (
             "Training rows were not searched for personal data, which models memorise: set data.personal_data to "

@@ -117,19 +117,8 @@ def card(run: Path, place: str, run_name: str) -> str:
         results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
         judge=labeler_note(config, read(run / "evaluate" / "evaluation.json")),
         is_other_policy=policy is not None and place != policy,
-        extra=template_extra(run / place),
+        prompts=read(run / "data" / "facts.json").get("untrained_prompt"),
     )
-
-
-def template_extra(folder: Path) -> str:
-    """What the exported chat template adds to the prompts that the model was trained on; "" if nothing."""
-    if not (folder / "tokenizer_config.json").is_file():
-        return ""
-    from transformers import AutoTokenizer
-
-    from data.tokenize import untrained_prompt
-
-    return untrained_prompt(AutoTokenizer.from_pretrained(folder))
 
 
 def evaluated(run: Path) -> str | None:

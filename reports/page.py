@@ -8,6 +8,7 @@ once: `{{ heading("Win rates") }} {{ table(tables.wins_table(evaluation)) }}`.
 import base64
 import functools
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def environment(templates: Path, escape: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"fenced": fenced, "cell": markdown_cell}
+    made.filters |= {"fenced": fenced, "cell": markdown_cell, "quoted": json.dumps}
     shared = (between, counted, dig, duration, listing, matrix, number, percent, side_by_side, spaced, str)
     made.globals |= {function.__name__: function for function in shared}
     return made

@@ -36,9 +36,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     scratch = out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    built = curated(config, scratch)
+    built, prompts = curated(config, scratch)
     write(built, out)
-    facts = described(built, config)
+    facts = described(built, prompts, config)
     counts = {name: facts[name] for name in ("rows", "removed", "skipped", "skipped_rows")}
     for name, content in (("counts", counts), ("facts", facts)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -67,19 +67,24 @@ def dry_run(config: RunConfig) -> None:
     from reports.dry_run import plan
 
     with tempfile.TemporaryDirectory(prefix="rlhf-ptx-") as scratch:
-        print(plan(described(curated(config, Path(scratch)), config)))
+        print(plan(described(*curated(config, Path(scratch)), config)))
 
 
-def described(built: "Built", config: RunConfig) -> dict[str, Any]:
-    """Statistics of the data, with the agreement of labelers."""
+def described(built: "Built", prompts: tuple[str, str] | None, config: RunConfig) -> dict[str, Any]:
+    """Statistics of the data, with the agreement of labelers, and the `untrained_prompt`."""
     from data.facts import facts_of
     from labeling.agreement import agreement, judged_prompts
 
-    return facts_of(built, config.data) | {"agreement": agreement(judged_prompts(built))}
+    return facts_of(built, config.data) | {
+        "agreement": agreement(judged_prompts(built)),
+        "untrained_prompt": prompts,
+    }
 
 
-def curated(config: RunConfig, scratch: Path) -> "Built":
-    """Reads and curates the sources. Raises ValueError if a prompt leaves no room for the answers of later stages."""
+def curated(config: RunConfig, scratch: Path) -> tuple["Built", tuple[str, str] | None]:
+    """(the curated sources, the tokenizer's `untrained_prompt`). Raises ValueError if a prompt leaves no room for the
+    answers of later stages.
+    """
     import datasets
 
     from data.annotate import Annotator
@@ -99,12 +104,6 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     find = None if config.data.personal_data == "off" else detector(config.data.personal_data)
     place = base_model_place(config.model)
     tokenizer = load_tokenizer(place, config.model)
-    if extra := untrained_prompt(tokenizer):
-        print(
-            f"data: warning: the chat template's generation prompt has {extra!r}, which finished conversations lack: "
-            "training, roll-outs and evaluation leave it out, but `add_generation_prompt=True` makes the exported "
-            "models read it; model.chat_template can be a template without it"
-        )
     refuse_long_texts(config, read_settings(place, config.model))
     annotator = Annotator(
         config.data,
@@ -124,7 +123,7 @@ def curated(config: RunConfig, scratch: Path) -> "Built":
     longest = int(built.pool.left()["prompt_tokens"].max())
     context = context_length(read_settings(place, config.model))
     refuse_too_long(config, dict.fromkeys(("samples", "ppo", "evaluate"), longest), context)
-    return built
+    return built, untrained_prompt(tokenizer)
 
 
 def refuse_too_little_text(config: RunConfig, built: "Built", tokenizer: Any) -> None:

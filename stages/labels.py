@@ -172,7 +172,7 @@ STAGE = Stage(
     after=("data", "samples"),
     work=work,
     external=external,
-    people=lambda config: PLACE if config.labels.labeler == "human" else None,
+    rankings_file=lambda config: PLACE if config.labels.labeler == "human" else None,
     hash_exclude=tuple(f"labels.llm.{name}" for name in UNHASHED),
 )
 

@@ -77,7 +77,7 @@ class Stage:
     """
     hash_exclude: tuple[str, ...] = ()
     """Settings that do not change the result: the fingerprint omits them, so a run can resume with other values."""
-    people: Callable[[RunConfig], Path | None] = lambda config: None
+    rankings_file: Callable[[RunConfig], Path | None] = lambda config: None
     """The file of people's rankings in the run folder, if the result depends on it."""
     dry_run: Callable[[RunConfig], None] | None = None
     """Prints what the stage would do; None if it has no --dry_run."""
@@ -222,27 +222,27 @@ def refuse_to_replace_inputs(stage: Stage, run: RunFolder) -> None:
 
 
 def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
-    """Takes over a stage's result from another run with the same settings and inputs, unless this run has its own; and
-    the rankings of people that it was made from, unless this run has some.
+    """Takes over a stage's result from another run with the same settings and inputs, with the people's rankings that
+    it was made from. Results and rankings that this run already has are kept.
     """
     run = RunFolder(Path(config.runs_folder) / config.run_name)
     theirs = other.stage(stage.name)
     if any(manifest.read(run.stage(name)) is None for name in stage.after):
         return  # its inputs will differ from those of the other run
-    people = stage.people(config)
-    if people is not None and ((run.root / people).exists() or not (other.root / people).is_file()):
-        people = None
-    if people is not None:  # compare with what the other run was made from
+    rankings = stage.rankings_file(config)
+    if rankings is not None and ((run.root / rankings).exists() or not (other.root / rankings).is_file()):
+        rankings = None
+    if rankings is not None:  # compare with what the other run was made from
         config = replace(config, runs_folder=str(other.root.parent), run_name=other.root.name)
     with locked(run.root):
         plan, found = prepare(stage, config, run, force=False), manifest.read(theirs)
         if plan.done is not None or found is None or found.fingerprint != plan.fingerprint:
             return
         print(f"{stage.name}: taken from {theirs}, which had the same settings and inputs", flush=True)
-        if people is not None:
+        if rankings is not None:
             from labeling.web.people import People
 
-            People(other.root / people).copy_to(run.root / people)
+            People(other.root / rankings).copy_to(run.root / rankings)
         # The manifest, which marks a complete result, comes last.
         ignored = shutil.ignore_patterns(manifest.NAME)
         shutil.copytree(theirs, plan.partial, ignore=ignored, copy_function=linked, dirs_exist_ok=True)

@@ -43,7 +43,7 @@ def folder_files(folder: Path, form: Format, role: Role, settings: SourceConfig)
     elif (folder / STATE).is_file():
         splits = {"": saved_files(folder)}
     else:
-        splits = described_files(folder, form, settings) or by_split(data_files(folder, role, settings.subset))
+        splits = described_files(folder, form, role, settings) or by_split(data_files(folder, role, settings.subset))
     found = ", ".join(sorted(splits)) if any(splits) else "none"
     split = settings.split or (form.split if form.hub is not None and form.split in splits else None)
     if split is None and len(splits) > 1:
@@ -77,9 +77,9 @@ def metadata(file: Path, key: str) -> list[object]:
     return found
 
 
-def described_files(folder: Path, form: Format, settings: SourceConfig) -> Mapping[str, list[Path]] | None:
-    """The files of a subset by split, as the folder's README.md describes them for the Hub; None if they are to be
-    found by name. Raises ValueError if there is no such subset, or several and none is named.
+def described_files(folder: Path, form: Format, role: Role, settings: SourceConfig) -> Mapping[str, list[Path]] | None:
+    """The files of a subset by split, as the folder's README.md describes them for the Hub; None if its files must be
+    found by their names. Raises ValueError if there is no such subset, or several and none is named.
     """
     described = described_subsets(folder / "README.md")
     names = [str(item.get("config_name", "default")) for item in described]
@@ -87,16 +87,12 @@ def described_files(folder: Path, form: Format, settings: SourceConfig) -> Mappi
     if subset is not None and subset not in names:
         if (folder / subset).is_dir():
             return None
-        known = f"its README.md describes {', '.join(names)}" if names else "and its README.md describes none"
+        known = f"its README.md describes {', '.join(names)}" if names else "and no README.md describes it"
         raise ValueError(f"the folder {folder} has no subset {subset!r}: there is no folder of that name, {known}")
     if not names:
         return None
-    if (
-        subset is None
-        and len(names) > 1
-        and "default" not in names
-        and not any(item.get("default") for item in described)
-    ):
+    has_default = len(names) == 1 or "default" in names or any(item.get("default") for item in described)
+    if subset is None and not has_default:
         raise ValueError(
             f"the folder {folder} has several subsets: set `subset` of its entry under data.sources to one of "
             f"{', '.join(names)}"
@@ -104,17 +100,18 @@ def described_files(folder: Path, form: Format, settings: SourceConfig) -> Mappi
     from datasets import load_dataset_builder
 
     try:
-        found = load_dataset_builder(str(folder), subset).config.data_files
+        # A relative path such as `json` would be taken for the name of one of the library's own loaders.
+        found = load_dataset_builder(str(folder.absolute()), subset).config.data_files
     except (OSError, ValueError) as error:
-        if subset is None and len(names) == 1:  # a part of the data set was copied
-            return None
-        which = f"subset {subset!r}" if subset else "the default subset"
-        raise ValueError(f"{which} of the folder {folder} cannot be read: {str(error).splitlines()[0]}") from None
-    return {str(split): [Path(file) for file in files] for split, files in found.items()}
+        if subset is None and len(names) == 1 and isinstance(error, FileNotFoundError):
+            return None  # a part of the data set was copied
+        which, reason = f"subset {subset!r}" if subset else "the default subset", " ".join(str(error).split())[:200]
+        raise ValueError(f"{which} of the folder {folder} cannot be read: {reason}") from None
+    return {str(split): [file for file in map(Path, files) if is_data(file, role)] for split, files in found.items()}
 
 
 def described_subsets(readme: Path) -> list[dict[str, object]]:
-    """The entries under `configs` of a data card that name data files; empty if there is no such card."""
+    """The entries under `configs` of a data card that name files in the folder; empty if there is no such card."""
     if not readme.is_file():
         return []
     from huggingface_hub import metadata_load
@@ -124,26 +121,29 @@ def described_subsets(readme: Path) -> list[dict[str, object]]:
     except (ValueError, YAMLError):
         return []
     items = found if isinstance(found, list) else []
-    return [item for item in items if isinstance(item, dict) and {"data_files", "data_dir"} & item.keys()]
+    named = [item for item in items if isinstance(item, dict) and isinstance(item.get("config_name", ""), str)]
+    places = [str([item[key] for key in ("data_files", "data_dir") if key in item]) for item in named]
+    return [item for item, place in zip(named, places, strict=True) if place != "[]" and "://" not in place]
 
 
 def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
     """The data files of a folder, or of its subfolder `data` or that of the subset, sorted by name."""
-
-    def is_data(file: Path) -> bool:
-        if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
-            return False
-        # A text file is a document in the pretraining role; next to rows it is a README.
-        return file.suffix not in TEXT_SUFFIXES or (role == "pretraining" and file.name != "README.md")
-
     for place in [folder / subset] if subset and (folder / subset).is_dir() else [folder, folder / "data"]:
-        if place.is_dir() and (found := sorted(filter(is_data, place.iterdir()))):
+        if place.is_dir() and (found := sorted(file for file in place.iterdir() if is_data(file, role))):
             return found
     inner = sorted(
         place.name for place in folder.iterdir() if place.is_dir() and any(map(is_data_file, place.iterdir()))
     )
     hint = f"; those in {', '.join(inner)} are read when the place names one of these folders" if inner else ""
     raise ValueError(f"the folder {folder} holds no data files (.jsonl, .parquet, ...){hint}")
+
+
+def is_data(file: Path, role: Role) -> bool:
+    """Whether a file in a folder holds data of the role."""
+    if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
+        return False
+    # A text file is a document in the pretraining role; next to rows it is a README.
+    return file.suffix not in TEXT_SUFFIXES or (role == "pretraining" and file.name != "README.md")
 
 
 def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:

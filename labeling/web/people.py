@@ -68,13 +68,15 @@ class People:
             db.close()
 
     def copy_to(self, path: Path) -> None:
-        """Writes a copy to a new file, also while others use this one."""
+        """Writes a copy, with the invitations but nobody signed in, to a new file, also while others use this one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600)
         with self.connected() as db, closing(sqlite3.connect(partial)) as copy:
             db.backup(copy)
+            copy.execute("DELETE FROM sessions")
+            copy.commit()
         os.replace(partial, path)
 
     def invite(self, name: str, admin: bool = False) -> str:

@@ -253,7 +253,7 @@ def test_columns_that_datasets_keeps_as_json_are_decoded(tmp_path: Path) -> None
         assert [row for _, row in read_rows(file)] == rows
     broken = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{"]))
     pq.write_table(pa.table({"prompt": broken}), tmp_path / "broken.parquet")
-    with pytest.raises(ValueError, match=r"broken\.parquet: row 1: a column of type JSON holds other text"):
+    with pytest.raises(ValueError, match=r"broken\.parquet: row 1: a column of type JSON holds invalid JSON"):
         list(read_rows(tmp_path / "broken.parquet"))
 
 

@@ -16,9 +16,10 @@ from data.records import SPLITS
 from data.sets import SETS, read_set, set_file
 from modeling.tiny import make_tiny_model
 from modeling.tracking import read_metrics
+from reports.data_warnings import warnings
 from stages import pipeline
 from stages.config import RunConfig, parse_config
-from stages.data import STAGE, curated, dry_run
+from stages.data import STAGE, curated, described, dry_run
 from stages.runner import run_stage
 
 ROOT = Path(__file__).parents[2]
@@ -281,7 +282,7 @@ def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
     config = configured(name, [arguments[0], str(place)], tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    built = curated(config, scratch)
+    built, _ = curated(config, scratch)
     assert built.rankings.count == rankings
     assert built.rankings.kept().sum() == rankings - sum(built.removed()["rankings"].values()) > 0.8 * rankings
     assert not set_file(scratch, "sft", "train").exists()
@@ -329,7 +330,7 @@ def test_a_row_that_only_the_chat_template_refuses_is_told_at_its_place_or_skipp
     (tmp_path / "strict.jinja").write_text(
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% "
         "endif %}"
-        "{{ m['role'] + m['content'] }}{% endfor %}"
+        "{{ m['role'] + m['content'] }}{% endfor %}{% if add_generation_prompt %}assistant<think>{% endif %}"
     )
     system = {"role": "system", "content": "Be brief."}
     rows = [
@@ -351,5 +352,7 @@ def test_a_row_that_only_the_chat_template_refuses_is_told_at_its_place_or_skipp
     ):
         curated(config, tmp_path / "scratch")
     config.data.bad_rows = "skip"
-    built = curated(config, tmp_path / "scratch")
+    built, prompts = curated(config, tmp_path / "scratch")
     assert (built.pool.count, built.bad.count) == (58, 2)
+    said = "generation prompt ends with 'assistant<think>', but answers in finished conversations follow 'assistant'"
+    assert any(said in sentence for sentence in warnings(described(built, prompts, config)))

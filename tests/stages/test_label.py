@@ -215,14 +215,18 @@ def test_a_run_takes_the_labels_of_another_with_the_rankings_that_they_were_made
             if stage == "samples" and name != "mine":
                 shutil.copytree(run / stage, folder, dirs_exist_ok=True)
     store = filled(run, "--labelers", "1", "--overlap", "0")
-    store.invite("ann")
+    signed_in = store.sign_in(store.invite("ann")) or ""
     label_all(store, "ann")
     run_stage(labels.STAGE, configs["mine"])
     adopt(labels.STAGE, configs["other"], RunFolder(run))
     capsys.readouterr()
     run_stage(labels.STAGE, configs["other"])
     assert "labels: unchanged" in capsys.readouterr().out
-    assert list(Store(run.with_name("other") / PLACE).labels()) == list(store.labels())
+    copied = run.with_name("other") / PLACE
+    assert list(Store(copied).labels()) == list(store.labels())
+    assert copied.stat().st_mode & 0o777 == 0o600
+    assert Store(copied).session(signed_in) is None
+    assert store.session(signed_in) is not None
     own = Store(run.with_name("own") / PLACE)
     adopt(labels.STAGE, configs["own"], RunFolder(run))
     assert not run.with_name("own").joinpath("labels").exists(), "it has rankings of its own"

@@ -157,10 +157,36 @@ configs:
     assert prompts(tmp_path / "it") == asked(ROWS), "a part of the data set, by the names of its files"
 
 
+def test_a_folder_named_like_a_loader_of_the_library_is_read_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lines(tmp_path / "it"))
+    lines(Path("json"))
+    Path("json", "README.md").write_text("---\nconfigs: [{config_name: default, data_files: '*.jsonl'}]\n---\n")
+    assert {file.parent.name for file in source(Path("json"), split="train").files} == {"json"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("{config_name: a, data_files: [{splt: train}]}", "the default subset .* cannot be read: Expected data_files"),
+        ("{config_name: [a], data_files: train.jsonl}", "has several splits"),
+        ("{config_name: a, data_files: 'hf://datasets/x/y/train.jsonl'}", "has several splits"),
+    ],
+)
+def test_a_card_that_describes_no_files_of_the_folder_is_no_traceback(
+    tmp_path: Path, entry: str, sentence: str
+) -> None:
+    lines(tmp_path / "it")
+    (tmp_path / "it" / "README.md").write_text(f"---\nconfigs: [{entry}]\n---\n")
+    with pytest.raises(ValueError, match=sentence):
+        source(tmp_path / "it")
+
+
 def test_a_subset_or_split_that_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
     lines(tmp_path / "it")
     for place, settings, sentence in (
-        (tmp_path / "it", {"subset": "x"}, "no folder of that name, and its README.md describes none"),
+        (tmp_path / "it", {"subset": "x"}, "no folder of that name, and no README.md describes it"),
         (saved(tmp_path / "saved"), {"subset": "x"}, "written by `save_to_disk`, which has no subsets"),
         (tmp_path / "it" / "train.jsonl", {"split": "train"}, "is one file, which has no subset or split to choose"),
     ):
