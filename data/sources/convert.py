@@ -10,7 +10,9 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 from data.messages import Message, conversation
 from data.records import Demonstration, Prompt, Ranking
@@ -84,7 +86,7 @@ def optional(row: Row, key: str, default: T, what: str | None = None) -> T:
 
 
 def identifier(row: Row, key: str, default: str | None = None) -> str:
-    """An id as text; tables store ids as numbers, and as floats if some are missing. Raises ValueError as `need`.
+    """An id as text; tables store ids as numbers or UUIDs, as floats if some are missing. Raises ValueError as `need`.
 
     pandas writes such floats to CSV as `1.0`, which must be the same user as the 1 of another file.
     """
@@ -93,6 +95,10 @@ def identifier(row: Row, key: str, default: str | None = None) -> str:
         return default
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]+\.0", value):
         return value.removesuffix(".0")
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return str(int(value))
     if isinstance(value, float) and value.is_integer():
         value = int(value) if abs(value) < 2**53 else repr(value)
     if isinstance(value, str) and ROUNDED.fullmatch(value):

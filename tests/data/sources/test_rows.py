@@ -1,7 +1,9 @@
 """This project's records and trl's forms: each becomes the record that its keys say it is, and nothing else passes."""
 
 import contextlib
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -96,6 +98,11 @@ def test_ids_may_be_numbers_as_tables_have_them() -> None:
         {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2], "user_id": 7, "prompt_id": 8, "labeler_id": 9},
     )
     assert (record.user_id, record.prompt_id, record.labeler_id) == ("7", "8", "9")
+    ids = {"user_id": UUID(int=7), "prompt_id": Decimal("8")}  # of Parquet files
+    record = made("prompts", {"prompt": "Why?", **ids})
+    assert (record.user_id, record.prompt_id) == (str(UUID(int=7)), "8")
+    with pytest.raises(ValueError, match="'prompt_id' must be str, found Decimal"):
+        made("prompts", {"prompt": "Why?", "prompt_id": Decimal("8.5")})
 
 
 def test_a_field_that_only_other_messages_have_is_nothing() -> None:
