@@ -153,9 +153,10 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
         columns = [name for name in batch.schema.names if not PANDAS_INDEX.fullmatch(name)]
         if twice := next((name for name in columns if columns.count(name) > 1), None):
             raise ValueError(f"{path}: two columns are called {twice!r}")
-        decoded = json_columns(batch.select(columns))
+        batch = batch.select(columns)
+        decoded = json_columns(batch.schema)
         for start in range(0, len(batch), PARQUET_BATCH):
-            for row in batch.slice(start, PARQUET_BATCH).select(columns).to_pylist():
+            for row in batch.slice(start, PARQUET_BATCH).to_pylist():
                 number += 1
                 place = f"{path}: row {number}"
                 try:
@@ -165,11 +166,11 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
                 yield place, {key: value for key, value in row.items() if not is_missing(value)}
 
 
-def json_columns(batch: pa.RecordBatch) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def json_columns(schema: pa.Schema) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Returns a function that decodes a row's values of type JSON. `datasets` uses this type for columns that hold
     strings in some rows and lists in others.
     """
-    fields = [field for field in batch.schema if "arrow.json" in str(field.type)]
+    fields = [field for field in schema if "arrow.json" in str(field.type)]
     if not fields:
         return lambda row: {}
     from datasets import Features

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -65,15 +65,14 @@ def layout(tokenizer: Any) -> Layout:
 
 
 def untrained_prompt(tokenizer: Any) -> tuple[str, str] | None:
-    """(the end of a prompt with the template's generation prompt, the end of the prompts in training) if they differ,
-    as with templates of reasoning models that open `<think>`; None if training uses the generation prompt.
+    """(a question with the template's generation prompt, the same question as training renders it) if they differ, as
+    with templates of reasoning models that open `<think>`; None if training uses the generation prompt.
     """
     found = layout(tokenizer)
     if found.asks:
         return None
     asked, plain = (_probe(tokenizer, [QUESTION], add_generation_prompt=asks) for asks in (True, False))
-    ends = [text.rpartition(QUESTION["content"])[2] for text in (asked, plain + found.opening)]
-    return (ends[0], ends[1]) if ends[0] != ends[1] else (asked, plain + found.opening)
+    return asked, plain + found.opening
 
 
 @lru_cache(maxsize=16)
@@ -337,9 +336,8 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     is dropped. Logs a warning about documents that give no chunk. Raises ValueError when there is no chunk at all.
     """
     chunks: list[list[int]] = []
-    documents, unused, around = 0, 0, _around_text(tokenizer)
-    for text in texts:
-        found = document_chunks(tokenizer, text, length, around)
+    documents = unused = 0
+    for found in _chunks_by_document(tokenizer, texts, length):
         documents += 1
         unused += not found
         chunks += found
@@ -358,16 +356,13 @@ def pretraining_chunks(tokenizer: Any, texts: Iterable[str], length: int, limit:
     return chunks
 
 
-def document_chunks(
-    tokenizer: Any, text: str, length: int, around: tuple[list[int], list[int]] | None = None
-) -> list[list[int]]:
-    """The chunks of `length` tokens of one document, without a tail shorter than a quarter. `around`: the tokens before
-    and after a text, if they are known.
-    """
-    first, last = around or _around_text(tokenizer)
-    ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
-    parts = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return [part for part in parts if len(part) >= max(2, length // 4)]
+def _chunks_by_document(tokenizer: Any, texts: Iterable[str], length: int) -> Iterator[list[list[int]]]:
+    """The chunks of `length` tokens of each document in turn, without a tail shorter than a quarter."""
+    first, last = _around_text(tokenizer)
+    for text in texts:
+        ids = [*first, *user_text_ids(tokenizer, [text])[0], *last]
+        parts = [ids[start : start + length] for start in range(0, len(ids), length)]
+        yield [part for part in parts if len(part) >= max(2, length // 4)]
 
 
 def chunks_of_documents(
@@ -378,8 +373,8 @@ def chunks_of_documents(
     Raises ValueError if no text is long enough.
     """
     found: list[tuple[int, list[int]]] = []
-    for number, text in enumerate(texts):
-        found += [(number, chunk) for chunk in document_chunks(tokenizer, text, length)]
+    for number, chunks in enumerate(_chunks_by_document(tokenizer, texts, length)):
+        found += [(number, chunk) for chunk in chunks]
     if not found:
         raise ValueError(f"the held-out pretraining text is too short for a single example of {length} tokens")
     kept = evenly(found, count)

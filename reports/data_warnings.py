@@ -122,8 +122,8 @@ def about_contents(facts: Facts) -> Iterator[str]:
             )
     if found := facts.get("untrained_prompt"):
         yield (
-            f"The chat template's generation prompt ends with {found[0]!r}, but answers in finished conversations "
-            f"follow {found[1]!r}. Training, roll-outs and evaluation use the latter; with the exported models, "
+            f"With its generation prompt, the chat template renders a question as {found[0]!r}, but before an answer "
+            f"as {found[1]!r}. Training, roll-outs and evaluation use the latter; with the exported models, "
             "`add_generation_prompt=True` gives the former. To avoid this, set model.chat_template to a template in "
             "which both are the same."
         )

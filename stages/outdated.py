@@ -60,8 +60,9 @@ def changed_files(made: manifest.Manifest) -> list[str]:
     """The files among the inputs of the data stage with other contents now; those that are gone do not count."""
     changed = []
     for path, digest in made.inputs.items():
-        # A chat template's digest is one of `model_digests`.
-        if Path(path).is_file() and file_digest(Path(path)) != digest != manifest.model_digests(path)[path]:
+        if not Path(path).is_file() or file_digest(Path(path)) == digest:
+            continue
+        if manifest.model_digests(path)[path] != digest:  # the form in which a chat template's is recorded
             changed.append(path)
     return changed
 

@@ -120,10 +120,14 @@ def described_subsets(readme: Path) -> list[dict[str, object]]:
         found = (metadata_load(readme) or {}).get("configs")
     except (ValueError, YAMLError):
         return []
-    items = found if isinstance(found, list) else []
-    named = [item for item in items if isinstance(item, dict) and isinstance(item.get("config_name", ""), str)]
-    places = [str([item[key] for key in ("data_files", "data_dir") if key in item]) for item in named]
-    return [item for item, place in zip(named, places, strict=True) if place != "[]" and "://" not in place]
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry.get("config_name", ""), str) and names_local_files(entry)]
+
+
+def names_local_files(entry: Mapping[str, object]) -> bool:
+    """Whether an entry under `configs` says where its files are, and that is not on the Hub or the web."""
+    places = [entry[key] for key in ("data_files", "data_dir") if key in entry]
+    return bool(places) and "://" not in str(places)
 
 
 def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:

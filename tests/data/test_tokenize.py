@@ -366,8 +366,8 @@ def test_an_answer_that_the_template_would_render_otherwise_is_refused_at_the_ro
 def test_a_generation_prompt_that_was_not_trained_on_is_found(tiny_tokenizer: Any, name: str) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = TEMPLATES[name]
-    header = "<|im_end|>\n<|im_start|>assistant\n"
-    expected = (f"{header}<think>\n", header) if name == "generation prompt thinks, finished turns do not" else None
+    asked = "<|im_start|>user\nA question<|im_end|>\n<|im_start|>assistant\n"
+    expected = (f"{asked}<think>\n", asked) if name == "generation prompt thinks, finished turns do not" else None
     assert untrained_prompt(tokenizer) == expected
 
 

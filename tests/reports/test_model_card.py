@@ -107,7 +107,7 @@ def test_the_card_says_where_the_template_asks_otherwise_than_training_did(run: 
     (run / "data" / "facts.json").write_text(json.dumps({"untrained_prompt": ["A\n<think>\n", "A\n"]}))
     write_model_cards(run, "mine")
     text = (run / "sft" / "model" / "README.md").read_text()
-    assert r'ends a prompt with `"A\n<think>\n"`, but the prompts in training ended with `"A\n"`' in text
+    assert r'renders a question as `"A\n<think>\n"`, but in training it was `"A\n"`' in text
 
 
 def test_a_stage_without_a_result_gets_no_card(run: Path) -> None:

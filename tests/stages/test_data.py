@@ -354,5 +354,5 @@ def test_a_row_that_only_the_chat_template_refuses_is_told_at_its_place_or_skipp
     config.data.bad_rows = "skip"
     built, prompts = curated(config, tmp_path / "scratch")
     assert (built.pool.count, built.bad.count) == (58, 2)
-    said = "generation prompt ends with 'assistant<think>', but answers in finished conversations follow 'assistant'"
+    said = "renders a question as 'userA questionassistant<think>', but before an answer as 'userA questionassistant'"
     assert any(said in sentence for sentence in warnings(described(built, prompts, config)))

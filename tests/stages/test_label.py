@@ -206,7 +206,9 @@ def test_the_chain_goes_on_with_what_people_ranked(
 def test_a_run_takes_the_labels_of_another_with_the_rankings_that_they_were_made_from(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configs = {name: RunConfig(run_name=name, runs_folder=str(tmp_path / "runs")) for name in ("mine", "other", "own")}
+    configs = {
+        name: RunConfig(run_name=name, runs_folder=str(tmp_path / "runs")) for name in ("mine", "other", "own", "late")
+    }
     for name, config in configs.items():
         config.labels.labeler = "human"
         for stage in ("data", "samples"):
@@ -231,3 +233,6 @@ def test_a_run_takes_the_labels_of_another_with_the_rankings_that_they_were_made
     adopt(labels.STAGE, configs["own"], RunFolder(run))
     assert not run.with_name("own").joinpath("labels").exists(), "it has rankings of its own"
     assert not list(own.labels())
+    shutil.rmtree(run / PLACE.parent)
+    with pytest.raises(ValueError, match=r"there is no .*late/people/labels\.sqlite: rank answers"):
+        adopt(labels.STAGE, configs["late"], RunFolder(run))

@@ -162,8 +162,10 @@ def test_a_folder_named_like_a_loader_of_the_library_is_read_itself(
 ) -> None:
     monkeypatch.chdir(lines(tmp_path / "it"))
     lines(Path("json"))
-    Path("json", "README.md").write_text("---\nconfigs: [{config_name: default, data_files: '*.jsonl'}]\n---\n")
-    assert {file.parent.name for file in source(Path("json"), split="train").files} == {"json"}
+    Path("json", "README.md").write_text("---\nconfigs: [{config_name: default, data_files: '*'}]\n---\n")
+    Path("json", "notes.md").write_text("No data.")
+    files = sorted(Path(file.parent.name, file.name) for file in source(Path("json"), split="train").files)
+    assert files == [Path("json/test.jsonl"), Path("json/train.jsonl")]
 
 
 @pytest.mark.parametrize(
