@@ -2,11 +2,11 @@
 
 python -m reports.ablations runs/results-demo-seed* runs/ablations/*-seed* --picture ablations.png
 
-The part of a run folder's name before `-seed` names the variant.
+The part of a run folder's name before `-seed` names the variant, and the rest the seed.
 """
 
 import argparse
-import re
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from reports.formats import Format, number, percent
@@ -44,7 +45,8 @@ def variants(runs: Sequence[Path]) -> Variants:
     for run in runs:
         _, headline = finished(run / "evaluate", "headline.json", "evaluation")
         change = headline["perplexity_ppo"] / headline["perplexity_sft"] - 1
-        found.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(headline | {"perplexity_change": change})
+        name, _, seed = run.name.partition("-seed")
+        found.setdefault(name, []).append(headline | {"perplexity_change": change, "seed": f"seed {seed}"})
     return found
 
 
@@ -68,14 +70,17 @@ def table(found: Variants) -> str:
 
 @styled
 def picture(found: Variants) -> Figure:
-    """A panel for each measure, with a dot for each seed and a line at the mean."""
+    """A panel for each measure, with a marker for each seed, the same in every row, and a line at the mean."""
+    seeds = sorted({run["seed"] for runs in found.values() for run in runs})
+    marker = dict(zip(seeds, itertools.cycle("o^sDvP"), strict=False))
     figure, panels = grid(len(MEASURES), 4, height=1.2 + 0.3 * len(found))
     for place, (axes, (title, (measure, form, even))) in enumerate(zip(panels, MEASURES.items(), strict=True)):
         for row, runs in enumerate(found.values()):
-            values = known(runs, measure)
-            axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=4)
-            if values:
+            if values := known(runs, measure):
                 axes.plot([mean(values)] * 2, [row - 0.3, row + 0.3], color=INK)
+            for run in runs:
+                if run.get(measure) is not None:
+                    axes.plot(run[measure], row, marker[run["seed"]], color=BLUE, markersize=4)
         if even is not None:
             axes.axvline(even, **DASHED)
         if form is percent:
@@ -83,6 +88,9 @@ def picture(found: Variants) -> Figure:
         axes.set_title(title)
         axes.set_yticks(range(len(found)), list(found) if place % 4 == 0 else [""] * len(found))
         axes.set_ylim(len(found) - 0.5, -0.5)
+    if len(seeds) > 1:
+        shown = [Line2D([], [], linestyle="", marker=marker[seed], color=BLUE, label=seed) for seed in seeds]
+        figure.legend(handles=shown, loc="outside lower center", ncols=len(seeds))
     return figure
 
 

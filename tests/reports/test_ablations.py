@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reports.ablations import main, picture, variants
@@ -39,8 +40,10 @@ def test_a_variant_is_a_row_with_mean_and_spread_over_its_seeds(
     assert gamma["change of perplexity"] == "-10.0% ± 0.0%"
     assert (rows["| demo"]["win rate against SFT"], rows["| demo"]["KL to SFT, nats"]) == ("60.0%", "–")
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    drawn = picture(variants([Path(run) for run in runs])).axes
-    assert [list(line.get_xdata()) for line in drawn[1].lines][:3] == [[0.5, 0.7], [0.6, 0.6], [0.6]]
+    figure = picture(variants([Path(run) for run in runs]))
+    drawn = [(line.get_marker(), *np.asarray(line.get_xydata()).tolist()) for line in figure.axes[1].lines]
+    assert [one for one in drawn if one[0] in "o^"] == [("o", [0.5, 0]), ("^", [0.7, 0]), ("o", [0.6, 1])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 0", "seed 1"]
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
