@@ -59,7 +59,9 @@ class WordOverlap:
     """Cosine similarity of word counts: crude and fast, without a model."""
 
     def __init__(self) -> None:
-        self.vectorizer = HashingVectorizer(n_features=2**18, alternate_sign=False, norm="l2")
+        # The default pattern leaves out words of one character, such as the answers "B" and "4".
+        pattern = r"(?u)\b\w+\b"
+        self.vectorizer = HashingVectorizer(n_features=2**18, alternate_sign=False, token_pattern=pattern)
 
     def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
         left, right = self.vectorizer.transform(list(answers)), self.vectorizer.transform(list(references))

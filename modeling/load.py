@@ -29,7 +29,7 @@ from modeling.architecture import is_classifier, refuse_headless
 from modeling.config import ModelConfig
 from modeling.embeddings import grow_embeddings
 from modeling.finite import require_finite_weights
-from modeling.gpu import implementation, keep_attention
+from modeling.gpu import HEADS, implementation, keep_attention
 from modeling.loading import loading, refuse_misfit
 from modeling.tiny import make_tiny_model
 
@@ -190,6 +190,8 @@ def read_settings(place: str | Path, config: ModelConfig) -> Any:
             f"{place} has quantized weights (quantization_config in its config.json), which cannot be trained and "
             "exported: save a dequantized copy first (see docs/architectures.md#quantized-weights)"
         )
+    # `model.attention` chooses the implementation; attention weights and tuples are never read.
+    settings._attn_implementation, settings.output_attentions, settings.return_dict = None, False, True
     return settings
 
 
@@ -263,12 +265,21 @@ def _load(kind: Any, place: str | Path, config: ModelConfig, settings: Any, quan
             dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
             **options,
         )  # fmt: skip
+        model.config.validate()  # as when it is saved, after training
     keep_attention(model, config)
     if not is_classifier(settings):
         found["missing_keys"] = {name for name in found["missing_keys"] if not name.startswith("score.")}
     refuse_misfit(place, model, found)
+    if unused := sorted(name for name in found["unexpected_keys"] if name.split(".")[0] not in HEADS):
+        warn_of_unused(str(place), len(unused), unused[0])
     require_finite_weights(model.named_parameters(), str(place), "its file is damaged, or its training diverged")
     return model
+
+
+@functools.lru_cache
+def warn_of_unused(place: str, count: int, first: str) -> None:
+    """Logs a warning, once."""
+    log.warning(f"{place}: {count} of its weights are not used, {first} among them: its architecture has no such part")
 
 
 def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize: bool = False) -> Any:

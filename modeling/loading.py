@@ -41,7 +41,7 @@ def loading(place: str | Path, what: str) -> Iterator[None]:
 
 def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> None:
     """Raises ValueError for weights that do not fit the model, from transformers' loading information: it would draw
-    missing ones at random, and drop those of further layers.
+    missing ones at random, and drop those of further layers and those that a layer does not have.
     """
     if missing := found["missing_keys"]:
         raise ValueError(
@@ -56,6 +56,12 @@ def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> No
         raise ValueError(
             f"{place} has weights of more layers than its config.json says, {min(further)} among them: correct the "
             "number of layers there"
+        )
+    layers = {name for name, module in model.named_modules() if not any(module.children())}
+    if further := [name for name in found["unexpected_keys"] if name.rpartition(".")[0] in layers]:
+        raise ValueError(
+            f"{place} has weights that its layers have no place for, {min(further)} among them: correct its "
+            "config.json (a bias may need attention_bias or mlp_bias), or save the model without them"
         )
 
 

@@ -10,7 +10,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,13 @@ def side_by_side(
     return Table([corner, *columns], body if columns else [])
 
 
-def matrix(corner: str, rows: Mapping[Any, Mapping[str, Any]], form: Format = number) -> Table:
-    """A row for each of `rows`, and a column for each key that any of them has."""
+def matrix(
+    corner: str, rows: Mapping[Any, Mapping[str, Any]], form: Format = number, title: Callable[[str], str] = str
+) -> Table:
+    """A row for each of `rows`, and a column for each key that any of them has, with its `title`."""
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     body = [[name, *(measured(row.get(key), form) for key in keys)] for name, row in rows.items()]
-    return Table([corner, *map(spaced, keys)], body)
+    return Table([corner, *map(title, keys)], body)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from modeling.disk import file_digest
-from stages.config import RunConfig
+from stages.config import STAGES, RunConfig
 from stages.errors import report
+from stages.outdated import outdated
 from stages.runner import RunFolder, Stage, stage_main
 
 
@@ -44,7 +45,7 @@ STAGE = Stage(
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """Compares run folders; returns the exit code."""
+    """Compares run folders whose results fit together; returns the exit code."""
     from reports.runs import write_comparison
 
     parser = argparse.ArgumentParser(prog="python -m stages.report", description="Compares runs in one report.")
@@ -52,6 +53,8 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of the report")
     given = parser.parse_args(arguments)
     try:
+        for run in given.runs:
+            outdated(run, [name for name in STAGES if name != "report"], {})
         write_comparison(given.runs, given.out)
     except (OSError, ValueError) as error:
         return report(error, None)

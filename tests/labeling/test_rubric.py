@@ -82,6 +82,8 @@ def test_copying_is_the_share_of_trigrams_that_are_in_the_prompt(answer: str, pr
         ("red red green", "red", 2 / 5**0.5),
         ("Red, green!", "green RED", 1),
         ("red", "blue", 0),
+        ("B", "b", 1),
+        ("the 3", "the 4", 1 / 2),
         ("", "blue", 0),
     ],
 )

@@ -30,6 +30,7 @@ from transformers import (
 from data.chat_template import PLAIN
 from data.tokenize import encode_completion
 from demo.assets import CHATML
+from modeling.architecture import refuse_lookahead
 from modeling.batch import Batch
 from modeling.config import GenerationSettings, ModelConfig
 from modeling.export import export
@@ -331,6 +332,41 @@ def test_weights_that_are_missing_are_never_made_up(
         with pytest.raises(ValueError, match=f"lacks 1 of its model's weights, {name} among them") as error:
             load(copied, model_config, tiny_tokenizer)
         one_sentence(error, str(copied))
+
+
+def test_weights_without_a_place_are_refused_in_a_layer_and_told_elsewhere(
+    copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bias that config.json leaves out would change every logit; a value head would not."""
+    weights = load_file(copied / "model.safetensors")
+
+    def add(name: str) -> None:
+        save_file(weights | {name: torch.ones(32)}, copied / "model.safetensors", metadata={"format": "pt"})
+
+    add("v_head.summary.bias")
+    for load in (load_causal, load_scalar):
+        load(copied, model_config, tiny_tokenizer)
+    told = "1 of its weights are not used, v_head.summary.bias among them: its architecture has no such part"
+    assert caplog.messages == [f"{copied}: {told}"]
+    add("model.layers.0.self_attn.q_proj.bias")
+    for load in (load_causal, load_scalar):
+        with pytest.raises(ValueError, match=r"no place for, model\.layers\.0\.self_attn\.q_proj\.bias among") as error:
+            load(copied, model_config, tiny_tokenizer)
+        one_sentence(error, str(copied))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"output_attentions": True, "return_dict": False}, {"attn_implementation": "flash_attention_2"}]
+)
+def test_settings_for_inference_in_config_json_do_not_matter(
+    copied: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, changes: dict[str, Any]
+) -> None:
+    rewrite(copied / "config.json", **changes)
+    for load in (load_causal, load_scalar):
+        model = load(copied, model_config, tiny_tokenizer)
+        assert model.config._attn_implementation == "sdpa"
+        refuse_lookahead(model, "the model")
+        export(model, tiny_tokenizer, tmp_path / "export", model_config)
 
 
 def test_a_reward_model_is_no_language_model_where_the_output_layer_is_not_tied(

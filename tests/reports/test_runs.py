@@ -35,6 +35,7 @@ def test_seeds_are_one_group_and_other_settings_are_listed(tmp_path: Path) -> No
     assert f"| `{runs[0]}`" not in text
     assert f"|  | {runs[0]} (seed 0) | {runs[1]} (seed 1) | {runs[2]} (seed 0) |" in text
     assert "| Win rate of PPO against SFT (the first judge) | 63.5% (58.5% to 68.5%) |" in text
+    assert f"| Setting | {runs[0]} | {runs[1]} | {runs[2]} |" in text, "names as they are, with underscores"
     assert "| ppo.ptx_coef | 27.8 | 27.8 | 0.0 |" in text
     assert "| Language model (length-controlled) | – | – | – |" in text
     assert "| Language model (win rate) | 54.3% (49.3% to 59.3%) |" in text

@@ -10,6 +10,7 @@ from modeling.disk import file_digest
 from stages.config import RunConfig
 from stages.manifest import model_digests
 from stages.outdated import changed_settings, outdated
+from stages.report import compare
 from stages.runner import RunFolder, Stage, run_stage
 
 CHAIN = {"data": (), "sft": ("data",), "samples": ("data", "sft"), "labels": ("samples",), "reward": ("sft", "labels")}
@@ -50,11 +51,16 @@ def test_results_that_belong_together_are_used_without_a_word(
     ("remade", "older"),
     [("data", "(sft|samples|reward)"), ("sft", "(samples|reward)"), ("samples", "labels")],
 )
-def test_a_result_made_from_one_that_has_been_replaced_is_refused(config: RunConfig, remade: str, older: str) -> None:
+def test_a_result_made_from_one_that_has_been_replaced_is_refused(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], remade: str, older: str
+) -> None:
     config.data.test_fraction, config.sft.epochs, config.samples.answers_per_prompt = 0.4, 7, 5
     run_stage(STAGES[remade], config)
     with pytest.raises(ValueError, match=rf"{older} was made from an older result of the {remade} stage: run `make"):
         run_stage(PPO, config)
+    assert compare([str(tmp_path / "runs" / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert f"was made from an older result of the {remade} stage: run `make" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     for stage in STAGES.values():  # as the pipeline does
         run_stage(stage, config)
     run_stage(PPO, config)
