@@ -108,6 +108,9 @@ def read_table(path: Path, bad: BadRows, delimiter: str) -> Iterator[Placed]:
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}:1: two columns have the same name")
+            if len(header) == 1 and (other := re.search(r"[,;\t|]", header[0])):
+                told = f"its columns are separated by {other[0]!r} instead of {delimiter!r}"
+                raise ValueError(f"{path}:1: {told}: save the table again, with {delimiter!r} or as Parquet")
             for fields in filter(None, reader):
                 place = f"{path}:{reader.line_num}"
                 if len(fields) != len(header):

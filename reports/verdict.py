@@ -186,7 +186,7 @@ def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> lis
     ended = evaluation.get("win_rate_both_end")
     add("PPO wins among pairs where both answers end by themselves", ended, "{} over {} prompts with such pairs")
     for part, rate in evaluation.get("win_rate_without", {}).items():
-        add(f"PPO wins without {PARTS[part]}", rate)
+        add(f"PPO wins by the rubric without {PARTS[part]}", rate)
     for part, claim, title in (
         ("chrf", "PPO has a higher chrF, which is not used in training", "chrF"),
         ("complete", "PPO ends its answers more often than SFT", "Complete (ends by itself)"),

@@ -14,13 +14,13 @@ from evaluation.tax.model import TaxModel
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity of examples of equal length, as in `evaluate`, but with an interval and paired changes. An item is a
-    document, since its examples are not independent.
+    """Perplexity of examples of at most `tokens` tokens, as in `evaluate`, but with an interval and paired changes. An
+    item is a document, since its examples are not independent.
     """
 
     texts: Sequence[str]
     tokens: int
-    """Tokens per example."""
+    """Tokens per example; the last of a text can be shorter."""
     examples: int
     """Number of examples, spread evenly over the texts."""
     name = "perplexity"

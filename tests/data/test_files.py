@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,6 +275,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     assert rows(tmp_path / "x.jsonl") == [{"prompt": "Why?"}]
     (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbf"prompt","kind"\n"Why?","plain"\n')
     assert rows(tmp_path / "x.csv") == [{"prompt": "Why?", "kind": "plain"}]
+
+
+@pytest.mark.parametrize(("name", "used", "comma"), [("x.csv", ";", ","), ("x.tsv", ",", "\t"), ("y.csv", "\t", ",")])
+def test_another_separator_than_the_name_says_is_named(tmp_path: Path, name: str, used: str, comma: str) -> None:
+    (tmp_path / name).write_text(f"prompt{used}completion\na{used}b\n")
+    told = re.escape(f"{name}:1: its columns are separated by {used!r} instead of {comma!r}: save")
+    with pytest.raises(ValueError, match=told):
+        rows(tmp_path / name)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:

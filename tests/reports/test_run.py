@@ -282,8 +282,8 @@ def test_numbers_stand_in_their_places(reports):
     assert (
         "open PPO wins among pairs where both answers end by themselves 49.5% (43.3% to 55.7%) over 88 prompts" in seen
     )
-    assert "holds PPO wins without closeness to the reference 59.1% (54.1% to 64.1%)" in seen
-    assert "open PPO wins without the bonus for ending 52.6% (47.1% to 58.1%)" in seen
+    assert "holds PPO wins by the rubric without closeness to the reference 59.1% (54.1% to 64.1%)" in seen
+    assert "open PPO wins by the rubric without the bonus for ending 52.6% (47.1% to 58.1%)" in seen
     assert "PPO vs SFT, both answers end 49.5% 43.3% to 55.7% 88 no difference shown" in seen
     assert "| the bonus for ending (weight 0.3) | 52.6% (47.1% to 58.1%) | 58.2% (53.2% to 63.2%) |" in markdown
     assert "PPO vs base 87.7% 84.7% to 90.7% 120 PPO better" in seen
