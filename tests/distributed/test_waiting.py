@@ -1,5 +1,7 @@
 """Work that the first process does alone may take longer than the timeout of collectives."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,15 @@ with main_alone(accelerator) if {waits} else nullcontext():
 print(from_main(accelerator, lambda: "heard"), accelerator.process_index, flush=True)
 accelerator.end_training()
 """
+LEAVING = """
+import os, time
+from modeling.accelerator import main_alone, make_accelerator
+
+accelerator = make_accelerator("cpu", timeout_minutes=1)
+with main_alone(accelerator):
+    time.sleep(accelerator.process_index)
+os._exit(0)
+"""
 
 
 @pytest.mark.parametrize("waits", [True, False])
@@ -28,3 +39,22 @@ def test_only_main_alone_outlasts_the_timeout(waits: bool, tmp_path: Path) -> No
     found = subprocess.run([*launcher, tmp_path / "program.py"], capture_output=True, text=True, timeout=100)
     assert (found.returncode == 0) is waits, found.stderr
     assert ("heard 1" in found.stdout) is waits
+
+
+def test_the_first_process_keeps_its_store_until_the_others_have_heard() -> None:
+    """Without torchrun, as under srun or MPI, the first process holds the store of the process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVING],
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
