@@ -1,11 +1,10 @@
 """Checks of a language model from outside the run, before any work is spent on it."""
 
-from pathlib import Path
-
 from modeling.architecture import is_classifier, refuse_by_config, refuse_lookahead
 from modeling.config import ModelConfig
 from modeling.generation import generator_for
 from modeling.load import load_causal, load_tokenizer, read_settings
+from modeling.loading import refuse_pickles
 from modeling.logprobs import refuse_unknown_logits
 
 
@@ -30,5 +29,4 @@ def refuse_other_kinds(place: str, config: ModelConfig, name: str) -> None:
     refuse_by_config(settings, name)
     if is_classifier(settings):
         raise ValueError(f"{name} is a reward model or another classifier, which cannot generate answers")
-    if Path(place).is_dir() and not any(Path(place).glob("*.safetensors")):
-        raise ValueError(f"{name}: the folder has no weights in safetensors format")
+    refuse_pickles(place, name)

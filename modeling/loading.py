@@ -39,6 +39,15 @@ def loading(place: str | Path, what: str) -> Iterator[None]:
         ) from error
 
 
+def refuse_pickles(place: str | Path, name: str) -> None:
+    """Raises ValueError for a folder without weights in safetensors format; `name` is for the message."""
+    if Path(place).is_dir() and not any(Path(place).glob("*.safetensors")):
+        raise ValueError(
+            f"{name}: the folder has no weights in safetensors format, and pickled ones (pytorch_model.bin) are never "
+            "read: load the model with transformers and save it again"
+        )
+
+
 def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> None:
     """Raises ValueError for weights that do not fit the model, from transformers' loading information: it would draw
     missing ones at random, and drop those of further layers and those that a layer does not have.

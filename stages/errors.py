@@ -6,6 +6,7 @@ this project.
 
 import contextlib
 import errno
+import io
 import os
 import select
 import sys
@@ -130,6 +131,13 @@ def output_closed() -> bool:
         return any(event & select.POLLERR for _, event in poll.poll(0))
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def replace_missing_outputs() -> None:
+    """Discards what is written to an output that the shell closed, as in `>&-`, for which Python has None."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))
 
 
 def quiet_stdout() -> None:

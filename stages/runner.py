@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from modeling.disk import discard, discarded, sync, write_whole
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
-from stages.errors import InUseError, report, say
+from stages.errors import InUseError, replace_missing_outputs, report, say
 from stages.headline import summary
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, description, refuse_unsupported
@@ -334,6 +334,7 @@ def main(
     """
     config: RunConfig | None = None
     STOP.number = 0
+    replace_missing_outputs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8; stderr does so by itself
     try:

@@ -286,6 +286,12 @@ def test_text_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.Monke
     assert screen.buffer.getvalue() == b"prix: 5 \\u20ac\n"  # type: ignore[attr-defined]
 
 
+def test_a_stage_runs_without_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has no `sys.stdout` where the shell closed it, as in `>&-`."""
+    monkeypatch.setattr(sys, "stdout", None)
+    main(lambda config, force: print("done"), "stages.x", "", [])
+
+
 def test_a_broken_pipe_to_a_worker_is_not_taken_for_a_closed_output(told: Callable[..., tuple[int, str]]) -> None:
     code, stderr = told(failing(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert code == 2
