@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -37,6 +37,7 @@ class Stop:
         """Whether this process is `python -m stages.<stage>`, so that it may be ended as a whole."""
         self._since = 0.0
         self._working = False
+        self._unraisable: Callable[[Any], Any] = sys.unraisablehook
 
     def begin_command(self) -> None:
         """Installs the handlers of these signals before the stage's imports."""
@@ -59,7 +60,7 @@ class Stop:
             return
         self.number = 0
         before = self.install()
-        alarm = signal.getsignal(signal.SIGALRM)
+        alarm, self._unraisable = signal.getsignal(signal.SIGALRM), sys.unraisablehook
         self._working = True
         try:
             yield
@@ -69,6 +70,7 @@ class Stop:
             if self.number:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, alarm)
+                sys.unraisablehook = self._unraisable
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -91,6 +93,7 @@ class Stop:
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if self._working:
+                sys.unraisablehook = self._unraisable_while_stopping
                 signal.signal(signal.SIGALRM, self._raise_again)
                 signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
                 raise KeyboardInterrupt
@@ -101,6 +104,11 @@ class Stop:
     def _raise_again(self, number: int, frame: FrameType | None) -> None:
         if self._working:
             raise KeyboardInterrupt
+
+    def _unraisable_while_stopping(self, lost: Any) -> None:
+        """Python would print the traceback of a KeyboardInterrupt that `__del__` or a weakref callback lost."""
+        if lost.exc_type is not KeyboardInterrupt:
+            self._unraisable(lost)
 
     def _end(self) -> NoReturn:
         """Ends the process without Python's shutdown, which could print tracebacks and wait for threads."""

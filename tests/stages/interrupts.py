@@ -20,6 +20,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from stages.interrupt import SIGNALS
+
 HERE = Path(__file__).parents[2]
 SENTENCES = ("interrupted (SIG", "stopped by SIG", "stopped at once")
 EXPECTED_BESIDE = ("SIGINT: saving", "SIGTERM: saving", "SIGHUP: saving")
@@ -76,7 +78,7 @@ def main() -> None:
             process = subprocess.Popen(
                 command(module, folder / module / "stopped"), cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 text=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in SIGNALS],  # nohup ignores some
             )  # fmt: skip
             time.sleep(wait)
             early = process.poll() is not None

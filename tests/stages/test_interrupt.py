@@ -53,11 +53,13 @@ def plainly() -> None:
     signalled()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lost", [plainly, in_an_except_block, in_a_destructor, in_a_finally_block])
 def test_an_interrupt_that_is_swallowed_still_ends_the_run_and_its_stage_counts_as_unfinished(
-    lost: Callable[[], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lost: Callable[[], None], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ignored: list[Any] = []  # exceptions of which Python prints tracebacks
+    monkeypatch.setattr(sys, "unraisablehook", hook := ignored.append)
+
     def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         lost()
         return {}
@@ -75,6 +77,8 @@ def test_an_interrupt_that_is_swallowed_still_ends_the_run_and_its_stage_counts_
     )
     assert not (tmp_path / "run" / "data").exists()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+    assert ignored == []
+    assert sys.unraisablehook == hook
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
