@@ -66,7 +66,7 @@ def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> No
             f"{place} has weights of more layers than its config.json says, {min(further)} among them: correct the "
             "number of layers there"
         )
-    layers = {name for name, module in model.named_modules() if not any(module.children())}
+    layers = {name for name, module in model.named_modules() if next(module.children(), None) is None}
     if further := [name for name in found["unexpected_keys"] if name.rpartition(".")[0] in layers]:
         raise ValueError(
             f"{place} has weights that its layers have no place for, {min(further)} among them: correct its "

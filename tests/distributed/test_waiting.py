@@ -42,7 +42,7 @@ def test_only_main_alone_outlasts_the_timeout(waits: bool, tmp_path: Path) -> No
 
 
 def test_the_first_process_keeps_its_store_until_the_others_have_heard() -> None:
-    """Without torchrun, as under srun or MPI, the first process holds the store of the process group."""
+    """Without torchrun the first process holds the store of the process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
