@@ -1,5 +1,6 @@
 """The client of a chat completions API, against a local server that fails in every way, over real HTTP."""
 
+import concurrent.futures
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 
 from data.messages import Message
+from evaluation.judges import llm_client
 from evaluation.judges.llm_client import LLMClient
 from evaluation.judges.llm_http import retry_after
 from labeling.llm_config import LLMConfig
@@ -270,19 +273,28 @@ def test_a_killed_run_asks_only_the_rest(tmp_path: Path) -> None:
         assert len(fake.requests) - before == 60 - kept
 
 
-def test_an_interrupt_does_not_wait_for_open_requests(tmp_path: Path) -> None:
+def test_an_interrupt_does_not_wait_for_open_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, sent, wait = threading.Event(), list[float](), concurrent.futures.wait
+
+    def signal_and_wait(*given: Any) -> Any:
+        waiting.set()
+        return wait(*given)
+
     def interrupt(text: str) -> str:
         if text == "0":
+            # Not earlier: an interrupt in tqdm would leave its lock held, and forked processes would wait for it.
+            assert waiting.wait(30)
+            sent.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1.5)
         return text
 
+    monkeypatch.setattr(llm_client, "wait", signal_and_wait)
     fake = FakeLLM(interrupt)
     with serving(fake) as url:
         one = client(url, tmp_path, timeout=3, concurrency=2)
-        start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             one.ask([ask(str(number)) for number in range(6)], "test")
-        assert time.monotonic() - start < 1.4
+        assert time.monotonic() - sent[0] < 1.4
         time.sleep(1.7)
         assert len(fake.requests) in (1, 2), "no new ones"
