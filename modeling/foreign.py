@@ -4,7 +4,7 @@ from modeling.architecture import is_classifier, refuse_by_config, refuse_lookah
 from modeling.config import ModelConfig
 from modeling.generation import generator_for
 from modeling.load import load_causal, load_tokenizer, read_settings
-from modeling.loading import refuse_pickles
+from modeling.loading import require_safetensors
 from modeling.logprobs import refuse_unknown_logits
 
 
@@ -29,4 +29,4 @@ def refuse_other_kinds(place: str, config: ModelConfig, name: str) -> None:
     refuse_by_config(settings, name)
     if is_classifier(settings):
         raise ValueError(f"{name} is a reward model or another classifier, which cannot generate answers")
-    refuse_pickles(place, name)
+    require_safetensors(place, name)

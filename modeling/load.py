@@ -30,7 +30,7 @@ from modeling.config import ModelConfig
 from modeling.embeddings import grow_embeddings
 from modeling.finite import require_finite_weights
 from modeling.gpu import HEADS, implementation, keep_attention
-from modeling.loading import loading, refuse_misfit, refuse_pickles
+from modeling.loading import loading, refuse_misfit, require_safetensors
 from modeling.tiny import make_tiny_model
 
 # transformers reports new heads and shows a progress bar per file; stages print what matters themselves.
@@ -258,7 +258,7 @@ def load_causal(
 
 def _load(kind: Any, place: str | Path, config: ModelConfig, settings: Any, quantize: bool) -> Any:
     """Loads the model with float32 weights. Raises ValueError unless all of them match the configuration."""
-    refuse_pickles(place, str(place))
+    require_safetensors(place, str(place))
     options = implementation(config, quantize)
     with loading(place, "model"):
         model, found = kind.from_pretrained(

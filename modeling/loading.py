@@ -10,6 +10,9 @@ from safetensors import SafetensorError
 
 from modeling.memory import out_of_memory
 
+LFS_POINTER = b"version https://git-lfs"
+"""The beginning of the text file that a clone without Git LFS has in place of a large file."""
+
 
 @contextlib.contextmanager
 def loading(place: str | Path, what: str) -> Iterator[None]:
@@ -39,13 +42,20 @@ def loading(place: str | Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def refuse_pickles(place: str | Path, name: str) -> None:
+def require_safetensors(place: str | Path, name: str) -> None:
     """Raises ValueError for a folder without weights in safetensors format; `name` is for the message."""
-    if Path(place).is_dir() and not any(Path(place).glob("*.safetensors")):
+    if not Path(place).is_dir():
+        return
+    files = sorted(Path(place).glob("*.safetensors"))
+    if not files:
         raise ValueError(
             f"{name}: the folder has no weights in safetensors format, and pickled ones (pytorch_model.bin) are never "
             "read: load the model with transformers and save it again"
         )
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"{name}: {file.name} is a pointer of Git LFS, not the weights: run `git lfs pull`")
 
 
 def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> None:

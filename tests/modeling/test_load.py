@@ -302,6 +302,13 @@ def test_pickled_weights_are_refused(
     assert "neither a folder" not in str(error.value), "it is a folder"
 
 
+def test_a_pointer_of_git_lfs_is_not_weights(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:
+    (copied / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=r"model.safetensors is a pointer of Git LFS, .* run `git lfs pull`") as error:
+        load_causal(copied, model_config, tiny_tokenizer)
+    one_sentence(error, str(copied))
+
+
 @pytest.mark.parametrize("spoilt", ["weights", "config", "architecture", "tokenizer"])
 def test_a_folder_that_is_spoilt_is_said_in_one_sentence(
     copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, spoilt: str
