@@ -200,8 +200,8 @@ def explain(message: str) -> str:
     names = [*dotted_names(RunConfig), *dotted_names(SourceConfig), *dotted_names(RewardTerm)]
     sentence = " ".join(message.split()).removeprefix("error: ")
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", sentence)
-    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", sentence) or re.search(
-        r"()Option '([\w.]+)' is not accepted", sentence
+    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.\-]+)'", sentence) or re.search(
+        r"()Option '([\w.\-]+)' is not accepted", sentence
     )
     key = unknown.group(1) if unknown else ".".join(part for part in nested.groups() if part) if nested else None
     if key is None:
@@ -210,7 +210,8 @@ def explain(message: str) -> str:
         return f"unknown key '{key}': use {RENAMED[key]}"
     if key in REFUSED:
         return f"there is no {key}: {REFUSED[key]}"
-    near = difflib.get_close_matches(key, names, n=1) or [
+    others = [name for name in names if not key.startswith(f"{name}.")]
+    near = difflib.get_close_matches(key, others, n=1) or [
         name for name in names if name.split(".")[-1] == key.split(".")[-1]
     ]
     return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
@@ -242,6 +243,11 @@ def wrong_type(sentence: str) -> str | None:
     if plain:
         quoted = "; put text that YAML reads as something else in quotes" if plain[2] == "str" else ""
         return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}{quoted}"
+    fields = re.search(
+        r'key "([\w.]+)": (?:Expected a dot import path string:|Unable to load config) (.*?)(?: - Parser|$)', sentence
+    )
+    if fields:
+        return f"{fields[1]}: expected a section of fields, found {fields[2].strip(chr(39))!r}"
     section = re.search(
         r'key "([\w.]+)": (?:Not a valid subclass of \w+\. Got value: (.*?) Subclass types|Problem with given '
         r"class_path \'(.*?)\': No module)",

@@ -193,7 +193,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--ppo.kl", "1"], "ppo.kl", "ppo.kl_coef"),
         (["--pp.kl_coef=1"], "pp.kl_coef", "ppo.kl_coef"),
         (["--kl_coef", "1"], "kl_coef", "ppo.kl_coef"),
-        (["--model.lora.rnk", "1"], "model.lora.rnk", "model.lora.rank"),
+        (["--model.lora.r", "1"], "model.lora.r", "model.lora.rank"),
         (["--run_nam", "x"], "run_nam", "run_name"),
         (["--labels.weights.closenes", "1"], "labels.weights.closenes", "labels.weights.closeness"),
     ],
@@ -209,6 +209,7 @@ def test_an_unknown_option_suggests_the_nearest(
     ("yaml", "key", "meant"),
     [
         ("ppo:\n  kl_coeff: 0.1\n", "ppo.kl_coeff", "ppo.kl_coef"),
+        ("ppo:\n  kl-coef: 0.1\n", "ppo.kl-coef", "ppo.kl_coef"),
         ("model:\n  lora: {rnk: 4}\n", "model.lora.rnk", "model.lora.rank"),
         ("runname: x\n", "runname", "run_name"),
         ("smaples: {temperature: 2.0}\n", "smaples.temperature", "samples.temperature"),
@@ -235,6 +236,8 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(
             ["--data.sources", "{mine: rows.jsonl}"],
             "data.sources: expected a name and a section of fields under it, found 'rows.jsonl'",
         ),
+        (["--ppo.rewards", "[length]"], "ppo.rewards: expected a section of fields, found 'length'"),
+        (["--model.lora", "4"], "model.lora: expected a section of fields, found '4'"),
         (["--data.sources", "{mine: {formt: oasst}}"], "unknown key 'formt', did you mean 'format'?"),
     ],
 )
