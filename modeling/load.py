@@ -266,7 +266,7 @@ def _load(kind: Any, place: str | Path, config: ModelConfig, settings: Any, quan
             dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
             **options,
         )  # fmt: skip
-        model.config.validate()  # as when it is saved, after training
+        model.config.validate()  # save_pretrained would raise the same error, but only after training
     keep_attention(model, config)
     if not is_classifier(settings):
         found["missing_keys"] = {name for name in found["missing_keys"] if not name.startswith("score.")}

@@ -55,12 +55,12 @@ def require_safetensors(place: str | Path, name: str) -> None:
     for file in files:
         with file.open("rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise ValueError(f"{name}: {file.name} is a pointer of Git LFS, not the weights: run `git lfs pull`")
+                raise ValueError(f"{name}: {file.name} is a Git LFS pointer, not the weights: run `git lfs pull`")
 
 
 def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> None:
-    """Raises ValueError for weights that do not fit the model, from transformers' loading information: it would draw
-    missing ones at random, and drop those of further layers and those that a layer does not have.
+    """Raises ValueError for weights that do not fit the model, from transformers' loading information. transformers
+    would initialise missing weights at random, and drop those of extra layers and parameters that a layer lacks.
     """
     if missing := found["missing_keys"]:
         raise ValueError(

@@ -60,7 +60,7 @@ def side_by_side(
 def matrix(
     corner: str, rows: Mapping[Any, Mapping[str, Any]], form: Format = number, title: Callable[[str], str] = str
 ) -> Table:
-    """A row for each of `rows`, and a column for each key that any of them has, with its `title`."""
+    """A row for each of `rows`, and a column for each key that any of them has; `title` gives the column's heading."""
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     body = [[name, *(measured(row.get(key), form) for key in keys)] for name, row in rows.items()]
     return Table([corner, *map(title, keys)], body)

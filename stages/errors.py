@@ -134,7 +134,7 @@ def output_closed() -> bool:
 
 
 def replace_missing_outputs() -> None:
-    """Discards what is written to an output that the shell closed, as in `>&-`, for which Python has None."""
+    """Replaces `sys.stdout` and `sys.stderr` by the null device if they are None, as after `>&-` in the shell."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))

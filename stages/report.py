@@ -45,7 +45,7 @@ STAGE = Stage(
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """Compares run folders whose results fit together; returns the exit code."""
+    """Compares runs and returns the exit code. A run with outdated results is an error."""
     from reports.runs import write_comparison
 
     parser = argparse.ArgumentParser(prog="python -m stages.report", description="Compares runs in one report.")

@@ -277,10 +277,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     assert rows(tmp_path / "x.csv") == [{"prompt": "Why?", "kind": "plain"}]
 
 
-@pytest.mark.parametrize(("name", "used", "comma"), [("x.csv", ";", ","), ("x.tsv", ",", "\t"), ("y.csv", "\t", ",")])
-def test_another_separator_than_the_name_says_is_named(tmp_path: Path, name: str, used: str, comma: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "used", "expected"), [("x.csv", ";", ","), ("x.tsv", ",", "\t"), ("y.csv", "\t", ",")]
+)
+def test_a_separator_that_does_not_match_the_extension_is_reported(
+    tmp_path: Path, name: str, used: str, expected: str
+) -> None:
     (tmp_path / name).write_text(f"prompt{used}completion\na{used}b\n")
-    told = re.escape(f"{name}:1: its columns are separated by {used!r} instead of {comma!r}: save")
+    told = re.escape(f"{name}:1: its columns are separated by {used!r} instead of {expected!r}: save")
     with pytest.raises(ValueError, match=told):
         rows(tmp_path / name)
 

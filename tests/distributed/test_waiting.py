@@ -41,7 +41,7 @@ def test_only_main_alone_outlasts_the_timeout(waits: bool, tmp_path: Path) -> No
     assert ("heard 1" in found.stdout) is waits
 
 
-def test_the_first_process_keeps_its_store_until_the_others_have_heard() -> None:
+def test_rank_0_stays_alive_until_the_other_ranks_have_left_main_alone() -> None:
     """Without torchrun the first process holds the store of the process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

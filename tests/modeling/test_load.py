@@ -304,7 +304,7 @@ def test_pickled_weights_are_refused(
 
 def test_a_pointer_of_git_lfs_is_not_weights(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:
     (copied / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(ValueError, match=r"model.safetensors is a pointer of Git LFS, .* run `git lfs pull`") as error:
+    with pytest.raises(ValueError, match=r"model.safetensors is a Git LFS pointer, .* run `git lfs pull`") as error:
         load_causal(copied, model_config, tiny_tokenizer)
     one_sentence(error, str(copied))
 
@@ -343,7 +343,7 @@ def test_weights_that_are_missing_are_never_made_up(
         one_sentence(error, str(copied))
 
 
-def test_weights_without_a_place_are_refused_in_a_layer_and_told_elsewhere(
+def test_unexpected_weights_of_a_layer_are_refused_and_of_other_modules_warned_about(
     copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bias that config.json leaves out would change every logit; a value head would not."""
@@ -367,7 +367,7 @@ def test_weights_without_a_place_are_refused_in_a_layer_and_told_elsewhere(
 @pytest.mark.parametrize(
     "changes", [{"output_attentions": True, "return_dict": False}, {"attn_implementation": "flash_attention_2"}]
 )
-def test_settings_for_inference_in_config_json_do_not_matter(
+def test_inference_settings_in_config_json_are_ignored(
     copied: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, changes: dict[str, Any]
 ) -> None:
     rewrite(copied / "config.json", **changes)

@@ -286,7 +286,7 @@ def test_text_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.Monke
     assert screen.buffer.getvalue() == b"prix: 5 \\u20ac\n"  # type: ignore[attr-defined]
 
 
-def test_a_stage_runs_without_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_runs_with_stdout_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python has no `sys.stdout` where the shell closed it, as in `>&-`."""
     monkeypatch.setattr(sys, "stdout", None)
     main(lambda config, force: print("done"), "stages.x", "", [])
