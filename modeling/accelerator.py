@@ -111,7 +111,8 @@ def main_alone(accelerator: Accelerator) -> Iterator[None]:
         store.set(name, "")
     while not store.check([name]):
         time.sleep(POLL_SECONDS)
-    accelerator.wait_for_everyone()  # without torchrun rank 0 hosts the store, so it must not exit while other ranks poll it
+    # Without torchrun rank 0 hosts the store, so it must not exit while other ranks poll it.
+    accelerator.wait_for_everyone()
 
 
 def share_of(accelerator: Accelerator, items: Sequence[T]) -> list[T]:
