@@ -41,8 +41,10 @@ log = logging.getLogger(__name__)
 
 ADDED_PAD = "<|pad|>"
 LIKELY_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unk>", "<|endoftext|>")
-RESIDUAL_DROPOUT_NAMES = ("resid_pdrop", "resid_dropout", "hidden_dropout")
-"""The name of residual dropout in the configurations of GPT-2 and GPT-J, GPT-Neo, and GPT-NeoX."""
+RESIDUAL_DROPOUT_NAMES = (
+    "resid_pdrop", "resid_dropout", "residual_dropout", "hidden_dropout", "hidden_dropout_prob", "dropout"
+)  # fmt: skip
+"""The name of residual dropout in the configurations of GPT-2, GPT-Neo, StarCoder2, GPT-NeoX, BioGPT, and OPT."""
 
 
 def base_model_place(config: ModelConfig) -> str:
@@ -227,26 +229,20 @@ def load_causal(
     place: str | Path,
     config: ModelConfig,
     tokenizer: Any,
-    residual_dropout: float | None = None,
+    residual_dropout: float = 0.0,
     quantize: bool = False,
 ) -> Any:
     """A causal language model in float32 and eval mode, with embeddings for every token of the tokenizer.
 
     Args:
-        residual_dropout: used in train mode by architectures that have it, with the other dropouts of the config; None
-            disables all dropout.
+        residual_dropout: used in train mode by architectures that have it. All other dropout is off.
         quantize: whether the model is a frozen base, whose linear layers are stored as `model.quantization` says.
 
     Raises ValueError when the model is missing.
     """
     settings = read_settings(place, config)
     read_generation_settings(place, config)  # transformers ignores a file that it cannot read
-    if residual_dropout is None:
-        switch_off_dropout(settings)
-    else:
-        for name in RESIDUAL_DROPOUT_NAMES:
-            if hasattr(settings, name):
-                setattr(settings, name, residual_dropout)
+    set_dropout(settings, residual_dropout)
     model = _load(AutoModelForCausalLM, place, config, settings, quantize)
     if model.can_generate():
         # The base's sampling settings have no effect here, and transformers refuses to save some of them.
@@ -292,7 +288,7 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize
     """
     settings = read_settings(place, config)
     classifier = is_classifier(settings)
-    switch_off_dropout(settings)
+    set_dropout(settings)
     settings.num_labels = 1 if not classifier else settings.num_labels
     if classifier and settings.num_labels != 1:
         raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
@@ -302,11 +298,11 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize
     return model.eval()
 
 
-def switch_off_dropout(settings: Any) -> None:
-    """Sets every kind of dropout in a configuration to 0."""
+def set_dropout(settings: Any, residual: float = 0.0) -> None:
+    """Sets residual dropout in a configuration that has it, and every other kind of dropout to 0."""
     for name, value in vars(settings).items():
-        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-            setattr(settings, name, 0.0)
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(settings, name, residual if name in RESIDUAL_DROPOUT_NAMES else 0.0)
 
 
 def refuse_language_model(settings: Any, name: str) -> None:

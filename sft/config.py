@@ -37,8 +37,8 @@ class SFTConfig:
     pretraining_fraction: FractionBelowOne = 0.1
     """Share of training sequences that are plain text, with the loss on all tokens. C.3: 10%."""
     residual_dropout: FractionBelowOne = 0.2
-    """Residual dropout, in architectures that have it (GPT-2, GPT-NeoX; not Llama or Qwen). C.1, for the baseline; for
-    the RL initialisation it is ours.
+    """Residual dropout, in architectures that have it (GPT-2, GPT-NeoX, OPT; not Llama or Qwen); other dropout is off.
+    C.1, for the baseline; for the RL initialisation it is ours.
     """
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""

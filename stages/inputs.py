@@ -23,9 +23,10 @@ def refuse_long_texts(config: RunConfig, settings: Any) -> None:
 def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int) -> None:
     """Raises ValueError if a stage's longest prompt and an answer together exceed the model's context.
 
-    `longest` has the number of tokens of the longest prompt by section.
+    `longest` has the number of tokens of the longest prompt by section. Without a labeler nothing is sampled.
     """
-    wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in longest}
+    sections = [name for name in longest if name != "samples" or config.labels.labeler != "none"]
+    wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in sections}
     over = [
         f"{name}.max_new_tokens={count} (longest prompt: {longest[name]} tokens)"
         for name, count in wanted.items()

@@ -150,9 +150,10 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
     from reward.start import Start
 
     context, start = context_length(read_settings(place, config.model)), Start.of(config.reward, config.model, place)
-    used = {"ppo": read_set(data, "rl", "train"), "evaluate": read_set(data, "sft", "test")}
-    if config.labels.labeler != "none":
-        used["samples"] = read_set(data, "rm", "train")
+    used = {
+        "samples": read_set(data, "rm", "train"), "ppo": read_set(data, "rl", "train"),
+        "evaluate": read_set(data, "sft", "test"),
+    }  # fmt: skip
     longest = {name: max(count_prompt_tokens(tokenizer, prompts), default=0) for name, prompts in used.items()}
     refuse_too_long(config, longest, context)
     if config.ppo.value_init == "reward" and longest["ppo"] + config.ppo.max_new_tokens > start.context:

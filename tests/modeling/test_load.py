@@ -43,6 +43,7 @@ from modeling.load import (
     load_scalar,
     load_tokenizer,
     save,
+    set_dropout,
     stop_ids,
 )
 from modeling.loading import loading
@@ -464,6 +465,22 @@ def test_models_come_in_float32_with_dropout_only_in_train_mode_and_only_if_aske
         assert not noisy(model)
         assert noisy(model.train()) is (architecture in ("gpt2", "gpt_neox"))
         assert not noisy(load_causal(tmp_path, model_config, tiny_tokenizer).train())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "residual"),
+    [
+        ("gpt2", ["resid_pdrop"]), ("gpt_neo", ["resid_dropout"]), ("gpt_neox", ["hidden_dropout"]),
+        ("starcoder2", ["residual_dropout"]), ("opt", ["dropout"]), ("biogpt", ["hidden_dropout_prob"]), ("llama", []),
+    ],
+)  # fmt: skip
+def test_of_all_kinds_of_dropout_only_that_of_the_residuals_is_set(architecture: str, residual: list[str]) -> None:
+    settings = AutoConfig.for_model(architecture)
+    kinds = [name for name in vars(settings) if "drop" in name]
+    for place, name in enumerate(kinds):
+        setattr(settings, name, place % 2 or 0.1)  # JSON has both 0 and 0.1
+    set_dropout(settings, 0.2)
+    assert {name: getattr(settings, name) for name in kinds} == {name: 0.2 * (name in residual) for name in kinds}
 
 
 def test_a_saved_reward_model_scores_the_same_in_anybodys_hands(

@@ -303,9 +303,13 @@ def test_real_rankings_pass_and_every_one_is_kept_or_accounted_for(
             r"data\.languages: 'english' is no language that can be told; known are the ISO 639-1 codes",
         ),
         (
-            ["--ppo.max_new_tokens", "50000", "--samples.max_new_tokens", "60000"],
+            ["--labels.labeler", "simulated", "--ppo.max_new_tokens", "50000", "--samples.max_new_tokens", "60000"],
             rf"together exceed the model's context of {CONTEXT} tokens with samples\.max_new_tokens=60000 \(longest "
             r"prompt: \d+ tokens\), ppo\.max_new_tokens=50000 \(.*: lower those settings or data\.max_prompt_tokens",
+        ),
+        (
+            ["--ppo.max_new_tokens", "50000", "--samples.max_new_tokens", "60000"],
+            rf"together exceed the model's context of {CONTEXT} tokens with ppo\.max_new_tokens=50000 \(",
         ),
         (
             ["--data.pretraining_tokens", "19999"],
