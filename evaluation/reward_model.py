@@ -95,7 +95,7 @@ def report(
     """
     if not any(item.pairs for item in items):
         raise ValueError("there is no strict pair to evaluate a reward model on")
-    judges = {**cheap_judges(items, seed), **(baselines or {})}
+    judges = {**cheap_judges(items), **(baselines or {})}
     for name, given in {"the reward model": scores, **judges}.items():
         check(name, given, items)
     prompt_P, user_N = np.repeat(np.arange(len(items)), [item.pairs for item in items]), users_of(items)
@@ -164,15 +164,15 @@ def check(name: str, scores: Scores, items: Sequence[RankingExample]) -> None:
             )
 
 
-def cheap_judges(items: Sequence[RankingExample], seed: int) -> dict[str, Scores]:
-    """Baselines that do not read the answers: the longest, the shortest, and a random one."""
+def cheap_judges(items: Sequence[RankingExample]) -> dict[str, Scores]:
+    """Baselines that do not read the answers: the longest, the shortest, and a random one, whose expected share of
+    right pairs is that of equal scores, 1/2.
+    """
     lengths = [lengths_as_scores(item) for item in items]
-    # Not the stream that draws the bootstrap resamples.
-    chance = np.random.default_rng([seed, 1])
     return {
         "longest": lengths,
         "shortest": [[-value for value in row] for row in lengths],
-        "random": [chance.standard_normal(len(row)).tolist() for row in lengths],
+        "random": [[0.0] * len(row) for row in lengths],
     }
 
 

@@ -23,7 +23,6 @@ ACCURACIES = {
     "shortest answer": "baselines.shortest.accuracy",
     "SFT likelihood": "baselines.sft_likelihood.accuracy",
     "SFT likelihood per token": "baselines.sft_likelihood_per_token.accuracy",
-    "random": "baselines.random.accuracy",
 }
 SIZES: dict[str, tuple[str, Format]] = {
     "held-out prompts, pairs": ("test", lambda test: f"{test['prompts']}, {test['pairs']:,}"),

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from data.config import BUILT_IN, DataConfig, SourceConfig
 from data.few_shot import prompts
-from data.files import is_data_file, is_missing, read_rows
+from data.files import TEXT_SUFFIXES, is_data_file, is_missing, read_rows
 from data.lines import BadRows, Placed
 from data.messages import other_keys
 from data.records import Demonstration, FewShot, Prompt, Ranking, UnknownKeyError, parse, parse_document
@@ -100,6 +100,11 @@ def find(name: str, config: DataConfig, role: Role) -> Source:
         if path.is_file() or path.is_dir():
             if path.is_file() and (settings.subset or settings.split):
                 raise ValueError(f"{where}: {path} is one file, which has no subset or split to choose")
+            if path.is_file() and path.suffix.lower() in ("", *TEXT_SUFFIXES) and role != "pretraining":
+                raise ValueError(
+                    f"{where}: {path} is read as plain text, which can only be pretraining text: give rows a name that "
+                    "ends in .jsonl, .json, .csv, .tsv or .parquet"
+                )
             files, split = ((path,), "") if path.is_file() else folder_files(path, form, role, settings)
             for file in files:
                 file.open("rb").close()  # fails now rather than after other sources were read

@@ -263,6 +263,8 @@ def test_answers_that_were_compared_are_chosen_before_others() -> None:
     assert all(some_answers(twins, 2, seed).completions == ["x", "y"] for seed in range(16))
     ranked = Ranking(prompt="p", completions=names, ranks=[None] * 25 + [1, 2, 3, 4, 5])
     assert [rank for rank in some_answers(ranked, 8, 0).ranks or [] if rank] == [1, 2, 3, 4, 5]
+    one_better = Ranking(prompt="p", completions=names, ranks=[2] * 29 + [1])
+    assert all(some_answers(one_better, 2, seed).ranks == [2, 1] for seed in range(16))
 
 
 def test_other_peoples_closing_stands_after_every_answer(tiny_tokenizer: Any) -> None:

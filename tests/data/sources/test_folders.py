@@ -194,3 +194,11 @@ def test_a_subset_or_split_that_cannot_be_chosen_is_refused(tmp_path: Path) -> N
     ):
         with pytest.raises(ValueError, match=sentence):
             source(place, **settings)
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.MD"])
+def test_rows_in_a_text_file_are_refused_with_the_names_that_are_read(tmp_path: Path, name: str) -> None:
+    lines(tmp_path / "it")
+    (tmp_path / "it" / "train.jsonl").rename(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is read as plain text, .*: give rows a name that ends in \.jsonl"):
+        source(tmp_path / name)
