@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,25 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def copy_folder(
+    source: Path, target: Path, copy: Callable[[str, str], object], ignore: Callable[[str, list[str]], Iterable[str]]
+) -> None:
+    """`shutil.copytree` into a folder that may exist. It raises the first OSError of `copy`, instead of all as text."""
+    failed: list[OSError] = []
+
+    def noted(one: str, other: str) -> None:
+        try:
+            copy(one, other)
+        except OSError as error:
+            failed.append(error)
+            raise
+
+    try:
+        shutil.copytree(source, target, ignore=ignore, copy_function=noted, dirs_exist_ok=True)
+    except shutil.Error as error:
+        raise (failed or [error])[0] from None
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -82,17 +82,18 @@ def ranking_example(tokenizer: Any, ranking: Ranking, answer_suffix: Sequence[in
 
 
 def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
-    """The ranking of `count` of its answers, chosen at random, in their order; all of them without a
-    count, or if it has no more. If not all answers were compared, or those chosen would all tie, answers of strict
-    pairs are chosen first.
+    """The ranking of `count` of its answers, chosen at random, in their order; all of them without a count, or if it
+    has no more. If not all answers were compared, or the choice has no strict pair, answers of strict pairs are chosen
+    first.
     """
     if count is None or len(ranking.completions) <= count:
         return ranking
     draw, kept = random.Random(derive_seed(seed, "answers", ranking.prompt_id)), set[int]()
     others = draw.sample(range(len(ranking.completions)), len(ranking.completions))
-    texts, compared = identities(ranking), ranking.ranks is not None and None not in ranking.ranks
+    texts = identities(ranking)
     strict = [{one, other} for one, other, tied in judged_pairs(ranking) if not tied and texts[one] != texts[other]]
-    if not (compared and any(pair <= set(others[:count]) for pair in strict)):
+    all_ranked = ranking.ranks is not None and None not in ranking.ranks
+    if not all_ranked or not any(pair <= set(others[:count]) for pair in strict):
         for pair in draw.sample(strict, len(strict)):
             if len(kept | pair) <= count:
                 kept |= pair

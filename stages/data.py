@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.records import Prompt
 from stages.config import RunConfig
-from stages.inputs import refuse_too_long
+from stages.inputs import answering, refuse_too_long
 from stages.manifest import file_digest, model_digests
 from stages.readers import reader_digests, readers
 from stages.runner import RunFolder, Stage, stage_main
@@ -122,7 +122,7 @@ def curated(config: RunConfig, scratch: Path) -> tuple["Built", tuple[str, str] 
     refuse_too_little_text(config, built, tokenizer)
     longest = int(built.pool.left()["prompt_tokens"].max())
     context = context_length(read_settings(place, config.model))
-    refuse_too_long(config, dict.fromkeys(("samples", "ppo", "evaluate"), longest), context)
+    refuse_too_long(config, dict.fromkeys(answering(config), longest), context)
     return built, untrained_prompt(tokenizer)
 
 

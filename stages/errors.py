@@ -8,9 +8,7 @@ import contextlib
 import errno
 import io
 import os
-import re
 import select
-import shutil
 import sys
 import tempfile
 import traceback
@@ -66,8 +64,6 @@ def say(sentence: str) -> None:
 
 def explain(error: Exception, root: Path | None = None) -> tuple[str, int]:
     """(one sentence, exit code); `root` is the run folder, if it is known."""
-    if isinstance(error, shutil.Error):
-        error = first_failure(error)
     words = " ".join(str(error).split())
     if isinstance(error, UnicodeDecodeError):
         byte = f"{error.object[error.start]:#04x} at {error.start}"
@@ -86,14 +82,6 @@ def explain(error: Exception, root: Path | None = None) -> tuple[str, int]:
     if any(base.__module__.split(".")[0] in NETWORK + FILES for base in type(error).__mro__):
         return f"{shortened(words)} ({type(error).__module__.split('.')[0]}'s {type(error).__name__})", 2
     return f"{type(error).__name__}: {shortened(words)}", 1
-
-
-def first_failure(error: shutil.Error) -> OSError:
-    """The first of the errors that `shutil.copytree` collects as text."""
-    _, target, text = error.args[0][0]
-    number = re.search(r"\[Errno (\d+)\]", text)
-    places = re.findall(r"'(.+?)'", text) or [target]
-    return OSError(int(number[1]) if number else errno.EIO, text, places[-1])
 
 
 def of_system(error: Exception, number: int, words: str, root: Path | None) -> str:

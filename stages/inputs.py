@@ -20,13 +20,17 @@ def refuse_long_texts(config: RunConfig, settings: Any) -> None:
         raise ValueError(f"data.pretraining_tokens={length} is more than the model's context of {context}: lower it")
 
 
+def answering(config: RunConfig) -> list[str]:
+    """Sections whose stages generate answers. Without a labeler, nothing is sampled to be ranked."""
+    return [name for name in ("samples", "ppo", "evaluate") if name != "samples" or config.labels.labeler != "none"]
+
+
 def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int) -> None:
     """Raises ValueError if a stage's longest prompt and an answer together exceed the model's context.
 
-    `longest` has the number of tokens of the longest prompt by section. Without a labeler nothing is sampled.
+    `longest` has the number of tokens of the longest prompt by section.
     """
-    sections = [name for name in longest if name != "samples" or config.labels.labeler != "none"]
-    wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in sections}
+    wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in longest}
     over = [
         f"{name}.max_new_tokens={count} (longest prompt: {longest[name]} tokens)"
         for name, count in wanted.items()

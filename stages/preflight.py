@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeling.config import ModelConfig
 from stages.config import RunConfig
-from stages.inputs import refuse_too_long
+from stages.inputs import answering, refuse_too_long
 from stages.readers import check_readers
 
 if TYPE_CHECKING:
@@ -144,16 +144,16 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
     The context is that of the policy, whose base is in `place`, and in PPO also that of a reward model from which the
     value model starts.
     """
-    from data.sets import read_set
+    from data.sets import SetName, read_set
     from data.tokenize import count_prompt_tokens
     from modeling.load import context_length, read_settings
     from reward.start import Start
 
     context, start = context_length(read_settings(place, config.model)), Start.of(config.reward, config.model, place)
-    used = {
-        "samples": read_set(data, "rm", "train"), "ppo": read_set(data, "rl", "train"),
-        "evaluate": read_set(data, "sft", "test"),
+    sets: dict[str, tuple[SetName, str]] = {
+        "samples": ("rm", "train"), "ppo": ("rl", "train"), "evaluate": ("sft", "test")
     }  # fmt: skip
+    used = {name: read_set(data, *sets[name]) for name in answering(config)}
     longest = {name: max(count_prompt_tokens(tokenizer, prompts), default=0) for name, prompts in used.items()}
     refuse_too_long(config, longest, context)
     if config.ppo.value_init == "reward" and longest["ppo"] + config.ppo.max_new_tokens > start.context:

@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from filelock import FileLock, Timeout
 
-from modeling.disk import discard, discarded, sync, write_whole
+from modeling.disk import copy_folder, discard, discarded, sync, write_whole
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, replace_missing_outputs, report, say
@@ -245,7 +245,7 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
             People(other.root / rankings).copy_to(run.root / rankings)
         # The manifest, which marks a complete result, comes last.
         ignored = shutil.ignore_patterns(manifest.NAME)
-        shutil.copytree(theirs, plan.partial, ignore=ignored, copy_function=linked, dirs_exist_ok=True)
+        copy_folder(theirs, plan.partial, linked, ignored)
         shutil.copy2(theirs / manifest.NAME, plan.partial)
         put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
 

@@ -477,10 +477,14 @@ def test_models_come_in_float32_with_dropout_only_in_train_mode_and_only_if_aske
 def test_of_all_kinds_of_dropout_only_that_of_the_residuals_is_set(architecture: str, residual: list[str]) -> None:
     settings = AutoConfig.for_model(architecture)
     kinds = [name for name in vars(settings) if "drop" in name]
-    for place, name in enumerate(kinds):
-        setattr(settings, name, place % 2 or 0.1)  # JSON has both 0 and 0.1
-    set_dropout(settings, 0.2)
-    assert {name: getattr(settings, name) for name in kinds} == {name: 0.2 * (name in residual) for name in kinds}
+    settings.token_dropout = True  # ESM's switch, which is no rate
+    for written in (0, 0.1):
+        for name in kinds:
+            setattr(settings, name, written)
+        set_dropout(settings, 0.2)
+        found = {name: getattr(settings, name) for name in kinds}
+        assert found == {name: 0.2 if name in residual else 0 for name in kinds}
+    assert settings.token_dropout is True
 
 
 def test_a_saved_reward_model_scores_the_same_in_anybodys_hands(

@@ -5,7 +5,6 @@ import io
 import os
 import resource
 import select
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,10 +81,6 @@ def failing(error: BaseException) -> Callable[[Path], None]:
         (
             OSError(errno.ENOSPC, "No space left on device"),
             "MiB free): free some space and run the command again to resume",
-        ),
-        (
-            shutil.Error([("a/x", "b/x", "[Errno 28] No space left on device: 'a/x' -> 'b/x'"), ("a/y", "b/y", "")]),
-            "b/x: No space left on device: free some space and run the command again",
         ),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
