@@ -54,7 +54,7 @@ label: setup
 	@test -n '$(RUN)' || { echo 'error: give the run folder as RUN=runs/x'; exit 2; }
 	@$(PY) -m stages.label '$(RUN)' --port $(PORT) $(ARGS)
 
-# Over-optimisation: scores against the KL to SFT; pretraining loss against reward over PPO's coefficients.
+# Over-optimization: scores against the KL to SFT; pretraining loss against reward over PPO's coefficients.
 sweep-kl sweep-ptx: setup
 	@$(LAUNCH) stages.$(subst -,_,$@) --config $(CONFIG) $(ARGS)
 

@@ -1,1 +1,1 @@
-"""Records, sources, curation, splits and tokenisation."""
+"""Records, sources, curation, splits and tokenization."""

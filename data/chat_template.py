@@ -13,7 +13,7 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 """Plain Jinja without a system prompt. A word that starts a line is written without a blank before it, as it is when an
-answer is tokenised alone."""
+answer is tokenized alone."""
 TODAY = datetime.date(2024, 7, 26)
 """The date in templates that ask for one: Llama 3's templates fall back to it when no clock is available."""
 DATE_CODES = ("%Y", "%y", "%-m", "%m", "%B", "%b", "%-d", "%d", "%e", "%A", "%a", "%j", "%H", "%I", "%M", "%S", "%p")

@@ -105,7 +105,7 @@ def find_twin(places: list[tuple[Table, Mask]], key: str, fraction: float) -> Pr
 
 def shown(text: str, find: Find) -> str:
     """The beginning of a text, with personal data replaced by their kind."""
-    # Masked before it is cut, because half a number is not recognised.
+    # Masked before it is cut, because half a number is not recognized.
     return cut(masked(text[: 4 * SHOWN], find), 0)
 
 

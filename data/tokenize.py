@@ -1,7 +1,7 @@
 """From records to token ids. Every stage renders prompts with this module, so that all see the same tokens.
 
 A sequence is `prompt_ids + completion_ids`; the prompt ends where the assistant's answer starts, the completion ends
-with EOS. A special token in user text is tokenised as ordinary characters: only the chat template and this file write
+with EOS. A special token in user text is tokenized as ordinary characters: only the chat template and this file write
 control tokens.
 """
 
@@ -55,7 +55,7 @@ class Layout:
     suffix: str
     """The part of `closing` before EOS, such as `</answer>`: training answers contain it. "" where there is no EOS."""
     joined: tuple[bool, bool] = (False, False)
-    """Whether the opening and the answer are tokenised as a continuation of the text before, see `text_ids`."""
+    """Whether the opening and the answer are tokenized as a continuation of the text before, see `text_ids`."""
 
 
 def layout(tokenizer: Any) -> Layout:
@@ -195,7 +195,7 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
 def _check_spelling(tokenizer: Any, prompt: Prompt) -> None:
     """Raises ValueError when user text cannot be written without control tokens.
 
-    In a prompt these are also characters that the tokenizer normalises to a control token's spelling: full-width ones.
+    In a prompt these are also characters that the tokenizer normalizes to a control token's spelling: full-width ones.
     """
     control = control_tokens(tokenizer)
     texts = [control_pattern(tokenizer).sub(" ", message["content"]) for message in prompt.messages]
@@ -234,7 +234,7 @@ def _opening(tokenizer: Any) -> list[int]:
 
 
 def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Control tokens in user text are marked by transformers before rendering, and tokenised as ordinary text."""
+    """Control tokens in user text are marked by transformers before rendering, and tokenized as ordinary text."""
     conversations, asks = [prompt.messages for prompt in prompts], layout(tokenizer).asks
     options = {"tokenize": True, "return_dict": False, "sanitize_control_tokens": True}
     try:
@@ -252,7 +252,7 @@ def _rendered_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
 def _marked_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Token ids of a conversation for tokenizers that make control tokens of plain text too.
 
-    transformers refuses to tokenise what these mark. Control tokens in user text are marked before rendering, and
+    transformers refuses to tokenize what these mark. Control tokens in user text are marked before rendering, and
     spelled out between the tokens of the other text.
     """
     pattern = control_pattern(tokenizer)

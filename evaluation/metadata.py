@@ -132,7 +132,7 @@ def parse_reply(reply: str) -> Rating:
 def rated_by_people(
     rankings: Sequence[Ranking], prompts: Sequence[Demonstration], answers: Mapping[str, Sequence[Sequence[Answer]]]
 ) -> list[RatedAnswer]:
-    """The ratings in people's records of the models' answers, which are recognised by prompt and text; an answer that
+    """The ratings in people's records of the models' answers, which are recognized by prompt and text; an answer that
     several models gave counts for each of them. Raises ValueError for a rating with a value that its field cannot have.
     """
     ratings: dict[tuple[Any, str], list[tuple[str, Rating]]] = {}

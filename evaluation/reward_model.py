@@ -215,7 +215,7 @@ def calibration(judged: Judged, margins_P: Floats) -> dict[str, Any]:
     """Calibration of sigmoid(margin) as the probability that the labeler agrees.
 
     For each pair: the probability that the model assigns to the answer it prefers (1/2 to 1), and whether the labeler
-    prefers the same one. `loss` is the ranking loss on these prompts. `temperature` is the T that minimises the loss of
+    prefers the same one. `loss` is the ranking loss on these prompts. `temperature` is the T that minimizes the loss of
     margin / T: above 1, the model is overconfident. It is None if there is no minimum: T goes to 0 if no margin is
     wrong, and to infinity if the margins are no better than chance.
     """
@@ -269,7 +269,7 @@ def log_loss(margins_P: Floats, weights_P: Floats) -> float:
 
 
 def temperature(margins_P: Floats, weights_P: Floats) -> float | None:
-    """The T > 0 that minimises the loss of margin / T; None if there is none (the loss is convex in 1/T, with slope
+    """The T > 0 that minimizes the loss of margin / T; None if there is none (the loss is convex in 1/T, with slope
     -mean margin / 2 at 0).
     """
     if weights_P @ margins_P <= 0 or (margins_P >= 0).all():

@@ -39,7 +39,7 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """Normalised means of the token vectors, of the first 256 tokens as the encoder was trained."""
+        """Normalized means of the token vectors, of the first 256 tokens as the encoder was trained."""
         batches = []
         for start in range(0, len(texts), self.batch_size):
             tokens = self.tokenizer(

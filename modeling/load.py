@@ -282,7 +282,7 @@ def warn_of_unused(place: str, count: int, first: str) -> None:
 def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize: bool = False) -> Any:
     """`AutoModelForSequenceClassification` with one label, in float32 and eval mode.
 
-    Loads a saved reward model, or puts a new head on a language model (see `modeling.models.initialise_head`).
+    Loads a saved reward model, or puts a new head on a language model (see `modeling.models.initialize_head`).
     `quantize` is as in `load_causal`.
     Raises ValueError when the model is missing or its head has more than one output.
     """

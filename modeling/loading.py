@@ -60,7 +60,7 @@ def require_safetensors(place: str | Path, name: str) -> None:
 
 def refuse_misfit(place: str | Path, model: Any, found: Mapping[str, Any]) -> None:
     """Raises ValueError for weights that do not fit the model, from transformers' loading information. transformers
-    would initialise missing weights at random, and drop those of extra layers and parameters that a layer lacks.
+    would initialize missing weights at random, and drop those of extra layers and parameters that a layer lacks.
     """
     if missing := found["missing_keys"]:
         raise ValueError(

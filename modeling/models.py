@@ -218,7 +218,7 @@ def answer_suffix_of(settings: Any, tokenizer: Any) -> list[int] | None:
     return None if ours else template_closing(tokenizer)
 
 
-def initialise_head(model: Any, seed: int) -> None:
+def initialize_head(model: Any, seed: int) -> None:
     """Draws the head `score` from N(0, 1/(d+1)), d the hidden size (Stiennon et al. 2020)."""
     weight: Tensor = plain(model).score.get_parameter("weight")
     generator = torch.Generator().manual_seed(seed)

@@ -24,7 +24,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     replicated tensor is written by one of them. An error in any process is raised in all.
     """
     groups = sorted({name.split("/")[0] for name in tensors})
-    # DCP serialises each file in memory, so one file per group needs less memory than a single file.
+    # DCP serializes each file in memory, so one file per group needs less memory than a single file.
     files = {name: groups.index(name.split("/")[0]) + 1 for name in tensors}
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
     with plain_errors():

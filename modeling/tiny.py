@@ -45,7 +45,7 @@ def make_tiny_model(
     seed: int = 0,
     corpus: Iterable[str] | None = None,
 ) -> Path:
-    """Fills `folder` with a randomly initialised model and its tokenizer, and returns it. The same arguments give the
+    """Fills `folder` with a randomly initialized model and its tokenizer, and returns it. The same arguments give the
     same bytes.
 
     The tokenizer is trained on `corpus`, or on a paragraph of this file; where that is too short for `vocab_size`

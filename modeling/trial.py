@@ -18,7 +18,7 @@ from modeling.architecture import backbone_of
 from modeling.batch import Batch
 from modeling.config import LoraSettings
 from modeling.finite import is_finite
-from modeling.models import ValueModel, initialise_head, plain, policy_model, reward_model
+from modeling.models import ValueModel, initialize_head, plain, policy_model, reward_model
 
 HEADS, WIDTH, WORDS, LAYERS = 4, 64, 256, 2
 KINDS = 4
@@ -75,7 +75,7 @@ class Trial:
             if small is None:
                 return
             with self._step("adding the LoRA adapters", small.config):
-                initialise_head(small, 0)
+                initialize_head(small, 0)
                 trained = self._adapted(small)
                 plain(trained).score.requires_grad_(True)
                 reward = reward_model(trained)

@@ -58,7 +58,7 @@ class ActorCritic:
     """The SFT model; frozen."""
     value: ValueModel
     rewards: RewardList
-    """The reward model with its tokenisation, and further terms of the reward; frozen."""
+    """The reward model with its tokenization, and further terms of the reward; frozen."""
     policy_parameters: dict[str, nn.Parameter]
     value_parameters: dict[str, nn.Parameter]
 
@@ -109,7 +109,7 @@ class Loader:
     def load(self, tokenizer: Any) -> ActorCritic:
         """The models in float32.
 
-        Raises ValueError when a model is missing or the value model cannot be initialised as configured, if possible
+        Raises ValueError when a model is missing or the value model cannot be initialized as configured, if possible
         before any weights are loaded.
         """
         reward_tokenizer = load_tokenizer(self.reward / "model", self.reward_config)

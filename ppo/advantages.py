@@ -1,4 +1,4 @@
-"""Generalised advantage estimation and whitening. Shapes: B episodes, T response tokens."""
+"""Generalized advantage estimation and whitening. Shapes: B episodes, T response tokens."""
 
 import torch
 from accelerate.utils import reduce

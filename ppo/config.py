@@ -107,7 +107,7 @@ class PPOConfig:
     gae_lambda: ClosedUnitInterval = 0.95
     """Lambda of GAE. Ours: the paper gives none; as Stiennon et al. 2020."""
     whiten_advantages: bool = True
-    """Normalises advantages to mean 0 and variance 1 over the whole roll-out. Ours."""
+    """Normalizes advantages to mean 0 and variance 1 over the whole roll-out. Ours."""
     clip_range: PositiveFloat = 0.2
     """Clip range of the policy ratio. C.4."""
     value_clip_range: PositiveFloat | None = 0.2
@@ -120,7 +120,7 @@ class PPOConfig:
     value_learning_rate: NonNegativeFloat = 9e-6
     """Learning rate of the value model after warm-up. C.4: 9e-6; with LoRA use about 2e-4."""
     value_init: Literal["reward", "sft"] = "reward"
-    """Initialisation of the value model. `reward`, 3.5: the reward model. `sft`, ours: the SFT model with a zero head;
+    """Initialization of the value model. `reward`, 3.5: the reward model. `sft`, ours: the SFT model with a zero head;
     needed if the reward model has another tokenizer, since the value model's input is the policy's tokens."""
     value_top_layers: PositiveInt | None = None
     """With `model.adapter: lora` and a value model that starts from a reward model with a separate base: adapt only

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """average <- decay * average + (1 - decay) * weight, initialised with the weights."""
+    """average <- decay * average + (1 - decay) * weight, initialized with the weights."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters = dict(parameters)

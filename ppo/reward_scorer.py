@@ -1,8 +1,8 @@
-"""Scores responses with the reward model, tokenised in the form of the rankings that it was trained on.
+"""Scores responses with the reward model, tokenized in the form of the rankings that it was trained on.
 
-Rankings are text, so the reward model was trained on answers that were decoded, stripped and tokenised again. A sampled
+Rankings are text, so the reward model was trained on answers that were decoded, stripped and tokenized again. A sampled
 response may have different tokens for the same text (20 of 137 in the demo), and its score would differ. Every response
-is therefore decoded and tokenised again, with the reward model's tokenizer and chat template, which may differ from the
+is therefore decoded and tokenized again, with the reward model's tokenizer and chat template, which may differ from the
 policy's. Responses whose tokens stay the same are scored in the policy's micro-batches, whose frozen lower layers are
 already computed. A response that does not fit the reward model's context is truncated at the end, and counted.
 Shapes: B episodes of this process.
@@ -30,7 +30,7 @@ Batches = Mapping[tuple[int, ...], Batch]
 
 @dataclass(frozen=True)
 class Episode:
-    """A prompt and its response in the policy's tokens, and the prompt's record for tokenising it again."""
+    """A prompt and its response in the policy's tokens, and the prompt's record for tokenizing it again."""
 
     prompt: list[int]
     response: Generation
@@ -101,7 +101,7 @@ class Tokens:
 
 @dataclass
 class RewardScorer:
-    """A reward model and its tokenisation. If `tokens` is None, the policy's tokens are scored unchanged."""
+    """A reward model and its tokenization. If `tokens` is None, the policy's tokens are scored unchanged."""
 
     model: RewardModel
     tokens: Tokens | None

@@ -88,7 +88,7 @@ JUDGES = {
     "score": "Gold: the labeler's rubric",
     "chrf": "Gold: chrF, not used in training",
 }
-"""The judges: the proxy, which is optimised, and two gold scores."""
+"""The judges: the proxy, which is optimized, and two gold scores."""
 
 
 @styled
@@ -182,7 +182,7 @@ def rubric_parts(models: Mapping[str, Mapping[str, Interval]], titles: Mapping[s
 @styled
 def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) -> Figure | None:
     """Score against the square root of KL during training (Gao et al. 2022). Where the curve bends down, the policy is
-    over-optimised.
+    over-optimized.
 
     With best-of-n (evaluation/best_of_n.py), also best-of-n and the final policy on held-out prompts, by the reward
     model and by the judges.

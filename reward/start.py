@@ -1,4 +1,4 @@
-"""The model that a reward model is initialised from: the SFT model (Ouyang et al. 2022, section 3.5), or a separate
+"""The model that a reward model is initialized from: the SFT model (Ouyang et al. 2022, section 3.5), or a separate
 base of any size, family and tokenizer.
 """
 
@@ -12,7 +12,7 @@ from modeling.adapters import add_lora
 from modeling.architecture import is_classifier, refuse_lookahead
 from modeling.config import ModelConfig
 from modeling.load import base_model_place, context_length, load_scalar, load_tokenizer, read_settings
-from modeling.models import answer_suffix_of, initialise_head, plain
+from modeling.models import answer_suffix_of, initialize_head, plain
 from modeling.seeds import derive_seed
 from reward.config import RewardConfig
 
@@ -69,7 +69,7 @@ class Start:
         model = load_scalar(self.place, self.model_config, tokenizer, quantize=train).to(device)
         refuse_lookahead(model, f"reward.base={self.model_config.base}" if self.own_base else self.place)
         if not self.trained:
-            initialise_head(model, derive_seed(seed, "reward head"))
+            initialize_head(model, derive_seed(seed, "reward head"))
         if train and self.model_config.adapter == "lora":
             torch.manual_seed(derive_seed(seed, "reward adapter"))
             model = add_lora(model, self.model_config.lora)

@@ -16,7 +16,7 @@ from modeling.config import GenerationSettings
 
 @dataclass
 class SFTConfig:
-    """Supervised fine-tuning. Defaults are those of the paper's RL initialisation (appendix C.3) unless marked ours."""
+    """Supervised fine-tuning. Defaults are those of the paper's RL initialization (appendix C.3) unless marked ours."""
 
     section: ClassVar[str] = "sft"  # for messages
     epochs: PositiveInt = 2
@@ -38,7 +38,7 @@ class SFTConfig:
     """Share of training sequences that are plain text, with the loss on all tokens. C.3: 10%."""
     residual_dropout: FractionBelowOne = 0.2
     """Residual dropout, in architectures that have it (GPT-2, GPT-NeoX, OPT; not Llama or Qwen); other dropout is off.
-    C.1, for the baseline; for the RL initialisation it is ours.
+    C.1, for the baseline; for the RL initialization it is ours.
     """
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping. Ours."""

@@ -30,7 +30,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
 
     Args:
         model: the base model; loaded if None.
-        whole_chain: also check the initialisation of PPO's value model; runs that only train a reward model need not
+        whole_chain: also check the initialization of PPO's value model; runs that only train a reward model need not
             configure it.
 
     Raises ValueError if a stage cannot use `model.base` or `reward.base`, before weights are loaded if the
@@ -166,7 +166,7 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
 
 
 def check_reward_base(config: RunConfig, model_config: ModelConfig, sft: Path) -> "Start":
-    """The reward model's initialisation; `sft` holds the SFT model or, before there is one, the base model.
+    """The reward model's initialization; `sft` holds the SFT model or, before there is one, the base model.
 
     Raises ValueError when the configuration of `reward.base` shows that it cannot become a reward model.
     """

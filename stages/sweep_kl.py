@@ -1,4 +1,4 @@
-"""Over-optimisation: proxy and gold score against the square root of the KL to SFT, over the snapshots of PPO and over
+"""Over-optimization: proxy and gold score against the square root of the KL to SFT, over the snapshots of PPO and over
 best-of-n, with the fits of Gao et al. 2022. Not part of the pipeline.
 
 python -m stages.sweep_kl --config configs/demo.yaml --ppo.snapshot_every 1        # the run's own PPO

@@ -1,4 +1,4 @@
-"""A held-out ("gold") reward model as a judge (Gao et al. 2022), to detect over-optimisation."""
+"""A held-out ("gold") reward model as a judge (Gao et al. 2022), to detect over-optimization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -39,7 +39,7 @@ BATCH = 16
 """Sequences per forward pass, which limits the memory for logits."""
 FILE = "measured.json"
 JUDGES = ("proxy", "gold", "chrf")
-"""The reward model that PPO and best-of-n optimise, the gold judge, and chrF, on which no model was trained."""
+"""The reward model that PPO and best-of-n optimize, the gold judge, and chrF, on which no model was trained."""
 OTHERS = ("complete", "tokens")
 """Context for the scores: the share of answers that end by themselves, and their length."""
 

@@ -36,7 +36,7 @@ class Choice:
 def encode_choices(tokenizer: Any, asked: Sequence[Alternatives]) -> list[Choice]:
     """The token ids of plain text, without a chat template.
 
-    Context and completion are tokenised together. The common prefix of all alternatives becomes the prompt, which is
+    Context and completion are tokenized together. The common prefix of all alternatives becomes the prompt, which is
     encoded once: its probability cancels when alternatives are compared. A text without a context starts with the
     tokenizer's BOS token, or with EOS if it has none, so that its first token has a probability; a text with a context
     starts with BOS only if the tokenizer adds it by itself.

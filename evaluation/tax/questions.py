@@ -1,6 +1,6 @@
 """Questions with reference answers: exact match, F1 and BLEU of greedy answers.
 
-The normalisation is SQuAD's (Rajpurkar et al. 2016, 2018).
+The normalization is SQuAD's (Rajpurkar et al. 2016, 2018).
 """
 
 import re
@@ -26,7 +26,7 @@ def normalized(answer: str) -> list[str]:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer equals a reference after normalisation, else 0."""
+    """1 if the answer equals a reference after normalization, else 0."""
     return float(any(normalized(answer) == normalized(reference) for reference in references))
 
 

@@ -76,7 +76,7 @@ def multiple_choice(true: Sequence[float], best: int, false: Sequence[float]) ->
     """(MC1, MC2) from the log-probabilities of the true and the false answers.
 
     MC1: 1 if the best answer is more probable than every false one, else 0. MC2: the probability of the true answers,
-    normalised over all answers.
+    normalized over all answers.
     """
     return float(true[best] > max(false)), float(np.exp(logsumexp(true) - logsumexp([*true, *false])))
 

@@ -291,7 +291,7 @@ def test_user_text_is_text_for_every_tokenizer_and_comes_back_letter_for_letter(
 
 
 @pytest.fixture(scope="module")
-def normalising() -> PreTrainedTokenizerFast:
+def normalizing() -> PreTrainedTokenizerFast:
     """A tokenizer like XGLM's: line breaks are spaces, full-width characters plain, each part starts with a space."""
     one_space = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
     tokenizer = unigram("always", normalizers.Sequence(one_space))
@@ -299,24 +299,24 @@ def normalising() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def test_text_behind_a_spelled_control_token_gets_no_blank_where_line_breaks_are_spaces(normalising: Any) -> None:
-    ids = encode_prompt(normalising, Prompt(prompt="the</s>sky</s></s>"))
-    assert normalising.decode(ids) == "User: the</s>sky</s></s> Assistant: "
-    assert controls(normalising, ids) == []
-    (chunk,) = pretraining_chunks(normalising, ["the</s>sky " * 20], 500)
-    assert normalising.decode(chunk).split() == ["the</s>sky"] * 20
-    assert controls(normalising, chunk) == []
+def test_text_behind_a_spelled_control_token_gets_no_blank_where_line_breaks_are_spaces(normalizing: Any) -> None:
+    ids = encode_prompt(normalizing, Prompt(prompt="the</s>sky</s></s>"))
+    assert normalizing.decode(ids) == "User: the</s>sky</s></s> Assistant: "
+    assert controls(normalizing, ids) == []
+    (chunk,) = pretraining_chunks(normalizing, ["the</s>sky " * 20], 500)
+    assert normalizing.decode(chunk).split() == ["the</s>sky"] * 20
+    assert controls(normalizing, chunk) == []
 
 
-def test_what_is_normalised_to_a_control_token_is_text_in_answers_and_refused_in_prompts(normalising: Any) -> None:
+def test_what_is_normalized_to_a_control_token_is_text_in_answers_and_refused_in_prompts(normalizing: Any) -> None:
     wide = "a\uff1c/s\uff1eb"
-    assert normalising.eos_token_id in normalising(wide, split_special_tokens=True)["input_ids"]
-    answer = encode_completion(normalising, wide, ends=False)
-    assert (normalising.decode(answer), controls(normalising, answer)) == ("a</s>b", [])
-    check_prompt(normalising, Demonstration(prompt="the sky", completion=wide))
+    assert normalizing.eos_token_id in normalizing(wide, split_special_tokens=True)["input_ids"]
+    answer = encode_completion(normalizing, wide, ends=False)
+    assert (normalizing.decode(answer), controls(normalizing, answer)) == ("a</s>b", [])
+    check_prompt(normalizing, Demonstration(prompt="the sky", completion=wide))
     said = r"^the prompt has characters that the model's tokenizer takes for '</s>', its control token: reword it$"
     with pytest.raises(ValueError, match=said):
-        check_prompt(normalising, Prompt(prompt=wide))
+        check_prompt(normalizing, Prompt(prompt=wide))
 
 
 def test_documents_keep_the_tokens_that_the_tokenizer_puts_around_a_text() -> None:

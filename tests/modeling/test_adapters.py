@@ -27,7 +27,7 @@ from modeling.adapters import (
 )
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar
-from modeling.models import initialise_head
+from modeling.models import initialize_head
 from modeling.tiny import ARCHITECTURES
 from tests.families import make_family
 
@@ -193,7 +193,7 @@ def test_a_reward_adapter_scores_as_the_merged_model_in_peft_and_transformers_al
 ) -> None:
     alone = ModelConfig(base="unused", adapter="none", device="cpu")
     model = load_scalar(tiny(architecture), alone, tiny_tokenizer)
-    initialise_head(model, seed=1)
+    initialize_head(model, seed=1)
     adapted = add_lora(model, SETTINGS)
     train_far(adapted, "default", seed=1)
     save_adapter(adapted, tmp_path / "adapter", head=model.score.weight)

@@ -21,7 +21,7 @@ from modeling.architecture import refuse_by_config, refuse_headless, refuse_look
 from modeling.batch import Batch
 from modeling.config import LoraSettings, ModelConfig
 from modeling.load import load_causal, load_scalar, save
-from modeling.models import initialise_head, reward_model
+from modeling.models import initialize_head, reward_model
 from stages.config import RunConfig
 from stages.preflight import check_models
 from tests.conftest import enliven
@@ -152,7 +152,7 @@ def test_own_code_with_a_language_model_only_cannot_become_a_reward_model(
 def test_our_head_scores_the_last_state(family: str, tmp_path: Path, tiny_tokenizer: Any, model_config: Any) -> None:
     place = make_family(family, tmp_path, tiny_tokenizer)
     causal, model = load_causal(place, model_config, tiny_tokenizer), load_scalar(place, model_config, tiny_tokenizer)
-    initialise_head(model, seed=1)
+    initialize_head(model, seed=1)
     ids = [3, 40, 50, 60, 200, 201, 2]
     with torch.no_grad():
         hidden_SH = causal(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]

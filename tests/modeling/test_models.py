@@ -16,7 +16,7 @@ from modeling.adapters import add_lora
 from modeling.architecture import backbone_of
 from modeling.batch import Batch, Padded
 from modeling.config import LoraSettings
-from modeling.models import Encoder, PolicyModel, ValueModel, initialise_head, policy_model, reward_model
+from modeling.models import Encoder, PolicyModel, ValueModel, initialize_head, policy_model, reward_model
 from modeling.tiny import ARCHITECTURES
 
 PROMPTS = [[3, 40, 50, 60, 70], [3, 41], [3, 41], [3, 42, 52, 62, 72, 82]]
@@ -101,7 +101,7 @@ def test_the_head_has_variance_one_over_width_plus_one() -> None:
     model = SimpleNamespace(score=nn.Linear(width, 1, bias=False))
     drawn = []
     for seed in range(seeds):
-        initialise_head(model, seed)
+        initialize_head(model, seed)
         drawn.append(model.score.weight.detach().clone().flatten())
     weights = torch.cat(drawn).double()
     count = width * seeds
@@ -116,7 +116,7 @@ def test_the_head_depends_on_its_seed_and_on_no_other_random_numbers(tiny_scalar
     for seed, noise in ((1, 5), (1, 6), (2, 5)):
         torch.manual_seed(noise)
         before = torch.get_rng_state()
-        initialise_head(model, seed)
+        initialize_head(model, seed)
         assert torch.equal(torch.get_rng_state(), before)
         heads.append(model.score.weight.detach().clone())
     assert torch.equal(heads[0], heads[1])

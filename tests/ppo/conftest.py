@@ -16,7 +16,7 @@ from modeling.batch import Batch
 from modeling.config import LoraSettings, ModelConfig
 from modeling.generation import Generation
 from modeling.load import load_causal, load_scalar, load_tokenizer, save
-from modeling.models import initialise_head
+from modeling.models import initialize_head
 from modeling.run import Run
 from modeling.tiny import make_tiny_model
 from ppo.actor_critic import ActorCritic, Loader
@@ -70,7 +70,7 @@ def build_chain(folder: Path, adapter: str, lora: LoraSettings | None = None, **
     make_tiny_model(sft / "model", **sizes)
     tokenizer = load_tokenizer(sft / "model", config)
     model = load_scalar(sft / "model", config, tokenizer)
-    initialise_head(model, seed=1)
+    initialize_head(model, seed=1)
     model.config.score_bias = 0.25
     if adapter == "lora":
         torch.manual_seed(3)
@@ -163,7 +163,7 @@ def all_rows(rollout: Rollout) -> Batch:
 
 
 def as_ranked(tokenizer: Any, response: Generation) -> list[int]:
-    """The response's text tokenised again, by plain transformers: the form on which a reward model was trained."""
+    """The response's text tokenized again, by plain transformers: the form on which a reward model was trained."""
     text = tokenizer.decode([token for token in response.ids if token not in tokenizer.all_special_ids]).strip()
     eos = tokenizer.eos_token_id
     return tokenizer.encode(text, add_special_tokens=False) + [eos] * response.ended or [eos]

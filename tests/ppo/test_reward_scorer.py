@@ -156,7 +156,7 @@ def test_the_reward_model_keeps_its_own_template(foreign: Callable[..., Chain], 
 
 
 @pytest.mark.parametrize("template", [LOUD, None], ids=["another template", "the policy's"])
-def test_responses_are_tokenised_as_the_rankings_were_and_not_as_they_were_sampled(
+def test_responses_are_tokenized_as_the_rankings_were_and_not_as_they_were_sampled(
     template: str | None, tiny: Callable[[str], Path], tmp_path: Path
 ):
     made = make_tiny_model(tmp_path / "made", "gpt2", hidden_size=48, layers=3, seed=4)
@@ -183,7 +183,7 @@ def test_only_micro_batches_with_a_response_of_equal_tokens_are_read_in_the_poli
     models.rewards.scorers[0].model.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
     models.rewards.scorers[0].scores(rollout.batches, rollout.episodes(), max_tokens=1000)
     mine = [rows for rows, batch in rollout.batches.items() if any(batch is other for other in given)]
-    # Responses 1 (leading blank), 3, 4 and 5 change: they are stripped, or tokenised otherwise.
+    # Responses 1 (leading blank), 3, 4 and 5 change: they are stripped, or tokenized otherwise.
     assert mine == [(0,), (2,)]
     assert len(given) == 3
     assert len(given[-1]) == 4

@@ -79,7 +79,7 @@ def test_the_reward_is_the_weighted_sum_of_models_of_any_tokenizer_length_and_fu
     assert not any(weight.requires_grad for weight in frozen)
 
 
-def test_each_term_is_logged_and_the_sum_is_what_ppo_maximises_and_what_is_evaluated(
+def test_each_term_is_logged_and_the_sum_is_what_ppo_maximizes_and_what_is_evaluated(
     chains: Callable[[str], Chain], tmp_path: Path
 ):
     """Without the run's reward model, which then is not loaded: the length alone, twice."""

@@ -468,7 +468,7 @@ def test_other_rewards_are_not_called_the_reward_models(run, tmp_path, monkeypat
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     put(place / "metrics.jsonl", [row | {"score_model": -1.0 - row["step"]} for row in rows])
     html, _ = rendered(tmp_path / "run", tmp_path / "out")
-    assert "The reward model's score is one of several rewards that PPO maximises." in html.replace("&#39;", "'")
+    assert "The reward model's score is one of several rewards that PPO maximizes." in html.replace("&#39;", "'")
     assert drawn["run_plots.ppo_curves"][1] == {"weighted": True}
     [path, _] = drawn["run_plots.over_optimisation"][0]
     assert [row["score"] for row in path] == [-1.0 - row["step"] for row in rows]

@@ -22,7 +22,7 @@ from modeling.accelerator import divided, from_main, make_accelerator, share_of
 from modeling.adapters import add_lora, merged
 from modeling.config import LoraSettings
 from modeling.load import save
-from modeling.models import initialise_head, plain, reward_model
+from modeling.models import initialize_head, plain, reward_model
 from modeling.run import Run
 from modeling.tracking import read_metrics
 from reward.batches import RankingExample
@@ -196,7 +196,7 @@ def test_a_short_training_lowers_the_loss_and_its_numbers_are_logged(
     tiny_scalar: Callable[[str], Any], tmp_path: Path, adapter: str
 ) -> None:
     model = tiny_scalar("llama")
-    initialise_head(model, seed=0)
+    initialize_head(model, seed=0)
     if adapter == "lora":
         torch.manual_seed(0)
         model = add_lora(model, LoraSettings(rank=4, alpha=8))
@@ -295,7 +295,7 @@ def test_a_reward_model_trained_with_adapters_scores_the_same_when_anybody_loads
 ) -> None:
     # What stages/reward.py does: train, take the mean score of demonstrations as bias, fold the adapter in, save.
     model = tiny_scalar(architecture)
-    initialise_head(model, seed=0)
+    initialize_head(model, seed=0)
     model = add_lora(model, LoraSettings(rank=4, alpha=8))
     plain(model).score.requires_grad_(True)
     items = [item for item in some_examples(9, 12) if item.pairs]

@@ -23,7 +23,7 @@ from data.tokenize import pretraining_chunks
 from modeling.accelerator import make_accelerator
 from modeling.config import ModelConfig
 from modeling.load import load_scalar, load_tokenizer, save
-from modeling.models import initialise_head
+from modeling.models import initialize_head
 from stages import evaluate, manifest, sft, sft_baseline
 from stages.config import RunConfig, parse_config
 from stages.manifest import stage_digest
@@ -87,7 +87,7 @@ def finish_reward(runs: Path, tiny_llama: Path, seed: int) -> None:
     own = ModelConfig(base=str(tiny_llama), device="cpu")
     tokenizer = load_tokenizer(tiny_llama, own)
     model = enliven(load_scalar(tiny_llama, own, tokenizer), seed)
-    initialise_head(model, seed)
+    initialize_head(model, seed)
     model.config.score_bias = 0.5
     save(model, tokenizer, folder / "model")
     finish(folder)

@@ -35,7 +35,7 @@ def test_exact_match_and_f1_follow_squad(answer: str, references: list[str], exa
     assert f1(answer, references) == pytest.approx(overlap)
 
 
-def test_normalisation_keeps_order_and_repetitions() -> None:
+def test_normalization_keeps_order_and_repetitions() -> None:
     assert normalized("A dog, THE Dog; and an Ant's") == ["dog", "dog", "and", "ants"]
 
 
