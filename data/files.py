@@ -196,7 +196,7 @@ def read_text(path: Path, bad: BadRows) -> Iterator[Placed]:
 
 
 READERS: dict[str, Callable[[Path, BadRows], Iterator[Placed]]] = {
-    **dict.fromkeys((".jsonl", ".jsonl.gz", ".json", ".json.gz"), read_json),
+    **dict.fromkeys((".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz"), read_json),
     ".parquet": read_parquet,
     ".arrow": read_arrow,
     **dict.fromkeys((".csv", ".csv.gz"), partial(read_table, delimiter=",")),

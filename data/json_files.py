@@ -52,7 +52,7 @@ def after_space(text: str, place: int) -> int:
 
 
 def read_json(path: Path, bad: BadRows) -> Iterator[Placed]:
-    """Both suffixes, .json and .jsonl, are used for files of either kind, so the beginning decides."""
+    """The suffixes .json and .jsonl (or .ndjson) are used for files of either kind, so the beginning decides."""
     decoder = StrictDecoder()
     rows = array_rows(path, decoder) if is_array(path) else line_rows(path, decoder, bad)
     for place, row in rows:
@@ -66,7 +66,7 @@ def is_array(path: Path) -> bool:
     """Whether the file is one JSON value rather than one per line."""
     with opened(path) as file:
         head = file.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
-        if ".jsonl" in path.name.lower():
+        if re.search(r"\.(jsonl|ndjson)", path.name.lower()):
             return re.match(rb"\[\s*\{", head) is not None
         if head[:1] != b"{":
             return True

@@ -160,6 +160,10 @@ def as_jsonl(path: Path) -> Path:
     return path
 
 
+def as_ndjson(path: Path) -> Path:
+    return as_jsonl(path).rename(path.with_suffix(".ndjson"))
+
+
 def as_gzip(path: Path) -> Path:
     packed = path.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(as_jsonl(path).read_bytes()))
@@ -229,7 +233,7 @@ def as_arrow_file(path: Path) -> Path:
 
 
 FORMS = [
-    as_jsonl, as_gzip, as_gzip_in_capitals, as_json, as_pretty_json, as_lines_called_json, as_windows_lines,
+    as_jsonl, as_ndjson, as_gzip, as_gzip_in_capitals, as_json, as_pretty_json, as_lines_called_json, as_windows_lines,
     as_array_called_jsonl,
         as_parquet, as_pandas_parquet,
     as_pandas_csv, as_arrow_stream, as_arrow_file,
