@@ -4,14 +4,11 @@ anywhere.
 pytest tests/modeling/test_load.py
 """
 
-import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -27,14 +24,10 @@ from transformers import (
     MptConfig,
 )
 
-from data.chat_template import PLAIN
-from data.tokenize import encode_completion
-from demo.assets import CHATML
 from modeling.architecture import refuse_lookahead
 from modeling.batch import Batch
-from modeling.config import GenerationSettings, ModelConfig
+from modeling.config import ModelConfig
 from modeling.export import export
-from modeling.generation import NativeGenerator, TransformersGenerator
 from modeling.load import (
     autocast,
     base_model_place,
@@ -50,229 +43,9 @@ from modeling.loading import loading
 from modeling.models import policy_model, reward_model
 from modeling.tiny import CONTEXT_LENGTH
 from tests.conftest import enliven
+from tests.modeling.folders import one_sentence, rewrite
 
 IDS = torch.tensor([[3, 40, 50, 60, 70, 2]])
-
-
-@pytest.fixture
-def copied(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A tiny llama's folder to spoil."""
-    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
-
-
-def rewrite_tokenizer(folder: Path, **special: str | None) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    for name, token in special.items():
-        setattr(tokenizer, name, token)
-    tokenizer.save_pretrained(folder)
-
-
-def end_like_gpt2(folder: Path) -> None:
-    """One token for the start and the end of a text, and no pad token and no chat template."""
-    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None, chat_template=None)
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-
-
-def rewrite(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def one_sentence(error: pytest.ExceptionInfo[ValueError], *words: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text
-    assert len(text) < 600
-    for word in words:
-        assert word in text
-
-
-def test_a_pad_that_is_also_eos_is_replaced_by_a_special_token_that_is_free(
-    copied: Path, model_config: ModelConfig
-) -> None:
-    rewrite_tokenizer(copied, pad_token="<|im_end|>")
-    tokenizer = load_tokenizer(copied, model_config)
-    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
-    model = load_causal(copied, model_config, tokenizer)
-    assert (
-        model.config.pad_token_id
-        == model.generation_config.pad_token_id
-        == tokenizer.pad_token_id
-        != tokenizer.eos_token_id
-    )
-    assert model.get_input_embeddings().weight.shape[0] == 512
-
-
-def test_eos_is_trained_where_the_bases_config_calls_it_its_pad(
-    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
-) -> None:
-    folder = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
-    settings = json.loads((folder / "config.json").read_text())
-    tokenizer = load_tokenizer(folder, model_config)
-    eos = tokenizer.eos_token_id
-    (folder / "config.json").write_text(json.dumps(settings | {"pad_token_id": eos}))
-    embeddings = load_causal(folder, model_config, tokenizer).get_input_embeddings()
-    embeddings(torch.tensor([eos])).sum().backward()
-    assert embeddings.weight.grad[eos].eq(1).all()
-
-
-@pytest.mark.parametrize("pad", [None, "<|endoftext|>"], ids=["no_pad", "pad_is_eos"])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_tokenizer_like_gpt2s_gets_a_pad_of_its_own_and_the_model_a_row_for_it(
-    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, architecture: str, pad: str | None
-) -> None:
-    folder = Path(shutil.copytree(tiny(architecture), tmp_path / "model"))
-    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=pad, chat_template=None)
-    (folder / "chat_template.jinja").unlink()
-    tokenizer = load_tokenizer(folder, model_config)
-    assert tokenizer.eos_token_id == 0
-    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("<|pad|>", 512, 513)
-    before, model = AutoModelForCausalLM.from_pretrained(folder).eval(), load_causal(folder, model_config, tokenizer)
-    assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == 513
-    with torch.no_grad():
-        torch.testing.assert_close(model(IDS).logits[..., :512], before(IDS).logits, atol=1e-6, rtol=0)
-        assert model(torch.tensor([[5, 512]])).logits.isfinite().all()
-
-    # What is saved from it pools at EOS, and not before, in anybody's hands.
-    scalar = load_scalar(folder, model_config, tokenizer)
-    save(scalar, tokenizer, tmp_path / "reward")
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
-    rows = torch.tensor([[5, 6, 7, 0, 512, 512], [5, 6, 7, 8, 9, 0]])
-    with torch.no_grad():
-        alone = torch.cat([scalar(row[None]).logits for row in (rows[0, :4], rows[1])])
-        torch.testing.assert_close(again(rows).logits, alone, atol=1e-6, rtol=0)
-    assert AutoTokenizer.from_pretrained(tmp_path / "reward").pad_token_id == 512
-
-
-def test_a_good_pad_is_left_alone_and_padding_goes_right(tiny_llama: Path, model_config: ModelConfig) -> None:
-    tokenizer = load_tokenizer(tiny_llama, model_config)
-    assert (tokenizer.pad_token, len(tokenizer), tokenizer.padding_side) == ("<|endoftext|>", 512, "right")
-
-
-def test_a_tokenizer_without_eos_is_refused(copied: Path, model_config: ModelConfig) -> None:
-    rewrite_tokenizer(copied, eos_token=None)
-    with pytest.raises(ValueError, match="no EOS token, so an answer could never end"):
-        load_tokenizer(copied, model_config)
-
-
-def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(
-    copied: Path, tmp_path: Path, model_config: ModelConfig
-) -> None:
-    assert load_tokenizer(copied, model_config).chat_template == CHATML
-    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
-    own = ModelConfig(chat_template=str(tmp_path / "own.jinja"))
-    assert load_tokenizer(copied, own).apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
-    with pytest.raises(ValueError, match=r"model\.chat_template: .*absent\.jinja: no such file"):
-        load_tokenizer(copied, ModelConfig(chat_template=str(tmp_path / "absent.jinja")))
-    rewrite_tokenizer(copied, chat_template=None)
-    (copied / "chat_template.jinja").unlink(missing_ok=True)
-    assert load_tokenizer(copied, model_config).chat_template == PLAIN
-
-
-def test_a_template_that_plain_jinja_cannot_parse_is_named_once(
-    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """transformers enables the extension with these tags; the exported template keeps them."""
-    (tmp_path / "own.jinja").write_text(
-        CHATML.replace("{% endfor %}", "\n{% if false %}{% break %}{% endif %}{% endfor %}")
-    )
-    config = ModelConfig(chat_template=str(tmp_path / "own.jinja"))
-    for _ in range(2):
-        load_tokenizer(tiny_llama, config)
-    (record,) = caplog.records
-    assert "plain Jinja does not (line 4: Encountered unknown tag 'break'" in record.message
-
-
-def test_a_byte_order_mark_of_a_template_file_is_not_part_of_the_template(tiny_llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.jinja").write_text(CHATML, encoding="utf-8-sig")
-    assert load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja"))).chat_template == CHATML
-
-
-def test_several_templates_without_a_default_are_refused_by_the_setting(
-    copied: Path, model_config: ModelConfig
-) -> None:
-    (copied / "chat_template.jinja").unlink()
-    rewrite(copied / "tokenizer_config.json", chat_template=[{"name": name, "template": CHATML} for name in ("a", "b")])
-    with pytest.raises(ValueError, match=r"has several chat templates \(a, b\): set model\.chat_template") as error:
-        load_tokenizer(copied, model_config)
-    one_sentence(error)
-
-
-TWO_WORDS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        ("", "does not show the user's message"),
-        ("fixed words only", "does not show the user's message"),
-        ("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}", "does not "
-                                                                                                        "show the "
-                                                                                                        "user's "
-                                                                                                        "message"),
-        ("{{ messages[0]['content'] }}", "the assistant's answer as they are"),
-        ("\n{{ messages[0]['content'] + 1 }}", r"cannot render a question and its answer \(line 2\): can only "
-                                               r"concatenate str"),
-        ("{{ nothing.at.all }}", r"\(line 1\): 'nothing' is undefined"),
-        ("{% for m in messages %}\n{{ m.content", r"\(line 2\): unexpected end of template"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ 1 / 0 }}{% endif "
-         "%}", "division by zero"),
-        ("{% if add_generation_prompt %}x{% endif %}{% if not messages[1] %}y{% endif %}{% for m in messages %}{{ "
-         "m.content }}{% endfor %}",
-         "differently from the same question with its answer"),
-    ],
-)  # fmt: skip
-def test_a_template_that_cannot_be_trained_with_is_refused_before_anything_is_loaded(
-    tiny_llama: Path, tmp_path: Path, template: str, said: str
-) -> None:
-    (tmp_path / "own.jinja").write_text(template)
-    with pytest.raises(
-        ValueError, match=f"^model.chat_template={re.escape(str(tmp_path / 'own.jinja'))}: .*{said}"
-    ) as error:
-        load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja")))
-    assert "\n" not in str(error.value)
-
-
-MARKED = (
-    "{{ strftime_now('%d %b %Y') }}{%- for m in messages %}\n{%- if m.role == 'assistant' -%} A:\n{%- generation -%} "
-    "{{ m.content }}!\n "
-    "{%- endgeneration -%}{%- else -%} {{ m.content }}\n{% endif %}{%- endfor %}"
-)
-
-
-def test_exported_templates_are_read_alike_by_plain_jinja_and_by_transformers(tiny_llama: Path, tmp_path: Path) -> None:
-    original = AutoTokenizer.from_pretrained(tiny_llama)
-    original.chat_template = MARKED.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024")
-    (tmp_path / "own.jinja").write_text(MARKED)
-    load_tokenizer(tiny_llama, ModelConfig(chat_template=str(tmp_path / "own.jinja"))).save_pretrained(
-        tmp_path / "saved"
-    )
-    exported = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    expected = original.apply_chat_template(TWO_WORDS, tokenize=False)
-    assert exported.apply_chat_template(TWO_WORDS, tokenize=False) == expected, (
-        "a template that reads the clock would change from day to day"
-    )
-    plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(exported.chat_template)
-    assert plain.render(messages=TWO_WORDS) == expected
-    for ours in (CHATML, PLAIN):
-        assert jinja2.Environment().from_string(ours).render(messages=TWO_WORDS, eos_token="").count("So.") == 1
-
-
-def test_an_answer_ends_with_the_templates_token_and_stops_at_every_end_token(
-    copied: Path, tmp_path: Path, model_config: ModelConfig
-) -> None:
-    """As Gemma and Llama 3: the tokenizer's EOS is not the token that ends a turn, and the generation config lists
-    both.
-    """
-    rewrite_tokenizer(copied, eos_token="<|endoftext|>", pad_token=None)
-    settings = json.loads((copied / "generation_config.json").read_text())
-    (copied / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [0, 9]}))
-    tokenizer = load_tokenizer(copied, model_config)
-    assert tokenizer.eos_token == "<|im_end|>"
-    model = load_causal(copied, model_config, tokenizer)
-    assert stop_ids(model) == {0, 9, 2}
-    save(model, tokenizer, tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"] == [0, 9, 2]
-    assert load_tokenizer(tmp_path / "saved", model_config).eos_token == "<|im_end|>"
-    assert encode_completion(tokenizer, "So.")[-1] == 2
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_causal, load_scalar])
@@ -566,63 +339,6 @@ def test_precision_is_that_of_the_config_and_auto_is_float32_on_a_cpu(precision:
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == expected
 
 
-@pytest.mark.parametrize("called", ["<|endoftext|>", "<|im_start|>"], ids=["id_0", "id_1"])
-def test_a_pad_token_of_the_bases_own_keeps_its_row_though_its_config_names_none(
-    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, called: str
-) -> None:
-    """The base calls its pad token as an added one would be called, `<|pad|>`."""
-    folder = Path(shutil.copytree(tiny("gpt_neox"), tmp_path / "model"))
-    for file in folder.glob("*token*.json"):
-        file.write_text(file.read_text().replace(called, "<|pad|>"))
-    rewrite_tokenizer(folder, pad_token="<|pad|>")
-    for file in (folder / "config.json", folder / "generation_config.json"):
-        settings = json.loads(file.read_text())
-        settings.pop("pad_token_id", None)
-        file.write_text(json.dumps(settings))
-    tokenizer = load_tokenizer(folder, model_config)
-    assert (tokenizer.pad_token, len(tokenizer)) == ("<|pad|>", 512)
-    base, model = AutoModelForCausalLM.from_pretrained(folder).eval(), load_causal(folder, model_config, tokenizer)
-    with torch.no_grad():
-        torch.testing.assert_close(model(IDS).logits, base(IDS).logits, atol=0, rtol=0)
-    assert torch.equal(model.get_input_embeddings().weight, base.get_input_embeddings().weight)
-
-
-@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|own pad|>", None], ids=["known", "own", "none"])
-def test_tokens_without_a_row_in_the_base_get_the_mean_of_its_rows_and_a_new_pad_is_suppressed(
-    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, pad: str | None
-) -> None:
-    base = AutoModelForCausalLM.from_pretrained(tiny("gpt_neox"))
-    with torch.no_grad():
-        base.gpt_neox.final_layer_norm.bias.fill_(1.0)
-        base.get_output_embeddings().weight.sub_(36 / 32)  # all logits lie near -36
-    base.save_pretrained(tmp_path / "base")
-    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt_neox"))
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|own pad|>", "<|bot|>"]})
-    tokenizer.bos_token, tokenizer.pad_token = "<|im_start|>", pad
-    tokenizer.eos_token = "<|im_end|>" if pad else "<|endoftext|>"
-    tokenizer.chat_template = None if pad is None else tokenizer.chat_template
-    tokenizer.save_pretrained(tmp_path / "base")
-
-    tokenizer = load_tokenizer(tmp_path / "base", model_config)
-    assert tokenizer.pad_token == (pad or "<|pad|>")
-    model = load_causal(tmp_path / "base", model_config, tokenizer)
-    for found, known in (
-        (model.gpt_neox.embed_in.weight, base.gpt_neox.embed_in.weight),
-        (model.get_output_embeddings().weight, base.get_output_embeddings().weight),
-    ):
-        assert torch.equal(found[:512], known)
-        torch.testing.assert_close(found[512:], known.mean(0).expand(len(tokenizer) - 512, -1))
-    with torch.no_grad():
-        shares = model(IDS).logits[0].softmax(-1)
-    suppressed = [] if tokenizer.pad_token_id < 512 else [tokenizer.pad_token_id]
-    assert (model.generation_config.suppress_tokens or []) == suppressed
-    assert float(shares[:, suppressed].sum()) == 0
-    new = [token for token in range(512, len(tokenizer)) if token not in suppressed]
-    assert 0 < float(shares[:, new].max()) <= 1.001 / 513
-    scalar = load_scalar(tmp_path / "base", model_config, tokenizer)
-    assert torch.equal(scalar.get_input_embeddings().weight, model.get_input_embeddings().weight)
-
-
 DAMAGED = [
     ('{"eos_token_id": [2,', "transformers cannot read it (Expecting value"),
     ("[2]", "transformers cannot read it ("),
@@ -645,83 +361,3 @@ def test_a_damaged_generation_config_is_refused_when_the_model_is_loaded(
     one_sentence(error, "repair the file, or remove it")
     file.unlink()
     assert stop_ids(load_causal(copied, model_config, tiny_tokenizer)) == {2}
-
-
-def far_below_zero(model: Any, level: float) -> None:
-    """Moves all logits of a llama by `level`: every output row reads a hidden state's first element, nearly a
-    constant.
-    """
-    with torch.no_grad():
-        model.model.embed_tokens.weight[:, 0] = 10
-        model.lm_head.weight[:, 0] = 10
-        model.model.norm.weight[0] = level / (10 * model.config.hidden_size**0.5)
-
-
-@pytest.mark.parametrize("rows", [512, 520], ids=["grown", "padded_vocabulary"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_an_added_pad_token_is_never_sampled_where_all_logits_lie_near_minus_36(
-    tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tied: bool, rows: int
-) -> None:
-    base = AutoModelForCausalLM.from_pretrained(tiny_llama, tie_word_embeddings=tied)
-    if not tied:
-        base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight + 0.1 * torch.randn(512, 32))
-    if rows > 512:
-        base.resize_token_embeddings(rows, mean_resizing=False)
-    far_below_zero(base, -36.0)
-    if rows > 512:
-        with torch.no_grad():
-            for layer in (base.model.embed_tokens, base.lm_head):
-                layer.weight[512:] = 0
-            base.lm_head.weight[513:, 0] = 10  # rows of no token, which any user of this base samples as we do
-    base.save_pretrained(tmp_path / "base")
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "base")
-    end_like_gpt2(tmp_path / "base")
-    expected = base(IDS).logits[0, :, :512].detach()
-    assert -50 < expected.mean() < -25
-
-    tokenizer = load_tokenizer(tmp_path / "base", model_config)
-    assert tokenizer.pad_token_id == 512
-    model = load_causal(tmp_path / "base", model_config, tokenizer)
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
-    export(model, tokenizer, tmp_path / "model", model_config)
-    again = load_causal(tmp_path / "model", model_config, load_tokenizer(tmp_path / "model", model_config))
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    torch.testing.assert_close(plain(IDS).logits[0, :, :512], expected, atol=1e-4, rtol=0)
-    share = plain(IDS).logits[0].detach().softmax(-1)[:, 512]
-    assert float(share.max()) <= 1.001 / 513, "as small as a token's can be that has the mean of all rows, and no more"
-
-    for ours in (model, again):
-        with torch.no_grad():
-            assert float(ours(IDS).logits[0].softmax(-1)[:, 512].max()) == 0
-        prompts, sampling = [[3, 40]] * 8, GenerationSettings(12)
-        made = NativeGenerator().generate(ours, prompts, list(range(8)), sampling)
-        other = TransformersGenerator().generate(ours, prompts, list(range(8)), sampling)
-        assert not any(512 in generation.ids for generation in (*made, *other))
-        batch = Batch(prompts, [generation.ids for generation in made])
-        sampled = torch.tensor([logprob for generation in made for logprob in generation.logprobs or ()])
-        with torch.no_grad():
-            logprob_R, entropy_R = policy_model(ours)(batch)
-        torch.testing.assert_close(logprob_R, sampled, atol=1e-4, rtol=0)
-        assert bool(entropy_R.isfinite().all())
-    torch.manual_seed(0)
-    sampled = plain.generate(IDS[:, :2].repeat(8, 1), do_sample=True, top_k=0, max_new_tokens=12, eos_token_id=None)
-    assert plain.generation_config.suppress_tokens == [512]
-    assert not bool((sampled == 512).any())
-
-
-def test_the_gradient_of_a_suppressed_token_is_zero_and_all_others_are_as_without_it(
-    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
-) -> None:
-    folder = Path(shutil.copytree(tiny("gpt_neox"), tmp_path / "model"))
-    end_like_gpt2(folder)
-    tokenizer = load_tokenizer(folder, model_config)
-    model, base = load_causal(folder, model_config, tokenizer), AutoModelForCausalLM.from_pretrained(folder)
-    logprob_R, _ = policy_model(model)(Batch([[3, 40]], [[50, 60, 70, 2]]))
-    loss = -logprob_R.sum()
-    loss.backward()
-    expected = -base(IDS).logits[0, 1:5].log_softmax(-1)[torch.arange(4), IDS[0, 2:]].sum()
-    expected.backward()
-    torch.testing.assert_close(loss.detach(), expected.detach(), atol=1e-5, rtol=1e-5)
-    found = model.get_output_embeddings().weight.grad
-    torch.testing.assert_close(found[:512], base.get_output_embeddings().weight.grad, atol=1e-6, rtol=1e-4)
-    assert not found[512].any()
