@@ -1,5 +1,4 @@
-"""The reward model's report: small cases counted by hand, and any case counted again by loops, by scipy, by
-scikit-learn and by the training loss.
+"""The reward model's report: small cases counted by hand, and any case counted again by loops and by scipy.
 
 pytest tests/evaluation/test_reward_model.py
 """
@@ -8,17 +7,15 @@ import json
 import math
 import random
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq
 from scipy.stats import mannwhitneyu, spearmanr
 
 import data.intervals
@@ -31,80 +28,10 @@ from modeling.config import ModelConfig
 from modeling.run import Run
 from reward.batches import RankingExample
 from reward.config import RewardConfig
-from reward.loss import pairwise_loss
+from tests.evaluation.rankings import Case, cases, is_about, mean, pairs_of, ranked, ranking_example, right, simulated
 from tests.fakes import FakeAccelerator
 
 ALONE = FakeAccelerator()
-
-Case = tuple[list[list[float]], list[RankingExample]]
-
-
-def ranking_example(
-    lengths: list[int], better: list[tuple[int, int]], ties: tuple[tuple[int, int], ...] = ()
-) -> RankingExample:
-    """Judgments that are no order."""
-    preference_mask_KK = torch.zeros(len(lengths), len(lengths), dtype=torch.bool)
-    for high, low in better:
-        preference_mask_KK[high, low] = True
-    return RankingExample([1, 2], [[3] * length for length in lengths], preference_mask_KK, ties)
-
-
-def ranked(lengths: list[int], ranks: list[int | None]) -> RankingExample:
-    """Judgments that are one."""
-    known = [(place, rank) for place, rank in enumerate(ranks) if rank is not None]
-    better = [(i, j) for i, high in known for j, low in known if high < low]
-    ties = tuple((i, j) for (i, one), (j, other) in combinations(known, 2) if one == other)
-    return replace(ranking_example(lengths, better, ties), ranks=tuple(ranks))
-
-
-def pairs_of(item: RankingExample) -> list[tuple[int, int]]:
-    return [(i, j) for i, j in permutations(range(len(item.answers)), 2) if bool(item.preference_mask_KK[i, j])]
-
-
-def right(better: float, worse: float) -> float:
-    return 1.0 if better > worse else 0.5 if better == worse else 0.0
-
-
-def mean(values: Any) -> float | None:
-    found = list(values)
-    return math.fsum(found) / len(found) if found else None
-
-
-def is_about(found: dict[str, float] | None, expected: float | None) -> bool:
-    return (
-        found is None if expected is None else found is not None and found["mean"] == pytest.approx(expected, abs=1e-12)
-    )
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Scores that often coincide, ragged K, ties, gaps in ranks, answers that nobody ranked, prompts without ranks."""
-    scores, items = [], []
-    for _ in range(draw(st.integers(1, 6))):
-        k = draw(st.integers(2, 6))
-        lengths = draw(st.lists(st.integers(1, 4), min_size=k, max_size=k))
-        ranks = draw(st.lists(st.one_of(st.none(), st.integers(1, 5)), min_size=k, max_size=k))
-        item = ranked(lengths, ranks)
-        items.append(replace(item, ranks=None) if draw(st.integers(0, 3)) == 0 else item)
-        scores.append(draw(st.lists(st.integers(-6, 6).map(lambda score: score / 4), min_size=k, max_size=k)))
-    assume(any(item.pairs for item in items))
-    return scores, items
-
-
-def simulated(seed: int, prompts: int, sureness: float, choices: tuple[int, ...] = (2, 5, 9)) -> Case:
-    """Scores, and a labeler who prefers i to j with probability sigmoid(sureness * (score_i - score_j))."""
-    chance = random.Random(seed)
-    scores, items = [], []
-    for _ in range(prompts):
-        k = chance.choice(choices)
-        row = [chance.gauss(0, 1.5) for _ in range(k)]
-        better = [
-            (i, j) if chance.random() < 1 / (1 + math.exp(-sureness * (row[i] - row[j]))) else (j, i)
-            for i, j in combinations(range(k), 2)
-        ]
-        scores.append(row)
-        items.append(ranking_example([chance.randint(1, 9) for _ in range(k)], better))
-    return scores, items
 
 
 def test_every_accuracy_by_hand() -> None:
@@ -403,119 +330,6 @@ def test_resamples_and_seed_reach_every_interval(monkeypatch: pytest.MonkeyPatch
     report(*simulated(1, 40, 1.0), resamples=37, seed=5)
     assert len(asked) > 20
     assert set(asked) == {(37, 5)}
-
-
-def test_calibration_by_hand() -> None:
-    # Margins of log 3, -log 3, log 4 and 0: 75% right, 75% wrong, 80% right, 50% half right.
-    items = [ranking_example([1, 1], [(0, 1)])] * 4
-    scores = [[math.log(3), 0.0], [0.0, math.log(3)], [math.log(4), 0.0], [1.0, 1.0]]
-    found = report(scores, items)["calibration"]
-    (only,) = found["bins"]
-    assert (only["low"], only["high"], only["pairs"]) == (pytest.approx(0.5), pytest.approx(0.8), 4)
-    assert only["predicted"] == pytest.approx((0.75 + 0.75 + 0.8 + 0.5) / 4)
-    assert only["observed"] == pytest.approx(2.5 / 4)
-    assert found["expected_calibration_error"] == pytest.approx(0.7 - 0.625)
-    assert found["loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25) + math.log(0.8) + math.log(0.5)) / 4)
-
-
-@pytest.mark.parametrize(("prompts", "bins"), [(1, 1), (39, 1), (40, 2), (195, 9), (200, 10), (739, 10)])
-def test_bins_are_slices_of_the_pairs_in_order_of_certainty(prompts: int, bins: int) -> None:
-    scores, items = simulated(prompts, prompts, 1.0, choices=(2,))
-    said = sorted(
-        (1 / (1 + math.exp(-abs(row[i] - row[j]))), right(row[i], row[j]))
-        for row, item in zip(scores, items, strict=True)
-        for i, j in pairs_of(item)
-    )
-    slices = [said[k * prompts // bins : (k + 1) * prompts // bins] for k in range(bins)]
-    found = report(scores, items, resamples=200)["calibration"]
-    assert [one["pairs"] for one in found["bins"]] == [len(part) for part in slices]
-    for one, part in zip(found["bins"], slices, strict=True):
-        assert one["predicted"] == pytest.approx(mean(p for p, _ in part))
-        assert one["observed"] == pytest.approx(mean(hit for _, hit in part))
-        assert (one["low"], one["high"]) == (pytest.approx(part[0][0]), pytest.approx(part[-1][0]))
-        assert one["observed_low"] <= one["observed"] <= one["observed_high"]
-    gaps = [len(part) * abs(sum(p - hit for p, hit in part)) / len(part) for part in slices]
-    assert found["expected_calibration_error"] == pytest.approx(sum(gaps) / prompts)
-
-
-def test_equal_certainties_share_a_bin() -> None:
-    # 70 pairs of margin 1 and 30 of margin 2, in turns: a bin each, where bins of 20 would have cut both.
-    scores = [[float(1 + (n % 10 < 3)), 0.0] for n in range(100)]
-    found = report(scores, [ranking_example([1, 1], [(0, 1)])] * 100, resamples=50)["calibration"]["bins"]
-    assert [(one["pairs"], one["low"] == one["high"]) for one in found] == [(70, True), (30, True)]
-
-
-@settings(max_examples=60, deadline=None)
-@given(case=cases())
-def test_the_loss_is_that_of_training(case: Case) -> None:
-    scores, items = case
-    most = max(len(row) for row in scores)
-    preference_mask_BKK = torch.zeros(len(items), most, most, dtype=torch.bool)
-    scores_BK = torch.zeros(len(items), most, dtype=torch.float64)
-    for n, (row, item) in enumerate(zip(scores, items, strict=True)):
-        preference_mask_BKK[n, : len(row), : len(row)] = item.preference_mask_KK
-        scores_BK[n, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    assert report(scores, items, resamples=20)["calibration"]["loss"] == pytest.approx(
-        float(pairwise_loss(scores_BK, preference_mask_BKK))
-    )
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_temperature_has_the_least_loss(seed: int) -> None:
-    scores, items = simulated(seed, 60, 0.5)
-    margins = [[row[i] - row[j] for i, j in pairs_of(item)] for row, item in zip(scores, items, strict=True)]
-
-    def slope(inverse: float) -> float:
-        return -sum(mean(m / (1 + math.exp(inverse * m)) for m in row) or 0.0 for row in margins)
-
-    expected = 1 / brentq(slope, 1e-6, 100, xtol=1e-14, rtol=1e-14)
-    found = report(scores, items, resamples=20)["calibration"]["temperature"]
-    # The loss is flat at its least: a minimum is known to the root of float64's precision.
-    assert found == pytest.approx(expected, rel=1e-6)
-    for factor in (1e-3, 40.0):
-        times = [[factor * score for score in row] for row in scores]
-        assert report(times, items, resamples=20)["calibration"]["temperature"] == pytest.approx(
-            factor * expected, rel=1e-6
-        )
-
-
-def test_the_temperature_weighs_prompts_as_the_loss_does() -> None:
-    # A prompt of 36 pairs and two of one: on pairs alone the first would decide. Weighed by prompts, (s + s + f) / 3
-    # with s = 2/3 right.
-    nine = [(i, j) for i, j in combinations(range(9), 2)]
-    flat = [1.0, *[0.0] * 8]
-    items = [ranking_example([1] * 9, nine), ranking_example([1, 1], [(0, 1)]), ranking_example([1, 1], [(1, 0)])]
-    scores = [flat, [1.0, 0.0], [1.0, 0.0]]
-    # Margins: 8 of 36 pairs +1 and the others 0; +1; -1. With weights 8/36, 1 and 1: right is 44/36 of 80/36.
-    share = (8 / 36 + 1) / (8 / 36 + 2)
-    found = report(scores, items, resamples=20)["calibration"]["temperature"]
-    assert found == pytest.approx(1 / math.log(share / (1 - share)), rel=1e-6)
-
-
-def test_a_model_that_is_three_times_too_sure_has_temperature_three() -> None:
-    scores, items = simulated(7, 3000, 1 / 3, choices=(2,))
-    found = report(scores, items, resamples=2)["calibration"]
-    # The standard error of 1/T from the log likelihood's curvature, sum of m^2 p (1 - p); 1/T within four of them of
-    # 1/3.
-    curvature = sum((row[0] - row[1]) ** 2 / (2 + 2 * math.cosh((row[0] - row[1]) / 3)) for row in scores)
-    assert abs(1 / found["temperature"] - 1 / 3) < 4 / math.sqrt(curvature)
-    assert 4 / math.sqrt(curvature) < 0.1
-    assert found["expected_calibration_error"] > 0.1
-    cooled = [[score / 3 for score in row] for row in scores]
-    assert report(cooled, items, resamples=2)["calibration"]["expected_calibration_error"] < 0.04
-
-
-@pytest.mark.parametrize(
-    "scores", [[[2.0, 1.0], [3.0, 0.0]], [[1.0, 2.0], [0.0, 3.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]]
-)
-def test_no_temperature_fits_a_model_without_mistakes_or_no_better_than_a_coin(scores: list[list[float]]) -> None:
-    assert report(scores, [ranking_example([1, 1], [(0, 1)])] * 2)["calibration"]["temperature"] is None
-
-
-def test_scores_far_apart_overflow_nothing() -> None:
-    found = report([[1e6, -1e6], [-1e6, 1e6]], [ranking_example([1, 1], [(0, 1)])] * 2)
-    assert found["calibration"]["loss"] == pytest.approx(1e6)
-    assert found["calibration"]["bins"][0]["predicted"] == 1
 
 
 def test_a_model_that_merely_likes_length_is_seen_through() -> None:

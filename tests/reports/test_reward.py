@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from evaluation.reward_model import report
 from reports.reward import figures, write_reward_page
-from tests.evaluation.test_reward_model import ranked
+from tests.evaluation.rankings import ranked
 
 PICTURES = ["calibration", "epochs", "learning_curve"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reports.runs import by_settings, curves, differing, flat, write_comparison
-from tests.reports.test_run import fake_run, put
+from tests.reports.fake_run import fake_run, put
 
 
 def changed(run: Path, **settings: Any) -> Path:
