@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,9 @@ def sync(path: Path) -> None:
 def copy_folder(
     source: Path, target: Path, copy: Callable[[str, str], object], ignore: Callable[[str, list[str]], Iterable[str]]
 ) -> None:
-    """`shutil.copytree` into a folder that may exist. It raises the first OSError of `copy`, instead of all as text."""
+    """`shutil.copytree` into a folder that may exist. The copied folders are writable, also those of a write-protected
+    one. It raises the first OSError of `copy`, instead of all as text.
+    """
     failed: list[OSError] = []
 
     def noted(one: str, other: str) -> None:
@@ -38,6 +41,14 @@ def copy_folder(
         shutil.copytree(source, target, ignore=ignore, copy_function=noted, dirs_exist_ok=True)
     except shutil.Error as error:
         raise (failed or [error])[0] from None
+    finally:
+        for folder, _, _ in os.walk(target):
+            make_writable(folder)
+
+
+def make_writable(path: str) -> None:
+    """Allows the owner to write to a file or folder."""
+    os.chmod(path, os.stat(path).st_mode | stat.S_IWUSR)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -74,6 +74,34 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Context for a call that waits for other processes in C++, where Python runs no handlers: a signal ends the
+        process at once, from a thread.
+        """
+        if not self.is_command or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._end_on_signal, args=(reader,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writer)  # ends the thread
+            thread.join()
+            os.close(reader)
+
+    def _end_on_signal(self, reader: int) -> None:
+        """Waits for the number of a signal, which Python writes into the pipe when it arrives, or for its end."""
+        while number := os.read(reader, 1):
+            if number[0] in SIGNALS:
+                self.number = number[0]
+                self._end()
+
     def check(self) -> None:
         """Raises KeyboardInterrupt if that of an earlier signal was lost."""
         if self._working and self.number:

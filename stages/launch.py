@@ -1,9 +1,13 @@
 """Checks that a launch command started what it asked for: some commands silently start another configuration."""
 
 import os
+import sys
+import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.config import RunConfig
+from stages.interrupt import STOP
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -12,6 +16,8 @@ PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 """accelerate's names of mixed precision, and torch's."""
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """torch's names of a CPU's instructions for bfloat16."""
+WAITING_SECONDS = 10.0
+"""Seconds after which a process says that it waits for the others to start."""
 SFT = ("sft", "sft_baseline_epochs")
 """Stages that train with transformers' Trainer."""
 
@@ -26,6 +32,31 @@ def refuse_unsupported(stage: str) -> None:
         raise ValueError(
             f"DeepSpeed is for the sft stage alone: run {stage} with configs/accelerate/fsdp2.yaml or ddp.yaml"
         )
+
+
+def connected(config: RunConfig) -> "Accelerator":
+    """The processes that were launched. Waits until all of them have started, or until `processes.timeout_minutes`.
+
+    Raises ValueError if a variable of a launcher is left over in the environment.
+    """
+    from modeling.accelerator import make_accelerator
+
+    if os.environ.get("LOCAL_RANK", "-1") != "-1" and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            "LOCAL_RANK is set, but MASTER_ADDR is not: start several processes with torchrun or accelerate launch; "
+            "for one, unset LOCAL_RANK"
+        )
+    count = os.environ.get("WORLD_SIZE", "1")
+    line = f"waiting for the other processes of this launch (WORLD_SIZE={count})"
+    waiting = threading.Timer(WAITING_SECONDS, partial(print, line, file=sys.stderr, flush=True))
+    waiting.daemon = True
+    if count != "1" and os.environ.get("LOCAL_RANK", "0") == "0":
+        waiting.start()
+    try:
+        with STOP.watched():
+            return make_accelerator(config.model.device, config.processes.timeout_minutes)
+    finally:
+        waiting.cancel()
 
 
 def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> None:

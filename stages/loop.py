@@ -21,6 +21,7 @@ from modeling.disk import write_whole
 from stages import data, manifest, pipeline, sft
 from stages.config import FORCE, RunConfig
 from stages.label import PLACE, answers_of
+from stages.launch import connected
 from stages.runner import RunFolder, adopt, main, make_folder
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
@@ -33,14 +34,14 @@ COLLECTED = ("prompts", "demonstrations", "rankings")
 
 def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = False) -> None:
     """Runs the rounds, and writes `loop.json`, index.html and report.md in the loop's folder."""
-    from modeling.accelerator import from_main, make_accelerator
+    from modeling.accelerator import from_main
     from reports.loop import write_loop
 
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, found {rounds}")
     if config.labels.labeler == "none":
         raise ValueError("a loop needs a labeler: set labels.labeler to simulated, human or llm")
-    accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
+    accelerator = connected(config)
     done: list[Path] = []
     for number in range(1, rounds + 1):
         accelerator.print(f"loop: round {number} of {rounds}", flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from stages import evaluate, manifest
 from stages.config import FORCE, STAGES, Options, RunConfig
-from stages.launch import refuse_unsupported
+from stages.launch import connected, refuse_unsupported
 from stages.runner import RunFolder, adopt, main, run_stage
 
 OPTIONS: Options = FORCE | {
@@ -28,7 +28,7 @@ OPTIONS: Options = FORCE | {
 
 def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | None = None) -> None:
     """Runs the stages until the last one, after which it prints the headline."""
-    from modeling.accelerator import from_main, make_accelerator
+    from modeling.accelerator import from_main
     from modeling.gpu import refuse_without_gpu
     from modeling.load import autocast_dtype
     from modeling.run import Run
@@ -39,7 +39,7 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
     if reuse is not None and manifest.read(Path(reuse) / STAGES[0]) is None:
         raise ValueError(f"--reuse {reuse}: not a run folder with a finished {STAGES[0]} stage")
     start = time.perf_counter()
-    accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
+    accelerator = connected(config)
     refuse_without_gpu(config.model, accelerator.device)
     config.ppo.refuse_rounded(autocast_dtype(config.model, accelerator.device) is not None)
     refuse_uneven_batches(config, accelerator.num_processes)

@@ -26,13 +26,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from filelock import FileLock, Timeout
 
-from modeling.disk import copy_folder, discard, discarded, sync, write_whole
+from modeling.disk import copy_folder, discard, discarded, make_writable, sync, write_whole
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, replace_missing_outputs, report, say
 from stages.headline import summary
 from stages.interrupt import STOP, end_process
-from stages.launch import check_launch, description, refuse_unsupported
+from stages.launch import check_launch, connected, description, refuse_unsupported
 from stages.outdated import outdated
 from stages.ranks import count, failures, own_rank
 
@@ -93,12 +93,12 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
     Raises ValueError when an earlier stage has no result, or another process uses the run folder.
     """
-    from modeling.accelerator import from_main, main_alone, make_accelerator
+    from modeling.accelerator import from_main, main_alone
     from modeling.tracking import CLOCKWORK
 
     STOP.check()
     refuse_unsupported(stage.name)
-    accelerator = make_accelerator(config.model.device, config.processes.timeout_minutes)
+    accelerator = connected(config)
     if stage.parallel:  # the stages that run models
         from modeling.gpu import refuse_without_gpu
 
@@ -246,20 +246,19 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
         # The manifest, which marks a complete result, comes last.
         ignored = shutil.ignore_patterns(manifest.NAME)
         copy_folder(theirs, plan.partial, linked, ignored)
-        shutil.copy2(theirs / manifest.NAME, plan.partial)
+        linked(str(theirs / manifest.NAME), str(plan.partial / manifest.NAME))
         put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
 
 
 def linked(source: str, target: str) -> None:
-    """Links weights, which are never changed in place, if the file system can; copies other files."""
+    """Links weights, which are never changed in place, if the file system can; copies other files, as writable ones."""
     Path(target).unlink(missing_ok=True)
-    try:
+    with contextlib.suppress(OSError):  # another disk, or a file system without links
         if source.endswith(".safetensors"):
             os.link(source, target)
             return
-    except OSError:  # another disk, or a file system without links
-        pass
     shutil.copy2(source, target)
+    make_writable(target)
 
 
 def put_in_place(partial: Path, final: Path, scratch: Sequence[str] = ()) -> None:

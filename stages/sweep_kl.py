@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stages import manifest
 from stages.config import RunConfig
+from stages.launch import connected
 from stages.outdated import outdated
 from stages.runner import main
 from stages.sweeps import (
@@ -31,10 +32,9 @@ def work(config: RunConfig, force: bool) -> None:
     """Trains the runs of `seeds`, measures every snapshot and SFT, writes sweep_kl/sweep.json and sweep.png."""
     from data.sets import evenly
     from evaluation.sweeps.kl import Snapshot, kl_sweep
-    from modeling.accelerator import make_accelerator
     from ppo.snapshots import snapshots
 
-    accelerator, options = make_accelerator(config.model.device, config.processes.timeout_minutes), config.sweep_kl
+    accelerator, options = connected(config), config.sweep_kl
     refuse_truncated_sampling(config, "sweep_kl")
     refuse_unusable_gold(config, "sweep_kl")
     found = []

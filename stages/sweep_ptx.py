@@ -9,6 +9,7 @@ from dataclasses import replace
 from ppo.config import PPOConfig
 from ppo.monitors import StoppedRunError
 from stages.config import RunConfig
+from stages.launch import connected
 from stages.runner import main
 from stages.sweeps import (
     EMA,
@@ -28,9 +29,8 @@ def work(config: RunConfig, force: bool) -> None:
     """
     from evaluation.sweeps.measure import Measured
     from evaluation.sweeps.ptx import Point, ptx_sweep
-    from modeling.accelerator import make_accelerator
 
-    accelerator, options = make_accelerator(config.model.device, config.processes.timeout_minutes), config.sweep_ptx
+    accelerator, options = connected(config), config.sweep_ptx
     refuse_truncated_sampling(config, "sweep_ptx")
     refuse_unusable_gold(config, "sweep_ptx")
     planned = points(config)

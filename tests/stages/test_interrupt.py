@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,3 +147,29 @@ def test_an_interrupt_during_imports_is_one_sentence() -> None:
         == f"interrupted ({signal.Signals(number).name}): run the command again (without --force) to resume from the "
         "last checkpoint\n"
     )
+
+
+def test_a_signal_ends_a_process_that_waits_for_others_to_start() -> None:
+    code = (
+        "from stages.interrupt import STOP; STOP.begin_command()\n"
+        "from stages import launch; from stages.config import RunConfig\n"
+        "launch.WAITING_SECONDS = 1.0; launch.connected(RunConfig())"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=HERE,
+        env=os.environ | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        assert "waiting for the other processes of this launch (WORLD_SIZE=2)" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert stderr.startswith("interrupted (SIGTERM): ")

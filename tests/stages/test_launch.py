@@ -8,7 +8,7 @@ import torch
 
 from stages import pipeline, samples
 from stages.config import RunConfig
-from stages.launch import check_launch, description, refuse_unsupported
+from stages.launch import check_launch, connected, description, refuse_unsupported
 from stages.runner import run_stage
 from tests.fakes import FakeAccelerator
 
@@ -31,6 +31,12 @@ def test_one_process_in_place_of_several_is_refused(monkeypatch: pytest.MonkeyPa
         check_launch(RunConfig(), "ppo", ALONE)
     monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun with one process
     check_launch(RunConfig(), "ppo", ALONE)
+
+
+def test_a_variable_that_a_launcher_left_behind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match=r"LOCAL_RANK is set, but MASTER_ADDR is not: .*; for one, unset LOCAL_RANK"):
+        connected(RunConfig())
 
 
 def test_deepspeed_is_refused_before_any_work_in_other_stages_than_sft(
