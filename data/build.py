@@ -223,6 +223,11 @@ def refuse_empty(built: Built) -> None:
     lacking = {"sft": "prompt with a demonstration", "rm": "prompt", "rl": "API prompt"}
     for name, split in [*itertools.product(("sft", "rm"), SPLITS), ("rl", "train")]:
         if not sizes[f"{name}_{split}"]:
+            if name == "rl" and not built.pool.notes["api"].any():
+                raise ValueError(
+                    "no prompt is an API prompt, and PPO trains on no others: add a source of API prompts to "
+                    "data.prompts, or set `source: api` for a source under data.sources"
+                )
             why = ", ".join(f"{count} {rule}" for rule, count in built.pool.removed().items() if count) or "none"
             raise ValueError(
                 f"the {name} {split} split is empty after curation: no {lacking[name]} is left among the {split} "

@@ -93,7 +93,7 @@ def curated(config: RunConfig, scratch: Path) -> tuple["Built", tuple[str, str] 
     from data.presidio import detector
     from data.sources.reading import all_sources
     from data.tokenize import check_prompt, count_answer_tokens, count_prompt_tokens, untrained_prompt
-    from modeling.load import base_model_place, context_length, load_tokenizer, read_settings
+    from modeling.load import base_model_place, load_tokenizer, read_settings
     from stages.inputs import refuse_long_texts
 
     if not sys.stderr.isatty():  # datasets would write a line to the log for each update of a bar
@@ -121,8 +121,7 @@ def curated(config: RunConfig, scratch: Path) -> tuple["Built", tuple[str, str] 
     built = build(annotator, scratch, check)
     refuse_too_little_text(config, built, tokenizer)
     longest = int(built.pool.left()["prompt_tokens"].max())
-    context = context_length(read_settings(place, config.model))
-    refuse_too_long(config, dict.fromkeys(answering(config), longest), context)
+    refuse_too_long(config, dict.fromkeys(answering(config), longest), read_settings(place, config.model))
     return built, untrained_prompt(tokenizer)
 
 

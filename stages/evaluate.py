@@ -21,6 +21,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 if TYPE_CHECKING:
     from data.records import Demonstration
+    from evaluation.few_shot import FewShotModel
     from evaluation.judges.protocol import Judge
     from evaluation.metadata import MetadataRater
     from evaluation.models import ComparedModel
@@ -90,6 +91,7 @@ def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
     from evaluation.models import ComparedModel
     from modeling.accelerator import from_main
     from modeling.foreign import refuse_unusable
+    from modeling.load import base_model_place
 
     settings = config.evaluate
     foreign = replace(config.model.of_export(), trust_remote_code=settings.trust_remote_code)
@@ -97,6 +99,9 @@ def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
     for place in settings.places:
         ComparedModel(place, place, foreign, 1).check(prompts, settings.max_new_tokens)
         from_main(run.accelerator, partial(refuse_unusable, place, foreign, f"evaluate.models: {place}"))
+    if "base_few_shot" in settings.models:
+        base = from_main(run.accelerator, partial(base_model_place, config.model))
+        few_shot_model(config, data, base).check(prompts, settings.max_new_tokens)
     client = LLMClient(settings.llm) if settings.asks_llm else None
     rater = MetadataRater(client) if client is not None and settings.metadata else None
     inputs = JudgeInputs(
@@ -114,8 +119,6 @@ def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
 
 def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]":
     """The models to compare; `base` is the place of the base model."""
-    from data.sets import read_set
-    from evaluation.few_shot import FewShotModel
     from evaluation.models import compared_models
 
     settings, ppo = config.evaluate, {"ema": run.stage("ppo") / "model_ema", "last": run.stage("ppo") / "model"}
@@ -129,13 +132,19 @@ def models(config: RunConfig, run: RunFolder, base: str) -> "list[ComparedModel]
     places = {name: str(place) for name, place in folders.items()} | {"base": base}
     found = compared_models(settings, config.model, places)
     if "base_few_shot" in settings.models:
-        shown = read_set(run.stage("data"), "sft", "train")
-        few_shot = FewShotModel(
-            "base_few_shot", base, config.model, 1, settings.few_shot_examples, shown, settings.max_new_tokens,
-            config.seed,
-        )  # fmt: skip
-        found.append(few_shot)
+        found.append(few_shot_model(config, run.stage("data"), base))
     return found
+
+
+def few_shot_model(config: RunConfig, data: Path, base: str) -> "FewShotModel":
+    """The base model prompted with demonstrations of the training split; `base` is its place."""
+    from data.sets import read_set
+    from evaluation.few_shot import FewShotModel
+
+    settings, shown = config.evaluate, read_set(data, "sft", "train")
+    return FewShotModel(
+        "base_few_shot", base, config.model, 1, settings.few_shot_examples, shown, settings.max_new_tokens, config.seed
+    )
 
 
 def refuse_copied_gold(gold: str | None, reward: Path, setting: str = "evaluate.gold.model") -> None:

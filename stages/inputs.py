@@ -25,11 +25,17 @@ def answering(config: RunConfig) -> list[str]:
     return [name for name in ("samples", "ppo", "evaluate") if name != "samples" or config.labels.labeler != "none"]
 
 
-def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int) -> None:
-    """Raises ValueError if a stage's longest prompt and an answer together exceed the model's context.
+def refuse_too_long(config: RunConfig, longest: Mapping[str, int], settings: Any) -> None:
+    """Raises ValueError if a stage's longest prompt and an answer together exceed the context of a model with this
+    configuration.
 
     `longest` has the number of tokens of the longest prompt by section.
     """
+    from modeling.load import context_length
+
+    context, limit = context_length(settings), "context of {} tokens"
+    if context < context_length(settings, generating=False):
+        limit = "sliding window of {} tokens, the limit while decoding,"
     wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in longest}
     over = [
         f"{name}.max_new_tokens={count} (longest prompt: {longest[name]} tokens)"
@@ -37,11 +43,9 @@ def refuse_too_long(config: RunConfig, longest: Mapping[str, int], context: int)
         if longest[name] + count > context
     ]
     if over:
-        raise ValueError(
-            f"prompt and answer together exceed the model's context of {context} tokens with "
-            f"{', '.join(over)}: lower {'that setting' if len(over) == 1 else 'those settings'} or "
-            "data.max_prompt_tokens"
-        )
+        lower = f"lower {'that setting' if len(over) == 1 else 'those settings'} or data.max_prompt_tokens"
+        found = f"prompt and answer together exceed the model's {limit.format(context)} with {', '.join(over)}"
+        raise ValueError(f"{found}: {lower}")
 
 
 def rankings(config: RunConfig, run: RunFolder, split: str) -> list[Ranking]:

@@ -144,18 +144,20 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
     The context is that of the policy, whose base is in `place`, and in PPO also that of a reward model from which the
     value model starts.
     """
-    from data.sets import SetName, read_set
+    from data.records import SPLITS
+    from data.sets import read_set
     from data.tokenize import count_prompt_tokens
-    from modeling.load import context_length, read_settings
+    from modeling.load import read_settings
+    from ppo.evaluation import held_out_prompts
     from reward.start import Start
 
-    context, start = context_length(read_settings(place, config.model)), Start.of(config.reward, config.model, place)
-    sets: dict[str, tuple[SetName, str]] = {
-        "samples": ("rm", "train"), "ppo": ("rl", "train"), "evaluate": ("sft", "test")
-    }  # fmt: skip
-    used = {name: read_set(data, *sets[name]) for name in answering(config)}
+    start, used = Start.of(config.reward, config.model, place), dict[str, list[Any]]()
+    if "samples" in answering(config):
+        used["samples"] = [prompt for split in SPLITS for prompt in read_set(data, "rm", split)]
+    used["ppo"] = [*read_set(data, "rl", "train"), *held_out_prompts(data, config.ppo.held_out)]
+    used["evaluate"] = read_set(data, "sft", "test")
     longest = {name: max(count_prompt_tokens(tokenizer, prompts), default=0) for name, prompts in used.items()}
-    refuse_too_long(config, longest, context)
+    refuse_too_long(config, longest, read_settings(place, config.model))
     if config.ppo.value_init == "reward" and longest["ppo"] + config.ppo.max_new_tokens > start.context:
         raise ValueError(
             f"the longest prompt has {longest['ppo']} tokens, which together with "

@@ -21,7 +21,6 @@ def train_epochs(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]
     """Trains; writes the weights of each kept epoch."""
     from data.tokenize import count_prompt_tokens
     from modeling.accelerator import make_accelerator
-    from modeling.load import context_length
     from modeling.run import Run
     from sft.epochs import KeepEpochs, kept_epochs
     from sft.train import fit
@@ -30,7 +29,7 @@ def train_epochs(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]
     accelerator, settings = make_accelerator(config.model.device), config.sft_baseline
     base, sets = sft.prepare(config, settings, run, accelerator)
     longest = max(count_prompt_tokens(base.tokenizer, sets.valid), default=0)
-    refuse_too_long(config, {"sft_baseline.scoring": longest}, context_length(base.model.config))
+    refuse_too_long(config, {"sft_baseline.scoring": longest}, base.model.config)
     where = Run(accelerator, config.seed, out, config.tracking)
     trained = fit(settings, base, sets, where, KeepEpochs(out, settings, accelerator))
     return trained.numbers | {"kept_epochs": len(kept_epochs(settings))}

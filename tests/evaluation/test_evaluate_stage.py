@@ -18,13 +18,15 @@ from labeling.config import LabelsConfig
 from labeling.llm_config import LLMConfig
 from modeling.config import ModelConfig
 from modeling.load import load_causal, load_scalar, save
+from modeling.run import Run
 from modeling.tiny import make_tiny_model
 from stages.config import RunConfig
-from stages.evaluate import STAGE, external, work
+from stages.evaluate import STAGE, external, judging, work
 from stages.runner import RunFolder
 from tests.conftest import enliven
 from tests.evaluation.fake_llm import FakeLLM, serving
 from tests.evaluation.test_metadata import GOOD
+from tests.fakes import FakeAccelerator
 from tests.ppo.conftest import save_reward
 from tests.sets import write_set
 
@@ -108,6 +110,15 @@ def test_text_longer_than_the_context_is_refused_before_anything_is_generated(
     with pytest.raises(ValueError, match=r"data\.pretraining_tokens=513 is more than the model's context of 512"):
         work(config, run, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_few_shot_prompts_that_do_not_fit_are_refused_before_the_run_has_models(
+    run: RunFolder, tiny_llama: Path
+) -> None:
+    config = RunConfig(model=ModelConfig(base=str(tiny_llama), device="cpu"), labels=LabelsConfig(closeness="words"))
+    config.evaluate = EvaluateConfig(models=["base_few_shot"], few_shot_examples=40, max_new_tokens=8)
+    with pytest.raises(ValueError, match=r"models: base_few_shot: evaluate\.few_shot_examples=40, but only"):
+        judging(config, run.stage("data"), Run(FakeAccelerator(), 0, None))
 
 
 def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headline(

@@ -1,22 +1,28 @@
-"""Plain text longer than a model's context is refused by every stage that reads it, before it trains or generates.
+"""Prompts and plain text that are too long for a model's context are refused before anything is trained or generated.
 
 pytest tests/stages/test_contexts.py
 """
 
+import itertools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from transformers import MistralConfig
 
+from data.records import SPLITS, Demonstration
+from data.sets import SetName
 from modeling.config import ModelConfig
 from modeling.load import load_causal
 from modeling.tiny import CONTEXT_LENGTH
 from stages import data, ppo
 from stages.config import RunConfig, parse_config
-from stages.preflight import check_before_training
+from stages.inputs import refuse_too_long
+from stages.preflight import check_before_training, check_rooms
 from stages.runner import RunFolder
+from tests.sets import write_set
 
 
 @pytest.mark.parametrize("stage", ["data", "sft", "ppo"])
@@ -40,6 +46,30 @@ def test_chunks_of_text_longer_than_the_context_are_refused(
     said = rf"^data\.pretraining_tokens={length} is more than the model's context of {CONTEXT_LENGTH}: lower it$"
     with pytest.raises(ValueError, match=said):
         work[stage]()
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "setting"), [("rm", "valid", "samples"), ("sft", "valid", "ppo"), ("sft", "test", "evaluate")]
+)
+def test_the_longest_prompt_of_every_split_that_is_answered_must_fit(
+    tiny_llama: Path, tmp_path: Path, tiny_tokenizer: Any, name: SetName, split: str, setting: str
+) -> None:
+    given = ["--config", "configs/smoke.yaml", "--model.base", str(tiny_llama), "--ppo.held_out.every", "1"]
+    config: RunConfig = parse_config("test", "", given)[0]
+    short = [Demonstration(prompt=f"Why {number}?", completion="So.") for number in range(3)]
+    for one, part in itertools.product(get_args(SetName), SPLITS):
+        write_set(tmp_path, one, part, short)
+    check_rooms(config, tmp_path, tiny_llama, tiny_tokenizer)
+    write_set(tmp_path, name, split, [*short, Demonstration(prompt="sky " * CONTEXT_LENGTH, completion="So.")])
+    with pytest.raises(ValueError, match=rf"context of {CONTEXT_LENGTH} tokens with {setting}\.max_new_tokens=\d+ \("):
+        check_rooms(config, tmp_path, tiny_llama, tiny_tokenizer)
+
+
+def test_a_sliding_window_is_named_as_the_limit() -> None:
+    config = RunConfig()
+    config.ppo.max_new_tokens = 8
+    with pytest.raises(ValueError, match=r"sliding window of 64 tokens, the limit while decoding, with ppo\.max_new"):
+        refuse_too_long(config, {"ppo": 60}, MistralConfig(sliding_window=64))
 
 
 def test_a_judge_that_cannot_be_fetched_is_missed_before_training(
