@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html import unescape
+from importlib.util import find_spec
 
 import pytest
 from jinja2 import UndefinedError
@@ -118,3 +122,9 @@ def test_tables_are_described_by_titles_paths_and_formats():
 def test_an_undefined_variable_is_an_error():
     with pytest.raises(UndefinedError, match="body"):
         render("page.html.j2", "html.j2", title="no body")
+
+
+@pytest.mark.skipif(find_spec("matplotlib_inline") is not None, reason="the backend is installed")
+def test_a_command_started_in_a_notebook_does_without_the_notebooks_backend() -> None:
+    kernel = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    subprocess.run([sys.executable, "-c", "import reports.plots"], env=kernel, check=True)
