@@ -168,21 +168,23 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
     """Raises ValueError, in one sentence without the place, when the chat template refuses the conversation, leaves out
     a message or changes the answer, or when a control token in user text cannot be written as text.
     """
-    around = layout(tokenizer)
-    text = _rendered(tokenizer, prompt.messages, around.asks)
-    for message in reversed(prompt.messages):  # what the assistant said before may lose its thoughts
-        said = message["content"].strip()
-        as_json = json.dumps(said, ensure_ascii=False)[1:-1]  # Llama 3 renders tools as JSON
-        if message["role"] == "assistant" or said in text or as_json in text:
+    around, messages = layout(tokenizer), prompt.messages
+    text = _rendered(tokenizer, messages, around.asks)
+    for place, message in reversed(list(enumerate(messages))):
+        if message["role"] == "assistant":  # what it said before may lose its thoughts
             continue
-        if message is prompt.messages[-1]:
+        said, rest = message["content"].strip(), [*messages[:place], *messages[place + 1 :]]
+        as_json = json.dumps(said, ensure_ascii=False)[1:-1]  # Llama 3 renders tools as JSON
+        elsewhere = sum(other["content"].count(said) for other in rest)
+        if max(text.count(said), text.count(as_json)) > elsewhere:
+            continue
+        if message is messages[-1] and said not in text and as_json not in text:
             raise ValueError("the chat template leaves out the last message of the prompt, so it has no question")
-        rest = [other for other in prompt.messages if other is not message]
         if _rendered_if(tokenizer, rest, around.asks) == text:
             raise ValueError(f"the chat template leaves out the message of role {message['role']!r}: {said[:40]!r}")
     for completion in _answers(prompt):
         answer: Message = {"role": "assistant", "content": completion.strip()}
-        whole = _rendered(tokenizer, [*prompt.messages, answer], asks=False)
+        whole = _rendered(tokenizer, [*messages, answer], asks=False)
         if around.opening + around.lead + answer["content"] + around.suffix not in whole:
             raise ValueError(
                 "the chat template changes the answer (it may move or drop its reasoning), or writes other text around "

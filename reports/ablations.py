@@ -2,7 +2,7 @@
 
 python -m reports.ablations runs/results-demo-seed* runs/ablations/*-seed* --picture ablations.png
 
-The part of a run folder's name before `-seed` names the variant, and the rest the seed.
+The part of a run folder's name before the last `-seed` names the variant, and the rest the seed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def variants(runs: Sequence[Path]) -> Variants:
     for run in runs:
         _, headline = finished(run / "evaluate", "headline.json", "evaluation")
         change = headline["perplexity_ppo"] / headline["perplexity_sft"] - 1
-        name, _, seed = run.name.partition("-seed")
+        name, _, seed = run.name.rpartition("-seed") if "-seed" in run.name else (run.name, "", "")
         found.setdefault(name, []).append(headline | {"perplexity_change": change, "seed": f"seed {seed}"})
     return found
 
@@ -102,12 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         found = variants(given.runs)
-    except ValueError as error:
+        if given.picture is not None:
+            picture(found).savefig(given.picture, dpi=130)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(table(found))
-    if given.picture is not None:
-        picture(found).savefig(given.picture, dpi=130)
 
 
 if __name__ == "__main__":

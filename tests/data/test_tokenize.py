@@ -337,6 +337,9 @@ def test_a_template_that_knows_no_such_role_may_not_drop_its_message(tiny_tokeni
     check_prompt(some, Prompt(prompt=TURNS[1:]))
     with pytest.raises(ValueError, match=r"^the chat template leaves out the message of role 'system': 'Be brief.'$"):
         check_prompt(some, Prompt(prompt=TURNS))
+    with pytest.raises(ValueError, match=r"leaves out the message of role 'system': '3'$"):
+        check_prompt(some, Prompt(prompt=[{"role": "system", "content": "3"}, {"role": "user", "content": "3 or 13?"}]))
+    check_prompt(tiny_tokenizer, Prompt(prompt=[{"role": role, "content": "3"} for role in ("system", "user")]))
     some.chat_template = CHATML.replace("message['content']", "message['content'] | replace('/quiet', '')")
     check_prompt(some, Prompt(prompt=[{"role": "system", "content": "Be brief. /quiet"}, TURNS[1]]))
 

@@ -46,6 +46,20 @@ def test_a_variant_is_a_row_with_mean_and_spread_over_its_seeds(
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 0", "seed 1"]
 
 
+def test_the_last_seed_in_a_name_is_the_seed(tmp_path: Path) -> None:
+    names = ("chat-seed-data-seed0", "chat-seed-data-seed1", "chat-seed-beta-seed0", "alone")
+    found = variants([Path(made_run(tmp_path, name, 0.5, 1.0)) for name in names])
+    assert {name: [run["seed"] for run in runs] for name, runs in found.items()} == {
+        "chat-seed-data": ["seed 0", "seed 1"], "chat-seed-beta": ["seed 0"], "alone": ["seed "]
+    }  # fmt: skip
+
+
+def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([made_run(tmp_path, "demo-seed0", 0.5, 1.0), "--picture", str(tmp_path / "absent" / "a.png")])
+    assert capsys.readouterr().err.startswith("error: [Errno 2] No such file or directory: ")
+
+
 def test_an_unfinished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])
