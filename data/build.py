@@ -225,8 +225,8 @@ def refuse_empty(built: Built) -> None:
         if not sizes[f"{name}_{split}"]:
             if name == "rl" and not built.pool.notes["api"].any():
                 raise ValueError(
-                    "no prompt is an API prompt, and PPO trains on no others: add a source of API prompts to "
-                    "data.prompts, or set `source: api` for a source under data.sources"
+                    "there are no API prompts, and PPO trains only on these: add a source of API prompts to "
+                    "data.prompts, or set `source: api` for a source whose rows have no `source`"
                 )
             why = ", ".join(f"{count} {rule}" for rule, count in built.pool.removed().items() if count) or "none"
             raise ValueError(

@@ -52,7 +52,7 @@ def after_space(text: str, place: int) -> int:
 
 
 def read_json(path: Path, bad: BadRows) -> Iterator[Placed]:
-    """The suffixes .json and .jsonl (or .ndjson) are used for files of either kind, so the beginning decides."""
+    """Files with the suffix .json, .jsonl or .ndjson may be of either kind, so the beginning decides."""
     decoder = StrictDecoder()
     rows = array_rows(path, decoder) if is_array(path) else line_rows(path, decoder, bad)
     for place, row in rows:

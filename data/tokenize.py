@@ -171,10 +171,11 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
     around, messages = layout(tokenizer), prompt.messages
     text = _rendered(tokenizer, messages, around.asks)
     for place, message in reversed(list(enumerate(messages))):
-        if message["role"] == "assistant":  # what it said before may lose its thoughts
+        if message["role"] == "assistant":  # templates may drop the reasoning of earlier answers
             continue
         said, rest = message["content"].strip(), [*messages[:place], *messages[place + 1 :]]
         as_json = json.dumps(said, ensure_ascii=False)[1:-1]  # Llama 3 renders tools as JSON
+        # Text that other messages have too must appear once more. The comparison below decides the doubtful cases.
         elsewhere = sum(other["content"].count(said) for other in rest)
         if max(text.count(said), text.count(as_json)) > elsewhere:
             continue

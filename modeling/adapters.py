@@ -29,7 +29,7 @@ MAPS = (nn.Linear, Conv1D)
 FUSED_EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """Names of the experts' linear layers in transformers 4; they are fused into 3-D parameters now. In some families peft
 replaces targets of these names by those parameters, and linear layers of these names get no adapter at all. Adapters on
-fused experts hold a low-rank pair for each expert, and every forward pass materialises an update as large as the
+fused experts hold a low-rank pair for each expert, and every forward pass materializes an update as large as the
 experts: they are left out."""
 
 

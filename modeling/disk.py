@@ -25,29 +25,22 @@ def sync(path: Path) -> None:
 def copy_folder(
     source: Path, target: Path, copy: Callable[[str, str], object], ignore: Callable[[str, list[str]], Iterable[str]]
 ) -> None:
-    """`shutil.copytree` into a folder that may exist. The copied folders are writable, also those of a write-protected
-    one. It raises the first OSError of `copy`, instead of all as text.
+    """Copies a folder into one that may exist, without the folders' permissions: a copy of a write-protected run is
+    writable. Raises the first OSError.
     """
-    failed: list[OSError] = []
 
-    def noted(one: str, other: str) -> None:
-        try:
-            copy(one, other)
-        except OSError as error:
-            failed.append(error)
-            raise
+    def stop(error: OSError) -> None:
+        raise error
 
-    try:
-        shutil.copytree(source, target, ignore=ignore, copy_function=noted, dirs_exist_ok=True)
-    except shutil.Error as error:
-        raise (failed or [error])[0] from None
-    finally:
-        for folder, _, _ in os.walk(target):
-            make_writable(folder)
+    for folder, _, files in os.walk(source, onerror=stop, followlinks=True):
+        into = target / Path(folder).relative_to(source)
+        into.mkdir(parents=True, exist_ok=True)
+        for name in set(files).difference(ignore(folder, files)):
+            copy(os.path.join(folder, name), str(into / name))
 
 
 def make_writable(path: str) -> None:
-    """Allows the owner to write to a file or folder."""
+    """Allows the owner to write to a file."""
     os.chmod(path, os.stat(path).st_mode | stat.S_IWUSR)
 
 

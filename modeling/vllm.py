@@ -66,7 +66,7 @@ class _Merged(nn.Module):
     """What `VLLMGeneration` reads from a model: its path, and its weights under the names of a model without adapters.
 
     trl merges and unmerges a PeftModel with peft, which would change the last bits of the base at every
-    synchronisation.
+    synchronization.
     """
 
     def __init__(self, model: Any) -> None:

@@ -3,6 +3,7 @@
 import os
 from importlib.util import find_spec
 
-# A notebook's kernel passes its backend to the commands that it starts, and matplotlib refuses it where it is missing.
+# A notebook's kernel sets this variable for the commands that it starts, and matplotlib cannot be imported if that
+# backend is not installed.
 if "inline" in os.environ.get("MPLBACKEND", "") and find_spec("matplotlib_inline") is None:
     del os.environ["MPLBACKEND"]

@@ -33,9 +33,10 @@ def refuse_too_long(config: RunConfig, longest: Mapping[str, int], settings: Any
     """
     from modeling.load import context_length
 
-    context, limit = context_length(settings), "context of {} tokens"
+    context = context_length(settings)
+    limit = f"context of {context} tokens"
     if context < context_length(settings, generating=False):
-        limit = "sliding window of {} tokens, the limit while decoding,"
+        limit = f"attention window of {context} tokens, the limit while decoding,"
     wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in longest}
     over = [
         f"{name}.max_new_tokens={count} (longest prompt: {longest[name]} tokens)"
@@ -44,7 +45,7 @@ def refuse_too_long(config: RunConfig, longest: Mapping[str, int], settings: Any
     ]
     if over:
         lower = f"lower {'that setting' if len(over) == 1 else 'those settings'} or data.max_prompt_tokens"
-        found = f"prompt and answer together exceed the model's {limit.format(context)} with {', '.join(over)}"
+        found = f"prompt and answer together exceed the model's {limit} with {', '.join(over)}"
         raise ValueError(f"{found}: {lower}")
 
 

@@ -1,7 +1,8 @@
 """Ctrl-C (SIGINT), SIGTERM and SIGHUP (the terminal or ssh session is closed) end a run with one sentence and exit code
 130, 143 or 129.
 
-During imports, and before and after the work, a signal ends the process at once, since there is nothing to clean up.
+During imports, and before and after the work, a signal ends the process at once, since there is nothing to clean up;
+so it does while it waits for other processes to start (`watched`).
 During the work it raises KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except
 BaseException`, `__del__`, weakref callbacks), so it is raised repeatedly until the work ends, and `check` stops a run
 in which it was lost. PPO has its own handlers (`ppo/interrupt.py`), which save first.
@@ -76,8 +77,8 @@ class Stop:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Context for a call that waits for other processes in C++, where Python runs no handlers: a signal ends the
-        process at once, from a thread.
+        """Context for a call that waits for other processes in C++, where Python cannot run signal handlers: a
+        signal ends the process at once, from a thread.
         """
         if not self.is_command or threading.current_thread() is not threading.main_thread():
             yield
@@ -96,10 +97,10 @@ class Stop:
             os.close(reader)
 
     def _end_on_signal(self, reader: int) -> None:
-        """Waits for the number of a signal, which Python writes into the pipe when it arrives, or for its end."""
+        """Ends the process when Python writes the number of a signal to the pipe; returns when the pipe is closed."""
         while number := os.read(reader, 1):
             if number[0] in SIGNALS:
-                self.number = number[0]
+                self._since, self.number = time.monotonic(), number[0]  # `_receive` ignores the same signal
                 self._end()
 
     def check(self) -> None:

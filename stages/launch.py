@@ -1,4 +1,6 @@
-"""Checks that a launch command started what it asked for: some commands silently start another configuration."""
+"""Connects the processes of a launch command, and checks that it started what it asked for: some commands silently
+start another configuration.
+"""
 
 import os
 import sys
@@ -17,7 +19,7 @@ PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """torch's names of a CPU's instructions for bfloat16."""
 WAITING_SECONDS = 10.0
-"""Seconds after which a process says that it waits for the others to start."""
+"""Seconds after which a process prints that it is waiting for the others to start."""
 SFT = ("sft", "sft_baseline_epochs")
 """Stages that train with transformers' Trainer."""
 
@@ -35,9 +37,9 @@ def refuse_unsupported(stage: str) -> None:
 
 
 def connected(config: RunConfig) -> "Accelerator":
-    """The processes that were launched. Waits until all of them have started, or until `processes.timeout_minutes`.
+    """Connects the processes of this launch: waits until all have started, at most for `processes.timeout_minutes`.
 
-    Raises ValueError if a variable of a launcher is left over in the environment.
+    Raises ValueError if LOCAL_RANK is left over from another launch.
     """
     from modeling.accelerator import make_accelerator
 

@@ -151,7 +151,8 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
     from ppo.evaluation import held_out_prompts
     from reward.start import Start
 
-    start, used = Start.of(config.reward, config.model, place), dict[str, list[Any]]()
+    start = Start.of(config.reward, config.model, place)
+    used: dict[str, list[Any]] = {}
     if "samples" in answering(config):
         used["samples"] = [prompt for split in SPLITS for prompt in read_set(data, "rm", split)]
     used["ppo"] = [*read_set(data, "rl", "train"), *held_out_prompts(data, config.ppo.held_out)]

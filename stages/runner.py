@@ -251,10 +251,10 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
 
 
 def linked(source: str, target: str) -> None:
-    """Links weights, which are never changed in place, if the file system can; copies other files, as writable ones."""
+    """Links weights, which are never changed in place, if possible; copies other files and makes them writable."""
     Path(target).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another disk, or a file system without links
-        if source.endswith(".safetensors"):
+    if source.endswith(".safetensors"):
+        with contextlib.suppress(OSError):  # another disk, or a file system without links
             os.link(source, target)
             return
     shutil.copy2(source, target)

@@ -345,7 +345,7 @@ def test_an_empty_split_stops_the_run_with_its_name(
 def test_a_run_without_api_prompts_is_told_so(config: DataConfig, tmp_path: Path, made: Any) -> None:
     config.prompts = []
     config.demonstrations = [rows(tmp_path / "labeler.jsonl", 60, completion="So.", source="labeler")]
-    with pytest.raises(ValueError, match="no prompt is an API prompt, and PPO trains on no others: add a source"):
+    with pytest.raises(ValueError, match="there are no API prompts, and PPO trains only on these: add a source"):
         made(config)
 
 

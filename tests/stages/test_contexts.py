@@ -68,7 +68,7 @@ def test_the_longest_prompt_of_every_split_that_is_answered_must_fit(
 def test_a_sliding_window_is_named_as_the_limit() -> None:
     config = RunConfig()
     config.ppo.max_new_tokens = 8
-    with pytest.raises(ValueError, match=r"sliding window of 64 tokens, the limit while decoding, with ppo\.max_new"):
+    with pytest.raises(ValueError, match=r"attention window of 64 tokens, the limit while decoding, with ppo\.max_new"):
         refuse_too_long(config, {"ppo": 60}, MistralConfig(sliding_window=64))
 
 
