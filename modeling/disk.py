@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def copy_folder(
-    source: Path, target: Path, copy: Callable[[str, str], object], ignore: Callable[[str, list[str]], Iterable[str]]
-) -> None:
-    """Copies a folder into one that may exist, without the folders' permissions: a copy of a write-protected run is
-    writable. Raises the first OSError.
+def copy_folder(source: Path, target: Path, copy: Callable[[str, str], object], left_out: str) -> None:
+    """Copies a folder, but for files with the name `left_out`, into one that may exist. The permissions of folders are
+    not copied, so files can be added to the copy of a write-protected folder. Raises the first OSError.
     """
 
     def stop(error: OSError) -> None:
@@ -35,8 +33,9 @@ def copy_folder(
     for folder, _, files in os.walk(source, onerror=stop, followlinks=True):
         into = target / Path(folder).relative_to(source)
         into.mkdir(parents=True, exist_ok=True)
-        for name in set(files).difference(ignore(folder, files)):
-            copy(os.path.join(folder, name), str(into / name))
+        for name in files:
+            if name != left_out:
+                copy(os.path.join(folder, name), str(into / name))
 
 
 def make_writable(path: str) -> None:

@@ -1,11 +1,11 @@
 """Ctrl-C (SIGINT), SIGTERM and SIGHUP (the terminal or ssh session is closed) end a run with one sentence and exit code
 130, 143 or 129.
 
-During imports, and before and after the work, a signal ends the process at once, since there is nothing to clean up;
-so it does while it waits for other processes to start (`watched`).
-During the work it raises KeyboardInterrupt, so that `with` blocks clean up. Libraries can swallow that (`except
-BaseException`, `__del__`, weakref callbacks), so it is raised repeatedly until the work ends, and `check` stops a run
-in which it was lost. PPO has its own handlers (`ppo/interrupt.py`), which save first.
+During imports, before and after the work, and while the process waits for others to start (`watched`), a signal ends
+it at once, since there is nothing to clean up. During the work it raises KeyboardInterrupt, so that `with` blocks clean
+up. Libraries can swallow that (`except BaseException`, `__del__`, weakref callbacks), so it is raised repeatedly until
+the work ends, and `check` stops a run in which it was lost. PPO has its own handlers (`ppo/interrupt.py`), which save
+first.
 """
 
 import contextlib

@@ -244,8 +244,7 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
 
             People(other.root / rankings).copy_to(run.root / rankings)
         # The manifest, which marks a complete result, comes last.
-        ignored = shutil.ignore_patterns(manifest.NAME)
-        copy_folder(theirs, plan.partial, linked, ignored)
+        copy_folder(theirs, plan.partial, linked, left_out=manifest.NAME)
         linked(str(theirs / manifest.NAME), str(plan.partial / manifest.NAME))
         put_in_place(plan.partial, run.stage(stage.name), stage.temporary)
 
