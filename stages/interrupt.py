@@ -38,6 +38,8 @@ class Stop:
         """Whether this process is `python -m stages.<stage>`, so that it may be ended as a whole."""
         self._since = 0.0
         self._working = False
+        self._watched = False
+        """Whether a thread ends the process at a signal, so that `_receive` need not."""
         self._unraisable: Callable[[Any], Any] = sys.unraisablehook
 
     def begin_command(self) -> None:
@@ -88,9 +90,11 @@ class Stop:
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         thread = threading.Thread(target=self._end_on_signal, args=(reader,), daemon=True)
         thread.start()
+        self._watched = True
         try:
             yield
         finally:
+            self._watched = False
             signal.set_wakeup_fd(before)
             os.close(writer)  # ends the thread
             thread.join()
@@ -100,7 +104,7 @@ class Stop:
         """Ends the process when Python writes the number of a signal to the pipe; returns when the pipe is closed."""
         while number := os.read(reader, 1):
             if number[0] in SIGNALS:
-                self._since, self.number = time.monotonic(), number[0]  # `_receive` ignores the same signal
+                self.number = number[0]
                 self._end()
 
     def check(self) -> None:
@@ -119,6 +123,8 @@ class Stop:
 
     @not_in_forked_workers
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._watched:
+            return
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if self._working:
