@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,12 +140,24 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def copy_trained(trained: Any, fresh: Any) -> Any:
-    """Copies the trained weights into `fresh`, such as adapters of a quantized base onto the base in float32."""
-    weights = {name: weight.detach() for name, weight in trained.named_parameters() if weight.requires_grad}
-    unexpected = fresh.load_state_dict(weights, strict=False).unexpected_keys
-    assert not unexpected, unexpected
-    return fresh
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The weights that training changes, by name: the adapter's with LoRA."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@torch.no_grad()
+def copy_weights(weights: Mapping[str, torch.Tensor], model: Any, owner: str) -> None:
+    """Copies trained weights into a model that was loaded with the same settings.
+
+    Args:
+        owner: whose weights these are, for the message of the ValueError that is raised when they do not fit.
+    """
+    own = trained_weights(model)
+    if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in own.items()}:
+        settings = "model.base, model.adapter, model.lora"
+        raise ValueError(f"the weights of {owner} do not fit the model with these settings ({settings})")
+    for name, weight in own.items():
+        weight.copy_(weights[name])
 
 
 def save_adapter(model: PeftModel, folder: Path, name: str = "default", head: torch.Tensor | None = None) -> None:

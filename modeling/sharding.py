@@ -16,7 +16,7 @@ call, averages gradients, and on CPUs silently replaces FSDP by DDP, so it could
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -225,6 +225,11 @@ def local(tensor: Tensor) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor of a shard, on every process; all of them must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def full_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole weights on the CPU; shards are gathered one at a time. All processes must call this together."""
+    return {name: full(weight.detach()).cpu() for name, weight in weights.items()}
 
 
 def gathered_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 also their adapters.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from modeling.adapters import merged, save_adapter
 from modeling.config import ModelConfig
 from modeling.disk import room_for
 from modeling.export import export as export_model
-from modeling.load import load_causal
-from modeling.sharding import full
+from modeling.sharding import full_weights
 from ppo.actor_critic import ActorCritic
 from ppo.ema import MovingAverage
+from ppo.snapshots import policy_with
 
 
 @dataclass(frozen=True)
@@ -31,26 +32,20 @@ class PolicyExport:
     out: Path
 
     def write(self, models: ActorCritic, average: MovingAverage, accelerator: Accelerator) -> None:
-        """Writes both; all processes call it. The weights go into a fresh copy of the SFT model, with adapters merged,
-        so that the folders load with plain transformers.
+        """Writes both; all processes call it. The weights go into a new copy of the SFT model, with adapters merged, so
+        that the folders load with plain transformers.
         """
-        self._write("model", models, accelerator)
-        with average.in_place():
-            self._write("model_ema", models, accelerator)
+        self._write("", models.policy_parameters, accelerator)
+        self._write("_ema", average.average, accelerator)
 
-    def _write(self, name: str, models: ActorCritic, accelerator: Accelerator) -> None:
-        # Shards are gathered by all processes, one weight at a time.
-        parameters = models.policy_parameters.items() if self.config.adapter == "none" else ()
-        weights = {key: full(weight.detach()).cpu() for key, weight in parameters}
-        from_main(accelerator, lambda: self._save(name, models.policy.causal, weights))
+    def _write(self, suffix: str, weights: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+        whole = full_weights(weights)
+        from_main(accelerator, lambda: self._save(suffix, whole))
 
-    def _save(self, name: str, policy: Any, weights: dict[str, Tensor]) -> None:
-        with room_for(self.out / name):
-            fresh = load_causal(self.sft, self.config, self.tokenizer)
+    def _save(self, suffix: str, weights: dict[str, Tensor]) -> None:
+        folder = self.out / f"model{suffix}"
+        with room_for(folder):
+            policy = policy_with(weights, self.sft, self.config, self.tokenizer)
             if isinstance(policy, PeftModel):
-                adapter = self.out / name.replace("model", "adapter")
-                save_adapter(policy, adapter, "policy")
-                fresh = merged(PeftModel.from_pretrained(fresh, str(adapter)))
-            else:
-                fresh.load_state_dict(weights, strict=False)  # a tied output layer has no weight of its own
-            export_model(fresh, self.tokenizer, self.out / name, self.config)
+                save_adapter(policy, self.out / f"adapter{suffix}", "policy")
+            export_model(merged(policy), self.tokenizer, folder, self.config)

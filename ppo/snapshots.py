@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling.accelerator import from_main
-from modeling.adapters import add_lora, merged
+from modeling.adapters import add_lora, copy_weights, merged
 from modeling.checkpoint import write_weights
 from modeling.config import ModelConfig
 from modeling.load import load_causal
-from modeling.sharding import full
+from modeling.sharding import full_weights
 
 FOLDER = "snapshots"
 
@@ -31,8 +31,7 @@ def save_policy(path: Path, weights: Mapping[str, Tensor], accelerator: Accelera
 
     Raises ValueError when the disk is full.
     """
-    # Shards are gathered by all processes, one weight at a time.
-    whole = {name: full(weight.detach()).cpu() for name, weight in weights.items()}
+    whole = full_weights(weights)
     from_main(accelerator, lambda: write_weights(path, whole))
 
 
@@ -42,7 +41,14 @@ def snapshots(ppo: Path) -> dict[int, Path]:
 
 
 def load_policy(path: Path, sft: Path, config: ModelConfig, tokenizer: Any) -> Any:
-    """The language model with the weights of `save_policy`; adapters are merged.
+    """The language model with the weights of `save_policy`; adapters are merged. Arguments and errors are those of
+    `policy_with`.
+    """
+    return merged(policy_with(load_file(path), sft, config, tokenizer))
+
+
+def policy_with(weights: Mapping[str, Tensor], sft: Path, config: ModelConfig, tokenizer: Any) -> Any:
+    """A new copy of the SFT model with the policy's trained weights.
 
     Args:
         sft: the folder of the SFT model that PPO started from.
@@ -53,11 +59,5 @@ def load_policy(path: Path, sft: Path, config: ModelConfig, tokenizer: Any) -> A
     model = load_causal(sft, config, tokenizer)
     if config.adapter == "lora":
         model = add_lora(model, config.lora, name="policy")
-    found = load_file(path)
-    expected = dict(model.named_parameters())
-    missing = [name for name, weight in expected.items() if weight.requires_grad and name not in found]
-    wrong = [name for name, weight in found.items() if name not in expected or expected[name].shape != weight.shape]
-    if missing or wrong:
-        raise ValueError(f"{path} does not fit the model in {sft} with these settings (model.adapter, model.lora)")
-    model.load_state_dict(found, strict=False)
-    return merged(model)
+    copy_weights(weights, model, f"a policy trained from {sft}")
+    return model

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modeling.accelerator import from_main
-from modeling.adapters import copy_trained, lora_weights, merged, save_adapter, what_lora_adapts
+from modeling.adapters import copy_weights, lora_weights, merged, save_adapter, trained_weights, what_lora_adapts
 from modeling.export import export
 from modeling.finite import require_finite
 from modeling.load import autocast_dtype
@@ -74,9 +74,8 @@ def fit(config: RewardConfig, start: Start, tokenizer: Any, data: RewardData, ru
             saved.load_state_dict(weights)
         elif start.model_config.quantization != "none":
             float32 = replace(start, model_config=replace(start.model_config, quantization="none"))
-            saved = copy_trained(
-                trained, float32.model(tokenizer, run.seed, accelerator.device, train=config.epochs > 0)
-            )
+            saved = float32.model(tokenizer, run.seed, accelerator.device, train=config.epochs > 0)
+            copy_weights(trained_weights(trained), saved, "the adapter")
         plain(saved).config.score_bias = model.bias
         if saved is not plain(saved) and not start.own_base:
             save_adapter(saved, out / "adapter", head=plain(saved).score.weight)

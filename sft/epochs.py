@@ -5,13 +5,12 @@ the adapter's with LoRA.
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling.accelerator import from_main
+from modeling.adapters import copy_weights, trained_weights
 from modeling.checkpoint import write_weights
 from modeling.disk import free_bytes, mib
 from sft.config import SFTBaselineConfig
@@ -25,11 +24,6 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 def kept_epochs(config: SFTBaselineConfig) -> list[int]:
     """The epochs to keep, in order: every `keep_every`-th and the last."""
     return sorted({*range(config.keep_every, config.epochs + 1, config.keep_every), config.epochs})
-
-
-def trained_weights(model: Any) -> dict[str, Tensor]:
-    """The weights that training changes, by name."""
-    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 class KeepEpochs(TrainerCallback):
@@ -70,11 +64,6 @@ class KeepEpochs(TrainerCallback):
             from_main(self.accelerator, lambda: write_weights(epoch_file(self.folder, epoch), trained_weights(model)))
 
 
-@torch.no_grad()
 def load_epoch(path: Path, model: Any) -> None:
     """Copies an epoch's weights into a model of the same base and adapter. Raises ValueError if they do not fit."""
-    saved, weights = load_file(path), trained_weights(model)
-    if {name: weight.shape for name, weight in saved.items()} != {name: w.shape for name, w in weights.items()}:
-        raise ValueError(f"{path} does not fit the base model: run the stage again with --force")
-    for name, weight in weights.items():
-        weight.copy_(saved[name])
+    copy_weights(load_file(path), model, str(path))

@@ -15,7 +15,7 @@ from trl import SFTConfig as TrlConfig
 
 from data.records import Demonstration
 from modeling.accelerator import divided, from_main, launched_for
-from modeling.adapters import add_lora, copy_trained, merged, what_lora_adapts
+from modeling.adapters import add_lora, copy_weights, merged, trained_weights, what_lora_adapts
 from modeling.checkpoint import step_of
 from modeling.config import ModelConfig
 from modeling.export import export
@@ -153,7 +153,8 @@ def train(config: SFTConfig, base: Base, data: SFTData, run: Run) -> dict[str, f
         saved = trained.model
         if model_config.quantization != "none":
             fresh = load_causal(base.model.name_or_path, model_config, tokenizer)
-            saved = copy_trained(saved, add_lora(fresh, model_config.lora))
+            saved = add_lora(fresh, model_config.lora)
+            copy_weights(trained_weights(trained.model), saved, "the adapter")
         export(merged(saved), tokenizer, out / "model", model_config)
 
     from_main(run.accelerator, save)

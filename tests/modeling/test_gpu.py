@@ -112,7 +112,7 @@ def test_a_quantized_base_trains_adapters_and_keeps_its_head(
 ) -> None:
     """bitsandbytes also has kernels for CPUs, which only tests use."""
     pytest.importorskip("bitsandbytes")
-    from modeling.adapters import add_lora, copy_trained, merged, merged_weights
+    from modeling.adapters import add_lora, copy_weights, merged, merged_weights, trained_weights
     from modeling.config import LoraSettings
 
     config = replace(model_config, adapter="lora", quantization=bits)
@@ -134,7 +134,9 @@ def test_a_quantized_base_trains_adapters_and_keeps_its_head(
     assert all(torch.equal(weight, stored[name]) for name, weight in model.named_parameters() if name in stored)
     # The export has the adapters in the base's float32 weights.
     fresh = load_causal(tiny("llama"), config, tiny_tokenizer)
-    exported = merged(copy_trained(model, add_lora(fresh, LoraSettings(rank=4, alpha=8))))
+    adapted = add_lora(fresh, LoraSettings(rank=4, alpha=8))
+    copy_weights(trained_weights(model), adapted, "the adapter")
+    exported = merged(adapted)
     assert {weight.dtype for weight in exported.parameters()} == {torch.float32}
     difference = (policy_model(exported)(BATCH)[0] - inside).abs().max()
     assert 0 < float(difference) < 0.3

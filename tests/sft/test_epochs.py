@@ -74,7 +74,7 @@ def test_each_epochs_weights_have_the_validation_loss_of_that_epoch_and_the_last
     AutoModelForCausalLM.from_pretrained(tmp_path / "last")
     if adapter == "lora":
         assert all(".lora_" in name for name in load_file(epoch_file(folder, 1)))
-        with pytest.raises(ValueError, match=r"epoch-01\.safetensors does not fit the base model: run the stage again"):
+        with pytest.raises(ValueError, match=r"epoch-01\.safetensors do not fit the model with these settings"):
             load_epoch(epoch_file(folder, 1), tiny_causal("llama"))
 
 
