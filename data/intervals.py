@@ -30,23 +30,7 @@ def tail(units: int) -> float:
 
 def interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
     """{mean, low, high, n}: bootstrap of the mean of per-prompt values. Raises ValueError when there are none."""
-    if not len(values):
-        raise ValueError("there is nothing to take a mean of")
-    sample = np.asarray(values, dtype=float)
-    mean = float(sample.mean())
-    if len(sample) == 1 or np.ptp(sample) == 0:
-        return {"mean": mean, "low": mean, "high": mean, "n": len(sample)}
-    found = bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=1 - 2 * tail(len(sample)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=1000,
-    )
-    low, high = map(float, found.confidence_interval)
-    return {"mean": mean, "low": low, "high": high, "n": len(sample)}
+    return ratio_interval(values, [1.0] * len(values), resamples, seed)
 
 
 def ratio_interval(
@@ -58,15 +42,21 @@ def ratio_interval(
     total, count = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if not count.sum():
         raise ValueError("there is nothing to take a mean of")
-    mean = float(total.sum() / count.sum())
-    rng, means = np.random.default_rng(seed), np.empty(resamples)
-    step = max(1, DRAWS_AT_A_TIME // len(total))
-    for start in range(0, resamples, step):
-        rows = rng.integers(0, len(total), size=(min(step, resamples - start), len(total)))
-        means[start : start + step] = total[rows].sum(1) / np.maximum(count[rows].sum(1), 1e-12)
-    outside = tail(int(np.count_nonzero(count)))
-    low, high = np.quantile(means, [outside, 1 - outside])
-    return {"mean": mean, "low": float(low), "high": float(high), "n": int(count.sum())}
+    mean, items = float(total.sum() / count.sum()), int(count.sum())
+    if len(total) == 1:
+        return {"mean": mean, "low": mean, "high": mean, "n": items}
+    found = bootstrap(
+        (total, count),
+        lambda total, count, axis: total.sum(axis) / np.maximum(count.sum(axis), 1e-12),
+        paired=True,
+        n_resamples=resamples,
+        confidence_level=1 - 2 * tail(int(np.count_nonzero(count))),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=max(1, DRAWS_AT_A_TIME // len(total)),
+    )
+    low, high = map(float, found.confidence_interval)
+    return {"mean": mean, "low": low, "high": high, "n": items}
 
 
 @dataclass(frozen=True)

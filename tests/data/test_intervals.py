@@ -64,14 +64,6 @@ def test_a_ratio_resamples_prompts_with_all_their_pairs() -> None:
     assert found["high"] - found["low"] > 2 * pairs_apart
 
 
-def test_with_one_pair_a_prompt_both_intervals_are_the_same() -> None:
-    values = list(np.random.default_rng(3).random(50))
-    one, other = interval(values, RESAMPLES), ratio_interval(values, [1.0] * 50, RESAMPLES)
-    error = np.std(values) / 50**0.5
-    assert one["mean"] == pytest.approx(other["mean"], rel=1e-12)
-    assert (one["low"], one["high"]) == pytest.approx((other["low"], other["high"]), abs=TOLERANCE * error)
-
-
 @pytest.mark.parametrize("values", [[0.7], [0.5] * 30, [0.0, 0.0], [1]])
 def test_where_nothing_varies_the_interval_is_the_point(values: list[float]) -> None:
     assert interval(values) == {"mean": values[0], "low": values[0], "high": values[0], "n": len(values)}
