@@ -52,27 +52,6 @@ class OneDevice(TrlConfig):
         return min(1, int(super().n_gpu))
 
 
-class FiniteCallback(TrainerCallback):
-    """Stops at the first loss or gradient norm that is NaN or infinite, in every process, before a checkpoint is
-    saved.
-    """
-
-    def __init__(self, section: str) -> None:
-        self.section = section
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **rest: Any,
-    ) -> None:
-        numbers = numbers_of(args, logs or {})
-        advice = f"lower {self.section}.learning_rate; nothing is exported"
-        require_finite(numbers, f"{self.section}, step {state.global_step}", advice)
-
-
 def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, float]:
     """The trainer's metrics under this project's names. In float16 a step whose gradient overflows is skipped; it has
     `skipped` instead of a gradient norm.
@@ -85,17 +64,24 @@ def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, flo
     return numbers
 
 
-class TrackerCallback(TrainerCallback):
-    """Logs the trainer's metrics to metrics.jsonl and a progress bar, under this project's names."""
+class LogCallback(TrainerCallback):
+    """Logs the trainer's metrics, under this project's names, to metrics.jsonl and a progress bar in the first process.
+    Stops every process at the first that is NaN or infinite, before a checkpoint is saved.
+    """
 
-    def __init__(self, tracker: Tracker, section: str) -> None:
+    def __init__(self, tracker: Tracker | None, section: str) -> None:
+        """
+        Args:
+            tracker: None in all processes but the first.
+        """
         self.tracker, self.section = tracker, section
         self.bar = tqdm(disable=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.section, unit="step")
+        if self.tracker is not None:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.section, unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -112,7 +98,9 @@ class TrackerCallback(TrainerCallback):
         **rest: Any,
     ) -> None:
         numbers = numbers_of(args, logs or {})
-        if numbers:
+        advice = f"lower {self.section}.learning_rate; nothing is exported"
+        require_finite(numbers, f"{self.section}, step {state.global_step}", advice)
+        if numbers and self.tracker is not None:
             self.tracker.log(state.global_step, numbers)
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items() if "loss" in name})
 
@@ -190,19 +178,13 @@ def fit(config: SFTConfig, base: Base, data: SFTData, run: Run, *more: TrainerCa
         refuse_other_checkpoint(checkpoint, accelerator.num_processes if zero else 0)
     done = step_of(checkpoint) if checkpoint is not None else 0
     with Tracker(out, done, run.tracking) if accelerator.is_main_process else nullcontext() as tracker:
-        callbacks: list[TrainerCallback] = [
-            FiniteCallback(section),
-            CheckpointCallback(config.checkpoint_minutes, accelerator),
-            *more,
-        ]
-        if tracker is not None:
-            callbacks.append(TrackerCallback(tracker, section))
+        checkpoints = CheckpointCallback(config.checkpoint_minutes, accelerator)
         trainer = ResumableTrainer(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(demonstration_examples(tokenizer, data.valid, context)),
-            callbacks=callbacks,
+            callbacks=[LogCallback(tracker, section), checkpoints, *more],
             compute_metrics=mean_of_tokens,
             args=trainer_settings(config, base, run),
         )
