@@ -11,16 +11,15 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from benchmarks.work import PPOWork, Work
-from stages.threads import BUSY_CORES, ticks
+from stages.threads import BUSY_CORES
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = {"long": (), "early": ("24",)}
@@ -107,27 +106,6 @@ class Benchmark:
         return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
-@dataclass
-class OtherLoad:
-    """The load of other programs: wall times measured on a busy machine are not comparable."""
-
-    average: float = field(default_factory=lambda: os.getloadavg()[0])
-    """Load average of the last minute, at the start."""
-    start: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), others_seconds()))
-
-    def numbers(self) -> dict[str, Any]:
-        """The load at the start, the cores that others have kept busy since then, and whether either is too high."""
-        cores = (others_seconds() - self.start[1]) / (time.monotonic() - self.start[0])
-        busy = max(self.average, cores) > BUSY_CORES
-        return {"load_average_at_start": self.average, "cores_used_by_others": round(cores, 2), "busy": busy}
-
-
-def others_seconds() -> float:
-    """CPU seconds used since boot, without those of this process and its finished children."""
-    own = os.times()
-    return sum(busy for busy, _ in ticks().values()) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
-
-
 def ask(who: str, command: Sequence[str]) -> dict[str, Any]:
     """The JSON object that a command prints last. Raises MeasurementError."""
     lines = run(who, command).strip().splitlines()
@@ -193,8 +171,8 @@ def main(benchmark: Benchmark, description: str | None) -> None:
         parser.error("--rounds must be at least 1")
     if not arguments.peer_python.is_file():
         parser.exit(2, f"error: {arguments.peer_python} is missing: `make bench-{benchmark.name}` creates it\n")
-    load = OtherLoad()
-    print(f"load average at the start: {load.average:.2f}", flush=True)
+    load = os.getloadavg()[0]
+    print(f"load average at the start: {load:.2f}", flush=True)
     try:
         settings = measure(benchmark, arguments.settings, arguments.rounds, arguments.peer_python)
     except MeasurementError as error:
@@ -207,7 +185,8 @@ def main(benchmark: Benchmark, description: str | None) -> None:
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads_per_process": 1,
-        **load.numbers(),
+        "load_average_at_start": load,
+        "busy": load > BUSY_CORES,
         "versions": {who: headline["rounds"][0][who]["versions"] for who in ("ours", "peer")},
         "work": {name: asdict(benchmark.settings[name][0].work) for name in settings},
     }
@@ -216,8 +195,4 @@ def main(benchmark: Benchmark, description: str | None) -> None:
     arguments.out.write_text(json.dumps(report | {"settings": settings}, indent=2) + "\n")
     print(f"{benchmark.unit}\n{benchmark.table(settings)}\nwritten to {arguments.out}")
     if circumstances["busy"]:
-        average, cores = circumstances["load_average_at_start"], circumstances["cores_used_by_others"]
-        print(
-            f"warning: the machine was busy (load average {average:.1f} at the start, {cores:.1f} cores used by other "
-            "programs since): do not rely on these numbers"
-        )
+        print(f"warning: the machine was busy (load average {load:.1f} at the start): do not rely on these numbers")

@@ -6,7 +6,6 @@ pytest tests/benchmarks/test_compare.py
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compare, ppo, reward, scale
-from benchmarks.compare import Benchmark, MeasurementError, OtherLoad, ask, measure, run
+from benchmarks.compare import Benchmark, MeasurementError, ask, measure, run
 
 NUMBERS: dict[str, Any] = {
     "items": 10,
@@ -134,7 +133,6 @@ def test_the_report_begins_with_the_headline_and_says_when_the_machine_was_busy(
     monkeypatch.setattr(compare, "measure", lambda *_: settings)
     for average, busy in ((0.4, False), (0.6, True)):
         monkeypatch.setattr(compare.os, "getloadavg", lambda average=average: (average, 9.0, 9.0))
-        monkeypatch.setattr(compare, "others_seconds", lambda: 0.0)
         monkeypatch.setattr(sys, "argv", ["scale", "--out", str(tmp_path / "scale.json")])
         compare.main(scale.BENCHMARK, "")
         written = json.loads((tmp_path / "scale.json").read_text())
@@ -142,14 +140,3 @@ def test_the_report_begins_with_the_headline_and_says_when_the_machine_was_busy(
         assert (written["ratio"], written["busy"], written["load_average_at_start"]) == (1.0, busy, average)
         assert written["settings"]["reward_sharded"]["ours_between_phases_gib"] == 0.5
         assert ("the machine was busy" in capsys.readouterr().out) == busy
-
-
-def test_the_load_of_others_excludes_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that keeps one core busy for half a second, and ticks that show only that."""
-    seconds = iter([100.0, 100.6])
-    monkeypatch.setattr(compare, "ticks", lambda: {0: (round(next(seconds) * compare.os.sysconf("SC_CLK_TCK")), 0)})
-    load, start = OtherLoad(average=0.0), time.monotonic()
-    spin = "import time\nwhile time.process_time() < 0.5: pass"
-    subprocess.run([sys.executable, "-c", spin], check=True)
-    elapsed = time.monotonic() - start
-    assert load.numbers()["cores_used_by_others"] * elapsed == pytest.approx(0.1, abs=0.05)
