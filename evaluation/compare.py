@@ -1,23 +1,13 @@
-"""Win rates from verdicts on pairs of answers, the rubric's parts, and KL and perplexity of the compared models."""
+"""Win rates from verdicts on pairs of answers, the rubric's parts, and the KL between models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
 from data.intervals import Bootstrap
-from data.records import Prompt
-from data.tokenize import encode_prompt
 from labeling.config import LabelsConfig
 from labeling.rubric import PARTS, weighted
 from labeling.simulated import ranks_of
-from modeling.accelerator import share_of
-from modeling.batch import Batch, text_batch
-from modeling.generation import Generation
-from modeling.models import PolicyModel
 
 
 @dataclass
@@ -147,58 +137,10 @@ def differences(ours: Answers, theirs: Answers, name: str) -> list[float]:
     return [a - b for a, b in zip(left, right, strict=True)]
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How forward passes over answers are run; the same for all compared models."""
-
-    temperature: float
-    """Log-probabilities are those of the distribution at this temperature."""
-    batch_size: int
-    accelerator: Accelerator
-
-
-@torch.no_grad()
-def logprobs_of_answers(
-    policy: PolicyModel,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    generations: Sequence[Sequence[Generation]],
-    how: Scoring,
-) -> list[list[float]]:
-    """log pi(answer) in nats of every answer to every prompt. Models that share a tokenizer get the same batches."""
-    flat = [
-        ((index, number), encode_prompt(tokenizer, prompts[index]), answer.ids)
-        for index, row in enumerate(generations)
-        for number, answer in enumerate(row)
-    ]
-    mine = sorted(share_of(how.accelerator, flat), key=lambda item: len(item[1]) + len(item[2]))
-    found: list[tuple[tuple[int, int], float]] = []
-    for start in range(0, len(mine), how.batch_size):
-        places, befores, answers = zip(*mine[start : start + how.batch_size], strict=True)
-        batch = Batch(befores, answers, how.accelerator.device)
-        logprobs_R, _ = policy(batch, how.temperature, with_entropy=False)
-        found += zip(places, batch.padded(logprobs_R.double()).sum(1).tolist(), strict=True)
-    total = dict(gather_object(found))
-    return [[total[index, number] for number in range(len(row))] for index, row in enumerate(generations)]
-
-
 def kl_between(logprobs: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> list[float]:
     """An estimate of KL(pi || pi_ref) per prompt: the mean over its answers of log pi(answer) - log pi_ref(answer).
 
-    Both from `logprobs_of_answers` with the same `Scoring`: under bfloat16, log-probabilities of the same model from
-    two kinds of pass differ by far more than a small KL.
+    Both from `evaluation.likelihood.likelihoods` of the same examples.
     """
     pairs = [list(zip(row, other, strict=True)) for row, other in zip(logprobs, reference, strict=True)]
     return [sum(ours - theirs for ours, theirs in row) / len(row) for row in pairs]
-
-
-@torch.no_grad()
-def perplexity(policy: PolicyModel, chunks: Sequence[list[int]], batch_size: int, accelerator: Accelerator) -> float:
-    """exp of the mean next-token loss over plain text."""
-    mine = share_of(accelerator, sorted(chunks, key=len))
-    total, tokens = 0.0, 0
-    for start in range(0, len(mine), batch_size):
-        logprobs_R, _ = policy(text_batch(mine[start : start + batch_size], accelerator.device), with_entropy=False)
-        total, tokens = total - float(logprobs_R.double().sum()), tokens + len(logprobs_R)
-    parts = gather_object([(total, tokens)])
-    return float(torch.tensor(sum(t for t, _ in parts) / sum(n for _, n in parts)).exp())

@@ -14,11 +14,12 @@ from data.sets import evenly
 from data.tokenize import pretraining_chunks
 from evaluation.baselines import answers_to_others, best, echo, longest, spread
 from evaluation.best_of_n import Proxy
-from evaluation.compare import Answer, Answers, Scoring, kl_between, logprobs_of_answers, perplexity
+from evaluation.compare import Answer, Answers, kl_between
 from evaluation.config import COMPARED, EvaluateConfig
 from evaluation.judges.gold import GoldJudge
 from evaluation.judges.likelihood import ReferenceLikelihoodJudge
 from evaluation.judges.protocol import Judge
+from evaluation.likelihood import answered_prompts, likelihoods, perplexity
 from evaluation.models import ComparedModel
 from labeling.sampling import AnswerSampler
 from labeling.scratch import remembered
@@ -26,9 +27,6 @@ from modeling.generation import Generation
 from modeling.load import autocast, autocast_dtype, context_length, load_causal
 from modeling.models import policy_model
 from modeling.run import Run
-
-SCORING_BATCH = 16
-"""Sequences per forward pass of scoring, which limits the memory for logits."""
 
 
 @dataclass(kw_only=True)
@@ -55,7 +53,7 @@ class Comparison:
     proxy: Proxy | None
     """The reward model, for best-of-n."""
     max_tokens: int
-    """Maximum number of tokens per forward pass of the reward model."""
+    """Maximum number of tokens per forward pass of scoring."""
     generations: dict[str, list[list[Generation]]] = field(default_factory=dict, init=False)
     """The responses of each model to each prompt."""
     answers: dict[str, Answers] = field(default_factory=dict, init=False)
@@ -130,7 +128,7 @@ class Comparison:
                     f"({sum(map(len, texts))} tokens) for the perplexity, fewer than evaluate.perplexity_examples="
                     f"{self.settings.perplexity_examples}: add documents to data.pretraining"
                 )
-            measure = partial(perplexity, policy, texts, SCORING_BATCH, self.accelerator)
+            measure = partial(perplexity, policy, texts, self.max_tokens, self.accelerator)
             name = f"perplexity {model.stream}"
             self.perplexities[model.name] = remembered(self.scratch, name, self.accelerator, measure)
 
@@ -139,12 +137,13 @@ class Comparison:
         if self.settings.greedy:
             return
         policy = policy_model(loaded, autocast_dtype(model.config, self.accelerator.device))
-        how = Scoring(self.settings.temperature, SCORING_BATCH, self.accelerator)
         for one in self.models:
             if one.name in self.alike and model.name in (one.name, "sft"):
-                look = partial(logprobs_of_answers, policy, tokenizer, self.prompts, self.generations[one.name], how)
+                items = answered_prompts(tokenizer, self.prompts, self.generations[one.name])
+                temperature = self.settings.temperature
+                look = partial(likelihoods, policy, items, self.max_tokens, self.accelerator, temperature)
                 name = f"log-probabilities of {one.stream} by {model.stream}"
-                self.logprobs[one.name, model.name] = remembered(self.scratch, name, self.accelerator, look)
+                self.logprobs[one.name, model.name], _ = remembered(self.scratch, name, self.accelerator, look)
 
     def choose_best(self) -> None:
         """Scores the candidates for best-of-n and PPO's answers with the reward model; the best become answers."""

@@ -1,16 +1,21 @@
-"""Likelihood of answers under a language model, a baseline for reward models.
+"""Likelihoods of answers and of plain text under a language model.
 
 The prompt is encoded once for all its answers if the architecture supports it. Shapes: A answers of all prompts
 together.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
+from data.records import Prompt
+from data.tokenize import encode_prompt
 from modeling.config import ModelConfig
+from modeling.generation import Generation
 from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer
 from modeling.models import PolicyModel, policy_model
 from modeling.sharding import Sharding
@@ -44,18 +49,27 @@ def sft_baselines(
 
 
 def likelihoods(
-    policy: PolicyModel, items: Sequence[RankingExample], max_tokens: int, accelerator: Accelerator
+    policy: PolicyModel,
+    items: Sequence[RankingExample],
+    max_tokens: int,
+    accelerator: Accelerator,
+    temperature: float = 1.0,
 ) -> tuple[list[list[float]], list[list[float]]]:
     """(log-probability of each answer, its mean per token) for every example, in order, in nats; the processes share
     the work.
 
-    `max_tokens` limits a forward pass.
+    Models of one architecture get the same batches. Under bfloat16 this matters for a KL: log-probabilities of the same
+    model from two kinds of pass differ by far more than a small KL.
+
+    Args:
+        max_tokens: of a forward pass.
+        temperature: log-probabilities are those of the distribution at this temperature.
     """
 
     def compute(group: Sequence[RankingExample]) -> Tensor:
         batch = answers_of(group, accelerator.device)
-        logprobs_R, _ = policy(batch, with_entropy=False)
-        return batch.padded(logprobs_R).sum(1)
+        logprobs_R, _ = policy(batch, temperature, with_entropy=False)
+        return batch.padded(logprobs_R.double()).sum(1)
 
     totals = each_answer(policy, compute, items, max_tokens, accelerator)
     means = [
@@ -63,3 +77,28 @@ def likelihoods(
         for row, item in zip(totals, items, strict=True)
     ]
     return totals, means
+
+
+def answered_prompts(
+    tokenizer: Any, prompts: Sequence[Prompt], generations: Sequence[Sequence[Generation]]
+) -> list[RankingExample]:
+    """Prompts with their sampled answers, as examples for `likelihoods`."""
+    return [
+        RankingExample(encode_prompt(tokenizer, prompt), [answer.ids for answer in row])
+        for prompt, row in zip(prompts, generations, strict=True)
+    ]
+
+
+def text_losses(
+    policy: PolicyModel, chunks: Sequence[list[int]], max_tokens: int, accelerator: Accelerator
+) -> list[float]:
+    """The mean next-token loss of each chunk of plain text, in nats per token, in order."""
+    items = [RankingExample(chunk[:1], [chunk[1:]]) for chunk in chunks]
+    _, means = likelihoods(policy, items, max_tokens, accelerator)
+    return [-mean for (mean,) in means]
+
+
+def perplexity(policy: PolicyModel, chunks: Sequence[list[int]], max_tokens: int, accelerator: Accelerator) -> float:
+    """exp of the mean next-token loss over the tokens of plain text."""
+    losses, tokens = text_losses(policy, chunks, max_tokens, accelerator), [len(chunk) - 1 for chunk in chunks]
+    return math.exp(sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens))

@@ -22,8 +22,6 @@ from modeling.sharding import Sharding
 from reward.batches import RankingExample
 from reward.scoring import score_all
 
-NO_PAIRS = torch.zeros(0, 0, dtype=torch.bool)
-
 
 @dataclass(frozen=True)
 class SavedRewardModel:
@@ -68,8 +66,7 @@ class SavedRewardModel:
         for index, (before, answers) in enumerate(asked):
             together = max(1, (max_tokens - len(before)) // max(map(len, answers), default=1))
             items += [
-                RankingExample(before, answers[start : start + together], NO_PAIRS)
-                for start in range(0, len(answers), together)
+                RankingExample(before, answers[start : start + together]) for start in range(0, len(answers), together)
             ]
             owners += [index] * (len(items) - len(owners))
         found: list[list[float]] = [[] for _ in asked]

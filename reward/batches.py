@@ -6,7 +6,7 @@ Shapes: K answers of a prompt.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class RankingExample:
 
     prompt: list[int]
     answers: list[list[int]]
-    preference_mask_KK: Tensor
-    """True at [i, j] where answer i was judged better than answer j."""
+    preference_mask_KK: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
+    """True at [i, j] where answer i was judged better than answer j; empty for answers that nobody compared."""
     ties: tuple[tuple[int, int], ...] = ()
     """Pairs (i, j), i < j, that were judged equal."""
     ranks: tuple[int | None, ...] | None = None

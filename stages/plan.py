@@ -129,10 +129,10 @@ class Planner:
 
     def answers(self, name: str) -> StagePlan:
         """Samples or evaluation, which decode with one whole language model at a time."""
-        from evaluation.comparison import SCORING_BATCH
-
-        config = getattr(self.config, name)
-        tokens = SCORING_BATCH * (self.rollout.prompt + config.max_new_tokens) if name == "evaluate" else 0
+        config, tokens = getattr(self.config, name), 0
+        if name == "evaluate":
+            answered = self.rollout.prompt + config.answers_per_prompt * config.max_new_tokens
+            tokens = max(self.config.reward.max_tokens_per_micro_batch, answered)
         always = [
             Item(ALWAYS, "parameters", self.dry_run.count(self.base), FLOAT),
             Item("decoding", "bfloat16 weights", self.cast, 2),

@@ -13,21 +13,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
 from data.intervals import Bootstrap
 from data.records import Demonstration
 from data.tokenize import chunks_of_documents, decode_completion
 from evaluation.best_of_n import Proxy
-from evaluation.compare import Answer, Scoring, kl_between, logprobs_of_answers, with_part
+from evaluation.compare import Answer, kl_between, with_part
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
+from evaluation.likelihood import answered_prompts, likelihoods, text_losses
 from labeling.config import LabelsConfig
 from labeling.sampling import AnswerSampler
 from labeling.scratch import remembered
-from modeling.accelerator import share_of
-from modeling.batch import text_batch
 from modeling.config import GenerationSettings, ModelConfig
 from modeling.disk import write_whole
 from modeling.generation import Generation
@@ -35,8 +30,6 @@ from modeling.load import autocast, autocast_dtype, load_causal, load_tokenizer
 from modeling.models import PolicyModel, policy_model
 from modeling.run import Run
 
-BATCH = 16
-"""Sequences per forward pass, which limits the memory for logits."""
 FILE = "measured.json"
 JUDGES = ("proxy", "gold", "chrf")
 """The reward model that PPO and best-of-n optimize, the gold judge, and chrF, on which no model was trained."""
@@ -108,7 +101,7 @@ class Measurement:
     gold: Proxy | None
     """The gold reward model; None uses the rubric."""
     max_tokens: int
-    """Maximum number of tokens per forward pass of a reward model."""
+    """Maximum number of tokens per forward pass of scoring."""
 
     def measure(self, load: Callable[[], Any] | None, answers: int) -> Measured | None:
         """Results of the policy that `load` loads, or of SFT if that is None; the first process gets them, the others
@@ -147,16 +140,20 @@ class Measurement:
         with autocast(self.model_config, accelerator.device):
             stream = "sweep SFT" if load is None else "sweep policy"
             generations = sampler.answers(self.prompts, count, stream)
-        losses = remembered(self._scratch, "losses", accelerator, partial(text_losses, policy, chunks, accelerator))
+        measure = partial(text_losses, policy, chunks, self.max_tokens, accelerator)
+        losses = remembered(self._scratch, "losses", accelerator, measure)
         if load is None:
             return generations, losses, None
-        look = partial(logprobs_of_answers, policy, tokenizer, self.prompts, generations, self._scoring)
+        look = partial(self._logprobs, policy, generations)
         return generations, losses, remembered(self._scratch, "log-probabilities", accelerator, look)
 
     def _logprobs_by_sft(self, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
-        """SFT's log-probabilities of all answers, in the policy's batches."""
-        policy = self._policy(self._load_sft)
-        return logprobs_of_answers(policy, self._tokenizer, self.prompts, given, self._scoring)
+        return self._logprobs(self._policy(self._load_sft), given)
+
+    def _logprobs(self, policy: PolicyModel, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
+        """A model's log-probabilities of all answers."""
+        items = answered_prompts(self._tokenizer, self.prompts, given)
+        return likelihoods(policy, items, self.max_tokens, self.run.accelerator, self.sampling.temperature)[0]
 
     def _scores(self, name: str, judge: Proxy, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
         """A reward model's scores of all answers."""
@@ -167,10 +164,6 @@ class Measurement:
     def _scratch(self) -> Path:
         assert self.run.out is not None
         return self.run.out / "scratch"
-
-    @property
-    def _scoring(self) -> Scoring:
-        return Scoring(self.sampling.temperature, BATCH, self.run.accelerator)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -189,18 +182,3 @@ def with_gold(answers: Sequence[Sequence[Answer]], scores: Sequence[Sequence[flo
     """The answers with the gold score among their parts: these, or the rubric's."""
     given = scores or [[answer.parts["score"] for answer in row] for row in answers]
     return with_part(answers, "gold", given)
-
-
-@torch.no_grad()
-def text_losses(policy: PolicyModel, chunks: Sequence[list[int]], accelerator: Accelerator) -> list[float]:
-    """The mean next-token loss of each chunk, in nats per token, in order; the processes share the work."""
-    mine = sorted(share_of(accelerator, list(enumerate(chunks))), key=lambda item: len(item[1]))
-    found: list[tuple[int, float]] = []
-    for start in range(0, len(mine), BATCH):
-        numbers, texts = zip(*mine[start : start + BATCH], strict=True)
-        batch = text_batch(texts, accelerator.device)
-        logprobs_R, _ = policy(batch, with_entropy=False)
-        sums = batch.padded(logprobs_R.double()).sum(1).tolist()
-        found += [(number, -total / (len(text) - 1)) for number, text, total in zip(numbers, texts, sums, strict=True)]
-    losses = dict(gather_object(found))
-    return [losses[number] for number in range(len(chunks))]

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from data.records import Prompt
@@ -78,11 +77,7 @@ class TaxModel:
 
     def likelihoods(self, choices: Sequence[Choice]) -> list[list[float]]:
         """The log-probability of each answer given its prompt, in nats."""
-        # Nothing here ranks the answers.
-        items = [
-            RankingExample(choice.prompt, choice.answers, torch.zeros(len(choice.answers), len(choice.answers)).bool())
-            for choice in choices
-        ]
+        items = [RankingExample(choice.prompt, choice.answers) for choice in choices]
         return likelihoods(self.policy, items, self.settings.max_tokens_per_micro_batch, self.accelerator)[0]
 
     def check_room(self, asked: Sequence[Asked]) -> None:

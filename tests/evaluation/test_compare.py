@@ -16,20 +16,18 @@ from data.records import Demonstration
 from data.tokenize import encode_prompt
 from evaluation.compare import (
     Answer,
-    Scoring,
     among,
     both_end,
     by_scores,
     kl_between,
     like_length,
-    logprobs_of_answers,
     parts_table,
-    perplexity,
     preference,
     rubric_win_rates,
     scores_of,
     win_rate,
 )
+from evaluation.likelihood import answered_prompts, likelihoods
 from labeling.config import LabelsConfig, RubricWeights
 from modeling.config import GenerationSettings, ModelConfig
 from modeling.generation import Generation, NativeGenerator
@@ -216,16 +214,16 @@ def sampled(model: Any, tokenizer: Any, temperature: float) -> list[list[Generat
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("max_tokens", [1, 4000])
 def test_kl_is_the_mean_log_ratio_worked_out_with_plain_transformers(
-    model: Any, other: Any, tiny_tokenizer: Any, temperature: float, batch_size: int
+    model: Any, other: Any, tiny_tokenizer: Any, temperature: float, max_tokens: int
 ) -> None:
     given = sampled(model, tiny_tokenizer, temperature)
     given[0][1] = Generation(
         given[0][1].ids[:3], given[0][1].logprobs[:3], False
     )  # ragged, so that padding could do harm
-    how = Scoring(temperature, batch_size, ALONE)
-    ours, theirs = (logprobs_of_answers(policy_model(of), tiny_tokenizer, PROMPTS, given, how) for of in (model, other))
+    items = answered_prompts(tiny_tokenizer, PROMPTS, given)
+    ours, theirs = (likelihoods(policy_model(of), items, max_tokens, ALONE, temperature)[0] for of in (model, other))
     found = kl_between(ours, theirs)
 
     def logprob(of: Any, prompt: list[int], response: list[int]) -> float:
@@ -249,27 +247,11 @@ def test_under_bfloat16_the_kl_to_an_equal_model_is_exactly_zero(
 ) -> None:
     config = replace(model_config, precision="bfloat16")
     copy = enliven(load_causal(tiny("llama"), config, tiny_tokenizer))
-    how = Scoring(0.6, 4, ALONE)
     policies = [policy_model(of, torch.bfloat16) for of in (model, copy)]
     with autocast(config, ALONE.device):
         given = sampled(model, tiny_tokenizer, 0.6)
-    ours, theirs = (logprobs_of_answers(of, tiny_tokenizer, PROMPTS, given, how) for of in policies)
+    items = answered_prompts(tiny_tokenizer, PROMPTS, given)
+    ours, theirs = (likelihoods(of, items, 4000, ALONE, 0.6)[0] for of in policies)
     assert kl_between(ours, theirs) == [0.0, 0.0, 0.0]
     # 14 tokens at about 6 nats; log-probabilities recorded while decoding come from another computation.
     assert ours[0] != [sum(answer.logprobs or ()) for answer in given[0]]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_perplexity_is_over_tokens_and_padding_never_enters(model: Any, tiny_tokenizer: Any, batch_size: int) -> None:
-    chunks = [
-        tiny_tokenizer(text)["input_ids"]
-        for text in ("A language model reads a text and guesses.", "The sky is blue.", "Paris, France")
-    ]
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for chunk in chunks:
-            ids = torch.tensor([chunk])
-            total += float(model(ids, labels=ids).loss) * (len(chunk) - 1)
-            count += len(chunk) - 1
-    found = perplexity(policy_model(model), chunks, batch_size, ALONE)
-    assert found == pytest.approx(math.exp(total / count), rel=1e-5)

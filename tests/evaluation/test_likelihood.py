@@ -3,6 +3,7 @@
 pytest tests/evaluation/test_likelihood.py
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from data.records import Ranking
-from evaluation.likelihood import likelihoods, sft_baselines
+from evaluation.likelihood import likelihoods, perplexity, sft_baselines
 from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
 from modeling.load import load_causal
@@ -64,3 +65,22 @@ def test_the_sft_model_reads_rankings_with_its_own_tokenizer(
     assert found["sft_likelihood"][0] == pytest.approx(expected, abs=1e-3)
     assert found["sft_likelihood_per_token"][0][1] == pytest.approx(expected[1] / len(items[0].answers[1]), abs=1e-3)
     assert expected[0] == expected[2] != expected[1]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20, 4000])
+def test_perplexity_is_over_tokens_and_padding_never_enters(
+    tiny_causal: Callable[[str], Any], tiny_tokenizer: Any, max_tokens: int
+) -> None:
+    model = tiny_causal("llama")
+    chunks = [
+        tiny_tokenizer(text)["input_ids"]
+        for text in ("A language model reads a text and guesses.", "The sky is blue.", "Paris, France")
+    ]
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for chunk in chunks:
+            ids = torch.tensor([chunk])
+            total += float(model(ids, labels=ids).loss) * (len(chunk) - 1)
+            count += len(chunk) - 1
+    found = perplexity(policy_model(model), chunks, max_tokens, ALONE)
+    assert found == pytest.approx(math.exp(total / count), rel=1e-5)
