@@ -31,7 +31,7 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
     # The added token may have an unused row of a padded vocabulary.
     added = getattr(tokenizer, "pad_is_new", False) or pad_id in new
     if new:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        resize(model, len(tokenizer))
     fill_with_mean(model, sorted(new | {pad_id} if added else new))
     model.config.pad_token_id = pad_id
     # torch gives the row of `padding_idx` no gradient, and in many models it is EOS. Padding is masked anyway.
@@ -44,6 +44,20 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
             generation.suppress_tokens = [*suppressed, pad_id]
         if pad_id in (generation.suppress_tokens or []):
             suppress_logit(model, pad_id)
+
+
+def resize(model: Any, rows: int) -> None:
+    """Resizes input and output embeddings. They stay apart in a model whose file has an output layer of its own
+    although its config says that both are tied: transformers loads it so, but would tie them when it resizes.
+    """
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    apart = outputs is not None and outputs.weight is not inputs.weight
+    contradicts = apart and getattr(model.config, "tie_word_embeddings", False)
+    if contradicts:
+        model.config.tie_word_embeddings = False
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    if contradicts:
+        model.config.tie_word_embeddings = True
 
 
 @torch.no_grad()

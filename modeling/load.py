@@ -132,11 +132,19 @@ def warn_unless_plain(template: str, origin: str) -> None:
 
 
 def _end_tokens(tokenizer: Any, place: str | Path, config: ModelConfig) -> list[str]:
-    """End tokens in the model's generation config; [] if it has no readable one."""
+    """End tokens in the model's generation config or, if it has none, in its config.json, as transformers reads them.
+    [] if neither can be read.
+    """
     try:
         named = GenerationConfig.from_pretrained(str(place), revision=config.revision).eos_token_id
     except (OSError, ValueError):
-        return []
+        try:
+            settings = AutoConfig.from_pretrained(
+                str(place), revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError):
+            return []
+        named = GenerationConfig.from_model_config(settings).eos_token_id
     known = tokenizer.added_tokens_decoder
     return [known[token].content for token in ([named] if isinstance(named, int) else named or []) if token in known]
 

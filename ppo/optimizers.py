@@ -14,7 +14,10 @@ from modeling.sharding import gradient_norm
 from ppo.actor_critic import ActorCritic
 from ppo.config import PPOConfig
 
-ADVICE = "lower ppo.learning_rate or ppo.value_learning_rate; the last checkpoint is kept"
+ADVICE = (
+    "lower ppo.learning_rate or ppo.value_learning_rate, or with float16 try another model.precision; the last "
+    "checkpoint is kept"
+)
 
 Name = Literal["policy", "value"]
 

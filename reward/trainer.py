@@ -27,7 +27,7 @@ from reward.config import RewardConfig
 from reward.loss import pairwise_loss
 from reward.scoring import answers_of, by_prompt, score_all
 
-ADVICE = "lower reward.learning_rate; nothing is exported"
+ADVICE = "lower reward.learning_rate, or with float16 try another model.precision; nothing is exported"
 Evaluated = dict[str, dict[str, float]]
 
 

@@ -98,7 +98,7 @@ class LogCallback(TrainerCallback):
         **rest: Any,
     ) -> None:
         numbers = numbers_of(args, logs or {})
-        advice = f"lower {self.section}.learning_rate; nothing is exported"
+        advice = f"lower {self.section}.learning_rate, or with float16 try another model.precision; nothing is exported"
         require_finite(numbers, f"{self.section}, step {state.global_step}", advice)
         if numbers and self.tracker is not None:
             self.tracker.log(state.global_step, numbers)

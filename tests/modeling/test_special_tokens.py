@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from data.tokenize import encode_completion
+from data.tokenize import decode_completion, encode_completion
 from modeling.batch import Batch
 from modeling.config import GenerationSettings, ModelConfig
 from modeling.export import export
@@ -110,6 +111,45 @@ def test_an_answer_ends_with_the_templates_token_and_stops_at_every_end_token(
     assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"] == [0, 9, 2]
     assert load_tokenizer(tmp_path / "saved", model_config).eos_token == "<|im_end|>"
     assert encode_completion(tokenizer, "So.")[-1] == 2
+
+
+def test_end_tokens_of_a_base_without_a_generation_config_are_control_tokens_too(
+    copied: Path, model_config: ModelConfig
+) -> None:
+    """As merges of models are published: config.json alone has them, and the tokenizer calls one an ordinary token."""
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer.add_tokens(["<|end_of_turn|>"])
+    tokenizer.save_pretrained(copied)
+    settings = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(settings | {"eos_token_id": [0, 2, 512]}))
+    (copied / "generation_config.json").unlink()
+    tokenizer = load_tokenizer(copied, model_config)
+    assert stop_ids(load_causal(copied, model_config, tokenizer)) == {0, 2, 512}
+    ids = encode_completion(tokenizer, "It says <|end_of_turn|> there.")
+    assert 512 not in ids
+    assert decode_completion(tokenizer, ids, True) == "It says <|end_of_turn|> there."
+
+
+def test_an_output_layer_of_its_own_stays_although_the_config_calls_it_tied(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
+) -> None:
+    """As after merging an adapter that trained it. The new pad token adds a row to both layers."""
+    folder = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": True}))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = 0.5 * weights["model.embed_tokens.weight"] + 0.01
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    rewrite_tokenizer(folder, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token=None, chat_template=None)
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = load_tokenizer(folder, model_config)
+    assert len(tokenizer) == 513
+    model = load_causal(folder, model_config, tokenizer)
+    assert torch.equal(model.get_output_embeddings().weight[:512], weights["lm_head.weight"])
+    export(model, tokenizer, tmp_path / "exported", model_config)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    for layer, name in ((again.lm_head, "lm_head.weight"), (again.get_input_embeddings(), "model.embed_tokens.weight")):
+        assert torch.equal(layer.weight[:512], weights[name])
 
 
 @pytest.mark.parametrize("called", ["<|endoftext|>", "<|im_start|>"], ids=["id_0", "id_1"])

@@ -50,6 +50,21 @@ def test_the_context_follows_the_instruction_and_an_empty_one_leaves_no_trace() 
     assert (demonstration.prompt, demonstration.completion) == ("Add them.\n\n1 and 2", "3")
 
 
+def test_a_system_message_and_earlier_turns_come_before_the_instruction() -> None:
+    """LLaMA-Factory's files in Alpaca's form."""
+    more = {"system": "Answer in French.", "history": [["Is 3 prime?", "Oui."]]}
+    (demonstration,) = convert("alpaca", "demonstrations", ALPACA | more)
+    assert [(message["role"], message["content"]) for message in demonstration.messages] == [
+        ("system", "Answer in French."),
+        ("user", "Is 3 prime?"),
+        ("assistant", "Oui."),
+        ("user", "Add them.\n\n1 and 2"),
+    ]
+    assert convert("alpaca", "prompts", ALPACA | {"system": "", "history": None})[0].prompt == "Add them.\n\n1 and 2"
+    with pytest.raises(ValueError, match="'history' must be a list of pairs"):
+        convert("alpaca", "prompts", ALPACA | {"history": ["Is 3 prime?"]})
+
+
 @pytest.mark.parametrize(
     ("name", "row"), [("dolly", DOLLY), ("alpaca", ALPACA), ("no_robots", ROBOTS), ("self_instruct", TASK)]
 )
