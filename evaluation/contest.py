@@ -10,7 +10,7 @@ from data.records import Demonstration
 from evaluation.agreement import calls_of, judge_agreement
 from evaluation.compare import Answers, Verdicts, among, both_end, like_length, win_rate
 from evaluation.config import NULL_BASELINES
-from evaluation.judges.protocol import Judge, preferences
+from evaluation.judges.protocol import Judge
 from evaluation.length_control import length_controlled
 
 
@@ -29,14 +29,10 @@ class Contest:
     def verdicts(self) -> dict[str, dict[str, Verdicts]]:
         """The verdicts on each model against SFT, by model and judge."""
         return {
-            name: {judge.name: self.against(name, "sft", judge) for judge in self.judges}
-            for name in self.answers
+            name: {judge.name: judge.preferences(self.prompts, answers, self.answers["sft"]) for judge in self.judges}
+            for name, answers in self.answers.items()
             if name != "sft"
         }
-
-    def against(self, ours: str, theirs: str, judge: Judge) -> Verdicts:
-        """A judge's verdicts on one model's answers against another's."""
-        return preferences(judge, self.prompts, self.answers[ours], self.answers[theirs])
 
     def comparisons(self) -> dict[str, dict[str, Any]]:
         """The contents of `comparisons` in evaluation.json: results against SFT by model and judge."""
@@ -62,7 +58,10 @@ class Contest:
         return {
             "win_rate": {
                 "sft": found["win_rate"],
-                **{name: win_rate(self.against("ppo", name, judge), self.bootstrap) for name in others},
+                **{
+                    name: win_rate(judge.preferences(self.prompts, ours, self.answers[name]), self.bootstrap)
+                    for name in others
+                },
             },
             "win_rate_length_controlled": found["length_controlled"],
             "win_rate_length_matched": win_rate(among(verdicts, ours, theirs, like_length), self.bootstrap),

@@ -15,7 +15,7 @@ from evaluation.config import COMPARED, NULL_BASELINES
 from evaluation.contest import Contest
 from evaluation.judges.human import HumanJudge
 from evaluation.judges.llm import LLMJudge
-from evaluation.judges.protocol import Judge, PairwiseJudge
+from evaluation.judges.protocol import Judge, ScoringJudge
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
 from evaluation.metadata import MetadataRater, RatedAnswer, metadata_table, rated_by_people, write_ratings
 from labeling.config import LabelsConfig
@@ -49,7 +49,7 @@ class Results:
         assert isinstance(self.chrf, ChrfJudge)
         found = with_parts(prompts, answers, self.rubric, self.chrf)
         for judge in judges:
-            if not isinstance(judge, PairwiseJudge) and judge.name not in ("rubric", "chrf"):
+            if isinstance(judge, ScoringJudge) and judge.name not in ("rubric", "chrf"):
                 found = with_part(found, judge.name, judge.scores(prompts, answers))
         return found
 

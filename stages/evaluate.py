@@ -86,7 +86,7 @@ def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
     from data.sets import evenly, read_set
     from evaluation.judges.human import HumanJudge
     from evaluation.judges.llm_client import LLMClient
-    from evaluation.judges.table import JudgeInputs, make_judges
+    from evaluation.judges.table import JudgeInputs, make_judge
     from evaluation.metadata import MetadataRater, rated_by_people
     from evaluation.models import ComparedModel
     from modeling.accelerator import from_main
@@ -108,7 +108,7 @@ def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
         settings=settings, labels=config.labels, model_config=config.model, prompts=prompts, run=run,
         client=client, max_tokens=config.reward.max_tokens_per_micro_batch,
     )  # fmt: skip
-    judges = make_judges(inputs)
+    judges = [make_judge(name, inputs) for name in settings.judges]
     for judge in judges:
         if isinstance(judge, HumanJudge):
             rated_by_people(judge.rankings, prompts, {})  # refuses malformed ratings

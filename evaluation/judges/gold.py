@@ -1,7 +1,7 @@
 """A held-out ("gold") reward model as a judge (Gao et al. 2022), to detect over-optimization."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from accelerate import Accelerator
 
@@ -9,6 +9,7 @@ from data.records import Demonstration
 from data.tokenize import count_prompt_tokens, encode_prompt
 from evaluation.compare import Answer
 from evaluation.config import GoldConfig
+from evaluation.judges.protocol import ScoringJudge
 from evaluation.judges.simulated import Asked, Once
 from evaluation.reward_scores import SavedRewardModel
 from modeling.config import ModelConfig
@@ -16,7 +17,7 @@ from reward.batches import answer_ids
 
 
 @dataclass
-class GoldJudge:
+class GoldJudge(ScoringJudge):
     """Scores answers as evaluate_reward scores rankings.
 
     The processes share the forward passes, so all of them must call `scores` the first time; later calls with the same
@@ -27,9 +28,7 @@ class GoldJudge:
     max_tokens: int
     """Maximum number of tokens per forward pass."""
     accelerator: Accelerator
-    name: str = field(default="gold", init=False)
-    taught: bool = field(default=False, init=False)
-    tie_width: float = field(default=0.0, init=False)
+    name = "gold"
 
     def __post_init__(self) -> None:
         self.once = Once(self._judge)

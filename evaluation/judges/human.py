@@ -25,7 +25,7 @@ class HumanJudge:
 
     name = "human"
     taught = False
-    """As in ScoringJudge: whether people also ranked the answers that the reward model was trained on."""
+    """As in Judge: whether people also ranked the answers that the reward model was trained on."""
 
     def __init__(self, rankings: Iterable[Ranking]) -> None:
         self.votes: dict[Question, dict[tuple[str, str], dict[str, set[int]]]] = defaultdict(
@@ -55,7 +55,7 @@ class HumanJudge:
         return found
 
     def preferences(self, prompts: Sequence[Demonstration], ours: Answers, theirs: Answers) -> Verdicts:
-        """See `PairwiseJudge`; None for a pair that nobody ranked."""
+        """See `Judge`; None for a pair that nobody ranked."""
         return [
             [[self.verdict(question(prompt), a.text, b.text) for b in right] for a in left]
             for prompt, left, right in zip(prompts, ours, theirs, strict=True)

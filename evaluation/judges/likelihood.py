@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from data.messages import Message
 from data.records import Demonstration, Prompt
 from data.tokenize import encode_completion, encode_prompt
 from evaluation.compare import Answer
+from evaluation.judges.protocol import ScoringJudge
 from evaluation.judges.simulated import Asked, Once
 from evaluation.likelihood import likelihoods
 from modeling.config import ModelConfig
@@ -24,7 +25,7 @@ REQUEST: Message = {"role": "user", "content": "Say that again in other words."}
 
 
 @dataclass
-class ReferenceLikelihoodJudge:
+class ReferenceLikelihoodJudge(ScoringJudge):
     """Scores an answer by the mean log-probability per token, in nats, of the reference answer under the base model
     after the conversation: prompt, answer, `REQUEST`. Without the request, this is one direction of BARTScore (Yuan et
     al. 2021), log p(reference | answer), with the prompt before it.
@@ -39,9 +40,7 @@ class ReferenceLikelihoodJudge:
     max_tokens: int
     """Maximum number of tokens per forward pass."""
     accelerator: Accelerator
-    name: str = field(default="reference_likelihood", init=False)
-    taught: bool = field(default=False, init=False)
-    tie_width: float = field(default=0.0, init=False)
+    name = "reference_likelihood"
 
     def __post_init__(self) -> None:
         self.once = Once(self._judge)

@@ -54,7 +54,7 @@ class LLMJudge:
 
     name = "llm"
     taught = False
-    """As in ScoringJudge."""
+    """As in Judge."""
 
     def __init__(self, client: LLMClient) -> None:
         """Raises ValueError if the prompt file cannot be used."""

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from data.overlap import chrf
 from data.records import Demonstration
 from evaluation.compare import Answer, Answers
+from evaluation.judges.protocol import ScoringJudge
 from labeling.config import LabelsConfig
 from labeling.judges import Closeness, closeness_judge
 from labeling.rubric import Answered, Judged, judge
@@ -46,7 +47,7 @@ def key(prompt: Demonstration, answer: Answer) -> tuple[str, str, bool]:
     return prompt.prompt_id, answer.text, answer.complete
 
 
-class RubricJudge:
+class RubricJudge(ScoringJudge):
     """The simulated labeler, without its random errors."""
 
     name = "rubric"
@@ -70,10 +71,10 @@ class RubricJudge:
         return judge(answered, self.labels.weights, self.closeness)
 
 
-class ChrfJudge:
+class ChrfJudge(ScoringJudge):
     """Character overlap with the reference, on which no model was trained."""
 
-    name, taught, tie_width = "chrf", False, 0.0
+    name = "chrf"
 
     def __init__(self) -> None:
         self.overlap = Once(lambda asked: [chrf(answer.text, prompt.completion) for prompt, answer in asked])

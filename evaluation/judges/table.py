@@ -1,6 +1,6 @@
 """Judges of answers, by their names in `evaluate.judges`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.records import Demonstration
@@ -21,7 +21,7 @@ from modeling.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeInputs:
-    """The inputs of `make_judges`."""
+    """The inputs of `make_judge`."""
 
     settings: EvaluateConfig
     labels: LabelsConfig
@@ -35,54 +35,32 @@ class JudgeInputs:
     """Maximum number of tokens per forward pass of a judge."""
 
 
-def _rubric(inputs: JudgeInputs) -> Judge:
-    return RubricJudge(inputs.labels)
-
-
-def _chrf(inputs: JudgeInputs) -> Judge:
-    return ChrfJudge()
-
-
-def _reference_likelihood(inputs: JudgeInputs) -> Judge:
-    accelerator, config = inputs.run.accelerator, inputs.model_config
-    place = from_main(accelerator, lambda: base_model_place(config))
-    judge = ReferenceLikelihoodJudge(place, config, inputs.max_tokens, accelerator)
-    judge.check(inputs.prompts)
-    return judge
-
-
-def _gold(inputs: JudgeInputs) -> Judge:
-    judge = GoldJudge.of(inputs.settings.gold, inputs.model_config, inputs.max_tokens, inputs.run.accelerator)
-    judge.check(inputs.prompts)
-    return judge
-
-
-def _human(inputs: JudgeInputs) -> Judge:
-    assert inputs.settings.human.path is not None, "EvaluateConfig.validate"
-    judge = HumanJudge.of(inputs.settings.human.path, inputs.prompts)
-    judge.taught = inputs.labels.labeler == "human"
-    return judge
-
-
-def _llm(inputs: JudgeInputs) -> Judge:
+def make_judge(name: str, inputs: JudgeInputs) -> Judge:
+    """The judge of this name in `evaluate.judges`. Raises ValueError for every mistake that can be found before answers
+    are sampled.
+    """
+    settings, labels, accelerator = inputs.settings, inputs.labels, inputs.run.accelerator
+    if name == "rubric":
+        return RubricJudge(labels)
+    if name == "chrf":
+        return ChrfJudge()
+    if name == "reference_likelihood":
+        place = from_main(accelerator, lambda: base_model_place(inputs.model_config))
+        likelihood = ReferenceLikelihoodJudge(place, inputs.model_config, inputs.max_tokens, accelerator)
+        likelihood.check(inputs.prompts)
+        return likelihood
+    if name == "gold":
+        gold = GoldJudge.of(settings.gold, inputs.model_config, inputs.max_tokens, accelerator)
+        gold.check(inputs.prompts)
+        return gold
+    if name == "human":
+        assert settings.human.path is not None, "EvaluateConfig.validate"
+        human = HumanJudge.of(settings.human.path, inputs.prompts)
+        human.taught = labels.labeler == "human"
+        return human
+    assert name == "llm"
     assert inputs.client is not None, "EvaluateConfig.validate"
-    judge, labeler = LLMJudge(inputs.client), inputs.labels
-    judge.taught = labeler.labeler == "llm" and labeler.llm.model == inputs.settings.llm.model
-    from_main(inputs.run.accelerator, judge.check)
-    return judge
-
-
-JUDGES: dict[str, Callable[[JudgeInputs], Judge]] = {
-    "rubric": _rubric,
-    "chrf": _chrf,
-    "reference_likelihood": _reference_likelihood,
-    "gold": _gold,
-    "human": _human,
-    "llm": _llm,
-}
-"""Constructors by name. They raise ValueError for every mistake that can be found before answers are sampled."""
-
-
-def make_judges(inputs: JudgeInputs) -> list[Judge]:
-    """The judges of `evaluate.judges`, in this order; the first gives the headline."""
-    return [JUDGES[name](inputs) for name in inputs.settings.judges]
+    llm = LLMJudge(inputs.client)
+    llm.taught = labels.labeler == "llm" and labels.llm.model == settings.llm.model
+    from_main(accelerator, llm.check)
+    return llm

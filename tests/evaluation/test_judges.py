@@ -20,9 +20,8 @@ from evaluation.config import EvaluateConfig, GoldConfig, HumanConfig
 from evaluation.judges.gold import GoldJudge
 from evaluation.judges.human import HumanJudge
 from evaluation.judges.likelihood import REQUEST, ReferenceLikelihoodJudge
-from evaluation.judges.protocol import preferences
 from evaluation.judges.simulated import ChrfJudge, RubricJudge
-from evaluation.judges.table import JUDGES, JudgeInputs, make_judges
+from evaluation.judges.table import JudgeInputs, make_judge
 from evaluation.models import ComparedModel
 from evaluation.reward_scores import SavedRewardModel
 from labeling.config import LabelsConfig
@@ -70,7 +69,6 @@ def test_a_planted_preference_is_found_on_either_side(
 ) -> None:
     ours = [said(prompt.completion) for prompt in PROMPTS]
     theirs = [said("Nothing of the kind, sir, nothing", prompt.completion) for prompt in PROMPTS]
-    assert set(JUDGES) >= {"rubric", "chrf", "gold", "human"}
     if name == "gold":
         place = save_reward(tmp_path, make_tiny_model(tmp_path / "made"))
         config = ModelConfig(base="unused", device="cpu")
@@ -84,9 +82,9 @@ def test_a_planted_preference_is_found_on_either_side(
         expected = [[[1.0, 0.5]]] * 3
     assert judge.name == name
     assert judge.taught == (name == "rubric")
-    found = preferences(judge, PROMPTS, ours, theirs)
+    found = judge.preferences(PROMPTS, ours, theirs)
     assert found == expected
-    assert preferences(judge, PROMPTS, theirs, ours) == swapped(found)
+    assert judge.preferences(PROMPTS, theirs, ours) == swapped(found)
 
 
 def test_the_likelihood_of_the_reference_is_plain_transformers_after_the_answer_and_a_request(tmp_path: Path) -> None:
@@ -129,8 +127,8 @@ def test_the_rubric_ties_within_its_width_and_chrf_only_at_equal_scores() -> Non
     near = [said(prompt.completion + " indeed so") for prompt in PROMPTS]
     same = [said(prompt.completion) for prompt in PROMPTS]
     wide = RubricJudge(LabelsConfig(closeness="words", tie_width=10.0))
-    assert preferences(wide, PROMPTS, near, same) == [[[0.5]]] * 3
-    assert preferences(ChrfJudge(), PROMPTS, near, same) == [[[0.0]]] * 3
+    assert wide.preferences(PROMPTS, near, same) == [[[0.5]]] * 3
+    assert ChrfJudge().preferences(PROMPTS, near, same) == [[[0.0]]] * 3
     assert RubricJudge(LabelsConfig(labeler="none")).taught is False, "the reward model learned from other rankings"
 
 
@@ -254,7 +252,7 @@ def test_peoples_records_are_read_back_and_pairs_that_nobody_ranked_have_no_verd
         HumanJudge.of(str(path), PROMPTS)
 
 
-def test_judges_come_in_the_configured_order_and_say_whose_rankings_were_taught(tmp_path: Path) -> None:
+def test_judges_are_made_by_name_and_say_whose_rankings_were_taught(tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl"
     write_records(path, [Ranking(prompt="Why?", completions=["a", "b"], ranks=[1, 2])])
     settings = EvaluateConfig(judges=["human", "chrf", "rubric"], human=HumanConfig(path=str(path)))
@@ -269,11 +267,13 @@ def test_judges_come_in_the_configured_order_and_say_whose_rankings_were_taught(
         client=None,
         max_tokens=100,
     )
-    assert [(judge.name, judge.taught) for judge in make_judges(inputs)] == [
+    assert [(judge.name, judge.taught) for judge in (make_judge(name, inputs) for name in settings.judges)] == [
         ("human", False), ("chrf", False), ("rubric", True),
     ]  # fmt: skip
-    by_people = make_judges(replace(inputs, labels=replace(WORDS, labeler="human")))
-    assert [judge.taught for judge in by_people] == [True, False, False], "the labeler's judge is not independent"
+    by_people = replace(inputs, labels=replace(WORDS, labeler="human"))
+    assert [make_judge(name, by_people).taught for name in settings.judges] == [True, False, False], (
+        "the labeler's judge is not independent"
+    )
 
 
 def test_a_text_that_was_cut_off_has_a_score_of_its_own() -> None:
