@@ -4,11 +4,11 @@ Ratings by language models and by people have the same format.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from data.files import write_rows
+import pandas as pd
+
 from data.intervals import Bootstrap
 from data.records import Demonstration, Ranking
 from data.sets import evenly
@@ -54,11 +54,6 @@ def check_rating(rating: object) -> Rating:
             expected = "a whole number from 1 to 7" if name == "quality" else "true, false or null"
             raise ValueError(f"{name!r} of a rating is {value!r}, and must be {expected}")
     return rating
-
-
-def write_ratings(path: Path, rated: Sequence[RatedAnswer]) -> None:
-    """Writes JSON Lines, whole or not at all."""
-    write_rows(path, (asdict(item) for item in rated))
 
 
 class MetadataRater:
@@ -159,48 +154,35 @@ def metadata_table(rated: Sequence[RatedAnswer], resamples: int = 10_000) -> dic
     Rates are means over prompts of the mean over a prompt's ratings; intervals resample users. A prompt without a use
     case counts as `unknown`.
     """
-    users = {item.prompt_id: item.user_id for item in rated}
-    sft = prompt_means([item for item in rated if item.model == "sft"])
+    rows = [
+        (item.model, item.prompt_id, item.user_id, item.use_case or "unknown", *map(item.rating.get, FIELDS))
+        for item in rated
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "prompt", "user", "use_case", *FIELDS])
+    frame = frame.astype(dict.fromkeys(FIELDS, float))
+    sft = prompt_means(frame[frame["model"] == "sft"])
     table: dict[str, Any] = {}
-    for model in dict.fromkeys(item.model for item in rated):
-        of_model = [item for item in rated if item.model == model]
-        cases: dict[str, list[RatedAnswer]] = {}
-        for item in of_model:
-            cases.setdefault(item.use_case or "unknown", []).append(item)
-        means = prompt_means(of_model)
+    for model, own in frame.groupby("model", sort=False):
+        means = prompt_means(own)
         table[model] = {
-            "all": intervals(means, users, resamples),
-            "use_cases": {case: intervals(prompt_means(cases[case]), users, resamples) for case in sorted(cases)},
+            "all": intervals(means, resamples),
+            "use_cases": {case: intervals(prompt_means(some), resamples) for case, some in own.groupby("use_case")},
         }
-        if model != "sft" and sft["quality"]:
-            table[model]["minus_sft"] = intervals(
-                {name: minus(means[name], sft[name]) for name in FIELDS}, users, resamples
-            )
+        if model != "sft" and sft["quality"].notna().any():
+            table[model]["minus_sft"] = intervals(means - sft.reindex(means.index), resamples)
     return table
 
 
-def prompt_means(rated: Sequence[RatedAnswer]) -> dict[str, dict[str, float]]:
-    """Field -> prompt -> the mean of its ratings; without prompts that have no value."""
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in FIELDS}
-    for item in rated:
-        for name in FIELDS:
-            if (value := item.rating.get(name)) is not None:
-                found[name].setdefault(item.prompt_id, []).append(float(value))
-    return {name: {prompt: sum(own) / len(own) for prompt, own in values.items()} for name, values in found.items()}
+def prompt_means(frame: Any) -> Any:
+    """The mean of each field over the ratings of each prompt; NaN for a prompt without a value."""
+    return frame.groupby(["prompt", "user"], sort=False)[list(FIELDS)].mean()
 
 
-def minus(values: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """Differences on the prompts that both have."""
-    return {prompt: value - others[prompt] for prompt, value in values.items() if prompt in others}
-
-
-def intervals(
-    means: Mapping[str, Mapping[str, float]], users: Mapping[str, str], resamples: int
-) -> dict[str, dict[str, float] | None]:
+def intervals(means: Any, resamples: int) -> dict[str, dict[str, float] | None]:
     """The mean of each field over prompts, with its interval over users."""
-    return {
-        name: Bootstrap(resamples, [users[prompt] for prompt in values]).interval(list(values.values()))
-        if values
-        else None
-        for name, values in means.items()
-    }
+    found = {}
+    for name in FIELDS:
+        values = means[name].dropna()
+        bootstrap = Bootstrap(resamples, values.index.get_level_values("user").tolist())
+        found[name] = bootstrap.interval(values.tolist()) if len(values) else None
+    return found

@@ -17,7 +17,7 @@ from evaluation.judges.human import HumanJudge
 from evaluation.judges.llm import LLMJudge
 from evaluation.judges.protocol import Judge, ScoringJudge
 from evaluation.judges.simulated import ChrfJudge, RubricJudge, with_parts
-from evaluation.metadata import MetadataRater, RatedAnswer, metadata_table, rated_by_people, write_ratings
+from evaluation.metadata import MetadataRater, RatedAnswer, metadata_table, rated_by_people
 from labeling.config import LabelsConfig
 
 
@@ -82,7 +82,7 @@ class Results:
             "reward_model": reward_model,
         }
         if rated := self.rated():
-            write_ratings(done.out / "ratings.jsonl", rated)
+            write_rows(done.out / "ratings.jsonl", (asdict(item) for item in rated))
             evaluation["metadata"] = metadata_table(rated, bootstrap.resamples)
         if self.rater is not None:
             evaluation["llm"] = self.rater.client.report()
