@@ -73,13 +73,7 @@ class MetadataRater:
 
     def check(self) -> None:
         """Asks about a simple answer. Raises ValueError as `LLMClient.check`, or if the reply has no rating."""
-        reply = self.client.check(self._question(EXAMPLE, "Paris."))
-        try:
-            parse_reply(reply)
-        except ValueError as error:
-            raise ValueError(
-                f"the LLM's reply to a simple question has no rating ({error}): {reply[-200:]!r}"
-            ) from None
+        self.client.check_parsed(self._question(EXAMPLE, "Paris."), parse_reply, "rating")
 
     def rate(
         self, prompts: Sequence[Demonstration], answers: Mapping[str, Sequence[Sequence[Answer]]]

@@ -1,43 +1,17 @@
 """A language model as judge, which is asked about each pair of answers in both orders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from data.intervals import Bootstrap
 from data.records import Demonstration
 from data.sets import evenly
-from evaluation.compare import Answer
+from evaluation.compare import Answer, mean
 from evaluation.judges.llm_client import LLMClient
 from evaluation.judges.llm_prompts import EXAMPLE, PromptFile, last_object
 
 FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
 """Preference of each verdict for the answer that is shown first."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two verdicts on a pair of answers."""
-
-    user_id: str
-    ours_first: str
-    theirs_first: str
-
-    @property
-    def preference(self) -> float:
-        """The mean over both orders, between 0 (theirs) and 1 (ours)."""
-        return (FIRST[self.ours_first] + 1 - FIRST[self.theirs_first]) / 2
-
-    @property
-    def follows_position(self) -> float:
-        """1 if the same position won in both orders, otherwise 0."""
-        return float(self.ours_first == self.theirs_first != "tie")
-
-    @property
-    def first_wins(self) -> float | None:
-        """The share of the pair's verdicts, ties left out, that prefer the answer shown first."""
-        strict = [FIRST[verdict] for verdict in (self.ours_first, self.theirs_first) if verdict != "tie"]
-        return sum(strict) / len(strict) if strict else None
 
 
 class LLMJudge:
@@ -61,19 +35,13 @@ class LLMJudge:
         self.client = client
         self.prompt_file = PromptFile.read(client.config.prompt_file, "compare.j2")
         self.prompt_file.check(["Paris, of course.", "Rome."])
-        self._pairs: list[Pair] = []
+        self._pairs: list[tuple[str, float, float]] = []
+        """The user, and the preference for the answer that was shown first with ours first and with theirs first."""
         self._identical = self._without_verdict = 0
 
     def check(self) -> None:
         """Asks about a simple pair. Raises ValueError as `LLMClient.check`, or if the reply has no verdict."""
-        reply = self.client.check(self.prompt_file.render(EXAMPLE, ["Paris.", "Rome."]))
-        try:
-            parse_verdict(reply)
-        except ValueError:
-            raise ValueError(
-                f"the language model's reply to a simple question has no verdict: {reply[-200:]!r}; raise "
-                "max_tokens in its section if it was cut off, or change prompt_file or the model"
-            ) from None
+        self.client.check_parsed(self.prompt_file.render(EXAMPLE, ["Paris.", "Rome."]), parse_verdict, "verdict")
 
     def preferences(
         self, prompts: Sequence[Demonstration], ours: Sequence[Sequence[Answer]], theirs: Sequence[Sequence[Answer]]
@@ -102,9 +70,8 @@ class LLMJudge:
             if first is None or second is None:
                 self._without_verdict += 1
                 continue
-            pair = Pair(prompts[index].user_id, first, second)
-            self._pairs.append(pair)
-            matrices[index][row][column] = pair.preference
+            self._pairs.append((prompts[index].user_id, FIRST[first], FIRST[second]))
+            matrices[index][row][column] = (FIRST[first] + 1 - FIRST[second]) / 2
         return matrices
 
     def report(self, resamples: int = 10_000) -> dict[str, Any]:
@@ -115,11 +82,11 @@ class LLMJudge:
         """
         bias = None
         if self._pairs:
-            bootstrap = Bootstrap(resamples, [pair.user_id for pair in self._pairs])
-            first = [pair.first_wins for pair in self._pairs]
+            bootstrap = Bootstrap(resamples, [user for user, *_ in self._pairs])
+            strict = [[value for value in pair if value != 0.5] for _, *pair in self._pairs]
             bias = {
-                "share": bootstrap.interval([pair.follows_position for pair in self._pairs]),
-                "first": bootstrap.interval(first) if any(rate is not None for rate in first) else None,
+                "share": bootstrap.interval([float(first == second != 0.5) for _, first, second in self._pairs]),
+                "first": bootstrap.interval([mean(values) for values in strict]) if any(strict) else None,
             }
         return {
             **self.client.report(),

@@ -48,6 +48,17 @@ class LLMClient:
         self.cache.check()
         return self.endpoint.complete(self._payload(question), threading.Event(), is_check=True).text
 
+    def check_parsed(self, question: Sequence[Message], parse: Callable[[str], object], what: str) -> None:
+        """As `check`; also raises ValueError if `parse` does, for a reply that has no `what`."""
+        reply = self.check(question)
+        try:
+            parse(reply)
+        except ValueError as error:
+            raise ValueError(
+                f"the language model's reply to a simple question has no {what}: {reply[-200:]!r}; raise max_tokens in "
+                f"its section if it was cut off, or change its prompt file or the model ({error})"
+            ) from None
+
     def ask(self, questions: Sequence[Sequence[Message]], label: str) -> list[str | None]:
         """The reply to each question, in order; None if the server refuses the question. `label` names the progress
         bar.

@@ -95,6 +95,7 @@ def test_a_tie_in_one_order_counts_as_a_quarter_and_a_missing_verdict_as_none(ju
     judge, _ = judging(one_sided)
     assert judge.preferences(PROMPTS[:1], [rows("x")], [rows("y")]) == [[[0.75]]]
     assert judge.preferences(PROMPTS[:1], [rows("y")], [rows("x")]) == [[[0.25]]]
+    assert judge.report(resamples=50)["position_bias"]["first"]["mean"] == 1.0, "ties left out"
     judge, fake = judging(by_letters)
     fake.answer = lambda question: (
         '{"verdict": "A"}' if "must end" not in question and said(question)[0] == "x" else "I like both."
