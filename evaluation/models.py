@@ -21,7 +21,7 @@ class ComparedModel:
     """A language model that answers the held-out prompts."""
 
     name: str
-    """In evaluation.json: a special name, or the folder or Hub name as it was given."""
+    """In evaluation.json and tax.json: a special name, or the folder or Hub name as it was given."""
     place: str
     config: ModelConfig
     answers_per_prompt: int

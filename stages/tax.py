@@ -17,8 +17,8 @@ from stages.runner import RunFolder, Stage, stage_main
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes tax.json, and answers.jsonl if answers were generated; prints the table."""
     from data.sets import read_texts
+    from evaluation.models import ComparedModel
     from evaluation.tax.alignment_tax import AlignmentTax, read_tasks, table
-    from evaluation.tax.model import Place
     from evaluation.tax.perplexity import Perplexity
     from evaluation.tax.reading import read_items, text_of
     from modeling.accelerator import from_main, make_accelerator
@@ -37,13 +37,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     saved = config.model.of_export()
     others = replace(saved, trust_remote_code=settings.trust_remote_code)
     base = from_main(accelerator, lambda: base_model_place(config.model))
-    places = [
-        Place("base", "base", base, config.model),
-        Place("sft", "sft", str(run.stage("sft") / "model"), saved),
-        Place("ppo", "ppo", str(run.stage("ppo") / ppo), saved),
-        *(Place(place, f"model {number}", place, others) for number, place in enumerate(settings.models)),
+    models = [
+        ComparedModel("base", base, config.model, 1),
+        ComparedModel("sft", str(run.stage("sft") / "model"), saved, 1),
+        ComparedModel("ppo", str(run.stage("ppo") / ppo), saved, 1),
+        *(ComparedModel(place, place, others, 1) for place in settings.models),
     ]
-    tax = AlignmentTax(settings, Run(accelerator, config.seed, out), places, tasks)
+    tax = AlignmentTax(settings, Run(accelerator, config.seed, out), models, tasks)
     tax.check()
     for place in settings.models:
         from_main(accelerator, partial(refuse_unusable, place, others, f"tax.models: {place}"))
@@ -53,7 +53,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     results = tax.results()
     tax.write(results)
     print(f"\n{table(results)}\n", flush=True)
-    return {"models": len(places), "tasks": ", ".join(task.name for task in tasks)}
+    return {"models": len(models), "tasks": ", ".join(task.name for task in tasks)}
 
 
 def external(config: RunConfig) -> dict[str, str]:

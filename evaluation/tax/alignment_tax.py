@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 from data.files import write_rows
 from data.intervals import Bootstrap
+from evaluation.models import ComparedModel
 from evaluation.tax.bias import SentencePairs
 from evaluation.tax.config import TaxConfig
 from evaluation.tax.harness import Harness
 from evaluation.tax.metrics import Interval, Measurement, change, interval
-from evaluation.tax.model import Place, TaxModel
+from evaluation.tax.model import TaxModel
 from evaluation.tax.questions import Questions
 from evaluation.tax.toxicity import Toxicity
 from evaluation.tax.truthfulqa import TruthfulQA
@@ -66,7 +67,7 @@ def read_tasks(config: TaxConfig) -> list[Task]:
 class AlignmentTax:
     """The measurement of all models, and its results so far.
 
-        tax = AlignmentTax(config.tax, run, places, tasks)
+        tax = AlignmentTax(config.tax, run, models, tasks)
         tax.check()
         tax.measure()
         tax.write(tax.results())    # in the first process
@@ -76,7 +77,7 @@ class AlignmentTax:
 
     settings: TaxConfig
     run: Run
-    places: Sequence[Place]
+    models: Sequence[ComparedModel]
     tasks: Sequence[Task]
     measured: dict[str, dict[str, Measurement]] = field(default_factory=dict, init=False)
     """Model -> task -> its measurement."""
@@ -87,26 +88,26 @@ class AlignmentTax:
         assert self.run.out is not None
         self.out, self.scratch, self.accelerator = self.run.out, self.run.out / "scratch", self.run.accelerator
 
-    def model(self, place: Place) -> TaxModel:
+    def model(self, compared: ComparedModel) -> TaxModel:
         """A model that loads its parts on first use."""
-        return TaxModel(place, self.settings, self.accelerator, self.scratch)
+        return TaxModel(compared, self.settings, self.accelerator, self.scratch)
 
     def check(self) -> None:
         """Raises ValueError if a model cannot be measured on a task, before weights are loaded."""
-        for place in self.places:
-            model = self.model(place)
+        for compared in self.models:
+            model = self.model(compared)
             for task in self.tasks:
                 task.check(model)
 
     def measure(self) -> None:
         """Measures the models, one after the other; call `check` before."""
-        for place in self.places:
-            model = self.model(place)
+        for compared in self.models:
+            model = self.model(compared)
             for task in self.tasks:
                 timed = partial(self.timed, task, model)
-                found = remembered(self.scratch, f"{place.key} {task.name}", self.accelerator, timed)
-                self.measured.setdefault(place.name, {})[task.name] = Measurement.from_json(found["measurement"])
-                self.seconds.setdefault(place.name, {})[task.name] = found["seconds"]
+                found = remembered(self.scratch, f"{compared.stream} {task.name}", self.accelerator, timed)
+                self.measured.setdefault(compared.name, {})[task.name] = Measurement.from_json(found["measurement"])
+                self.seconds.setdefault(compared.name, {})[task.name] = found["seconds"]
             del model
             gc.collect()
 
@@ -120,7 +121,7 @@ class AlignmentTax:
     def results(self) -> dict[str, Any]:
         """The contents of tax.json, see docs/tax.md."""
         return {
-            "models": {place.name: place.folder for place in self.places},
+            "models": {compared.name: compared.place for compared in self.models},
             "results": {name: {task.name: self.intervals(name, task) for task in self.tasks} for name in self.measured},
             "changes": {name: {task.name: self.changes(name, task) for task in self.tasks} for name in self.measured},
             "better": {

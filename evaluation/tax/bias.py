@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit
 
 from data.sets import evenly
-from evaluation.tax.choices import Alternatives, Choice, encode_choices, refuse_long
+from evaluation.tax.choices import Choice, encode_choices, refuse_long
 from evaluation.tax.config import TaxConfig
 from evaluation.tax.instructions import INSTRUCTIONS, before
 from evaluation.tax.metrics import Measurement, Metric
@@ -96,9 +96,7 @@ class SentencePairs:
     def choices(self, tokenizer: Any, instruction: str) -> list[Choice]:
         """The two sentences of each pair."""
         context = before(instruction)
-        return encode_choices(
-            tokenizer, [Alternatives(pair.place, context, [pair.first, pair.second]) for pair in self.pairs]
-        )
+        return encode_choices(tokenizer, [(pair.place, context, [pair.first, pair.second]) for pair in self.pairs])
 
     def check(self, model: TaxModel) -> None:
         """Raises ValueError for a sentence that does not fit the model's context."""

@@ -42,14 +42,14 @@ class Harness:
 
     def measure(self, model: TaxModel) -> Measurement:
         """Every metric of every task, named `task metric`."""
-        causal, tokenizer, place = model.causal, model.tokenizer, model.place  # loaded in all processes
+        causal, tokenizer = model.causal, model.tokenizer  # loaded in all processes
 
         def run() -> Measurement:
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
 
             wrapped = HFLM(pretrained=causal, tokenizer=tokenizer, batch_size=self.config.batch_size)
-            with autocast(place.config, model.accelerator.device):
+            with autocast(model.compared.config, model.accelerator.device):
                 found = simple_evaluate(
                     wrapped,
                     tasks=self.manager.match_tasks(self.config.harness),

@@ -20,8 +20,6 @@ Interval = dict[str, Any]
 """{mean, low, high, n}, and the number of clusters if items are grouped; low and high are None if unknown."""
 NORMAL_95 = 1.959964
 """Half-width of a 95% interval in standard errors."""
-BLEU_SUMS = 10
-"""Matching and total n-grams of four orders, and the two lengths."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,9 @@ def perplexity(sums_S: NDArray[np.float64]) -> float:
 
 
 def bleu_row(answer: str, references: Sequence[str]) -> list[float]:
-    """The sums that BLEU is a function of, for one answer."""
+    """The sums that BLEU is a function of, for one answer: matching and total n-grams of four orders, and the two
+    lengths.
+    """
     found = BLEU(effective_order=True).sentence_score(answer, list(references))
     return [*map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len)]
 

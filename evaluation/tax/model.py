@@ -11,27 +11,15 @@ from accelerate import Accelerator
 from data.records import Prompt
 from data.tokenize import check_prompt, count_prompt_tokens, decode_completion
 from evaluation.likelihood import likelihoods
+from evaluation.models import ComparedModel
 from evaluation.tax.choices import Choice
 from evaluation.tax.config import TaxConfig
 from labeling.sampling import AnswerSampler
-from modeling.config import GenerationSettings, ModelConfig
+from modeling.config import GenerationSettings
 from modeling.foreign import refuse_other_kinds
-from modeling.load import autocast, autocast_dtype, context_length, load_causal, load_tokenizer, read_settings
+from modeling.load import autocast, autocast_dtype, context_length, load_causal, read_settings
 from modeling.models import PolicyModel, policy_model
 from reward.batches import RankingExample
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model is, and how it is loaded."""
-
-    name: str
-    """`base`, `sft`, `ppo`, or the folder or Hub name."""
-    key: str
-    """A name for files."""
-    folder: str
-    """A folder, or a model on the Hub."""
-    config: ModelConfig
 
 
 @dataclass(frozen=True)
@@ -45,30 +33,30 @@ class Asked:
 class TaxModel:
     """A model whose parts are loaded when they are first used, so that a resumed run loads no finished model."""
 
-    def __init__(self, place: Place, settings: TaxConfig, accelerator: Accelerator, scratch: Path) -> None:
-        self.place, self.settings, self.accelerator, self.scratch = place, settings, accelerator, scratch
-        self.name = place.name
+    def __init__(self, compared: ComparedModel, settings: TaxConfig, accelerator: Accelerator, scratch: Path) -> None:
+        self.compared, self.settings, self.accelerator, self.scratch = compared, settings, accelerator, scratch
+        self.name = compared.name
 
     @cached_property
     def model_settings(self) -> Any:
         """The configuration. Raises ValueError for anything but a causal language model."""
-        refuse_other_kinds(self.place.folder, self.place.config, f"tax: {self.name}")
-        return read_settings(self.place.folder, self.place.config)
+        refuse_other_kinds(self.compared.place, self.compared.config, f"tax: {self.name}")
+        return read_settings(self.compared.place, self.compared.config)
 
     @cached_property
     def tokenizer(self) -> Any:
         """With the model's chat template."""
-        return load_tokenizer(self.place.folder, self.place.config)
+        return self.compared.tokenizer()
 
     @cached_property
     def causal(self) -> Any:
         """The language model."""
-        return load_causal(self.place.folder, self.place.config, self.tokenizer).to(self.accelerator.device)
+        return load_causal(self.compared.place, self.compared.config, self.tokenizer).to(self.accelerator.device)
 
     @cached_property
     def policy(self) -> PolicyModel:
         """The language model as a module that returns log-probabilities."""
-        return policy_model(self.causal, autocast_dtype(self.place.config, self.accelerator.device))
+        return policy_model(self.causal, autocast_dtype(self.compared.config, self.accelerator.device))
 
     @property
     def context(self) -> int:
@@ -101,7 +89,7 @@ class TaxModel:
             self.settings.max_new_tokens, temperature=0.0, batch_size=self.settings.batch_size
         )
         sampler = AnswerSampler(self.causal, self.tokenizer, sampling, 0, self.accelerator, self.scratch)
-        with autocast(self.place.config, self.accelerator.device):
-            rows = sampler.answers([one.prompt for one in asked], 1, f"{self.place.key} {stream}")
+        with autocast(self.compared.config, self.accelerator.device):
+            rows = sampler.answers([one.prompt for one in asked], 1, f"{self.compared.stream} {stream}")
         texts = [decode_completion(self.tokenizer, answer.ids, answer.ended) for (answer,) in rows]
         return [text.split("\n", 1)[0].strip() for text in texts]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from data.sets import evenly
-from evaluation.tax.choices import Alternatives, Choice, encode_choices, refuse_long
+from evaluation.tax.choices import Choice, encode_choices, refuse_long
 from evaluation.tax.config import TaxConfig
 from evaluation.tax.metrics import Measurement, Metric
 from evaluation.tax.model import TaxModel
@@ -99,7 +99,7 @@ class TruthfulQA:
         return encode_choices(
             tokenizer,
             [
-                Alternatives(
+                (
                     asked.place,
                     QA_PROMPT.format(question=asked.text),
                     [f" {answer}" for answer in (*asked.true, *asked.false)],

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from evaluation.models import ComparedModel
 from evaluation.tax.config import TaxConfig
-from evaluation.tax.model import Place, TaxModel
+from evaluation.tax.model import TaxModel
 from modeling.config import ModelConfig
 from modeling.load import load_causal, save
 from tests.conftest import enliven
@@ -35,7 +36,7 @@ def saved(
 def tax_model(saved: Callable[..., Path], model_config: ModelConfig, tmp_path: Path) -> Callable[..., TaxModel]:
     """`tax_model("gpt2", max_new_tokens=4)`: that model, with settings of the alignment tax."""
     return lambda architecture="llama", **settings: TaxModel(
-        Place("base", "base", str(saved(architecture)), model_config),
+        ComparedModel("base", str(saved(architecture)), model_config, 1),
         replace(TaxConfig(), **settings),
         FakeAccelerator(),  # type: ignore[arg-type]
         tmp_path / "scratch",
