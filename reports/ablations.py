@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from reports.formats import Format, number, percent
-from reports.plots import BLUE, DASHED, INK, grid, styled
+from reports.plots import BLUE, DASHED, INK, grid
 from reports.seeds import finished, markdown
 
 Numbers = Mapping[str, Any]
@@ -68,7 +68,6 @@ def table(found: Variants) -> str:
     return markdown(lines)
 
 
-@styled
 def picture(found: Variants) -> Figure:
     """A panel for each measure, with a marker for each seed, the same in every row, and a line at the mean."""
     seeds = sorted({run["seed"] for runs in found.values() for run in runs})

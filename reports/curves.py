@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from reports.plots import DASHED, HEALTHY, RED, grid, styled
+from reports.plots import DASHED, HEALTHY, RED, grid
 
 MANY = 60
 """Longer curves also get a running mean."""
@@ -106,7 +106,6 @@ class Panel:
             axes.set_ylim(low, high)
 
 
-@styled
 def curves(
     panels: Sequence[Panel], rows: Sequence[Mapping[str, Any]], x_label: str = "optimizer steps"
 ) -> Figure | None:

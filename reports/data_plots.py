@@ -12,14 +12,13 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFor
 from data.language import UNDETERMINED
 from reports.formats import counted, spaced
 from reports.paper import SET_TITLES, USE_CASE_SHARES
-from reports.plots import BLUE, DASHED, GREEN, GREY, PURPLE, RED, grid, styled
+from reports.plots import BLUE, DASHED, GREEN, GREY, PURPLE, RED, grid
 
 Facts = Mapping[str, Any]
 COLOURS = {"sft": BLUE, "rm": GREEN, "rl": RED, "rankings": PURPLE}
 LANGUAGES_SHOWN = 12
 
 
-@styled
 def figures(facts: Facts) -> dict[str, Figure | None]:
     """All plots."""
     return {

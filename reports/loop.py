@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from reports.formats import dig, number, percent, points
 from reports.page import Page, Table, side_by_side
-from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, YELLOW, errors, grid, styled
+from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, YELLOW, errors, grid
 from reports.run import Results, digests
 from reports.run_tables import JUDGES
 
@@ -103,7 +103,6 @@ def rounds_table(found: Sequence[Mapping[str, Any]]) -> Table:
     return side_by_side("", {one["name"]: one for one in found}, lines)
 
 
-@styled
 def picture(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Win rates against SFT over the rounds; SFT would be at 50%."""
     figure, (axes,) = grid(1, 1, height=4.2)

@@ -17,11 +17,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from reports.formats import Cell, Format, between, counted, dig, duration, measured, number, percent, spaced
-from reports.plots import STYLE
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -117,8 +115,7 @@ def environment(templates: Path, escape: bool) -> Environment:
 def png(figure: Figure) -> bytes:
     """The plot as a file, on white in any theme."""
     buffer = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -1,11 +1,11 @@
-"""Style, panels and error bars shared by all plots."""
+"""Style, panels and error bars shared by all plots. Importing this module sets the style."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ INK, GREY, HEALTHY = "#333333", "#BBBBBB", "#EAF5EA"
 BLUE, RED, GREEN, PURPLE, YELLOW = "#4477AA", "#EE6677", "#228833", "#AA3377", "#CCBB44"
 """Paul Tol's bright scheme, which colour-blind readers can tell apart."""
 WIDTH = 11.0
-STYLE: dict[str, Any] = {
+rcParams.update({
     "axes.axisbelow": True, "axes.formatter.useoffset": False, "axes.grid": True, "grid.color": "#E6E6E6",
     "axes.spines.right": False, "axes.spines.top": False, "axes.titlelocation": "left",
     "axes.titlesize": 10, "axes.labelsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
@@ -24,9 +24,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False, "legend.handlelength": 1.4, "lines.linewidth": 1.6,
     "figure.constrained_layout.use": True, "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.08,
-}  # fmt: skip
-styled = rc_context(STYLE)
-"""Decorates the functions that draw."""
+})  # fmt: skip
 DASHED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": "--", "zorder": 1}
 
 

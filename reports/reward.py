@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from reports.curves import Line, Panel, curves
 from reports.formats import Cell, measured, number, percent, points
 from reports.page import Page, Table, matrix
-from reports.plots import BLUE, DASHED, GREEN, PURPLE, errors, grid, styled
+from reports.plots import BLUE, DASHED, GREEN, PURPLE, errors, grid
 from reports.verdict import against_best, baseline
 
 PAGE = Page("reward.j2", "reward.html", "reward.md", "reward_pictures")
@@ -89,7 +89,6 @@ def grouped_table(reports: Reports, part: str, key: str, title: str) -> Table:
     return Table([title, *(column for split in found for column in (split, "Pairs"))], rows)
 
 
-@styled
 def calibration_curves(reports: Reports) -> Figure | None:
     """One panel per split: how often the labeler agrees with the model, against the model's predicted probability."""
     shown = {split: report["calibration"]["bins"] for split, report in reports.items() if report["calibration"]["bins"]}
@@ -117,7 +116,6 @@ def calibration_curves(reports: Reports) -> Figure | None:
     return figure
 
 
-@styled
 def learning_curve(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Held-out accuracy against the number of training prompts; a curve that still rises suggests more labels."""
     if not rows:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from reports.curves import ERRORS, MANY, Line, Panel, by_step, x_axis
 from reports.formats import Interval, number, percent
-from reports.plots import BLUE, DASHED, GREEN, GREY, INK, PURPLE, RED, YELLOW, dots, errors, grid, styled
+from reports.plots import BLUE, DASHED, GREEN, GREY, INK, PURPLE, RED, YELLOW, dots, errors, grid
 
 Rows = Sequence[Mapping[str, Any]]
 MODELS = {"base": ("base", "#777777"), "sft": ("SFT", BLUE), "ppo": ("PPO", RED)}
@@ -91,7 +91,6 @@ JUDGES = {
 """The judges: the proxy, which is optimized, and two gold scores."""
 
 
-@styled
 def ppo_curves(
     rows: Rows, held_out: Rows = (), kl_target: float | None = None, weighted: bool = False
 ) -> Figure | None:
@@ -148,7 +147,6 @@ def _draw_phases(axes: Axes, seconds: pd.DataFrame) -> None:
     x_axis(axes, "iteration")
 
 
-@styled
 def win_rates(comparisons: Mapping[str, Interval]) -> Figure | None:
     """One point with its 95% interval per comparison, and a line at 50%."""
     if not comparisons:
@@ -162,7 +160,6 @@ def win_rates(comparisons: Mapping[str, Interval]) -> Figure | None:
     return figure
 
 
-@styled
 def rubric_parts(models: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure | None:
     """One panel per measure with base, SFT and PPO as points with their 95% intervals. `titles` maps measures to their
     names, in order.
@@ -179,7 +176,6 @@ def rubric_parts(models: Mapping[str, Mapping[str, Interval]], titles: Mapping[s
     return figure
 
 
-@styled
 def over_optimisation(rows: Rows, best_of_n: Mapping[str, Any] | None = None) -> Figure | None:
     """Score against the square root of KL during training (Gao et al. 2022). Where the curve bends down, the policy is
     over-optimized.
@@ -230,7 +226,6 @@ def _frontier(axes: Axes, found: Mapping[str, Any], key: str) -> None:
     )  # fmt: skip
 
 
-@styled
 def baseline_epochs(rows: Rows) -> Figure | None:
     """Validation loss and the reward model's score of each epoch of the SFT baseline; the chosen one is marked."""
     if not rows:

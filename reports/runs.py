@@ -18,7 +18,7 @@ from reports import run_tables
 from reports.curves import by_step
 from reports.formats import dig, number, percent, spaced
 from reports.page import Page, Table, side_by_side
-from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, YELLOW, errors, grid, styled
+from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, YELLOW, errors, grid
 from reports.run import Results, digests
 
 PAGE = Page("runs.j2", "index.html", "report.md", "pictures")
@@ -131,7 +131,6 @@ def answers(results: Mapping[str, Results]) -> list[tuple[str, list[tuple[str, s
     ]
 
 
-@styled
 def frontier(results: Mapping[str, Results]) -> Figure | None:
     """PPO's win rate against SFT and its KL, a point for each run, with best-of-n of the runs that measured it."""
     shown = {
@@ -160,7 +159,6 @@ def frontier(results: Mapping[str, Results]) -> Figure | None:
     return figure
 
 
-@styled
 def curves(results: Mapping[str, Results], groups: Sequence[Sequence[str]]) -> Figure | None:
     """Metrics of PPO: the mean of each group over its seeds, and a band from its lowest to its highest run."""
     drawn = [group for group in groups if any(results[name].metrics["ppo"] for name in group)]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports import page
-from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, errors, grid, styled
+from reports.plots import BLUE, DASHED, GREEN, PURPLE, RED, errors, grid
 from reports.run_plots import MODELS
 
 Points = Sequence[Mapping[str, Any]]
@@ -24,7 +24,6 @@ def write_picture(folder: Path) -> None:
     (folder / "sweep.png").write_bytes(page.png(figure))
 
 
-@styled
 def scores_by_kl(found: Mapping[str, Any]) -> Figure:
     """A panel for each judge: its score minus SFT's against sqrt(KL), with intervals and Gao et al.'s fits."""
     gold = "the labeler's rubric" if found["gold"] == "rubric" else "a held-out reward model"
@@ -46,7 +45,6 @@ def scores_by_kl(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@styled
 def loss_by_reward(found: Mapping[str, Any]) -> Figure:
     """A panel for each judge: its score against the loss on pretraining text, both minus SFT's, for gammas at the run's
     beta and for betas at gamma 0. Top left is best.
