@@ -102,6 +102,9 @@ def report(
     judged = Judged(items, prompt_P, user_N, resamples, seed)
     margins_P = judged.margins(scores)
     flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
+    sizes_N = np.array([len(item.answers) for item in items], dtype=float)
+    # The difference of two ranks in this order counts the distinct ranks between them; NaN without ranks.
+    orders = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in items]
     beside = {name: judged.beside(given, margins_P) for name, given in judges.items()}
     return {
         **judged.right(scores, margins_P),
@@ -114,8 +117,8 @@ def report(
         "best_baseline": max(
             (name for name in beside if name != "random"), key=lambda name: beside[name]["accuracy"]["mean"]
         ),
-        "by_k": by_answers(judged, margins_P),
-        "by_distance": by_distance(judged, margins_P),
+        "by_k": grouped(judged, margins_P, sizes_N[prompt_P], "k"),
+        "by_distance": grouped(judged, margins_P, judged.margins(orders), "distance"),
         "calibration": calibration(judged, margins_P),
         "ties": ties(scores, items, margins_P),
         "length": length(judged, scores, margins_P),
@@ -182,32 +185,15 @@ def outcomes(margins_P: Floats) -> Floats:
     return found
 
 
-def by_answers(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
-    """Accuracy by K, the number of answers to a prompt."""
-    sizes_N = np.array([len(item.answers) for item in judged.items])
-    sizes_P, prompts = sizes_N[judged.prompt_P], prompts_of(judged.items)
+def grouped(judged: Judged, margins_P: Floats, group_P: Floats, key: str) -> list[dict[str, Any]]:
+    """Accuracy on the pairs of each group, a positive whole number named `key`; pairs of no group are left out."""
     return [
         {
-            "k": int(k),
-            "prompts": len({prompt for prompt, size in zip(prompts, sizes_N, strict=True) if size == k}),
-            "pairs": int((sizes_P == k).sum()),
-            "accuracy": judged.share(outcomes(margins_P), sizes_P == k),
+            key: int(group),
+            "pairs": int((group_P == group).sum()),
+            "accuracy": judged.share(outcomes(margins_P), group_P == group),
         }
-        for k in np.unique(sizes_P)
-    ]
-
-
-def by_distance(judged: Judged, margins_P: Floats) -> list[dict[str, Any]]:
-    """Accuracy by the number of distinct ranks between the two answers; prompts without ranks are left out."""
-    orders = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in judged.items]
-    steps_P = judged.margins(orders)
-    return [
-        {
-            "distance": int(step),
-            "pairs": int((steps_P == step).sum()),
-            "accuracy": judged.share(outcomes(margins_P), steps_P == step),
-        }
-        for step in np.unique(steps_P[steps_P > 0])
+        for group in np.unique(group_P[group_P > 0])
     ]
 
 
