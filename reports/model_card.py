@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ppo.config import PPOConfig
 from reports.formats import dig, number, percent, spaced, with_interval
 from reports.page import Table, render
 from reports.verdict import labeler_note
@@ -28,6 +27,10 @@ class Kind:
     """The settings of the stage that the card lists."""
 
 
+PPO_SETTINGS = (
+    "total_episodes", "batch_size", "learning_rate", "rewards", "kl_coef", "kl_target", "kl_placement", "ptx_coef",
+    "gae_lambda", "clip_range",
+)  # fmt: skip
 KINDS = {
     "sft/model": Kind(
         "sft",
@@ -45,13 +48,13 @@ KINDS = {
         "ppo",
         "the policy after PPO-ptx (stage 3), with its last weights",
         "text-generation",
-        ("total_episodes", "batch_size", "learning_rate", "kl_coef", "ptx_coef", "clip_range"),
+        PPO_SETTINGS,
     ),
     "ppo/model_ema": Kind(
         "ppo",
         "the policy after PPO-ptx (stage 3), with the moving average (EMA) of its weights",
         "text-generation",
-        ("total_episodes", "batch_size", "learning_rate", "kl_coef", "ptx_coef", "clip_range", "ema_decay"),
+        (*PPO_SETTINGS, "ema_decay"),
     ),
 }
 """By the model's folder in the run folder."""
@@ -66,13 +69,6 @@ def write_model_cards(run: Path, run_name: str) -> None:
             (run / place / "README.md").write_text(card(run, place, run_name), encoding="utf-8")
 
 
-def changed(config: Mapping[str, Any]) -> list[str]:
-    """The settings of PPO's objective that differ from the defaults."""
-    defaults = asdict(PPOConfig())
-    used = defaults | config["ppo"]
-    return [name for name in ("rewards", "kl_target", "kl_placement", "gae_lambda") if used[name] != defaults[name]]
-
-
 def card(run: Path, place: str, run_name: str) -> str:
     """The text of a model's README.md."""
     kind = KINDS[place]
@@ -80,8 +76,7 @@ def card(run: Path, place: str, run_name: str) -> str:
     config = manifest["config"]
     base, found, policy = config["model"]["base"], results(run, place), evaluated(run)
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
-    shown = [*kind.settings, *changed(config)] if kind.stage == "ppo" else kind.settings
-    settings = [[f"`{kind.stage}.{key}`", str(dig(config, f"{kind.stage}.{key}"))] for key in shown]
+    settings = [[f"`{kind.stage}.{key}`", str(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
     head = ModelCardData(
         model_name=name,
         base_model=base if "/" in base and not Path(base).exists() else None,
