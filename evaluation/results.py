@@ -73,7 +73,10 @@ class Results:
             **self.contest.headline(comparisons),
             **rubric_win_rates(self.answers["ppo"], self.answers["sft"], self.labels, bootstrap),
             "comparisons": comparisons,
-            "chrf_difference": bootstrap.interval(differences(self.answers["ppo"], self.answers["sft"], "chrf")),
+            **{
+                f"{part}_difference": bootstrap.interval(differences(self.answers["ppo"], self.answers["sft"], part))
+                for part in ("chrf", "complete")
+            },
             "judge_agreement": self.contest.agreement(),
             "models": parts_table(self.answers, bootstrap),
             "perplexity": done.perplexities,

@@ -4,10 +4,10 @@ Uses the contents of evaluation.json and accuracy.json. A part of the rubric car
 interval of the win rate contains 50% or lies on the other side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from data.intervals import FEW_PROMPTS, FEW_USERS, FEWEST_PROMPTS, Bootstrap
+from data.intervals import FEW_PROMPTS, FEW_USERS, FEWEST_PROMPTS
 from reports import formats
 from reports.formats import Format, Interval, between, change, counted, dig, number, percent, signed, with_interval
 
@@ -72,8 +72,9 @@ def because(kind: str, without: Mapping[str, Interval]) -> str:
     outcome = {"better": "win", "worse": "loss"}[kind]
     left = {"better": "PPO is better", "worse": "PPO is worse", "even": "no difference is shown"}
     rest = {
-        part: f"{left[side(without[part], 0.5)]} ({percent(without[part]['mean'])}, {between(without[part])})"
-        for part in carrying_parts(kind, without)
+        part: f"{left[side(found, 0.5)]} ({percent(found['mean'])}, {between(found)})"
+        for part, found in without.items()
+        if side(found, 0.5) != kind
     }
     if not rest:
         return f"; no single part of the rubric carries the {outcome}: it remains without each of them"
@@ -82,11 +83,6 @@ def because(kind: str, without: Mapping[str, Interval]) -> str:
         return f"; the {outcome} comes from {PARTS[part]}: without it {remains}"
     each = ", ".join(f"without {PARTS[part]} {remains}" for part, remains in rest.items())
     return f"; the {outcome} depends on {len(rest)} parts of the rubric: {each}"
-
-
-def carrying_parts(kind: str, without: Mapping[str, Interval]) -> list[str]:
-    """The parts without which the interval contains 50% or lies on the other side."""
-    return [part for part, found in without.items() if side(found, 0.5) != kind]
 
 
 def side(found: Interval, level: float) -> str:
@@ -165,7 +161,7 @@ def against_best_of_n(found: Mapping[str, Any]) -> str:
     return text
 
 
-def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> list[dict[str, str]]:
+def checks(evaluation: Tree, accuracy: Tree) -> list[dict[str, str]]:
     """Checks of the verdict: a claim, whether the numbers support it (`mark`), and the numbers."""
     found: list[dict[str, str]] = []
     marks = {"better": "holds", "worse": "fails", "even": "open"}
@@ -192,7 +188,7 @@ def checks(evaluation: Tree, accuracy: Tree, generations: Sequence[Tree]) -> lis
         ("complete", "PPO ends its answers more often than SFT", "Complete (ends by itself)"),
     ):
         text = f"{title}, PPO minus SFT on the same prompts: {{}}"
-        add(claim, paired(generations, part), text, level=0.0, form=signed)
+        add(claim, evaluation.get(f"{part}_difference"), text, level=0.0, form=signed)
     for judge in evaluation.get("judges", []):
         if not judge["taught"] and judge["name"] != "chrf":
             claim = f"PPO wins by {JUDGES[judge['name']]}, not used in training"
@@ -222,13 +218,3 @@ def against_best(judged: Tree) -> tuple[str, str]:
         f"({title[:1].lower()}{title[1:]}), a paired difference of {difference} ({interval}). The best baseline is "
         "chosen on these same pairs, which favours it and makes the check strict."
     )
-
-
-def paired(rows: Sequence[Tree], part: str) -> Interval | None:
-    """The per-prompt difference PPO minus SFT of a part, with the interval of the mean; None without answers."""
-
-    def mean(answers: Sequence[Tree]) -> float:
-        return sum(answer["parts"][part] for answer in answers) / len(answers)
-
-    bootstrap = Bootstrap(users=[row["user_id"] for row in rows])
-    return bootstrap.interval([mean(row["ppo"]) - mean(row["sft"]) for row in rows]) if rows else None

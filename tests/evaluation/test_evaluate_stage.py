@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -173,6 +174,8 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
     rows = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
     assert set(rows[0]["others"]) == {"base_few_shot", "ppo_last", str(other)}
     assert rows[0]["ppo_against_sft"] in (0.0, 0.5, 1.0)
+    ended = {name: [answer["complete"] for row in rows for answer in row[name]] for name in ("ppo", "sft")}
+    assert evaluation["complete_difference"]["mean"] == pytest.approx(fmean(ended["ppo"]) - fmean(ended["sft"]))
     # Ranking one pair as people do: it is read back from the answers that were written.
     best, worst = rows[1]["ppo"][0]["text"], rows[1]["sft"][0]["text"]
     write_records(people, [Ranking(prompt=ASKED[1].prompt, completions=[best, worst], ranks=[1, 2])])

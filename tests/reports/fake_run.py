@@ -192,6 +192,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
             "repetition": around(0.5033), "copying": around(0.4981), "profanity": around(0.4944),
         },
         "perplexity": {"base": 17.01, "sft": 18.12, "ppo": 19.03},
+        "chrf_difference": around(0.0071, 0.01), "complete_difference": around(0.1133, 0.02),
         "kl": around(8.765, 0.6), "reward_model": test,
         "judges": [{"name": "rubric", "taught": True}, {"name": "llm", "taught": False}],
         "comparisons": {

@@ -79,8 +79,16 @@ def test_a_handful_of_prompts_shows_nothing_whatever_their_interval(prompts: int
     assert found["kind"] == kind
     assert f", {prompts} held-out prompt{'s' if prompts > 1 else ''})" in found["text"]
     equal = interval([1.0] * prompts)
-    marks = [row["mark"] for row in checks({"win_rate_both_end": equal}, {}, [])]
+    marks = [row["mark"] for row in checks({"win_rate_both_end": equal}, {})]
     assert marks == ["holds" if kind == "better" else "open"]
+
+
+def test_differences_to_sft_are_checked_against_zero() -> None:
+    found = checks({"chrf_difference": rate(-0.02, -0.03, -0.01), "complete_difference": rate(0.1, 0.05, 0.15)}, {})
+    assert [(row["mark"], row["numbers"]) for row in found] == [
+        ("fails", "chrF, PPO minus SFT on the same prompts: -0.0200 (-0.0300 to -0.0100)"),
+        ("holds", "Complete (ends by itself), PPO minus SFT on the same prompts: +0.1000 (+0.0500 to +0.1500)"),
+    ]
 
 
 def test_a_loss_is_attributed_to_its_part_and_no_difference_to_none() -> None:
@@ -127,7 +135,7 @@ LIKELIHOOD, BETTER = baseline(0.673, -0.09, 0.034), baseline(0.8, -0.2, -0.1)
     ],
 )
 def test_the_reward_model_is_compared_with_the_best_baseline(baselines: dict[str, Any], best: str, mark: str) -> None:
-    (found,) = checks({}, {"test": judged(**baselines) | {"best_baseline": best}}, [])
+    (found,) = checks({}, {"test": judged(**baselines) | {"best_baseline": best}})
     assert (found["claim"], found["mark"]) == ("The reward model beats the best simple baseline", mark)
     assert "The best baseline is chosen on these same pairs" in found["numbers"]
 
