@@ -8,7 +8,10 @@ the benchmarks (ours).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from data.intervals import Bootstrap
 from evaluation.compare import by_scores, scores_of, win_rate
@@ -32,24 +35,23 @@ class Point:
         `perplexity` is exp of the mean loss, and the win rate is by the labeler's rubric, against SFT.
         """
         runs = list(self.runs.values())
-        losses = mean_over_seeds([run.losses for run in runs])
-        loss = sft.loss_interval(losses, bootstrap)
-        own = {part: mean_over_seeds([run.means(part) for run in runs]) for part in PARTS}
+        losses = np.mean([run.losses for run in runs], axis=0)
+        own = {part: np.mean([run.means(part) for run in runs], axis=0) for part in PARTS}
         answers = [
             [given for run in rows for given in run] for rows in zip(*(run.answers for run in runs), strict=True)
         ]
         return {
             "gamma": self.gamma,
             "beta": self.beta,
-            "pretraining_loss": loss,
-            "pretraining_loss_change": sft.loss_interval(minus(losses, sft.losses), bootstrap),
-            "perplexity": math.exp(loss["mean"]),
-            **{part: bootstrap.interval(values) for part, values in own.items()},
-            **{f"{judge}_change": bootstrap.interval(minus(own[judge], sft.means(judge))) for judge in JUDGES},
-            "kl": bootstrap.interval(mean_over_seeds([run.kl for run in runs])),
+            "pretraining_loss": sft.loss_interval(losses.tolist(), bootstrap),
+            "pretraining_loss_change": sft.loss_interval((losses - sft.losses).tolist(), bootstrap),
+            "perplexity": math.exp(losses.mean()),
+            **{part: bootstrap.interval(values.tolist()) for part, values in own.items()},
+            **{f"{judge}_change": bootstrap.interval((own[judge] - sft.means(judge)).tolist()) for judge in JUDGES},
+            "kl": bootstrap.interval(np.mean([run.kl for run in runs], axis=0).tolist()),
             "win_rate": win_rate(by_scores(scores_of(answers), scores_of(sft.answers), tie_width), bootstrap),
             "seeds": {
-                str(seed): {"proxy": average(run.means("proxy")), "pretraining_loss": average(run.losses)}
+                str(seed): {"proxy": fmean(run.means("proxy")), "pretraining_loss": fmean(run.losses)}
                 for seed, run in self.runs.items()
             },
         }
@@ -57,24 +59,11 @@ class Point:
 
 def ptx_sweep(sft: Measured, points: Sequence[Point], tie_width: float, bootstrap: Bootstrap) -> dict[str, Any]:
     """SFT and every point."""
-    own = Point(0.0, 0.0, {0: sft}).report(sft, tie_width, bootstrap)
-    shown = ("pretraining_loss", "perplexity", *PARTS)
     return {
-        "sft": {name: own[name] for name in shown},
+        "sft": {
+            "pretraining_loss": sft.loss_interval(sft.losses, bootstrap),
+            "perplexity": math.exp(fmean(sft.losses)),
+            **{part: bootstrap.interval(sft.means(part)) for part in PARTS},
+        },
         "points": [point.report(sft, tie_width, bootstrap) for point in points],
     }
-
-
-def mean_over_seeds(rows: Sequence[Sequence[float]]) -> list[float]:
-    """The mean of each entry over the rows, one of each seed."""
-    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
-
-
-def minus(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """The differences."""
-    return [a - b for a, b in zip(ours, theirs, strict=True)]
-
-
-def average(values: Sequence[float]) -> float:
-    """The mean."""
-    return sum(values) / len(values)

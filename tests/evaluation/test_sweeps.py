@@ -99,6 +99,7 @@ def test_a_point_is_the_mean_over_its_seeds_and_the_loss_is_compared_text_by_tex
     assert point["proxy_change"]["mean"] == pytest.approx(((4 + 2) / 2 - 2 + (6 + 3) / 2 - 3) / 2)
     assert point["kl"]["mean"] == pytest.approx(2.0)
     assert point["seeds"]["1"] == {"proxy": 2.5, "pretraining_loss": 3.0}
+    assert (found["sft"]["proxy"]["mean"], found["sft"]["perplexity"]) == (2.5, pytest.approx(math.exp(3)))
     # The rubric's preference of each of 5 answers of both seeds over each of 3: (4.5 + 6.5) / 15 and (9.0) / 15.
     ours = [[5, 3, 1, 5, 3], [1, 5, 0, 0, 6]]
     theirs = [[1, 5, 3], [0, 0, 6]]
