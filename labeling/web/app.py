@@ -16,26 +16,26 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
 from labeling.ratings import FLAGS, NULLABLE, QUALITY
 from labeling.web.conversations import AbsentError
 from labeling.web.export import rows_of, screening
-from labeling.web.forms import SKIP_REASONS, FormError, draft_of, label_of
+from labeling.web.forms import MAX_FIELD, SKIP_REASONS, FormError, draft_of, label_of
 from labeling.web.pages import HERE, Admin, Fields, Number, Pages, Signed
 from labeling.web.people import SESSION_SECONDS, Session, StoreError
 from labeling.web.playground import NO_CHAT, Chat, Playground
-from labeling.web.security import Guard, RateLimit, TooLargeError
+from labeling.web.security import Guard, RateLimit
 from labeling.web.store import Label, Store, Task
 
-HOSTS = ("127.0.0.1", "localhost", "::1", "testserver")
+HOSTS = ("127.0.0.1", "localhost", "[::1]", "testserver")
 SIGN_INS = 10
 """Attempts to sign in that an address has each minute."""
 
 PROBLEMS: dict[type[Exception], tuple[int, str]] = {
     RequestValidationError: (404, "There is no such page."),
     AbsentError: (404, "There is no such conversation of yours."),
-    TooLargeError: (413, "The request is too large."),
-    TimeoutError: (408, "The request is too slow."),
 }
 
 
@@ -56,7 +56,7 @@ class RankingPages(Pages):
 
     async def sign_in(self, request: Request) -> Response:
         """Starts a session with an invitation token."""
-        fields = await request.form(max_files=0, max_fields=5)
+        fields = await request.form(max_files=0, max_fields=5, max_part_size=MAX_FIELD)
         secret = await run_in_threadpool(self.store.sign_in, str(fields.get("token", "")).strip())
         if secret is None:
             self.failures(request.client.host if request.client else "")
@@ -158,8 +158,10 @@ class RankingPages(Pages):
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
-def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT) -> Guard:
-    """The app, as an ASGI application. `hosts` are the names under which it can be reached."""
+def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT) -> ASGIApp:
+    """The app, as an ASGI application. `hosts` are the names under which it can be reached, so that no other site can
+    pose as it.
+    """
     app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), RankingPages(store)
     app.state.pages = pages
     app.mount("/static", StaticFiles(directory=HERE / "static"))
@@ -185,4 +187,4 @@ def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT)
 
     for kind, (status, text) in PROBLEMS.items():
         app.add_exception_handler(kind, partial(pages.explained, status, text))
-    return Guard(app, hosts)
+    return Guard(TrustedHostMiddleware(app, hosts, www_redirect=False))

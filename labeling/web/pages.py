@@ -10,6 +10,7 @@ from fastapi import Path as InPath
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from labeling.web.forms import MAX_FIELD
 from labeling.web.people import Session, hashed
 from labeling.web.security import check_csrf
 from labeling.web.store import Store
@@ -60,7 +61,7 @@ def admin(session: Signed) -> Session:
 
 async def form(request: Request, session: Signed) -> dict[str, Any]:
     """The fields of a form of this session. Raises 403 for forms of other sites and sessions."""
-    fields = await request.form(max_files=0, max_fields=500)
+    fields = await request.form(max_files=0, max_fields=500, max_part_size=MAX_FIELD)
     check_csrf(session.csrf, fields.get("csrf"))
     return dict(fields)
 
