@@ -114,39 +114,35 @@ class RunConfig:
                     raise ValueError(
                         f"{name}: there is no {Path(folder) / file}: give the folder of that stage in an earlier run"
                     )
-        own = Path(self.runs_folder) / self.run_name / "reward" / "model"
-        for name in ("sweep_kl", "sweep_ptx"):
-            gold = getattr(self, name).gold
-            if gold is not None and Path(gold).resolve() == own.resolve():
-                raise ValueError(
-                    f"{name}.gold={gold} is this run's own reward model, which gives the proxy score: give another one"
-                )
+        self.refuse_known_gold()
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
             if dataclasses.is_dataclass(value):
                 value.validate()  # type: ignore[union-attr]
         if self.model.quantization != "none" and self.ppo.engine == "vllm":
             raise ValueError("ppo.engine=vllm does not support model.quantization: set ppo.engine=native")
-        self.refuse_known_gold()
 
     def refuse_known_gold(self) -> None:
-        """Raises ValueError if the gold reward model is one that PPO was trained on."""
-        gold, root = self.evaluate.gold, Path(self.runs_folder) / self.run_name
-        if gold.model is None:
-            return
+        """Raises ValueError if a gold reward model is one that PPO was trained on."""
+        own = Path(self.runs_folder) / self.run_name / "reward" / "model"
         known: list[tuple[str, str, str | None]] = [
-            ("the run's own reward model", str(root / "reward" / "model"), None),
+            ("the run's own reward model", str(own), None),
             *(("in ppo.rewards", term.path, term.revision) for term in self.ppo.rewards if term.path is not None),
         ]
         if self.reward.base is not None and self.reward.epochs == 0:
             known.append(("reward.base", self.reward.base, self.reward.revision))
-        for what, place, revision in known:
-            same = Path(place).resolve() == Path(gold.model).resolve()
-            if same and (Path(place).exists() or revision == gold.revision):
-                raise ValueError(
-                    f"evaluate.gold.model={gold.model} is {what}, on which PPO was trained: give a reward model that "
-                    "was trained on other rankings"
-                )
+        for name, gold, revision in (
+            ("evaluate.gold.model", self.evaluate.gold.model, self.evaluate.gold.revision),
+            ("sweep_kl.gold", self.sweep_kl.gold, None),
+            ("sweep_ptx.gold", self.sweep_ptx.gold, None),
+        ):
+            for what, place, known_revision in known:
+                same = gold is not None and Path(place).resolve() == Path(gold).resolve()
+                if same and (Path(place).exists() or known_revision == revision):
+                    raise ValueError(
+                        f"{name}={gold} is {what}, on which PPO was trained: give a reward model that was trained on "
+                        "other rankings"
+                    )
 
     def refuse_own_result(self, setting: str, place: str | None) -> None:
         """Raises ValueError if a base model is a result of this run, so that every run would change its own input."""

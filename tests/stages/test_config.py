@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_origin
 
@@ -399,6 +400,7 @@ GOLD = ("--evaluate.judges", "[gold]", "--evaluate.gold.model")
         (["--evaluate.models", "[a/b/c]"], "evaluate.models=a/b/c: no such folder"),
         ([*GOLD, "org/gold", "--reward.base", "org/gold", "--reward.epochs", "0"], "is reward.base, on which PPO"),
         ([*GOLD, "org/gold", "--ppo.rewards", "[{kind: model}, {kind: model, path: org/gold}]"], "in ppo.rewards"),
+        (["--sweep_kl.gold", "org/gold", "--reward.base", "org/gold", "--reward.epochs", "0"], "is reward.base, on"),
     ],
 )
 def test_contradictions_are_refused_by_the_name_of_the_field(arguments: list[str], sentence: str) -> None:
@@ -407,12 +409,15 @@ def test_contradictions_are_refused_by_the_name_of_the_field(arguments: list[str
         parse(*arguments)
 
 
-def test_the_runs_own_reward_model_is_no_gold_model_however_its_path_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", [GOLD, ["--sweep_kl.gold"], ["--sweep_ptx.gold"]])
+def test_the_runs_own_reward_model_is_no_gold_model_however_its_path_is_written(
+    tmp_path: Path, setting: Sequence[str]
+) -> None:
     (tmp_path / "demo" / "reward" / "model").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "demo" / "reward" / "model")
     for place in ("link", "demo/reward/../reward/model"):
         with pytest.raises(ValueError, match="is the run's own reward model, on which PPO was trained"):
-            parse("--runs_folder", str(tmp_path), *GOLD, str(tmp_path / place))
+            parse("--runs_folder", str(tmp_path), *setting, str(tmp_path / place))
 
 
 def test_keys_on_the_command_line_are_text_too() -> None:

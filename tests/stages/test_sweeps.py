@@ -225,7 +225,7 @@ def test_the_kl_sweep_trains_a_run_for_each_seed_and_a_model_gives_the_gold_scor
         gold=str(root(config) / "reward" / "model"),
         **SWEEPING,
     )
-    with pytest.raises(ValueError, match=r"is this run's own reward model, which gives the proxy score"):
+    with pytest.raises(ValueError, match=r"^sweep_kl\.gold=.* is the run's own reward model, on which PPO was trained"):
         config.validate()
     copied = shutil.copytree(root(config) / "reward" / "model", root(config).with_name("copied"))
     config.sweep_kl.gold = str(copied)
