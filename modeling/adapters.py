@@ -109,12 +109,6 @@ def expert_weights(backbone: nn.Module) -> list[str]:
     return [name for name, weight in backbone.named_parameters() if weight.dim() == 3 and ".experts." in f".{name}"]
 
 
-def lora_names(model: Any, settings: LoraSettings) -> str:
-    """Names of the linear layers with an adapter, and whether there are experts without. Raises like `lora_config`."""
-    names = ", ".join(sorted(lora_config(model, settings).target_modules))
-    return f"{names}; not the experts" if expert_weights(backbone_of(model)) else names
-
-
 def what_lora_adapts(model: PeftModel) -> str:
     """A log message: the names and numbers of linear layers with an adapter, and the kinds of weights without."""
     backbone = backbone_of(model)

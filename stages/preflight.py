@@ -1,6 +1,5 @@
 """Checks before training that the models support every stage of the pipeline, by running them on a few tokens."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,7 @@ if TYPE_CHECKING:
     from reward.start import Start
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The result of the check for a model."""
-
-    decoder: str
-    """`native` or `transformers`."""
-    head: str
-    """Where the class of its reward model is defined: `transformers` or `ours`."""
-    lora: str
-    """The names of adapted layers, see `modeling.adapters.lora_names`; empty with `model.adapter: none`."""
-
-
-def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False) -> Answer:
+def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False) -> None:
     """Checks what the base model supports.
 
     Args:
@@ -36,8 +23,9 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     Raises ValueError if a stage cannot use `model.base` or `reward.base`, before weights are loaded if the
     configurations show it.
     """
-    from modeling.adapters import refuse_untrained_end
+    from modeling.adapters import lora_config, refuse_untrained_end
     from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
+    from modeling.generation import generator_for
     from modeling.load import base_model_place, load_causal, load_scalar, load_tokenizer, read_settings
     from modeling.logprobs import refuse_unknown_logits
     from modeling.models import refuse_recomputing
@@ -55,7 +43,10 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     refuse_unknown_logits(model, name)
     if config.model.adapter == "lora":
         refuse_untrained_end(model, tokenizer, name)
-    found = examine(model, config)
+        lora_config(model, config.model.lora)  # raises if the model has fewer layers than top_layers
+    generator = generator_for(model)
+    if config.ppo.engine == "native":  # PPOConfig.validate checks the others
+        config.ppo.refuse_unrecorded(generator.records_logprobs)
     sft, reward, ppo = (part.activation_checkpointing for part in (config.sft, config.reward, config.ppo))
     if sft or ppo or (reward and not start.own_base):
         refuse_recomputing(model)
@@ -66,10 +57,9 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
         if reward or ppo:
             refuse_recomputing(reward_model)
     try_steps(model, reward_model, start, config)
-    return found
 
 
-def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> Answer:
+def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: Any) -> None:
     """`check_models` for a loaded base model, and checks of the finished data sets in `data` for later stages."""
     from demo.assets import SENTENCE_ENCODER
     from modeling.load import base_model_place
@@ -80,24 +70,9 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
         SENTENCE_ENCODER.path()  # the judge; a download that fails must not fail after training
     if config.labels.labeler == "none":
         refuse_undecided(config, data)
-    found = check_models(config, model)
+    check_models(config, model)
     check_rooms(config, data, Path(base_model_place(config.model)), tokenizer)
     check_readers(config, data, tokenizer)
-    return found
-
-
-def examine(model: Any, config: RunConfig) -> Answer:
-    """Checks a causal decoder. Raises ValueError when it cannot be decoded as configured."""
-    from modeling.adapters import lora_names
-    from modeling.architecture import has_own_head
-    from modeling.generation import generator_for
-
-    generator = generator_for(model)
-    if config.ppo.engine == "native":  # PPOConfig.validate checks the others
-        config.ppo.refuse_unrecorded(generator.records_logprobs)
-    decoder = "native" if generator.records_logprobs else "transformers"
-    lora = lora_names(model, config.model.lora) if config.model.adapter == "lora" else ""
-    return Answer(decoder, "ours" if has_own_head(model.config) else "transformers", lora)
 
 
 def refuse_undecided(config: RunConfig, data: Path) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
-from modeling.architecture import backbone_of
+from modeling.adapters import expert_weights, lora_config
+from modeling.architecture import backbone_of, has_own_head
 from modeling.config import ModelConfig
-from modeling.load import load_scalar
+from modeling.generation import generator_for
+from modeling.load import load_causal, load_scalar
 from modeling.shared_prefix import enable
 from stages.config import RunConfig
 from stages.preflight import check_models
@@ -100,9 +102,13 @@ def table() -> dict[str, dict[str, str]]:
 def found_row(place: Path, tokenizer: Any) -> dict[str, str]:
     """The result of the check before training for the model in this folder, as columns of the table."""
     config = RunConfig(model=ModelConfig(base=str(place), device="cpu", precision="float32"))
-    answer = check_models(config)
+    check_models(config)
+    model = load_causal(place, config.model, tokenizer)
+    adapted = [*lora_config(model, config.model.lora).target_modules]
     why = enable(backbone_of(load_scalar(place, config.model, tokenizer)))
     return {
-        "decoded by": answer.decoder, "reward head": answer.head, "LoRA adapts": answer.lora,
+        "decoded by": "native" if generator_for(model).records_logprobs else "transformers",
+        "reward head": "ours" if has_own_head(model.config) else "transformers",
+        "LoRA adapts": ", ".join(sorted(adapted)) + "; not the experts" * bool(expert_weights(backbone_of(model))),
         "one pass": "yes" if why is None else "no",
-    }  # fmt: skip
+    }
