@@ -178,11 +178,6 @@ class Parser(jsonargparse.ArgumentParser):
         sys.exit(2)
 
 
-RENAMED = {
-    "ppo.iterations": "ppo.total_episodes, which is iterations times ppo.batch_size",
-    "ppo.micro_batch_size": "ppo.max_tokens_per_micro_batch, which counts tokens",
-}
-"""Keys of older configurations -> their replacements."""
 REFUSED = dict.fromkeys(
     ("ppo.top_k", "ppo.top_p"),
     "roll-outs are sampled from the whole distribution, because with a truncated one the policy's log-probabilities, "
@@ -202,8 +197,6 @@ def explain(message: str) -> str:
     key = unknown.group(1) if unknown else ".".join(part for part in nested.groups() if part) if nested else None
     if key is None:
         return wrong_type(sentence) or sentence
-    if key in RENAMED:
-        return f"unknown key '{key}': use {RENAMED[key]}"
     if key in REFUSED:
         return f"there is no {key}: {REFUSED[key]}"
     others = [name for name in names if not key.startswith(f"{name}.")]

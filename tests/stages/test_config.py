@@ -266,10 +266,6 @@ def test_a_sources_settings_are_in_the_file_and_on_the_command_line(tmp_path: Pa
     ("yaml", "sentence"),
     [
         (
-            "ppo: {iterations: 8}\n",
-            "unknown key 'ppo.iterations': use ppo.total_episodes, which is iterations times ppo.batch_size",
-        ),
-        (
             "ppo: {monitors: {kl: off}}\n",
             "ppo.monitors.kl: expected stop or warn or ignore, found False; YAML reads off, no, on and yes as",
         ),
