@@ -83,7 +83,6 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
         ]
         tokenizer.add_special_tokens({"pad_token": free[0] if free else ADDED_PAD})
         tokenizer.pad_is_new = not free  # read by `grow_embeddings`
-    tokenizer.padding_side = "right"
     return tokenizer
 
 

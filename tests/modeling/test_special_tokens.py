@@ -83,9 +83,15 @@ def test_a_tokenizer_like_gpt2s_gets_a_pad_of_its_own_and_the_model_a_row_for_it
     assert AutoTokenizer.from_pretrained(tmp_path / "reward").pad_token_id == 512
 
 
-def test_a_good_pad_is_left_alone_and_padding_goes_right(tiny_llama: Path, model_config: ModelConfig) -> None:
-    tokenizer = load_tokenizer(tiny_llama, model_config)
-    assert (tokenizer.pad_token, len(tokenizer), tokenizer.padding_side) == ("<|endoftext|>", 512, "right")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_good_pad_and_the_side_of_padding_are_left_alone(
+    copied: Path, tmp_path: Path, model_config: ModelConfig, side: str
+) -> None:
+    rewrite_tokenizer(copied, padding_side=side)
+    tokenizer = load_tokenizer(copied, model_config)
+    assert (tokenizer.pad_token, len(tokenizer)) == ("<|endoftext|>", 512)
+    save(load_causal(copied, model_config, tokenizer), tokenizer, tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").padding_side == side
 
 
 def test_a_tokenizer_without_eos_is_refused(copied: Path, model_config: ModelConfig) -> None:
