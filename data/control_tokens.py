@@ -18,7 +18,7 @@ def flag_control_tokens(tokenizer: Any, ends: Collection[str] = ()) -> None:
     """Flags all control tokens as special, so that transformers encodes and decodes them as such.
 
     An added token is a control token if it is flagged special, is one of the tokenizer's named special tokens, is in
-    `ends` (the end tokens of the generation config), or is written by the chat template and has the form of a `TAG`.
+    `ends` (the model's end tokens), or is written by the chat template and has the form of a `TAG`.
     Exceptions, unless flagged: white space, and tags written in pairs, such as `<think>` and `</think>`, since models
     write them in answers. Other added tokens are ordinary vocabulary.
     """

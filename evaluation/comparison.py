@@ -143,7 +143,7 @@ class Comparison:
                 temperature = self.settings.temperature
                 look = partial(likelihoods, policy, items, self.max_tokens, self.accelerator, temperature)
                 name = f"log-probabilities of {one.stream} by {model.stream}"
-                self.logprobs[one.name, model.name], _ = remembered(self.scratch, name, self.accelerator, look)
+                self.logprobs[one.name, model.name] = remembered(self.scratch, name, self.accelerator, look)
 
     def choose_best(self) -> None:
         """Scores the candidates for best-of-n and PPO's answers with the reward model; the best become answers."""

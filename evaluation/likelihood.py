@@ -44,8 +44,8 @@ def sft_baselines(
         return {}
     policy = policy_model(model, autocast_dtype(model_config, accelerator.device))
     Sharding.from_environment().shard(model)
-    totals, means = likelihoods(policy, own, max_tokens, accelerator)
-    return {"sft_likelihood": totals, "sft_likelihood_per_token": means}
+    logprobs = likelihoods(policy, own, max_tokens, accelerator)
+    return {"sft_likelihood": logprobs, "sft_likelihood_per_token": per_token(logprobs, own)}
 
 
 def likelihoods(
@@ -54,15 +54,14 @@ def likelihoods(
     max_tokens: int,
     accelerator: Accelerator,
     temperature: float = 1.0,
-) -> tuple[list[list[float]], list[list[float]]]:
-    """(log-probability of each answer, its mean per token) for every example, in order, in nats; the processes share
-    the work.
+) -> list[list[float]]:
+    """The log-probability of each answer of every example, in order, in nats; the processes share the work.
 
     Models of one architecture get the same batches. Under bfloat16 this matters for a KL: log-probabilities of the same
     model from two kinds of pass differ by far more than a small KL.
 
     Args:
-        max_tokens: of a forward pass.
+        max_tokens: per forward pass, but at least one prompt with its answers.
         temperature: log-probabilities are those of the distribution at this temperature.
     """
 
@@ -71,12 +70,15 @@ def likelihoods(
         logprobs_R, _ = policy(batch, temperature, with_entropy=False)
         return batch.padded(logprobs_R.double()).sum(1)
 
-    totals = each_answer(policy, compute, items, max_tokens, accelerator)
-    means = [
+    return each_answer(policy, compute, items, max_tokens, accelerator)
+
+
+def per_token(logprobs: Sequence[Sequence[float]], items: Sequence[RankingExample]) -> list[list[float]]:
+    """The mean over the tokens of each answer, from `likelihoods` of these examples."""
+    return [
         [total / len(ids) for total, ids in zip(row, item.answers, strict=True)]
-        for row, item in zip(totals, items, strict=True)
+        for row, item in zip(logprobs, items, strict=True)
     ]
-    return totals, means
 
 
 def answered_prompts(
@@ -94,8 +96,7 @@ def text_losses(
 ) -> list[float]:
     """The mean next-token loss of each chunk of plain text, in nats per token, in order."""
     items = [RankingExample(chunk[:1], [chunk[1:]]) for chunk in chunks]
-    _, means = likelihoods(policy, items, max_tokens, accelerator)
-    return [-mean for (mean,) in means]
+    return [-mean for (mean,) in per_token(likelihoods(policy, items, max_tokens, accelerator), items)]
 
 
 def perplexity(policy: PolicyModel, chunks: Sequence[list[int]], max_tokens: int, accelerator: Accelerator) -> float:

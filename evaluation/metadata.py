@@ -167,12 +167,12 @@ def metadata_table(rated: Sequence[RatedAnswer], resamples: int = 10_000) -> dic
     return table
 
 
-def prompt_means(frame: Any) -> Any:
+def prompt_means(frame: pd.DataFrame) -> pd.DataFrame:
     """The mean of each field over the ratings of each prompt; NaN for a prompt without a value."""
     return frame.groupby(["prompt", "user"], sort=False)[list(FIELDS)].mean()
 
 
-def intervals(means: Any, resamples: int) -> dict[str, dict[str, float] | None]:
+def intervals(means: pd.DataFrame, resamples: int) -> dict[str, dict[str, float] | None]:
     """The mean of each field over prompts, with its interval over users."""
     found = {}
     for name in FIELDS:

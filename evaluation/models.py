@@ -28,7 +28,7 @@ class ComparedModel:
 
     @property
     def stream(self) -> str:
-        """Names its random stream and its file of finished answers; a hash distinguishes paths of the same name."""
+        """Names its random stream and its files in `scratch`; a hash distinguishes paths of the same name."""
         if self.name != self.place:
             return f"evaluate {self.name}"
         return f"evaluate {Path(self.name).name} {sha256(self.name.encode()).hexdigest()[:8]}"

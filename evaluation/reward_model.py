@@ -103,8 +103,8 @@ def report(
     margins_P = judged.margins(scores)
     flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
     sizes_N = np.array([len(item.answers) for item in items], dtype=float)
-    # The difference of two ranks in this order counts the distinct ranks between them; NaN without ranks.
-    orders = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in items]
+    # Their margins count the ranks between two answers; NaN for rankings without ranks.
+    rank_scores = [ranks_as_scores(item) or [float("nan")] * len(item.answers) for item in items]
     beside = {name: judged.beside(given, margins_P) for name, given in judges.items()}
     return {
         **judged.right(scores, margins_P),
@@ -118,7 +118,7 @@ def report(
             (name for name in beside if name != "random"), key=lambda name: beside[name]["accuracy"]["mean"]
         ),
         "by_k": grouped(judged, margins_P, sizes_N[prompt_P], "k"),
-        "by_distance": grouped(judged, margins_P, judged.margins(orders), "distance"),
+        "by_distance": grouped(judged, margins_P, judged.margins(rank_scores), "distance"),
         "calibration": calibration(judged, margins_P),
         "ties": ties(scores, items, margins_P),
         "length": length(judged, scores, margins_P),
@@ -186,7 +186,9 @@ def outcomes(margins_P: Floats) -> Floats:
 
 
 def grouped(judged: Judged, margins_P: Floats, group_P: Floats, key: str) -> list[dict[str, Any]]:
-    """Accuracy on the pairs of each group, a positive whole number named `key`; pairs of no group are left out."""
+    """Accuracy by group. `group_P` is the positive number of each pair's group, which the result calls `key`; pairs
+    with NaN are left out.
+    """
     return [
         {
             key: int(group),

@@ -120,11 +120,6 @@ def scalar_class(settings: Any) -> type[PreTrainedModel] | None:
     return made
 
 
-def has_own_head(settings: Any) -> bool:
-    """Whether `scalar_class` created the class of this configuration's reward models."""
-    return getattr(scalar_class(settings), "__module__", None) == __name__
-
-
 def refuse_headless(settings: Any, name: str, trusted: bool = False) -> None:
     """Raises ValueError if an architecture's sequence classifier has no head `score`, or another backbone than its
     language model, as where the model's own code has the language model only. Allocates no weights.

@@ -47,8 +47,8 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
 
 
 def resize(model: Any, rows: int) -> None:
-    """Resizes input and output embeddings. They stay apart in a model whose file has an output layer of its own
-    although its config says that both are tied: transformers loads it so, but would tie them when it resizes.
+    """Resizes input and output embeddings. If the config says that they are tied but the checkpoint has an output layer
+    of its own, they stay separate: transformers loads both, but would tie them when it resizes.
     """
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     apart = outputs is not None and outputs.weight is not inputs.weight

@@ -44,20 +44,23 @@ def load_policy(path: Path, sft: Path, config: ModelConfig, tokenizer: Any) -> A
     """The language model with the weights of `save_policy`; adapters are merged. Arguments and errors are those of
     `policy_with`.
     """
-    return merged(policy_with(load_file(path), sft, config, tokenizer))
+    return merged(policy_with(load_file(path), sft, config, tokenizer, str(path)))
 
 
-def policy_with(weights: Mapping[str, Tensor], sft: Path, config: ModelConfig, tokenizer: Any) -> Any:
+def policy_with(
+    weights: Mapping[str, Tensor], sft: Path, config: ModelConfig, tokenizer: Any, owner: str = "the policy"
+) -> Any:
     """A new copy of the SFT model with the policy's trained weights.
 
     Args:
         sft: the folder of the SFT model that PPO started from.
         config: as in PPO, for `adapter` and `lora`.
+        owner: see `copy_weights`.
 
     Raises ValueError for weights of another model or of another `config`.
     """
     model = load_causal(sft, config, tokenizer)
     if config.adapter == "lora":
         model = add_lora(model, config.lora, name="policy")
-    copy_weights(weights, model, f"a policy trained from {sft}")
+    copy_weights(weights, model, owner)
     return model

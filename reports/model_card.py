@@ -69,6 +69,13 @@ def write_model_cards(run: Path, run_name: str) -> None:
             (run / place / "README.md").write_text(card(run, place, run_name), encoding="utf-8")
 
 
+def shown(value: Any) -> str:
+    """A setting's value; of the terms of the reward only what is set."""
+    if isinstance(value, list):
+        value = [{name: given for name, given in term.items() if given} for term in value]
+    return str(value)
+
+
 def card(run: Path, place: str, run_name: str) -> str:
     """The text of a model's README.md."""
     kind = KINDS[place]
@@ -76,7 +83,7 @@ def card(run: Path, place: str, run_name: str) -> str:
     config = manifest["config"]
     base, found, policy = config["model"]["base"], results(run, place), evaluated(run)
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
-    settings = [[f"`{kind.stage}.{key}`", str(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
+    settings = [[f"`{kind.stage}.{key}`", shown(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
     head = ModelCardData(
         model_name=name,
         base_model=base if "/" in base and not Path(base).exists() else None,

@@ -26,7 +26,7 @@ class RankingExample:
     prompt: list[int]
     answers: list[list[int]]
     preference_mask_KK: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
-    """True at [i, j] where answer i was judged better than answer j; empty for answers that nobody compared."""
+    """True at [i, j] where answer i was judged better than answer j; may be empty where no judgment is read."""
     ties: tuple[tuple[int, int], ...] = ()
     """Pairs (i, j), i < j, that were judged equal."""
     ranks: tuple[int | None, ...] | None = None

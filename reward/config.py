@@ -54,8 +54,8 @@ class RewardConfig:
     fraction of the memory, with the same result. Ours.
     """
     max_tokens_per_micro_batch: PositiveInt = 4096
-    """Maximum number of tokens per forward pass, but at least one prompt with its answers. Ours; does not change the
-    result.
+    """Maximum number of tokens per forward pass, but at least one prompt with its answers; also when `evaluate` and the
+    sweeps score answers and texts. Ours; changes the result only by rounding.
     """
     final_lr_fraction: ClosedUnitInterval = 0.1
     """The cosine schedule ends at this fraction of the peak. C.2."""

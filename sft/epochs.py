@@ -66,4 +66,7 @@ class KeepEpochs(TrainerCallback):
 
 def load_epoch(path: Path, model: Any) -> None:
     """Copies an epoch's weights into a model of the same base and adapter. Raises ValueError if they do not fit."""
-    copy_weights(load_file(path), model, str(path))
+    try:
+        copy_weights(load_file(path), model, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}: run the stage again with --force") from None

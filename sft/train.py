@@ -66,14 +66,11 @@ def numbers_of(args: TrainingArguments, logs: dict[str, float]) -> dict[str, flo
 
 class LogCallback(TrainerCallback):
     """Logs the trainer's metrics, under this project's names, to metrics.jsonl and a progress bar in the first process.
-    Stops every process at the first that is NaN or infinite, before a checkpoint is saved.
+    Stops every process at the first metric that is NaN or infinite, before a checkpoint is saved.
     """
 
     def __init__(self, tracker: Tracker | None, section: str) -> None:
-        """
-        Args:
-            tracker: None in all processes but the first.
-        """
+        """`tracker` is None in all processes but the first."""
         self.tracker, self.section = tracker, section
         self.bar = tqdm(disable=True)
 

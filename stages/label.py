@@ -162,10 +162,10 @@ def serve(store: "Store", given: argparse.Namespace) -> None:
         )
     family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
     with socket.create_server((given.host, given.port), family=family) as listening:
-        host = f"[{given.host}]" if ":" in given.host else given.host
+        host, *names = (f"[{name}]" if ":" in name else name for name in (given.host, *given.name))
         print(f"label: http://{host}:{listening.getsockname()[1]}, labels are kept in {store.path}", flush=True)
         chat = chat_of(given.run) if given.of == "samples" else Chat()
-        app = create_app(store, (*HOSTS, host, *given.name), chat)
+        app = create_app(store, (*HOSTS, host, *names), chat)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn handles these, and sends them again when it has ended
             signal.signal(number, lambda *_: None)
         how = uvicorn.Config(app, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=STREAM_SECONDS)

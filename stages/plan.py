@@ -131,8 +131,8 @@ class Planner:
         """Samples or evaluation, which decode with one whole language model at a time."""
         config, tokens = getattr(self.config, name), 0
         if name == "evaluate":
-            answered = self.rollout.prompt + config.answers_per_prompt * config.max_new_tokens
-            tokens = max(self.config.reward.max_tokens_per_micro_batch, answered)
+            longest = self.rollout.prompt + config.answers_per_prompt * config.max_new_tokens
+            tokens = max(self.config.reward.max_tokens_per_micro_batch, longest)
         always = [
             Item(ALWAYS, "parameters", self.dry_run.count(self.base), FLOAT),
             Item("decoding", "bfloat16 weights", self.cast, 2),

@@ -77,8 +77,7 @@ def train(config: RunConfig, name: str, seed: int, force: bool) -> Path:
 
         gc.collect()  # frees the models of the previous point
         trainer = ppo.trainer_of(own, run, out)
-        with trainer.train().in_place():
-            save_policy(out / EMA, trainer.models.policy_parameters, trainer.accelerator)
+        save_policy(out / EMA, trainer.train().average, trainer.accelerator)
         return ppo.headline(read_metrics(out / "metrics.jsonl"))
 
     stage = replace(

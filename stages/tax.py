@@ -38,10 +38,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     others = replace(saved, trust_remote_code=settings.trust_remote_code)
     base = from_main(accelerator, lambda: base_model_place(config.model))
     models = [
-        ComparedModel("base", base, config.model, 1),
-        ComparedModel("sft", str(run.stage("sft") / "model"), saved, 1),
-        ComparedModel("ppo", str(run.stage("ppo") / ppo), saved, 1),
-        *(ComparedModel(place, place, others, 1) for place in settings.models),
+        ComparedModel("base", base, config.model, answers_per_prompt=1),
+        ComparedModel("sft", str(run.stage("sft") / "model"), saved, answers_per_prompt=1),
+        ComparedModel("ppo", str(run.stage("ppo") / ppo), saved, answers_per_prompt=1),
+        *(ComparedModel(place, place, others, answers_per_prompt=1) for place in settings.models),
     ]
     tax = AlignmentTax(settings, Run(accelerator, config.seed, out), models, tasks)
     tax.check()

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from modeling.adapters import expert_weights, lora_config
-from modeling.architecture import backbone_of, has_own_head
+from modeling.architecture import backbone_of, scalar_class
 from modeling.config import ModelConfig
 from modeling.generation import generator_for
 from modeling.load import load_causal, load_scalar
@@ -100,15 +100,16 @@ def table() -> dict[str, dict[str, str]]:
 
 
 def found_row(place: Path, tokenizer: Any) -> dict[str, str]:
-    """The result of the check before training for the model in this folder, as columns of the table."""
+    """The row of the table for the model in this folder. Raises ValueError if the check before training refuses it."""
     config = RunConfig(model=ModelConfig(base=str(place), device="cpu", precision="float32"))
     check_models(config)
     model = load_causal(place, config.model, tokenizer)
-    adapted = [*lora_config(model, config.model.lora).target_modules]
+    adapted = sorted(lora_config(model, config.model.lora).target_modules)
+    left_out = "; not the experts" if expert_weights(backbone_of(model)) else ""
     why = enable(backbone_of(load_scalar(place, config.model, tokenizer)))
     return {
         "decoded by": "native" if generator_for(model).records_logprobs else "transformers",
-        "reward head": "ours" if has_own_head(model.config) else "transformers",
-        "LoRA adapts": ", ".join(sorted(adapted)) + "; not the experts" * bool(expert_weights(backbone_of(model))),
+        "reward head": "ours" if scalar_class(model.config).__module__ == "modeling.architecture" else "transformers",
+        "LoRA adapts": ", ".join(adapted) + left_out,
         "one pass": "yes" if why is None else "no",
     }

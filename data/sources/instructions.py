@@ -37,16 +37,16 @@ def dolly(row: Row) -> Fields:
 def alpaca(row: Row) -> Fields:
     """Stanford Alpaca: text-davinci-003 wrote 52,000 instructions and answers from `self_instruct`'s seed tasks.
 
-    LLaMA-Factory's files of this form may also have a `system` message and earlier turns in `history`.
+    LLaMA-Factory's Alpaca format adds a `system` message and earlier turns in `history`.
     """
     fields, system = _instruction(row, "input"), optional(row, "system", "")
-    before = [Message(role="system", content=system)] if system.strip() else []
+    earlier = [Message(role="system", content=system)] if system.strip() else []
     for pair in optional(row, "history", list[object]()):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise ValueError("'history' must be a list of pairs [instruction, answer]")
-        before += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
-    if before:
-        fields["prompt"] = [*before, Message(role="user", content=fields["prompt"])]
+        earlier += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    if earlier:
+        fields["prompt"] = [*earlier, Message(role="user", content=fields["prompt"])]
     return fields
 
 

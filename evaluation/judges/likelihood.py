@@ -15,7 +15,7 @@ from data.tokenize import encode_completion, encode_prompt
 from evaluation.compare import Answer
 from evaluation.judges.protocol import ScoringJudge
 from evaluation.judges.simulated import Asked, Once
-from evaluation.likelihood import likelihoods
+from evaluation.likelihood import likelihoods, per_token
 from modeling.config import ModelConfig
 from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer, read_settings
 from modeling.models import policy_model
@@ -65,7 +65,7 @@ class ReferenceLikelihoodJudge(ScoringJudge):
         items = [self._example(prompt, self._shortened(prompt, answer.text)) for prompt, answer in asked]
         model = load_causal(self.place, self.config, self._tokenizer).to(self.accelerator.device)
         policy = policy_model(model, autocast_dtype(self.config, self.accelerator.device))
-        _, means = likelihoods(policy, items, self.max_tokens, self.accelerator)
+        means = per_token(likelihoods(policy, items, self.max_tokens, self.accelerator), items)
         del model, policy
         gc.collect()
         return [mean for (mean,) in means]

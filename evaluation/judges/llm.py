@@ -36,7 +36,9 @@ class LLMJudge:
         self.prompt_file = PromptFile.read(client.config.prompt_file, "compare.j2")
         self.prompt_file.check(["Paris, of course.", "Rome."])
         self._pairs: list[tuple[str, float, float]] = []
-        """The user, and the preference for the answer that was shown first with ours first and with theirs first."""
+        """(user, verdict with ours first, verdict with theirs first): 1 prefers the answer shown first, 0 the other,
+        0.5 neither.
+        """
         self._identical = self._without_verdict = 0
 
     def check(self) -> None:

@@ -18,7 +18,8 @@ class SweepConfig:
     """Answers sampled per prompt from each policy; the KL is estimated on them. Ours."""
     gold: str | None = None
     """Folder of a reward model for the gold score, preferably trained on other rankings; null uses the labeler's
-    rubric. The run's own reward model, which gives the proxy score, is refused. Ours."""
+    rubric. A reward model that PPO was trained on is refused: the run's own, one in ppo.rewards, or reward.base with
+    reward.epochs=0. Ours."""
     perplexity_examples: PositiveInt = 64
     """Number of held-out pretraining examples for the pretraining loss. Ours."""
 

@@ -153,7 +153,7 @@ class Measurement:
     def _logprobs(self, policy: PolicyModel, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
         """A model's log-probabilities of all answers."""
         items = answered_prompts(self._tokenizer, self.prompts, given)
-        return likelihoods(policy, items, self.max_tokens, self.run.accelerator, self.sampling.temperature)[0]
+        return likelihoods(policy, items, self.max_tokens, self.run.accelerator, self.sampling.temperature)
 
     def _scores(self, name: str, judge: Proxy, given: Sequence[Sequence[Generation]]) -> list[list[float]]:
         """A reward model's scores of all answers."""

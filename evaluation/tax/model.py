@@ -66,7 +66,7 @@ class TaxModel:
     def likelihoods(self, choices: Sequence[Choice]) -> list[list[float]]:
         """The log-probability of each answer given its prompt, in nats."""
         items = [RankingExample(choice.prompt, choice.answers) for choice in choices]
-        return likelihoods(self.policy, items, self.settings.max_tokens_per_micro_batch, self.accelerator)[0]
+        return likelihoods(self.policy, items, self.settings.max_tokens_per_micro_batch, self.accelerator)
 
     def check_room(self, asked: Sequence[Asked]) -> None:
         """Raises ValueError for a prompt that the chat template refuses, or that leaves no room for an answer."""

@@ -159,9 +159,7 @@ class RankingPages(Pages):
 
 
 def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT) -> ASGIApp:
-    """The app, as an ASGI application. `hosts` are the names under which it can be reached, so that no other site can
-    pose as it.
-    """
+    """The app, as an ASGI application. Requests for hosts not in `hosts` are refused, against DNS rebinding."""
     app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), RankingPages(store)
     app.state.pages = pages
     app.mount("/static", StaticFiles(directory=HERE / "static"))

@@ -9,7 +9,7 @@ from labeling.web.store import Label
 MAX_TEXT = 20_000
 """Maximum number of characters of a text that a labeler writes."""
 MAX_FIELD = 1 << 18
-"""Maximum bytes of a field of a form: `MAX_TEXT` characters, of which each becomes at most 12 bytes, and its name."""
+"""Maximum size of a form field in bytes: `MAX_TEXT` characters take at most 12 bytes each when URL-encoded."""
 SKIP_REASONS = ("unclear", "needs expertise", "personal data", "harmful", "other")
 
 

@@ -1,4 +1,4 @@
-"""What protects the web app: headers, a limit of the rate, and the check of forms."""
+"""What protects the web app: response headers, a rate limit and the check of forms."""
 
 import hmac
 import time

@@ -1,4 +1,4 @@
-"""Win rates that favour neither side, and KL and perplexity against plain transformers."""
+"""Win rates that favour neither side, and KL against plain transformers."""
 
 import math
 from collections.abc import Sequence
@@ -223,7 +223,7 @@ def test_kl_is_the_mean_log_ratio_worked_out_with_plain_transformers(
         given[0][1].ids[:3], given[0][1].logprobs[:3], False
     )  # ragged, so that padding could do harm
     items = answered_prompts(tiny_tokenizer, PROMPTS, given)
-    ours, theirs = (likelihoods(policy_model(of), items, max_tokens, ALONE, temperature)[0] for of in (model, other))
+    ours, theirs = (likelihoods(policy_model(of), items, max_tokens, ALONE, temperature) for of in (model, other))
     found = kl_between(ours, theirs)
 
     def logprob(of: Any, prompt: list[int], response: list[int]) -> float:
@@ -251,7 +251,7 @@ def test_under_bfloat16_the_kl_to_an_equal_model_is_exactly_zero(
     with autocast(config, ALONE.device):
         given = sampled(model, tiny_tokenizer, 0.6)
     items = answered_prompts(tiny_tokenizer, PROMPTS, given)
-    ours, theirs = (likelihoods(of, items, 4000, ALONE, 0.6)[0] for of in policies)
+    ours, theirs = (likelihoods(of, items, 4000, ALONE, 0.6) for of in policies)
     assert kl_between(ours, theirs) == [0.0, 0.0, 0.0]
     # 14 tokens at about 6 nats; log-probabilities recorded while decoding come from another computation.
     assert ours[0] != [sum(answer.logprobs or ()) for answer in given[0]]

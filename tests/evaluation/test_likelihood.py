@@ -1,4 +1,4 @@
-"""Likelihoods of answers under a language model, against a plain forward pass and log softmax for each.
+"""Likelihoods of answers and the perplexity of texts, against a plain forward pass and log softmax for each.
 
 pytest tests/evaluation/test_likelihood.py
 """
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data.records import Ranking
-from evaluation.likelihood import likelihoods, perplexity, sft_baselines
+from evaluation.likelihood import likelihoods, per_token, perplexity, sft_baselines
 from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
 from modeling.load import load_causal
@@ -39,7 +39,8 @@ def test_they_are_the_sum_and_mean_of_the_answers_own_log_probabilities(
     model, items = tiny_causal(architecture), some_examples(1, 5)
     if not shared:
         backbone_of(model).shared_prefix_reason = "the test says so"
-    totals, means = likelihoods(policy_model(model), items, 60, ALONE)
+    totals = likelihoods(policy_model(model), items, 60, ALONE)
+    means = per_token(totals, items)
     for item, total, mean in zip(items, totals, means, strict=True):
         expected = [by_hand(model, item.prompt, answer) for answer in item.answers]
         assert total == pytest.approx(expected, abs=2e-3)

@@ -33,7 +33,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "kl_coef": 0.3,
         "rewards": [RewardTerm(weight=0.5), RewardTerm("length", -0.1)],
     },
-    "pretraining mix, clipped gradients": {"ptx_coef": 3.0, "max_grad_norm": 0.05, "ptx_examples_per_episode": 2},
+    "pretraining mix, clipped gradients": {
+        "ptx_coef": 3.0,
+        "max_grad_norm": 0.05,
+        "ptx_examples_per_episode": 2,
+        "temperature": 0.7,  # of the roll-out, not of the texts
+    },
     "nothing clipped or whitened": {
         "max_grad_norm": None,
         "value_clip_range": None,
