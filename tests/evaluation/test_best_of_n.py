@@ -63,51 +63,12 @@ def test_the_estimate_is_the_mean_over_all_subsets_ties_chosen_equally_often(cou
             )
 
 
-def test_without_ties_the_chance_to_be_chosen_is_that_of_the_order_statistic() -> None:
-    assert choice_weights([0.3, -1.0, 7.0, 2.0], 2).tolist() == pytest.approx([1 / 6, 0, 3 / 6, 2 / 6], abs=ROUNDING)
-    assert choice_weights([0.3, -1.0, 7.0, 2.0], 4).tolist() == [0, 0, 1, 0], "of all of them the best"
-    assert choice_weights([0.3, -1.0, 7.0, 2.0], 1).tolist() == [0.25] * 4, "of one, any"
-    assert choice_weights([5.0], 1).tolist() == [1]
-    assert choice_weights([1.0, 1.0, 1.0], 2).tolist() == pytest.approx([1 / 3] * 3, abs=ROUNDING), (
-        "a reward model without an opinion chooses evenly"
-    )
-
-
-def test_the_order_in_which_answers_come_changes_nothing() -> None:
-    scores, values = [1.0, 2.0, 2.0, 0.0, 2.0, 1.0], [3.0, 1.0, 8.0, 2.0, 5.0, 7.0]
-    expected = [choice_weights(scores, n).tolist() for n in range(1, 7)]
-    for order in itertools.permutations(range(6)):
-        found = [choice_weights([scores[index] for index in order], n).tolist() for n in range(1, 7)]
-        assert found == [[row[index] for index in order] for row in expected]
-    assert estimate(scores, values, 6) == pytest.approx((1 + 8 + 5) / 3, abs=ROUNDING)
-
-
 def test_many_answers_do_not_overflow() -> None:
     weights = choice_weights(list(range(600)), 300)
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     # The best is in half of all subsets of half the size, and the second best, where that one is missing, in half of
     # the rest, nearly.
     assert weights[-2:].tolist() == pytest.approx([300 / 600 * 300 / 599, 0.5], abs=1e-12)
-
-
-def test_the_estimate_is_unbiased_for_what_n_fresh_answers_would_give() -> None:
-    # Answers a to d: probability, score, value. b and c tie; every way to draw N of them is written out, each with its
-    # probability.
-    atoms = [(Fraction(1, 2), 0, 5), (Fraction(1, 4), 1, -3), (Fraction(1, 8), 1, 9), (Fraction(1, 8), 2, 1)]
-
-    def drawn(size: int, of: Callable[[list[int], list[int]], Fraction | float]) -> Fraction | float:
-        return sum(
-            (
-                math.prod(p for p, _, _ in row) * of([s for _, s, _ in row], [v for _, _, v in row])
-                for row in itertools.product(atoms, repeat=size)
-            ),
-            start=Fraction(0),
-        )
-
-    for n in (1, 2, 3):
-        truth = drawn(n, lambda scores, values, n=n: mean_of_the_best(scores, values, n))  # type: ignore[misc]
-        found = drawn(4, lambda scores, values, n=n: estimate(scores, values, n))  # type: ignore[misc]
-        assert float(found) == pytest.approx(float(truth), abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64])

@@ -4,7 +4,6 @@ pytest tests/evaluation/test_calibration.py
 """
 
 import math
-from itertools import combinations
 
 import pytest
 import torch
@@ -88,32 +87,6 @@ def test_the_temperature_has_the_least_loss(seed: int) -> None:
         assert report(times, items, resamples=20)["calibration"]["temperature"] == pytest.approx(
             factor * expected, rel=1e-6
         )
-
-
-def test_the_temperature_weighs_prompts_as_the_loss_does() -> None:
-    # A prompt of 36 pairs and two of one: on pairs alone the first would decide. Weighed by prompts, (s + s + f) / 3
-    # with s = 2/3 right.
-    nine = [(i, j) for i, j in combinations(range(9), 2)]
-    flat = [1.0, *[0.0] * 8]
-    items = [ranking_example([1] * 9, nine), ranking_example([1, 1], [(0, 1)]), ranking_example([1, 1], [(1, 0)])]
-    scores = [flat, [1.0, 0.0], [1.0, 0.0]]
-    # Margins: 8 of 36 pairs +1 and the others 0; +1; -1. With weights 8/36, 1 and 1: right is 44/36 of 80/36.
-    share = (8 / 36 + 1) / (8 / 36 + 2)
-    found = report(scores, items, resamples=20)["calibration"]["temperature"]
-    assert found == pytest.approx(1 / math.log(share / (1 - share)), rel=1e-6)
-
-
-def test_a_model_that_is_three_times_too_sure_has_temperature_three() -> None:
-    scores, items = simulated(7, 3000, 1 / 3, choices=(2,))
-    found = report(scores, items, resamples=2)["calibration"]
-    # The standard error of 1/T from the log likelihood's curvature, sum of m^2 p (1 - p); 1/T within four of them of
-    # 1/3.
-    curvature = sum((row[0] - row[1]) ** 2 / (2 + 2 * math.cosh((row[0] - row[1]) / 3)) for row in scores)
-    assert abs(1 / found["temperature"] - 1 / 3) < 4 / math.sqrt(curvature)
-    assert 4 / math.sqrt(curvature) < 0.1
-    assert found["expected_calibration_error"] > 0.1
-    cooled = [[score / 3 for score in row] for row in scores]
-    assert report(cooled, items, resamples=2)["calibration"]["expected_calibration_error"] < 0.04
 
 
 @pytest.mark.parametrize(

@@ -39,21 +39,6 @@ def test_a_row_that_was_cut_off_is_left_out_and_does_not_spoil_the_next(tmp_path
     assert read_metrics(path) == [{"step": step, "loss": 4.0 - step} for step in (1, 2, 3)]
 
 
-def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path: Path) -> None:
-    with Tracker(tmp_path) as tracker:
-        for step in range(1, 6):
-            tracker.log(step, {"loss": float(step)})
-    with Tracker(tmp_path, resume_after=3) as tracker:
-        tracker.log(4, {"loss": 40.0})
-    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [
-        (1, 1.0),
-        (2, 2.0),
-        (3, 3.0),
-        (4, 40.0),
-    ]
-    assert not list(tmp_path.glob("*.partial"))
-
-
 @pytest.mark.parametrize(
     "row",
     [b"", b"\0" * 40, b'{"step": 3, "lo', b"\xff\xfe", b"[3]", b'{"loss": 3.0}'],
@@ -79,23 +64,6 @@ def test_a_damaged_row_behind_the_checkpoint_is_dropped_and_one_before_it_is_nam
     assert read_metrics(path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}][:kept] + [
         {"step": 3, "loss": 1.0}
     ]
-
-
-def test_starting_anew_drops_all_rows(tmp_path: Path) -> None:
-    with Tracker(tmp_path) as tracker:
-        tracker.log(1, {"loss": 1.0})
-    with Tracker(tmp_path):
-        pass
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
-
-
-def test_tensorboard_shows_the_same_numbers(tmp_path: Path) -> None:
-    with Tracker(tmp_path) as tracker:
-        tracker.log(1, {"loss": 0.5})
-        tracker.log(2, {"loss": 0.25})
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
 
 
 def test_what_hangs_on_the_clock_is_kept_apart_and_comes_together_for_readers_and_trackers(tmp_path: Path) -> None:
