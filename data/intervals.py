@@ -43,7 +43,7 @@ def ratio_interval(
     if not count.sum():
         raise ValueError("there is nothing to take a mean of")
     mean, items = float(total.sum() / count.sum()), int(count.sum())
-    if len(total) == 1:
+    if np.ptp(total) == np.ptp(count) == 0:  # one prompt, or equal ones, of which sums round differently
         return {"mean": mean, "low": mean, "high": mean, "n": items}
     found = bootstrap(
         (total, count),

@@ -64,6 +64,12 @@ def test_a_ratio_resamples_prompts_with_all_their_pairs() -> None:
     assert found["high"] - found["low"] > 2 * pairs_apart
 
 
+def test_the_interval_of_equal_values_is_their_mean_to_the_last_bit() -> None:
+    for count in range(2, 120):
+        found = interval([0.1] * count, 50)
+        assert found["low"] == found["mean"] == found["high"], count
+
+
 @pytest.mark.parametrize("values", [[0.7], [0.5] * 30, [0.0, 0.0], [1]])
 def test_where_nothing_varies_the_interval_is_the_point(values: list[float]) -> None:
     assert interval(values) == {"mean": values[0], "low": values[0], "high": values[0], "n": len(values)}

@@ -50,7 +50,7 @@ def said(*texts: str, complete: bool = True) -> list[Answer]:
 def swapped(verdicts: Verdicts) -> list[list[list[float | None]]]:
     """What the same judge has to say with the two sides exchanged."""
     return [
-        [[None if row[place] is None else 1 - row[place] for row in rows] for place in range(len(rows[0]))]  # type: ignore[operator]
+        [[None if verdict is None else 1 - verdict for verdict in column] for column in zip(*rows, strict=True)]
         for rows in verdicts
     ]
 

@@ -309,7 +309,8 @@ def test_a_loss_that_is_not_finite_stops_training_and_exports_nothing(
     run: Any, tmp_path: Path, model_config: ModelConfig, adapter: str
 ) -> None:
     said = (
-        r"^sft, step [12]: (loss|valid_loss|grad_norm) is (nan|inf): lower sft\.learning_rate, .*; nothing is exported$"
+        r"^sft, step [12]: (loss|valid_loss|grad_norm) is (nan|inf): lower sft\.learning_rate, or with float16 "
+        r"try another model\.precision; nothing is exported$"
     )
     with pytest.raises(ValueError, match=said):
         run(settings=replace(SETTINGS, learning_rate=1e30), config=replace(model_config, adapter=adapter))

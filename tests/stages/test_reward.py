@@ -361,7 +361,8 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         ),
         (
             ["--reward.learning_rate", "1e30", "--reward.epochs", "4"],
-            r"reward, step \d+: (loss|grad_norm|\w+_loss) is (nan|inf): lower reward\.learning_rate, or with float16 ",
+            r"reward, step \d+: (loss|grad_norm|\w+_loss) is (nan|inf): lower reward\.learning_rate, or with float16 "
+            r"try another model\.precision; nothing ",
         ),
         (["--model.lora.top_layers", "9"], r"top_layers=9, but the model has 2 layers"),
     ],
