@@ -81,6 +81,17 @@ def test_what_hangs_on_the_clock_is_kept_apart_and_comes_together_for_readers_an
     assert read_numbers(tmp_path) == expected[:1]
 
 
+def test_tensorboard_shows_a_step_that_is_made_again_once(tmp_path: Path) -> None:
+    with Tracker(tmp_path) as tracker:
+        for step in (1, 2, 3):
+            tracker.log(step, {"loss": float(step)})
+    with Tracker(tmp_path, resume_after=1) as tracker:
+        tracker.log(2, {"loss": 20.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 20.0)]
+
+
 def test_rows_keep_their_bytes_when_a_run_goes_on(tmp_path: Path) -> None:
     """A line break of another alphabet is none of JSON Lines."""
     rows = [{"text": "one\u2028two\x85three\x0b\x1c", "score": 1e-17}, {"text": "schön 字", "score": 0.1 + 0.2}]
