@@ -209,13 +209,21 @@ def answer_suffix_of(settings: Any, tokenizer: Any) -> list[int] | None:
     """Token ids to append to every answer before it is scored; None for reward models trained here, which are scored at
     EOS, or at the last token of a truncated answer.
 
-    Downloaded reward models were trained to score the end of their chat template. When such a model is saved here, its
-    config has these tokens as `score_closing`.
+    Downloaded reward models were trained to score the last token of their chat template that is not the pad token of
+    their config: transformers skips pads, and trl makes EOS the pad token of a tokenizer that has none. When such a
+    model is saved here, its config has the tokens up to there as `score_closing`.
+
+    Args:
+        settings: as stored with the model; a loaded model's has our pad token.
     """
     if (known := getattr(settings, "score_closing", None)) is not None:
         return [int(token) for token in known]
-    ours = hasattr(settings, "score_bias") or not is_classifier(settings)
-    return None if ours else template_closing(tokenizer)
+    if hasattr(settings, "score_bias") or not is_classifier(settings):
+        return None
+    closing, pad_id = template_closing(tokenizer), settings.get_text_config().pad_token_id
+    while closing and closing[-1] == pad_id:
+        closing.pop()
+    return closing
 
 
 def initialize_head(model: Any, seed: int) -> None:

@@ -21,7 +21,7 @@ from modeling.load import autocast_dtype, freeze, load_scalar, load_tokenizer, r
 from modeling.models import reward_model
 from modeling.sharding import Sharding
 from ppo.experience import Rollout
-from ppo.reward_scorer import RewardScorer
+from ppo.reward_scorer import RewardScorer, Tokens
 from ppo.reward_terms import RewardTerm, load_function, settings_restored
 
 
@@ -145,6 +145,7 @@ def prepare(term: RewardTerm, config: ModelConfig, tokenizer: Any, device: torch
         model = load_scalar(place, own, reward_tokenizer).to(device)
         refuse_lookahead(model, name)
         freeze(model)
-        return RewardScorer.between(reward_model(model, autocast_dtype(own, device)), tokenizer, reward_tokenizer)
+        tokens = Tokens.between(tokenizer, reward_tokenizer, settings)
+        return RewardScorer(reward_model(model, autocast_dtype(own, device)), tokens)
 
     return load

@@ -80,22 +80,20 @@ class Tokens:
         return encode_prompt(self.tokenizer, episode.record)
 
     def answer(self, response: Generation) -> list[int]:
-        """The response in the reward model's tokens, in the form of the rankings, without the suffix."""
+        """The response in the reward model's tokens, in the form of the rankings."""
         text = decode_completion(self.policy_tokenizer, response.ids, response.ended)
-        return answer_ids(
-            self.tokenizer, text, response.ended, answer_suffix=None if self.answer_suffix is None else []
-        )
+        return answer_ids(self.tokenizer, text, response.ended, self.answer_suffix)
 
     def rows(self, episodes: Sequence[Episode]) -> tuple[list[list[int]], list[list[int]], list[bool]]:
         """(the reward model's tokens of the prompts, of the responses, whether a response was truncated)."""
-        prompts, answers, truncated = [], [], []
+        prompts, answers, truncated, suffix = [], [], [], self.answer_suffix or []
         for episode in episodes:
             before, after = self.prompt(episode), self.answer(episode.response)
             room = self.room(len(before))
             assert room > 0, "check() comes first"
             prompts.append(before)
-            answers.append([*after[:room], *(self.answer_suffix or [])])
-            truncated.append(len(after) > room)
+            truncated.append(len(after) > room + len(suffix))
+            answers.append([*after[:room], *suffix] if truncated[-1] else after)
         return prompts, answers, truncated
 
 
@@ -108,7 +106,7 @@ class RewardScorer:
 
     @staticmethod
     def between(model: RewardModel, policy_tokenizer: Any, tokenizer: Any) -> "RewardScorer":
-        """For a reward model with this tokenizer."""
+        """For a reward model that was saved here, with this tokenizer."""
         settings = plain(model.encoder.model).config
         return RewardScorer(model, Tokens.between(policy_tokenizer, tokenizer, settings))
 

@@ -52,10 +52,9 @@ def answer_ids(tokenizer: Any, completion: str, ended: bool, answer_suffix: Sequ
         answer_suffix: what a downloaded reward model expects after every answer instead (see
             `modeling.models.answer_suffix_of`).
     """
-    if answer_suffix is not None:
-        return [*encode_completion(tokenizer, completion, ends=False), *answer_suffix]
-    # An empty answer has no token to read a score at; a policy that answers nothing samples EOS alone.
-    return encode_completion(tokenizer, completion, ended) or [tokenizer.eos_token_id]
+    ids = encode_completion(tokenizer, completion, ends=ended and answer_suffix is None)
+    # An empty answer may have no token to read a score at; a policy that answers nothing samples EOS alone.
+    return [*ids, *(answer_suffix or [])] or [tokenizer.eos_token_id]
 
 
 def ranking_example(tokenizer: Any, ranking: Ranking, answer_suffix: Sequence[int] | None = None) -> RankingExample:

@@ -62,9 +62,9 @@ class GoldJudge(ScoringJudge):
             if prompt.prompt_id not in groups:
                 groups[prompt.prompt_id] = (encode_prompt(tokenizer, prompt), [])
             before, rows = groups[prompt.prompt_id]
+            ids, room = answer_ids(tokenizer, answer.text, answer.complete, suffix), self._room(len(before))
             # An answer that does not fit is truncated at the end, as in PPO.
-            ids = answer_ids(tokenizer, answer.text, answer.complete, None if suffix is None else [])
-            rows.append([*ids[: self._room(len(before))], *(suffix or [])])
+            rows.append(ids if len(ids) <= room + len(suffix or []) else [*ids[:room], *(suffix or [])])
         found = self.model.scores(list(groups.values()), self.max_tokens, self.accelerator)
         left = {name: iter(row) for name, row in zip(groups, found, strict=True)}
         return [next(left[prompt.prompt_id]) for prompt, _ in asked]

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from data.records import Ranking
+from evaluation.compare import Answer
+from evaluation.config import GoldConfig
+from evaluation.judges.gold import GoldJudge
+from evaluation.reward_scores import SavedRewardModel
+from modeling.config import ModelConfig
+from modeling.generation import Generation
 from modeling.tiny import make_tiny_model
 from modeling.tracking import read_metrics
 from ppo.config import HeldOutSettings
@@ -22,8 +30,10 @@ from ppo.experience import Rollout
 from ppo.reward_list import RewardFunction, prepare
 from ppo.reward_terms import RewardTerm, load_function
 from ppo.trainer import PPOData
+from reward.batches import ranking_example
 from stages import ppo
 from stages.config import RunConfig, parse_config
+from tests.conftest import enliven
 from tests.ppo.conftest import ALONE, PROMPTS, Chain, save_reward, small
 from tests.ppo.test_reward_scorer import LOUD, OTHER_WORDS, by_hand, every_ending, prompt_ids
 
@@ -77,6 +87,50 @@ def test_the_reward_is_the_weighted_sum_of_models_of_any_tokenizer_length_and_fu
     assert total_B.tolist() == pytest.approx(wanted, abs=1e-4)
     frozen = [weight for scorer in models.rewards.scorers for weight in scorer.model.head.parameters()]
     assert not any(weight.requires_grad for weight in frozen)
+
+
+@pytest.mark.parametrize("pad", ["EOS", "another token"])
+@pytest.mark.parametrize("closing", ["", "\\n"])
+def test_a_downloaded_reward_model_is_read_where_transformers_reads_it(
+    chains: Callable[[str], Chain], tiny: Callable[[str], Path], tmp_path: Path, closing: str, pad: str
+):
+    """At the last token that is not the pad token of its config: before EOS if that is the pad token."""
+    chain, tokenizer = chains("none"), AutoTokenizer.from_pretrained(tiny("gpt2"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ':\\n' + m['content'] + eos_token + '" + closing + "' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+    )
+    model = enliven(AutoModelForSequenceClassification.from_pretrained(tiny("gpt2"), num_labels=1)).eval()
+    if pad == "EOS":
+        tokenizer.pad_token, model.config.pad_token_id = tokenizer.eos_token, tokenizer.eos_token_id
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts, expected = ["A cat.", "It purrs! The sea is blue"], []
+    for text in texts:
+        talk = [*PROMPTS[0].messages, {"role": "assistant", "content": text}]
+        ids = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=False)
+        with torch.no_grad():
+            expected.append(model(ids).logits.item())
+
+    eos = chain.tokenizer.eos_token_id
+    answers = [[*chain.tokenizer(text, add_special_tokens=False)["input_ids"], eos] for text in [*texts, ""]]
+    rollout = Rollout([PROMPTS[0]] * 3, [[5]] * 3, [Generation(ids, None, ended=True) for ids in answers], ALONE.device)
+    rollout.make_micro_batches([[0, 1, 2]], max_tokens=1000)
+    models = chain.models(rewards=[RewardTerm(path=str(tmp_path))], value_init="sft")
+    in_ppo = models.rewards(rollout, 1000)[0].tolist()
+    own = ModelConfig(base="unused", device="cpu")
+    saved = SavedRewardModel.of(tmp_path, own, "evaluate_reward.model")
+    row = ranking_example(
+        saved.tokenizer,
+        Ranking(prompt=PROMPTS[0].prompt, completions=[*texts, ""], ranks=[1, 2, 3]),
+        saved.answer_suffix,
+    )
+    assert in_ppo[:2] == pytest.approx(expected, abs=5e-5)
+    [ranked] = saved.scores([(row.prompt, row.answers)], 1000, ALONE)
+    assert ranked == pytest.approx(in_ppo, abs=5e-5)
+    judge = GoldJudge.of(GoldConfig(model=str(tmp_path)), own, 1000, ALONE)
+    [gold] = judge.scores(PROMPTS[:1], [[Answer(text, True, 1) for text in [*texts, ""]]])
+    assert gold == pytest.approx(in_ppo, abs=5e-5)
 
 
 def test_each_term_is_logged_and_the_sum_is_what_ppo_maximizes_and_what_is_evaluated(
