@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from data.records import Ranking
+from data.tokenize import check_prompt
 from modeling.config import ModelConfig
 from modeling.load import (
     autocast_dtype,
@@ -45,6 +47,19 @@ class SavedRewardModel:
         tokenizer = load_tokenizer(place, config)
         context, suffix = context_length(settings, generating=False), answer_suffix_of(settings, tokenizer)
         return SavedRewardModel(place, config, settings, tokenizer, context, suffix)
+
+    def readable(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        """The rankings that the chat template can render. Raises ValueError, with the reason, if it refuses all."""
+        kept, reason = [], ""
+        for ranking in rankings:
+            try:
+                check_prompt(self.tokenizer, ranking)
+                kept.append(ranking)
+            except ValueError as error:
+                reason = str(error)
+        if rankings and not kept:
+            raise ValueError(f"{self.place} can read none of the {len(rankings)} rankings: {reason}")
+        return kept
 
     def load(self, device: torch.device) -> RewardModel:
         """With its weights, sharded if the launch command asks for it."""

@@ -114,8 +114,19 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
         raise ValueError(f"{origin}: {error}") from None
     warn_unless_plain(tokenizer.chat_template, origin)
     if (end := end_of_turn(tokenizer)) is not None:
+        if end != tokenizer.eos_token and "eos_token" in tokenizer.chat_template:
+            tokenizer.chat_template = with_its_eos(tokenizer.chat_template, tokenizer.eos_token)
         tokenizer.eos_token = end
         flag_control_tokens(tokenizer)
+
+
+def with_its_eos(template: str, eos: str) -> str:
+    """The template with `eos_token` set to this in it, so that it renders the same when the tokenizer gets another EOS:
+    Phi-3's ends a finished conversation with it, behind the token that ends the turn.
+    """
+    # Jinja drops a line break right behind a tag, as transformers sets it up.
+    between = "{{ '' }}" if template.startswith("\n") else ""
+    return f"{{% set eos_token = {json.dumps(eos, ensure_ascii=False)} %}}{between}{template}"
 
 
 @functools.lru_cache
@@ -272,7 +283,13 @@ def _load(kind: Any, place: str | Path, config: ModelConfig, settings: Any, quan
         model.config.validate()  # save_pretrained would raise the same error, but only after training
     keep_attention(model, config)
     if not is_classifier(settings):
-        found["missing_keys"] = {name for name in found["missing_keys"] if not name.startswith("score.")}
+        head = {name for name in found["missing_keys"] if name.startswith("score.")}
+        found["missing_keys"] = set(found["missing_keys"]) - head
+        if kind is AutoModelForSequenceClassification and not head:
+            raise ValueError(
+                f"{place} has the head of a reward model (score.weight), but its config.json does not say so: set "
+                f'architectures there to ["{type(model).__name__}"]'
+            )
     refuse_misfit(place, model, found)
     if unused := sorted(name for name in found["unexpected_keys"] if name.split(".")[0] not in HEADS):
         warn_of_unused(str(place), len(unused), unused[0])

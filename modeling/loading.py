@@ -52,7 +52,8 @@ def require_safetensors(place: str | Path, name: str) -> None:
             f"{name}: the folder has no weights in safetensors format, and pickled ones (pytorch_model.bin) are never "
             "read: load the model with transformers and save it again"
         )
-    for file in files:
+    # Others, such as Mistral's consolidated.safetensors, are not read.
+    for file in [file for file in files if file.name.startswith("model")] or files:
         with file.open("rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise ValueError(f"{name}: {file.name} is a Git LFS pointer, not the weights: run `git lfs pull`")

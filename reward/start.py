@@ -48,9 +48,10 @@ class Start:
             )
         trained = is_classifier(settings)
         if config.epochs == 0 and not trained:
+            kind = ", ".join(settings.architectures or ["unknown"])
             raise ValueError(
-                f"reward.epochs=0 takes reward.base={config.base} as it is, but it is a language model, not a reward "
-                "model"
+                f"reward.epochs=0 takes reward.base={config.base} as it is, but it is not a reward model: its "
+                f"architecture is {kind}"
             )
         return Start(place, model_config, config.base is not None, trained, context_length(settings, generating=False))
 

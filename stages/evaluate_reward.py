@@ -35,9 +35,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if options.model is not None:
         place, model_config = options.model, options.of(config.model)
     saved = SavedRewardModel.of(place, model_config, f"evaluate_reward.model={place}")
-    found, left_out = example_sets(
-        saved.tokenizer, {split: rankings(config, run, split) for split in SPLITS}, saved.context, saved.answer_suffix
-    )
+    ranked = {split: rankings(config, run, split) for split in SPLITS}
+    readable = {split: saved.readable(ranked[split]) for split in SPLITS}
+    found, left_out = example_sets(saved.tokenizer, readable, saved.context, saved.answer_suffix)
+    for split in SPLITS:
+        left_out[split]["refused_by_its_chat_template"] = len(ranked[split]) - len(readable[split])
     model = saved.load(accelerator.device)
     lines = left_out_lines(left_out)
     if (reason := model.encoder.plain_reason) is not None:

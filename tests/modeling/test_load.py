@@ -83,6 +83,30 @@ def test_a_pointer_of_git_lfs_is_not_weights(copied: Path, model_config: ModelCo
     one_sentence(error, str(copied))
 
 
+def test_weights_in_another_form_beside_those_that_are_read_may_be_a_pointer(
+    copied: Path, model_config: ModelConfig, tiny_tokenizer: Any
+) -> None:
+    """As of Mistral's folders after `git lfs pull --include model-*`."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (copied / "consolidated.safetensors").write_text(pointer)
+    load_causal(copied, model_config, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("named", [["RewardModel"], None])
+def test_a_trained_head_is_not_drawn_again_where_the_config_does_not_tell_of_it(
+    tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, named: list[str] | None
+) -> None:
+    """As OpenRLHF saves reward models, with a class of its own."""
+    save(load_scalar(tiny_llama, model_config, tiny_tokenizer), tiny_tokenizer, tmp_path)
+    rewrite(tmp_path / "config.json", architectures=named)
+    said = (
+        r"head of a reward model \(score.weight\), .* set architectures there to \[\"LlamaForSequenceClassification\"\]"
+    )
+    with pytest.raises(ValueError, match=said) as error:
+        load_scalar(tmp_path, model_config, tiny_tokenizer)
+    one_sentence(error, str(tmp_path))
+
+
 @pytest.mark.parametrize("spoilt", ["weights", "config", "architecture", "tokenizer"])
 def test_a_folder_that_is_spoilt_is_said_in_one_sentence(
     copied: Path, model_config: ModelConfig, tiny_tokenizer: Any, spoilt: str

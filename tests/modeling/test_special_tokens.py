@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from data.tokenize import decode_completion, encode_completion
+from data.tokenize import decode_completion, encode_completion, template_closing
 from modeling.batch import Batch
 from modeling.config import GenerationSettings, ModelConfig
 from modeling.export import export
@@ -117,6 +117,31 @@ def test_an_answer_ends_with_the_templates_token_and_stops_at_every_end_token(
     assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"] == [0, 9, 2]
     assert load_tokenizer(tmp_path / "saved", model_config).eos_token == "<|im_end|>"
     assert encode_completion(tokenizer, "So.")[-1] == 2
+
+
+@pytest.mark.parametrize("start", ["", "\n"])
+def test_a_template_that_writes_eos_behind_the_end_of_a_turn_renders_as_before(
+    copied: Path, tmp_path: Path, model_config: ModelConfig, start: str
+) -> None:
+    """As Phi-3's: the turn ends with one token, which becomes EOS, the finished conversation with the old EOS."""
+    template = (
+        start + "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}{{ eos_token }}{% endif %}"
+    )
+    rewrite_tokenizer(copied, eos_token="<|endoftext|>", chat_template=template)
+    (copied / "chat_template.jinja").write_text(template)
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    base, tokenizer = AutoTokenizer.from_pretrained(copied), load_tokenizer(copied, model_config)
+    assert (base.eos_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
+    save(load_causal(copied, model_config, tokenizer), tokenizer, tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved", model_config)
+    assert again.chat_template == tokenizer.chat_template
+    for end, asks in ((2, False), (1, True)):
+        expected = base.apply_chat_template(talk[:end], tokenize=False, add_generation_prompt=asks)
+        for one in (tokenizer, again, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+            assert one.apply_chat_template(talk[:end], tokenize=False, add_generation_prompt=asks) == expected
+    assert expected.startswith(start + "<|im_start|>")
+    assert template_closing(tokenizer) == tokenizer("<|im_end|>\n<|endoftext|>", add_special_tokens=False)["input_ids"]
 
 
 def test_end_tokens_of_a_base_without_a_generation_config_are_control_tokens_too(

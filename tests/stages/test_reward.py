@@ -242,6 +242,27 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     assert judged == pytest.approx(direct, rel=1e-5)
 
 
+def test_rankings_that_another_models_template_refuses_are_left_out_and_counted(
+    runs: Path, other_reward_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "odd.jinja"
+    odd = "{% if m.content | length % 2 %}{{ raise_exception('no odd numbers') }}{% endif %}"
+    file.write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}" + odd + "{% endif %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    options = ["--evaluate_reward.model", str(other_reward_model), "--evaluate_reward.chat_template", str(file)]
+    run_stage(evaluate_reward.STAGE, config_of(runs, *options))
+    run = RunFolder(runs / "smoke")
+    found = json.loads((run.stage("evaluate_reward") / "accuracy.json").read_text())
+    for split in ("valid", "test"):
+        rows = strict(run, split)
+        refused = sum(
+            len(row.prompt) % 2 for row in read_records(run.stage("labels") / f"rankings_{split}.jsonl", Ranking)
+        )
+        assert found["left_out"][split]["refused_by_its_chat_template"] == refused > 0
+        assert found[split]["prompts"] == sum(len(row.prompt) % 2 == 0 for row in rows) > 0
+
+
 def test_only_training_prompts_are_among_their_own_answers(runs: Path) -> None:
     """Otherwise the reward model's held-out accuracy would count easy pairs."""
     numbers = run_stage(samples.STAGE, config_of(runs, "--samples.echo", "true", "--samples.max_new_tokens", "2"))
@@ -348,7 +369,7 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
     [
         (
             ["--reward.base", "{base}", "--reward.epochs", "0"],
-            r"takes reward\.base=.* as it is, but it is a language model, not a reward model",
+            r"takes reward\.base=.* as it is, but it is not a reward model: its architecture is GPT2LMHeadModel",
         ),
         (
             ["--reward.base", "{base}/nothing"],
