@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data.json_files import read_json
 from data.lines import MAX_LINE_BYTES, STOP, BadRows, Placed, numbered_lines, opened, text_of
+from data.messages import MESSAGES_AS_TEXT
 from data.records import Prompt, RecordT, parse, to_row
 
 MAX_TEXT_BYTES = 2 * 2**30
@@ -26,10 +27,6 @@ MAX_TEXT_BYTES = 2 * 2**30
 PARQUET_BATCH = 1024
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 """Names of pandas' index column in Parquet, in a table that was read again, and in CSV. It is not data."""
-MESSAGES_AS_TEXT = re.compile(
-    r"\s*\[\s*\{(?=.*['\"](role|from)['\"]\s*:)(?=.*['\"](content|value)['\"]\s*:).*\}\s*\]\s*", re.DOTALL
-)
-"""A conversation in a cell of a table, as pandas writes it: the text of a Python list, NumPy array or JSON list."""
 TEXT_SUFFIXES = (".txt", ".md")
 
 

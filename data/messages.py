@@ -5,6 +5,8 @@ templates render (tool calls, reasoning, images): these are refused, since train
 the data.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -15,6 +17,13 @@ RENDERED = (
     "video", "documents",
 )  # fmt: skip
 """Keys of a message with content that the model would see in addition to its text."""
+
+MESSAGES_AS_TEXT = re.compile(
+    r"\s*\[\s*\{(?=.*['\"](role|from)['\"]\s*:)(?=.*['\"](content|value)['\"]\s*:).*\}\s*\]\s*", re.DOTALL
+)
+"""A conversation in a text or in a cell of a table, as pandas writes it: a Python list, NumPy array or JSON list."""
+TARGETS = ("messages", "conversations", "completion", "chosen")
+"""Keys of a row whose last message is the answer of a demonstration."""
 
 
 class Message(TypedDict):
@@ -51,6 +60,19 @@ def conversation(value: object, key: str, form: Form = CHAT) -> list[Message]:
     if not value:
         raise ValueError(f"{key!r} has no messages")
     return [_message(message, f"message {number} of {key!r}", form) for number, message in enumerate(value, start=1)]
+
+
+def refuse_untrained(row: Mapping[str, Any]) -> None:
+    """Raises ValueError for a demonstration whose last message must not be trained on: OpenAI's `weight` 0, axolotl's
+    `train` false.
+    """
+    for value in map(row.get, TARGETS):
+        if not isinstance(value, list) or not value or not isinstance(value[-1], Mapping):
+            continue
+        for key, no in (("weight", 0), ("train", False)):
+            if value[-1].get(key) == no:
+                said = f"the last message has {key!r} {json.dumps(no)}, which excludes it from training"
+                raise ValueError(f"{said}: leave the row out")
 
 
 def other_keys(row: Mapping[str, Any]) -> Iterator[str]:

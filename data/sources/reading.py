@@ -17,7 +17,7 @@ from data.config import BUILT_IN, DataConfig, SourceConfig
 from data.few_shot import prompts
 from data.files import TEXT_SUFFIXES, is_data_file, is_missing, read_rows
 from data.lines import BadRows, Placed
-from data.messages import other_keys
+from data.messages import other_keys, refuse_untrained
 from data.records import Demonstration, FewShot, Prompt, Ranking, UnknownKeyError, parse, parse_document
 from data.sources.convert import Fields, Role
 from data.sources.folders import folder_files
@@ -26,6 +26,8 @@ from demo.assets import ARTICLES, SEED_FOLDER
 
 EMBEDDED = {"seed": "written for this project (Apache-2.0)", "wikipedia": f"{ARTICLES.what}; {ARTICLES.licence}"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SCORES = {"score", "scores", "rating", "ratings", "reward", "rewards"}
+"""Columns of which the highest value is the best, unlike `ranks`."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def convert(rows: Sequence[Any], source: Source) -> list[Any]:
     for row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+        if source.role == "demonstrations":
+            refuse_untrained(row)
     defaults: Fields = {"source": source.settings.source or source.format.source or "api"}
     # Rows that an earlier run exported name a source of that run; weights and counts are by this one's.
     fixed = {"dataset": source.name}
@@ -238,5 +242,7 @@ def explained(error: ValueError, row: object, source: Source) -> str:
     if isinstance(error, UnknownKeyError) and not all(error.near.values()):
         it = "it" if len(error.near) == 1 else "them"
         advice = f"rename {it} with `columns` under data.sources, or set {it} to null there to leave {it} out"
+        if not SCORES.isdisjoint(error.near):
+            advice += "; scores are not ranks, of which 1 is the best"
         return f"{error.named}: {advice}; known are {error.known}"
     return str(error)

@@ -5,10 +5,12 @@ The keys of a row determine its form. Columns with other names are renamed, or l
 
 from itertools import takewhile
 
-from data.messages import Message, conversation
+from data.messages import MESSAGES_AS_TEXT, Message, conversation
 from data.sets import unpacked
 from data.sources.convert import ANSWER_KEYS, Fields, Row, identifier, need, without
+from data.sources.rankings import TURN
 
+TEXTS = ("prompt", "completion", "chosen", "rejected")
 IDS = ("prompt_id", "user_id", "organisation_id", "labeler_id")
 
 
@@ -19,8 +21,6 @@ def demonstration(row: Row) -> Fields:
         turns = _conversation(ours, "messages")
         if turns[-1]["role"] != "assistant":
             raise ValueError("the last of 'messages' must be the assistant's, the training target")
-        if ours["messages"][-1].get("weight") == 0:
-            raise ValueError("the last message has 'weight' 0, which excludes it from training: leave the row out")
         return without(ours, "messages") | {"prompt": turns[:-1], "completion": turns[-1]["content"]}
     if "chosen" in ours:
         prompt, chosen, _ = _pair(ours)
@@ -61,7 +61,10 @@ def document(row: Row) -> Fields:
 
 
 def _ours(row: Row) -> Fields:
-    """The row with ids as text; tables store them as numbers."""
+    """The row with ids as text; tables store them as numbers. Raises ValueError for a conversation written as text."""
+    for key in TEXTS:
+        if isinstance(text := row.get(key), str) and MESSAGES_AS_TEXT.fullmatch(text):
+            raise ValueError(f"{key!r} is a list of messages written as text: write it as a list")
     return {key: identifier(row, key) if key in IDS else value for key, value in row.items()}
 
 
@@ -104,6 +107,8 @@ def _pair(row: Row) -> tuple[str | list[Message], str, str]:
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The prompt is the common start up to its last space; the rest are the answers."""
+    if TURN.match(chosen) and TURN.match(rejected):
+        raise ValueError("'chosen' and 'rejected' are dialogues of 'Human:' and 'Assistant:': set format: hh_rlhf")
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     cut = max(chosen.rfind(space, 0, common) for space in " \n\t") + 1
     if not chosen[:cut].strip():

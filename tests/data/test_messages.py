@@ -1,5 +1,6 @@
 """Messages of every format are checked alike: what is kept, what is left out, and what is refused."""
 
+import json
 from typing import Any
 
 import pytest
@@ -119,7 +120,46 @@ def test_a_sharegpt_ranking_has_its_answers_in_separate_fields() -> None:
     assert (ranking.prompt, ranking.completions, ranking.ranks) == ([USER], ["So.", "No."], [1, 2])
 
 
-def test_an_answer_of_weight_zero_is_refused_as_a_demonstration() -> None:
-    with pytest.raises(ValueError, match="'weight' 0, which excludes it from training"):
-        convert("rows", "demonstrations", {"messages": [USER, GOOD | {"weight": 0}]})
-    assert convert("rows", "prompts", {"messages": [USER, GOOD | {"weight": 0}]})[0].prompt == [USER]
+EXCLUDED = GOOD | {"weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "said"),
+    [
+        ("rows", {"messages": [USER, EXCLUDED]}, "'weight' 0"),
+        ("rows", {"messages": [USER, GOOD | {"train": False}]}, "'train' false"),
+        ("rows", {"prompt": "Why?", "completion": [EXCLUDED]}, "'weight' 0"),
+        ("rows", {"prompt": "Why?", "chosen": [EXCLUDED], "rejected": [GOOD]}, "'weight' 0"),
+        ("no_robots", {"prompt": "Why?", "messages": [USER, EXCLUDED], "category": "Open QA"}, "'weight' 0"),
+        (
+            "ultrafeedback_binarized",
+            {"prompt": "Why?", "messages": [USER, GOOD], "chosen": [USER, EXCLUDED], "rejected": [USER, GOOD]},
+            "'weight' 0",
+        ),
+        ("sharegpt", {"conversations": [*turns(USER), turns(GOOD)[0] | {"weight": 0.0}]}, "'weight' 0"),
+        ("sharegpt", {"conversations": [USER, EXCLUDED]}, "'weight' 0"),
+    ],
+)
+def test_an_answer_that_is_excluded_from_training_is_no_demonstration_in_any_format(
+    form: str, row: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{said}, which excludes it from training"):
+        convert(form, "demonstrations", row)
+    if form == "rows" and "chosen" not in row:
+        assert convert(form, "prompts", row)[0].messages == [USER]
+
+
+@pytest.mark.parametrize("key", ["prompt", "completion", "chosen", "rejected"])
+@pytest.mark.parametrize("text", ["[{'content': 'Hi', 'role': 'user'}]", json.dumps([USER, GOOD])])
+def test_a_conversation_written_as_text_is_refused_in_rows_of_any_file(key: str, text: str) -> None:
+    """As pandas leaves them that read a CSV file and wrote JSON Lines or Parquet."""
+    answers = {"completion": "So."} if key == "completion" else {"chosen": "So.", "rejected": "No."}
+    role = "demonstrations" if key == "completion" else "rankings"
+    with pytest.raises(ValueError, match=f"'{key}' is a list of messages written as text: write it as a list"):
+        convert("rows", role, {"prompt": "Why?"} | answers | {key: text})
+
+
+def test_dialogues_with_speakers_are_not_split_as_plain_texts() -> None:
+    start = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: And then?\n\nAssistant: I think "
+    with pytest.raises(ValueError, match=r"dialogues of 'Human:' and 'Assistant:': set format: hh_rlhf"):
+        convert("rows", "rankings", {"chosen": start + "so.", "rejected": start + "no."})

@@ -193,6 +193,11 @@ TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
             "unknown key 'id': rename it with `columns` under data.sources, or set it to null there to leave it out; "
             "known are prompt",
         ),
+        (
+            {"prompt": "Why?", "scores": [5, 3]},
+            "unknown key 'scores': rename it with `columns` under data.sources, or set it to null there to leave it "
+            "out; scores are not ranks, of which 1 is the best; known are prompt",
+        ),
         ({"promt": "Why?"}, "unknown key 'promt', did you mean 'prompt'?"),
         (
             {"messages": [{"role": "bing", "content": "Hi."}] * 2},
