@@ -19,6 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from modeling.disk import share_weights
+
 SEED_FOLDER = Path(__file__).parent / "seed"
 """The seed set: prompts with demonstrations, written for this project."""
 CHATML = (
@@ -188,6 +190,7 @@ def convert_base_model(members: Path, made: Path) -> None:
     tokenizer.model_max_length = config.max_position_embeddings
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
+    share_weights(made)
 
 
 def convert_articles(members: Path, made: Path) -> None:

@@ -38,6 +38,19 @@ def copy_folder(source: Path, target: Path, copy: Callable[[str, str], object], 
                 copy(os.path.join(folder, name), str(into / name))
 
 
+def share_weights(folder: Path) -> None:
+    """Gives the weights below a folder the permissions that new files get there. safetensors writes them through a
+    temporary file that nobody but its owner may read (its issue 782), whatever the umask.
+    """
+    probe = folder / ".permissions"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*.safetensors"):
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
+
+
 def make_writable(path: str) -> None:
     """Allows the owner to write to a file."""
     os.chmod(path, os.stat(path).st_mode | stat.S_IWUSR)

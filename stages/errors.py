@@ -25,6 +25,8 @@ MEMORY = (
 NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "fsspec")
 FILES = ("datasets", "safetensors", "tokenizers", "pyarrow", "yaml", "jinja2", "wandb", "trackio")
 """Packages whose exceptions report problems with the user's network, files, templates or accounts."""
+ROOM = 256 * 2**20
+"""Bytes free at which a disk is probably not the full one."""
 LONGEST = 600
 """Maximum length of a library's message on stderr; the traceback file has all of it."""
 
@@ -93,8 +95,9 @@ def of_system(error: Exception, number: int, words: str, root: Path | None) -> s
     head = f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else shortened(words) or what
     if place is None and number in FULL:
         # The full disk may also be that of temporary files.
-        folders = [folder for folder in (root, Path(tempfile.gettempdir())) if folder is not None]
-        head += f" ({', '.join(f'{folder} has {mib(free_bytes(folder))} free' for folder in folders)})"
+        free = {folder: free_bytes(folder) for folder in (root, Path(tempfile.gettempdir())) if folder is not None}
+        head += f" ({', '.join(f'{folder} has {mib(size)} free' for folder, size in free.items())}"
+        head += "; the output may go to a file on a full disk)" if min(free.values()) > ROOM else ")"
     if what not in head:
         head = f"{head} ({what})"
     return head + ADVICE.get(number, "")

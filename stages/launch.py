@@ -74,7 +74,8 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
     if by_accelerate and accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
         raise ValueError(
             "accelerate launch was asked for several processes and started one: use --config_file "
-            "configs/accelerate/ddp.yaml without --cpu, or torchrun (for one process, unset MASTER_ADDR)"
+            "configs/accelerate/ddp.yaml without --cpu or use_cpu: true, or torchrun (for one process, unset "
+            "MASTER_ADDR)"
         )
     name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if name not in ("no", *PRECISIONS):

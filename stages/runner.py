@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from filelock import FileLock, Timeout
 
-from modeling.disk import copy_folder, discard, discarded, make_writable, sync, write_whole
+from modeling.disk import copy_folder, discard, discarded, make_writable, share_weights, sync, write_whole
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, replace_missing_outputs, report, say
@@ -124,6 +124,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             seconds = time.perf_counter() - clock
+            share_weights(plan.partial)
             ignored = (*CLOCKWORK, FINGERPRINT, *stage.temporary, *stage.for_people)
             manifest.Manifest(
                 stage=stage.name,

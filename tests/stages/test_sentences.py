@@ -57,6 +57,14 @@ def failing(error: BaseException) -> Callable[[Path], None]:
     return work
 
 
+def test_where_space_is_short_the_error_says_no_more_than_that(
+    told: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.errors.free_bytes", lambda folder: 2**20)
+    _, stderr = told(failing(OSError(errno.ENOSPC, "No space left on device")))
+    assert "has 1.0 MiB free): free some space and run the command again to resume" in stderr
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -80,7 +88,8 @@ def failing(error: BaseException) -> Callable[[Path], None]:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"), "gone: No such file or directory"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "MiB free): free some space and run the command again to resume",
+            "MiB free; the output may go to a file on a full disk): free some space and run the command again to "
+            "resume",
         ),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),

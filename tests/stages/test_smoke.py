@@ -151,6 +151,15 @@ def test_the_models_load_with_plain_transformers(finished: tuple[Path, str]):
     assert sum(scores) / 16 == pytest.approx(model.config.score_bias, abs=1e-4)
 
 
+def test_whoever_may_read_the_configs_may_read_the_weights(finished: tuple[Path, str]):
+    """safetensors leaves them to their owner."""
+    weights = list(finished[0].rglob("*.safetensors"))
+    assert {file.parent.name for file in weights} >= {"model", "model_ema", "adapter", "adapter_ema"}
+    assert {file.stat().st_mode & 0o777 for file in weights} == {
+        (finished[0] / "sft" / "manifest.json").stat().st_mode & 0o777
+    }
+
+
 def test_nothing_runs_twice_unless_something_changed(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
     root, _ = finished
     main(pipeline.work, "stages.pipeline", "", arguments(root.parent, "--evaluate.bootstrap_resamples", "10"))
