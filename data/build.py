@@ -229,9 +229,11 @@ def refuse_empty(built: Built) -> None:
                     "data.prompts, or set `source: api` for a source whose rows have no `source`"
                 )
             why = ", ".join(f"{count} {rule}" for rule, count in built.pool.removed().items() if count) or "none"
+            bad = built.bad
             raise ValueError(
                 f"the {name} {split} split is empty after curation: no {lacking[name]} is left among the {split} "
                 f"users; try another data.split_salt or other fractions, or look at what was removed ({why})"
+                + (f"; malformed rows were skipped ({bad.count}), the first: {bad.examples[0]}" if bad.count else "")
             )
 
 

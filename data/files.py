@@ -96,7 +96,7 @@ def write_records(path: Path, records: Iterable[Prompt]) -> None:
 
 
 def read_table(path: Path, bad: BadRows, delimiter: str) -> Iterator[Placed]:
-    """The rows of CSV or TSV, without empty fields: a table has no other null."""
+    """The rows of CSV or TSV. An empty field is null: a table has no other."""
     csv.field_size_limit(MAX_LINE_BYTES)  # Python's own limit of 128 KiB is meant for tables of numbers
     with opened(path) as file:
         lines = (_decoded(path, number, line) for number, line in numbered_lines(path, file))
@@ -114,8 +114,10 @@ def read_table(path: Path, bad: BadRows, delimiter: str) -> Iterator[Placed]:
                     bad(place, f"{len(fields)} fields where the header has {len(header)}")
                     continue
                 cells = zip(header, fields, strict=True)
-                row = {name: text for name, text in cells if text and not PANDAS_INDEX.fullmatch(name)}
-                if messages := next((name for name, text in row.items() if MESSAGES_AS_TEXT.fullmatch(text)), None):
+                row = _present({name: text or None for name, text in cells if not PANDAS_INDEX.fullmatch(name)})
+                if messages := next(
+                    (name for name, text in row.items() if MESSAGES_AS_TEXT.fullmatch(text or "")), None
+                ):
                     advice = "a table holds plain text only; save conversations as JSON Lines or Parquet"
                     bad(place, f"{messages!r} is a list of messages written as text: {advice}")
                 else:
@@ -163,7 +165,16 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
                     row |= decoded(row)
                 except ValueError as error:
                     raise ValueError(f"{place}: a column of type JSON holds invalid JSON: {error}") from None
-                yield place, {key: value for key, value in row.items() if not is_missing(value)}
+                yield place, _present(row)
+
+
+def _present(row: dict[str, Any]) -> dict[str, Any]:
+    """A table's row without null values, except that of `prompt`: rows without a prompt are of another form."""
+    return {
+        name: None if is_missing(value) else value
+        for name, value in row.items()
+        if name == "prompt" or not is_missing(value)
+    }
 
 
 def json_columns(schema: pa.Schema) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -1,11 +1,14 @@
 """Embedding rows, configs and logits of tokens that a tokenizer has and its model lacks."""
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+log = logging.getLogger(__name__)
 SUPPRESSED_LOGIT = -1e4
 """Logit of a token that is never sampled: its probability is 0 in float32; bfloat16 and float16 can represent it."""
 
@@ -32,6 +35,7 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
     added = getattr(tokenizer, "pad_is_new", False) or pad_id in new
     if new:
         resize(model, len(tokenizer))
+        warn_of_new(tuple(map(str, tokenizer.convert_ids_to_tokens(sorted(new - {pad_id})))))
     fill_with_mean(model, sorted(new | {pad_id} if added else new))
     model.config.pad_token_id = pad_id
     # torch gives the row of `padding_idx` no gradient, and in many models it is EOS. Padding is masked anyway.
@@ -44,6 +48,17 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
             generation.suppress_tokens = [*suppressed, pad_id]
         if pad_id in (generation.suppress_tokens or []):
             suppress_logit(model, pad_id)
+
+
+@functools.lru_cache
+def warn_of_new(tokens: tuple[str, ...]) -> None:
+    """Logs a warning, once."""
+    if tokens:
+        names = ", ".join(tokens[:5]) + (", ..." if len(tokens) > 5 else "")
+        log.warning(
+            f"{len(tokens)} of the tokenizer's tokens have no embedding in the model ({names}): they start as the mean "
+            "of the others. LoRA does not train embeddings, so with it the model cannot tell them apart"
+        )
 
 
 def resize(model: Any, rows: int) -> None:

@@ -170,8 +170,9 @@ def hub_rows(source: Source) -> Iterator[Placed]:
 def renamed(rows: Iterable[Placed], columns: Mapping[str, str | None], bad: BadRows, where: str) -> Iterator[Placed]:
     """Rows with the column names of the configuration, without null values and columns that are renamed to null.
 
-    A row in which two columns would have one name goes to `bad`. Raises ValueError, at the end, if no row had a column
-    that is renamed.
+    A row in which two columns would have one name goes to `bad`, and so does a pair of texts whose `prompt` is null: it
+    is no pair without a `prompt` column, whose answers begin with the prompt. Raises ValueError, at the end, if no row
+    had a column that is renamed.
     """
     missing = set(columns)
     for place, row in rows:
@@ -184,6 +185,10 @@ def renamed(rows: Iterable[Placed], columns: Mapping[str, str | None], bad: BadR
                 bad(place, f"two columns would be called {twice!r}: {advice}")
                 continue
             row = {name: value for name, value in named if not is_missing(value)}
+            column = "prompt" in names or "prompt" in columns.values()
+            if column and "prompt" not in row and isinstance(row.get("chosen"), str):
+                bad(place, "'prompt' is null; if 'chosen' and 'rejected' begin with it, leave its column out")
+                continue
         yield place, row
     if missing:
         raise ValueError(f"{where}: no row has {min(missing)!r}")

@@ -342,6 +342,13 @@ def test_an_empty_split_stops_the_run_with_its_name(
         made(config)
 
 
+def test_an_empty_split_tells_of_rows_that_were_skipped(config: DataConfig, tmp_path: Path, made: Any) -> None:
+    bad = written(tmp_path / "bad.jsonl", [{"Prompt": "Why?"}])
+    config.bad_rows, config.max_prompt_tokens, config.prompts = "skip", 1, [*config.prompts, bad]
+    with pytest.raises(ValueError, match=r"; malformed rows were skipped \(1\), the first: .*bad.jsonl:1: unknown key"):
+        made(config)
+
+
 def test_a_run_without_api_prompts_is_told_so(config: DataConfig, tmp_path: Path, made: Any) -> None:
     config.prompts = []
     config.demonstrations = [rows(tmp_path / "labeler.jsonl", 60, completion="So.", source="labeler")]

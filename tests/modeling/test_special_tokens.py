@@ -94,6 +94,24 @@ def test_a_good_pad_and_the_side_of_padding_are_left_alone(
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").padding_side == side
 
 
+def test_tokens_without_an_embedding_are_named(
+    copied: Path, model_config: ModelConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a tokenizer that was given new words, and a model that was not resized."""
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer.add_tokens(["riverstone", "bread"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(copied)
+    loaded = load_tokenizer(copied, model_config)
+    for load in (load_causal, load_scalar):
+        rows = load(copied, model_config, loaded).get_input_embeddings().weight
+        assert torch.equal(rows[512], rows[513])
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith(
+        "2 of the tokenizer's tokens have no embedding in the model (riverstone, bread): they start as"
+    )
+
+
 def test_a_tokenizer_without_eos_is_refused(copied: Path, model_config: ModelConfig) -> None:
     rewrite_tokenizer(copied, eos_token=None)
     with pytest.raises(ValueError, match="no EOS token, so an answer could never end"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pytest
 
 from data.config import DataConfig, SourceConfig
@@ -343,3 +344,26 @@ def test_a_hub_that_does_not_answer_is_one_sentence() -> None:
     config = configured("prompts", place="somebody/no-such-rows", revision="main")
     with pytest.raises(ValueError, match=r"^cannot read somebody/no-such-rows at main from the Hub \([^\n]+\)$"):
         records(config, "prompts")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("column", ["prompt", "question"])
+def test_a_pair_whose_prompt_is_null_gets_no_prompt_from_its_answers(tmp_path: Path, kind: str, column: str) -> None:
+    """Both answers begin with the same words, which would be the prompt in a file without a column for it."""
+    answers = {"chosen": "The capital is Paris.", "rejected": "The capital is Rome."}
+    table = pd.DataFrame([{column: "What is it?"} | answers, {column: None} | answers])
+    path = tmp_path / f"pairs.{kind}"
+    if kind == "csv":
+        table.to_csv(path, index=False)
+    elif kind == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    columns: dict[str, str | None] = {"question": "prompt"} if column == "question" else {}
+    config = configured("rankings", place=path, columns=columns)
+    with pytest.raises(
+        ValueError, match=r"'prompt' is null; if 'chosen' and 'rejected' begin with it, leave its column"
+    ):
+        records(config, "rankings")
+    config = configured("rankings", place=path, columns={column: None})
+    assert [ranking.prompt for ranking in records(config, "rankings")] == ["The capital is"] * 2
