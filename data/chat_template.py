@@ -35,5 +35,5 @@ def portable(template: str) -> str:
     plain = re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", plain)
     literal = r"""strftime_now\(\s*(['"])((?:(?!\1).)*)\1\s*\)"""
     plain = re.sub(literal, lambda call: repr(TODAY.strftime(call[2])), plain)
-    asks = re.search(r"\bstrftime_now\b(?!\s+is\b)", plain.removeprefix(FIXED_CLOCK))
-    return FIXED_CLOCK + plain if asks and not plain.startswith(FIXED_CLOCK) else plain
+    asks = re.search(r"\bstrftime_now\b(?!\s+is\b)", plain.replace(FIXED_CLOCK, ""))
+    return FIXED_CLOCK + plain if asks and FIXED_CLOCK not in plain else plain

@@ -169,7 +169,7 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
-    """A table's row without null values, except that of `prompt`: rows without a prompt are of another form."""
+    """A table's row without its null values, except a null `prompt`, which is no missing column (`sources.reading`)."""
     return {
         name: None if is_missing(value) else value
         for name, value in row.items()

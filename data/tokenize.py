@@ -291,8 +291,7 @@ def _answer_ids(tokenizer: Any, completions: Sequence[str], ends: bool) -> list[
 
 
 def template_closing(tokenizer: Any) -> list[int]:
-    """Token ids that the chat template puts after an answer's text: EOS, often with a line break behind it. Most reward
-    models read there.
+    """Token ids that the chat template puts after an answer's text: EOS, often with a line break behind it.
 
     EOS alone where the tokenizer came without a template of its own, or where that puts nothing. Raises ValueError when
     it does not show the answer.

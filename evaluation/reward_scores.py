@@ -49,7 +49,9 @@ class SavedRewardModel:
         return SavedRewardModel(place, config, settings, tokenizer, context, suffix)
 
     def readable(self, rankings: Sequence[Ranking]) -> list[Ranking]:
-        """The rankings that the chat template can render. Raises ValueError, with the reason, if it refuses all."""
+        """The rankings that `check_prompt` accepts for this chat template. Raises ValueError, with the last reason, if
+        it accepts none.
+        """
         kept, reason = [], ""
         for ranking in rankings:
             try:

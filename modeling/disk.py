@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,8 +47,9 @@ def share_weights(folder: Path) -> None:
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     for file in folder.rglob("*.safetensors"):
-        if stat.S_IMODE(file.stat().st_mode) != mode:
-            file.chmod(mode)
+        with suppress(PermissionError):  # of another owner's file
+            if stat.S_IMODE(file.stat().st_mode) != mode:
+                file.chmod(mode)
 
 
 def make_writable(path: str) -> None:

@@ -35,7 +35,7 @@ CONFIG_CHANGES = {
     "label2id": "a reward model has one label (num_labels)",
     "problem_type": "a reward model has one label",
     "score_bias": "the mean score of demonstrations, which is subtracted from a reward model's logit",
-    "score_closing": "the tokens after which a reward model reads its score",
+    "score_closing": "the tokens that are appended to an answer before it is scored",
     "dtype": "weights are saved in float32",
     "transformers_version": "the version that wrote the file",
 }

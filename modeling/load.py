@@ -121,12 +121,11 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
 
 
 def with_its_eos(template: str, eos: str) -> str:
-    """The template with `eos_token` set to this in it, so that it renders the same when the tokenizer gets another EOS:
-    Phi-3's ends a finished conversation with it, behind the token that ends the turn.
+    """Sets `eos_token` in a template, so that it still writes the tokenizer's own EOS when the tokenizer gets another:
+    Phi-3's template ends a finished conversation with it, behind the token that ends the turn.
     """
-    # Jinja drops a line break right behind a tag, as transformers sets it up.
-    between = "{{ '' }}" if template.startswith("\n") else ""
-    return f"{{% set eos_token = {json.dumps(eos, ensure_ascii=False)} %}}{between}{template}"
+    # The line break is not rendered: transformers has Jinja drop the one behind a tag.
+    return f"{{% set eos_token = {json.dumps(eos, ensure_ascii=False)} %}}\n{template}"
 
 
 @functools.lru_cache
@@ -288,7 +287,7 @@ def _load(kind: Any, place: str | Path, config: ModelConfig, settings: Any, quan
         if kind is AutoModelForSequenceClassification and not head:
             raise ValueError(
                 f"{place} has the head of a reward model (score.weight), but its config.json does not say so: set "
-                f'architectures there to ["{type(model).__name__}"]'
+                f'architectures to ["{type(model).__name__}"] and num_labels to 1 there'
             )
     refuse_misfit(place, model, found)
     if unused := sorted(name for name in found["unexpected_keys"] if name.split(".")[0] not in HEADS):

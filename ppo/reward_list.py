@@ -27,7 +27,8 @@ from ppo.reward_terms import RewardTerm, load_function, settings_restored
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function of prompts and responses, called as trl's GRPOTrainer calls reward functions.
+    """A function of prompts and responses, called as trl's GRPOTrainer calls reward functions, but without
+    `trainer_state`, `log_extra` and `log_metric`.
 
     A completion is text, or a conversation of one assistant message if its prompt is a conversation; `completion_ids`
     are the policy's tokens, with EOS. Further keyword arguments are the other fields of the prompts' records, as lists.

@@ -40,7 +40,7 @@ class RewardTerm:
     trust_remote_code: bool = False
     """Run Python code that comes with `path`. Off unless you trust its author."""
     function: str | None = None
-    """`module:function` or `path/to/file.py:function`, called as trl calls reward functions:
+    """`module:function` or `path/to/file.py:function`, called as trl calls reward functions, without its logging hooks:
     `function(prompts=, completions=, completion_ids=, **columns)` returns a list of floats."""
 
     @property

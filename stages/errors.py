@@ -26,7 +26,7 @@ NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib
 FILES = ("datasets", "safetensors", "tokenizers", "pyarrow", "yaml", "jinja2", "wandb", "trackio")
 """Packages whose exceptions report problems with the user's network, files, templates or accounts."""
 ROOM = 256 * 2**20
-"""Bytes free at which a disk is probably not the full one."""
+"""A disk with more free bytes is probably not the full one."""
 LONGEST = 600
 """Maximum length of a library's message on stderr; the traceback file has all of it."""
 
@@ -97,7 +97,8 @@ def of_system(error: Exception, number: int, words: str, root: Path | None) -> s
         # The full disk may also be that of temporary files.
         free = {folder: free_bytes(folder) for folder in (root, Path(tempfile.gettempdir())) if folder is not None}
         head += f" ({', '.join(f'{folder} has {mib(size)} free' for folder, size in free.items())}"
-        head += "; the output may go to a file on a full disk)" if min(free.values()) > ROOM else ")"
+        elsewhere = number == errno.ENOSPC and min(free.values()) > ROOM
+        head += "; the output may go to a file on a full disk)" if elsewhere else ")"
     if what not in head:
         head = f"{head} ({what})"
     return head + ADVICE.get(number, "")

@@ -36,7 +36,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         place, model_config = options.model, options.of(config.model)
     saved = SavedRewardModel.of(place, model_config, f"evaluate_reward.model={place}")
     ranked = {split: rankings(config, run, split) for split in SPLITS}
-    readable = {split: saved.readable(ranked[split]) for split in SPLITS}
+    readable = ranked if options.model is None else {split: saved.readable(ranked[split]) for split in SPLITS}
     found, left_out = example_sets(saved.tokenizer, readable, saved.context, saved.answer_suffix)
     for split in SPLITS:
         left_out[split]["refused_by_its_chat_template"] = len(ranked[split]) - len(readable[split])

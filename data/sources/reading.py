@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from demo.assets import ARTICLES, SEED_FOLDER
 EMBEDDED = {"seed": "written for this project (Apache-2.0)", "wikipedia": f"{ARTICLES.what}; {ARTICLES.licence}"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SCORES = {"score", "scores", "rating", "ratings", "reward", "rewards"}
-"""Columns of which the highest value is the best, unlike `ranks`."""
+"""Columns in which higher is better, unlike `ranks`."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
     """
     skipped_before = bad.count
     rows = hub_rows(source) if source.hub else (placed for file in source.files for placed in read_rows(file, bad))
-    named = renamed(rows, source.settings.columns, bad, f"data.sources.{source.name}.columns")
+    named = renamed(rows, source, bad)
     for place, group in islice(grouped(named, source.format), source.settings.limit):
         try:
             records = convert(group, source)  # all records of a row or none
@@ -167,26 +167,28 @@ def hub_rows(source: Source) -> Iterator[Placed]:
         raise ValueError(f"cannot read {source.hub} at {revision} from the Hub ({message})") from error
 
 
-def renamed(rows: Iterable[Placed], columns: Mapping[str, str | None], bad: BadRows, where: str) -> Iterator[Placed]:
+def renamed(rows: Iterable[Placed], source: Source, bad: BadRows) -> Iterator[Placed]:
     """Rows with the column names of the configuration, without null values and columns that are renamed to null.
 
-    A row in which two columns would have one name goes to `bad`, and so does a pair of texts whose `prompt` is null: it
-    is no pair without a `prompt` column, whose answers begin with the prompt. Raises ValueError, at the end, if no row
-    had a column that is renamed.
+    A row in which two columns would have one name goes to `bad`. So does a pair of texts whose `prompt` is null:
+    without the column, what both answers begin with would be taken for the prompt. Raises ValueError, at the end, if no
+    row had a column that is renamed.
     """
+    columns, where = source.settings.columns, f"data.sources.{source.name}.columns"
+    pairs = source.format.name == "rows" and source.role != "pretraining"
     missing = set(columns)
     for place, row in rows:
         if isinstance(row, dict):
             missing -= row.keys()
             named = [(name, value) for key, value in row.items() if (name := columns.get(key, key)) is not None]
-            names = [name for name, _ in named]
+            names = [name for name, value in named if not is_missing(value)]
             if twice := next((name for name in names if names.count(name) > 1), None):
                 advice = f"{where} must give the other one a name of its own, or null"
                 bad(place, f"two columns would be called {twice!r}: {advice}")
                 continue
             row = {name: value for name, value in named if not is_missing(value)}
-            column = "prompt" in names or "prompt" in columns.values()
-            if column and "prompt" not in row and isinstance(row.get("chosen"), str):
+            column = "prompt" in columns.values() or any(name == "prompt" for name, _ in named)
+            if pairs and column and "prompt" not in row and isinstance(row.get("chosen"), str):
                 bad(place, "'prompt' is null; if 'chosen' and 'rejected' begin with it, leave its column out")
                 continue
         yield place, row
@@ -248,6 +250,6 @@ def explained(error: ValueError, row: object, source: Source) -> str:
         it = "it" if len(error.near) == 1 else "them"
         advice = f"rename {it} with `columns` under data.sources, or set {it} to null there to leave {it} out"
         if not SCORES.isdisjoint(error.near):
-            advice += "; scores are not ranks, of which 1 is the best"
+            advice += "; do not rename scores to `ranks`, where 1 is the best"
         return f"{error.named}: {advice}; known are {error.known}"
     return str(error)

@@ -108,7 +108,10 @@ def _pair(row: Row) -> tuple[str | list[Message], str, str]:
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The prompt is the common start up to its last space; the rest are the answers."""
     if TURN.match(chosen) and TURN.match(rejected):
-        raise ValueError("'chosen' and 'rejected' are dialogues of 'Human:' and 'Assistant:': set format: hh_rlhf")
+        raise ValueError(
+            "'chosen' and 'rejected' are dialogues of 'Human:' and 'Assistant:': set format: hh_rlhf, which gives "
+            "prompts and rankings"
+        )
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     cut = max(chosen.rfind(space, 0, common) for space in " \n\t") + 1
     if not chosen[:cut].strip():

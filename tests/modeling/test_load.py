@@ -4,6 +4,7 @@ anywhere.
 pytest tests/modeling/test_load.py
 """
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -97,14 +98,16 @@ def test_a_trained_head_is_not_drawn_again_where_the_config_does_not_tell_of_it(
     tiny_llama: Path, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, named: list[str] | None
 ) -> None:
     """As OpenRLHF saves reward models, with a class of its own."""
-    save(load_scalar(tiny_llama, model_config, tiny_tokenizer), tiny_tokenizer, tmp_path)
-    rewrite(tmp_path / "config.json", architectures=named)
-    said = (
-        r"head of a reward model \(score.weight\), .* set architectures there to \[\"LlamaForSequenceClassification\"\]"
-    )
-    with pytest.raises(ValueError, match=said) as error:
+    model, file = load_scalar(tiny_llama, model_config, tiny_tokenizer), tmp_path / "config.json"
+    save(model, tiny_tokenizer, tmp_path)
+    settings = {name: value for name, value in json.loads(file.read_text()).items() if "label" not in name}
+    file.write_text(json.dumps(settings | {"architectures": named}))
+    advice = r"set architectures to \[\"LlamaForSequenceClassification\"\] and num_labels to 1 there"
+    with pytest.raises(ValueError, match=rf"head of a reward model \(score.weight\), .* {advice}") as error:
         load_scalar(tmp_path, model_config, tiny_tokenizer)
     one_sentence(error, str(tmp_path))
+    rewrite(file, architectures=["LlamaForSequenceClassification"], num_labels=1)
+    assert torch.equal(load_scalar(tmp_path, model_config, tiny_tokenizer).score.weight, model.score.weight)
 
 
 @pytest.mark.parametrize("spoilt", ["weights", "config", "architecture", "tokenizer"])

@@ -102,6 +102,7 @@ def by_hand(
             answer += [reward.eos_token_id] * (response.ids[-1] == eos)
             rows.append((before + (answer or [reward.eos_token_id]))[:context])
         else:
+            answer = answer or ([] if answer_suffix else [reward.eos_token_id])
             rows.append((before + answer)[: context - len(answer_suffix)] + answer_suffix)
     return [read(model, row) for row in rows]
 
@@ -243,11 +244,12 @@ def test_a_response_too_long_for_the_reward_model_is_truncated_at_its_end_and_co
     assert [row["reward_truncated"] for row in rows] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("answer_suffix", [[7, 9], []])
 @pytest.mark.parametrize("tokens", ["its own", "the policy's"])
 def test_a_downloaded_reward_models_closing_follows_every_answer_even_a_truncated_one(
-    tokens: str, tiny: Callable[[str], Path], tmp_path: Path
+    tokens: str, answer_suffix: list[int], tiny: Callable[[str], Path], tmp_path: Path
 ):
-    answer_suffix, context = [7, 9], 120
+    context = 120
     own = {"vocab_size": 330, "corpus": OTHER_WORDS} if tokens == "its own" else {}
     made = make_tiny_model(tmp_path / "made", "gpt_neox", hidden_size=48, seed=4, **own)
     reward = save_reward(tmp_path / "reward", made, context=context, answer_suffix=answer_suffix)

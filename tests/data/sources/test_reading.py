@@ -197,7 +197,7 @@ TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
         (
             {"prompt": "Why?", "scores": [5, 3]},
             "unknown key 'scores': rename it with `columns` under data.sources, or set it to null there to leave it "
-            "out; scores are not ranks, of which 1 is the best; known are prompt",
+            "out; do not rename scores to `ranks`, where 1 is the best; known are prompt",
         ),
         ({"promt": "Why?"}, "unknown key 'promt', did you mean 'prompt'?"),
         (
@@ -367,3 +367,13 @@ def test_a_pair_whose_prompt_is_null_gets_no_prompt_from_its_answers(tmp_path: P
         records(config, "rankings")
     config = configured("rankings", place=path, columns={column: None})
     assert [ranking.prompt for ranking in records(config, "rankings")] == ["The capital is"] * 2
+
+
+def test_a_null_prompt_is_no_second_column_and_no_fault_where_nothing_reads_it(tmp_path: Path) -> None:
+    place = written(tmp_path / "x.jsonl", [{"question": "Why?", "prompt": None, "completion": "So."}])
+    config = configured("demonstrations", place=place, columns={"question": "prompt"})
+    assert [record.prompt for record in records(config, "demonstrations")] == ["Why?"]
+    talk = "\n\nHuman: Why?\n\nAssistant: "
+    place = written(tmp_path / "hh.jsonl", [{"prompt": None, "chosen": talk + "So.", "rejected": talk + "No."}])
+    config = configured("rankings", place=place, format="hh_rlhf")
+    assert [record.completions for record in records(config, "rankings")] == [["So.", "No."]]
