@@ -52,7 +52,7 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
 
 @functools.lru_cache
 def warn_of_new(tokens: tuple[str, ...]) -> None:
-    """Logs a warning, once."""
+    """Logs a warning, once, if there are any."""
     if tokens:
         names = ", ".join(tokens[:5]) + (", ..." if len(tokens) > 5 else "")
         log.warning(

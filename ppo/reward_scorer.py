@@ -22,7 +22,7 @@ from modeling.generation import Generation
 from modeling.load import context_length, same_tokenizer
 from modeling.models import RewardModel, answer_suffix_of, plain
 from modeling.sharding import Sharding
-from reward.batches import answer_ids
+from reward.batches import answer_ids, fitted
 
 Batches = Mapping[tuple[int, ...], Batch]
 """Micro-batches in the policy's tokens, by the indices of their episodes."""
@@ -86,14 +86,14 @@ class Tokens:
 
     def rows(self, episodes: Sequence[Episode]) -> tuple[list[list[int]], list[list[int]], list[bool]]:
         """(the reward model's tokens of the prompts, of the responses, whether a response was truncated)."""
-        prompts, answers, truncated, suffix = [], [], [], self.answer_suffix or []
+        prompts, answers, truncated = [], [], []
         for episode in episodes:
             before, after = self.prompt(episode), self.answer(episode.response)
             room = self.room(len(before))
             assert room > 0, "check() comes first"
             prompts.append(before)
-            truncated.append(len(after) > room + len(suffix))
-            answers.append([*after[:room], *suffix] if truncated[-1] else after)
+            answers.append(fitted(after, room, self.answer_suffix))
+            truncated.append(len(answers[-1]) < len(after))
         return prompts, answers, truncated
 
 

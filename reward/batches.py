@@ -57,6 +57,12 @@ def answer_ids(tokenizer: Any, completion: str, ended: bool, answer_suffix: Sequ
     return [*ids, *(answer_suffix or [])] or [tokenizer.eos_token_id]
 
 
+def fitted(ids: list[int], room: int, answer_suffix: Sequence[int] | None = None) -> list[int]:
+    """The tokens of an answer (`answer_ids`), cut off at the end of its text if that has more than `room` tokens."""
+    suffix = answer_suffix or []
+    return ids if len(ids) <= room + len(suffix) else [*ids[:room], *suffix]
+
+
 def ranking_example(tokenizer: Any, ranking: Ranking, answer_suffix: Sequence[int] | None = None) -> RankingExample:
     """A ranking as token ids, without judgments between identical answers; `answer_ids` documents `answer_suffix`."""
     complete = ranking.complete or [True] * len(ranking.completions)

@@ -13,7 +13,7 @@ from evaluation.judges.protocol import ScoringJudge
 from evaluation.judges.simulated import Asked, Once
 from evaluation.reward_scores import SavedRewardModel
 from modeling.config import ModelConfig
-from reward.batches import answer_ids
+from reward.batches import answer_ids, fitted
 
 
 @dataclass
@@ -62,9 +62,8 @@ class GoldJudge(ScoringJudge):
             if prompt.prompt_id not in groups:
                 groups[prompt.prompt_id] = (encode_prompt(tokenizer, prompt), [])
             before, rows = groups[prompt.prompt_id]
-            ids, room = answer_ids(tokenizer, answer.text, answer.complete, suffix), self._room(len(before))
-            # An answer that does not fit is truncated at the end, as in PPO.
-            rows.append(ids if len(ids) <= room + len(suffix or []) else [*ids[:room], *(suffix or [])])
+            ids = answer_ids(tokenizer, answer.text, answer.complete, suffix)
+            rows.append(fitted(ids, self._room(len(before)), suffix))
         found = self.model.scores(list(groups.values()), self.max_tokens, self.accelerator)
         left = {name: iter(row) for name, row in zip(groups, found, strict=True)}
         return [next(left[prompt.prompt_id]) for prompt, _ in asked]

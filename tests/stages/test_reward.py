@@ -243,7 +243,7 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
 
 
 def test_rankings_that_another_models_template_refuses_are_left_out_and_counted(
-    runs: Path, other_reward_model: Path, tmp_path: Path
+    runs: Path, other_reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "odd.jinja"
     odd = "{% if m.content | length % 2 %}{{ raise_exception('no odd numbers') }}{% endif %}"
@@ -261,6 +261,14 @@ def test_rankings_that_another_models_template_refuses_are_left_out_and_counted(
         )
         assert found["left_out"][split]["refused_by_its_chat_template"] == refused > 0
         assert found[split]["prompts"] == sum(len(row.prompt) % 2 == 0 for row in rows) > 0
+    # The run's own reward model is judged on all rankings, as in its stage.
+
+    def refuse(*given: Any) -> None:
+        raise ValueError("refused")
+
+    run_stage(reward.STAGE, config_of(runs))
+    monkeypatch.setattr("evaluation.reward_scores.check_prompt", refuse)
+    run_stage(evaluate_reward.STAGE, config_of(runs))
 
 
 def test_only_training_prompts_are_among_their_own_answers(runs: Path) -> None:
