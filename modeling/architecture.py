@@ -69,15 +69,15 @@ def refuse_by_config(settings: Any, name: str) -> None:
     """
     kind = settings.model_type or type(settings).__name__
     if settings.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder-decoder ({kind}), which this recipe cannot train: {NEEDED}")
+        raise ValueError(f"{name} is an encoder-decoder ({kind}), which this recipe cannot run: {NEEDED}")
     if any(getattr(settings, part, None) is not None for part in ("vision_config", "audio_config")):
-        raise ValueError(f"{name} also takes images or sound ({kind}), and only text models can be trained: {NEEDED}")
+        raise ValueError(f"{name} also takes images or sound ({kind}), and only text models can run: {NEEDED}")
     found = causal_class(settings)
     if found is None and "AutoModelForCausalLM" not in (getattr(settings, "auto_map", None) or {}):
         raise ValueError(f"{name} has no causal language model in transformers ({kind}): {NEEDED}")
     if getattr(found, "_is_stateful", False):
         model = f"{kind}: a state-space or linear-attention model"
-        raise ValueError(f"{name} has a recurrent state ({model}), which this recipe cannot train: {NEEDED}")
+        raise ValueError(f"{name} has a recurrent state ({model}), which this recipe cannot run: {NEEDED}")
 
 
 @torch.no_grad()
