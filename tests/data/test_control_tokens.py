@@ -179,6 +179,31 @@ def test_added_vocabulary_and_tags_of_thoughts_keep_their_ids(loaded: Loader) ->
     assert word in encode_prompt(tokenizer, Prompt(prompt="What is photosynthesis?"))
 
 
+def test_a_template_that_splits_off_thoughts_sees_those_of_a_prompt(loaded: Loader) -> None:
+    """As Qwen 3's template, which strips line breaks behind `</think>`; the tags are no control tokens of a prompt."""
+    shown = COHERE.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1].lstrip('\n') }}")
+    said = [
+        {"role": "user", "content": "d"},
+        {"role": "assistant", "content": "<think>\nHm\n</think>\n\nYes"},
+        {"role": "user", "content": "<|END|><think>"},
+    ]
+    for template in (shown, COHERE + "{# #}{% if false %}<think></think>{% endif %}"):
+        tokenizer = loaded(template, *COHERE_TOKENS, "<think>", "</think>")
+        rendered = tokenizer.apply_chat_template([*said[:2], {"role": "user", "content": "X"}], tokenize=False)
+        before, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in rendered.split("X"))
+        spelled = user_text_ids(tokenizer, ["<|END|><think>"], goes_on=True)[0]
+        assert tokenizer.convert_tokens_to_ids("<think>") in spelled
+        asked = tokenizer.apply_chat_template(said[:1], add_generation_prompt=True, tokenize=False)
+        opening = tokenizer("<|TURN|><|CHATBOT|>", add_special_tokens=False)["input_ids"]
+        assert asked.endswith("<|TURN|><|CHATBOT|>")
+        assert encode_prompt(tokenizer, Prompt(prompt=said)) == [*before, *spelled, *behind, *opening]
+
+
+def test_one_character_can_be_added_vocabulary(loaded: Loader) -> None:
+    tokenizer = loaded(COHERE, *COHERE_TOKENS, "<")
+    assert decode_completion(tokenizer, encode_completion(tokenizer, "1 < 2", ends=False), ended=False) == "1 < 2"
+
+
 def normalized(tokenizer: Any) -> None:
     full_width(tokenizer)
     for name, mark in {"bos_token": "<|start|>", "eos_token": "<|stop|>"}.items():
