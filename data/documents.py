@@ -18,7 +18,7 @@ from data.split import hash64
 from data.table import stored
 
 FEW_DOCUMENTS = 10
-"""With fewer documents than this, the last tenth of each is held out."""
+"""With fewer different documents than this, the last tenth of each is held out."""
 WRITE_TOGETHER = 16
 """Documents may be long, so only a few are in memory."""
 
@@ -42,11 +42,14 @@ class Documents:
 def collect_documents(documents: Iterable[Document], config: DataConfig, path: Path) -> Documents:
     """Reads the documents and holds out one in ten, chosen by hash, except those longer than a tenth of all text.
 
-    With fewer than ten documents, the last tenth of each is held out. Raises ValueError if there is none.
+    With fewer than ten different documents, the last tenth of each is held out. Raises ValueError if there is none.
     """
     read = iter(documents)
-    first = list(itertools.islice(read, FEW_DOCUMENTS))
-    few = len(first) < FEW_DOCUMENTS
+    first, different = list[Document](), set[str]()
+    while len(different) < FEW_DOCUMENTS and (document := next(read, None)) is not None:
+        first.append(document)
+        different.add(document.text)
+    few = len(different) < FEW_DOCUMENTS
     if few:
         first = [replace(document, text=part) for document in first for part in cut(document.text)]
     found: list[tuple[str, int, int]] = []

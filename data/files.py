@@ -30,10 +30,11 @@ PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 TEXT_SUFFIXES = (".txt", ".md")
 
 
-def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
+def read_rows(path: Path, bad: BadRows = STOP, nulls: bool = False) -> Iterator[Placed]:
     """Yields (`file:line`, decoded row). The suffix determines the reader; without one the file is plain text.
 
-    Malformed rows go to `bad`. Raises ValueError if the file is missing, empty, damaged or of an unknown kind.
+    A table's row has the columns in which it has a value, or with `nulls` all of them. Malformed rows go to `bad`.
+    Raises ValueError if the file is missing, empty, damaged or of an unknown kind.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -45,9 +46,9 @@ def read_rows(path: Path, bad: BadRows = STOP) -> Iterator[Placed]:
         raise ValueError(f"{path}: unknown kind of file {suffix!r}; known are {', '.join(READERS)}")
     rows, skipped_before = 0, bad.count
     try:
-        for placed in read(path, bad):
+        for place, row in read(path, bad):
             rows += 1
-            yield placed
+            yield place, row if nulls or read is read_json else without_missing(row)
     except (EOFError, zlib.error):
         problem = "the compressed file ends too early or is damaged: was its download cut off?"
         raise ValueError(f"{path}: {problem}") from None
@@ -114,7 +115,7 @@ def read_table(path: Path, bad: BadRows, delimiter: str) -> Iterator[Placed]:
                     bad(place, f"{len(fields)} fields where the header has {len(header)}")
                     continue
                 cells = zip(header, fields, strict=True)
-                row = _present({name: text or None for name, text in cells if not PANDAS_INDEX.fullmatch(name)})
+                row = {name: text or None for name, text in cells if not PANDAS_INDEX.fullmatch(name)}
                 if messages := next(
                     (name for name, text in row.items() if MESSAGES_AS_TEXT.fullmatch(text or "")), None
                 ):
@@ -149,7 +150,7 @@ def read_arrow(path: Path, bad: BadRows) -> Iterator[Placed]:
 
 
 def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
-    """The rows of a table without null and NaN values; pandas writes missing numbers as NaN."""
+    """The rows of a table."""
     number = 0
     for batch in batches:
         columns = [name for name in batch.schema.names if not PANDAS_INDEX.fullmatch(name)]
@@ -165,16 +166,12 @@ def _placed(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Placed]:
                     row |= decoded(row)
                 except ValueError as error:
                     raise ValueError(f"{place}: a column of type JSON holds invalid JSON: {error}") from None
-                yield place, _present(row)
+                yield place, row
 
 
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    """A table's row without its null values, except a null `prompt`, which is no missing column (`sources.reading`)."""
-    return {
-        name: None if is_missing(value) else value
-        for name, value in row.items()
-        if name == "prompt" or not is_missing(value)
-    }
+def without_missing(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without null and NaN values; pandas writes missing numbers as NaN."""
+    return {name: value for name, value in row.items() if not is_missing(value)}
 
 
 def json_columns(schema: pa.Schema) -> Callable[[dict[str, Any]], dict[str, Any]]:

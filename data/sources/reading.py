@@ -135,8 +135,9 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
     Hub cannot be reached.
     """
     skipped_before = bad.count
-    rows = hub_rows(source) if source.hub else (placed for file in source.files for placed in read_rows(file, bad))
-    named = renamed(rows, source, bad)
+    local = (placed for file in source.files for placed in read_rows(file, bad, nulls=True))
+    missing = set(source.settings.columns)
+    named = renamed(hub_rows(source) if source.hub else local, source, bad, missing)
     for place, group in islice(grouped(named, source.format), source.settings.limit):
         try:
             records = convert(group, source)  # all records of a row or none
@@ -149,6 +150,9 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
         for row in group:
             bad.ignored.update(other_keys(row))
         yield from records
+    if missing:
+        first = "" if (limit := source.settings.limit) is None else f" of the first {limit}"
+        raise ValueError(f"data.sources.{source.name}.columns: no row{first} has {min(missing)!r}")
     bad.of_source[source.role, source.name] = bad.count - skipped_before
 
 
@@ -167,19 +171,19 @@ def hub_rows(source: Source) -> Iterator[Placed]:
         raise ValueError(f"cannot read {source.hub} at {revision} from the Hub ({message})") from error
 
 
-def renamed(rows: Iterable[Placed], source: Source, bad: BadRows) -> Iterator[Placed]:
+def renamed(rows: Iterable[Placed], source: Source, bad: BadRows, missing: set[str]) -> Iterator[Placed]:
     """Rows with the column names of the configuration, without null values and columns that are renamed to null.
 
+    Removes from `missing` each column that a row has, also without a value.
+
     A row in which two columns would have one name goes to `bad`. So does a pair of texts whose `prompt` is null:
-    without the column, what both answers begin with would be taken for the prompt. Raises ValueError, at the end, if no
-    row had a column that is renamed.
+    without the column, what both answers begin with would be taken for the prompt.
     """
     columns, where = source.settings.columns, f"data.sources.{source.name}.columns"
     pairs = source.format.name == "rows" and source.role != "pretraining"
-    missing = set(columns)
     for place, row in rows:
         if isinstance(row, dict):
-            missing -= row.keys()
+            missing.difference_update(row)
             named = [(name, value) for key, value in row.items() if (name := columns.get(key, key)) is not None]
             names = [name for name, value in named if not is_missing(value)]
             if twice := next((name for name in names if names.count(name) > 1), None):
@@ -192,8 +196,6 @@ def renamed(rows: Iterable[Placed], source: Source, bad: BadRows) -> Iterator[Pl
                 bad(place, "'prompt' is null; if 'chosen' and 'rejected' begin with it, leave its column out")
                 continue
         yield place, row
-    if missing:
-        raise ValueError(f"{where}: no row has {min(missing)!r}")
 
 
 def grouped(rows: Iterable[Placed], form: Format) -> Iterator[tuple[str, list[Any]]]:

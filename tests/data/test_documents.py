@@ -48,6 +48,10 @@ def test_of_a_few_documents_the_last_tenth_of_each_is_held_out(config: DataConfi
     folder = sets(config).folder
     assert list(read_texts(folder, "train")) == [letter * 900 for letter in "abc"]
     assert list(read_texts(folder, "heldout")) == [letter * 100 for letter in "abc"]
+    config.pretraining = [written(tmp_path / "few.jsonl", ({"text": letter * 1000} for letter in "abc" * 5))]
+    assert list(read_texts(sets(config).folder, "heldout")) == [letter * 100 for letter in "abc"], (
+        "repeats do not count"
+    )
 
 
 def test_a_document_of_more_than_a_tenth_of_the_text_is_never_held_out(

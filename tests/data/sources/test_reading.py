@@ -71,6 +71,22 @@ def test_a_renamed_column_that_no_row_has_is_told(tmp_path: Path) -> None:
     config = configured("prompts", place=place, columns={"usr": "user_id", "user": None})
     with pytest.raises(ValueError, match=r"data\.sources\.x\.columns: no row has 'usr'"):
         records(config, "prompts")
+    config = configured("prompts", place=place, columns={"usr": "user_id", "user": None}, limit=1)
+    with pytest.raises(ValueError, match=r"data\.sources\.x\.columns: no row of the first 1 has 'usr'"):
+        records(config, "prompts")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "x.jsonl"])
+def test_a_column_without_a_single_value_is_there(tmp_path: Path, name: str) -> None:
+    table = pd.DataFrame({"prompt": ["Why?", "How?"], "ticket": [None, None], "user": [None, None]})
+    file = tmp_path / name
+    {
+        ".csv": lambda: table.to_csv(file, index=False),
+        ".parquet": lambda: table.to_parquet(file),
+        ".jsonl": lambda: table.to_json(file, orient="records", lines=True),
+    }[file.suffix]()
+    config = configured("prompts", place=file, columns={"ticket": None, "user": "user_id"})
+    assert [row.prompt for row in records(config, "prompts")] == ["Why?", "How?"]
 
 
 def test_a_limit_counts_what_belongs_together(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
