@@ -100,8 +100,8 @@ def both_end(a: Answer, b: Answer) -> bool:
 def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, bootstrap: Bootstrap) -> dict[str, Any]:
     """The win rate by the rubric broken down by its parts, as stored in evaluation.json.
 
-    `win_rate_without`: without each part of the rubric in turn; `win_rate_by_part`: by each part alone. Weights and tie
-    width are the labeler's.
+    `win_rate_without`: without each part of the rubric in turn, if there are several; `win_rate_by_part`: by each part
+    alone. Weights and tie width are the labeler's.
     """
     used = [part for part in PARTS if getattr(labels.weights, part)]
 
@@ -113,7 +113,7 @@ def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, boots
         return win_rate(by_scores(left, right, labels.tie_width), bootstrap)
 
     return {
-        "win_rate_without": {part: by([other for other in used if other != part]) for part in used},
+        "win_rate_without": {part: by(rest) for part in used if (rest := [other for other in used if other != part])},
         "win_rate_by_part": {part: by([part]) for part in used},
     }
 

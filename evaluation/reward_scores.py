@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from data.records import Ranking
 from data.tokenize import check_prompt
 from modeling.config import ModelConfig
+from modeling.finite import require_finite
 from modeling.load import (
     autocast_dtype,
     context_length,
@@ -76,7 +77,8 @@ class SavedRewardModel:
         """Scores of the answers to each prompt, (prompt ids, ids of the answers), in order; the processes share the
         work.
 
-        `max_tokens` limits a forward pass. Loads the weights and frees them.
+        `max_tokens` limits a forward pass. Loads the weights and frees them. Raises ValueError for a score that is NaN
+        or infinite.
         """
         items: list[RankingExample] = []
         owners: list[int] = []
@@ -91,4 +93,8 @@ class SavedRewardModel:
             owners, score_all(self.load(accelerator.device), items, max_tokens, accelerator), strict=True
         ):
             found[owner] += row
+        total = sum(map(sum, found))
+        require_finite(
+            {"a score": total}, str(self.place), "weights or activations overflow: set model.precision=float32"
+        )
         return found

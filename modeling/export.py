@@ -37,6 +37,7 @@ CONFIG_CHANGES = {
     "score_bias": "the mean score of demonstrations, which is subtracted from a reward model's logit",
     "score_closing": "the tokens that are appended to an answer before it is scored",
     "dtype": "weights are saved in float32",
+    "auto_map": "code files of a base are not exported where transformers has classes of its own for it",
     "transformers_version": "the version that wrote the file",
 }
 """Fields of config.json in which an export may differ from its base, and why."""
@@ -66,6 +67,10 @@ def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
     discard(beside)
     base = base_settings(model, config)
     restore(model.config, base)
+    if not has_own_code(model):
+        vars(model.config).pop("auto_map", None)
+    if not has_own_code(tokenizer):
+        tokenizer.init_kwargs.pop("auto_map", None)
     try:
         with room_for(folder):
             save(model, tokenizer, beside)
@@ -78,6 +83,11 @@ def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
         raise
     discard(folder)
     beside.rename(folder)
+
+
+def has_own_code(loaded: Any) -> bool:
+    """Whether the class of a model or a tokenizer comes from the code files of its folder."""
+    return type(loaded).__module__.startswith("transformers_modules.")
 
 
 def base_settings(model: Any, config: ModelConfig) -> PreTrainedConfig:

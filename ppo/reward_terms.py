@@ -106,8 +106,13 @@ def function_file(function: str) -> str | None:
         return place
     try:
         found = find_spec(place)
-    except (ImportError, ValueError):
+    except ModuleNotFoundError as error:
+        if not f"{place}.".startswith(f"{error.name}."):  # a package imports a module that is missing
+            raise ValueError(f"the reward function {function!r} cannot be loaded: {error}") from error
         found = None
+    except (Exception, SystemExit) as error:  # its packages may raise anything
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the reward function {function!r} cannot be loaded ({problem})") from error
     if found is None:
         raise ValueError(f"the reward function {function!r} cannot be loaded: there is no module {place!r}")
     return found.origin if found.has_location else None

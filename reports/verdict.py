@@ -60,14 +60,16 @@ def verdict(evaluation: Tree) -> dict[str, str]:
     if moved and kind != side(found, 0.5):
         numbers += f", but PPO is not shown to differ from SFT (KL {between(moved, number)} nats)"
     judge = dig(evaluation, "judges")[0]["name"]
+    if left_out := dig(evaluation, f"comparisons.ppo.{judge}.no_verdict"):
+        numbers += f", {counted(left_out, 'pair')} without a verdict left out"
     reason = because(kind, evaluation["win_rate_without"]) if judge == "rubric" else ""
     text = f"{sentence} by {JUDGES[judge]}: PPO won {numbers}{reason}."
     return {"kind": kind, "text": text}
 
 
 def because(kind: str, without: Mapping[str, Interval]) -> str:
-    """The parts of the rubric that the win or loss comes from; empty if there is neither."""
-    if kind == "even":
+    """The parts of the rubric that the win or loss comes from; empty if there is neither, or one part only."""
+    if kind == "even" or not without:
         return ""
     outcome = {"better": "win", "worse": "loss"}[kind]
     left = {"better": "PPO is better", "worse": "PPO is worse", "even": "no difference is shown"}

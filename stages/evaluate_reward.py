@@ -4,11 +4,13 @@ python -m stages.evaluate_reward --config configs/demo.yaml
 python -m stages.evaluate_reward --config configs/demo.yaml --evaluate_reward.model path/or/hub/name
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stages.config import RunConfig
 from stages.manifest import model_digests, stage_digest
+from stages.ppo import trusts_reward_code
 from stages.runner import RunFolder, Stage, stage_main
 
 SPLITS = ("valid", "test")
@@ -31,7 +33,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         config.evaluate_reward,
         config.reward.max_tokens_per_micro_batch,
     )
-    place, model_config = str(run.stage("reward") / "model"), config.model.of_export()
+    place = str(run.stage("reward") / "model")
+    model_config = replace(config.model.of_export(), trust_remote_code=trusts_reward_code(config))
     if options.model is not None:
         place, model_config = options.model, options.of(config.model)
     saved = SavedRewardModel.of(place, model_config, f"evaluate_reward.model={place}")
@@ -69,7 +72,9 @@ def external(config: RunConfig) -> dict[str, str]:
 
 STAGE = Stage(
     "evaluate_reward",
-    sections=("model", "evaluate_reward", "reward.max_answers_per_prompt"),
+    sections=(
+        "model", "evaluate_reward", "reward.max_answers_per_prompt", "reward.base", "reward.trust_remote_code",
+    ),
     after=("data", "sft", "labels"),
     work=work,
     external=external,

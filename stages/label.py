@@ -144,7 +144,7 @@ def export(store: "Store", folder: Path, form: str) -> None:
 
 
 def serve(store: "Store", given: argparse.Namespace) -> None:
-    """Serves the app until Ctrl-C. Raises ValueError if nobody was invited, and OSError if the port is taken."""
+    """Serves the app until Ctrl-C. Raises ValueError if nobody was invited, or if the port is taken."""
     import uvicorn
 
     from labeling.web.app import HOSTS, create_app
@@ -161,7 +161,14 @@ def serve(store: "Store", given: argparse.Namespace) -> None:
             f"nobody can sign in yet: invite people with `python -m stages.label {given.run}{other} --invite NAME`"
         )
     family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
-    with socket.create_server((given.host, given.port), family=family) as listening:
+    try:
+        server = socket.create_server((given.host, given.port), family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).split(" (")[0]
+        raise ValueError(
+            f"cannot serve at {given.host}, port {given.port} ({reason}): give another --port or --host"
+        ) from None
+    with server as listening:
         host, *names = (f"[{name}]" if ":" in name else name for name in (given.host, *given.name))
         print(f"label: http://{host}:{listening.getsockname()[1]}, labels are kept in {store.path}", flush=True)
         chat = chat_of(given.run) if given.of == "samples" else Chat()

@@ -166,7 +166,8 @@ class Planner:
     def reward(self) -> StagePlan:
         """Stage 2."""
         config, data = self.config.reward, self.config.data
-        answers = config.max_answers_per_prompt or self.config.samples.answers_per_prompt
+        samples = self.config.samples
+        answers = config.max_answers_per_prompt or samples.answers_per_prompt + samples.echo
         element = self.dry_run.Element(data.max_prompt_tokens, data.max_answer_tokens, answers)
         top_layers = self.start.model_config.lora.top_layers
         model = self.scalar(self.reward_settings, top_layers, element, config.activation_checkpointing)

@@ -61,7 +61,9 @@ def external(config: RunConfig) -> dict[str, str]:
     from evaluation.tax.alignment_tax import TASKS
 
     settings = config.tax
-    files = [getattr(settings, name) for name in (*TASKS, "texts", "harness_folder")]
+    files = [getattr(settings, name) for name in (*TASKS, "texts")]
+    tasks = Path(settings.harness_folder).rglob("*") if settings.harness_folder else ()
+    files += [str(path) for path in sorted(tasks) if path.is_file() and path.parent.name != "__pycache__"]
     return model_digests(*files, *settings.models, settings.toxicity_classifier)
 
 

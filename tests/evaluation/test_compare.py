@@ -177,6 +177,8 @@ def test_parts_without_weight_are_left_out_and_cut_off_answers_give_no_pair_that
     )
     assert list(found["win_rate_without"]) == list(found["win_rate_by_part"]) == ["closeness", "complete"]
     assert rate_among(ours, theirs, both_end) is None
+    alone = LabelsConfig(weights=RubricWeights(complete=0.0, repetition=0.0, copying=0.0, profanity=0.0))
+    assert rubric_win_rates(ours, theirs, alone, Bootstrap(20))["win_rate_without"] == {}, "nothing would judge"
 
 
 def test_the_table_of_parts_is_a_mean_over_prompts() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.files import write_records
@@ -199,6 +200,16 @@ def test_gold_scores_are_those_of_evaluate_reward(suffix: list[int] | None, tmp_
         found = judge.scores(PROMPTS, answers)
         for row, other in zip(found, expected, strict=True):
             assert row == pytest.approx(other, abs=5e-5)
+
+
+def test_a_score_that_overflows_is_no_verdict(tmp_path: Path) -> None:
+    place = save_reward(tmp_path / "gold", make_tiny_model(tmp_path / "made")) / "model"
+    weights = load_file(place / "model.safetensors")
+    weights["score.weight"] = torch.sign(weights["score.weight"]) * 3e38
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    judge = GoldJudge.of(GoldConfig(model=str(place)), ModelConfig(base="unused", device="cpu"), 500, FakeAccelerator())
+    with pytest.raises(ValueError, match=r"gold/model: a score is (nan|-?inf): weights or activations overflow"):
+        judge.scores(PROMPTS, [said("So it is.", "Never.")] * len(PROMPTS))
 
 
 def test_a_prompt_that_leaves_the_gold_model_no_room_is_refused_and_a_long_answer_truncated(tmp_path: Path) -> None:

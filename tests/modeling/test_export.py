@@ -90,6 +90,26 @@ def test_a_reward_model_differs_from_its_base_in_its_head_alone(
     assert not (tmp_path / "model" / "generation_config.json").exists()
 
 
+def test_code_files_that_are_not_used_are_not_named_either(
+    tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
+) -> None:
+    """As in Phi-3's folders: transformers has classes for them, which a trusting user would not load from an export."""
+    base = Path(shutil.copytree(tiny("llama"), tmp_path / "base"))
+    for name, key, place in (
+        ("config.json", "AutoModelForCausalLM", "modeling_own.OwnForCausalLM"),
+        ("tokenizer_config.json", "AutoTokenizer", ["tokenization_own.OwnTokenizer", None]),
+    ):
+        (base / name).write_text(json.dumps(settings_of(base, name) | {"auto_map": {key: place}}))
+    tokenizer = load_tokenizer(base, model_config)
+    export(load_causal(base, model_config, tokenizer), tokenizer, tmp_path / "model", model_config)
+    assert all(
+        "auto_map" not in settings_of(tmp_path / "model", name) for name in ("config.json", "tokenizer_config.json")
+    )
+    export(load_scalar(base, model_config, tokenizer), tokenizer, tmp_path / "reward", model_config)
+    assert "auto_map" not in settings_of(tmp_path / "reward")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
+
+
 def test_a_generation_config_with_the_tokenizers_end_keeps_its_list(
     tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any
 ) -> None:

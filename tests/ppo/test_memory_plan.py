@@ -58,6 +58,18 @@ def planned(chain: Chain, reward_base: str | None = None, prompt: int = 16, **pp
     return planner.ppo()
 
 
+def test_the_demonstration_among_the_answers_counts(chains: Callable[[str], Chain]) -> None:
+    chain = chains("lora")
+    config = RunConfig(
+        model=replace(chain.config, base=str(chain.sft / "model")), data=DataConfig(max_prompt_tokens=16)
+    )
+    config.data.max_answer_tokens, config.samples.answers_per_prompt = 10, 4
+    least = []
+    for config.samples.echo in (False, True):
+        least.append(Planner(config, gpus=1, gpu_memory=80).reward().least)
+    assert least == [16 + 4 * 10, 16 + 5 * 10]
+
+
 def nbytes(tensors: Iterable[Tensor | None]) -> int:
     storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

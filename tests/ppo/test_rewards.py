@@ -227,7 +227,9 @@ def test_the_error_for_an_unknown_field_of_a_term_suggests_the_nearest(capsys: p
     assert "did you mean 'weight'?" in capsys.readouterr().err
 
 
-def test_a_term_that_cannot_be_loaded_is_refused_before_the_models_are(chains: Callable[[str], Chain], tmp_path: Path):
+def test_a_term_that_cannot_be_loaded_is_refused_before_the_models_are(
+    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     chain, file = chains("lora"), tmp_path / "mine.py"
     file.write_text("f = 3\n")
     for term, said in (
@@ -240,6 +242,21 @@ def test_a_term_that_cannot_be_loaded_is_refused_before_the_models_are(chains: C
     file.write_text("import no_such_thing\n")
     with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError"):
         prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)
+    package = tmp_path / "judges_of_mine"
+    package.mkdir()
+    (package / "rewards.py").write_text("def f(**given): return []\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for text, said in (
+        ("import no_such_thing\n", "No module named 'no_such_thing'"),
+        ("y = undefined_name\n", r"\(NameError: name 'undefined_name' is not defined\)"),
+    ):
+        (package / "__init__.py").write_text(text)
+        with pytest.raises(ValueError, match=rf"'judges_of_mine\.rewards:f' cannot be loaded.*{said}"):
+            prepare(
+                RewardTerm("python", function="judges_of_mine.rewards:f"), chain.config, chain.tokenizer, ALONE.device
+            )
+    with pytest.raises(ValueError, match=r"there is no module 'judges_of_yours\.rewards'"):
+        prepare(RewardTerm("python", function="judges_of_yours.rewards:f"), chain.config, chain.tokenizer, ALONE.device)
     for text in ("async def f(**given): return []\n", "class F:\n    async def __call__(self): ...\nf = F()\n"):
         file.write_text(text)
         with pytest.raises(ValueError, match="is asynchronous: write `def f`, without async"):

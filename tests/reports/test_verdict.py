@@ -31,6 +31,11 @@ def test_the_verdict_follows_the_interval(mean: float, kind: str) -> None:
     assert verdict(evaluation(found))["kind"] == kind
 
 
+def test_the_verdict_counts_pairs_without_one() -> None:
+    found = evaluation(WIN) | {"judges": [{"name": "llm"}], "comparisons": {"ppo": {"llm": {"no_verdict": 330}}}}
+    assert verdict(found)["text"].endswith("137 held-out prompts), 330 pairs without a verdict left out.")
+
+
 NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"
 
 
@@ -56,6 +61,7 @@ NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"
 )
 def test_the_verdict_names_the_parts_that_carry_the_win(found: dict[str, Any], ending: str) -> None:
     text = verdict(found)["text"]
+    assert verdict(found | {"win_rate_without": {}})["text"].endswith("held-out prompts)."), "one part has no others"
     assert text.startswith(f"PPO is better than SFT by the rubric: PPO won 60.0% of comparisons {NUMBERS}")
     assert text.endswith(ending)
 

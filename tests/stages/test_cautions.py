@@ -47,7 +47,8 @@ def test_the_full_fine_tuning_rates_are_the_defaults() -> None:
 
 def test_a_warm_up_longer_than_the_run_is_named() -> None:
     found = config("none")
-    found.ppo.total_episodes, found.ppo.batch_size = 96, 16
+    found.ppo.total_episodes, found.ppo.batch_size, found.ppo.minibatch_size = 96, 16, 4
+    found.ppo.ema_decay = 0.5
     (sentence,) = cautions(found, "ppo")
     assert sentence.startswith("ppo.warmup_iterations=10 is more than the 6 iterations of this run that train")
     found.ppo.warmup_iterations = 6
@@ -56,12 +57,31 @@ def test_a_warm_up_longer_than_the_run_is_named() -> None:
     assert len(cautions(found, "ppo")) == 1
 
 
+def test_an_average_that_keeps_the_sft_weights_is_named() -> None:
+    found = config("none")
+    assert cautions(found, "ppo") == []
+    found.ppo.total_episodes, found.ppo.batch_size, found.ppo.warmup_iterations = 4096, 128, 0
+    (sentence,) = cautions(found, "ppo")
+    assert sentence.startswith("ppo.ema_decay=0.992 leaves 60% of the SFT weights in the moving average")
+    assert "after the 64 optimizer steps of this run: set it to about 0.9, or" in sentence
+    found.ppo.inner_epochs = 6
+    assert cautions(found, "ppo") == [], "0.992 ** 384 is 4.6%"
+    found.ppo.value_warmup_iterations = 8
+    assert "after the 288 optimizer steps" in cautions(found, "ppo")[0]
+    found.evaluate.weights = "last"
+    assert cautions(found, "ppo") == []
+
+
 def test_the_configurations_that_come_with_the_project_are_not_warned_of() -> None:
     for file in CONFIGS.glob("*.yaml"):
         given = yaml.safe_load(file.read_text())
         lora = given["model"].get("adapter", "lora") == "lora"
         named = [name for name in LORA_RATES if name.split(".")[1] not in given.get(name.split(".")[0], {})]
         assert not (lora and named), file
+        run = RunConfig()
+        for name, value in given["ppo"].items():
+            setattr(run.ppo, name, value)
+        assert not [line for line in cautions(run, "ppo") if "ema_decay" in line], file
 
 
 def test_batches_are_checked_before_models_are_loaded() -> None:

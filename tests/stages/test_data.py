@@ -223,7 +223,8 @@ def test_every_stage_of_a_recipe_for_one_gpu_runs_on_rows_of_the_published_schem
     pipeline.work(config, force=False)
     run = tmp_path / "runs" / name
     manifest = json.loads((run / "reward" / "manifest.json").read_text())
-    assert manifest["headline"]["train_prompts"] == len(read_set(run / "data", "rankings", "train"))
+    ranked = {ranking.prompt_id for ranking in read_set(run / "data", "rankings", "train")}
+    assert manifest["headline"]["train_prompts"] == len(ranked)
     metrics = read_metrics(run / "ppo" / "metrics.jsonl")
     assert len(metrics) == 2
     assert all(("ptx_loss" in row) == (config.ppo.ptx_coef > 0) for row in metrics)

@@ -142,7 +142,10 @@ def test_a_port_that_is_taken_is_one_sentence(run: Path, capsys: pytest.CaptureF
     main([str(run), "--invite", "ann"])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main([str(run), "--port", str(taken.getsockname()[1])]) == 2
-    assert "ddress already in use" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "ddress already in use" in said
+    assert "give another --port" in said
+    assert "traceback" not in said
 
 
 def test_a_run_without_answers_is_refused_and_gets_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -266,7 +266,10 @@ def test_bad_use_is_refused_before_anything_runs(config: RunConfig, tmp_path: Pa
     config.labels.labeler = "none"
     with pytest.raises(ValueError, match="a loop needs a labeler"):
         loop.work(config, force=False)
-    config.labels.labeler = "simulated"
+    config.labels.labeler, config.model.trust_remote_code = "simulated", True
+    with pytest.raises(ValueError, match=r"set evaluate\.trust_remote_code too"):
+        loop.work(config, force=False)
+    config.model.trust_remote_code = False
     for section, name, file in (
         ("labels", "earlier", "rankings_train.jsonl"),
         ("samples", "leave_out", "samples_train.jsonl"),

@@ -18,6 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from data.files import read_records, read_rows
 from data.records import SPLITS, Ranking, Samples
 from data.split import split_of
+from evaluation.reward_scores import SavedRewardModel
+from modeling.config import ModelConfig
 from modeling.tiny import make_tiny_model
 from reward.fit import RewardData
 from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
@@ -136,6 +138,23 @@ def strict(run: RunFolder, split: str) -> list[Ranking]:
     """The rankings that were judged: those whose answers do not all tie, none of them empty."""
     found = read_records(run.stage("labels") / f"rankings_{split}.jsonl", Ranking)
     return [ranking for ranking in found if len(set(ranking.ranks or [])) > 1 and all(ranking.completions)]
+
+
+def test_the_runs_own_reward_model_is_trusted_as_its_base(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = []
+
+    def of(place: object, config: ModelConfig, setting: str) -> None:
+        trusted.append(config.trust_remote_code)
+        raise StopIteration
+
+    monkeypatch.setattr(SavedRewardModel, "of", of)
+    config = config_of(runs, "--reward.base", "elsewhere", "--reward.trust_remote_code", "true")
+    for config.evaluate_reward.model in (None, "another"):
+        with pytest.raises(StopIteration):
+            evaluate_reward.work(config, RunFolder(runs / "smoke"), tmp_path)
+    assert trusted == [True, False]
 
 
 def demonstration_mean(run: RunFolder, answer_suffix: str = "") -> float:

@@ -158,6 +158,15 @@ def test_another_test_file_or_model_makes_the_stage_run_again(run: RunFolder, sa
     assert {Path(name).name for name in before} == {*(file for file, _ in FILES.values()), "gpt2"}
     (run.root / "t.csv").write_text(CSV.replace("stone", "rock"))
     assert external(config) != before
+    task = run.root / "tasks" / "mine" / "task.yaml"  # lm-evaluation-harness reads subfolders
+    (task.parent / "__pycache__").mkdir(parents=True)
+    task.write_text("task: mine\n")
+    config.tax.harness_folder = str(run.root / "tasks")
+    before = external(config)
+    (task.parent / "__pycache__" / "utils.pyc").write_text("")
+    assert external(config) == before
+    task.write_text("task: mine\nnum_fewshot: 5\n")
+    assert external(config) != before
 
 
 @pytest.mark.parametrize(
