@@ -117,7 +117,7 @@ class Comparison:
 
     def measure_perplexity(self, model: ComparedModel, loaded: Any, tokenizer: Any) -> None:
         """Computes a model's perplexity if it has SFT's tokenizer: otherwise it is not comparable."""
-        fits = context_length(loaded.config, generating=False) >= self.text_tokens
+        fits = context_length(loaded.config) >= self.text_tokens
         if model.name in COMPARED or (model.name in self.alike and fits):
             policy = policy_model(loaded, autocast_dtype(model.config, self.accelerator.device))
             chunks = pretraining_chunks(tokenizer, self.texts, self.text_tokens)

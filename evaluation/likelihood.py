@@ -34,7 +34,7 @@ def sft_baselines(
     own = [ranking_example(tokenizer, item.ranking) for item in items if item.ranking is not None]
     longest, context = (
         max(len(item.prompt) + max(map(len, item.answers)) for item in own),
-        context_length(model.config, generating=False),
+        context_length(model.config),
     )
     if longest > context:
         accelerator.print(

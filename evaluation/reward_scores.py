@@ -46,7 +46,7 @@ class SavedRewardModel:
         settings = read_settings(place, config)
         refuse_language_model(settings, setting)
         tokenizer = load_tokenizer(place, config)
-        context, suffix = context_length(settings, generating=False), answer_suffix_of(settings, tokenizer)
+        context, suffix = context_length(settings), answer_suffix_of(settings, tokenizer)
         return SavedRewardModel(place, config, settings, tokenizer, context, suffix)
 
     def readable(self, rankings: Sequence[Ranking]) -> list[Ranking]:

@@ -7,6 +7,7 @@ not on batch size, order of prompts or number of processes. In float32, batches 
 occasionally changes a sampled token. Shapes: B unfinished sequences, T new tokens, V vocabulary.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from modeling.architecture import NEEDED, backbone_of, float32_arithmetic
 from modeling.config import GenerationSettings
 from modeling.finite import require_finite
 from modeling.kv_cache import KVCache
-from modeling.load import context_length, stop_ids
+from modeling.load import WINDOWS, attention_window, context_length, stop_ids
 from modeling.seeds import derive_seed
+from modeling.trial import small_copy
 
 REFILL = 0.2
 """Fraction of slots that must be free before waiting prompts are prefilled: prefills and empty slots both cost time. If
@@ -79,6 +81,8 @@ class NativeGenerator:
         check_room(model, prompts, sampling)
         ends, waiting, batch = stop_ids(model), by_length(prompts), list[int]()
         slots, columns = min(sampling.batch_size, len(prompts)), max(map(len, prompts), default=0)
+        if (failure := beyond_window(model, columns + sampling.max_new_tokens)) is not None:
+            raise ValueError(failure)
         uniforms = [uniform_numbers(seed, sampling.max_new_tokens) for seed in seeds]
         responses, logprobs = [Generation([], None, False) for _ in prompts], [list[float]() for _ in prompts]
         with merged_weights(model), head_outside_autocast(model):
@@ -211,9 +215,12 @@ def head_outside_autocast(model: Any) -> Iterator[None]:
 _logged: set[str] = set()
 
 
-def generator_for(model: Any, name: str = "native") -> Generator:
+def generator_for(model: Any, name: str = "native", tokens: int = 0) -> Generator:
     """The generator `native`, `transformers` or `vllm`. `native` falls back to `transformers` for a model that it
-    cannot decode, and logs the reason.
+    cannot decode, and for texts longer than the model's attention window, and logs the reason.
+
+    Args:
+        tokens: length of the longest prompt with its answer.
 
     Raises ValueError for another name, if vLLM is not installed, or if the fallback decodes the model wrongly.
     """
@@ -224,13 +231,42 @@ def generator_for(model: Any, name: str = "native") -> Generator:
     if name not in ("native", "transformers"):
         raise ValueError(f"generator={name!r} is not one of native, transformers, vllm")
     if name == "native":
-        if (failure := decoding_failure(NativeGenerator(), model)) is None:
+        far = beyond_window(model, tokens)
+        failure = far or decoding_failure(NativeGenerator(), model)
+        if failure is None:
             return NativeGenerator()
         refuse_wrong_decoding(TransformersGenerator(), model)
+        if far is not None and (small := windowed_copy(model)) is not None:
+            refuse_wrong_decoding(TransformersGenerator(), small)
         if failure not in _logged:
             _logged.add(failure)
             log.warning("%s: using transformers' generate, whose texts depend on the batch size", failure)
     return TransformersGenerator()
+
+
+def beyond_window(model: Any, tokens: int) -> str | None:
+    """Why our decoder cannot decode texts of this length; None if they fit the model's attention window.
+
+    The mask for the window of a longer text would hide the prompts of the shorter texts of its batch.
+    """
+    window = attention_window(model.config)
+    if window is None or tokens <= window:
+        return None
+    return f"a prompt with its answer does not fit the attention window of {window} tokens"
+
+
+def windowed_copy(model: Any) -> Any | None:
+    """A small copy with random weights and a window of 4 tokens, less than `decoding_failure` decodes; None if none can
+    be made. Global random states are unchanged.
+    """
+    settings = copy.deepcopy(model.config)
+    text = settings.get_text_config()
+    for name in WINDOWS:
+        if getattr(text, name, None):
+            setattr(text, name, 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return small_copy(type(model.get_base_model() if isinstance(model, PeftModel) else model), settings)
 
 
 def refuse_wrong_decoding(generator: Generator, model: Any) -> None:

@@ -347,16 +347,20 @@ WINDOWS = ("sliding_window", "window_size", "attention_window", "local_attention
 """Names of the width of local attention."""
 
 
-def context_length(settings: Any, generating: bool = True) -> int:
+def attention_window(settings: Any) -> int | None:
+    """The width of a model's local attention in tokens; None if each token attends to all before it."""
+    text = settings.get_text_config()
+    return min((int(width) for name in WINDOWS if (width := getattr(text, name, None))), default=None)
+
+
+def context_length(settings: Any) -> int:
     """The maximum number of tokens of a model with this configuration; a large number if it has no limit.
 
-    When generating, the window of local attention is a limit too: padding in the KV cache would shift the window.
-    Models with longrope (Phi-3) are always limited to their original context: beyond it transformers rescales the
-    positions of the whole batch.
+    Models with longrope (Phi-3) are limited to their original context: beyond it transformers rescales the positions of
+    the whole batch.
     """
     text = settings.get_text_config()
-    names = POSITIONS + WINDOWS if generating else POSITIONS
-    limits = [getattr(text, name, None) for name in names]
+    limits = [getattr(text, name, None) for name in POSITIONS]
     rope = getattr(text, "rope_parameters", None) or {}
     for part in (rope, *rope.values()):  # of all layers, or of each kind of layer
         if isinstance(part, dict) and part.get("rope_type") == "longrope":

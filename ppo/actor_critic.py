@@ -76,12 +76,15 @@ class ActorCritic:
         """The dtype of mixed precision."""
         return self.policy.encoder.autocast_dtype
 
-    def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> None:
-        """Raises ValueError for a prompt that leaves policy, value or reward model no room for a response."""
+    def check_prompts(self, prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int) -> int:
+        """Tokens of the longest prompt with a response. Raises ValueError for a prompt that leaves policy, value or
+        reward model no room for one.
+        """
         self.rewards.check(prompts)
         own = context_length(plain(self.policy.encoder.model).config)
-        room = context_length(plain(self.value.encoder.model).config, generating=False)
-        for prompt, count in zip(prompts, count_prompt_tokens(tokenizer, prompts), strict=True):
+        room = context_length(plain(self.value.encoder.model).config)
+        counts = count_prompt_tokens(tokenizer, prompts)
+        for prompt, count in zip(prompts, counts, strict=True):
             if count + max_new_tokens > min(own, room):
                 whose, instead = ("policy's", "") if own <= room else ("value model's", ", or set ppo.value_init=sft")
                 raise ValueError(
@@ -89,6 +92,7 @@ class ActorCritic:
                     f"fit the {whose} context of {min(own, room)}: lower data.max_prompt_tokens or "
                     f"ppo.max_new_tokens{instead}"
                 )
+        return max(counts, default=0) + max_new_tokens
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,6 @@ class PeriodicEvaluation:
         Raises ValueError for a prompt that leaves no room for a response in the context of a model.
         """
         self.trainer, self.prompts, self.settings = trainer, prompts, trainer.config.held_out
-        trainer.models.check_prompts(prompts, trainer.tokenizer, trainer.config.max_new_tokens)
         path, accelerator = trainer.out / "held_out.jsonl", trainer.accelerator
         log = from_main(accelerator, lambda: RowLog(path, trainer.progress.iteration)) if self.settings.every else None
         self._log: RowLog | None = log

@@ -54,7 +54,7 @@ class Tokens:
     @staticmethod
     def between(policy_tokenizer: Any, tokenizer: Any, settings: Any) -> "Tokens":
         """For a reward model with this tokenizer and configuration."""
-        context, answer_suffix = context_length(settings, generating=False), answer_suffix_of(settings, tokenizer)
+        context, answer_suffix = context_length(settings), answer_suffix_of(settings, tokenizer)
         return Tokens(policy_tokenizer, tokenizer, context, same_tokenizer(policy_tokenizer, tokenizer), answer_suffix)
 
     def check(

@@ -93,11 +93,11 @@ class PPOTrainer:
         self.config, self.models, self.tokenizer = config, models, tokenizer
         self.run, self.accelerator = run, run.accelerator
         divided(self.accelerator, config.minibatch_size, "ppo.minibatch_size")
+        longest = models.check_prompts([*data.prompts, *data.held_out], tokenizer, config.max_new_tokens)
         with self.gathered(models.policy):
-            self.generator = generator_for(models.policy.causal, config.engine)
+            self.generator = generator_for(models.policy.causal, config.engine, longest)
         config.refuse_unrecorded(self.generator.records_logprobs)
         config.refuse_rounded(models.autocast_dtype is not None)
-        models.check_prompts(data.prompts, tokenizer, config.max_new_tokens)
         if config.activation_checkpointing:
             for model in (models.policy, models.value):
                 model.encoder.enable_checkpointing()

@@ -53,7 +53,7 @@ class Start:
                 f"reward.epochs=0 takes reward.base={config.base} as it is, but it is not a reward model: its "
                 f"architecture is {kind}"
             )
-        return Start(place, model_config, config.base is not None, trained, context_length(settings, generating=False))
+        return Start(place, model_config, config.base is not None, trained, context_length(settings))
 
     def tokenizer(self) -> Any:
         """The base's own tokenizer, with its own chat template."""

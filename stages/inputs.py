@@ -15,7 +15,7 @@ def refuse_long_texts(config: RunConfig, settings: Any) -> None:
     """Raises ValueError if data.pretraining_tokens exceeds the context of a model with this configuration."""
     from modeling.load import context_length
 
-    length, context = config.data.pretraining_tokens, context_length(settings, generating=False)
+    length, context = config.data.pretraining_tokens, context_length(settings)
     if length > context:
         raise ValueError(f"data.pretraining_tokens={length} is more than the model's context of {context}: lower it")
 
@@ -34,9 +34,6 @@ def refuse_too_long(config: RunConfig, longest: Mapping[str, int], settings: Any
     from modeling.load import context_length
 
     context = context_length(settings)
-    limit = f"context of {context} tokens"
-    if context < context_length(settings, generating=False):
-        limit = f"attention window of {context} tokens, the limit while decoding,"
     wanted = {name: operator.attrgetter(name)(config).max_new_tokens for name in longest}
     over = [
         f"{name}.max_new_tokens={count} (longest prompt: {longest[name]} tokens)"
@@ -45,7 +42,7 @@ def refuse_too_long(config: RunConfig, longest: Mapping[str, int], settings: Any
     ]
     if over:
         lower = f"lower {'that setting' if len(over) == 1 else 'those settings'} or data.max_prompt_tokens"
-        found = f"prompt and answer together exceed the model's {limit} with {', '.join(over)}"
+        found = f"prompt and answer together exceed the model's context of {context} tokens with {', '.join(over)}"
         raise ValueError(f"{found}: {lower}")
 
 

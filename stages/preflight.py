@@ -1,5 +1,6 @@
 """Checks before training that the models support every stage of the pipeline, by running them on a few tokens."""
 
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     if config.model.adapter == "lora":
         refuse_untrained_end(model, tokenizer, name)
         lora_config(model, config.model.lora)  # raises if the model has fewer layers than top_layers
-    generator = generator_for(model)
+    new = max(operator.attrgetter(name)(config).max_new_tokens for name in answering(config))
+    generator = generator_for(model, tokens=config.data.max_prompt_tokens + new)
     if config.ppo.engine == "native":  # PPOConfig.validate checks the others
         config.ppo.refuse_unrecorded(generator.records_logprobs)
     sft, reward, ppo = (part.activation_checkpointing for part in (config.sft, config.reward, config.ppo))

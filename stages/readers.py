@@ -95,7 +95,7 @@ def check_readers(config: RunConfig, data: Path, tokenizer: Any) -> None:
             if own_scores or not reader.is_own:
                 tokens.check(in_ppo)
             if reader.is_own:
-                context = context_length(reader.settings, generating=False)
+                context = context_length(reader.settings)
                 demonstrations(reader.tokenizer, shown, context)  # for its bias
                 tokens.check(compared, "lower data.max_prompt_tokens, or set evaluate.best_of_n=0")
         except ValueError as error:

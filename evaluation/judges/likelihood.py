@@ -95,4 +95,4 @@ class ReferenceLikelihoodJudge(ScoringJudge):
 
     @cached_property
     def _context(self) -> int:
-        return context_length(read_settings(self.place, self.config), generating=False)
+        return context_length(read_settings(self.place, self.config))

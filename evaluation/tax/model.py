@@ -61,7 +61,7 @@ class TaxModel:
     @property
     def context(self) -> int:
         """Maximum number of tokens of a text whose likelihood is computed."""
-        return context_length(self.model_settings, generating=False)
+        return context_length(self.model_settings)
 
     def likelihoods(self, choices: Sequence[Choice]) -> list[list[float]]:
         """The log-probability of each answer given its prompt, in nats."""

@@ -93,7 +93,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
                 raise Cut
             return super().generate(model, prompts, seeds, *rest, **named)
 
-    monkeypatch.setattr(labeling.sampling, "generator_for", lambda model: Counting())
+    monkeypatch.setattr(labeling.sampling, "generator_for", lambda model, tokens: Counting())
     monkeypatch.setattr(labeling.sampling, "BATCHES_A_BLOCK", 1)
     yield calls
     STOP.clear()

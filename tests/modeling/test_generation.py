@@ -252,12 +252,12 @@ def test_prompts_without_room_or_tokens_are_refused_before_anything_is_computed(
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_sliding_window_is_the_end_of_the_context(attention: str) -> None:
+def test_our_decoder_ends_with_the_attention_window(attention: str) -> None:
     model = small("mistral", sliding_window=40, attn_implementation=attention).double()
     whole = small("mistral", sliding_window=None).double()
     made = texts(NATIVE.generate(model, PROMPTS, SEEDS, GenerationSettings(10, batch_size=3)))
     assert made == [oracle(whole, *row, GenerationSettings(10))[0] for row in zip(PROMPTS, SEEDS, strict=True)]
-    with pytest.raises(ValueError, match="a prompt of 30 tokens and 11 new ones do not fit the model's context of 40"):
+    with pytest.raises(ValueError, match="a prompt with its answer does not fit the attention window of 40 tokens"):
         NATIVE.generate(model, PROMPTS, SEEDS, GenerationSettings(11))
 
 
@@ -370,6 +370,47 @@ def test_transformers_decodes_what_our_decoder_cannot_and_the_log_gives_the_reas
             found.ids
             == oracle(with_ends(model, 2), encode_prompt(tiny_tokenizer, prompt), 0, GenerationSettings(5, 0))[0]
         )
+
+
+WINDOWED = ("mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt_neo", "phi3", "starcoder2")
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_texts_longer_than_the_attention_window_are_decoded_by_transformers(
+    family: str, tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any
+) -> None:
+    window = {"window_size" if family == "gpt_neo" else "sliding_window": 10}
+    model = enliven(load_causal(make_family(family, tmp_path, tiny_tokenizer, **window), model_config, tiny_tokenizer))
+    with_ends(model, 2)
+    assert isinstance(generator_for(model, tokens=10), NativeGenerator)
+    found = generator_for(model, tokens=11)
+    assert isinstance(found, TransformersGenerator)
+    sampling = GenerationSettings(5, temperature=0, batch_size=4)
+    whole = [oracle(model, prompt, 0, sampling)[0] for prompt in PROMPTS]
+    assert texts(found.generate(model, PROMPTS, SEEDS, sampling)) == whole
+    widest = 10 - 5
+    with pytest.raises(ValueError, match="attention window of 10"):
+        NATIVE.generate(model, [[3] * (widest + 1)], [0], sampling)
+    prompts = [Prompt(prompt="So " * 12, prompt_id="p")]
+    sampler = AnswerSampler(model, tiny_tokenizer, sampling, 0, FakeAccelerator())
+    ((answer,),) = sampler.answers(prompts, 1, "s")
+    assert answer.ids == oracle(model, encode_prompt(tiny_tokenizer, prompts[0]), 0, sampling)[0]
+
+
+def test_a_model_whose_window_transformers_decodes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("mistral", sliding_window=8)
+    copied = generation.windowed_copy(model)
+    assert copied.config.sliding_window == 4
+    assert decoding_failure(TRANSFORMERS, copied) is None
+    step = type(model).forward
+
+    def whole(self: Any, *given: Any, **named: Any) -> Any:  # a cache without the window
+        self.config.sliding_window = 512 if named.get("use_cache") else 4
+        return step(self, *given, **named)
+
+    monkeypatch.setattr(type(model), "forward", whole)
+    with pytest.raises(ValueError, match=r"TransformersGenerator cannot decode MistralForCausalLM"):
+        generator_for(model, tokens=9)
 
 
 @pytest.mark.parametrize("forgotten", ["attention_mask", "position_ids", "past_key_values"])

@@ -23,6 +23,7 @@ from transformers import (
     GPTNeoConfig,
     MistralConfig,
     MptConfig,
+    Qwen2Config,
 )
 
 from modeling.architecture import refuse_lookahead
@@ -30,6 +31,7 @@ from modeling.batch import Batch
 from modeling.config import ModelConfig
 from modeling.export import export
 from modeling.load import (
+    attention_window,
     autocast,
     base_model_place,
     context_length,
@@ -325,17 +327,19 @@ def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("settings", "generating", "training"),
+    ("settings", "window", "context"),
     [
-        # A short sequence beside a long one would lose its prompt behind the local layers' window.
         (GPTNeoConfig(window_size=256, max_position_embeddings=2048), 256, 2048),
         (MistralConfig(sliding_window=64, max_position_embeddings=512), 64, 512),
-        (MptConfig(max_seq_len=48), 48, 48),
-        (BloomConfig(), 2**30, 2**30),
+        (Qwen2Config(sliding_window=64, use_sliding_window=False, max_position_embeddings=512), None, 512),
+        (MptConfig(max_seq_len=48), None, 48),
+        (BloomConfig(), None, 2**30),
     ],
 )
-def test_windows_limit_generation_and_positions_limit_everything(settings: Any, generating: int, training: int) -> None:
-    assert (context_length(settings), context_length(settings, generating=False)) == (generating, training)
+def test_windows_and_positions_are_read_under_the_names_of_the_family(
+    settings: Any, window: int | None, context: int
+) -> None:
+    assert (attention_window(settings), context_length(settings)) == (window, context)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -348,7 +352,7 @@ def test_the_context_ends_where_the_longest_sequence_of_a_batch_changes_the_posi
         "phi3" if kind == "longrope" else "llama", vocab_size=64, pad_token_id=0, rope_parameters=rope, **sizes,
         max_position_embeddings=96 if kind == "longrope" else 24, original_max_position_embeddings=24,
     )  # fmt: skip
-    assert context_length(settings) == context_length(settings, generating=False) == 24
+    assert context_length(settings) == 24
     torch.manual_seed(0)
     policy = policy_model(enliven(AutoModelForCausalLM.from_config(settings).eval()))
     short, answer = [5, 6, 7], [8, 9, 10, 11]

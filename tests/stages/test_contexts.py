@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from transformers import MistralConfig
 
 from data.records import SPLITS, Demonstration
 from data.sets import SetName
@@ -19,7 +18,6 @@ from modeling.load import load_causal
 from modeling.tiny import CONTEXT_LENGTH
 from stages import data, ppo
 from stages.config import RunConfig, parse_config
-from stages.inputs import refuse_too_long
 from stages.preflight import check_before_training, check_rooms
 from stages.runner import RunFolder
 from tests.sets import write_set
@@ -63,13 +61,6 @@ def test_the_longest_prompt_of_every_split_that_is_answered_must_fit(
     write_set(tmp_path, name, split, [*short, Demonstration(prompt="sky " * CONTEXT_LENGTH, completion="So.")])
     with pytest.raises(ValueError, match=rf"context of {CONTEXT_LENGTH} tokens with {setting}\.max_new_tokens=\d+ \("):
         check_rooms(config, tmp_path, tiny_llama, tiny_tokenizer)
-
-
-def test_a_sliding_window_is_named_as_the_limit() -> None:
-    config = RunConfig()
-    config.ppo.max_new_tokens = 8
-    with pytest.raises(ValueError, match=r"attention window of 64 tokens, the limit while decoding, with ppo\.max_new"):
-        refuse_too_long(config, {"ppo": 60}, MistralConfig(sliding_window=64))
 
 
 def test_a_judge_that_cannot_be_fetched_is_missed_before_training(
