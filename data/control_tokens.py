@@ -17,21 +17,22 @@ ANCHORS = ("\n", "x", ".")
 def flag_control_tokens(tokenizer: Any, ends: Collection[str] = ()) -> None:
     """Flags all control tokens as special, so that transformers encodes and decodes them as such.
 
-    An added token is a control token if it is flagged special, is one of the tokenizer's named special tokens or of its
-    `chat_control_tokens`, is in `ends` (the model's end tokens), or is written by the chat template and has the form of
-    a `TAG`.
+    An added token is a control token if it is flagged special, is one of the tokenizer's named special tokens, is in
+    `ends` (the model's end tokens), or has the form of a `TAG` and is written by the chat template or listed in the
+    tokenizer's `chat_control_tokens`.
     Exceptions, unless flagged: white space, and tags written in pairs, such as `<think>` and `</think>`, since models
-    write them in answers. Other added tokens are ordinary vocabulary, in a prompt as in an answer: transformers would
-    take all that the template writes for control tokens of a prompt.
+    write them in answers. Other added tokens are ordinary vocabulary. `chat_control_tokens` is emptied, because without
+    it transformers treats every added token in the template as a control token of prompts.
     """
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    named = {*tokenizer.all_special_tokens, *(tokenizer.chat_control_tokens or ()), *ends}
+    named = {*tokenizer.all_special_tokens, *ends}
+    listed = getattr(tokenizer, "chat_control_tokens", None) or ()
     words = {token.content for token in added} - named  # a tag whose other half is a control token is one too
     template = _template_text(tokenizer) if added else ""
 
     def is_control(word: str) -> bool:
         paired = word.startswith("<") and ("<" + word[2:] if word[1:2] == "/" else "</" + word[1:]) in words
-        written = word in template and TAG.fullmatch(word) is not None
+        written = (word in template or word in listed) and TAG.fullmatch(word) is not None
         return not word.isspace() and (word in named or (written and not paired))
 
     def flagged(token: AddedToken) -> AddedToken:

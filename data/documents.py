@@ -18,7 +18,7 @@ from data.split import hash64
 from data.table import stored
 
 FEW_DOCUMENTS = 10
-"""With fewer different documents than this, the last tenth of each is held out."""
+"""With fewer distinct documents than this, the last tenth of each is held out."""
 WRITE_TOGETHER = 16
 """Documents may be long, so only a few are in memory."""
 
@@ -42,14 +42,13 @@ class Documents:
 def collect_documents(documents: Iterable[Document], config: DataConfig, path: Path) -> Documents:
     """Reads the documents and holds out one in ten, chosen by hash, except those longer than a tenth of all text.
 
-    With fewer than ten different documents, the last tenth of each is held out. Raises ValueError if there is none.
+    With fewer than ten distinct documents, the last tenth of each is held out. Raises ValueError if there is none.
     """
     read = iter(documents)
-    first, different = list[Document](), set[str]()
-    while len(different) < FEW_DOCUMENTS and (document := next(read, None)) is not None:
-        first.append(document)
-        different.add(document.text)
-    few = len(different) < FEW_DOCUMENTS
+    first, distinct = list[Document](), dict[str, str]()
+    while len(distinct) < FEW_DOCUMENTS and (document := next(read, None)) is not None:
+        first.append(replace(document, text=distinct.setdefault(document.text, document.text)))
+    few = len(distinct) < FEW_DOCUMENTS
     if few:
         first = [replace(document, text=part) for document in first for part in cut(document.text)]
     found: list[tuple[str, int, int]] = []

@@ -33,7 +33,7 @@ TEXT_SUFFIXES = (".txt", ".md")
 def read_rows(path: Path, bad: BadRows = STOP, nulls: bool = False) -> Iterator[Placed]:
     """Yields (`file:line`, decoded row). The suffix determines the reader; without one the file is plain text.
 
-    A table's row has the columns in which it has a value, or with `nulls` all of them. Malformed rows go to `bad`.
+    Null values are left out of a table's rows unless `nulls`. Malformed rows go to `bad`.
     Raises ValueError if the file is missing, empty, damaged or of an unknown kind.
     """
     if not path.is_file():

@@ -100,8 +100,8 @@ def both_end(a: Answer, b: Answer) -> bool:
 def rubric_win_rates(ours: Answers, theirs: Answers, labels: LabelsConfig, bootstrap: Bootstrap) -> dict[str, Any]:
     """The win rate by the rubric broken down by its parts, as stored in evaluation.json.
 
-    `win_rate_without`: without each part of the rubric in turn, if there are several; `win_rate_by_part`: by each part
-    alone. Weights and tie width are the labeler's.
+    `win_rate_without`: without each part of the rubric in turn, empty if there is one part only; `win_rate_by_part`: by
+    each part alone. Weights and tie width are the labeler's.
     """
     used = [part for part in PARTS if getattr(labels.weights, part)]
 

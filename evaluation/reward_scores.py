@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from data.records import Ranking
 from data.tokenize import check_prompt
 from modeling.config import ModelConfig
-from modeling.finite import require_finite
+from modeling.finite import OVERFLOW, require_finite
 from modeling.load import (
     autocast_dtype,
     context_length,
@@ -93,8 +93,5 @@ class SavedRewardModel:
             owners, score_all(self.load(accelerator.device), items, max_tokens, accelerator), strict=True
         ):
             found[owner] += row
-        total = sum(map(sum, found))
-        require_finite(
-            {"a score": total}, str(self.place), "weights or activations overflow: set model.precision=float32"
-        )
+        require_finite({"a score": sum(map(sum, found))}, str(self.place), OVERFLOW)
         return found

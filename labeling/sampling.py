@@ -15,7 +15,6 @@ from labeling.scratch import AnswerScratch
 from modeling.accelerator import share_of
 from modeling.config import GenerationSettings
 from modeling.generation import Generation, by_length, generator_for
-from modeling.load import attention_window
 from modeling.seeds import derive_seed
 
 BATCHES_A_BLOCK = 8
@@ -51,10 +50,8 @@ class AnswerSampler:
         mine = [mine[place] for place in by_length([encoded[index] for index, _ in mine])]
         size = BATCHES_A_BLOCK * self.sampling.batch_size if kept is not None else max(1, len(mine))
         made: dict[tuple[int, int], Generation] = {}
-        longest = 0
-        if attention_window(self.model.config) is not None:
-            longest = max(count_prompt_tokens(self.tokenizer, prompts), default=0) + self.sampling.max_new_tokens
-        generator = generator_for(self.model, tokens=longest)
+        longest = max(count_prompt_tokens(self.tokenizer, prompts), default=0)  # of all processes
+        generator = generator_for(self.model, tokens=longest + self.sampling.max_new_tokens)
         with tqdm(total=len(mine), desc=stream, unit="answer", disable=not accelerator.is_main_process) as bar:
             for start in range(0, len(mine), size):
                 block = mine[start : start + size]

@@ -1,4 +1,4 @@
-"""Which architectures can be trained: causal decoders that attend to past tokens and can have a scalar head.
+"""Which architectures are supported: causal decoders that attend to past tokens and can have a scalar head.
 
 Every stage assumes that the output at a position depends only on the tokens up to it. Properties that the
 configuration does not give are determined by running the model on a few tokens.
@@ -69,15 +69,15 @@ def refuse_by_config(settings: Any, name: str) -> None:
     """
     kind = settings.model_type or type(settings).__name__
     if settings.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder-decoder ({kind}), which this recipe cannot run: {NEEDED}")
+        raise ValueError(f"{name} is an encoder-decoder ({kind}), which is not supported: {NEEDED}")
     if any(getattr(settings, part, None) is not None for part in ("vision_config", "audio_config")):
-        raise ValueError(f"{name} also takes images or sound ({kind}), and only text models can run: {NEEDED}")
+        raise ValueError(f"{name} also takes images or sound ({kind}), and only text models are supported: {NEEDED}")
     found = causal_class(settings)
     if found is None and "AutoModelForCausalLM" not in (getattr(settings, "auto_map", None) or {}):
         raise ValueError(f"{name} has no causal language model in transformers ({kind}): {NEEDED}")
     if getattr(found, "_is_stateful", False):
         model = f"{kind}: a state-space or linear-attention model"
-        raise ValueError(f"{name} has a recurrent state ({model}), which this recipe cannot run: {NEEDED}")
+        raise ValueError(f"{name} has a recurrent state ({model}), which is not supported: {NEEDED}")
 
 
 @torch.no_grad()

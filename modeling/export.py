@@ -37,7 +37,7 @@ CONFIG_CHANGES = {
     "score_bias": "the mean score of demonstrations, which is subtracted from a reward model's logit",
     "score_closing": "the tokens that are appended to an answer before it is scored",
     "dtype": "weights are saved in float32",
-    "auto_map": "code files of a base are not exported where transformers has classes of its own for it",
+    "auto_map": "left out if transformers' own classes were loaded, since code files are not exported",
     "transformers_version": "the version that wrote the file",
 }
 """Fields of config.json in which an export may differ from its base, and why."""
@@ -59,7 +59,9 @@ FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, OSError, 
 def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> None:
     """Saves a model that was loaded by `load_causal` or `load_scalar` and then trained, with its tokenizer.
 
-    The folder gets its final name only after it has been verified. `model.config` is restored to the base's too.
+    The folder gets its final name only after it has been verified. `model.config` is restored to the base's too, and
+    `auto_map` is removed from it and from the tokenizer unless their code came with the base.
+
     Raises ValueError when the disk is full, a weight is not finite, the folder does not load, or the model fails to
     generate (a reward model: to score). Nothing is left of a folder that failed.
     """

@@ -8,6 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+OVERFLOW = "weights or activations of the model overflow"
+
 
 def require_finite(numbers: Mapping[str, float], where: str, advice: str) -> None:
     """Raises ValueError for the first number that is NaN or infinite: "<where>: <name> is nan: <advice>"."""

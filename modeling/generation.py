@@ -1,6 +1,7 @@
 """Generates responses with our KV-cache decoder, transformers' `generate` or vLLM (docs/generation.md).
 
-    responses = generator_for(model).generate(model, prompts, seeds, GenerationSettings(max_new_tokens=64))
+    generator = generator_for(model, tokens=longest_prompt + 64)
+    responses = generator.generate(model, prompts, seeds, GenerationSettings(max_new_tokens=64))
 
 In our decoder each response has its own random stream, so in float64 its text depends only on model, prompt and seed,
 not on batch size, order of prompts or number of processes. In float32, batches of other shapes round differently, which
@@ -23,7 +24,7 @@ from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 from modeling.adapters import merged_weights
 from modeling.architecture import NEEDED, backbone_of, float32_arithmetic
 from modeling.config import GenerationSettings
-from modeling.finite import require_finite
+from modeling.finite import OVERFLOW, require_finite
 from modeling.kv_cache import KVCache
 from modeling.load import WINDOWS, attention_window, context_length, stop_ids
 from modeling.seeds import derive_seed
@@ -119,7 +120,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: GenerationSettings) -> 
     """(sampled tokens, their log-probabilities), by inverting the cumulative distribution, in float64."""
     logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
     top = float(logits_BV.amax(-1).sum())  # minus infinity excludes a token
-    require_finite({"a logit": top}, "decoding", "weights or activations of the model overflow")
+    require_finite({"a logit": top}, "decoding", OVERFLOW)
     if sampling.temperature == 0:
         token_B, logprob_BV = logits_BV.argmax(-1), logits_BV.log_softmax(-1)
     else:
@@ -236,8 +237,8 @@ def generator_for(model: Any, name: str = "native", tokens: int = 0) -> Generato
         if failure is None:
             return NativeGenerator()
         refuse_wrong_decoding(TransformersGenerator(), model)
-        if far is not None and (small := windowed_copy(model)) is not None:
-            refuse_wrong_decoding(TransformersGenerator(), small)
+        if far is not None:
+            refuse_wrong_window(model)
         if failure not in _logged:
             _logged.add(failure)
             log.warning("%s: using transformers' generate, whose texts depend on the batch size", failure)
@@ -247,7 +248,7 @@ def generator_for(model: Any, name: str = "native", tokens: int = 0) -> Generato
 def beyond_window(model: Any, tokens: int) -> str | None:
     """Why our decoder cannot decode texts of this length; None if they fit the model's attention window.
 
-    The mask for the window of a longer text would hide the prompts of the shorter texts of its batch.
+    Sequences share the cache's columns: once the longest exceeds the window, the mask hides prompts of shorter ones.
     """
     window = attention_window(model.config)
     if window is None or tokens <= window:
@@ -255,18 +256,26 @@ def beyond_window(model: Any, tokens: int) -> str | None:
     return f"a prompt with its answer does not fit the attention window of {window} tokens"
 
 
-def windowed_copy(model: Any) -> Any | None:
-    """A small copy with random weights and a window of 4 tokens, less than `decoding_failure` decodes; None if none can
-    be made. Global random states are unchanged.
+def refuse_wrong_window(model: Any) -> None:
+    """Raises ValueError if transformers' `generate` cannot decode beyond the model's attention window.
+
+    Tries a small copy of the model with a window of 4 tokens, fewer than `decoding_failure` decodes. Global random
+    states are unchanged.
     """
-    settings = copy.deepcopy(model.config)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    settings = copy.deepcopy(base.config)
     text = settings.get_text_config()
     for name in WINDOWS:
         if getattr(text, name, None):
             setattr(text, name, 4)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return small_copy(type(model.get_base_model() if isinstance(model, PeftModel) else model), settings)
+        small = small_copy(type(base), settings)
+    if small is None:
+        log.warning("decoding beyond the attention window was not checked: no small copy of this model can be made")
+    elif (failure := decoding_failure(TransformersGenerator(), small)) is not None:
+        shorter = "lower data.max_prompt_tokens or max_new_tokens, or choose another model"
+        raise ValueError(f"{failure} beyond its attention window of {attention_window(model.config)} tokens: {shorter}")
 
 
 def refuse_wrong_decoding(generator: Generator, model: Any) -> None:
@@ -289,7 +298,7 @@ def decoding_failure(generator: Generator, model: Any) -> str | None:
 
     def logits(ids: Sequence[int]) -> Tensor:
         found_SV: Tensor = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].double()
-        require_finite({"a logit": float(found_SV.amax())}, "decoding", "weights or activations of the model overflow")
+        require_finite({"a logit": float(found_SV.amax())}, "decoding", OVERFLOW)
         return found_SV.clamp(min=float(found_SV.amax()) - 100)  # lower ones are masks
 
     outputs: list[Tensor] = []  # of the output layer

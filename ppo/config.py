@@ -70,8 +70,8 @@ class PPOConfig:
     """
     engine: Literal["native", "transformers", "vllm"] = "native"
     """What generates responses: `native`, our decoder (modeling/generation.py), with transformers' `generate` as
-    fallback for models that it cannot decode; `transformers`, always `generate`; `vllm`, which needs its extra and a
-    GPU. Ours.
+    fallback for models that it cannot decode and for texts longer than the attention window; `transformers`, always
+    `generate`; `vllm`, which needs its extra and a GPU. Ours.
     """
     rollout_batch_size: PositiveInt = 64
     """Episodes decoded together in one process; affects only speed and memory, apart from rounding. Ours."""
@@ -238,5 +238,5 @@ class PPOConfig:
         if self.old_logprobs == "rollout" and not recorded:
             raise ValueError(
                 "ppo.old_logprobs=rollout needs the log-probabilities that our decoder records, but it cannot "
-                "decode this model: set ppo.old_logprobs=recompute"
+                "decode this model or prompts this long: set ppo.old_logprobs=recompute"
             )

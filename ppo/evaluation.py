@@ -79,10 +79,7 @@ class PeriodicEvaluation:
     """Evaluates the trainer's policy when it is due, and writes a row of held_out.jsonl per evaluation."""
 
     def __init__(self, trainer: "PPOTrainer", prompts: Sequence[Prompt]) -> None:
-        """Drops rows of iterations after the trainer's, which a resumed run repeats.
-
-        Raises ValueError for a prompt that leaves no room for a response in the context of a model.
-        """
+        """Drops rows of iterations after the trainer's, which a resumed run repeats."""
         self.trainer, self.prompts, self.settings = trainer, prompts, trainer.config.held_out
         path, accelerator = trainer.out / "held_out.jsonl", trainer.accelerator
         log = from_main(accelerator, lambda: RowLog(path, trainer.progress.iteration)) if self.settings.every else None

@@ -61,7 +61,7 @@ def verdict(evaluation: Tree) -> dict[str, str]:
         numbers += f", but PPO is not shown to differ from SFT (KL {between(moved, number)} nats)"
     judge = dig(evaluation, "judges")[0]["name"]
     if left_out := dig(evaluation, f"comparisons.ppo.{judge}.no_verdict"):
-        numbers += f", {counted(left_out, 'pair')} without a verdict left out"
+        numbers += f"; {counted(left_out, 'pair')} without a verdict {'is' if left_out == 1 else 'are'} not counted"
     reason = because(kind, evaluation["win_rate_without"]) if judge == "rubric" else ""
     text = f"{sentence} by {JUDGES[judge]}: PPO won {numbers}{reason}."
     return {"kind": kind, "text": text}

@@ -8,7 +8,7 @@ from typing import Any
 from stages.config import STAGES, RunConfig
 
 SFT_LEFT = 0.05
-"""Share of the SFT weights in the policy's moving average, at the end of PPO, from which a run is warned of."""
+"""A larger share of the SFT weights in the policy's moving average at the end of PPO is warned about."""
 LORA_RATES = {
     "sft.learning_rate": (5e-6, 2e-4),
     "sft_baseline.learning_rate": (9.65e-6, 2e-4),
@@ -42,11 +42,12 @@ def cautions(config: RunConfig, stage: str) -> list[str]:
     steps = iterations * (config.ppo.batch_size // config.ppo.minibatch_size) * config.ppo.inner_epochs
     left = config.ppo.ema_decay**steps
     if stage == "ppo" and config.evaluate.weights == "ema" and left > SFT_LEFT and config.ppo.learning_rate > 0:
-        fitting = 1 - float(f"{min(1, 7 / max(1, steps)):.1g}")  # a thousandth is left
+        fitting = 1 - float(f"{min(1, 7 / max(1, steps)):.1g}")  # leaves about a thousandth
+        count = f"{steps} optimizer step{'s' * (steps != 1)}"
         found.append(
             f"ppo.ema_decay={config.ppo.ema_decay:g} leaves {left:.0%} of the SFT weights in the moving average, which "
-            f"is evaluated and exported as model_ema, after the {steps} optimizer steps of this run: set it to about "
-            f"{fitting:g}, or set evaluate.weights=last"
+            f"is evaluated and exported as model_ema, after the {count} of this run: set it to about {fitting:g}, or "
+            "set evaluate.weights=last"
         )
     return found
 

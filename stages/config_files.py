@@ -1,10 +1,14 @@
 """Checks the files given by --config before jsonargparse reads them, since its messages do not name the file."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+
+NUMBER = re.compile(r"[-+]?\.?\d[\d.eE+-]*")
+"""A number as a key: `{learning_rate: 0,5}` has the keys `learning_rate` and `5`."""
 
 
 def check_config_files(arguments: Sequence[str] | None) -> None:
@@ -42,15 +46,6 @@ def check_config_file(path: Path) -> None:
     check_keys(node, path)
 
 
-def is_unquoted_number(key: yaml.ScalarNode) -> bool:
-    """Whether a key is a number that YAML takes for text, such as 5e-6 of `{learning_rate: 1,5e-6}`."""
-    try:
-        float(key.value)
-    except ValueError:
-        return False
-    return key.style is None
-
-
 def check_keys(node: yaml.Node, path: Path) -> None:
     """Raises ValueError for a duplicate key, because YAML's loader would silently keep the last one, and for a key
     that YAML does not read as text or that is a number.
@@ -64,13 +59,13 @@ def check_keys(node: yaml.Node, path: Path) -> None:
     for key, value in node.value:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode):
-            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise ValueError(f"{path}:{line}: YAML does not read the key {key.value} as text: put it in quotes")
-            if is_unquoted_number(key):
+            if key.style is None and NUMBER.fullmatch(key.value):
                 raise ValueError(
                     f"{path}:{line}: {key.value} is a number where a key is expected: write numbers with a decimal "
                     "point, and a key that is a number in quotes"
                 )
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise ValueError(f"{path}:{line}: YAML does not read the key {key.value} as text: put it in quotes")
             if key.value in lines:
                 raise ValueError(
                     f"{path}:{line}: {key.value} is given twice, first in line {lines[key.value]}: keep one"

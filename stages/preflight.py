@@ -1,6 +1,7 @@
 """Checks before training that the models support every stage of the pipeline, by running them on a few tokens."""
 
 import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,7 @@ def check_models(config: RunConfig, model: Any = None, whole_chain: bool = False
     if config.model.adapter == "lora":
         refuse_untrained_end(model, tokenizer, name)
         lora_config(model, config.model.lora)  # raises if the model has fewer layers than top_layers
-    new = max(operator.attrgetter(name)(config).max_new_tokens for name in answering(config))
-    generator = generator_for(model, tokens=config.data.max_prompt_tokens + new)
+    generator = generator_for(model)
     if config.ppo.engine == "native":  # PPOConfig.validate checks the others
         config.ppo.refuse_unrecorded(generator.records_logprobs)
     sft, reward, ppo = (part.activation_checkpointing for part in (config.sft, config.reward, config.ppo))
@@ -73,8 +73,22 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
     if config.labels.labeler == "none":
         refuse_undecided(config, data)
     check_models(config, model)
-    check_rooms(config, data, Path(base_model_place(config.model)), tokenizer)
+    check_window(config, model, check_rooms(config, data, Path(base_model_place(config.model)), tokenizer))
     check_readers(config, data, tokenizer)
+
+
+def check_window(config: RunConfig, model: Any, longest: Mapping[str, int]) -> None:
+    """Raises ValueError if texts beyond the model's attention window cannot be decoded as the stages will.
+
+    `longest` has the number of tokens of the longest prompt and answer by section.
+    """
+    from modeling.generation import beyond_window, generator_for
+
+    if beyond_window(model, max(longest.values())) is None:
+        return
+    generator_for(model, tokens=max(longest.values()))
+    if config.ppo.engine == "native":
+        config.ppo.refuse_unrecorded(beyond_window(model, longest["ppo"]) is None)
 
 
 def refuse_undecided(config: RunConfig, data: Path) -> None:
@@ -115,8 +129,8 @@ def try_steps(model: Any, reward_model: Any, start: "Start", config: RunConfig) 
         own.scalar(type(reward_model), reward_model.config)
 
 
-def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> None:
-    """Raises ValueError when the longest prompt of a stage and its answer do not fit the context.
+def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> dict[str, int]:
+    """Number of tokens of the longest prompt and answer by section. Raises ValueError when they do not fit the context.
 
     The context is that of the policy, whose base is in `place`, and in PPO also that of a reward model from which the
     value model starts.
@@ -143,6 +157,7 @@ def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> N
             "reward.base, from which the value model starts: lower ppo.max_new_tokens or data.max_prompt_tokens, or "
             "set ppo.value_init=sft"
         )
+    return {name: tokens + operator.attrgetter(name)(config).max_new_tokens for name, tokens in longest.items()}
 
 
 def check_reward_base(config: RunConfig, model_config: ModelConfig, sft: Path) -> "Start":

@@ -136,8 +136,8 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
     """
     skipped_before = bad.count
     local = (placed for file in source.files for placed in read_rows(file, bad, nulls=True))
-    missing = set(source.settings.columns)
-    named = renamed(hub_rows(source) if source.hub else local, source, bad, missing)
+    unseen = set(source.settings.columns)
+    named = renamed(hub_rows(source) if source.hub else local, source, bad, unseen)
     for place, group in islice(grouped(named, source.format), source.settings.limit):
         try:
             records = convert(group, source)  # all records of a row or none
@@ -150,9 +150,10 @@ def read(source: Source, bad: BadRows, check: Callable[[Prompt], object] | None 
         for row in group:
             bad.ignored.update(other_keys(row))
         yield from records
-    if missing:
-        first = "" if (limit := source.settings.limit) is None else f" of the first {limit}"
-        raise ValueError(f"data.sources.{source.name}.columns: no row{first} has {min(missing)!r}")
+    if unseen:
+        limit = source.settings.limit
+        rows = "no row" if limit is None else f"none of the rows that were read (limit: {limit})"
+        raise ValueError(f"data.sources.{source.name}.columns: {rows} has {min(unseen)!r}")
     bad.of_source[source.role, source.name] = bad.count - skipped_before
 
 
@@ -171,10 +172,10 @@ def hub_rows(source: Source) -> Iterator[Placed]:
         raise ValueError(f"cannot read {source.hub} at {revision} from the Hub ({message})") from error
 
 
-def renamed(rows: Iterable[Placed], source: Source, bad: BadRows, missing: set[str]) -> Iterator[Placed]:
+def renamed(rows: Iterable[Placed], source: Source, bad: BadRows, unseen: set[str]) -> Iterator[Placed]:
     """Rows with the column names of the configuration, without null values and columns that are renamed to null.
 
-    Removes from `missing` each column that a row has, also without a value.
+    Removes from `unseen` each column that a row has, even if its value is null.
 
     A row in which two columns would have one name goes to `bad`. So does a pair of texts whose `prompt` is null:
     without the column, what both answers begin with would be taken for the prompt.
@@ -183,7 +184,7 @@ def renamed(rows: Iterable[Placed], source: Source, bad: BadRows, missing: set[s
     pairs = source.format.name == "rows" and source.role != "pretraining"
     for place, row in rows:
         if isinstance(row, dict):
-            missing.difference_update(row)
+            unseen.difference_update(row)
             named = [(name, value) for key, value in row.items() if (name := columns.get(key, key)) is not None]
             names = [name for name, value in named if not is_missing(value)]
             if twice := next((name for name in names if names.count(name) > 1), None):

@@ -17,7 +17,7 @@ from evaluation.judges.protocol import ScoringJudge
 from evaluation.judges.simulated import Asked, Once
 from evaluation.likelihood import likelihoods, per_token
 from modeling.config import ModelConfig
-from modeling.finite import require_finite
+from modeling.finite import OVERFLOW, require_finite
 from modeling.load import autocast_dtype, context_length, load_causal, load_tokenizer, read_settings
 from modeling.models import policy_model
 from reward.batches import RankingExample
@@ -70,7 +70,7 @@ class ReferenceLikelihoodJudge(ScoringJudge):
         del model, policy
         gc.collect()
         total = sum(mean for (mean,) in means)
-        require_finite({"a likelihood": total}, str(self.place), "weights or activations of the model overflow")
+        require_finite({"a log-probability": total}, str(self.place), OVERFLOW)
         return [mean for (mean,) in means]
 
     def _example(self, prompt: Demonstration, text: str) -> RankingExample:

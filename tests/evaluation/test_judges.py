@@ -202,13 +202,13 @@ def test_gold_scores_are_those_of_evaluate_reward(suffix: list[int] | None, tmp_
             assert row == pytest.approx(other, abs=5e-5)
 
 
-def test_a_score_that_overflows_is_no_verdict(tmp_path: Path) -> None:
+def test_a_score_that_is_not_finite_stops_the_judge(tmp_path: Path) -> None:
     place = save_reward(tmp_path / "gold", make_tiny_model(tmp_path / "made")) / "model"
     weights = load_file(place / "model.safetensors")
     weights["score.weight"] = torch.sign(weights["score.weight"]) * 3e38
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
     judge = GoldJudge.of(GoldConfig(model=str(place)), ModelConfig(base="unused", device="cpu"), 500, FakeAccelerator())
-    with pytest.raises(ValueError, match=r"gold/model: a score is (nan|-?inf): weights or activations overflow"):
+    with pytest.raises(ValueError, match=r"gold/model: a score is (nan|-?inf): weights or activations .* overflow"):
         judge.scores(PROMPTS, [said("So it is.", "Never.")] * len(PROMPTS))
 
 

@@ -90,7 +90,7 @@ def test_a_reward_model_differs_from_its_base_in_its_head_alone(
     assert not (tmp_path / "model" / "generation_config.json").exists()
 
 
-def test_code_files_that_are_not_used_are_not_named_either(
+def test_auto_map_is_not_exported_with_transformers_own_classes(
     tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig
 ) -> None:
     """As in Phi-3's folders: transformers has classes for them, which a trusting user would not load from an export."""

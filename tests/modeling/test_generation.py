@@ -252,7 +252,7 @@ def test_prompts_without_room_or_tokens_are_refused_before_anything_is_computed(
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_our_decoder_ends_with_the_attention_window(attention: str) -> None:
+def test_our_decoder_refuses_texts_longer_than_the_attention_window(attention: str) -> None:
     model = small("mistral", sliding_window=40, attn_implementation=attention).double()
     whole = small("mistral", sliding_window=None).double()
     made = texts(NATIVE.generate(model, PROMPTS, SEEDS, GenerationSettings(10, batch_size=3)))
@@ -388,9 +388,8 @@ def test_texts_longer_than_the_attention_window_are_decoded_by_transformers(
     sampling = GenerationSettings(5, temperature=0, batch_size=4)
     whole = [oracle(model, prompt, 0, sampling)[0] for prompt in PROMPTS]
     assert texts(found.generate(model, PROMPTS, SEEDS, sampling)) == whole
-    widest = 10 - 5
     with pytest.raises(ValueError, match="attention window of 10"):
-        NATIVE.generate(model, [[3] * (widest + 1)], [0], sampling)
+        NATIVE.generate(model, [[3] * 6], [0], sampling)
     prompts = [Prompt(prompt="So " * 12, prompt_id="p")]
     sampler = AnswerSampler(model, tiny_tokenizer, sampling, 0, FakeAccelerator())
     ((answer,),) = sampler.answers(prompts, 1, "s")
@@ -398,19 +397,22 @@ def test_texts_longer_than_the_attention_window_are_decoded_by_transformers(
 
 
 def test_a_model_whose_window_transformers_decodes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small("mistral", sliding_window=8)
-    copied = generation.windowed_copy(model)
-    assert copied.config.sliding_window == 4
-    assert decoding_failure(TRANSFORMERS, copied) is None
+    model = small("mistral", sliding_window=64)
+    assert isinstance(generator_for(model, tokens=65), TransformersGenerator)
     step = type(model).forward
 
-    def whole(self: Any, *given: Any, **named: Any) -> Any:  # a cache without the window
-        self.config.sliding_window = 512 if named.get("use_cache") else 4
+    def wider(self: Any, *given: Any, **named: Any) -> Any:
+        for layer in self.model.layers:
+            layer.self_attn.sliding_window = self.config.sliding_window = 9 if named.get("use_cache") else 4
         return step(self, *given, **named)
 
-    monkeypatch.setattr(type(model), "forward", whole)
-    with pytest.raises(ValueError, match=r"TransformersGenerator cannot decode MistralForCausalLM"):
-        generator_for(model, tokens=9)
+    def patched(self: Any, *given: Any, **named: Any) -> Any:  # a window that only decoding gets wrong
+        return (wider if self.config.sliding_window < 64 else step)(self, *given, **named)
+
+    monkeypatch.setattr(type(model), "forward", patched)
+    assert decoding_failure(TRANSFORMERS, model) is None
+    with pytest.raises(ValueError, match=r"decode MistralForCausalLM .* beyond its attention window of 64 tokens"):
+        generator_for(model, tokens=65)
 
 
 @pytest.mark.parametrize("forgotten", ["attention_mask", "position_ids", "past_key_values"])
@@ -461,5 +463,5 @@ def test_recorded_logprobs_are_refused_before_training_where_our_decoder_cannot(
         return RunConfig(model=ModelConfig(base=str(base), device="cpu"), ppo=PPOConfig(old_logprobs="rollout"))
 
     check_models(config(tiny_llama))
-    with pytest.raises(ValueError, match=r"rollout needs .* cannot decode this model: set ppo\.old_logprobs"):
+    with pytest.raises(ValueError, match=r"rollout needs .* decode this model or .* long: set ppo\.old_logprobs"):
         check_models(config(place))

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import ppo.evaluation
+import ppo.trainer
 from data.records import Demonstration, Prompt
 from data.sets import set_file, set_schema
-from modeling.generation import Generation
+from data.tokenize import count_prompt_tokens
+from modeling.generation import Generation, NativeGenerator
 from modeling.run import Run
 from modeling.tiny import CONTEXT_LENGTH
 from ppo.actor_critic import ActorCritic
@@ -341,3 +343,16 @@ def test_the_monitors_of_a_resumed_run_see_no_rows_after_its_checkpoint(chains: 
     trainer = chains("lora").trainer(tmp_path, small(total_episodes=8))
     assert trainer.monitors.firing == {}
     trainer.train()
+
+
+def test_the_decoder_is_chosen_for_the_longest_prompt_held_out_or_not(
+    chains: Callable[[str], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chain, asked = chains("none"), list[int]()
+    monkeypatch.setattr(ppo.trainer, "generator_for", lambda *given: asked.append(given[2]) or NativeGenerator())
+    lengths = count_prompt_tokens(chain.tokenizer, PROMPTS)
+    short, long = PROMPTS[:1], [PROMPTS[lengths.index(max(lengths))]]
+    for place, data in enumerate((PPOData(short, CHUNKS, short), PPOData(short, CHUNKS, long), PPOData(long, CHUNKS))):
+        chain.trainer(tmp_path / str(place), small(), data=data)
+    assert asked == [count + small().max_new_tokens for count in (lengths[0], max(lengths), max(lengths))]
+    assert lengths[0] < max(lengths)

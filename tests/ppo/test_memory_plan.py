@@ -58,7 +58,7 @@ def planned(chain: Chain, reward_base: str | None = None, prompt: int = 16, **pp
     return planner.ppo()
 
 
-def test_the_demonstration_among_the_answers_counts(chains: Callable[[str], Chain]) -> None:
+def test_the_echoed_prompt_counts_as_an_answer(chains: Callable[[str], Chain]) -> None:
     chain = chains("lora")
     config = RunConfig(
         model=replace(chain.config, base=str(chain.sft / "model")), data=DataConfig(max_prompt_tokens=16)

@@ -33,7 +33,7 @@ def test_the_verdict_follows_the_interval(mean: float, kind: str) -> None:
 
 def test_the_verdict_counts_pairs_without_one() -> None:
     found = evaluation(WIN) | {"judges": [{"name": "llm"}], "comparisons": {"ppo": {"llm": {"no_verdict": 330}}}}
-    assert verdict(found)["text"].endswith("137 held-out prompts), 330 pairs without a verdict left out.")
+    assert verdict(found)["text"].endswith("137 held-out prompts); 330 pairs without a verdict are not counted.")
 
 
 NUMBERS = "(95% interval 55.0% to 65.0%, 137 held-out prompts)"

@@ -57,7 +57,7 @@ def test_a_warm_up_longer_than_the_run_is_named() -> None:
     assert len(cautions(found, "ppo")) == 1
 
 
-def test_an_average_that_keeps_the_sft_weights_is_named() -> None:
+def test_an_average_that_keeps_the_sft_weights_is_warned_about() -> None:
     found = config("none")
     assert cautions(found, "ppo") == []
     found.ppo.total_episodes, found.ppo.batch_size, found.ppo.warmup_iterations = 4096, 128, 0

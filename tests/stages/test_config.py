@@ -328,7 +328,8 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, yaml: str,
             "data:\n  sources:\n    faq: {columns: {\n      No: null, Q: prompt}}\n",
             "run.yaml:4: YAML does not read the key No as text: put it in quotes",
         ),
-        ("ppo: {\n  policy_lr: 1,5e-6}\n", "run.yaml:2: 5e-6 is a number where a key is expected"),
+        ("ppo: {\n  learning_rate: 1,5e-6}\n", "run.yaml:2: 5e-6 is a number where a key is expected"),
+        ("ppo: {\n  learning_rate: 0,5}\n", "run.yaml:2: 5 is a number where a key is expected"),
     ],
 )
 def test_a_key_that_is_duplicate_or_not_text_is_refused(tmp_path: Path, yaml: str, place: str) -> None:

@@ -16,10 +16,12 @@ from data.sets import SetName
 from modeling.config import ModelConfig
 from modeling.load import load_causal
 from modeling.tiny import CONTEXT_LENGTH
+from ppo.config import PPOConfig
 from stages import data, ppo
 from stages.config import RunConfig, parse_config
-from stages.preflight import check_before_training, check_rooms
+from stages.preflight import check_before_training, check_rooms, check_window
 from stages.runner import RunFolder
+from tests.families import make_family
 from tests.sets import write_set
 
 
@@ -61,6 +63,19 @@ def test_the_longest_prompt_of_every_split_that_is_answered_must_fit(
     write_set(tmp_path, name, split, [*short, Demonstration(prompt="sky " * CONTEXT_LENGTH, completion="So.")])
     with pytest.raises(ValueError, match=rf"context of {CONTEXT_LENGTH} tokens with {setting}\.max_new_tokens=\d+ \("):
         check_rooms(config, tmp_path, tiny_llama, tiny_tokenizer)
+
+
+def test_a_window_is_judged_by_the_longest_text_of_each_stage(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    config, place = (
+        RunConfig(ppo=PPOConfig(old_logprobs="rollout")),
+        make_family("mistral", tmp_path, tiny_tokenizer, sliding_window=40),
+    )
+    model = load_causal(place, config.model, tiny_tokenizer)
+    check_window(config, model, {"ppo": 40, "evaluate": 41})
+    with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs .* or prompts this long"):
+        check_window(config, model, {"ppo": 41, "evaluate": 40})
+    config.ppo.old_logprobs = "recompute"
+    check_window(config, model, {"ppo": 41, "evaluate": 40})
 
 
 def test_a_judge_that_cannot_be_fetched_is_missed_before_training(
