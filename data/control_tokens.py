@@ -1,7 +1,8 @@
 """Control tokens: which added tokens of a tokenizer they are, and how user text that spells them stays text."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -51,6 +52,14 @@ def _template_text(tokenizer: Any) -> str:
         with suppress(Exception):  # a template may raise whatever Python raises
             texts.append(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     return "\n".join(texts)
+
+
+def spelled(tokenizer: Any, texts: Iterable[str]) -> dict[str, int]:
+    """How often texts spell each of the tokenizer's named special tokens, such as EOS, that occurs in them."""
+    found = Counter[str]()
+    for text in texts:
+        found.update({word: count for word in tokenizer.all_special_tokens if (count := text.count(word))})
+    return dict(found)
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], goes_on: bool, **options: Any) -> list[list[int]]:

@@ -210,7 +210,9 @@ def _check_prompt(row: Mapping[str, Any]) -> None:
     choices = {"source": SOURCES, "kind": (*KINDS, None), "use_case": (*USE_CASES, None), "labeler": LABELERS}
     for key, allowed in choices.items():
         if key in row and row[key] not in allowed:
-            raise ValueError(f"{key!r} is {row[key]!r}; allowed are {', '.join(str(value) for value in allowed)}")
+            known = ", ".join(str(value) for value in allowed)
+            leave = f"if the column means something else, leave it out with `columns: {{{key}: null}}`"
+            raise ValueError(f"{key!r} is {row[key]!r}; allowed are {known}; {leave}")
 
 
 def _check_examples(examples: object) -> None:

@@ -17,9 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from modeling.disk import share_weights
+from modeling.disk import locked_file, share_weights
 
 SEED_FOLDER = Path(__file__).parent / "seed"
 """The seed set: prompts with demonstrations, written for this project."""
@@ -74,7 +72,7 @@ class Asset:
             return place
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(place.with_name(f"{self.name}.lock")):
+            with locked_file(place.with_name(f"{self.name}.lock")):
                 if not is_finished():
                     print(f"fetching {self.requirement}, once: {self.what}", file=sys.stderr, flush=True)
                     note.unlink(missing_ok=True)

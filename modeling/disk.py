@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -10,7 +11,38 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, SoftFileLock, Timeout
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems without file locks answer, such as some that a cluster's nodes share."""
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked_file(path: Path, busy: Exception | None = None) -> Iterator[None]:
+    """Holds a file lock, which the operating system releases when the process ends.
+
+    On a file system without locks, a file `<path>.held` that names the process takes its place; one that a dead process
+    of this machine left is removed. While another process holds the lock, raises `busy`, or waits if that is None.
+    """
+    timeout = -1 if busy is None else 0
+    lock: FileLock | SoftFileLock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("the file system of %s has no file locks: using the file %s.held", path.parent, path.name)
+            lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+            lock.acquire(timeout)
+    except Timeout:
+        raise busy or AssertionError("waits for ever") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync(path: Path) -> None:

@@ -22,9 +22,13 @@ def loading(place: str | Path, what: str) -> Iterator[None]:
     beginning of the library's message; errors that report a lack of memory are not changed.
     """
     folder = Path(place)
+    if folder.is_file():
+        raise ValueError(f"{place} is a file: give the folder with config.json and weights in safetensors format")
     if folder.is_dir() and not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         hint = ": it is a LoRA adapter; merge it into its base and save that" if adapter else ""
+        if (folder / "snapshots").is_dir():
+            hint = ": it is a folder of the Hub's cache; give the model's name, or a folder in its `snapshots`"
         raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load{hint}")
     try:
         yield

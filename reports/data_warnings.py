@@ -38,6 +38,8 @@ ADVICE = {
     "over_mixture_share": "this is the cost of the sources' weights; raise the weight of the larger source, or add to "
     "the smaller one",
 }
+SPELLED = 10
+"""Plain text that spells a special token more often than this is warned about."""
 Facts = Mapping[str, Any]
 
 
@@ -127,6 +129,12 @@ def about_contents(facts: Facts) -> Iterator[str]:
             "`add_generation_prompt=True` gives the former. To avoid this, set model.chat_template to a template in "
             "which both are the same."
         )
+    for word, count in facts.get("spelled", {}).items():
+        if count > SPELLED:
+            yield (
+                f"The pretraining text spells {word} {count:,} times, which is trained on as ordinary characters. If "
+                "it separates documents, split the text there: JSON Lines with one document in `text` per row."
+            )
     if facts["settings"]["personal_data"] == "off":
         yield (
             "Training rows were not searched for personal data, which models memorise: set data.personal_data to "

@@ -36,9 +36,9 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     scratch = out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    built, prompts = curated(config, scratch)
+    built, of_tokenizer = curated(config, scratch)
     write(built, out)
-    facts = described(built, prompts, config)
+    facts = described(built, of_tokenizer, config)
     counts = {name: facts[name] for name in ("rows", "removed", "skipped", "skipped_rows")}
     for name, content in (("counts", counts), ("facts", facts)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -70,25 +70,23 @@ def dry_run(config: RunConfig) -> None:
         print(plan(described(*curated(config, Path(scratch)), config)))
 
 
-def described(built: "Built", prompts: tuple[str, str] | None, config: RunConfig) -> dict[str, Any]:
-    """Statistics of the data, with the agreement of labelers, and the `untrained_prompt`."""
+def described(built: "Built", of_tokenizer: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Statistics of the data, with the agreement of labelers, and what `curated` found out about the tokenizer."""
     from data.facts import facts_of
     from labeling.agreement import agreement, judged_prompts
 
-    return facts_of(built, config.data) | {
-        "agreement": agreement(judged_prompts(built)),
-        "untrained_prompt": prompts,
-    }
+    return facts_of(built, config.data) | {"agreement": agreement(judged_prompts(built))} | of_tokenizer
 
 
-def curated(config: RunConfig, scratch: Path) -> tuple["Built", tuple[str, str] | None]:
-    """(the curated sources, the tokenizer's `untrained_prompt`). Raises ValueError if a prompt leaves no room for the
-    answers of later stages.
+def curated(config: RunConfig, scratch: Path) -> tuple["Built", dict[str, Any]]:
+    """(the curated sources, the tokenizer's `untrained_prompt` and `spelled` in plain text). Raises ValueError if a
+    prompt leaves no room for the answers of later stages.
     """
     import datasets
 
     from data.annotate import Annotator
     from data.build import build
+    from data.control_tokens import spelled
     from data.language import refuse_unknown
     from data.presidio import detector
     from data.sources.reading import all_sources
@@ -122,7 +120,8 @@ def curated(config: RunConfig, scratch: Path) -> tuple["Built", tuple[str, str] 
     refuse_too_little_text(config, built, tokenizer)
     longest = int(built.pool.left()["prompt_tokens"].max())
     refuse_too_long(config, dict.fromkeys(answering(config), longest), read_settings(place, config.model))
-    return built, untrained_prompt(tokenizer)
+    texts = (row["text"] for split in built.documents.splits for row in built.documents.rows(split))
+    return built, {"untrained_prompt": untrained_prompt(tokenizer), "spelled": spelled(tokenizer, texts)}
 
 
 def refuse_too_little_text(config: RunConfig, built: "Built", tokenizer: Any) -> None:

@@ -24,9 +24,17 @@ from typing import Any, NoReturn
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from filelock import FileLock, Timeout
 
-from modeling.disk import copy_folder, discard, discarded, make_writable, share_weights, sync, write_whole
+from modeling.disk import (
+    copy_folder,
+    discard,
+    discarded,
+    locked_file,
+    make_writable,
+    share_weights,
+    sync,
+    write_whole,
+)
 from stages import manifest
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, replace_missing_outputs, report, say
@@ -301,17 +309,9 @@ def locked(root: Path) -> Iterator[None]:
     Raises InUseError when another process holds it, and ValueError when the folder or one of its parents is a file.
     """
     make_folder(root)
-    lock = FileLock(root / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InUseError(
-            f"the run folder {root} is in use by another process: wait for it, or choose another --run_name"
-        ) from None
-    try:
+    busy = f"the run folder {root} is in use by another process: wait for it, or choose another --run_name"
+    with locked_file(root / ".lock", InUseError(busy)):
         yield
-    finally:
-        lock.release()
 
 
 def now() -> str:

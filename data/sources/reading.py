@@ -254,5 +254,7 @@ def explained(error: ValueError, row: object, source: Source) -> str:
         advice = f"rename {it} with `columns` under data.sources, or set {it} to null there to leave {it} out"
         if not SCORES.isdisjoint(error.near):
             advice += "; do not rename scores to `ranks`, where 1 is the best"
+        if source.role == "demonstrations" and isinstance(row, dict) and isinstance(row.get("label"), bool):
+            advice += "; in KTO's form a false `label` marks a bad answer: remove those rows first"
         return f"{error.named}: {advice}; known are {error.known}"
     return str(error)

@@ -84,7 +84,9 @@ def _answer(row: Row, key: str) -> str:
         message = conversation(value, key)[0]
         if message["role"] == "assistant":
             return message["content"]
-    raise ValueError(f"{key!r} must be a string, or a list with one assistant message")
+    whole = "; if it is the whole conversation, leave the prompt out with `columns: {prompt: null}`"
+    hint = whole if isinstance(value, list) and len(value) > 1 else ""
+    raise ValueError(f"{key!r} must be a string, or a list with one assistant message{hint}")
 
 
 def _pair(row: Row) -> tuple[str | list[Message], str, str]:

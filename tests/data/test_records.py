@@ -47,7 +47,7 @@ MALFORMED: list[tuple[type[Prompt], object, str]] = [
     ),
     (Prompt, {"prompt": "Why?", "prompt_id": 7}, "'prompt_id' must be a string"),
     (Prompt, {"prompt": "Why?", "user_id": None}, "'user_id' must be a string"),
-    (Prompt, {"prompt": "Why?", "source": "web"}, "'source' is 'web'; allowed are labeler, api"),
+    (Prompt, {"prompt": "Why?", "source": "web"}, "'source' is 'web'; allowed are labeler, api; if the column means"),
     (Prompt, {"prompt": "Why?", "source": None}, "'source' is None"),
     (Prompt, {"prompt": "Why?", "kind": "long"}, "'kind' is 'long'; allowed are plain, few_shot, user_based"),
     (Prompt, {"prompt": "Why?", "use_case": ["chat"]}, "'use_case' is ['chat']"),

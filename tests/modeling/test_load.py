@@ -38,6 +38,7 @@ from modeling.load import (
     load_causal,
     load_scalar,
     load_tokenizer,
+    read_settings,
     save,
     set_dropout,
     stop_ids,
@@ -77,6 +78,16 @@ def test_pickled_weights_are_refused(
         load(copied, model_config, tiny_tokenizer)
     one_sentence(error, str(copied))
     assert "neither a folder" not in str(error.value), "it is a folder"
+
+
+def test_a_file_and_a_folder_of_the_hubs_cache_are_named_as_such(
+    copied: Path, tmp_path: Path, model_config: ModelConfig
+) -> None:
+    with pytest.raises(ValueError, match=r"model\.safetensors is a file: give the folder with config\.json"):
+        read_settings(copied / "model.safetensors", model_config)
+    (tmp_path / "models--me--tiny" / "snapshots").mkdir(parents=True)
+    with pytest.raises(ValueError, match="it is a folder of the Hub's cache; give the model's name, or a folder in"):
+        read_settings(tmp_path / "models--me--tiny", model_config)
 
 
 def test_a_pointer_of_git_lfs_is_not_weights(copied: Path, model_config: ModelConfig, tiny_tokenizer: Any) -> None:

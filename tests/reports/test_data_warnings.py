@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from data.control_tokens import spelled
 from data.split import split_of
-from reports.data_warnings import about_rankings, warnings
+from reports.data_warnings import about_contents, about_rankings, warnings
 from tests.data.making import demonstrations, described, made, prompts, rankings, twins
 
 
@@ -24,6 +25,12 @@ def facts(**more: Any) -> dict[str, Any]:
         "longer_better": {"mean": 0.52, "low": 0.5, "high": 0.54, "n": 900},
     }
     return {"rankings": good | more}
+
+
+def contents(spelled: dict[str, int]) -> dict[str, Any]:
+    """The facts that `about_contents` reads, without a fault but for `spelled`."""
+    settings = {"languages": ["en"], "personal_data": "rules"}
+    return {"sets": {"rm": {"use_cases": {}}}, "languages": {"prompts": {}}, "settings": settings, "spelled": spelled}
 
 
 def test_large_and_even_data_are_not_warned_of(tmp_path):
@@ -151,6 +158,15 @@ def test_rankings_that_are_doubtful(more, sentence):
 )
 def test_rankings_that_are_not(more):
     assert list(about_rankings(facts(**more))) == []
+
+
+def test_separators_of_documents_in_plain_text_are_named(tiny_tokenizer):
+    eos = tiny_tokenizer.eos_token
+    found = spelled(tiny_tokenizer, [f"A story.{eos}Another." * 6, f"{eos} b" * 5, "c"])
+    assert found == {eos: 11}
+    (only,) = [line for line in about_contents(contents(found)) if "spells" in line]
+    assert only.startswith(f"The pretraining text spells {eos} 11 times, which is trained on as ordinary characters.")
+    assert not list(about_contents(contents({eos: 10})))
 
 
 def test_no_rankings_no_doubts_about_them(tmp_path):

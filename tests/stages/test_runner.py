@@ -4,9 +4,12 @@ whole one.
 pytest tests/stages/test_runner.py
 """
 
+import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -467,6 +470,27 @@ def test_a_damaged_manifest_is_named(config: RunConfig, root: Path, content: str
     (root / "data" / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json: damaged manifest"):
         run_stage(first(Work()), config)
+
+
+def test_a_file_system_without_locks_gets_a_file_that_a_killed_run_does_not_leave_in_the_way(
+    config: RunConfig, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    run_stage(first(Work()), config)
+    assert f"the file system of {root} has no file locks" in caplog.text
+    assert not (root / ".lock.held").exists()
+    lines = "import sys, time, filelock; l = filelock.SoftFileLock(sys.argv[1]); l.acquire(); print(1); time.sleep(99)"
+    command = [sys.executable, "-uc", lines, str(root / ".lock.held")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(ValueError, match="in use by another process"):
+            run_stage(first(Work()), config, force=True)
+        other.kill()
+    run_stage(first(Work()), config, force=True)
 
 
 def test_a_run_in_use_is_refused_and_free_again_afterwards(config: RunConfig, root: Path) -> None:

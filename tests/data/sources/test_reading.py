@@ -215,6 +215,11 @@ TURNS = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
             "unknown key 'scores': rename it with `columns` under data.sources, or set it to null there to leave it "
             "out; do not rename scores to `ranks`, where 1 is the best; known are prompt",
         ),
+        (
+            {"prompt": "Why?", "completion": "No.", "label": False},
+            "unknown key 'label': rename it with `columns` under data.sources, or set it to null there to leave it "
+            "out; in KTO's form a false `label` marks a bad answer: remove those rows first; known are prompt",
+        ),
         ({"promt": "Why?"}, "unknown key 'promt', did you mean 'prompt'?"),
         (
             {"messages": [{"role": "bing", "content": "Hi."}] * 2},

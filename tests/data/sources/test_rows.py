@@ -126,6 +126,7 @@ def test_ranks_and_ratings_as_tables_hold_them_are_integers_and_objects_again() 
         ("demonstrations", {"messages": [GOOD]}, "'messages' needs a prompt and an answer, found 1 messages"),
         ("demonstrations", {"messages": [USER, "So."]}, "message 2 of 'messages' must be an object with 'role' and"),
         ("rankings", {"prompt": "Why?", "chosen": "So."}, "missing key 'rejected'"),
+        ("rankings", {"prompt": "Why?", "chosen": [USER, GOOD], "rejected": [USER, POOR]}, "leave the prompt out with"),
         ("rankings", {"chosen": "So.", "rejected": "Dunno."}, "must start with the same words: the prompt"),
         ("rankings", {"chosen": [USER, GOOD], "rejected": [GOOD, GOOD]}, "must be one conversation that differs in"),
         ("rankings", {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "score": 1}, "unknown key 'score'"),
