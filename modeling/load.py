@@ -25,7 +25,7 @@ from data.chat_template import PLAIN, portable
 from data.control_tokens import flag_control_tokens
 from data.tokenize import end_of_turn, layout
 from demo.assets import BASE_MODEL, cache_folder
-from modeling.architecture import is_classifier, refuse_headless
+from modeling.architecture import is_classifier, refuse_by_config, refuse_headless
 from modeling.config import ModelConfig
 from modeling.embeddings import grow_embeddings
 from modeling.finite import require_finite_weights
@@ -312,10 +312,11 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize
     settings = read_settings(place, config)
     classifier = is_classifier(settings)
     set_dropout(settings)
-    settings.num_labels = 1 if not classifier else settings.num_labels
-    if classifier and settings.num_labels != 1:
-        raise ValueError(f"{place} is a classifier of {settings.num_labels} labels; a reward model has one")
-    refuse_headless(settings, str(place), config.trust_remote_code)
+    if classifier:
+        refuse_no_reward_model(settings, str(place), config.trust_remote_code)
+    else:
+        settings.num_labels = 1
+        refuse_headless(settings, str(place), config.trust_remote_code)
     model = _load(AutoModelForSequenceClassification, place, config, settings, quantize)
     grow_embeddings(model, tokenizer)
     return model.eval()
@@ -328,11 +329,18 @@ def set_dropout(settings: Any, residual: float = 0.0) -> None:
             setattr(settings, name, residual if name in RESIDUAL_DROPOUT_NAMES else 0.0)
 
 
-def refuse_language_model(settings: Any, name: str) -> None:
-    """Raises ValueError if this is not a reward model's configuration; `name` is the setting, for the message."""
+def refuse_no_reward_model(settings: Any, name: str, trusted: bool) -> None:
+    """Raises ValueError if this is not the configuration of a reward model that `load_scalar` can load.
+
+    `name` is the setting, for the message; `trusted` is its trust_remote_code. Allocates no weights.
+    """
     if not is_classifier(settings):
         kind = ", ".join(settings.architectures or ["unknown"])
         raise ValueError(f"{name} is not a reward model: its architecture is {kind}")
+    if settings.num_labels != 1:
+        raise ValueError(f"{name} is a classifier of {settings.num_labels} labels; a reward model has one")
+    refuse_by_config(settings, name)
+    refuse_headless(settings, name, trusted)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

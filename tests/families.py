@@ -1,5 +1,6 @@
 """Tiny random models of many families, with the tokenizer of all tiny models: `make_family("mixtral", folder)`."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,26 @@ def make_family(family: str, folder: Path, tokenizer: Any, **changes: Any) -> Pa
     tokenizer.save_pretrained(folder / family)
     model.save_pretrained(folder / family)
     return folder / family
+
+
+CLASSIFIERS = {
+    "sentiment": "is a classifier of 2 labels; a reward model has one",
+    "encoder": "cannot become a reward model: BertForSequenceClassification has no head `score`",
+    "translator": "is an encoder-decoder",
+}
+"""Classifiers that are no reward models, and what is said of them."""
+
+
+def classifier_folder(folder: Path, model: Path, kind: str) -> Path:
+    """A folder with the configuration of such a classifier and the tokenizer and weights of `model`."""
+    shutil.copytree(model, folder)
+    name, architecture, labels = {
+        "sentiment": ("llama", "LlamaForSequenceClassification", 2),
+        "encoder": ("bert", "BertForSequenceClassification", 1),
+        "translator": ("t5", "T5ForSequenceClassification", 1),
+    }[kind]
+    AutoConfig.for_model(name, **SIZES[name], num_labels=labels, architectures=[architecture]).save_pretrained(folder)
+    return folder
 
 
 def table() -> dict[str, dict[str, str]]:

@@ -28,6 +28,7 @@ from tests.conftest import enliven
 from tests.evaluation.fake_llm import FakeLLM, serving
 from tests.evaluation.test_metadata import GOOD
 from tests.fakes import FakeAccelerator
+from tests.families import CLASSIFIERS, classifier_folder
 from tests.ppo.conftest import save_reward
 from tests.sets import write_set
 
@@ -195,6 +196,7 @@ def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headli
             "has the weights of the run's own reward model, on which PPO was trained",
         ),
         ({"judges": ["gold"], "gold": "sft"}, "is not a reward model: its architecture is LlamaForCausalLM"),
+        *(({"judges": ["gold"], "gold": kind}, said) for kind, said in CLASSIFIERS.items()),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_generated(
@@ -202,6 +204,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_generated(
 ) -> None:
     places = {"copy": tmp_path / "copy", "sft": run.stage("sft") / "model"}
     shutil.copytree(run.stage("reward") / "model", places["copy"])
+    places |= {kind: classifier_folder(tmp_path / kind, places["sft"], kind) for kind in CLASSIFIERS}
     gold = GoldConfig(model=str(places[changes["gold"]])) if "gold" in changes else GoldConfig()
     config = RunConfig(
         model=ModelConfig(base=str(tiny_llama), device="cpu"), evaluate=EvaluateConfig(**changes | {"gold": gold})

@@ -34,6 +34,7 @@ from reward.batches import ranking_example
 from stages import ppo
 from stages.config import RunConfig, parse_config
 from tests.conftest import enliven
+from tests.families import CLASSIFIERS, classifier_folder
 from tests.ppo.conftest import ALONE, PROMPTS, Chain, save_reward, small
 from tests.ppo.test_reward_scorer import LOUD, OTHER_WORDS, by_hand, every_ending, prompt_ids
 
@@ -239,6 +240,10 @@ def test_a_term_that_cannot_be_loaded_is_refused_before_the_models_are(
     ):
         with pytest.raises(ValueError, match=said):
             prepare(term, chain.config, chain.tokenizer, ALONE.device)
+    for kind, said in CLASSIFIERS.items():
+        place = str(classifier_folder(tmp_path / kind, chain.sft / "model", kind))
+        with pytest.raises(ValueError, match=said):
+            prepare(RewardTerm(path=place), chain.config, chain.tokenizer, ALONE.device)
     file.write_text("import no_such_thing\n")
     with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError"):
         prepare(RewardTerm("python", function=f"{file}:f"), chain.config, chain.tokenizer, ALONE.device)

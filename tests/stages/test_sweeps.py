@@ -27,6 +27,7 @@ from stages import sweep_kl, sweep_ptx
 from stages.config import RunConfig
 from stages.manifest import stage_digest
 from stages.runner import RunFolder, Stage, run_stage
+from tests.families import CLASSIFIERS, classifier_folder
 from tests.ppo.conftest import ALONE, PROMPTS, Chain, build_chain, small
 from tests.sets import write_set
 
@@ -269,13 +270,16 @@ def test_a_snapshot_is_the_policy_after_that_iteration(adapter: str, tmp_path: P
         load_policy(found[3], chain.sft / "model", other, chain.tokenizer)
 
 
-def test_a_gold_model_that_cannot_score_is_refused_before_a_run_is_trained(config: RunConfig) -> None:
-    sft = str(root(config) / "sft" / "model")
-    config.sweep_kl.seeds, config.sweep_kl.gold, config.sweep_ptx.gold = [0], sft, sft
-    for name, work in (("sweep_kl", sweep_kl.work), ("sweep_ptx", sweep_ptx.work)):
-        with pytest.raises(ValueError, match=rf"^{name}\.gold=.* is not a reward model"):
-            work(config, force=False)
-        assert not (root(config) / name).exists()
+def test_a_gold_model_that_cannot_score_is_refused_before_a_run_is_trained(config: RunConfig, tmp_path: Path) -> None:
+    places = {str(root(config) / "sft" / "model"): "is not a reward model"}
+    for kind, said in CLASSIFIERS.items():
+        places[str(classifier_folder(tmp_path / kind, root(config) / "sft" / "model", kind))] = said
+    for place, said in places.items():
+        config.sweep_kl.seeds, config.sweep_kl.gold, config.sweep_ptx.gold = [0], place, place
+        for name, work in (("sweep_kl", sweep_kl.work), ("sweep_ptx", sweep_ptx.work)):
+            with pytest.raises(ValueError, match=rf"^{name}\.gold=.* {said}"):
+                work(config, force=False)
+            assert not (root(config) / name).exists()
 
 
 def test_sampling_from_a_part_of_the_distribution_is_refused(config: RunConfig) -> None:
