@@ -19,11 +19,11 @@ def flag_control_tokens(tokenizer: Any, ends: Collection[str] = ()) -> None:
     """Flags all control tokens as special, so that transformers encodes and decodes them as such.
 
     An added token is a control token if it is flagged special, is one of the tokenizer's named special tokens, is in
-    `ends` (the model's end tokens), or has the form of a `TAG` and is written by the chat template or listed in the
-    tokenizer's `chat_control_tokens`.
+    `ends` (the model's end tokens) or in the tokenizer's `chat_control_tokens`, or has the form of a `TAG` and is
+    written by the chat template.
     Exceptions, unless flagged: white space, and tags written in pairs, such as `<think>` and `</think>`, since models
-    write them in answers. Other added tokens are ordinary vocabulary. `chat_control_tokens` is emptied, because without
-    it transformers treats every added token in the template as a control token of prompts.
+    write them in answers. Other added tokens are ordinary vocabulary. Sets `chat_control_tokens` to []: if it is None,
+    transformers treats every added token in the template as a control token of prompts.
     """
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
     named = {*tokenizer.all_special_tokens, *ends}
@@ -33,7 +33,7 @@ def flag_control_tokens(tokenizer: Any, ends: Collection[str] = ()) -> None:
 
     def is_control(word: str) -> bool:
         paired = word.startswith("<") and ("<" + word[2:] if word[1:2] == "/" else "</" + word[1:]) in words
-        written = (word in template or word in listed) and TAG.fullmatch(word) is not None
+        written = word in listed or (word in template and TAG.fullmatch(word) is not None)
         return not word.isspace() and (word in named or (written and not paired))
 
     def flagged(token: AddedToken) -> AddedToken:
@@ -55,10 +55,11 @@ def _template_text(tokenizer: Any) -> str:
 
 
 def spelled(tokenizer: Any, texts: Iterable[str]) -> dict[str, int]:
-    """How often texts spell each of the tokenizer's named special tokens, such as EOS, that occurs in them."""
-    found = Counter[str]()
+    """How often texts spell each of the tokenizer's named special tokens but `<unk>`, of those that occur."""
+    found, unknown = Counter[str](), {tokenizer.unk_token} - {tokenizer.eos_token}  # `<unk>` separates nothing
+    words = [word for word in tokenizer.all_special_tokens if word not in unknown]
     for text in texts:
-        found.update({word: count for word in tokenizer.all_special_tokens if (count := text.count(word))})
+        found.update({word: count for word in words if (count := text.count(word))})
     return dict(found)
 
 

@@ -211,7 +211,7 @@ def _check_prompt(row: Mapping[str, Any]) -> None:
     for key, allowed in choices.items():
         if key in row and row[key] not in allowed:
             known = ", ".join(str(value) for value in allowed)
-            leave = f"if the column means something else, leave it out with `columns: {{{key}: null}}`"
+            leave = f"if the column means something else, set `columns: {{{key}: null}}` under data.sources"
             raise ValueError(f"{key!r} is {row[key]!r}; allowed are {known}; {leave}")
 
 

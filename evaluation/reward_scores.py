@@ -18,7 +18,7 @@ from modeling.load import (
     load_scalar,
     load_tokenizer,
     read_settings,
-    refuse_no_reward_model,
+    require_reward_model,
 )
 from modeling.models import RewardModel, answer_suffix_of, reward_model
 from modeling.sharding import Sharding
@@ -44,7 +44,7 @@ class SavedRewardModel:
     def of(place: str | Path, config: ModelConfig, setting: str) -> "SavedRewardModel":
         """`setting` names the model in messages. Raises ValueError if it is missing or not a reward model."""
         settings = read_settings(place, config)
-        refuse_no_reward_model(settings, setting, config.trust_remote_code)
+        require_reward_model(settings, setting, config.trust_remote_code)
         tokenizer = load_tokenizer(place, config)
         context, suffix = context_length(settings), answer_suffix_of(settings, tokenizer)
         return SavedRewardModel(place, config, settings, tokenizer, context, suffix)

@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What file systems without file locks answer, such as some that a cluster's nodes share."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of flock on a file system without file locks, such as some network file systems."""
 log = logging.getLogger(__name__)
 
 
@@ -27,18 +27,20 @@ def locked_file(path: Path, busy: Exception | None = None) -> Iterator[None]:
     of this machine left is removed. While another process holds the lock, raises `busy`, or waits if that is None.
     """
     timeout = -1 if busy is None else 0
-    lock: FileLock | SoftFileLock = FileLock(path)
+    lock: FileLock | SoftFileLock = FileLock(path, fallback_to_soft=False)
     try:
         try:
             lock.acquire(timeout)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            log.warning("the file system of %s has no file locks: using the file %s.held", path.parent, path.name)
-            lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+            held = path.with_name(f"{path.name}.held")
+            died = "delete it if the process that made it died on another machine or in another container"
+            log.warning("the file system of %s has no file locks: using the file %s; %s", path.parent, held.name, died)
+            lock = SoftFileLock(held)
             lock.acquire(timeout)
     except Timeout:
-        raise busy or AssertionError("waits for ever") from None
+        raise busy or AssertionError("no timeout was set") from None
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ CONFIG_CHANGES = {
     "score_bias": "the mean score of demonstrations, which is subtracted from a reward model's logit",
     "score_closing": "the tokens that are appended to an answer before it is scored",
     "dtype": "weights are saved in float32",
-    "auto_map": "left out if transformers' own classes were loaded, since code files are not exported",
+    "auto_map": "left out if transformers' own classes were loaded, since the base's code files are then not exported",
     "transformers_version": "the version that wrote the file",
 }
 """Fields of config.json in which an export may differ from its base, and why."""

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-OVERFLOW = "weights or activations of the model overflow"
+OVERFLOW = "weights or activations of the model overflow: set model.precision=float32, or choose another model"
 
 
 def require_finite(numbers: Mapping[str, float], where: str, advice: str) -> None:

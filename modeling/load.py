@@ -307,13 +307,13 @@ def load_scalar(place: str | Path, config: ModelConfig, tokenizer: Any, quantize
 
     Loads a saved reward model, or puts a new head on a language model (see `modeling.models.initialize_head`).
     `quantize` is as in `load_causal`.
-    Raises ValueError when the model is missing or its head has more than one output.
+    Raises ValueError when the model is missing, or is a classifier that is no supported reward model.
     """
     settings = read_settings(place, config)
     classifier = is_classifier(settings)
     set_dropout(settings)
     if classifier:
-        refuse_no_reward_model(settings, str(place), config.trust_remote_code)
+        require_reward_model(settings, str(place), config.trust_remote_code)
     else:
         settings.num_labels = 1
         refuse_headless(settings, str(place), config.trust_remote_code)
@@ -329,7 +329,7 @@ def set_dropout(settings: Any, residual: float = 0.0) -> None:
             setattr(settings, name, residual if name in RESIDUAL_DROPOUT_NAMES else 0.0)
 
 
-def refuse_no_reward_model(settings: Any, name: str, trusted: bool) -> None:
+def require_reward_model(settings: Any, name: str, trusted: bool) -> None:
     """Raises ValueError if this is not the configuration of a reward model that `load_scalar` can load.
 
     `name` is the setting, for the message; `trusted` is its trust_remote_code. Allocates no weights.
@@ -339,7 +339,8 @@ def refuse_no_reward_model(settings: Any, name: str, trusted: bool) -> None:
         raise ValueError(f"{name} is not a reward model: its architecture is {kind}")
     if settings.num_labels != 1:
         raise ValueError(f"{name} is a classifier of {settings.num_labels} labels; a reward model has one")
-    refuse_by_config(settings, name)
+    if "AutoModelForSequenceClassification" not in (getattr(settings, "auto_map", None) or {}):
+        refuse_by_config(settings, name)
     refuse_headless(settings, name, trusted)
 
 

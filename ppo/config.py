@@ -238,5 +238,6 @@ class PPOConfig:
         if self.old_logprobs == "rollout" and not recorded:
             raise ValueError(
                 "ppo.old_logprobs=rollout needs the log-probabilities that our decoder records, but it cannot "
-                "decode this model or prompts this long: set ppo.old_logprobs=recompute"
+                "decode this model, or a prompt with its answer exceeds the attention window: set "
+                "ppo.old_logprobs=recompute"
             )

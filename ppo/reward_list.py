@@ -17,7 +17,7 @@ from data.records import Prompt
 from data.tokenize import decode_completion
 from modeling.architecture import refuse_lookahead
 from modeling.config import ModelConfig
-from modeling.load import autocast_dtype, freeze, load_scalar, load_tokenizer, read_settings, refuse_no_reward_model
+from modeling.load import autocast_dtype, freeze, load_scalar, load_tokenizer, read_settings, require_reward_model
 from modeling.models import reward_model
 from modeling.sharding import Sharding
 from ppo.experience import Rollout
@@ -138,7 +138,7 @@ def prepare(term: RewardTerm, config: ModelConfig, tokenizer: Any, device: torch
     place, name = term.path, f"ppo.rewards: path={term.path}"
     own = own_config(term, config)
     settings = read_settings(place, own)
-    refuse_no_reward_model(settings, name, own.trust_remote_code)
+    require_reward_model(settings, name, own.trust_remote_code)
     reward_tokenizer = load_tokenizer(place, own)
 
     def load() -> RewardScorer:

@@ -132,8 +132,8 @@ def about_contents(facts: Facts) -> Iterator[str]:
     for word, count in facts.get("spelled", {}).items():
         if count > SPELLED:
             yield (
-                f"The pretraining text spells {word} {count:,} times, which is trained on as ordinary characters. If "
-                "it separates documents, split the text there: JSON Lines with one document in `text` per row."
+                f"The pretraining text spells {word} {count:,} times; each is trained on as ordinary characters. If it "
+                "separates documents, split the text there: JSON Lines with one document per row, in `text`."
             )
     if facts["settings"]["personal_data"] == "off":
         yield (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-NUMBER = re.compile(r"[-+]?\.?\d[\d.eE+-]*")
-"""A number as a key: `{learning_rate: 0,5}` has the keys `learning_rate` and `5`."""
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+"""A number where a key is expected: YAML reads `{learning_rate: 0,5}` as the keys `learning_rate` and `5`."""
 
 
 def check_config_files(arguments: Sequence[str] | None) -> None:

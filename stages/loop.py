@@ -43,8 +43,8 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
         raise ValueError("a loop needs a labeler: set labels.labeler to simulated, human or llm")
     if rounds > 1 and config.model.trust_remote_code and not config.evaluate.trust_remote_code:
         raise ValueError(
-            "each round also evaluates the policies of earlier rounds, whose code only evaluate.trust_remote_code "
-            "allows to run: set evaluate.trust_remote_code too"
+            "each round also evaluates the policies of earlier rounds, and their code runs only with "
+            "evaluate.trust_remote_code: set evaluate.trust_remote_code too"
         )
     accelerator = connected(config)
     done: list[Path] = []

@@ -78,15 +78,17 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
 
 
 def check_window(config: RunConfig, model: Any, longest: Mapping[str, int]) -> None:
-    """Raises ValueError if texts beyond the model's attention window cannot be decoded as the stages will.
+    """Raises ValueError if the texts of a stage exceed the model's attention window and its generator cannot decode
+    them, or does not record log-probabilities that PPO needs.
 
     `longest` has the number of tokens of the longest prompt and answer by section.
     """
     from modeling.generation import beyond_window, generator_for
 
-    if beyond_window(model, max(longest.values())) is None:
+    tokens = max(count for name, count in longest.items() if name != "ppo" or config.ppo.engine != "vllm")
+    if beyond_window(model, tokens) is None:
         return
-    generator_for(model, tokens=max(longest.values()))
+    generator_for(model, tokens=tokens)
     if config.ppo.engine == "native":
         config.ppo.refuse_unrecorded(beyond_window(model, longest["ppo"]) is None)
 
@@ -130,7 +132,8 @@ def try_steps(model: Any, reward_model: Any, start: "Start", config: RunConfig) 
 
 
 def check_rooms(config: RunConfig, data: Path, place: Path, tokenizer: Any) -> dict[str, int]:
-    """Number of tokens of the longest prompt and answer by section. Raises ValueError when they do not fit the context.
+    """Number of tokens of the longest prompt with its answer by section. Raises ValueError if one does not fit the
+    context.
 
     The context is that of the policy, whose base is in `place`, and in PPO also that of a reward model from which the
     value model starts.

@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-
 from modeling.disk import (
     copy_folder,
     discard,
@@ -309,8 +308,9 @@ def locked(root: Path) -> Iterator[None]:
     Raises InUseError when another process holds it, and ValueError when the folder or one of its parents is a file.
     """
     make_folder(root)
-    busy = f"the run folder {root} is in use by another process: wait for it, or choose another --run_name"
-    with locked_file(root / ".lock", InUseError(busy)):
+    busy, held = f"the run folder {root} is in use by another process: wait for it", root / ".lock.held"
+    died = f"; if it died on another machine or in another container, delete {held}" if held.exists() else ""
+    with locked_file(root / ".lock", InUseError(f"{busy}, or choose another --run_name{died}")):
         yield
 
 

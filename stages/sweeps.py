@@ -47,15 +47,15 @@ def refuse_unusable_gold(config: RunConfig, sweep: Sweep) -> None:
     """
     from data.sets import evenly, read_set
     from evaluation.best_of_n import Proxy
-    from modeling.load import read_settings, refuse_no_reward_model
+    from modeling.load import read_settings, require_reward_model
 
     options, run = getattr(config, sweep), run_root(config)
     if options.gold is None:
         return
     refuse_copied_gold(options.gold, run.stage("reward") / "model", f"{sweep}.gold")
     setting = f"{sweep}.gold={options.gold}"
-    settings = read_settings(options.gold, config.model.of_export())
-    refuse_no_reward_model(settings, setting, config.model.trust_remote_code)
+    untrusted = replace(config.model.of_export(), trust_remote_code=False)
+    require_reward_model(read_settings(options.gold, untrusted), setting, trusted=False)
     gold = Proxy.of(run.stage("sft") / "model", Path(options.gold), config.model, False)
     try:
         gold.tokens.check(evenly(read_set(run.stage("data"), "sft", "test"), options.prompts))

@@ -98,7 +98,7 @@ CLASSIFIERS = {
     "encoder": "cannot become a reward model: BertForSequenceClassification has no head `score`",
     "translator": "is an encoder-decoder",
 }
-"""Classifiers that are no reward models, and what is said of them."""
+"""Classifiers that are not reward models, and the refusal of each."""
 
 
 def classifier_folder(folder: Path, model: Path, kind: str) -> Path:

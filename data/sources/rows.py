@@ -84,7 +84,8 @@ def _answer(row: Row, key: str) -> str:
         message = conversation(value, key)[0]
         if message["role"] == "assistant":
             return message["content"]
-    whole = "; if it is the whole conversation, leave the prompt out with `columns: {prompt: null}`"
+    columns = "{completion: messages, prompt: null}" if key == "completion" else "{prompt: null}"
+    whole = f"; if it is the whole conversation, set `columns: {columns}` under data.sources"
     hint = whole if isinstance(value, list) and len(value) > 1 else ""
     raise ValueError(f"{key!r} must be a string, or a list with one assistant message{hint}")
 

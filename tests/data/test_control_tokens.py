@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from data.chat_template import PLAIN
-from data.control_tokens import user_text_ids
+from data.control_tokens import flag_control_tokens, user_text_ids
 from data.records import Demonstration, Prompt
 from data.tokenize import (
     check_prompt,
@@ -197,6 +197,15 @@ def test_a_template_that_splits_off_thoughts_sees_those_of_a_prompt(loaded: Load
         opening = tokenizer("<|TURN|><|CHATBOT|>", add_special_tokens=False)["input_ids"]
         assert asked.endswith("<|TURN|><|CHATBOT|>")
         assert encode_prompt(tokenizer, Prompt(prompt=said)) == [*before, *spelled, *behind, *opening]
+
+
+def test_listed_control_tokens_are_some_whatever_their_form_but_for_pairs(loaded: Loader, tmp_path: Path) -> None:
+    tokenizer = loaded(COHERE, *COHERE_TOKENS, "###User", "###Else", "<think>", "</think>")
+    tokenizer.chat_control_tokens = ["###User", "<think>"]
+    flag_control_tokens(tokenizer)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    assert special & {"###User", "###Else", "<think>", "</think>"} == {"###User"}
+    assert tokenizer.chat_control_tokens == []
 
 
 def test_one_character_can_be_added_vocabulary(loaded: Loader) -> None:

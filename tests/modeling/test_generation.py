@@ -463,5 +463,5 @@ def test_recorded_logprobs_are_refused_before_training_where_our_decoder_cannot(
         return RunConfig(model=ModelConfig(base=str(base), device="cpu"), ppo=PPOConfig(old_logprobs="rollout"))
 
     check_models(config(tiny_llama))
-    with pytest.raises(ValueError, match=r"rollout needs .* decode this model or .* long: set ppo\.old_logprobs"):
+    with pytest.raises(ValueError, match=r"rollout needs .* decode this model, or .* window: set ppo\.old_logprobs"):
         check_models(config(place))

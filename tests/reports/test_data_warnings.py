@@ -165,7 +165,7 @@ def test_separators_of_documents_in_plain_text_are_named(tiny_tokenizer):
     found = spelled(tiny_tokenizer, [f"A story.{eos}Another." * 6, f"{eos} b" * 5, "c"])
     assert found == {eos: 11}
     (only,) = [line for line in about_contents(contents(found)) if "spells" in line]
-    assert only.startswith(f"The pretraining text spells {eos} 11 times, which is trained on as ordinary characters.")
+    assert only.startswith(f"The pretraining text spells {eos} 11 times; each is trained on as ordinary characters.")
     assert not list(about_contents(contents({eos: 10})))
 
 

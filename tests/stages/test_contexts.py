@@ -66,15 +66,15 @@ def test_the_longest_prompt_of_every_split_that_is_answered_must_fit(
 
 
 def test_a_window_is_judged_by_the_longest_text_of_each_stage(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    config, place = (
-        RunConfig(ppo=PPOConfig(old_logprobs="rollout")),
-        make_family("mistral", tmp_path, tiny_tokenizer, sliding_window=40),
-    )
+    config = RunConfig(model=ModelConfig(device="cpu"), ppo=PPOConfig(old_logprobs="rollout"))
+    place = make_family("mistral", tmp_path, tiny_tokenizer, sliding_window=40)
     model = load_causal(place, config.model, tiny_tokenizer)
     check_window(config, model, {"ppo": 40, "evaluate": 41})
-    with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs .* or prompts this long"):
+    with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs .* exceeds the attention window"):
         check_window(config, model, {"ppo": 41, "evaluate": 40})
-    config.ppo.old_logprobs = "recompute"
+    config.ppo.engine = "vllm"
+    check_window(config, model, {"ppo": 41, "evaluate": 40})
+    config.ppo.engine, config.ppo.old_logprobs = "native", "recompute"
     check_window(config, model, {"ppo": 41, "evaluate": 40})
 
 

@@ -122,11 +122,20 @@ def test_ranks_and_ratings_as_tables_hold_them_are_integers_and_objects_again() 
     [
         ("demonstrations", {"prompt": "Why?"}, "missing key 'completion'"),
         ("demonstrations", {"prompt": "Why?", "completion": [POOR, GOOD]}, "'completion' must be a string, or a list"),
+        (
+            "demonstrations",
+            {"prompt": "Why?", "completion": [USER, GOOD]},
+            "`columns: {completion: messages, prompt: null}",
+        ),
         ("demonstrations", {"messages": "Why?"}, "'messages' must be a list of messages, found str"),
         ("demonstrations", {"messages": [GOOD]}, "'messages' needs a prompt and an answer, found 1 messages"),
         ("demonstrations", {"messages": [USER, "So."]}, "message 2 of 'messages' must be an object with 'role' and"),
         ("rankings", {"prompt": "Why?", "chosen": "So."}, "missing key 'rejected'"),
-        ("rankings", {"prompt": "Why?", "chosen": [USER, GOOD], "rejected": [USER, POOR]}, "leave the prompt out with"),
+        (
+            "rankings",
+            {"prompt": "Why?", "chosen": [USER, GOOD], "rejected": [USER, POOR]},
+            "set `columns: {prompt: null}`",
+        ),
         ("rankings", {"chosen": "So.", "rejected": "Dunno."}, "must start with the same words: the prompt"),
         ("rankings", {"chosen": [USER, GOOD], "rejected": [GOOD, GOOD]}, "must be one conversation that differs in"),
         ("rankings", {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "score": 1}, "unknown key 'score'"),
