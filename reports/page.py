@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from reports.formats import Cell, Format, between, counted, dig, duration, measured, number, percent, spaced
 
 TEMPLATES = Path(__file__).parent / "templates"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,11 @@ class Page:
 def render(template: str, kit: str, **content: Any) -> str:
     """A template with the macros of `html.j2`, which escapes what is not markup, or of `markdown.j2`.
 
-    An undefined variable is an error.
+    An undefined variable is an error. Control characters, which some models sample, are shown as U+FFFD: HTML has no
+    place for them, and with them other programs take Markdown for a binary file.
     """
-    return environment(TEMPLATES, kit == "html.j2").get_template(template).render(kit=kit, **content)
+    text = environment(TEMPLATES, kit == "html.j2").get_template(template).render(kit=kit, **content)
+    return CONTROL.sub("\ufffd", text)
 
 
 @functools.cache

@@ -228,7 +228,7 @@ def fake_run(run: Path, ptx: bool = True, iterations: int = 20, prompts: int = 4
         for column, model in enumerate(("base", "sft", "ppo")):
             parts = {key: value[column] + noise.gauss(0, 0.02) for key, value in means.items() if key != "tokens"}
             text = (
-                HOSTILE
+                f"{HOSTILE}\0\x1b[2J"
                 if index == 0
                 else f"Answer of {model} to {index}. " + "Light scatters off the molecules of the air. " * (2 + column)
             )

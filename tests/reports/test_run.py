@@ -336,7 +336,9 @@ def test_markdown_refers_to_pictures_beside_it(reports):
 def test_answers_cannot_break_out(reports):
     html, markdown, _ = reports
     assert "&lt;script&gt;alert(" in html
-    assert f"`````text\n{HOSTILE}\n`````" in markdown
+    assert f"`````text\n{HOSTILE}\ufffd\ufffd[2J\n`````" in markdown
+    assert "\0" not in html + markdown
+    assert "\x1b" not in html + markdown
 
 
 def test_samples_are_evenly_spaced(reports):
