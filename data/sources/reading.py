@@ -256,5 +256,6 @@ def explained(error: ValueError, row: object, source: Source) -> str:
             advice += "; do not rename scores to `ranks`, where 1 is the best"
         if source.role == "demonstrations" and isinstance(row, dict) and isinstance(row.get("label"), bool):
             advice += "; in KTO's form a false `label` marks a bad answer: remove those rows first"
-        return f"{error.named}: {advice}; known are {error.known}"
+        pair = "chosen, rejected, " if isinstance(row, dict) and "chosen" in row else ""
+        return f"{error.named}: {advice}; known are {pair}{error.known}"
     return str(error)

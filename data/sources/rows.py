@@ -11,6 +11,7 @@ from data.sources.convert import ANSWER_KEYS, Fields, Row, identifier, need, wit
 from data.sources.rankings import TURN
 
 TEXTS = ("prompt", "completion", "chosen", "rejected")
+LISTS = ("completions", "ranks", "preferences", "ties", "complete", "ratings")
 IDS = ("prompt_id", "user_id", "organisation_id", "labeler_id")
 
 
@@ -65,6 +66,9 @@ def _ours(row: Row) -> Fields:
     for key in TEXTS:
         if isinstance(text := row.get(key), str) and MESSAGES_AS_TEXT.fullmatch(text):
             raise ValueError(f"{key!r} is a list of messages written as text: write it as a list")
+    for key in LISTS:
+        if isinstance(row.get(key), str):
+            raise ValueError(f"{key!r} is a text, not a list; CSV has no lists: use JSON Lines or Parquet")
     return {key: identifier(row, key) if key in IDS else value for key, value in row.items()}
 
 

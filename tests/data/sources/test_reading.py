@@ -236,6 +236,12 @@ def test_the_error_names_the_format_of_a_row_in_another_format(
     assert str(caught.value).startswith(f"{place}:1: {sentence}")
 
 
+def test_the_keys_of_a_pair_are_known(tmp_path: Path) -> None:
+    place = written(tmp_path / "x.jsonl", [{"prompt": "Why?", "chosen": "So.", "rejected": "No.", "chosen_score": 1.5}])
+    with pytest.raises(ValueError, match=r"unknown key 'chosen_score': .*; known are chosen, rejected, prompt, "):
+        records(DataConfig(rankings=[place]), "rankings")
+
+
 def test_the_error_names_our_format_for_a_row_in_it(tmp_path: Path) -> None:
     place = written(tmp_path / "x.jsonl", [{"messages": [USER, USER], "category": "Chat"}])
     config = configured("prompts", format="sharegpt", place=place)

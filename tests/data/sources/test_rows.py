@@ -130,6 +130,12 @@ def test_ranks_and_ratings_as_tables_hold_them_are_integers_and_objects_again() 
         ("demonstrations", {"messages": "Why?"}, "'messages' must be a list of messages, found str"),
         ("demonstrations", {"messages": [GOOD]}, "'messages' needs a prompt and an answer, found 1 messages"),
         ("demonstrations", {"messages": [USER, "So."]}, "message 2 of 'messages' must be an object with 'role' and"),
+        (
+            "rankings",
+            {"prompt": "Why?", "completions": "['a', 'b']", "ranks": [1, 2]},
+            "'completions' is a text, not a",
+        ),
+        ("rankings", {"prompt": "Why?", "completions": ["a", "b"], "ranks": "[1, 2]"}, "'ranks' is a text, not a list"),
         ("rankings", {"prompt": "Why?", "chosen": "So."}, "missing key 'rejected'"),
         (
             "rankings",
