@@ -40,7 +40,8 @@ def locked_file(path: Path, busy: Exception | None = None) -> Iterator[None]:
             lock = SoftFileLock(held)
             lock.acquire(timeout)
     except Timeout:
-        raise busy or AssertionError("no timeout was set") from None
+        assert busy is not None, "without it there is no timeout"
+        raise busy from None
     try:
         yield
     finally:

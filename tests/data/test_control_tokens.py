@@ -199,7 +199,7 @@ def test_a_template_that_splits_off_thoughts_sees_those_of_a_prompt(loaded: Load
         assert encode_prompt(tokenizer, Prompt(prompt=said)) == [*before, *spelled, *behind, *opening]
 
 
-def test_listed_control_tokens_are_some_whatever_their_form_but_for_pairs(loaded: Loader, tmp_path: Path) -> None:
+def test_tokens_that_the_tokenizer_lists_are_control_tokens_unless_they_are_pairs(loaded: Loader) -> None:
     tokenizer = loaded(COHERE, *COHERE_TOKENS, "###User", "###Else", "<think>", "</think>")
     tokenizer.chat_control_tokens = ["###User", "<think>"]
     flag_control_tokens(tokenizer)

@@ -140,23 +140,6 @@ def strict(run: RunFolder, split: str) -> list[Ranking]:
     return [ranking for ranking in found if len(set(ranking.ranks or [])) > 1 and all(ranking.completions)]
 
 
-def test_the_runs_own_reward_model_is_trusted_as_its_base(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trusted = []
-
-    def of(place: object, config: ModelConfig, setting: str) -> None:
-        trusted.append(config.trust_remote_code)
-        raise StopIteration
-
-    monkeypatch.setattr(SavedRewardModel, "of", of)
-    config = config_of(runs, "--reward.base", "elsewhere", "--reward.trust_remote_code", "true")
-    for config.evaluate_reward.model in (None, "another"):
-        with pytest.raises(StopIteration):
-            evaluate_reward.work(config, RunFolder(runs / "smoke"), tmp_path)
-    assert trusted == [True, False]
-
-
 def demonstration_mean(run: RunFolder, answer_suffix: str = "") -> float:
     """What the saved model gives the demonstrations that its bias comes from, less that bias, on average."""
     everything = [row for _, row in read_rows(run.stage("data") / "sft_train.parquet")]
@@ -259,6 +242,23 @@ def test_somebody_elses_reward_model_is_read_where_its_own_template_ends(runs: P
     direct = run_stage(evaluate_reward.STAGE, config_of(runs, "--evaluate_reward.model", str(other_reward_model)))
     assert Path(direct.pop("report")).is_file()
     assert judged == pytest.approx(direct, rel=1e-5)
+
+
+def test_the_runs_own_reward_model_is_trusted_as_its_base(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = []
+
+    def of(place: object, config: ModelConfig, setting: str) -> None:
+        trusted.append(config.trust_remote_code)
+        raise StopIteration
+
+    monkeypatch.setattr(SavedRewardModel, "of", of)
+    config = config_of(runs, "--reward.base", "elsewhere", "--reward.trust_remote_code", "true")
+    for config.evaluate_reward.model in (None, "another"):
+        with pytest.raises(StopIteration):
+            evaluate_reward.work(config, RunFolder(runs / "smoke"), tmp_path)
+    assert trusted == [True, False]
 
 
 def test_rankings_that_another_models_template_refuses_are_left_out_and_counted(
