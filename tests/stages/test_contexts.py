@@ -78,6 +78,16 @@ def test_a_window_is_judged_by_the_longest_text_of_each_stage(tmp_path: Path, ti
     check_window(config, model, {"ppo": 41, "evaluate": 40})
 
 
+def test_the_window_is_checked_before_training(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    place = make_family("mistral", tmp_path, tiny_tokenizer, sliding_window=16)
+    given = ["--config", "configs/smoke.yaml", "--model.base", str(place), "--model.precision", "float32"]
+    config: RunConfig = parse_config("test", "", [*given, "--ppo.old_logprobs", "rollout"])[0]
+    for one, part in itertools.product(get_args(SetName), SPLITS):
+        write_set(tmp_path, one, part, [Demonstration(prompt=f"Why {n}, and why?", completion="So.") for n in range(3)])
+    with pytest.raises(ValueError, match="exceeds the attention window"):
+        check_before_training(config, tmp_path, load_causal(place, config.model, tiny_tokenizer), tiny_tokenizer)
+
+
 def test_a_judge_that_cannot_be_fetched_is_missed_before_training(
     tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, monkeypatch: Any
 ) -> None:
