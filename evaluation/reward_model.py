@@ -35,8 +35,8 @@ class Judged:
 
     items: Sequence[RankingExample]
     prompt_P: NDArray[np.int64]
-    user_N: NDArray[np.int64]
-    """The user of each ranking, see `users_of`."""
+    unit_N: NDArray[np.int64]
+    """What is resampled, by ranking: its user, or its prompt if they are all of one user."""
     resamples: int
     seed: int
 
@@ -46,13 +46,13 @@ class Judged:
 
     def share(self, values_P: Floats, chosen_P: Any = slice(None)) -> dict[str, float] | None:
         """Mean of a number over the chosen pairs, with its interval; None if no pair is chosen."""
-        users = self.user_N[self.prompt_P[chosen_P]]
-        counts, sums = np.bincount(users), np.bincount(users, values_P[chosen_P])
+        units = self.unit_N[self.prompt_P[chosen_P]]
+        counts, sums = np.bincount(units), np.bincount(units, values_P[chosen_P])
         # Users without such a pair are left out: a resample of only those would have no mean.
         used = counts > 0
         return (
             ratio_interval(sums[used].tolist(), counts[used].tolist(), self.resamples, self.seed)
-            if len(users)
+            if len(units)
             else None
         )
 
@@ -60,7 +60,7 @@ class Judged:
         """Mean over the prompts that have a number, with its interval; None if none has."""
         if all(value is None for value in values):
             return None
-        found = Bootstrap(self.resamples, self.user_N.tolist(), self.seed).interval(values)
+        found = Bootstrap(self.resamples, self.unit_N.tolist(), self.seed).interval(values)
         return {name: found[name] for name in ("mean", "low", "high", "n")}
 
     def right(self, scores: Scores, margins_P: Floats) -> dict[str, Any]:
@@ -98,8 +98,9 @@ def report(
     judges = {**cheap_judges(items), **(baselines or {})}
     for name, given in {"the reward model": scores, **judges}.items():
         check(name, given, items)
-    prompt_P, user_N = np.repeat(np.arange(len(items)), [item.pairs for item in items]), users_of(items)
-    judged = Judged(items, prompt_P, user_N, resamples, seed)
+    prompts, users = prompts_of(items), users_of(items)
+    prompt_P = np.repeat(np.arange(len(items)), [item.pairs for item in items])
+    judged = Judged(items, prompt_P, numbers_of(users if len(set(users)) > 1 else prompts), resamples, seed)
     margins_P = judged.margins(scores)
     flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
     sizes_N = np.array([len(item.answers) for item in items], dtype=float)
@@ -110,8 +111,8 @@ def report(
         **judged.right(scores, margins_P),
         "score_mean": float(flat.mean()),
         "score_std": float(flat.std()),
-        "prompts": len(set(prompts_of(items))),
-        "users": len(set(user_N.tolist())),
+        "prompts": len(set(prompts)),
+        "users": len(set(users)),
         "pairs": len(margins_P),
         "baselines": beside,
         "best_baseline": max(
@@ -146,10 +147,14 @@ def some_prompts(items: Sequence[RankingExample], count: int | None) -> list[Ran
     return list(chain.from_iterable(evenly(groups, count)))
 
 
-def users_of(items: Sequence[RankingExample]) -> NDArray[np.int64]:
-    """The number of each ranking's user; without a user its prompt counts as one, and without a record the ranking."""
+def users_of(items: Sequence[RankingExample]) -> list[str | int]:
+    """The user of each ranking; without a user its prompt counts as one, and without a record the ranking."""
     named = ((index, item.ranking) for index, item in enumerate(items))
-    keys = [index if ranking is None else ranking.user_id or ranking.text for index, ranking in named]
+    return [index if ranking is None else ranking.user_id or ranking.text for index, ranking in named]
+
+
+def numbers_of(keys: Sequence[str | int]) -> NDArray[np.int64]:
+    """Each key as its number among the different keys."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])
 

@@ -394,6 +394,21 @@ def test_rankings_of_a_user_and_of_a_prompt_are_resampled_together() -> None:
         assert found["best_vs_worst"][end] == pytest.approx(expected[end], abs=0.035)
 
 
+def test_prompts_of_an_only_user_are_resampled() -> None:
+    """Each of her ten prompts is ranked by two labelers."""
+    items, right = [], [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    for number in range(20):
+        record = Ranking(prompt=f"{number // 2}", completions=["a", "b"], ranks=[1, 2], user_id="ann")
+        items.append(replace(ranked([3, 5], [1, 2]), ranking=record))
+    found = report([[right[number // 2], 0.5] for number in range(20)], items, resamples=2000)
+    expected = interval(right, 2000)
+    assert (found["users"], found["prompts"], expected["low"] < 0.7 < expected["high"]) == (1, 10, True)
+    for measure in ("accuracy", "best_vs_worst"):
+        assert [found[measure][end] for end in ("mean", "low", "high")] == pytest.approx(
+            [expected[end] for end in ("mean", "low", "high")]
+        )
+
+
 def test_several_rankings_of_a_prompt_count_as_one_prompt() -> None:
     record = Ranking(prompt="Why?", completions=["a", "b"], ranks=[1, 2], user_id="ann")
     found = report([[1.0, 0.0]] * 3, [replace(ranked([3, 5], [1, 2]), ranking=record)] * 3, resamples=5)
