@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,18 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype | None) -> dict
     return found
 
 
+def measured(size: Size, device: torch.device, dtype: torch.dtype | None) -> tuple[Size, dict[str, float]]:
+    """`measure` with the largest batch that the GPU's memory can hold: `size`'s, halved as often as it must be."""
+    while True:
+        try:
+            return size, measure(size, device, dtype)
+        except torch.OutOfMemoryError:
+            if size.prompts == 1:
+                raise
+        torch.cuda.empty_cache()
+        size = replace(size, prompts=size.prompts // 2)
+
+
 def now(device: torch.device) -> float:
     """Seconds, once the device has finished its work."""
     if device.type == "cuda":
@@ -138,10 +150,14 @@ def check(device: torch.device, size: Size, commands: Mapping[str, Sequence[str]
         passed &= succeeded
         parts.append(f"## {name}: {'passed' if succeeded else 'FAILED'}\n\n```\n{output}\n```")
     print("gpu-check: speed and memory", flush=True)
-    found = measure(size, device, dtype)
-    exact = found["KL of SFT to itself, nats per response"] == 0.0
-    title = f"## {size}, {dtype or torch.float32}: {'passed' if exact else 'FAILED, the KL must be 0'}"
-    parts += [title, table({name: f"{value:.4g}" for name, value in found.items()})]
+    try:
+        size, found = measured(size, device, dtype)
+        exact = found["KL of SFT to itself, nats per response"] == 0.0
+        outcome = "passed" if exact else "FAILED, the KL must be 0"
+        numbers = table({name: f"{value:.4g}" for name, value in found.items()})
+    except (RuntimeError, ValueError, AssertionError) as error:  # what the checks before have found is kept
+        exact, outcome, numbers = False, "FAILED", f"```\n{type(error).__name__}: {error}\n```"
+    parts += [f"## {size}, {dtype or torch.float32}: {outcome}", numbers]
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"gpu-check: {'passed' if passed and exact else 'FAILED'}; see {report}", flush=True)

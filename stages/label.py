@@ -31,6 +31,8 @@ PLACE = Path("people") / "labels.sqlite"
 """The labels, in the run folder."""
 OTHER_PLACE = Path("people") / "comparisons.sqlite"
 """The comparisons of models, which train nothing."""
+COMPARED = Path("evaluate") / "generations.jsonl"
+"""The answers that are compared."""
 STREAM_SECONDS = 5
 """Seconds that open streams of the playground get to finish when the app ends."""
 LOADING = ("trust_remote_code", "precision", "attention", "device")
@@ -106,13 +108,14 @@ def work(given: argparse.Namespace) -> None:
         found = read_labels(given.place, given.form)
         print(f"{Store(place).merge(found)} of {len(found)} labels are new in {place}")
         return
-    if given.export is not None and place.is_file():
+    if given.export is not None and place.is_file() and (given.form == "own" or not sampled(given)):
         export(Store(place), given.export, given.form)
         return
     samples = answers_of(given.run) if given.of == "samples" else comparisons(given.run)
     store = Store(place)
     if given.export is not None:  # tasks that nobody has labelled yet, for another tool
-        fill(store, samples, given)
+        if not store.gives_out(samples):
+            fill(store, samples, given)
         export(store, given.export, given.form)
         return
     invited = [(name, admin) for name, admin in ((given.invite, False), (given.invite_admin, True)) if name is not None]
@@ -134,6 +137,8 @@ def export(store: "Store", folder: Path, form: str) -> None:
         for name, rows in rows_of(store).items():
             if written := list(rows):
                 write_rows(folder / f"{name}.jsonl", written)
+            else:  # an earlier export's rows have been deleted since
+                (folder / f"{name}.jsonl").unlink(missing_ok=True)
             print(f"{len(written)} {name} in {folder}")
         return
     tasks = store.tasks()
@@ -212,6 +217,12 @@ SHARES = {"train": 8, "valid": 1, "test": 1}
 """Of ten tasks in a row, those of each split, while it has any: the held-out splits alone would take most labels."""
 
 
+def sampled(given: argparse.Namespace) -> bool:
+    """Whether the run has the answers that people are to rank."""
+    train = Path("samples") / "samples_train.jsonl"
+    return (given.run / (train if given.of == "samples" else COMPARED)).is_file()
+
+
 def answers_of(run: Path) -> "list[Samples]":
     """The prompts of the samples stage with their answers, in the order in which they are given out. Raises ValueError
     if it has not run.
@@ -236,7 +247,7 @@ def comparisons(run: Path) -> "list[Samples]":
     from data.records import Prompt, Samples
     from data.sets import read_set
 
-    path = run / "evaluate" / "generations.jsonl"
+    path = run / COMPARED
     if not path.is_file():
         raise ValueError(f"there is no {path}: run `make evaluate` first")
     asked, found = {prompt.prompt_id: prompt for prompt in read_set(run / "data", "sft", "test")}, []
@@ -251,11 +262,13 @@ def comparisons(run: Path) -> "list[Samples]":
 
 
 def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace) -> None:
-    """Makes these the store's tasks; those of the overlap are the same however often this runs."""
+    """Makes these the store's tasks, beside the gold tasks, of which one may be among them; those of the overlap are
+    the same however often this runs.
+    """
     from data.files import read_records
     from data.records import Prompt, Ranking, Samples
+    from labeling.web.store import text_of
 
-    slots = [given.labelers if random.Random(one.prompt_id).random() < given.overlap else 1 for one in samples]
     gold = read_records(given.gold, Ranking) if given.gold is not None else []
     if any(ranking.ranks is None for ranking in gold):
         raise ValueError(f"{given.gold}: gold tasks need ranks")
@@ -265,6 +278,9 @@ def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace
         )
         for one in gold
     ]
+    screening = set(map(text_of, right))
+    samples = [one for one in samples if text_of(one) not in screening]
+    slots = [given.labelers if random.Random(one.prompt_id).random() < given.overlap else 1 for one in samples]
     everybody = 1_000_000
     store.add([*right, *samples], [everybody] * len(right) + slots, [one.ranks for one in gold] + [None] * len(samples))
 

@@ -23,7 +23,7 @@ from labeling.ratings import FLAGS, NULLABLE, QUALITY
 from labeling.web.conversations import AbsentError
 from labeling.web.export import rows_of, screening
 from labeling.web.forms import MAX_FIELD, SKIP_REASONS, FormError, draft_of, label_of
-from labeling.web.pages import HERE, Admin, Fields, Number, Pages, Signed
+from labeling.web.pages import HERE, Admin, Fields, Number, Pages, Signed, written_in
 from labeling.web.people import SESSION_SECONDS, Session, StoreError
 from labeling.web.playground import NO_CHAT, Chat, Playground
 from labeling.web.security import Guard, RateLimit
@@ -46,9 +46,9 @@ class RankingPages(Pages):
         super().__init__(store)
         self.failures = RateLimit(SIGN_INS, 60)
 
-    def problem(self, status: int, text: str) -> HTMLResponse:
-        """A page that says what did not work."""
-        return self.page("message.html", None, status, title="This did not work", text=text)
+    def problem(self, status: int, text: str, written: str = "") -> HTMLResponse:
+        """A page that says what did not work, with what the person wrote."""
+        return self.page("message.html", None, status, title="This did not work", text=text, written=written)
 
     def explained(self, status: int, text: str, request: Request, error: Exception) -> Response:
         """`problem` for an exception of PROBLEMS."""
@@ -81,7 +81,8 @@ class RankingPages(Pages):
         """To the next task of the queue."""
         task = self.store.claim(session.name)
         if task is None:
-            return self.page("message.html", session, title="Nothing left", text="All tasks are labelled. Thank you!")
+            done = "All tasks are labelled. Thank you!"
+            return self.page("message.html", session, title="Nothing left", text=done, written="")
         return RedirectResponse(f"/rank/{task.id}", 303)
 
     def previous_task(self, session: Signed) -> Response:
@@ -114,8 +115,9 @@ class RankingPages(Pages):
     def save(self, number: Number, session: Signed, fields: Fields) -> Response:
         """Saves a label and goes to the next task."""
         task = self.task(number, session)
+        seconds = round(max(0.0, time.time() - task.since), 1)  # the clock may have been set back
         try:
-            label = label_of(fields, len(task.shown), round(time.time() - task.since, 1))
+            label = label_of(fields, len(task.shown), seconds)
             revision = int(str(fields.get("revision", "")))
         except (FormError, ValueError) as error:
             text = str(error) if isinstance(error, FormError) else "The form is incomplete. Reload the page."
@@ -176,12 +178,14 @@ def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT)
     Playground(pages, chat).add_to(app)
 
     @app.exception_handler(StarletteHTTPException)
-    def explain(request: Request, error: StarletteHTTPException) -> Response:
-        return pages.problem(error.status_code, str(error.detail))
+    async def explain(request: Request, error: StarletteHTTPException) -> Response:
+        written = await written_in(request) if error.status_code in (401, 403) else ""
+        return pages.problem(error.status_code, str(error.detail), written)
 
     @app.exception_handler(StoreError)
-    def unsaved(request: Request, error: StoreError) -> Response:
-        return pages.problem(503, f"Nothing was saved: {error}. Tell the admin; then go back and send the form again.")
+    async def unsaved(request: Request, error: StoreError) -> Response:
+        text = f"Nothing was saved: {error}. Tell the admin; then go back and send the form again."
+        return pages.problem(503, text, await written_in(request))
 
     for kind, (status, text) in PROBLEMS.items():
         app.add_exception_handler(kind, partial(pages.explained, status, text))

@@ -36,7 +36,8 @@ class Answer:
     generation: dict[str, Any]
     """Settings and seed."""
     state: str = "waiting"
-    """`waiting` for the model; then `complete`, `cut off` at the maximum length, or `stopped` by the person."""
+    """`waiting` for the model; then `complete`, `cut off` at the maximum length, or `stopped` by the person,
+    who may have left the page or lost the connection."""
     text: str = ""
     digest: str = ""
     """Digest of the stage's result that holds the model, as in the manifests of later stages."""

@@ -136,15 +136,15 @@ class Playground:
         return Response(status_code=204)
 
     def judge(self, session: Signed, number: Number, fields: Fields) -> Response:
-        """Stores which of two answers is better, and thumbs; the same thumb again removes it."""
+        """Stores which of two answers is better, and thumbs, `none` of which removes one."""
         with self.conversations.changed(session.name, number) as turn:
             if turn.waiting:
                 raise HTTPException(422, "Wait for the answers.")
             if len(turn.answers) == 2:
                 turn.ranks = JUDGMENTS.get(str(fields.get("judgment")), turn.ranks)
             for place, answer in enumerate(turn.answers):
-                if (thumb := fields.get(f"thumb-{place}")) in ("up", "down"):
-                    answer.thumb = "" if answer.thumb == thumb else str(thumb)
+                if (thumb := fields.get(f"thumb-{place}")) in ("up", "down", "none"):
+                    answer.thumb = "" if thumb == "none" else str(thumb)
         return to(turn)
 
     def delete(self, session: Signed, fields: Fields, conversation: Annotated[int, InQuery]) -> Response:

@@ -115,6 +115,13 @@ class Store(People):
             )
             return int(db.execute("SELECT count(*) FROM tasks").fetchone()[0]) - before
 
+    def gives_out(self, samples: Sequence[Samples]) -> bool:
+        """Whether these are the tasks to be labelled; there may be gold tasks besides."""
+        with self.connected() as db:
+            rows = db.execute("SELECT record, gold IS NULL AS own FROM tasks WHERE slots > 0").fetchall()
+        texts = set(map(text_of, samples))
+        return {row["record"] for row in rows if row["own"]} <= texts <= {row["record"] for row in rows}
+
     def claim(self, name: str) -> Task | None:
         """The task that a labeler has open, or else the next one with a free slot; None if nothing is left.
 

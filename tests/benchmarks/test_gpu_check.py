@@ -4,10 +4,12 @@ pytest tests/benchmarks/test_gpu_check.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import gpu_check
 from benchmarks.gpu_check import COMMANDS, Size, check, main, measure
 from stages.config import parse_config
 
@@ -29,6 +31,23 @@ def test_the_report_has_every_outcome_and_one_failure_fails_the_check(tmp_path: 
     for part in ("## good: passed", "fine", "## bad: FAILED", "exit code 3\nb\n", f"| torch | {torch.__version__} |"):
         assert part in text
     assert check(torch.device("cpu"), TINY, {"good": commands["good"]}, tmp_path / "report.md")
+
+
+@pytest.mark.parametrize(("room", "line"), [(1, "prompts=1"), (0, "OutOfMemoryError: no room")])
+def test_a_small_gpu_gets_a_smaller_batch_and_a_failure_keeps_the_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, room: int, line: str
+) -> None:
+    def limited(size: Size, *about: Any) -> dict[str, float]:
+        if size.prompts > room:
+            raise torch.OutOfMemoryError("no room")
+        return measure(size, *about)
+
+    monkeypatch.setattr(gpu_check, "measure", limited)
+    assert check(torch.device("cpu"), TINY, {"good": ["-c", "print('fine')"]}, tmp_path / "report.md") == bool(room)
+    text = (tmp_path / "report.md").read_text()
+    assert "## good: passed" in text
+    assert line in text
+    assert f"torch.float32: {'passed' if room else 'FAILED'}\n" in text
 
 
 def test_its_commands_are_valid() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from data.files import read_records, write_records
-from data.records import Demonstration, Ranking, Samples
+from data.records import Demonstration, Prompt, Ranking, Samples
 from labeling.config import SamplesConfig
+from labeling.web.conversations import Answer, Conversations
 from labeling.web.playground import Settings
 from labeling.web.store import Label, Store
 from modeling.config import ModelConfig
@@ -111,6 +112,56 @@ def test_a_share_of_the_tasks_goes_to_several_labelers_and_gold_tasks_to_everybo
     assert store.progress() == before, "an invitation changes no task of a running app"
     assert store.progress()["done"] == store.progress()["slots"]
     assert {name: len(found) for name, found in store.golds().items()} == {"ann": 1, "ben": 1, "cleo": 1}
+
+
+def test_an_answered_task_of_the_run_itself_can_screen_labelers(run: Path, tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    one = samples("train")[2]
+    known = vars(Prompt.of(one)) | {"completions": one.completions, "complete": one.complete}
+    write_records(gold, [Ranking(**known, ranks=[3, 2, 1])])
+    store = filled(run, "--gold", str(gold))
+    store.invite("ann")
+    first = store.claim("ann")
+    assert first is not None
+    assert first.samples.prompt == "train 2?", "a gold task comes first"
+    label_all(store, "ann")
+    assert (len(store.golds()["ann"]), store.progress()["done"]) == (1, 11)
+    assert all(found.prompt != "train 2?" for _, found, _, _ in store.labels())
+    assert filled(run).progress()["done"] == 12, "without --gold it is a task as the others"
+
+
+def test_another_tool_gets_the_tasks_of_the_latest_samples(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exported(form: str) -> set[str]:
+        assert main([str(run), "--export", str(tmp_path / form), "--as", form]) == 0
+        (name,) = (tmp_path / form).rglob("*records.json" if form == "argilla" else "label_studio.json")
+        return {prompt for prompt in ("train 0?", "later 0?") if prompt in name.read_text()}
+
+    assert main([str(run), "--invite", "ann"]) == 0
+    assert exported("label-studio") == {"train 0?"}, "the store had no tasks yet"
+    store = filled(run, "--labelers", "3", "--overlap", "1")
+    assert exported("argilla") == {"train 0?"}
+    assert store.progress()["slots"] == 36, "an export changes no task of a running app"
+    write_records(run / "samples" / "samples_train.jsonl", samples("later"))
+    assert exported("label-studio") == exported("argilla") == {"later 0?"}
+    shutil.rmtree(run / "samples")
+    assert exported("argilla") == {"later 0?"}, "a store without its run"
+    assert "12 tasks with 0 labels" in capsys.readouterr().out
+
+
+def test_rows_that_are_no_longer_in_the_store_leave_the_export(run: Path, tmp_path: Path) -> None:
+    store = filled(run)
+    store.invite("ann")
+    conversations = Conversations(store)
+    turn = conversations.ask("ann", "my phone is 555-1234", [Answer("ppo", {})], "form", None)
+    out = tmp_path / "exported"
+    for rows in (1, 0):
+        assert main([str(run), "--export", str(out)]) == 0
+        found = [path.name for path in out.glob("*.jsonl") if "555-1234" in path.read_text()]
+        assert sorted(found) == ["conversations.jsonl", "prompts.jsonl"] * rows
+        if rows:
+            conversations.delete("ann", turn.conversation)
 
 
 @pytest.mark.parametrize(

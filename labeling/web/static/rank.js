@@ -4,7 +4,8 @@ const answers = [...document.querySelectorAll(".answer")].map((element) => ({
   element, field: element.querySelector("select"), name: element.getAttribute("aria-label"),
   words: element.querySelector(".text").textContent.trim().slice(0, 120), tied: false, ranked: false,
 }));
-let items = [], chosen = answers[0], held = null;
+const SLACK = 5; // pixels that a click may move without being a drag
+let items = [], chosen = answers[0], held = null, from = 0, dragged = false;
 
 function read() { // from the rank fields to the list
   const rank = (one) => Number(one.field.value) || 1e9;
@@ -90,18 +91,21 @@ order.addEventListener("pointerdown", (event) => {
   const line = event.target.closest("li");
   if (!line || event.button !== 0) return;
   held = chosen = items.find((one) => one.line === line);
+  from = event.clientY;
+  dragged = false;
   draw();
   order.setPointerCapture(event.pointerId);
 });
 order.addEventListener("pointermove", (event) => {
-  if (!held) return;
+  dragged ||= Math.abs(event.clientY - from) > SLACK;
+  if (!held || !dragged) return;
   const others = items.filter((one) => one !== held);
   const below = others.findIndex((one) => {
     const box = one.line.getBoundingClientRect();
     return event.clientY < box.top + box.height / 2;
   });
   const to = Math.min(below < 0 ? others.length : below, others.filter((one) => one.ranked).length);
-  if (to !== items.indexOf(held)) move(held, to);
+  if (to !== items.indexOf(held) || !held.ranked) move(held, to);
 });
 for (const kind of ["pointerup", "pointercancel"]) order.addEventListener(kind, () => { held = null; });
 for (const one of answers) one.field.addEventListener("change", () => { read(); draw(); });

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_a_labeler_ranks_with_ties_corrects_and_comes_to_the_end(store: Store, a
         done = ann.post(place, data=fields(ann.get(place).text) | {"skipped": "unclear"})
         assert done.status_code == 303
     assert "All tasks are labelled" in ann.get("/next").text
-    assert "4 of 4 labels are saved, 4 of them by you" in ann.get("/").text
+    assert "4 of 4 labels are saved. You have saved 4." in ann.get("/").text
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,33 @@ def test_a_form_of_another_site_or_session_is_refused(store: Store, ann: TestCli
             form["csrf"] = fields(other.get(other.get("/next").headers["location"]).text)["csrf"]
     assert ann.post(place, data=form).status_code == 403
     assert list(store.labels()) == []
+
+
+def test_what_was_written_is_shown_when_the_session_has_ended(store: Store, ann: TestClient) -> None:
+    place = ann.get("/next").headers["location"]
+    form = fields(ann.get(place).text) | {"demonstration": f"Because.\r\n{HOSTILE}"}
+    refused = ann.post(place, data=form | {"csrf": "of another session"})
+    store.sign_out(str(ann.cookies.get(ann.app.app.app.state.pages.cookie)))  # type: ignore[attr-defined]
+    ended = ann.post(place, data=form)
+    assert (refused.status_code, ended.status_code, list(store.labels())) == (403, 401, [])
+    for answer in (refused, ended):
+        assert "What you wrote was not saved" in answer.text
+        assert "Because." in answer.text
+        assert HOSTILE not in answer.text
+    assert "What you wrote" not in ann.post(place, data={"revision": "0"}).text
+    asked = ann.post("/playground", data={"prompt": "Why is the sky blue?"})
+    assert (asked.status_code, "Why is the sky blue?" in asked.text) == (401, True)
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_time(
+    store: Store, ann: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ann.get("/next").headers["location"]
+    form = fields(ann.get(place).text) | {"skipped": "unclear"}
+    before = time.time() - 60
+    monkeypatch.setattr(time, "time", lambda: before)
+    assert ann.post(place, data=form).status_code == 303
+    assert [one.label.seconds for one in store.history()] == [0.0]
 
 
 def test_other_hosts_files_and_large_or_many_requests_are_refused(store: Store, ann: TestClient) -> None:

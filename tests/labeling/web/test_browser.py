@@ -134,13 +134,21 @@ def test_answers_are_ranked_by_dragging(browser: Any, store: Store, address: str
     page = ranking_page(browser, store, address, **options)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     a, b, c, d = (line.split(" ", 1)[1] for line in ranked(page))
+    box = page.locator("#order li").nth(3).bounding_box()
+    page.mouse.move(box["x"] + 30, box["y"] + 3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 31, box["y"] + 5)
+    page.mouse.up()
+    assert ranked(page) == [f"none {text}" for text in (a, b, c, d)], "a click that moves by two pixels"
     drag(page, 3, 0)
     assert ranked(page) == [f"1. {d}", f"none {a}", f"none {b}", f"none {c}"]
     drag(page, 2, 0)
     assert ranked(page) == [f"1. {b}", f"2. {d}", f"none {a}", f"none {c}"]
+    drag(page, 2, 3)
+    assert ranked(page) == [f"1. {b}", f"2. {d}", f"3. {a}", f"none {c}"], "already behind the ranked ones"
     page.click("main .buttons button")
     page.wait_for_url("**/rank/2")
-    assert sorted(filter(None, saved(store)[0])) == [1, 2]
+    assert sorted(filter(None, saved(store)[0])) == [1, 2, 3]
     page.go_back()
     page.click("main .buttons button")
     assert len(saved(store)) == 1, "the form of the page before was sent again"

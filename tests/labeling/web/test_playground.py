@@ -85,6 +85,8 @@ def test_a_conversation_is_answered_judged_and_exported(store: Store, ann: TestC
     assert {data["text"] for event, data in events if event == "end"} == {f"1 Why? {HOSTILE} {n}" for n in (5, 6)}
     judged = {"csrf": fields(page)["csrf"]}
     assert ann.post(f"/playground/{turn.id}/judge", data=judged | {"thumb-0": "up"}).headers["location"] == place
+    for thumb in ("none", "up", "up"):  # removed; then a double click
+        ann.post(f"/playground/{turn.id}/judge", data=judged | {"thumb-0": thumb})
     ann.post(f"/playground/{turn.id}/judge", data=judged | {"judgment": "right"})
     page = ann.get(place).text
     assert page.count("<script") == 1
@@ -92,6 +94,7 @@ def test_a_conversation_is_answered_judged_and_exported(store: Store, ann: TestC
     assert "onmouseover=x&gt;" in page
     assert re.search("<h3>.*(PPO|SFT)", page)
     assert page.count('aria-pressed="true"') == 2
+    assert re.findall('name="thumb-0" value="([^"]*)"', page) == ["none", "down"], "a thumb removes itself"
     second = ask(ann, "go\r\non?", place.partition("#")[0]).headers["location"]
     assert [data["text"] for event, data in answered(ann, second) if event == "end"] == ["3 go\non? 5"], (
         "the line break of browsers"
