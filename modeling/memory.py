@@ -1,6 +1,7 @@
 """What the C library does with memory that work has freed, and errors that report a lack of it."""
 
 import ctypes
+import gc
 import os
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -22,6 +23,14 @@ def keep_freed_memory() -> None:
         return
     for name in (MMAP_THRESHOLD, TRIM_THRESHOLD):
         libc.mallopt(name, LARGEST)
+
+
+def return_freed_memory() -> None:
+    """Gives the memory that `keep_freed_memory` has kept back to the system."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def out_of_memory(error: Exception) -> bool:

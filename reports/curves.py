@@ -137,5 +137,5 @@ def x_axis(axes: Axes, label: str) -> None:
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, (low + high - 1) / 2), max(high, (low + high + 1) / 2))
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -58,6 +58,8 @@ KINDS = {
     ),
 }
 """By the model's folder in the run folder."""
+TEXTS = "held-out pretraining text"
+"""What perplexity is measured on; all other metrics are measured on prompts of held-out users."""
 Result = tuple[str, str, Any, str]
 """Type and name of a metric, its value, and the value as text."""
 
@@ -79,9 +81,11 @@ def shown(value: Any) -> str:
 def card(run: Path, place: str, run_name: str) -> str:
     """The text of a model's README.md."""
     kind = KINDS[place]
-    manifest = read(run / kind.stage / "manifest.json")
-    config = manifest["config"]
+    manifest, config = read(run / kind.stage / "manifest.json"), configuration(run, kind.stage)
     base, found, policy = config["model"]["base"], results(run, place), evaluated(run)
+    trained = kind.stage != "reward" or config["reward"]["epochs"] > 0
+    if kind.stage == "reward":
+        base = config["reward"]["base"] or base
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
     settings = [[f"`{kind.stage}.{key}`", shown(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
     head = ModelCardData(
@@ -93,8 +97,8 @@ def card(run: Path, place: str, run_name: str) -> str:
         eval_results=[
             EvalResult(
                 task_type=kind.task,
-                dataset_type="held-out",
-                dataset_name=f"held-out users of {run_name}",
+                dataset_type="held-out-text" if metric == "perplexity" else "held-out",
+                dataset_name=f"{TEXTS if metric == 'perplexity' else 'held-out users'} of {run_name}",
                 metric_type=metric,
                 metric_name=title,
                 metric_value=round(value, 6),
@@ -110,7 +114,9 @@ def card(run: Path, place: str, run_name: str) -> str:
         name=name,
         kind=kind,
         base=base,
+        trained=trained,
         adapter=config["model"]["adapter"],
+        of_prompts=[title for metric, title, _, _ in found if metric != "perplexity"],
         settings=Table(["Setting", "Value"], settings, words=(1,)),
         seed=manifest["seed"],
         commit=manifest["git_commit"],
@@ -121,6 +127,14 @@ def card(run: Path, place: str, run_name: str) -> str:
         is_other_policy=policy is not None and place != policy,
         prompts=read(run / "data" / "facts.json").get("untrained_prompt"),
     )
+
+
+def configuration(run: Path, stage: str) -> dict[str, Any]:
+    """That of a stage, with the data and labels as those stages, which may have run with another one, recorded them."""
+    config = dict(read(run / stage / "manifest.json")["config"])
+    for name in ("data", "labels", "reward"):
+        config |= {name: found[name]} if (found := read(run / name / "manifest.json").get("config")) else {}
+    return config
 
 
 def evaluated(run: Path) -> str | None:
@@ -148,7 +162,7 @@ def results(run: Path, place: str) -> list[Result]:
             title = f"Accuracy of the best simple baseline ({spaced(best)})"
             add("baseline_accuracy", title, dig(test, f"baselines.{best}.accuracy"), True)
     elif place == "sft/model":
-        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity.sft"))
+        add("perplexity", f"Perplexity of {TEXTS}", dig(evaluation, "perplexity.sft"))
     elif place == evaluated(run):
         add("win_rate", "Win rate against SFT", dig(evaluation, "win_rate.sft"), True)
         title = "Win rate against SFT, length-controlled"
@@ -156,7 +170,7 @@ def results(run: Path, place: str) -> list[Result]:
         title = "Win rate against SFT where both answers end"
         add("win_rate_both_end", title, evaluation.get("win_rate_both_end"), True)
         add("kl", "KL to SFT in nats", evaluation.get("kl"))
-        add("perplexity", "Perplexity of held-out pretraining text", dig(evaluation, "perplexity.ppo"))
+        add("perplexity", f"Perplexity of {TEXTS}", dig(evaluation, "perplexity.ppo"))
     return found
 
 

@@ -40,7 +40,7 @@ class Results:
         self.held_out = read_metrics(run / "ppo" / "held_out.jsonl")
         self.generations = _rows(run / "evaluate" / "generations.jsonl")
         self.left_out = self._of_other_models(run)
-        """Stages outside the pipeline whose results are outdated: their data or models have been replaced since."""
+        """Stages outside the pipeline whose results are of other data or models than those that the run has now."""
         self.tax: dict[str, Any] = {} if "tax" in self.left_out else _json(run / "tax" / "tax.json")
         self.baseline = [] if "sft_baseline" in self.left_out else _rows(run / "sft_baseline" / "epochs.jsonl")
         self.sweeps = {
@@ -58,10 +58,13 @@ class Results:
         current = digests(self.manifests)
         left_out = []
         for name, place in EXTRA.items():
-            read = dict(_json(run / place / "manifest.json").get("inputs", {}))
-            if place.startswith("sweep_kl") and "ppo" in (sweep := _json(run / name)):
-                read["ppo"] = sweep["ppo"]
-            if (run / name).is_file() and any(current.get(source, digest) != digest for source, digest in read.items()):
+            made = _json(run / place / "manifest.json")
+            read = made.get("inputs", {}) | (_json(run / name).get("inputs", {}) if name.startswith("sweep") else {})
+            other = any(current.get(source, digest) != digest for source, digest in read.items())
+            if name.startswith("tax"):  # of one PPO result, either the EMA or the last weights
+                weights = dig(made, "config.evaluate.weights")
+                other |= weights is not None and weights != self.evaluation.get("weights", weights)
+            if (run / name).is_file() and other:
                 left_out.append(name.split("/")[0])
         return left_out
 

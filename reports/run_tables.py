@@ -79,7 +79,7 @@ def comparisons(evaluation: Tree) -> dict[str, Interval]:
     """The win rates that were measured, by name."""
     found = {name: rate for name, path in COMPARISONS.items() if (rate := dig(evaluation, path))}
     without = evaluation.get("win_rate_without", {})
-    return found | {f"PPO vs SFT, without {PARTS[part]}": rate for part, rate in without.items()}
+    return found | {f"PPO vs SFT by the rubric, without {PARTS[part]}": rate for part, rate in without.items()}
 
 
 def wins_table(evaluation: Tree) -> Table:
@@ -197,7 +197,7 @@ def best_of_n_table(found: Tree) -> Table:
 
     notes = {1: "a second sample of SFT answers; expected win rate 50%"}
     rows = [row(f"Best of {line['n']}", notes.get(line["n"], ""), line) for line in found["rows"]]
-    titles = ["KL to SFT, nats", "Reward model's score", "Rubric", "chrF", "Win rate against SFT"]
+    titles = ["KL to SFT, nats", "Reward model's score", "Rubric", "chrF", "Win rate against SFT, by the rubric"]
     return Table([counted(found["prompts"], "held-out prompt"), *titles], [*rows, row("PPO", "", found["ppo"])])
 
 

@@ -41,7 +41,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> None:
     for name, found in results.items():
         if not found.manifests:
             raise ValueError(f"{name} holds no results of a run: give run folders, such as runs/demo")
-    settings = {name: flat(found.config) for name, found in results.items()}
+    settings = {name: flat(found.config) | files(found) for name, found in results.items()}
     groups = by_settings(settings)
     drawn = {"curves": curves(results, groups), "frontier": frontier(results)}
     PAGE.write(
@@ -64,8 +64,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def files(results: Results) -> dict[str, Any]:
+    """The digests of the files from which a run's data was made: the same path may have other contents by now."""
+    read = dig(results.manifests, "data.inputs") or {}
+    return {f"contents of {place}": digest[:10] for place, digest in read.items()}
+
+
 def by_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The runs in groups whose settings differ only in the seed, or also in the split."""
+    """The runs in groups whose settings and files differ only in the seed, or also in the split."""
     groups: dict[str, list[str]] = {}
     for name, found in settings.items():
         shared = {key: value for key, value in found.items() if key.split(".")[0] not in APART}
@@ -132,7 +138,9 @@ def answers(results: Mapping[str, Results]) -> list[tuple[str, list[tuple[str, s
 
 
 def frontier(results: Mapping[str, Results]) -> Figure | None:
-    """PPO's win rate against SFT and its KL, a point for each run, with best-of-n of the runs that measured it."""
+    """PPO's win rate against SFT and its KL, a point for each run, with best-of-n of the runs that measured it; its win
+    rates are by the rubric, so only of those whose first judge is the rubric.
+    """
     shown = {
         name: found.evaluation
         for name, found in results.items()
@@ -146,7 +154,8 @@ def frontier(results: Mapping[str, Results]) -> Figure | None:
         rate = evaluation["win_rate"]["sft"]
         kl = {end: math.sqrt(max(0.0, evaluation["kl"][end])) for end in ("low", "mean", "high")}
         axes.errorbar(kl["mean"], rate["mean"], errors([rate]), errors([kl]), fmt="D", color=colour, label=name)
-        if rows := (evaluation.get("best_of_n") or {}).get("rows"):
+        rows = (evaluation.get("best_of_n") or {}).get("rows")
+        if rows and evaluation["judges"][0]["name"] == "rubric":
             axes.plot(
                 [math.sqrt(row["kl"]) for row in rows], [row["win_rate"]["mean"] for row in rows],
                 color=colour, linestyle=":", marker="o", markersize=3, label=f"best of n, {name}",

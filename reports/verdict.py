@@ -105,6 +105,8 @@ def labeler_note(config: Tree, evaluation: Tree) -> str:
     judge = evaluation["judges"][0]["name"] if evaluation else "rubric"
     win = f"The win rates are by {JUDGES[judge]}."
     labeler = dig(config, "labels.labeler")
+    if dig(config, "reward.epochs") == 0:
+        return f"The reward model was not trained on rankings in this run. {win}"
     if labeler == "none":
         judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]
         return f"The reward model was trained on the rankings in data.rankings. The win rates are judged by {judged}."
@@ -156,7 +158,7 @@ def against_best_of_n(found: Mapping[str, Any]) -> str:
     }[side(rate, 0.5)]
     text = (
         f"{sentence} at the nearest KL: PPO ({number(ours['mean'])} nats) won {percent(rate['mean'])} of comparisons "
-        f"with best of {against['n']} ({number(against['kl'])} nats), 95% interval {between(rate)}."
+        f"with best of {against['n']} ({number(against['kl'])} nats) by the rubric, 95% interval {between(rate)}."
     )
     if against["n"] == found["samples"] and ours["low"] > against["kl"]:
         text += f" PPO's KL is above that of best of {against['n']}: raise evaluate.best_of_n to compare at equal KL."

@@ -46,8 +46,8 @@ def cautions(config: RunConfig, stage: str) -> list[str]:
         count = f"{steps} optimizer step{'s' * (steps != 1)}"
         found.append(
             f"ppo.ema_decay={config.ppo.ema_decay:g} leaves {left:.0%} of the SFT weights in the moving average, which "
-            f"is evaluated and exported as model_ema, after the {count} of this run: set it to about {fitting:g}, or "
-            "set evaluate.weights=last"
+            f"evaluate.weights=ema evaluates and model_ema holds, after the {count} of this run: set it to about "
+            f"{fitting:g}, or set evaluate.weights=last"
         )
     return found
 

@@ -5,7 +5,7 @@ python -m stages.evaluate --config configs/demo.yaml --evaluate.judges [rubric,g
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     refuse_copied_gold(settings.gold.model, reward / "model")
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     of_run = Run(accelerator, config.seed, out)
-    given = judging(config, data, of_run)
+    given = judging(config, data, of_run, teachers(run))
     comparison = Comparison(
         settings=settings,
         run=of_run,
@@ -78,10 +78,28 @@ class Judging:
     """Asks a language model for the paper's metadata."""
 
 
-def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
+def teachers(run: RunFolder) -> set[str]:
+    """Who ranked what the reward model was trained on, for `JudgeInputs`."""
+    from data.files import read_records
+    from data.records import Ranking
+
+    trained = manifest.read(run.stage("reward"))
+    if trained is None or trained.config["reward"]["epochs"] == 0:
+        return set()
+    own = run.stage("labels") / "rankings_train.jsonl"
+    rankings = read_records(own, Ranking) if own.is_file() else []
+    facts = json.loads((run.stage("data") / "facts.json").read_text())
+    by_models = {ranking.labeler_id for ranking in rankings if ranking.labeler == "llm"}
+    return {ranking.labeler for ranking in rankings} | by_models | set(facts["rankings"]["labelers"])
+
+
+def judging(config: RunConfig, data: Path, run: "Run", taught_by: Collection[str] = ()) -> Judging:
     """The prompts, judges and rater of `config.evaluate`. Raises ValueError for judges and models that cannot be used,
     without the models of this run; the pipeline therefore calls it before it trains them. Asks a language model that
     judges a simple question.
+
+    Args:
+        taught_by: the `teachers` of the reward model, once it is trained.
     """
     from data.sets import evenly, read_set
     from evaluation.judges.human import HumanJudge
@@ -106,7 +124,7 @@ def judging(config: RunConfig, data: Path, run: "Run") -> Judging:
     rater = MetadataRater(client) if client is not None and settings.metadata else None
     inputs = JudgeInputs(
         settings=settings, labels=config.labels, model_config=config.model, prompts=prompts, run=run,
-        client=client, max_tokens=config.reward.max_tokens_per_micro_batch,
+        client=client, max_tokens=config.reward.max_tokens_per_micro_batch, teachers=taught_by,
     )  # fmt: skip
     judges = [make_judge(name, inputs) for name in settings.judges]
     for judge in judges:
@@ -217,7 +235,7 @@ STAGE = Stage(
         "model", "evaluate", "labels", "data.pretraining_tokens", "reward.base", "reward.trust_remote_code",
         "reward.max_tokens_per_micro_batch",
     ),
-    after=("data", "sft", "reward", "ppo"),
+    after=("data", "sft", "labels", "reward", "ppo"),
     work=work,
     external=external,
     parallel=True,

@@ -2,6 +2,7 @@
 changed.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling.disk import file_digest, write_whole
+from modeling.memory import return_freed_memory
 from stages.config import STAGES
 
 NAME = "manifest.json"
@@ -39,10 +41,11 @@ class Manifest:
     started: str
     ended: str
     seconds: float
+    """With the sessions that were interrupted, unlike the next two."""
     cpu_seconds: float | None = None
     """CPU time of all threads of the first process."""
     peak_memory_gib: float | None = None
-    """Peak memory of the first process so far: on the GPU if it used one, otherwise resident memory."""
+    """Peak memory of the first process in this stage: on the GPU if it used one, otherwise resident memory."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The parts of `config` that the result depends on, by dotted name."""
     git_commit: str | None = field(default_factory=lambda: git_commit())
@@ -56,12 +59,29 @@ class Manifest:
         write_whole(folder / NAME, f"{json.dumps(asdict(self), indent=2)}\n".encode())
 
 
+def reset_peak_memory() -> None:
+    """Lets `peak_memory_gib` start anew, since a pipeline runs all stages in one process. Containers may forbid it for
+    resident memory.
+    """
+    import torch
+
+    return_freed_memory()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gib() -> float:
-    """Peak memory of this process: on the GPU if it uses one, otherwise resident memory."""
+    """Peak memory of this process since `reset_peak_memory`: on the GPU if it uses one, otherwise resident memory."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_reserved() / 2**30, 3)
+    status = Path("/proc/self/status")
+    if status.is_file() and "VmHWM:" in (text := status.read_text()):  # getrusage's peak cannot be reset
+        return round(int(text.split("VmHWM:")[1].split()[0]) / 2**20, 3)
     unit = 1 if platform.system() == "Darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 

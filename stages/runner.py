@@ -34,7 +34,7 @@ from modeling.disk import (
     sync,
     write_whole,
 )
-from stages import manifest
+from stages import manifest, sessions
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, replace_missing_outputs, report, say
 from stages.headline import summary
@@ -118,8 +118,10 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             if accelerator.is_main_process:
                 print(f"{stage.name}: unchanged, kept {run.stage(stage.name)}", flush=True)
             return plan.done
-        started, clock, cpu = now(), time.perf_counter(), time.process_time()
+        started, clock, cpu, earlier = now(), time.perf_counter(), time.process_time(), 0.0
+        manifest.reset_peak_memory()
         if accelerator.is_main_process:
+            earlier = sessions.earlier_seconds(plan.partial)
             resuming = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
             where = f" on {description(config, accelerator)}" if stage.parallel else ""
             print(f"{stage.name}: {'resuming' if resuming else 'running'}{where}", flush=True)
@@ -132,7 +134,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         if accelerator.is_main_process:
             seconds = time.perf_counter() - clock
             share_weights(plan.partial)
-            ignored = (*CLOCKWORK, FINGERPRINT, *stage.temporary, *stage.for_people)
+            ignored = (*CLOCKWORK, FINGERPRINT, sessions.NAME, *stage.temporary, *stage.for_people)
             manifest.Manifest(
                 stage=stage.name,
                 fingerprint=plan.fingerprint,
@@ -146,7 +148,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 device=str(accelerator.device),
                 started=started,
                 ended=now(),
-                seconds=round(seconds, 1),
+                seconds=round(earlier + seconds, 1),
                 cpu_seconds=round(time.process_time() - cpu, 1),
                 peak_memory_gib=manifest.peak_memory_gib(),
             ).write(plan.partial)
@@ -290,7 +292,8 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
     shutil.rmtree(discarded(final.with_name(f"{final.name}.partial")), ignore_errors=True)
     for name in scratch:
         shutil.rmtree(final / name, ignore_errors=True)
-    (final / FINGERPRINT).unlink(missing_ok=True)
+    for name in (FINGERPRINT, sessions.NAME):
+        (final / name).unlink(missing_ok=True)
 
 
 def make_folder(root: Path) -> None:

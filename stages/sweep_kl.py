@@ -8,7 +8,9 @@ python -m stages.sweep_kl --config configs/demo.yaml --sweep_kl.seeds [0] --swee
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from ppo.config import PPOConfig
 from stages import manifest
 from stages.config import RunConfig
 from stages.launch import connected
@@ -48,9 +50,10 @@ def work(config: RunConfig, force: bool) -> None:
             found.append(Snapshot(name, iteration, measured))
     accelerator.print("sweep_kl: best-of-n")
     sft = measure(config, "sweep_kl/measured-sft", None, options.best_of_n, force)
-    # The report leaves the sweep out once PPO has been replaced.
-    own = {} if options.seeds else {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}
-    folder = write_sweep(config, "sweep_kl", sft, own | kl_sweep(sft, found, bootstrap_of(config, sft)))
+    about: dict[str, Any] = {"kl_coef": own_settings(config).kl_coef}
+    if not options.seeds:
+        about = {"inputs": {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}}
+    folder = write_sweep(config, "sweep_kl", sft, about | kl_sweep(sft, found, bootstrap_of(config, sft)))
     accelerator.print(f"sweep_kl: done, {folder / 'sweep.json'} and {folder / 'sweep.png'}")
 
 
@@ -68,12 +71,7 @@ def runs(config: RunConfig, force: bool) -> Iterator[tuple[str, Path]]:
         refuse_few_snapshots(config, folder)
         yield "ppo", folder
         return
-    own = replace(
-        config.ppo,
-        total_episodes=options.total_episodes or config.ppo.total_episodes,
-        kl_coef=config.ppo.kl_coef if options.kl_coef is None else options.kl_coef,
-        kl_target=config.ppo.kl_target if options.kl_coef is None else None,
-    )
+    own = own_settings(config)
     own.snapshot_every = max(1, own.iterations // options.snapshots)
     own.validate()
     if own.iterations < FEWEST:
@@ -83,6 +81,17 @@ def runs(config: RunConfig, force: bool) -> Iterator[tuple[str, Path]]:
         )
     for seed in options.seeds:
         yield f"seed-{seed}", train(replace(config, ppo=own), f"sweep_kl/seed-{seed}", seed, force)
+
+
+def own_settings(config: RunConfig) -> PPOConfig:
+    """PPO's settings in the runs of `sweep_kl.seeds`."""
+    options = config.sweep_kl
+    return replace(
+        config.ppo,
+        total_episodes=options.total_episodes or config.ppo.total_episodes,
+        kl_coef=config.ppo.kl_coef if options.kl_coef is None else options.kl_coef,
+        kl_target=config.ppo.kl_target if options.kl_coef is None else None,
+    )
 
 
 def refuse_few_snapshots(config: RunConfig, folder: Path) -> None:

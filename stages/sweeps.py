@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modeling.config import TrackingConfig
-from stages import ppo
+from stages import manifest, ppo
 from stages.config import RunConfig
 from stages.evaluate import refuse_copied_gold
 from stages.manifest import model_digests
@@ -185,13 +185,18 @@ def bootstrap_of(config: RunConfig, sft: "Measured") -> "Bootstrap":
 
 
 def write_sweep(config: RunConfig, sweep: Sweep, sft: "Measured", found: Mapping[str, Any]) -> Path:
-    """Writes sweep.json and its picture in the first process; returns the sweep's folder."""
+    """Writes sweep.json and its picture in the first process; returns the sweep's folder. Its `inputs` are the digests
+    of the stages that were measured; the report leaves the sweep out once they have been replaced.
+    """
     from modeling.accelerator import from_main, make_accelerator
     from modeling.disk import write_whole
     from reports.sweeps import write_picture
 
     folder, options = run_root(config).stage(sweep), getattr(config, sweep)
+    made = manifest.read(folder / "measured-sft")
+    assert made is not None, "measure"
     about = {
+        "inputs": {name: made.inputs[name] for name in INPUTS} | found.get("inputs", {}),
         "prompts": len(sft.kl),
         "users": len(set(sft.users)),
         "answers_per_prompt": options.answers_per_prompt,
@@ -202,7 +207,7 @@ def write_sweep(config: RunConfig, sweep: Sweep, sft: "Measured", found: Mapping
     }
 
     def write() -> None:
-        write_whole(folder / "sweep.json", (json.dumps({**about, **found}, indent=2) + "\n").encode())
+        write_whole(folder / "sweep.json", (json.dumps({**found, **about}, indent=2) + "\n").encode())
         write_picture(folder)
 
     from_main(make_accelerator(config.model.device), write)

@@ -53,7 +53,7 @@ class RubricJudge(ScoringJudge):
     name = "rubric"
 
     def __init__(self, labels: LabelsConfig) -> None:
-        self.labels, self.tie_width, self.taught = labels, labels.tie_width, labels.labeler == "simulated"
+        self.labels, self.tie_width = labels, labels.tie_width
         self.parts = Once(self._judge)
         """`parts(prompts, answers)`: the rubric's parts and weighted score of each answer."""
 

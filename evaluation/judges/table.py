@@ -1,6 +1,6 @@
 """Judges of answers, by their names in `evaluate.judges`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from data.records import Demonstration
@@ -33,15 +33,19 @@ class JudgeInputs:
     """Asks the model of `settings.llm`, if it is used."""
     max_tokens: int
     """Maximum number of tokens per forward pass of a judge."""
+    teachers: Collection[str] = ()
+    """Who ranked what the reward model was trained on: `simulated`, `human` and names of language models."""
 
 
 def make_judge(name: str, inputs: JudgeInputs) -> Judge:
     """The judge of this name in `evaluate.judges`. Raises ValueError for every mistake that can be found before answers
     are sampled.
     """
-    settings, labels, accelerator = inputs.settings, inputs.labels, inputs.run.accelerator
+    settings, accelerator = inputs.settings, inputs.run.accelerator
     if name == "rubric":
-        return RubricJudge(labels)
+        rubric = RubricJudge(inputs.labels)
+        rubric.taught = "simulated" in inputs.teachers
+        return rubric
     if name == "chrf":
         return ChrfJudge()
     if name == "reference_likelihood":
@@ -56,11 +60,11 @@ def make_judge(name: str, inputs: JudgeInputs) -> Judge:
     if name == "human":
         assert settings.human.path is not None, "EvaluateConfig.validate"
         human = HumanJudge.of(settings.human.path, inputs.prompts)
-        human.taught = labels.labeler == "human"
+        human.taught = "human" in inputs.teachers
         return human
     assert name == "llm"
     assert inputs.client is not None, "EvaluateConfig.validate"
     llm = LLMJudge(inputs.client)
-    llm.taught = labels.labeler == "llm" and labels.llm.model == settings.llm.model
+    llm.taught = settings.llm.model in inputs.teachers
     from_main(accelerator, llm.check)
     return llm

@@ -22,7 +22,8 @@ from modeling.load import load_causal, load_scalar, save
 from modeling.run import Run
 from modeling.tiny import make_tiny_model
 from stages.config import RunConfig
-from stages.evaluate import STAGE, external, judging, work
+from stages.evaluate import STAGE, external, judging, teachers, work
+from stages.manifest import Manifest
 from stages.runner import RunFolder
 from tests.conftest import enliven
 from tests.evaluation.fake_llm import FakeLLM, serving
@@ -121,6 +122,26 @@ def test_few_shot_prompts_that_do_not_fit_are_refused_before_the_run_has_models(
     config.evaluate = EvaluateConfig(models=["base_few_shot"], few_shot_examples=40, max_new_tokens=8)
     with pytest.raises(ValueError, match=r"models: base_few_shot: evaluate\.few_shot_examples=40, but only"):
         judging(config, run.stage("data"), Run(FakeAccelerator(), 0, None))
+
+
+def test_the_teachers_of_the_reward_model_are_whoever_ranked_what_it_was_trained_on(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert teachers(run) == set(), "the pipeline asks before anything is trained"
+    for name in ("data", "labels", "reward"):
+        run.stage(name).mkdir()
+    (run.stage("data") / "facts.json").write_text('{"rankings": {"labelers": {"human": 3}}}')
+
+    def trained(epochs: int) -> set[str]:
+        config = {"reward": {"epochs": epochs}, "labels": {"labeler": "human"}}
+        Manifest("reward", "", config, {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(run.stage("reward"))
+        return teachers(run)
+
+    assert trained(1) == {"human"}
+    ranked = {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2]}
+    own = [Ranking(**ranked, labeler="simulated"), Ranking(**ranked, labeler="llm", labeler_id="owner/judge")]
+    write_records(run.stage("labels") / "rankings_train.jsonl", own)
+    assert trained(1) == {"human", "simulated", "llm", "owner/judge"}
+    assert trained(0) == set()
 
 
 def test_any_models_and_judges_are_compared_and_the_first_judge_gives_the_headline(

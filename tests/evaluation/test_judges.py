@@ -82,7 +82,7 @@ def test_a_planted_preference_is_found_on_either_side(
         judge = {"rubric": RubricJudge(WORDS), "chrf": ChrfJudge(), "human": human(PROMPTS, ours, theirs)}[name]
         expected = [[[1.0, 0.5]]] * 3
     assert judge.name == name
-    assert judge.taught == (name == "rubric")
+    assert not judge.taught
     found = judge.preferences(PROMPTS, ours, theirs)
     assert found == expected
     assert judge.preferences(PROMPTS, theirs, ours) == swapped(found)
@@ -130,7 +130,6 @@ def test_the_rubric_ties_within_its_width_and_chrf_only_at_equal_scores() -> Non
     wide = RubricJudge(LabelsConfig(closeness="words", tie_width=10.0))
     assert wide.preferences(PROMPTS, near, same) == [[[0.5]]] * 3
     assert ChrfJudge().preferences(PROMPTS, near, same) == [[[0.0]]] * 3
-    assert RubricJudge(LabelsConfig(labeler="none")).taught is False, "the reward model learned from other rankings"
 
 
 def test_an_answer_is_judged_once_however_many_comparisons_it_is_in() -> None:
@@ -278,13 +277,14 @@ def test_judges_are_made_by_name_and_say_whose_rankings_were_taught(tmp_path: Pa
         client=None,
         max_tokens=100,
     )
-    assert [(judge.name, judge.taught) for judge in (make_judge(name, inputs) for name in settings.judges)] == [
-        ("human", False), ("chrf", False), ("rubric", True),
-    ]  # fmt: skip
-    by_people = replace(inputs, labels=replace(WORDS, labeler="human"))
-    assert [make_judge(name, by_people).taught for name in settings.judges] == [True, False, False], (
-        "the labeler's judge is not independent"
-    )
+    for teachers, expected in (
+        ([], [False, False, False]),
+        (["simulated"], [False, False, True]),
+        (["human", "gpt-4"], [True, False, False]),
+    ):
+        judges = [make_judge(name, replace(inputs, teachers=teachers)) for name in settings.judges]
+        assert [judge.name for judge in judges] == settings.judges
+        assert [judge.taught for judge in judges] == expected, "a judge is not independent of what it taught"
 
 
 def test_a_text_that_was_cut_off_has_a_score_of_its_own() -> None:

@@ -19,7 +19,7 @@ def run(tmp_path: Path) -> Path:
         "model": {"base": "owner/model", "adapter": "lora"},
         "data": {"demonstrations": ["seed"], "prompts": ["<b> | faq"], "rankings": ["oasst"]},
         "sft": settings,
-        "reward": settings,
+        "reward": settings | {"base": None},
         "ppo": {"kl_coef": 0.02},
         "evaluate": {"weights": "ema"},
         "labels": {"labeler": "none"},
@@ -86,6 +86,49 @@ def test_a_card_before_the_evaluation_says_so_and_a_local_base_is_not_taken_for_
     assert card.data.base_model is None
     assert "Not evaluated." in card.text
     assert measured(run / "sft" / "model") == {}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "sentences"),
+    [
+        (1, ["trained from `other/judge` with the recipe", "Adaptation: LoRA"]),
+        (0, ["taken unchanged from `other/judge`, in the recipe", "Adaptation: none"]),
+    ],
+)
+def test_the_card_of_a_reward_model_names_its_own_base(run: Path, epochs: int, sentences: list[str]) -> None:
+    path = run / "reward" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["reward"] |= {"base": "other/judge", "epochs": epochs}
+    path.write_text(json.dumps(manifest))
+    evaluated(run)
+    write_model_cards(run, "mine")
+    card = ModelCard.load(run / "reward" / "model" / "README.md")
+    assert card.data.base_model == "other/judge"
+    for sentence in sentences:
+        assert sentence in card.text
+    assert ModelCard.load(run / "ppo" / "model" / "README.md").data.base_model == "owner/model"
+    policy = (run / "ppo" / "model_ema" / "README.md").read_text()
+    assert ("was not trained on rankings in this run" in policy) is (epochs == 0)
+
+
+def test_a_card_tells_perplexity_from_what_is_measured_on_prompts_and_who_ranked(run: Path) -> None:
+    evaluated(run)
+    place = run / "evaluate" / "evaluation.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"perplexity": {"sft": 70.5, "ppo": 71.5}}))
+    later = run / "ppo" / "manifest.json"
+    manifest = json.loads(later.read_text())
+    manifest["config"]["labels"] = {"labeler": "simulated"}  # given to PPO alone; the rankings are from elsewhere
+    later.write_text(json.dumps(manifest))
+    (run / "labels").mkdir()
+    manifest["config"]["labels"] = {"labeler": "none"}
+    (run / "labels" / "manifest.json").write_text(json.dumps(manifest))
+    write_model_cards(run, "mine")
+    sft, policy = (ModelCard.load(run / place / "README.md") for place in ("sft/model", "ppo/model_ema"))
+    assert "held-out users" not in sft.text
+    datasets = {item.metric_type: item.dataset_name for item in [*sft.data.eval_results, *policy.data.eval_results]}
+    assert datasets["perplexity"] == "held-out pretraining text of mine"
+    assert datasets["win_rate"] == "held-out users of mine"
+    assert "The reward model was trained on the rankings in data.rankings." in policy.text
 
 
 def test_the_card_names_what_ppo_maximised(run: Path) -> None:

@@ -150,11 +150,14 @@ def test_results_of_stages_outside_the_pipeline_are_left_out_once_the_models_are
         put(tmp_path / "run" / "tax" / "manifest.json", {"inputs": {"sft": digest, "t.csv": "0" * 64}})
         _, markdown = rendered(tmp_path / "run", tmp_path / "out")
         assert ("Public benchmarks" in markdown) is shown
-        assert ("data or models have been replaced: tax." in markdown) is not shown
+        assert ("are of other data, models or weights than the rest of this report: tax." in markdown) is not shown
+    for weights, outdated in (("ema", []), ("last", ["tax"])):
+        put(tmp_path / "run" / "tax" / "manifest.json", {"inputs": {}, "config": {"evaluate": {"weights": weights}}})
+        assert Results(tmp_path / "run").left_out == outdated, "the evaluation is of the EMA"
     put(tmp_path / "run" / "tax" / "manifest.json", {"inputs": {}})
     put(tmp_path / "run" / "evaluate" / "manifest.json", {"inputs": {"ppo": "c" * 64}, "config": {}})
     for digest, outdated in (("c" * 64, []), ("d" * 64, ["sweep_kl"])):
-        put(tmp_path / "run" / "sweep_kl" / "sweep.json", {"ppo": digest})
+        put(tmp_path / "run" / "sweep_kl" / "sweep.json", {"inputs": {"ppo": digest}})
         assert Results(tmp_path / "run").left_out == outdated, "the curve is of an earlier policy"
 
 
@@ -183,7 +186,7 @@ def test_best_of_n_stands_beside_ppo(reports):
     )
     sentence = (
         "No difference from best-of-n shown at the nearest KL: PPO (8.77 nats) won 53.2% of comparisons with "
-        "best of 16 (1.84 nats)"
+        "best of 16 (1.84 nats) by the rubric"
     )
     assert f"{sentence}, 95% interval 47.2% to 59.2%. PPO's KL is above that of best of 16: raise" in seen
     assert sentence in markdown

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from reports.runs import by_settings, curves, differing, flat, write_comparison
+from reports.run import Results
+from reports.runs import by_settings, curves, differing, flat, frontier, write_comparison
 from tests.reports.fake_run import fake_run, put
 
 
@@ -57,6 +58,28 @@ def test_seeds_are_one_group_and_other_settings_are_listed(tmp_path: Path) -> No
     assert [path.stem for path in (tmp_path / "greedy" / "pictures").iterdir()] == ["curves"], "no KL to draw"
     with pytest.raises(ValueError, match="absent holds no results of a run"):
         write_comparison([runs[0], tmp_path / "absent"], tmp_path / "out")
+
+
+def test_runs_of_other_files_under_the_same_names_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    runs = [changed(fake_run(tmp_path / name)) for name in ("a", "b")]
+    for run, digest in zip(runs, ("1" * 64, "2" * 64), strict=True):
+        place = run / "data" / "manifest.json"
+        put(place, json.loads(place.read_text()) | {"inputs": {"posts.jsonl": digest}})
+    write_comparison(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert '| contents of posts.jsonl | "1111111111" | "2222222222" |' in text
+
+
+def test_best_of_n_is_drawn_only_beside_win_rates_of_the_same_judge(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a")
+    place = run / "evaluate" / "evaluation.json"
+    found = json.loads(place.read_text())
+    for judge, lines in (("rubric", 1), ("chrf", 0)):
+        put(place, found | {"judges": [{"name": judge, "taught": False}]})
+        figure = frontier({"a": Results(run)})
+        assert figure is not None
+        labels = figure.axes[0].get_legend_handles_labels()[1]
+        assert labels.count("best of n, a") == lines
 
 
 def test_a_band_reaches_from_the_lowest_to_the_highest_seed() -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,8 @@ class Work:
         return len(self.found)
 
     def __call__(self, config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
-        self.found.append(sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.name != "fingerprint"))
+        own = ("fingerprint", "session.json")
+        self.found.append(sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.name not in own))
         (out / "half.txt").write_text("half")
         if self.fails:
             raise ValueError("it broke")
@@ -434,6 +436,40 @@ def test_what_only_resuming_needs_goes_once_the_result_stands(config: RunConfig,
     run_stage(Stage("data", sections=("data",), after=(), work=work, scratch=("kept",)), config)
     assert [path.name for path in (root / "data").iterdir()] == ["manifest.json"]
     assert json.loads((root / "data" / "manifest.json").read_text())["outputs"] == {}
+
+
+def test_the_time_of_a_stage_has_that_of_its_interrupted_sessions(
+    config: RunConfig, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sessions wrote their last files after 100 and 20 seconds."""
+    start = time.time()
+    for begins, ends in ((0, 100), (1000, 1020)):
+        monkeypatch.setattr("stages.sessions.time.time", lambda begins=begins: start + begins)
+        with pytest.raises(ValueError, match="it broke"):
+            run_stage(first(Work(fails=True)), config)
+        os.utime(root / "data.partial" / "half.txt", (start + ends,) * 2)
+        for own in ("fingerprint", "session.json"):
+            os.utime(root / "data.partial" / own, (start + begins,) * 2)
+    run_stage(first(Work()), config)
+    made = json.loads((root / "data" / "manifest.json").read_text())
+    assert 120 <= made["seconds"] < 125
+    run_stage(first(Work()), config, force=True)
+    assert json.loads((root / "data" / "manifest.json").read_text())["seconds"] < 5, "a new start"
+
+
+def test_the_peak_of_a_stage_is_not_that_of_an_earlier_one_in_the_same_process() -> None:
+    def peak(mebibytes: int) -> float:
+        manifest.reset_peak_memory()
+        block = b"1" * (mebibytes * 2**20)
+        del block
+        return manifest.peak_memory_gib()
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        pytest.skip(f"the peak cannot be reset here: {error}")
+    large, small = peak(512), peak(1)
+    assert large - small > 0.4
 
 
 def test_what_hangs_on_the_clock_does_not_make_a_later_stage_run_again(config: RunConfig, root: Path) -> None:

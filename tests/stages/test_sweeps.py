@@ -212,6 +212,7 @@ def test_the_kl_sweep_evaluates_the_snapshots_of_the_runs_own_ppo(config: RunCon
     assert last > first > 0, "a larger adapter is further from SFT"
     assert [row["n"] for row in found["best_of_n"]] == [1, 2, 3]
     assert found["gold"] == "rubric"
+    assert found["inputs"] == {name: stage_digest(root(config) / name) for name in ("data", "sft", "reward", "ppo")}
     assert (root(config) / "sweep_kl" / "sweep.png").is_file()
 
 
@@ -240,6 +241,7 @@ def test_the_kl_sweep_trains_a_run_for_each_seed_and_a_model_gives_the_gold_scor
     config.ppo.batch_size, config.sweep_kl.total_episodes = 4, 12
     sweep_kl.work(config, force=False)
     found = sweep(config, "sweep_kl")
+    assert (found["kl_coef"], "ppo" in found["inputs"]) == (0.0, False)
     assert [row["run"] for row in found["rl"]] == ["seed-1"] * 3 + ["seed-2"] * 3
     rows = [json.loads((path / "measured.json").read_text()) for path in (root(config) / "sweep_kl").glob("measured-*")]
     parts = [answer["parts"] for row in rows for answers in row["answers"] for answer in answers]
