@@ -160,5 +160,5 @@ format: setup
 	@$(VENV)/bin/ruff format .
 
 clean:
-	@! find runs -maxdepth 3 -name people -type d 2>/dev/null | grep . || { echo "error: these folders hold labels of people: move them away first"; exit 2; }
+	@! find runs -name people -type d 2>/dev/null | grep . || { echo "error: these folders hold labels of people: move them away first"; exit 2; }
 	rm -rf $(VENV) runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -36,5 +36,6 @@ def return_freed_memory() -> None:
 def out_of_memory(error: Exception) -> bool:
     """Whether memory of the CPU or of a GPU was used up."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's class, without importing torch
-    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError) or named or on_cpu
+    signs = ("DefaultCPUAllocator", "CUDA error: out of memory")  # the second before torch has a memory pool
+    said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, MemoryError) or named or said

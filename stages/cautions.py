@@ -41,13 +41,15 @@ def cautions(config: RunConfig, stage: str) -> list[str]:
         )
     steps = iterations * (config.ppo.batch_size // config.ppo.minibatch_size) * config.ppo.inner_epochs
     left = config.ppo.ema_decay**steps
-    if stage == "ppo" and config.evaluate.weights == "ema" and left > SFT_LEFT and config.ppo.learning_rate > 0:
+    averages = ["evaluate.weights"] * (config.evaluate.weights == "ema")
+    averages += ["ppo.held_out.weights"] * (config.ppo.held_out.every > 0 and config.ppo.held_out.weights == "ema")
+    if stage == "ppo" and averages and left > SFT_LEFT and config.ppo.learning_rate > 0:
         fitting = 1 - float(f"{min(1, 7 / max(1, steps)):.1g}")  # leaves about a thousandth
         count = f"{steps} optimizer step{'s' * (steps != 1)}"
         found.append(
             f"ppo.ema_decay={config.ppo.ema_decay:g} leaves {left:.0%} of the SFT weights in the moving average, which "
-            f"evaluate.weights=ema evaluates and model_ema holds, after the {count} of this run: set it to about "
-            f"{fitting:g}, or set evaluate.weights=last"
+            f"model_ema holds and {' and '.join(averages)}=ema evaluates, after the {count} of this run: set it to "
+            f"about {fitting:g}, or set {' and '.join(averages)} to last"
         )
     return found
 

@@ -72,3 +72,9 @@ def check_keys(node: yaml.Node, path: Path) -> None:
                 )
             lines[key.value] = line
         check_keys(value, path)
+    for name, line in lines.items():
+        if section := next((key for key in lines if name.startswith(f"{key}.")), None):
+            raise ValueError(
+                f"{path}:{line}: {name} and the section {section} of line {lines[section]} are both given: write the "
+                "setting in the section"
+            )

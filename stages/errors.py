@@ -25,6 +25,8 @@ MEMORY = (
 NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "fsspec")
 FILES = ("datasets", "safetensors", "tokenizers", "pyarrow", "yaml", "jinja2", "wandb", "trackio")
 """Packages whose exceptions report problems with the user's network, files, templates or accounts."""
+GPU = ("CUDA-capable devices are busy or unavailable", "no kernel image is available")
+"""Parts of CUDA's messages about a GPU that others hold, or that this build of torch does not support."""
 ROOM = 256 * 2**20
 """A disk with more free bytes is probably not the full one."""
 LONGEST = 600
@@ -75,6 +77,8 @@ def explain(error: Exception, root: Path | None = None) -> tuple[str, int]:
         return "the output was closed (a pipe or terminal): redirect it to a file and run the command again", 2
     if out_of_memory(error):
         return f"out of memory ({shortened(words) or 'no details'}): {MEMORY}", 2
+    if isinstance(error, RuntimeError) and any(sign in words for sign in GPU):
+        return f"the GPU cannot be used: {shortened(words)}", 2
     if (number := error_number(error)) is not None:
         return of_system(error, number, words, root), 2
     if isinstance(error, RuntimeError) and "inline_container" in words:  # torch.save, which gives no error number

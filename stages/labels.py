@@ -6,17 +6,23 @@ python -m stages.labels --config configs/demo.yaml --labels.disagreement 0.2
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labeling.llm_config import UNHASHED
+from modeling.disk import write_whole
+from stages import manifest
 from stages.config import RunConfig
 from stages.errors import shortened
 from stages.label import PLACE
 from stages.manifest import digest_of, model_digests
 from stages.runner import RunFolder, Stage, stage_main
+
+CLOSED = Path("people") / "closed.json"
+"""The time after which people's rankings do not count for this run, see `close`."""
 
 if TYPE_CHECKING:
     from data.records import Ranking, Samples
@@ -144,7 +150,7 @@ def by_people(config: RunConfig, run: RunFolder) -> "Labeler":
 
 
 def saved_rankings(root: Path) -> "list[Ranking]":
-    """All rankings of the web app. Raises ValueError if it has not been used."""
+    """All rankings of the web app, up to the time of `close`. Raises ValueError if it has not been used."""
     from labeling.web.export import rankings_of
     from labeling.web.store import Store
 
@@ -152,7 +158,29 @@ def saved_rankings(root: Path) -> "list[Ranking]":
         raise ValueError(
             f"labels.labeler is human, but there is no {root / PLACE}: rank answers with `make label RUN={root}` first"
         )
-    return list(rankings_of(Store(root / PLACE)))
+    closed = root / CLOSED
+    until = json.loads(closed.read_text())["at"] if closed.is_file() else math.inf
+    return list(rankings_of(Store(root / PLACE), until))
+
+
+def close(root: Path) -> int:
+    """Leaves rankings that people save from now on out of this run, because a later round of a loop is made from its
+    result. Returns how many there are already.
+    """
+    from labeling.web.export import rankings_of
+    from labeling.web.store import Store
+
+    made = manifest.read(root / "labels")
+    if made is None or made.config["labels"]["labeler"] != "human" or not (root / PLACE).is_file():
+        return 0
+    store = Store(root / PLACE)
+    if not (root / CLOSED).is_file():
+        at = datetime.fromisoformat(made.started).timestamp() + 1  # `started` is cut to the second
+        if people_digest(rankings_of(store, at)) != made.inputs["people"]:
+            return 0
+        write_whole(root / CLOSED, f"{json.dumps({'at': at})}\n".encode())
+    used = saved_rankings(root)
+    return sum(ranking not in used for ranking in rankings_of(store))
 
 
 def external(config: RunConfig) -> dict[str, str]:
@@ -163,7 +191,12 @@ def external(config: RunConfig) -> dict[str, str]:
     if config.labels.labeler != "human":
         return found
     rankings = saved_rankings(Path(config.runs_folder) / config.run_name)
-    return found | {"people": digest_of([asdict(ranking) for ranking in rankings])}
+    return found | {"people": people_digest(rankings)}
+
+
+def people_digest(rankings: "Iterable[Ranking]") -> str:
+    """The digest of people's rankings."""
+    return digest_of([asdict(ranking) for ranking in rankings])
 
 
 STAGE = Stage(

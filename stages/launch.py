@@ -48,6 +48,7 @@ def connected(config: RunConfig) -> "Accelerator":
             "LOCAL_RANK is set, but MASTER_ADDR is not: start several processes with torchrun or accelerate launch; "
             "for one, unset LOCAL_RANK"
         )
+    refuse_too_many(config)
     count = os.environ.get("WORLD_SIZE", "1")
     line = f"waiting for the other processes of this launch (WORLD_SIZE={count})"
     waiting = threading.Timer(WAITING_SECONDS, partial(print, line, file=sys.stderr, flush=True))
@@ -59,6 +60,20 @@ def connected(config: RunConfig) -> "Accelerator":
             return make_accelerator(config.model.device, config.processes.timeout_minutes)
     finally:
         waiting.cancel()
+
+
+def refuse_too_many(config: RunConfig) -> None:
+    """Raises ValueError if this machine was asked for more processes than it has GPUs: two would share one, which NCCL
+    cannot do.
+    """
+    import torch
+
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if config.model.device != "cpu" and here > gpus > 0:
+        raise ValueError(
+            f"{here} processes were started on a machine where torch sees {gpus} GPU{'s' * (gpus > 1)}: start at most "
+            f"{gpus} (GPUS={gpus}), or set model.device to cpu"
+        )
 
 
 def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> None:

@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from stages import evaluate, manifest
 from stages.config import FORCE, STAGES, Options, RunConfig
 from stages.launch import connected, refuse_unsupported
+from stages.outdated import changed_settings
 from stages.runner import RunFolder, adopt, main, run_stage
 
 OPTIONS: Options = FORCE | {
@@ -51,7 +53,8 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
         if reuse is not None and not force:
             from_main(accelerator, partial(adopt, stage, config, RunFolder(Path(reuse))))
         run_stage(stage, config, force)
-        if name == "data" and (force or manifest.read(root / "ppo") is None):
+        made = manifest.read(root / "evaluate")
+        if name == "data" and (force or made is None or changed_settings(made.settings, asdict(config))):
             # What cannot be evaluated is refused before anything is trained.
             evaluate.external(config)
             evaluate.judging(config, root / "data", Run(accelerator, config.seed, None))

@@ -60,7 +60,10 @@ def failure_elsewhere(error: Exception) -> str | None:
         return f"waited longer than processes.timeout_minutes for {failures().silent()}: {advice}"
     time.sleep(WORD_SECONDS)
     first = failures().first()
-    return f"stopped, because {first}" if first else "stopped, because another process ended or cannot be reached"
+    if first:
+        return f"stopped, because {first}"
+    reason = words.partition("Last error:")[2].strip()  # NCCL's
+    return f"stopped, because another process ended or cannot be reached{f' ({reason})' if reason else ''}"
 
 
 class Failures:

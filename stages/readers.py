@@ -64,9 +64,14 @@ def reader_digests(config: RunConfig) -> dict[str, str]:
             folder = Path(place)
             files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
             files += [Path(template)] if template is not None else []
-            digests = [file_digest(file) for file in files if file.suffix != ".safetensors"]
+            digests = [file_digest(file) for file in files if is_read(file)]
             found[f"reads prompts: {place}"] = digest_of([revision, digests])
     return found
+
+
+def is_read(file: Path) -> bool:
+    """Whether a file can change how prompts are read: not weights, and not the model card."""
+    return file.suffix != ".safetensors" and file.name != "README.md"
 
 
 def check_readers(config: RunConfig, data: Path, tokenizer: Any) -> None:

@@ -37,7 +37,7 @@ def external(config: RunConfig) -> dict[str, str]:
 
 STAGE = Stage(
     "report",
-    sections=("evaluate",),
+    sections=("evaluate", "run_name"),
     after=("data", "sft", "samples", "labels", "reward", "ppo", "evaluate"),
     work=work,
     external=external,
@@ -63,6 +63,6 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+    if len(sys.argv) > 1 and (not sys.argv[1].startswith("-") or any(one.startswith("--out") for one in sys.argv[1:])):
         sys.exit(compare(sys.argv[1:]))
     stage_main(STAGE, "Writes the report.")

@@ -8,7 +8,6 @@ at any point loses nothing: folders are renamed as a whole, and `tidy` completes
 import contextlib
 import datetime
 import functools
-import importlib
 import io
 import operator
 import os
@@ -34,7 +33,7 @@ from modeling.disk import (
     sync,
     write_whole,
 )
-from stages import manifest, sessions
+from stages import manifest
 from stages.config import DRY_RUN, FORCE, SIDE_STAGES, STAGES, Options, RunConfig, parse_config
 from stages.errors import InUseError, replace_missing_outputs, report, say
 from stages.headline import summary
@@ -42,6 +41,7 @@ from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, connected, description, refuse_unsupported
 from stages.outdated import outdated
 from stages.ranks import count, failures, own_rank
+from stages.unfinished import SESSION, earlier_seconds, refuse_to_replace_inputs, resumable
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         started, clock, cpu, earlier = now(), time.perf_counter(), time.process_time(), 0.0
         manifest.reset_peak_memory()
         if accelerator.is_main_process:
-            earlier = sessions.earlier_seconds(plan.partial)
+            earlier = earlier_seconds(plan.partial)
             resuming = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
             where = f" on {description(config, accelerator)}" if stage.parallel else ""
             print(f"{stage.name}: {'resuming' if resuming else 'running'}{where}", flush=True)
@@ -134,7 +134,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         if accelerator.is_main_process:
             seconds = time.perf_counter() - clock
             share_weights(plan.partial)
-            ignored = (*CLOCKWORK, FINGERPRINT, sessions.NAME, *stage.temporary, *stage.for_people)
+            ignored = (*CLOCKWORK, FINGERPRINT, SESSION, *stage.temporary, *stage.for_people)
             manifest.Manifest(
                 stage=stage.name,
                 fingerprint=plan.fingerprint,
@@ -213,24 +213,6 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     return Plan(None, partial, fingerprint, settings, inputs, resumed)
 
 
-def resumable(stage: Stage, run: RunFolder) -> bool:
-    """Whether the stage was interrupted and has checkpoints."""
-    return any(any((run.partial(stage.name) / name).glob("*")) for name in stage.scratch)
-
-
-def refuse_to_replace_inputs(stage: Stage, run: RunFolder) -> None:
-    """Raises ValueError if a later stage was interrupted: it could not resume with another result of this stage."""
-    later = STAGES[STAGES.index(stage.name) + 1 :] if stage.name in STAGES else ()
-    for name in later:
-        interrupted = importlib.import_module(f"stages.{name}").STAGE
-        if resumable(interrupted, run):
-            raise ValueError(
-                f"{stage.name} would run again, because its configuration or its inputs have changed, but "
-                f"{run.partial(name)} holds the checkpoints of an interrupted run that needs the "
-                "present result: undo the change to resume it, or remove that folder to start over"
-            )
-
-
 def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
     """Takes over a stage's result from another run with the same settings and inputs, with the people's rankings that
     it was made from. Results and rankings that this run already has are kept.
@@ -292,7 +274,7 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
     shutil.rmtree(discarded(final.with_name(f"{final.name}.partial")), ignore_errors=True)
     for name in scratch:
         shutil.rmtree(final / name, ignore_errors=True)
-    for name in (FINGERPRINT, sessions.NAME):
+    for name in (FINGERPRINT, SESSION):
         (final / name).unlink(missing_ok=True)
 
 
@@ -393,7 +375,8 @@ def stage_main(stage: Stage, description: str) -> None:
 
     def work(config: RunConfig, force: bool, dry_run: bool = False) -> None:
         if dry_run and stage.dry_run is not None:
-            stage.dry_run(config)
+            if own_rank() == 0:
+                stage.dry_run(config)
         else:
             run_stage(stage, config, force)
 

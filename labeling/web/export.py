@@ -1,5 +1,6 @@
 """From the web app's labels to records, and what they say about the labelers."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,9 +17,11 @@ SOFT_CUT = 0.75
 agreement on sensitive speech (B.1)."""
 
 
-def rankings_of(store: Store) -> Iterator[Ranking]:
-    """A record for each label that ranks answers; skipped tasks, and demonstrations alone, are none."""
-    for name, samples, label, _ in store.labels():
+def rankings_of(store: Store, until: float = math.inf) -> Iterator[Ranking]:
+    """A record for each label that ranks answers, as they were at a time; skipped tasks, and demonstrations alone, are
+    none.
+    """
+    for name, samples, label, _ in store.labels(until):
         if label.skipped or not label.ranks:
             continue
         yield Ranking(

@@ -6,6 +6,7 @@ same slot of a task.
 """
 
 import json
+import math
 import random
 import sqlite3
 import time
@@ -247,9 +248,17 @@ class Store(People):
             found[text_of(one.samples)][1].append(one)
         return list(found.values())
 
-    def labels(self) -> Iterator[tuple[str, Samples, Label, float]]:
-        """(labeler, task, label, time of saving) of all last revisions in the order of saving; without gold tasks."""
-        return ((one.name, one.samples, one.label, one.saved) for one in self.history(last=True) if one.gold is None)
+    def labels(self, until: float = math.inf) -> Iterator[tuple[str, Samples, Label, float]]:
+        """(labeler, task, label, time of saving) of all last revisions in the order of saving, without gold tasks, as
+        they were at a time.
+        """
+        last = dict[tuple[str, str], Saved]()
+        for one in self.history():
+            if one.gold is None and one.saved <= until:
+                key = one.name, text_of(one.samples)
+                last.pop(key, None)
+                last[key] = one
+        return ((one.name, one.samples, one.label, one.saved) for one in last.values())
 
     def golds(self) -> dict[str, list[tuple[list[int | None], Label]]]:
         """Labeler -> (right ranks, label) of the gold tasks that she labelled."""

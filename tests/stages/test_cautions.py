@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppo.config import HeldOutSettings
 from stages.cautions import LORA_RATES, cautions, refuse_uneven_batches, setting
 from stages.config import RunConfig, refuse_missing_folder
 
@@ -70,6 +71,8 @@ def test_an_average_that_keeps_the_sft_weights_is_warned_about() -> None:
     assert "after the 288 optimizer steps" in cautions(found, "ppo")[0]
     found.evaluate.weights = "last"
     assert cautions(found, "ppo") == []
+    found.ppo.held_out.every = 10
+    assert "or set ppo.held_out.weights to last" in cautions(found, "ppo")[0]
 
 
 def test_the_configurations_that_come_with_the_project_are_not_warned_of() -> None:
@@ -79,7 +82,8 @@ def test_the_configurations_that_come_with_the_project_are_not_warned_of() -> No
         named = [name for name in LORA_RATES if name.split(".")[1] not in given.get(name.split(".")[0], {})]
         assert not (lora and named), file
         run = RunConfig()
-        for name, value in given["ppo"].items():
+        held_out = HeldOutSettings(**given["ppo"].pop("held_out", {}))
+        for name, value in (given["ppo"] | {"held_out": held_out}).items():
             setattr(run.ppo, name, value)
         assert not [line for line in cautions(run, "ppo") if "ema_decay" in line], file
 
@@ -99,6 +103,8 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypa
     (tmp_path / "my" / "model").mkdir(parents=True)
     for place in (None, "embedded", "my/model", str(tmp_path / "my"), "Qwen/Qwen2.5-0.5B"):
         refuse_missing_folder("model.base", place)
+    with pytest.raises(ValueError, match="since the folder my is here, this is not taken for a model on the Hub"):
+        refuse_missing_folder("model.base", "my/none")
     for place in ("my/none", "./none", "/none", "a/b/c", "../none"):
         with pytest.raises(ValueError, match=rf"^model\.base={place}: no such folder"):
             refuse_missing_folder("model.base", place)

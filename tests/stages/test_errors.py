@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from stages import data, report, reward
 from stages.config import RunConfig
+from stages.errors import explain
 from stages.runner import Stage, main, run_stage
 
 HERE = Path(__file__).parents[2]
@@ -89,3 +91,20 @@ def test_a_mistake_leaves_no_result_and_keeps_its_traceback_for_whoever_wants_it
     runs = answers["bad row"][2] / "bad_row"
     assert not (runs / "data").exists()
     assert "Traceback" in (runs / "last_error.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be", "out of memory (CUDA error: out of memory"),
+        (
+            "CUDA error: all CUDA-capable devices are busy or unavailable",
+            "the GPU cannot be used: CUDA error: all",
+        ),
+        ("CUDA error: no kernel image is available for execution on the device", "the GPU cannot be used: CUDA error"),
+    ],
+)
+def test_a_gpu_that_is_full_busy_or_unsupported_is_no_bug(words: str, sentence: str) -> None:
+    said, code = explain(torch.AcceleratorError(words))
+    assert code == 2
+    assert said.startswith(sentence)

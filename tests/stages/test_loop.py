@@ -1,6 +1,7 @@
 """The loop: what a round takes from the rounds before it, and what its report says."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,42 @@ def test_a_round_that_people_label_is_sampled_before_it_waits(
     assert calls == [("samples", True)]
     loop.work(config, force=False, rounds=1, unlabelled=True)
     assert calls[1:] == [("samples", False), ("report", False)]
+
+
+def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round(config: RunConfig) -> None:
+    config.labels.labeler = "human"
+    run = RunFolder(Path(config.runs_folder) / config.run_name)
+    (run.root / "samples").mkdir(parents=True)
+    (run.root / "samples" / "manifest.json").write_text("{}")
+    tasks = [Samples(prompt=f"{n}?", completions=["a", "b"], complete=[True, True]) for n in range(3)]
+    for split, one in zip(SPLITS, tasks, strict=True):
+        write_records(run.root / "samples" / f"samples_{split}.jsonl", [one])
+    store = Store(run.root / PLACE)
+    for name in ("ann", "ben"):
+        store.invite(name)
+    store.add(tasks, [2] * 3, [None] * 3)
+    for _ in tasks:
+        task = store.claim("ann")
+        assert task is not None
+        store.save(task.id, "ann", Label([1, 2]), 0)
+    stage = replace(labels.STAGE, after=())
+    assert run_stage(stage, config)["rankings"] == 3
+    assert labels.close(run.root) == 0
+    correction, late = store.last("ann"), store.claim("ben")
+    assert correction is not None
+    assert late is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("labeling.web.store.time.time", lambda: time.time_ns() / 1e9 + 10)
+        store.save(correction.id, "ann", Label([2, 1]), 1)
+        store.save(late.id, "ben", Label([1, 2]), 0)
+    assert labels.close(run.root) == 2
+    made = manifest.read(run.stage("labels"))
+    run_stage(stage, config)
+    assert manifest.read(run.stage("labels")) == made, "unchanged"
+    config.labels.disagreement = 0.2  # the stage runs again, for another reason
+    run_stage(stage, config)
+    found = read_records(run.stage("labels") / "rankings_train.jsonl", Ranking)
+    assert [(one.labeler_id, one.ranks) for one in found] == [("ann", [1, 2])]
 
 
 def test_a_stage_with_the_same_settings_and_inputs_is_taken_from_the_round_before(config: RunConfig) -> None:

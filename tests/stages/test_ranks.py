@@ -14,6 +14,7 @@ from torch.distributed import TCPStore
 
 from modeling.accelerator import from_main, make_accelerator
 from modeling.config import ProcessesConfig
+from stages import ranks
 from stages.config import RunConfig
 from stages.runner import main
 
@@ -134,3 +135,14 @@ def test_the_default_is_longer_than_torchs() -> None:
     assert RunConfig().processes.timeout_minutes > 30
     with pytest.raises(ValueError, match=r"processes\.timeout_minutes=0 must be above 0"):
         ProcessesConfig(timeout_minutes=0).validate()
+
+
+def test_a_lost_connection_without_a_recorded_reason_has_nccls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setattr(ranks, "failures", ranks.Failures)
+    monkeypatch.setattr(ranks, "WORD_SECONDS", 0)
+    lost = "stopped, because another process ended or cannot be reached"
+    nccl = RuntimeError("NCCL error in: x.cpp:77\nncclUnhandled: failed\nLast error:\nError while creating /dev/shm/x")
+    assert ranks.failure_elsewhere(nccl) == f"{lost} (Error while creating /dev/shm/x)"
+    assert ranks.failure_elsewhere(RuntimeError("gloo: Connection closed by peer")) == lost

@@ -99,6 +99,7 @@ def test_the_data_depend_on_the_tokenizers_that_read_them_and_not_on_weights(rea
     assert reader_digests(config_of(tmp_path)) == {}
     before = reader_digests(config)
     (reader / "model.safetensors").touch()
+    (reader / "README.md").write_text("# A model card, which `make report` writes beside a run's models")
     assert reader_digests(config) == before
     (reader / "chat_template.jinja").write_text(NO_SYSTEM + " ")
     assert reader_digests(config) != before

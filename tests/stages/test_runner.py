@@ -286,6 +286,26 @@ def test_the_inputs_of_an_interrupted_stage_are_not_replaced(config: RunConfig, 
     assert again.times == 1
 
 
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("ppo.partial/checkpoints", "ppo"),
+        ("sweep_kl/seed-0.partial/checkpoints", "sweep_kl"),
+        ("sft_baseline_epochs.partial/trainer", "sft_baseline"),
+    ],
+)
+def test_a_stage_that_others_need_is_replaced_once_those_are_finished(
+    config: RunConfig, root: Path, place: str, command: str
+) -> None:
+    run_stage(first(Work()), config)
+    (root / place / "checkpoint-2").mkdir(parents=True)
+    config.data.split_salt = "other"
+    with pytest.raises(ValueError, match=f"finish that run with `python -m stages.{command}` and its own settings"):
+        run_stage(first(Work()), config)
+    shutil.rmtree(root / place)
+    assert run_stage(first(Work()), config) == {"number": 1}
+
+
 def test_discardable_scratch_of_another_configuration_is_removed(config: RunConfig, root: Path) -> None:
     scratch = root / "data.partial" / "scratch"
     scratch.mkdir(parents=True)
@@ -444,7 +464,7 @@ def test_the_time_of_a_stage_has_that_of_its_interrupted_sessions(
     """Two sessions wrote their last files after 100 and 20 seconds."""
     start = time.time()
     for begins, ends in ((0, 100), (1000, 1020)):
-        monkeypatch.setattr("stages.sessions.time.time", lambda begins=begins: start + begins)
+        monkeypatch.setattr("stages.unfinished.time.time", lambda begins=begins: start + begins)
         with pytest.raises(ValueError, match="it broke"):
             run_stage(first(Work(fails=True)), config)
         os.utime(root / "data.partial" / "half.txt", (start + ends,) * 2)

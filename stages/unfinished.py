@@ -1,0 +1,51 @@
+"""Stages that were interrupted: how long they have run, and the results that they need to resume."""
+
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modeling.disk import write_whole
+from stages.config import STAGES
+
+if TYPE_CHECKING:
+    from stages.runner import RunFolder, Stage
+
+SESSION = "session.json"
+SWEEPS, BASELINE = "sweep_*/*.partial/checkpoints/*", "sft_baseline*.partial/trainer/*"
+READERS = {"data": (BASELINE, SWEEPS), "sft": (SWEEPS,), "reward": (SWEEPS,)}
+"""Stage -> the checkpoints of stages outside the pipeline that were interrupted and read its result."""
+
+
+def earlier_seconds(partial: Path) -> float:
+    """Begins a session of a stage, and returns how many seconds those before it ran. One that was killed counts up to
+    the last file that it wrote.
+    """
+    path, seconds = partial / SESSION, 0.0
+    if path.is_file():
+        before = json.loads(path.read_text())
+        last = max(file.stat().st_mtime for file in partial.rglob("*") if file.is_file())
+        seconds = before["earlier_seconds"] + max(0.0, last - before["began"])
+    write_whole(path, json.dumps({"earlier_seconds": seconds, "began": time.time()}).encode())
+    return float(seconds)
+
+
+def resumable(stage: "Stage", run: "RunFolder") -> bool:
+    """Whether the stage was interrupted and has checkpoints."""
+    return any(any((run.partial(stage.name) / name).glob("*")) for name in stage.scratch)
+
+
+def refuse_to_replace_inputs(stage: "Stage", run: "RunFolder") -> None:
+    """Raises ValueError if a later stage was interrupted: it could not resume with another result of this stage."""
+    later = STAGES[STAGES.index(stage.name) + 1 :] if stage.name in STAGES else ()
+    folders = [run.partial(name) for name in later if resumable(importlib.import_module(f"stages.{name}").STAGE, run)]
+    for pattern in READERS.get(stage.name, ()):
+        folders += [saved.parent.parent for saved in sorted(run.root.glob(pattern))]
+    for partial in folders:
+        command = partial.relative_to(run.root).parts[0].removesuffix(".partial").removesuffix("_epochs")
+        raise ValueError(
+            f"{stage.name} would run again, because its configuration or its inputs have changed, but {partial} holds "
+            f"the checkpoints of an interrupted run that needs the present result: finish that run with `python -m "
+            f"stages.{command}` and its own settings, undo the change, or remove that folder to start over"
+        )
