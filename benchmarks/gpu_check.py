@@ -96,8 +96,10 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype | None) -> dict
     return found
 
 
-def measured(size: Size, device: torch.device, dtype: torch.dtype | None) -> tuple[Size, dict[str, float]]:
-    """`measure` with the largest batch that the GPU's memory can hold: `size`'s, halved as often as it must be."""
+def measure_largest_batch(size: Size, device: torch.device, dtype: torch.dtype | None) -> tuple[Size, dict[str, float]]:
+    """`measure` with the largest batch that fits into memory: `size.prompts`, halved until it fits. Raises
+    torch.OutOfMemoryError if a single prompt does not fit.
+    """
     while True:
         try:
             return size, measure(size, device, dtype)
@@ -151,11 +153,11 @@ def check(device: torch.device, size: Size, commands: Mapping[str, Sequence[str]
         parts.append(f"## {name}: {'passed' if succeeded else 'FAILED'}\n\n```\n{output}\n```")
     print("gpu-check: speed and memory", flush=True)
     try:
-        size, found = measured(size, device, dtype)
+        size, found = measure_largest_batch(size, device, dtype)
         exact = found["KL of SFT to itself, nats per response"] == 0.0
         outcome = "passed" if exact else "FAILED, the KL must be 0"
         numbers = table({name: f"{value:.4g}" for name, value in found.items()})
-    except (RuntimeError, ValueError, AssertionError) as error:  # what the checks before have found is kept
+    except Exception as error:  # keeps the results of the earlier checks
         exact, outcome, numbers = False, "FAILED", f"```\n{type(error).__name__}: {error}\n```"
     parts += [f"## {size}, {dtype or torch.float32}: {outcome}", numbers]
     report.parent.mkdir(parents=True, exist_ok=True)

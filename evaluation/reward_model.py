@@ -35,8 +35,9 @@ class Judged:
 
     items: Sequence[RankingExample]
     prompt_P: NDArray[np.int64]
-    unit_N: NDArray[np.int64]
-    """What is resampled, by ranking: its user, or its prompt if they are all of one user."""
+    user_N: NDArray[np.int64]
+    text_N: NDArray[np.int64]
+    """The user and the prompt of each ranking, as numbers. Users are resampled, or prompts if there is one user."""
     resamples: int
     seed: int
 
@@ -46,9 +47,10 @@ class Judged:
 
     def share(self, values_P: Floats, chosen_P: Any = slice(None)) -> dict[str, float] | None:
         """Mean of a number over the chosen pairs, with its interval; None if no pair is chosen."""
-        units = self.unit_N[self.prompt_P[chosen_P]]
+        chosen = self.prompt_P[chosen_P]
+        units = self.user_N[chosen] if len(set(self.user_N[chosen])) > 1 else self.text_N[chosen]
         counts, sums = np.bincount(units), np.bincount(units, values_P[chosen_P])
-        # Users without such a pair are left out: a resample of only those would have no mean.
+        # Units without such a pair are left out: a resample of only those would have no mean.
         used = counts > 0
         return (
             ratio_interval(sums[used].tolist(), counts[used].tolist(), self.resamples, self.seed)
@@ -60,7 +62,8 @@ class Judged:
         """Mean over the prompts that have a number, with its interval; None if none has."""
         if all(value is None for value in values):
             return None
-        found = Bootstrap(self.resamples, self.unit_N.tolist(), self.seed).interval(values)
+        users_N = self.user_N if len(set(self.user_N)) > 1 else self.text_N
+        found = Bootstrap(self.resamples, users_N.tolist(), self.seed).interval(values)
         return {name: found[name] for name in ("mean", "low", "high", "n")}
 
     def right(self, scores: Scores, margins_P: Floats) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def report(
         check(name, given, items)
     prompts, users = prompts_of(items), users_of(items)
     prompt_P = np.repeat(np.arange(len(items)), [item.pairs for item in items])
-    judged = Judged(items, prompt_P, numbers_of(users if len(set(users)) > 1 else prompts), resamples, seed)
+    judged = Judged(items, prompt_P, indices_of(users), indices_of(prompts), resamples, seed)
     margins_P = judged.margins(scores)
     flat = np.concatenate([np.asarray(row, dtype=float) for row in scores])
     sizes_N = np.array([len(item.answers) for item in items], dtype=float)
@@ -153,8 +156,8 @@ def users_of(items: Sequence[RankingExample]) -> list[str | int]:
     return [index if ranking is None else ranking.user_id or ranking.text for index, ranking in named]
 
 
-def numbers_of(keys: Sequence[str | int]) -> NDArray[np.int64]:
-    """Each key as its number among the different keys."""
+def indices_of(keys: Sequence[str | int]) -> NDArray[np.int64]:
+    """The index of each key among the distinct keys."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])
 

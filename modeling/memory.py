@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Gives the memory that `keep_freed_memory` has kept back to the system."""
+    """Returns freed memory, which `keep_freed_memory` retains, to the operating system."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -36,6 +36,6 @@ def return_freed_memory() -> None:
 def out_of_memory(error: Exception) -> bool:
     """Whether memory of the CPU or of a GPU was used up."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's class, without importing torch
-    signs = ("DefaultCPUAllocator", "CUDA error: out of memory")  # the second before torch has a memory pool
-    said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return isinstance(error, MemoryError) or named or said
+    signs = ("DefaultCPUAllocator", "CUDA error: out of memory")  # the second: no CUDA context could be created
+    in_message = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, MemoryError) or named or in_message

@@ -116,7 +116,7 @@ def card(run: Path, place: str, run_name: str) -> str:
         base=base,
         trained=trained,
         adapter=config["model"]["adapter"],
-        of_prompts=[title for metric, title, _, _ in found if metric != "perplexity"],
+        on_prompts=any(metric != "perplexity" for metric, *_ in found),
         settings=Table(["Setting", "Value"], settings, words=(1,)),
         seed=manifest["seed"],
         commit=manifest["git_commit"],
@@ -130,7 +130,9 @@ def card(run: Path, place: str, run_name: str) -> str:
 
 
 def configuration(run: Path, stage: str) -> dict[str, Any]:
-    """That of a stage, with the data and labels as those stages, which may have run with another one, recorded them."""
+    """The configuration of a stage; the sections data, labels and reward are those that these stages recorded, since a
+    later stage may have been run with others.
+    """
     config = dict(read(run / stage / "manifest.json")["config"])
     for name in ("data", "labels", "reward"):
         config |= {name: found[name]} if (found := read(run / name / "manifest.json").get("config")) else {}

@@ -65,9 +65,13 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def files(results: Results) -> dict[str, Any]:
-    """The digests of the files from which a run's data was made: the same path may have other contents by now."""
-    read = dig(results.manifests, "data.inputs") or {}
-    return {f"contents of {place}": digest[:10] for place, digest in read.items()}
+    """The digests of the files that a run's data was made from, since a path may have other contents in another run."""
+    base, read = dig(results.config, "model.base"), dig(results.manifests, "data.inputs") or {}
+    return {
+        f"contents of {place}": digest[:10]
+        for place, digest in read.items()
+        if place != base and not place.startswith("reads prompts: ")
+    }
 
 
 def by_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -138,8 +142,8 @@ def answers(results: Mapping[str, Results]) -> list[tuple[str, list[tuple[str, s
 
 
 def frontier(results: Mapping[str, Results]) -> Figure | None:
-    """PPO's win rate against SFT and its KL, a point for each run, with best-of-n of the runs that measured it; its win
-    rates are by the rubric, so only of those whose first judge is the rubric.
+    """PPO's win rate against SFT and its KL, one point per run. Best-of-n is drawn only for runs whose first judge is
+    the rubric, since its win rates are by the rubric.
     """
     shown = {
         name: found.evaluation

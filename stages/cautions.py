@@ -47,9 +47,10 @@ def cautions(config: RunConfig, stage: str) -> list[str]:
         fitting = 1 - float(f"{min(1, 7 / max(1, steps)):.1g}")  # leaves about a thousandth
         count = f"{steps} optimizer step{'s' * (steps != 1)}"
         found.append(
-            f"ppo.ema_decay={config.ppo.ema_decay:g} leaves {left:.0%} of the SFT weights in the moving average, which "
-            f"model_ema holds and {' and '.join(averages)}=ema evaluates, after the {count} of this run: set it to "
-            f"about {fitting:g}, or set {' and '.join(averages)} to last"
+            f"ppo.ema_decay={config.ppo.ema_decay:g} leaves {left:.0%} of the SFT weights in the moving average after "
+            f"the {count} of this run, and {' and '.join(f'{name}=ema' for name in averages)} evaluate"
+            f"{'s' * (len(averages) == 1)} it: set ppo.ema_decay to about {fitting:g}, or {' and '.join(averages)} to "
+            "last"
         )
     return found
 

@@ -161,12 +161,13 @@ def refuse_missing_folder(name: str, place: str | None) -> None:
     """
     if place is None or "/" not in place or Path(place).exists():
         return
-    if place.count("/") == 1 and Path(place).parent.name and Path(place).parent.is_dir():
+    parent = Path(place).parent
+    if place.count("/") == 1 and parent.name not in ("", "..") and parent.is_dir():
         raise ValueError(
-            f"{name}={place}: no such folder; since the folder {Path(place).parent} is here, this is not taken for a "
+            f"{name}={place}: no such folder; since the folder {parent} is here, this is not taken for a "
             "model on the Hub: start the command in another folder, or rename that one"
         )
-    if place.count("/") > 1 or not Path(place).parent.name:
+    if place.count("/") > 1 or parent.name in ("", ".."):
         raise ValueError(f"{name}={place}: no such folder; give a folder, or a model on the Hub as owner/name")
 
 

@@ -10,6 +10,9 @@ import yaml
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 """A number where a key is expected: YAML reads `{learning_rate: 0,5}` as the keys `learning_rate` and `5`."""
 
+FREE = re.compile(r"(sources|columns|extra_body)(\.|$)")
+"""Sections whose keys are users' own names, in which a dot means nothing."""
+
 
 def check_config_files(arguments: Sequence[str] | None) -> None:
     """Raises ValueError when a file after --config is missing, a folder, not UTF-8, not YAML or not a mapping."""
@@ -46,9 +49,12 @@ def check_config_file(path: Path) -> None:
     check_keys(node, path)
 
 
-def check_keys(node: yaml.Node, path: Path) -> None:
-    """Raises ValueError for a duplicate key, because YAML's loader would silently keep the last one, and for a key
-    that YAML does not read as text or that is a number.
+def check_keys(node: yaml.Node, path: Path, place: str = "") -> None:
+    """Raises ValueError for a duplicate key, because YAML's loader would silently keep the last one, for a key that
+    YAML does not read as text or that is a number, and for a dotted key beside its section.
+
+    Args:
+        place: the dotted name of the section that the node is.
     """
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -71,8 +77,8 @@ def check_keys(node: yaml.Node, path: Path) -> None:
                     f"{path}:{line}: {key.value} is given twice, first in line {lines[key.value]}: keep one"
                 )
             lines[key.value] = line
-        check_keys(value, path)
-    for name, line in lines.items():
+        check_keys(value, path, f"{place}.{getattr(key, 'value', '')}".lstrip("."))
+    for name, line in ({} if FREE.search(place) else lines).items():
         if section := next((key for key in lines if name.startswith(f"{key}.")), None):
             raise ValueError(
                 f"{path}:{line}: {name} and the section {section} of line {lines[section]} are both given: write the "

@@ -46,7 +46,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     refuse_copied_gold(settings.gold.model, reward / "model")
     trust = (config.model if config.reward.base is None else config.reward).trust_remote_code
     of_run = Run(accelerator, config.seed, out)
-    given = judging(config, data, of_run, teachers(run))
+    given = judging(config, data, of_run, teachers(config, run))
     comparison = Comparison(
         settings=settings,
         run=of_run,
@@ -78,19 +78,17 @@ class Judging:
     """Asks a language model for the paper's metadata."""
 
 
-def teachers(run: RunFolder) -> set[str]:
-    """Who ranked what the reward model was trained on, for `JudgeInputs`."""
-    from data.files import read_records
-    from data.records import Ranking
+def teachers(config: RunConfig, run: RunFolder) -> set[str]:
+    """The labelers of the reward model's training rankings: `human`, `simulated`, `llm`, and names of language models;
+    empty if it was not trained.
+    """
+    from stages.inputs import rankings
 
-    trained = manifest.read(run.stage("reward"))
-    if trained is None or trained.config["reward"]["epochs"] == 0:
+    made = manifest.read(run.stage("reward"))
+    if made is None or made.config["reward"]["epochs"] == 0:
         return set()
-    own = run.stage("labels") / "rankings_train.jsonl"
-    rankings = read_records(own, Ranking) if own.is_file() else []
-    facts = json.loads((run.stage("data") / "facts.json").read_text())
-    by_models = {ranking.labeler_id for ranking in rankings if ranking.labeler == "llm"}
-    return {ranking.labeler for ranking in rankings} | by_models | set(facts["rankings"]["labelers"])
+    found = rankings(config, run, "train")
+    return {one.labeler for one in found} | {one.labeler_id for one in found if one.labeler == "llm"}
 
 
 def judging(config: RunConfig, data: Path, run: "Run", taught_by: Collection[str] = ()) -> Judging:

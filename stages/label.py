@@ -114,7 +114,7 @@ def work(given: argparse.Namespace) -> None:
     samples = answers_of(given.run) if given.of == "samples" else comparisons(given.run)
     store = Store(place)
     if given.export is not None:  # tasks that nobody has labelled yet, for another tool
-        if not store.gives_out(samples):
+        if not store.assigns(samples):
             fill(store, samples, given)
         export(store, given.export, given.form)
         return
@@ -134,10 +134,11 @@ def export(store: "Store", folder: Path, form: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     if form == "own":
+        again = any((folder / f"{name}.jsonl").is_file() for name in ("labels", "conversations"))
         for name, rows in rows_of(store).items():
             if written := list(rows):
                 write_rows(folder / f"{name}.jsonl", written)
-            else:  # an earlier export's rows have been deleted since
+            elif again:  # the rows of an earlier export have been deleted since
                 (folder / f"{name}.jsonl").unlink(missing_ok=True)
             print(f"{len(written)} {name} in {folder}")
         return
@@ -262,8 +263,8 @@ def comparisons(run: Path) -> "list[Samples]":
 
 
 def fill(store: "Store", samples: "Sequence[Samples]", given: argparse.Namespace) -> None:
-    """Makes these the store's tasks, beside the gold tasks, of which one may be among them; those of the overlap are
-    the same however often this runs.
+    """Makes these answers the store's tasks, together with the gold tasks; an answer that is also a gold task becomes a
+    gold task only. The tasks of the overlap depend only on their prompts.
     """
     from data.files import read_records
     from data.records import Prompt, Ranking, Samples

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labeling.llm_config import UNHASHED
-from modeling.disk import write_whole
 from stages import manifest
 from stages.config import RunConfig
 from stages.errors import shortened
@@ -21,8 +20,8 @@ from stages.label import PLACE
 from stages.manifest import digest_of, model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
-CLOSED = Path("people") / "closed.json"
-"""The time after which people's rankings do not count for this run, see `close`."""
+CLOSED = Path("people") / "closed.jsonl"
+"""The rankings of a finished round, see `close`."""
 
 if TYPE_CHECKING:
     from data.records import Ranking, Samples
@@ -150,7 +149,9 @@ def by_people(config: RunConfig, run: RunFolder) -> "Labeler":
 
 
 def saved_rankings(root: Path) -> "list[Ranking]":
-    """All rankings of the web app, up to the time of `close`. Raises ValueError if it has not been used."""
+    """All rankings of the web app, or those that `close` has fixed. Raises ValueError if it has not been used."""
+    from data.files import read_records
+    from data.records import Ranking
     from labeling.web.export import rankings_of
     from labeling.web.store import Store
 
@@ -158,15 +159,17 @@ def saved_rankings(root: Path) -> "list[Ranking]":
         raise ValueError(
             f"labels.labeler is human, but there is no {root / PLACE}: rank answers with `make label RUN={root}` first"
         )
-    closed = root / CLOSED
-    until = json.loads(closed.read_text())["at"] if closed.is_file() else math.inf
-    return list(rankings_of(Store(root / PLACE), until))
+    if (root / CLOSED).is_file():
+        return read_records(root / CLOSED, Ranking)
+    return list(rankings_of(Store(root / PLACE)))
 
 
 def close(root: Path) -> int:
-    """Leaves rankings that people save from now on out of this run, because a later round of a loop is made from its
-    result. Returns how many there are already.
+    """Fixes the rankings of a finished round of a loop, so that others do not train it again. Returns the number of
+    rankings left out. Does nothing, and returns 0, if the labels stage has used others than those saved when it
+    started.
     """
+    from data.files import write_records
     from labeling.web.export import rankings_of
     from labeling.web.store import Store
 
@@ -175,12 +178,13 @@ def close(root: Path) -> int:
         return 0
     store = Store(root / PLACE)
     if not (root / CLOSED).is_file():
-        at = datetime.fromisoformat(made.started).timestamp() + 1  # `started` is cut to the second
-        if people_digest(rankings_of(store, at)) != made.inputs["people"]:
+        until = datetime.fromisoformat(made.started).timestamp() + 1  # `started` is cut to the second
+        used = list(rankings_of(store, until))
+        if people_digest(used) != made.inputs["people"]:
             return 0
-        write_whole(root / CLOSED, f"{json.dumps({'at': at})}\n".encode())
-    used = saved_rankings(root)
-    return sum(ranking not in used for ranking in rankings_of(store))
+        write_records(root / CLOSED, used)
+    kept = {people_digest([ranking]) for ranking in saved_rankings(root)}
+    return sum(people_digest([ranking]) not in kept for ranking in rankings_of(store))
 
 
 def external(config: RunConfig) -> dict[str, str]:
@@ -205,7 +209,7 @@ STAGE = Stage(
     after=("data", "samples"),
     work=work,
     external=external,
-    rankings_file=lambda config: PLACE if config.labels.labeler == "human" else None,
+    rankings_files=lambda config: (PLACE, CLOSED) if config.labels.labeler == "human" else (),
     hash_exclude=tuple(f"labels.llm.{name}" for name in UNHASHED),
 )
 

@@ -39,7 +39,7 @@ def refuse_unsupported(stage: str) -> None:
 def connected(config: RunConfig) -> "Accelerator":
     """Connects the processes of this launch: waits until all have started, at most for `processes.timeout_minutes`.
 
-    Raises ValueError if LOCAL_RANK is left over from another launch.
+    Raises ValueError if LOCAL_RANK is left over from another launch, or if processes would share a GPU.
     """
     from modeling.accelerator import make_accelerator
 
@@ -48,7 +48,7 @@ def connected(config: RunConfig) -> "Accelerator":
             "LOCAL_RANK is set, but MASTER_ADDR is not: start several processes with torchrun or accelerate launch; "
             "for one, unset LOCAL_RANK"
         )
-    refuse_too_many(config)
+    refuse_shared_gpus(config)
     count = os.environ.get("WORLD_SIZE", "1")
     line = f"waiting for the other processes of this launch (WORLD_SIZE={count})"
     waiting = threading.Timer(WAITING_SECONDS, partial(print, line, file=sys.stderr, flush=True))
@@ -62,9 +62,9 @@ def connected(config: RunConfig) -> "Accelerator":
         waiting.cancel()
 
 
-def refuse_too_many(config: RunConfig) -> None:
-    """Raises ValueError if this machine was asked for more processes than it has GPUs: two would share one, which NCCL
-    cannot do.
+def refuse_shared_gpus(config: RunConfig) -> None:
+    """Raises ValueError if there are more processes on this machine than GPUs: NCCL does not support two processes on
+    one GPU.
     """
     import torch
 

@@ -21,7 +21,7 @@ from modeling.disk import write_whole
 from stages import data, manifest, pipeline, sft
 from stages.config import FORCE, RunConfig
 from stages.label import PLACE, answers_of
-from stages.labels import close
+from stages.labels import CLOSED, close
 from stages.launch import connected
 from stages.runner import RunFolder, adopt, main, make_folder
 
@@ -52,9 +52,11 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
     for number in range(1, rounds + 1):
         accelerator.print(f"loop: round {number} of {rounds}", flush=True)
         if done and (late := from_main(accelerator, partial(close, done[-1]))):
-            accelerator.print(f"loop: left out {late} ranking(s) that people saved in {done[-1]} after it was finished")
+            accelerator.print(f"loop: left out {late} ranking(s), saved in {done[-1]} after its labels stage")
         current = from_main(accelerator, partial(prepared, config, done, force))
         run = RunFolder(Path(current.runs_folder) / current.run_name)
+        if force:
+            from_main(accelerator, partial((run.root / CLOSED).unlink, missing_ok=True))
         if current.labels.labeler == "human" and manifest.read(run.stage("labels")) is None:
             pipeline.work(current, force, last="samples")
             if not unlabelled:

@@ -41,11 +41,11 @@ class Manifest:
     started: str
     ended: str
     seconds: float
-    """With the sessions that were interrupted, unlike the next two."""
+    """Wall-clock seconds, with interrupted sessions; `cpu_seconds` and `peak_memory_gib` are of the last session."""
     cpu_seconds: float | None = None
     """CPU time of all threads of the first process."""
     peak_memory_gib: float | None = None
-    """Peak memory of the first process in this stage: on the GPU if it used one, otherwise resident memory."""
+    """Peak memory of the first process in this stage: on the GPU if the process has used one, otherwise resident."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The parts of `config` that the result depends on, by dotted name."""
     git_commit: str | None = field(default_factory=lambda: git_commit())
@@ -60,8 +60,8 @@ class Manifest:
 
 
 def reset_peak_memory() -> None:
-    """Lets `peak_memory_gib` start anew, since a pipeline runs all stages in one process. Containers may forbid it for
-    resident memory.
+    """Resets the peak that `peak_memory_gib` returns, since a pipeline runs all stages in one process. The peak of
+    resident memory is not reset where /proc/self/clear_refs cannot be written, as in some containers and on macOS.
     """
     import torch
 
@@ -74,7 +74,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_gib() -> float:
-    """Peak memory of this process since `reset_peak_memory`: on the GPU if it uses one, otherwise resident memory."""
+    """Peak memory of this process since `reset_peak_memory`: on the GPU if it has used one, otherwise resident."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():

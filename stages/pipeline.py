@@ -53,8 +53,7 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
         if reuse is not None and not force:
             from_main(accelerator, partial(adopt, stage, config, RunFolder(Path(reuse))))
         run_stage(stage, config, force)
-        made = manifest.read(root / "evaluate")
-        if name == "data" and (force or made is None or changed_settings(made.settings, asdict(config))):
+        if name == "data" and (force or not is_evaluated(config, root)):
             # What cannot be evaluated is refused before anything is trained.
             evaluate.external(config)
             evaluate.judging(config, root / "data", Run(accelerator, config.seed, None))
@@ -64,6 +63,14 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
         headline, evaluation = (json.loads(file.read_text()) for file in files)
         page = root / "report" / "index.html"
         print(f"\n{summary(headline, evaluation)}\n\n{time.perf_counter() - start:.0f} s in total; report: {page}")
+
+
+def is_evaluated(config: RunConfig, root: Path) -> bool:
+    """Whether the run has an evaluation with these settings and files."""
+    made = manifest.read(root / "evaluate")
+    if made is None or changed_settings(made.settings, asdict(config)):
+        return False
+    return evaluate.external(config).items() <= made.inputs.items()
 
 
 def summary(headline: dict[str, Any], evaluation: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, connected, description, refuse_unsupported
 from stages.outdated import outdated
 from stages.ranks import count, failures, own_rank
-from stages.unfinished import SESSION, earlier_seconds, refuse_to_replace_inputs, resumable
+from stages.unfinished import SESSION, begin_session, refuse_to_replace_inputs, resumable
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Stage:
     """
     hash_exclude: tuple[str, ...] = ()
     """Settings that do not change the result: the fingerprint omits them, so a run can resume with other values."""
-    rankings_file: Callable[[RunConfig], Path | None] = lambda config: None
-    """The file of people's rankings in the run folder, if the result depends on it."""
+    rankings_files: Callable[[RunConfig], tuple[Path, ...]] = lambda config: ()
+    """The web app's database in the run folder, and other files of people's rankings, if the result depends on them."""
     dry_run: Callable[[RunConfig], None] | None = None
     """Prints what the stage would do; None if it has no --dry_run."""
 
@@ -118,10 +118,9 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
             if accelerator.is_main_process:
                 print(f"{stage.name}: unchanged, kept {run.stage(stage.name)}", flush=True)
             return plan.done
-        started, clock, cpu, earlier = now(), time.perf_counter(), time.process_time(), 0.0
+        started, clock, cpu = now(), time.perf_counter(), time.process_time()
         manifest.reset_peak_memory()
         if accelerator.is_main_process:
-            earlier = earlier_seconds(plan.partial)
             resuming = plan.resumed and any(any((plan.partial / name).glob("*")) for name in stage.temporary)
             where = f" on {description(config, accelerator)}" if stage.parallel else ""
             print(f"{stage.name}: {'resuming' if resuming else 'running'}{where}", flush=True)
@@ -148,7 +147,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
                 device=str(accelerator.device),
                 started=started,
                 ended=now(),
-                seconds=round(earlier + seconds, 1),
+                seconds=round(plan.earlier_seconds + seconds, 1),
                 cpu_seconds=round(time.process_time() - cpu, 1),
                 peak_memory_gib=manifest.peak_memory_gib(),
             ).write(plan.partial)
@@ -170,6 +169,8 @@ class Plan:
     settings: dict[str, Any]
     inputs: dict[str, str]
     resumed: bool
+    earlier_seconds: float = 0.0
+    """Of the sessions that were interrupted."""
 
 
 def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Plan:
@@ -210,7 +211,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
         discard(partial)
         partial.mkdir(parents=True)
         write_whole(partial / FINGERPRINT, (forced if force else fingerprint).encode())
-    return Plan(None, partial, fingerprint, settings, inputs, resumed)
+    return Plan(None, partial, fingerprint, settings, inputs, resumed, begin_session(partial))
 
 
 def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
@@ -221,20 +222,24 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
     theirs = other.stage(stage.name)
     if any(manifest.read(run.stage(name)) is None for name in stage.after):
         return  # its inputs will differ from those of the other run
-    rankings = stage.rankings_file(config)
-    if rankings is not None and ((run.root / rankings).exists() or not (other.root / rankings).is_file()):
-        rankings = None
-    if rankings is not None:  # compare with what the other run was made from
+    rankings = stage.rankings_files(config)
+    if rankings and ((run.root / rankings[0]).exists() or not (other.root / rankings[0]).is_file()):
+        rankings = ()
+    if rankings:  # compare with what the other run was made from
         config = replace(config, runs_folder=str(other.root.parent), run_name=other.root.name)
     with locked(run.root):
         plan, found = prepare(stage, config, run, force=False), manifest.read(theirs)
         if plan.done is not None or found is None or found.fingerprint != plan.fingerprint:
             return
         print(f"{stage.name}: taken from {theirs}, which had the same settings and inputs", flush=True)
-        if rankings is not None:
+        if rankings:
             from labeling.web.people import People
 
-            People(other.root / rankings).copy_to(run.root / rankings)
+            database, *others = rankings
+            People(other.root / database).copy_to(run.root / database)
+            for name in others:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy2(other.root / name, run.root / name)
         # The manifest, which marks a complete result, comes last.
         copy_folder(theirs, plan.partial, linked, left_out=manifest.NAME)
         linked(str(theirs / manifest.NAME), str(plan.partial / manifest.NAME))

@@ -8,7 +8,6 @@ python -m stages.sweep_kl --config configs/demo.yaml --sweep_kl.seeds [0] --swee
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from ppo.config import PPOConfig
 from stages import manifest
@@ -50,10 +49,9 @@ def work(config: RunConfig, force: bool) -> None:
             found.append(Snapshot(name, iteration, measured))
     accelerator.print("sweep_kl: best-of-n")
     sft = measure(config, "sweep_kl/measured-sft", None, options.best_of_n, force)
-    about: dict[str, Any] = {"kl_coef": own_settings(config).kl_coef}
-    if not options.seeds:
-        about = {"inputs": {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}}
-    folder = write_sweep(config, "sweep_kl", sft, about | kl_sweep(sft, found, bootstrap_of(config, sft)))
+    about = {"kl_coef": own_settings(config).kl_coef} if options.seeds else {}
+    own = {} if options.seeds else {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}
+    folder = write_sweep(config, "sweep_kl", sft, about | kl_sweep(sft, found, bootstrap_of(config, sft)), own)
     accelerator.print(f"sweep_kl: done, {folder / 'sweep.json'} and {folder / 'sweep.png'}")
 
 

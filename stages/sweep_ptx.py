@@ -33,7 +33,7 @@ def work(config: RunConfig, force: bool) -> None:
     accelerator, options = connected(config), config.sweep_ptx
     refuse_truncated_sampling(config, "sweep_ptx")
     refuse_unusable_gold(config, "sweep_ptx")
-    config = replace(config, evaluate=replace(config.evaluate, weights="ema"))  # what the sweep measures
+    config = replace(config, evaluate=replace(config.evaluate, weights="ema"))  # for the warning about ppo.ema_decay
     planned = points(config)
     for settings in planned:
         settings.validate()

@@ -184,9 +184,11 @@ def bootstrap_of(config: RunConfig, sft: "Measured") -> "Bootstrap":
     return Bootstrap(config.evaluate.bootstrap_resamples, sft.users)
 
 
-def write_sweep(config: RunConfig, sweep: Sweep, sft: "Measured", found: Mapping[str, Any]) -> Path:
-    """Writes sweep.json and its picture in the first process; returns the sweep's folder. Its `inputs` are the digests
-    of the stages that were measured; the report leaves the sweep out once they have been replaced.
+def write_sweep(
+    config: RunConfig, sweep: Sweep, sft: "Measured", found: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> Path:
+    """Writes sweep.json and its picture in the first process; returns the sweep's folder. The report leaves the sweep
+    out once one of its `inputs` has been replaced: the stages that every sweep reads, and those given.
     """
     from modeling.accelerator import from_main, make_accelerator
     from modeling.disk import write_whole
@@ -196,7 +198,7 @@ def write_sweep(config: RunConfig, sweep: Sweep, sft: "Measured", found: Mapping
     made = manifest.read(folder / "measured-sft")
     assert made is not None, "measure"
     about = {
-        "inputs": {name: made.inputs[name] for name in INPUTS} | found.get("inputs", {}),
+        "inputs": {name: made.inputs[name] for name in INPUTS} | dict(inputs or {}),
         "prompts": len(sft.kl),
         "users": len(set(sft.users)),
         "answers_per_prompt": options.answers_per_prompt,
@@ -207,7 +209,7 @@ def write_sweep(config: RunConfig, sweep: Sweep, sft: "Measured", found: Mapping
     }
 
     def write() -> None:
-        write_whole(folder / "sweep.json", (json.dumps({**found, **about}, indent=2) + "\n").encode())
+        write_whole(folder / "sweep.json", (json.dumps({**about, **found}, indent=2) + "\n").encode())
         write_picture(folder)
 
     from_main(make_accelerator(config.model.device), write)

@@ -1,4 +1,4 @@
-"""Stages that were interrupted: how long they have run, and the results that they need to resume."""
+"""Interrupted stages: how long they have run, and which results they need to resume."""
 
 import importlib
 import json
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 SESSION = "session.json"
 SWEEPS, BASELINE = "sweep_*/*.partial/checkpoints/*", "sft_baseline*.partial/trainer/*"
-READERS = {"data": (BASELINE, SWEEPS), "sft": (SWEEPS,), "reward": (SWEEPS,)}
+READERS = {"data": (BASELINE, SWEEPS)} | dict.fromkeys(("sft", "samples", "labels", "reward"), (SWEEPS,))
 """Stage -> the checkpoints of stages outside the pipeline that were interrupted and read its result."""
 
 
-def earlier_seconds(partial: Path) -> float:
-    """Begins a session of a stage, and returns how many seconds those before it ran. One that was killed counts up to
-    the last file that it wrote.
+def begin_session(partial: Path) -> float:
+    """Starts a session in session.json and returns the seconds of the earlier ones; a killed session counts until its
+    last write to the folder.
     """
     path, seconds = partial / SESSION, 0.0
     if path.is_file():
@@ -42,7 +42,8 @@ def refuse_to_replace_inputs(stage: "Stage", run: "RunFolder") -> None:
     folders = [run.partial(name) for name in later if resumable(importlib.import_module(f"stages.{name}").STAGE, run)]
     for pattern in READERS.get(stage.name, ()):
         folders += [saved.parent.parent for saved in sorted(run.root.glob(pattern))]
-    for partial in folders:
+    if folders:
+        partial = folders[0]
         command = partial.relative_to(run.root).parts[0].removesuffix(".partial").removesuffix("_epochs")
         raise ValueError(
             f"{stage.name} would run again, because its configuration or its inputs have changed, but {partial} holds "

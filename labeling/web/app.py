@@ -179,7 +179,7 @@ def create_app(store: Store, hosts: Sequence[str] = HOSTS, chat: Chat = NO_CHAT)
 
     @app.exception_handler(StarletteHTTPException)
     async def explain(request: Request, error: StarletteHTTPException) -> Response:
-        written = await written_in(request) if error.status_code in (401, 403) else ""
+        written = await written_in(request) if error.status_code in (401, 403, 404) else ""
         return pages.problem(error.status_code, str(error.detail), written)
 
     @app.exception_handler(StoreError)

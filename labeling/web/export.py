@@ -18,8 +18,10 @@ agreement on sensitive speech (B.1)."""
 
 
 def rankings_of(store: Store, until: float = math.inf) -> Iterator[Ranking]:
-    """A record for each label that ranks answers, as they were at a time; skipped tasks, and demonstrations alone, are
-    none.
+    """A record for each label that ranks answers; skipped tasks and demonstrations alone give none.
+
+    Args:
+        until: ignores revisions saved after this Unix time.
     """
     for name, samples, label, _ in store.labels(until):
         if label.skipped or not label.ranks:

@@ -61,22 +61,22 @@ def admin(session: Signed) -> Session:
 
 async def form(request: Request, session: Signed) -> dict[str, Any]:
     """The fields of a form of this session. Raises 403 for forms of other sites and sessions."""
-    fields = await read(request)
+    fields = await form_fields(request)
     check_csrf(session.csrf, fields.get("csrf"))
     return fields
 
 
-async def read(request: Request) -> dict[str, Any]:
+async def form_fields(request: Request) -> dict[str, Any]:
     """The fields of a request's form."""
     return dict(await request.form(max_files=0, max_fields=500, max_part_size=MAX_FIELD))
 
 
 async def written_in(request: Request) -> str:
-    """The text that a person wrote into a form that was refused, as when the session has ended; empty for others."""
+    """The demonstration or prompt in a refused form, so that the person can copy it; empty for other requests."""
     if request.method != "POST" or not request.url.path.startswith(("/rank/", "/playground")):
         return ""
     try:
-        fields = await read(request)
+        fields = await form_fields(request)
     except HTTPException:
         return ""
     return str(fields.get("demonstration") or fields.get("prompt") or "")

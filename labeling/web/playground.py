@@ -136,7 +136,7 @@ class Playground:
         return Response(status_code=204)
 
     def judge(self, session: Signed, number: Number, fields: Fields) -> Response:
-        """Stores which of two answers is better, and thumbs, `none` of which removes one."""
+        """Stores which of two answers is better, and each answer's thumb; `none` removes the thumb."""
         with self.conversations.changed(session.name, number) as turn:
             if turn.waiting:
                 raise HTTPException(422, "Wait for the answers.")

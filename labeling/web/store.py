@@ -116,8 +116,8 @@ class Store(People):
             )
             return int(db.execute("SELECT count(*) FROM tasks").fetchone()[0]) - before
 
-    def gives_out(self, samples: Sequence[Samples]) -> bool:
-        """Whether these are the tasks to be labelled; there may be gold tasks besides."""
+    def assigns(self, samples: Sequence[Samples]) -> bool:
+        """Whether the assigned tasks are these, apart from gold tasks."""
         with self.connected() as db:
             rows = db.execute("SELECT record, gold IS NULL AS own FROM tasks WHERE slots > 0").fetchall()
         texts = set(map(text_of, samples))
@@ -249,8 +249,10 @@ class Store(People):
         return list(found.values())
 
     def labels(self, until: float = math.inf) -> Iterator[tuple[str, Samples, Label, float]]:
-        """(labeler, task, label, time of saving) of all last revisions in the order of saving, without gold tasks, as
-        they were at a time.
+        """(labeler, task, label, time of saving) of the last revisions in the order of saving, without gold tasks.
+
+        Args:
+            until: ignores revisions saved after this Unix time.
         """
         last = dict[tuple[str, str], Saved]()
         for one in self.history():

@@ -125,22 +125,21 @@ def test_few_shot_prompts_that_do_not_fit_are_refused_before_the_run_has_models(
 
 
 def test_the_teachers_of_the_reward_model_are_whoever_ranked_what_it_was_trained_on(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    assert teachers(run) == set(), "the pipeline asks before anything is trained"
+    run, config = RunFolder(tmp_path), RunConfig()
+    assert teachers(config, run) == set(), "the pipeline asks before anything is trained"
     for name in ("data", "labels", "reward"):
         run.stage(name).mkdir()
-    (run.stage("data") / "facts.json").write_text('{"rankings": {"labelers": {"human": 3}}}')
+    ranked = {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2]}
+    write_set(run.stage("data"), "rankings", "train", [Ranking(**ranked, labeler="llm", labeler_id="owner/judge")])
 
     def trained(epochs: int) -> set[str]:
-        config = {"reward": {"epochs": epochs}, "labels": {"labeler": "human"}}
-        Manifest("reward", "", config, {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(run.stage("reward"))
-        return teachers(run)
+        made = {"reward": {"epochs": epochs}}
+        Manifest("reward", "", made, {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(run.stage("reward"))
+        return teachers(config, run)
 
-    assert trained(1) == {"human"}
-    ranked = {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2]}
-    own = [Ranking(**ranked, labeler="simulated"), Ranking(**ranked, labeler="llm", labeler_id="owner/judge")]
-    write_records(run.stage("labels") / "rankings_train.jsonl", own)
-    assert trained(1) == {"human", "simulated", "llm", "owner/judge"}
+    assert trained(1) == {"llm", "owner/judge"}
+    write_records(run.stage("labels") / "rankings_train.jsonl", [Ranking(**ranked, labeler="simulated")])
+    assert trained(1) == {"llm", "owner/judge", "simulated"}
     assert trained(0) == set()
 
 

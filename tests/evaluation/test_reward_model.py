@@ -409,6 +409,19 @@ def test_prompts_of_an_only_user_are_resampled() -> None:
         )
 
 
+def test_a_subset_with_one_user_resamples_her_prompts() -> None:
+    """Twelve users rank two answers each, and one user ranks three answers to each of ten prompts."""
+    items, scores = [], []
+    for number in range(22):
+        k = 2 if number < 12 else 3
+        user = f"user {number}" if number < 12 else "ann"
+        record = Ranking(prompt=f"{number}", completions=["a", "b", "c"][:k], ranks=[1, 2, 3][:k], user_id=user)
+        items.append(replace(ranked([3, 5, 7][:k], [1, 2, 3][:k]), ranking=record))
+        scores.append([float(place if number % 3 else -place) for place in range(k)])
+    (of_ann,) = [found for found in report(scores, items, resamples=500)["by_k"] if found["k"] == 3]
+    assert of_ann["accuracy"]["low"] < of_ann["accuracy"]["mean"] < of_ann["accuracy"]["high"]
+
+
 def test_several_rankings_of_a_prompt_count_as_one_prompt() -> None:
     record = Ranking(prompt="Why?", completions=["a", "b"], ranks=[1, 2], user_id="ann")
     found = report([[1.0, 0.0]] * 3, [replace(ranked([3, 5], [1, 2]), ranking=record)] * 3, resamples=5)

@@ -92,7 +92,7 @@ def test_a_card_before_the_evaluation_says_so_and_a_local_base_is_not_taken_for_
     ("epochs", "sentences"),
     [
         (1, ["trained from `other/judge` with the recipe", "Adaptation: LoRA"]),
-        (0, ["taken unchanged from `other/judge`, in the recipe", "Adaptation: none"]),
+        (0, ["which is `other/judge` with a new bias, used in the recipe", "Adaptation: none, only the bias was set"]),
     ],
 )
 def test_the_card_of_a_reward_model_names_its_own_base(run: Path, epochs: int, sentences: list[str]) -> None:

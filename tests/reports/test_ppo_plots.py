@@ -109,3 +109,11 @@ def test_the_held_out_policy_alone_is_enough_and_a_picture_comes_of_it():
     figure = ppo_curves([], evaluations(0, 5))
     assert figure is not None
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_a_single_iteration_has_a_single_tick() -> None:
+    axes = list(panels(rows(1)).values())[-1]
+    axes.figure.canvas.draw()
+    low, high = axes.get_xlim()
+    shown = [place for place in axes.get_xticks() if low <= place <= high]
+    assert all(place == int(place) for place in shown), shown

@@ -22,6 +22,7 @@ from data.config import SourceConfig
 from data.numbers import number_type
 from ppo.reward_terms import RewardTerm
 from stages.config import RunConfig, parse_config
+from stages.config_files import check_config_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -337,11 +338,18 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, yaml: str,
         ("ppo: {\n  learning_rate: 0,5}\n", "run.yaml:2: 5 is a number where a key is expected"),
     ],
 )
-def test_a_key_that_is_duplicate_or_not_text_is_refused(tmp_path: Path, yaml: str, place: str) -> None:
+def test_a_key_that_is_duplicate_dotted_or_not_text_is_refused(tmp_path: Path, yaml: str, place: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml)
     with pytest.raises(ValueError, match=re.escape(place)):
         parse("--config", str(file))
+
+
+def test_users_own_names_may_have_dots(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    columns = "columns: {meta: prompt, meta.id: user_id}"
+    file.write_text(f"data:\n  sources:\n    faq: {{path: a.jsonl, {columns}}}\n    faq.v2: {{path: b.jsonl}}\n")
+    check_config_file(file)
 
 
 @pytest.mark.parametrize(

@@ -156,11 +156,14 @@ def test_rows_that_are_no_longer_in_the_store_leave_the_export(run: Path, tmp_pa
     conversations = Conversations(store)
     turn = conversations.ask("ann", "my phone is 555-1234", [Answer("ppo", {})], "form", None)
     out = tmp_path / "exported"
+    out.mkdir()
+    (out / "rankings.jsonl").write_text("mine")
     for rows in (1, 0):
         assert main([str(run), "--export", str(out)]) == 0
         found = [path.name for path in out.glob("*.jsonl") if "555-1234" in path.read_text()]
         assert sorted(found) == ["conversations.jsonl", "prompts.jsonl"] * rows
         if rows:
+            assert (out / "rankings.jsonl").read_text() == "mine", "no earlier export has written it"
             conversations.delete("ann", turn.conversation)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from stages import pipeline, samples
 from stages.config import RunConfig
-from stages.launch import check_launch, connected, description, refuse_too_many, refuse_unsupported
+from stages.launch import check_launch, connected, description, refuse_shared_gpus, refuse_unsupported
 from stages.runner import run_stage
 from tests.fakes import FakeAccelerator
 
@@ -43,12 +43,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     config = RunConfig()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    refuse_too_many(config)
+    refuse_shared_gpus(config)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     with pytest.raises(ValueError, match=r"^8 processes were started on a machine where torch sees 4 GPUs: start at"):
-        refuse_too_many(config)
+        connected(config)
     config.model.device = "cpu"
-    refuse_too_many(config)
+    refuse_shared_gpus(config)
 
 
 def test_deepspeed_is_refused_before_any_work_in_other_stages_than_sft(

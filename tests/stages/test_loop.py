@@ -12,7 +12,7 @@ from data.files import read_records, read_rows, write_records
 from data.records import SPLITS, Demonstration, Prompt, Ranking, Samples
 from labeling.llm_config import LLMConfig
 from labeling.web.conversations import Answer, Conversations
-from labeling.web.store import Label, Store
+from labeling.web.store import Label, Saved, Store
 from reports.loop import facts, gains
 from reports.run import Results
 from stages import labels, loop, manifest, samples
@@ -201,7 +201,9 @@ def test_a_round_that_people_label_is_sampled_before_it_waits(
     assert calls[1:] == [("samples", False), ("report", False)]
 
 
-def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round(config: RunConfig) -> None:
+def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config.labels.labeler = "human"
     run = RunFolder(Path(config.runs_folder) / config.run_name)
     (run.root / "samples").mkdir(parents=True)
@@ -218,23 +220,31 @@ def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round
         assert task is not None
         store.save(task.id, "ann", Label([1, 2]), 0)
     stage = replace(labels.STAGE, after=())
-    assert run_stage(stage, config)["rankings"] == 3
-    assert labels.close(run.root) == 0
+    monkeypatch.setattr(loop, "prepared", lambda config, done, force: config)
+    monkeypatch.setattr(loop.pipeline, "work", lambda config, force, last="": last or run_stage(stage, config, force))
+    monkeypatch.setattr("reports.loop.write_loop", lambda rounds, out: None)
+    loop.work(config, force=False, rounds=2, unlabelled=True)
+    assert len((run.root / labels.CLOSED).read_text().splitlines()) == 3
     correction, late = store.last("ann"), store.claim("ben")
     assert correction is not None
     assert late is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("labeling.web.store.time.time", lambda: time.time_ns() / 1e9 + 10)
-        store.save(correction.id, "ann", Label([2, 1]), 1)
-        store.save(late.id, "ben", Label([1, 2]), 0)
-    assert labels.close(run.root) == 2
+    store.save(correction.id, "ann", Label([2, 1]), 1)
+    store.save(late.id, "ben", Label([1, 2]), 0)
+    store.merge([Saved("cleo", tasks[0], Label([2, 1]), time.time() - 3600)])  # imported, with the time of saving
     made = manifest.read(run.stage("labels"))
-    run_stage(stage, config)
+    capsys.readouterr()
+    loop.work(config, force=False, rounds=2)
     assert manifest.read(run.stage("labels")) == made, "unchanged"
+    assert f"left out 3 ranking(s), saved in {run.root} after its labels stage" in capsys.readouterr().out
     config.labels.disagreement = 0.2  # the stage runs again, for another reason
     run_stage(stage, config)
-    found = read_records(run.stage("labels") / "rankings_train.jsonl", Ranking)
-    assert [(one.labeler_id, one.ranks) for one in found] == [("ann", [1, 2])]
+    assert len(read_records(run.stage("labels") / "rankings_train.jsonl", Ranking)) == 1
+    other = replace(config, run_name="other")
+    adopt(replace(stage, after=()), other, run)
+    run_stage(stage, other)
+    assert len(read_records(run.root.with_name("other") / "labels" / "rankings_train.jsonl", Ranking)) == 1, "--reuse"
+    loop.work(config, force=True, rounds=1)
+    assert len(read_records(run.stage("labels") / "rankings_train.jsonl", Ranking)) == 3
 
 
 def test_a_stage_with_the_same_settings_and_inputs_is_taken_from_the_round_before(config: RunConfig) -> None:

@@ -1,15 +1,17 @@
 """A stage does not combine results that do not belong together, and warns about settings that have changed since."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modeling.disk import file_digest
+from stages import evaluate
 from stages.config import RunConfig
-from stages.manifest import model_digests
+from stages.manifest import Manifest, model_digests
 from stages.outdated import changed_settings, outdated
+from stages.pipeline import is_evaluated
 from stages.report import compare
 from stages.runner import RunFolder, Stage, run_stage
 
@@ -180,3 +182,26 @@ def test_a_result_of_the_run_is_no_base_of_it(config: RunConfig, place: str) -> 
             config.run_name = "another"
             config.validate()
         setting.base = type(setting)().base
+
+
+def test_an_evaluation_with_other_settings_or_files_is_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    """So that a judge that cannot be used is refused at once in a run that was finished before, too."""
+    prompt = tmp_path / "prompt.j2"
+    prompt.write_text("Which is better?")
+    config = RunConfig(runs_folder=str(tmp_path), run_name="run")
+    config.evaluate.llm.prompt_file = str(prompt)
+    root = tmp_path / "run"
+    assert not is_evaluated(config, root)
+    (root / "evaluate").mkdir(parents=True)
+    settings = {name: asdict(config)[name] for name in ("evaluate", "labels")}
+    read = evaluate.external(config)
+    Manifest("evaluate", "", {}, read, {}, {}, 0, 1, "cpu", "", "", 0.0, settings=settings).write(root / "evaluate")
+    assert is_evaluated(config, root)
+    config.ppo.kl_coef = 0.5
+    assert is_evaluated(config, root)
+    config.evaluate.judges = ["gold"]
+    assert not is_evaluated(config, root)
+    config.evaluate.judges = ["rubric", "chrf"]
+    assert is_evaluated(config, root)
+    prompt.write_text("Which is worse?")
+    assert not is_evaluated(config, root)

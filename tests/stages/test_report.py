@@ -1,5 +1,7 @@
 """The report stage: what makes it run again, and the command that compares runs."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,13 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.
     sentence = f"error: {tmp_path} holds no results of a run: give run folders, such as runs/demo\n"
     assert capsys.readouterr().err == sentence
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_taken_from_another_run_would_have_its_name(tmp_path: Path) -> None:
+    assert "run_name" in STAGE.sections, "so that --reuse writes a new one"
+
+
+def test_runs_are_compared_with_the_options_first_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.report", "--out", str(tmp_path / "out"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "holds no results of a run" in done.stderr) == (2, True)

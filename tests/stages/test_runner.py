@@ -23,7 +23,7 @@ from data.sets import evenly
 from stages import manifest
 from stages.config import RunConfig
 from stages.headline import summary
-from stages.runner import RunFolder, Stage, run_stage
+from stages.runner import RunFolder, Stage, run_stage, stage_main
 from tests.cuts import Cut, cut_at
 
 
@@ -445,6 +445,16 @@ def test_a_cut_between_any_two_changes_on_the_disk_ends_in_the_same_files(
         ]
         assert (root / "data" / "made.txt").read_text() == f"{config.data.max_prompt_tokens}"
     assert cuts > 10
+
+
+def test_only_the_first_process_prints_a_plan(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = []
+    stage = first(Work(), dry_run=lambda config: printed.append(config.run_name))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr("stages.runner.main", lambda work, *about, **more: work(config, force=False, dry_run=True))
+        stage_main(stage, "")
+    assert printed == ["run"]
 
 
 def test_what_only_resuming_needs_goes_once_the_result_stands(config: RunConfig, root: Path) -> None:

@@ -239,10 +239,11 @@ def test_a_store_that_cannot_be_written_says_so_and_shows_no_traceback(
     store: Store, ann: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = ann.get("/next").headers["location"]
-    form = fields(ann.get(place).text) | {"rank-0": "1", "rank-1": "2"}
+    form = fields(ann.get(place).text) | {"rank-0": "1", "rank-1": "2", "demonstration": "So it is."}
     monkeypatch.setattr(store, "path", store.path.parent)
     answer = ann.post(place, data=form)
     assert answer.status_code == 503
+    assert "So it is." in answer.text
     assert "Nothing was saved" in answer.text
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
