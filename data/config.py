@@ -28,12 +28,14 @@ class SourceConfig:
     """Maps the source's column names to ours; null leaves a column out."""
     source: Literal["labeler", "api"] | None = None
     """Who wrote the prompts, if the rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
+    labeler: str | None = None
+    """Who ranked, if the rows do not say: `human`, or the name of a language model. Default: the format's, or human."""
     weight: PositiveFloat | None = None
     """Relative share of the role's training rows; sources are subsampled, never repeated. Default: all rows."""
     limit: PositiveInt | None = None
     """Maximum number of rows to read, or of groups of rows that belong together. Default: all."""
     licence: str | None = None
-    """Licence for the data card, if the format does not define it."""
+    """Licence for the data card; of a published format it is added to the description."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ Rule = Callable[[str], Iterator[tuple[int, int]]]
 SECRET = re.compile(  # the prefixes of keys, which need a digit so that placeholders are ignored
     r"(?<![A-Za-z0-9])(?:sk-(?:proj|svcacct|admin|ant|or)-(?=[A-Za-z_-]*\d)[\w-]{20,}"
     r"|(?:sk-|[sr]k_live_)(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}|gh[oprsu]_[A-Za-z0-9]{36}|github_pat_\w{22,}"
-    r"|glpat-[\w-]{20}|hf_[A-Za-z]{30,}|xox[abprs]-(?=[A-Za-z-]*\d)[A-Za-z0-9-]{10,}|AIza[\w-]{35}"
+    r"|glpat-[\w-]{20,}(?:\.[\w-]+)*|hf_[A-Za-z]{30,}|xox[abprs]-(?=[A-Za-z-]*\d)[A-Za-z0-9-]{10,}|AIza[\w-]{35}"
     r"|A(?:KI|SI)A(?![A-Z0-9]{9}EXAMPLE)[A-Z0-9]{16}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,})(?![A-Za-z0-9])"
     r"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
     r"|(?<![a-z0-9+])[a-z][a-z0-9+]{0,15}://[^\s:/@\"'<>{}$]+:(?=[^\s/@]*\d)[^\s/@\"'<>{}$]+"

@@ -182,7 +182,7 @@ class EvaluateRewardConfig(GoldConfig):
     model: str | None = None
     """Reward model of the evaluate_reward stage: a folder or a model on the Hub; null uses the run's own."""
     max_prompts: PositiveInt | None = None
-    """Maximum number of prompts per split, spread evenly over it; null uses all. Ours."""
+    """Maximum number of prompts per split in the evaluate_reward stage, spread evenly over it; null uses all. Ours."""
     sft_likelihood: bool = True
     """Also evaluate the SFT model's likelihood of an answer as a baseline; costs a pass of the SFT model over the test
     split.

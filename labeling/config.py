@@ -88,5 +88,10 @@ class LabelsConfig:
         self.llm.validate("labels.llm")
         if self.labeler == "llm" and self.llm.endpoint is None:
             raise ValueError("labels.labeler=llm needs labels.llm.endpoint and labels.llm.model")
+        if self.llm.max_prompts is not None:
+            raise ValueError(
+                "labels.llm.max_prompts is for the judge evaluate.llm: limit the prompts that are ranked with "
+                "samples.max_train_prompts and samples.max_heldout_prompts"
+            )
         if self.labeler == "none" and self.earlier:
             raise ValueError("labels.earlier needs a labeler: give earlier rankings in data.rankings instead")

@@ -33,7 +33,7 @@ class SentenceEncoder:
         self.batch_size = batch_size
 
     def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-        texts = sorted({*answers, *references}, key=len)
+        texts = sorted({*answers, *references}, key=lambda text: (len(text), text))  # the same batches in every run
         vectors = dict(zip(texts, self.embed(texts), strict=True))
         return [max(0.0, float(vectors[a] @ vectors[r])) for a, r in zip(answers, references, strict=True)]
 

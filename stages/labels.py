@@ -7,7 +7,7 @@ python -m stages.labels --config configs/demo.yaml --labels.disagreement 0.2
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from stages.label import PLACE
 from stages.manifest import digest_of, model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
+LLM_NUMBERS = ("requests", "refused", "malformed", "truncated", "input_tokens", "output_tokens", "cost")
 CLOSED = Path("people") / "closed.jsonl"
 """The rankings of a finished round, see `close`."""
 
@@ -39,7 +40,10 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     numbers: dict[str, Any] = {"rankings": 0, "all_tied": 0, "tied_pairs": 0.0}
     if how.labeler == "none":
         return numbers
-    labeler = {"human": by_people, "llm": by_llm, "simulated": by_rubric}[how.labeler](config, run)
+    kinds: dict[str, Callable[[RunConfig, RunFolder], Labeler]] = {
+        "human": by_people, "llm": LLMLabeler, "simulated": by_rubric,
+    }  # fmt: skip
+    labeler = kinds[how.labeler](config, run)
     earlier = earlier_rankings(config, run)
     pairs = ties = own = 0
     for split in SPLITS:
@@ -57,6 +61,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         for ranking in ranked:
             judged = judged_pairs(ranking)
             pairs, ties = pairs + len(judged), ties + sum(tied for *_, tied in judged)
+    if isinstance(labeler, LLMLabeler):
+        numbers |= labeler.numbers()
     numbers["tied_pairs"] = ties / max(1, pairs)
     if how.earlier:
         numbers["earlier_rankings"] = numbers["rankings"] - own
@@ -109,24 +115,35 @@ def by_rubric(config: RunConfig, run: RunFolder) -> "Labeler":
     return lambda samples: rank(samples, config.labels, judge, config.seed)
 
 
-def by_llm(config: RunConfig, run: RunFolder) -> "Labeler":
+class LLMLabeler:
     """A language model that compares every two answers. Its replies are cached, so that an interrupted stage does not
-    repeat requests.
+    repeat requests. Raises ValueError if it cannot be asked.
     """
-    from evaluation.judges.llm import LLMJudge
-    from evaluation.judges.llm_client import LLMClient
-    from evaluation.judges.llm_labeler import rank_by_llm
 
-    judge = LLMJudge(LLMClient(replace(config.labels.llm, max_prompts=None)))
-    judge.check()
+    def __init__(self, config: RunConfig, run: RunFolder) -> None:
+        from evaluation.judges.llm import LLMJudge
+        from evaluation.judges.llm_client import LLMClient
 
-    def ranked(samples: "Sequence[Samples]") -> "list[Ranking]":
-        found = rank_by_llm(samples, judge)
+        self.judge = LLMJudge(LLMClient(config.labels.llm))
+        self.judge.check()
+
+    def __call__(self, samples: "Sequence[Samples]") -> "list[Ranking]":
+        """The rankings. Raises ValueError if there are none."""
+        from evaluation.judges.llm_labeler import rank_by_llm
+
+        found = rank_by_llm(samples, self.judge)
         if not found:
-            raise ValueError(f"the language model of labels.llm gave no verdict on {len(samples)} prompts of a split")
+            counts = self.judge.client.report()
+            reason = counts["refused_because"] or f"{counts['malformed']} replies were malformed"
+            raise ValueError(
+                f"the language model of labels.llm gave no verdict on {len(samples)} prompts of a split: {reason}"
+            )
         return found
 
-    return ranked
+    def numbers(self) -> dict[str, Any]:
+        """Requests, tokens and cost, for the stage's headline."""
+        counts = self.judge.client.report()
+        return {name: counts[name] for name in LLM_NUMBERS if counts[name] is not None}
 
 
 def by_people(config: RunConfig, run: RunFolder) -> "Labeler":

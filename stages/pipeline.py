@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import evaluate, manifest
+from stages import evaluate, labels, manifest
 from stages.config import FORCE, STAGES, Options, RunConfig
 from stages.launch import connected, refuse_unsupported
 from stages.outdated import changed_settings
-from stages.runner import RunFolder, adopt, main, run_stage
+from stages.runner import RunFolder, Stage, adopt, main, run_stage
 
 OPTIONS: Options = FORCE | {
     "reuse": {
@@ -53,8 +53,12 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
         if reuse is not None and not force:
             from_main(accelerator, partial(adopt, stage, config, RunFolder(Path(reuse))))
         run_stage(stage, config, force)
-        if name == "data" and (force or not is_evaluated(config, root)):
-            # What cannot be evaluated is refused before anything is trained.
+        if name != "data":
+            continue
+        # What cannot be labelled or evaluated is refused before anything is trained.
+        if config.labels.labeler == "llm" and reuse is None and (force or not is_made("labels", config, root)):
+            from_main(accelerator, partial(check_labeler, config, RunFolder(root)))
+        if force or not is_made("evaluate", config, root):
             evaluate.external(config)
             evaluate.judging(config, root / "data", Run(accelerator, config.seed, None))
             gc.collect()
@@ -65,12 +69,18 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
         print(f"\n{summary(headline, evaluation)}\n\n{time.perf_counter() - start:.0f} s in total; report: {page}")
 
 
-def is_evaluated(config: RunConfig, root: Path) -> bool:
-    """Whether the run has an evaluation with these settings and files."""
-    made = manifest.read(root / "evaluate")
+def is_made(name: str, config: RunConfig, root: Path) -> bool:
+    """Whether the run has a result of a stage with these settings and files."""
+    made = manifest.read(root / name)
     if made is None or changed_settings(made.settings, asdict(config)):
         return False
-    return evaluate.external(config).items() <= made.inputs.items()
+    stage: Stage = importlib.import_module(f"stages.{name}").STAGE
+    return stage.external(config).items() <= made.inputs.items()
+
+
+def check_labeler(config: RunConfig, run: RunFolder) -> None:
+    """Raises ValueError if the language model of `labels.llm` cannot be asked."""
+    labels.LLMLabeler(config, run)
 
 
 def summary(headline: dict[str, Any], evaluation: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
 NAMED_SPLIT = re.compile(
-    r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*|(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
+    r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*|(?:.*?[-_.])??(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
 )
 
 

@@ -59,7 +59,8 @@ class Source:
     def about(self) -> str:
         """A description, with the licence if it is known."""
         if self.settings.format != "rows":
-            return self.format.about
+            licence = self.settings.licence
+            return f"{self.format.about}{f'; {licence}' if licence else ''}"
         return EMBEDDED.get(self.name, f"rows of the user's own; {self.settings.licence or 'licence not recorded'}")
 
     @property
@@ -227,8 +228,11 @@ def convert(rows: Sequence[Any], source: Source) -> list[Any]:
     defaults: Fields = {"source": source.settings.source or source.format.source or "api"}
     # Rows that an earlier run exported name a source of that run; weights and counts are by this one's.
     fixed = {"dataset": source.name}
-    if source.role == "rankings" and source.format.labeler is not None:
-        fixed |= {"labeler": "llm", "labeler_id": source.format.labeler}
+    if source.role == "rankings":
+        if (own := source.settings.labeler) not in (None, "human"):
+            defaults |= {"labeler": "llm", "labeler_id": own}
+        if source.format.labeler is not None:
+            fixed |= {"labeler": "llm", "labeler_id": source.format.labeler}
     found = source.format.convert[source.role](rows)
     if source.role == "pretraining":
         return [parse_document(fields | fixed) for fields in found]

@@ -22,6 +22,8 @@ from modeling.load import autocast_dtype, context_length, load_causal, load_toke
 from modeling.models import policy_model
 from reward.batches import RankingExample
 
+CUT = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer decodes from a part of a character."""
 REQUEST: Message = {"role": "user", "content": "Say that again in other words."}
 
 
@@ -82,7 +84,14 @@ class ReferenceLikelihoodJudge(ScoringJudge):
     def _shortened(self, prompt: Demonstration, text: str) -> str:
         """An answer that does not fit is truncated at the end, as in PPO."""
         ids, room = encode_completion(self._tokenizer, text, ends=False), self._room(prompt)
-        return text if len(ids) <= room else str(self._tokenizer.decode(ids[:room]))
+        if len(ids) <= room:
+            return text
+        for kept in range(room, -1, -1):  # a character that was cut in two may have more tokens than its half had
+            shortened = str(self._tokenizer.decode(ids[:kept])).rstrip(CUT)
+            example = self._example(prompt, shortened)
+            if len(example.prompt) + len(example.answers[0]) <= self._context:
+                return shortened
+        raise AssertionError("check")
 
     def _room(self, prompt: Demonstration) -> int:
         """Number of answer tokens that fit into the context."""

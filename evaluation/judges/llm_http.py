@@ -60,7 +60,7 @@ class ChatEndpoint:
         self._http = httpx2.Client(headers=headers, timeout=config.timeout, limits=httpx2.Limits(max_connections=None))
 
     def complete(self, payload: Mapping[str, Any], stop: threading.Event, is_check: bool = False) -> Reply:
-        """Sends a request until it succeeds; a check is not retried if the server cannot be reached.
+        """Sends a request until it succeeds; a check is not retried if the server cannot be reached or is no such API.
 
         Raises RefusedError, ValueError if the request fails for good, and StoppedError if `stop` is set meanwhile.
         """
@@ -105,7 +105,10 @@ class ChatEndpoint:
             raise ValueError(
                 f"the language model at {self.base} refuses requests: {self._words(response)}{advice.get(status, '')}"
             )
-        return parse_completion(response)
+        try:
+            return parse_completion(response)
+        except TransientError as error:
+            raise TransientError(f"{error}: {self._words(response)}", unreachable=True) from None
 
     def _words(self, response: httpx2.Response) -> str:
         """A server's error in one line, without the key."""

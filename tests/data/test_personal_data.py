@@ -72,6 +72,7 @@ PERSONAL = {
     "SECRET": [
         "sk-" + FORTY, "sk-proj-" + FORTY, "sk_live_" + FORTY[:24], "gh" + "p_" + FORTY[:36],
         "github_" + "pat_" + FORTY, "gl" + "pat-" + FORTY[:20],
+        "gl" + "pat-" + FORTY[:27] + ".01.0w1a2b3c4",
         "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", "xo" + "xb-1234567890-" + FORTY[:24], "AI" + "za" + FORTY[:35],
         "AKIA4QZ7XNWT5RJLMV2K",
         "-----BEGIN OPENSSH PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----",

@@ -120,6 +120,11 @@ def test_an_answer_too_long_for_the_base_model_is_truncated_and_a_prompt_without
     long = said("so " * 100, "so " * room)
     first, second = judge.scores(PROMPTS[:1], [long])[0]
     assert first == pytest.approx(second)
+    for start in range(8):  # a cut in the middle of a character, which has several tokens
+        cut = judge._shortened(PROMPTS[0], "s" * start + "\N{GRINNING FACE}" * 100)
+        example = judge._example(PROMPTS[0], cut)
+        assert room - 10 < len(encode_completion(judge._tokenizer, cut, ends=False)) <= room
+        assert len(example.prompt) + len(example.answers[0]) <= 70
     with pytest.raises(ValueError, match="leave no room for an answer in the base model's context of 70"):
         judge.check([replace(PROMPTS[0], completion="so " * 100)])
 

@@ -142,6 +142,13 @@ def test_a_refusal_is_no_reason_to_try_again_and_never_shows_the_key(
     assert KEY not in written + str(failure.value) + caplog.text + repr(vars(one.endpoint._http)) + repr(one.report())
 
 
+def test_a_check_says_at_once_what_a_server_without_this_api_answers(tmp_path: Path) -> None:
+    fake = FakeLLM(shout, ["empty"] * 9)
+    with serving(fake) as url, pytest.raises(ValueError, match=r"is not a chat completion: HTTP 200 OK: .*choices"):
+        client(url, tmp_path).check(ask("there?"))
+    assert len(fake.requests) == 1
+
+
 def test_a_check_says_at_once_that_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from labeling import rubric
 from labeling.config import RubricWeights
-from labeling.judges import WordOverlap, closeness_judge, profanity
+from labeling.judges import SentenceEncoder, WordOverlap, closeness_judge, profanity
 from labeling.rubric import PARTS, Answered, copying, judge, repetition
 
 
@@ -101,3 +102,20 @@ def test_an_insult_is_more_offensive_than_a_kind_word() -> None:
     assert 0 <= kind < 0.2
     assert 0.8 < insult <= 1
     assert profanity([]) == []
+
+
+def test_texts_of_equal_length_are_encoded_in_the_same_order_in_every_process() -> None:
+    """The order decides which texts share a batch, and with that the last digits of their embeddings."""
+    encoded: list[str] = []
+
+    class Encoder(SentenceEncoder):
+        def __init__(self) -> None:
+            pass
+
+        def embed(self, texts: Sequence[str]) -> torch.Tensor:
+            encoded.extend(texts)
+            return torch.eye(len(texts))
+
+    words = ["ccc", "aaa", "bbb", "eee", "ddd", "fff", "b"]
+    assert Encoder()(words, words) == [1.0] * 7
+    assert encoded == ["b", "aaa", "bbb", "ccc", "ddd", "eee", "fff"]

@@ -403,6 +403,7 @@ GOLD = ("--evaluate.judges", "[gold]", "--evaluate.gold.model")
         (["--evaluate.best_of_n", "4", "--evaluate.temperature", "0"], "evaluate.best_of_n=4 needs"),
         (["--evaluate.judges", "[gold]"], "the judge gold needs evaluate.gold.model"),
         (["--evaluate.judges", "[human]"], "the judge human needs evaluate.human.path"),
+        (["--labels.llm.max_prompts", "2"], "limit the prompts that are ranked with samples.max_train_prompts"),
         (["--evaluate.judges", "[]"], "evaluate.judges is empty"),
         (["--evaluate.judges", "[chrf, chrf]"], "names a judge twice"),
         (["--evaluate.gold.model", "org/name"], "evaluate.gold is set, but gold is not in evaluate.judges"),

@@ -155,13 +155,18 @@ def test_a_language_model_ranks_by_comparing_every_two_answers_in_both_orders(
     fake = FakeLLM(longer)
     config.labels.labeler, config.labels.earlier = "llm", []
     with serving(fake) as endpoint:
-        config.labels.llm = LLMConfig(endpoint=endpoint, model="judge", max_prompts=1, cache=str(tmp_path / "llm"))
+        config.labels.llm = LLMConfig(endpoint=endpoint, model="judge", cache=str(tmp_path / "llm"))
         numbers = labels.work(config, run, tmp_path)
     found = read_records(tmp_path / "rankings_test.jsonl", Ranking)
     assert [(one.preferences, one.ties, one.labeler, one.labeler_id) for one in found] == [
         ([[2, 0], [2, 1]], [[0, 1]], "llm", "judge")
     ] * 2
-    assert numbers == {"rankings": 5, "all_tied": 0, "tied_pairs": pytest.approx(1 / 3), "no_verdict": 3}
+    assert numbers.pop("requests") == len(fake.requests)
+    assert min(numbers.pop("input_tokens"), numbers.pop("output_tokens")) > 0
+    assert numbers == {
+        "rankings": 5, "all_tied": 0, "tied_pairs": pytest.approx(1 / 3), "no_verdict": 3, "refused": 0, "malformed": 6,
+        "truncated": 0,
+    }  # fmt: skip
 
 
 def test_a_round_waits_until_people_have_labelled_its_answers(second: tuple[RunConfig, RunFolder]) -> None:

@@ -11,7 +11,7 @@ from stages import evaluate
 from stages.config import RunConfig
 from stages.manifest import Manifest, model_digests
 from stages.outdated import changed_settings, outdated
-from stages.pipeline import is_evaluated
+from stages.pipeline import is_made
 from stages.report import compare
 from stages.runner import RunFolder, Stage, run_stage
 
@@ -191,17 +191,17 @@ def test_an_evaluation_with_other_settings_or_files_is_checked_before_anything_i
     config = RunConfig(runs_folder=str(tmp_path), run_name="run")
     config.evaluate.llm.prompt_file = str(prompt)
     root = tmp_path / "run"
-    assert not is_evaluated(config, root)
+    assert not is_made("evaluate", config, root)
     (root / "evaluate").mkdir(parents=True)
     settings = {name: asdict(config)[name] for name in ("evaluate", "labels")}
     read = evaluate.external(config)
     Manifest("evaluate", "", {}, read, {}, {}, 0, 1, "cpu", "", "", 0.0, settings=settings).write(root / "evaluate")
-    assert is_evaluated(config, root)
+    assert is_made("evaluate", config, root)
     config.ppo.kl_coef = 0.5
-    assert is_evaluated(config, root)
+    assert is_made("evaluate", config, root)
     config.evaluate.judges = ["gold"]
-    assert not is_evaluated(config, root)
+    assert not is_made("evaluate", config, root)
     config.evaluate.judges = ["rubric", "chrf"]
-    assert is_evaluated(config, root)
+    assert is_made("evaluate", config, root)
     prompt.write_text("Which is worse?")
-    assert not is_evaluated(config, root)
+    assert not is_made("evaluate", config, root)

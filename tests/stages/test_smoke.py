@@ -53,12 +53,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         (["--evaluate.models", "[{reward}]"], "is a reward model or another classifier, which cannot generate answers"),
         (["--evaluate.models", "[sft_baseline]"], "run `make sft_baseline` first\n"),
         (
+            ["--labels.labeler", "llm", "--labels.llm.endpoint", "http://127.0.0.1:9/v1", "--labels.llm.model", "m"],
+            "the language model at http://127.0.0.1:9/v1 does not answer: ",
+        ),
+        (
             ["--evaluate.judges", "[human]", "--evaluate.human.path", "{run}/data/counts.json"],
             "counts.json: expected an array of rows",
         ),
     ],
 )
-def test_an_evaluation_that_cannot_run_is_refused_before_anything_is_trained(
+def test_an_evaluation_or_labeler_that_cannot_run_is_refused_before_anything_is_trained(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
 ) -> None:
     root, _ = finished

@@ -65,7 +65,15 @@ def test_a_saved_dataset_gives_its_rows_in_order_and_its_files_for_the_digest(tm
     assert [file.name for file in source(folder).files] == [f"data-0000{number}-of-00003.arrow" for number in range(3)]
 
 
-@pytest.mark.parametrize("made", [saved_dict, snapshot, lines])
+def cached(place: Path) -> Path:
+    """Files as in the cache of `datasets`, which are named after the data set and a split."""
+    lines(place)
+    for name in ("train", "test"):
+        (place / f"{name}.jsonl").rename(place / f"tldr-{name}.jsonl")
+    return place
+
+
+@pytest.mark.parametrize("made", [saved_dict, snapshot, lines, cached])
 def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
     folder = made(tmp_path / "it")
     assert prompts(folder, split="train") == asked(ROWS)
@@ -85,7 +93,7 @@ def test_an_only_split_needs_no_name(tmp_path: Path, made: Any) -> None:
     folder = made(tmp_path / "it")
     if made is saved_dict:
         (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    for file in folder.rglob("test*.*"):
+    for file in folder.rglob("*test*.*"):
         file.unlink()
     assert prompts(folder) == asked(ROWS)
     assert source(folder).place.endswith(", split train")

@@ -404,3 +404,24 @@ def test_a_null_prompt_is_no_second_column_and_no_fault_where_nothing_reads_it(t
     place = written(tmp_path / "hh.jsonl", [{"prompt": None, "chosen": talk + "So.", "rejected": talk + "No."}])
     config = configured("rankings", place=place, format="hh_rlhf")
     assert [record.completions for record in records(config, "rankings")] == [["So.", "No."]]
+
+
+@pytest.mark.parametrize(
+    ("labeler", "own", "expected"),
+    [
+        (None, {}, ("human", "")),
+        ("human", {}, ("human", "")),
+        ("gpt-4", {}, ("llm", "gpt-4")),
+        ("gpt-4", {"labeler": "human", "labeler_id": "ann"}, ("human", "ann")),
+    ],
+)
+def test_a_source_says_who_ranked_where_its_rows_do_not(
+    tmp_path: Path, labeler: str | None, own: dict[str, str], expected: tuple[str, str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."} | own) + "\n")
+    config = DataConfig(sources={"uf": SourceConfig(place=str(file), labeler=labeler, licence="CC0")}, rankings=["uf"])
+    source = find("uf", config, "rankings")
+    (found,) = read(source, BadRows("stop"))
+    assert (found.labeler, found.labeler_id) == expected
+    assert source.about.endswith("; CC0")
