@@ -98,3 +98,8 @@ def suppress_logit(model: Any, token: int) -> None:
         logits.select(-1, token).fill_(SUPPRESSED_LOGIT)
 
     model.get_output_embeddings().register_forward_hook(lower)
+
+
+def vocabulary(settings: Any) -> int:
+    """The number of embeddings of a model with this configuration; a tokenizer may have fewer tokens."""
+    return int(settings.get_text_config().vocab_size)

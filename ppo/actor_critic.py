@@ -26,6 +26,7 @@ from data.tokenize import count_prompt_tokens
 from modeling.adapters import adapter_parameters, add_lora, load_adapter, lora_config, lora_weights
 from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
+from modeling.embeddings import vocabulary
 from modeling.frozen_layers import FrozenLayers, frozen_layers
 from modeling.load import (
     autocast_dtype,
@@ -119,6 +120,7 @@ class Loader:
         reward_tokenizer = load_tokenizer(self.reward / "model", self.reward_config)
         settings = read_settings(self.reward / "model", self.reward_config)
         refuse_value_start(self.ppo, tokenizer, reward_tokenizer)
+        refuse_fewer_rows(self.ppo, read_settings(self.sft / "model", self.config), settings)
         refuse_value_layers(self.ppo, self.config.adapter == "lora" and not self.on_policy_base, settings)
         further = {
             term.label: prepare(term, self.config, tokenizer, self.device)
@@ -189,7 +191,8 @@ class Loader:
         if self.ppo.value_init == "sft":
             torch.manual_seed(derive_seed(self.seed, "value adapter"))
             shared.add_adapter("value", value_lora)
-            zeros = torch.zeros(1, shared.config.get_text_config().hidden_size)
+            # Some families project the last hidden state to the width of the embeddings (OPT-350m).
+            zeros = torch.zeros(1, base.get_output_embeddings().weight.shape[1])
             value = ValueModel(self._encoder(shared, "value", frozen), linear_head(zeros).to(self.device), 0.0)
         else:
             assert reward is not None, "PPOConfig.validate requires it"
@@ -260,6 +263,18 @@ def linear_head(weight: torch.Tensor) -> nn.Linear:
     with torch.no_grad():
         head.weight.copy_(weight)
     return head
+
+
+def refuse_fewer_rows(ppo: PPOConfig, settings: Any, reward_settings: Any) -> None:
+    """Raises ValueError if the value model would start from a reward model with fewer embeddings than the policy, which
+    may sample an id without a token (docs/generation.md). The settings are the models' configurations.
+    """
+    rows, reward_rows = vocabulary(settings), vocabulary(reward_settings)
+    if ppo.value_init == "reward" and reward_rows < rows:
+        raise ValueError(
+            f"the policy has {rows} embeddings, and the reward model from which the value model starts has "
+            f"{reward_rows}, so the policy could sample ids that the value model lacks: set ppo.value_init=sft"
+        )
 
 
 def refuse_value_start(ppo: PPOConfig, tokenizer: Any, reward_tokenizer: Any) -> None:

@@ -114,7 +114,18 @@ def mean_of_tokens(found: EvalPrediction) -> dict[str, float]:
 class ResumableTrainer(SFTTrainer):
     """trl's trainer with the order of `EpochOrder`, a token accuracy that counts all processes, and an evaluation loss
     that is the mean over all tokens, if `compute_metrics` is `mean_of_tokens`.
+
+    The training loss is the mean over an optimizer step's answer tokens, of any model: the Trainer guesses from the
+    model's class whether its loss can be one, but trl computes it here. Adapters on a quantized base, which trl rounds
+    to bfloat16, stay in float32, since small updates would be lost.
     """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
+        for weight in self.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -194,6 +194,31 @@ def test_only_micro_batches_with_a_response_of_equal_tokens_are_read_in_the_poli
     assert truncated_B.dtype == torch.bool
 
 
+def test_a_micro_batch_with_an_id_or_a_length_that_the_reward_model_lacks_is_read_as_text(
+    tiny: Callable[[str], Path], tmp_path: Path
+):
+    """Each micro-batch has a response whose tokens stay the same, too; GPT-2 has an embedding for each position."""
+    made = make_tiny_model(tmp_path / "made", "gpt2", hidden_size=48, layers=3, seed=4)
+    chain = chain_of(tmp_path, tiny("llama"), save_reward(tmp_path / "reward", made), "lora")
+    model = AutoModelForSequenceClassification.from_pretrained(chain.reward / "model")
+    model.transformer.wpe = torch.nn.Embedding.from_pretrained(model.transformer.wpe.weight[:100].clone())
+    model.config.n_positions = 100
+    model.save_pretrained(chain.reward / "model")
+    models, case = chain.models(value_init="sft"), every_ending(chain.tokenizer)
+    long, lacking = (
+        [60, 61] * 60,
+        [model.config.vocab_size + 5, 60, 61],
+    )  # policies may have more embeddings than tokens
+    for number, ids in ((1, lacking), (3, long)):
+        case.responses[number] = Generation(ids, [-1.0] * len(ids), ended=False)
+    rollout = Rollout(case.prompts, prompt_ids(chain, case), case.responses, ALONE.device)
+    rollout.make_micro_batches([[0, 1], [2, 3], [4, 5]], max_tokens=1000)
+    scores_B, truncated_B = models.rewards.scorers[0].scores(rollout.batches, rollout.episodes(), max_tokens=1000)
+    assert truncated_B.tolist() == [False, False, False, True, False, False]
+    case.responses[1] = Generation([60, 61], [-1.0] * 2, ended=False)  # an id without a token has no text
+    assert scores_B.tolist() == pytest.approx(by_hand(chain, case, context=100), abs=FLOAT32)
+
+
 def test_tokenizers_are_the_same_only_if_they_cut_text_alike(tiny: Callable[[str], Path], model_config: Any):
     place = tiny("llama")
 

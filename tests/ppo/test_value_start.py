@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from modeling.architecture import backbone_of
 from modeling.batch import Batch
@@ -19,6 +19,7 @@ from modeling.tracking import read_metrics
 from ppo import actor_critic
 from ppo.actor_critic import ActorCritic
 from tests.cuts import state
+from tests.families import SIZES
 from tests.ppo.conftest import PROMPTS, Chain, as_ranked, chain_of, save_reward, scored, small
 
 CASES = [
@@ -86,6 +87,20 @@ def test_first_values_are_zero_from_the_sft_model(
     scores = scored(chain.trainer(tmp_path, small(), chain.models(value_init="sft"))).scores
     assert scores.values_R.abs().max() == 0.0
     assert scores.rewards_B.std() > 0.05
+
+
+def test_the_head_is_as_wide_as_what_the_model_puts_out(tmp_path: Path) -> None:
+    """OPT-350m projects its hidden states to the width of its embeddings."""
+    made = make_tiny_model(tmp_path / "made")
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    sizes = SIZES["opt"] | {"vocab_size": len(tokenizer), "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    policy = tmp_path / "policy"
+    OPTForCausalLM(OPTConfig(**sizes, **ends)).save_pretrained(policy)
+    tokenizer.save_pretrained(policy)
+    chain = chain_of(tmp_path, policy, save_reward(tmp_path / "reward", made), "lora")
+    scores = scored(chain.trainer(tmp_path / "out", small(), chain.models(value_init="sft"))).scores
+    assert scores.values_R.abs().max() == 0.0
 
 
 @EVERY

@@ -130,6 +130,63 @@ def test_micro_batches_do_not_change_the_result(run: Any, tmp_path: Path) -> Non
     assert difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) < 1e-3
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_loss_does_not_depend_on_the_models_class(
+    run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """The Llama's `forward` takes no further arguments, as in code that comes with a model; GPT-2's class names no loss
+    of transformers. The answers differ in length, and the texts have no prompt.
+    """
+    if family == "llama":
+        kept = type(tiny_causal(family))
+        whole = kept.forward
+
+        def forward(
+            self: Any, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None,
+            past_key_values: Any = None, inputs_embeds: Any = None, labels: Any = None, use_cache: Any = None,
+            logits_to_keep: Any = 0, return_dict: Any = None,
+        ) -> Any:  # fmt: skip
+            texts = input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache
+            return whole(self, *texts, logits_to_keep)
+
+        monkeypatch.setattr(kept, "forward", forward)
+    train_set = [replace(row, completion="very " * n) for row, n in zip(TRAIN, (30, 1, 2, 9, 1, 1, 20, 3), strict=True)]
+    settings = replace(
+        SETTINGS, epochs=1, batch_size=10, micro_batch_size=1, pretraining_fraction=0.2, residual_dropout=0.0
+    )
+    run(settings=settings, train=train_set, chunks=CHUNKS[:1], family=family)
+    before = tiny_causal(family)
+    answers = sum(len(encode_completion(tiny_tokenizer, row.completion)) for row in train_set)
+    with torch.no_grad():
+        text = float(before(torch.tensor(CHUNKS[:1]), labels=torch.tensor(CHUNKS[:1])).loss) * 4
+    expected = (loss_by_hand(before, tiny_tokenizer, train_set) * answers + 2 * text) / (answers + 8)
+    assert metrics(tmp_path / "out", "loss")[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_adapters_on_a_quantized_base_stay_in_float32(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_config: ModelConfig
+) -> None:
+    """trl rounds them to bfloat16, in which small updates are lost."""
+    made, train = ResumableTrainer.__init__, ResumableTrainer.train
+    found: list[set[torch.dtype]] = []
+
+    def quantized(self: Any, model: Any = None, **given: Any) -> None:
+        model.get_base_model().is_loaded_in_4bit = True  # what transformers sets
+        with monkeypatch.context() as patch:
+            patch.setattr("transformers.trainer.validate_quantization_for_training", lambda model: None, raising=False)
+            made(self, model=model, **given)
+        del model.get_base_model().is_loaded_in_4bit
+
+    def spied(self: Any, *given: Any, **named: Any) -> Any:
+        found.append({weight.dtype for weight in self.model.parameters() if weight.requires_grad})
+        return train(self, *given, **named)
+
+    monkeypatch.setattr(ResumableTrainer, "__init__", quantized)
+    monkeypatch.setattr(ResumableTrainer, "train", spied)
+    run(config=replace(model_config, adapter="lora"), settings=replace(SETTINGS, epochs=1))
+    assert found == [{torch.float32}]
+
+
 @pytest.mark.parametrize("micro_batch_size", [4, 1])
 def test_the_validation_loss_is_the_mean_over_tokens_for_any_micro_batch(
     run: Any, tmp_path: Path, tiny_tokenizer: Any, micro_batch_size: int

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.files import read_records, read_rows
 from data.records import SPLITS, Ranking, Samples
@@ -464,6 +464,18 @@ def test_the_pipeline_says_before_it_starts_that_the_value_model_will_have_no_st
     ):
         pipeline.work(config_of(tmp_path, "--reward.base", str(other_base)), force=False)
     assert not (tmp_path / "smoke").exists()
+
+
+def test_the_pipeline_says_before_it_starts_that_the_value_model_would_lack_embeddings(tmp_path: Path) -> None:
+    """As Qwen2.5-7B, which has more than a reward model from Qwen2.5-0.5B with the same tokenizer."""
+    base, small = make_tiny_model(tmp_path / "base"), make_tiny_model(tmp_path / "small")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    model.save_pretrained(base)
+    arguments = ["--model.base", str(base), "--reward.base", str(small)]
+    with pytest.raises(ValueError, match=r"the policy has .* embeddings, and the reward model .*ppo.value_init=sft"):
+        pipeline.work(config_of(tmp_path / "runs", *arguments), force=False)
+    assert not (tmp_path / "runs" / "smoke").exists()
 
 
 def test_the_pipeline_says_before_it_starts_that_a_reward_function_is_missing(tmp_path: Path) -> None:
