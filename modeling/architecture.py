@@ -120,6 +120,12 @@ def scalar_class(settings: Any) -> type[PreTrainedModel] | None:
     return made
 
 
+def has_classifier(settings: Any) -> bool:
+    """Whether transformers, or code that comes with the model, has a sequence classifier of this configuration."""
+    found = scalar_class(settings)
+    return found is None or found.__module__ != __name__
+
+
 def refuse_headless(settings: Any, name: str, trusted: bool = False) -> None:
     """Raises ValueError if an architecture's sequence classifier has no head `score`, or another backbone than its
     language model, as where the model's own code has the language model only. Allocates no weights.

@@ -7,16 +7,18 @@ import pytest
 from huggingface_hub import ModelCard
 
 from reports.model_card import write_model_cards
+from reports.score_code import GENERIC
 
 RATE = {"mean": 0.6, "low": 0.55, "high": 0.65, "n": 100}
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run folder with the files that the cards read."""
-    settings = {"epochs": 2, "learning_rate": 1e-5, "batch_size": 8}
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder with the files that the cards read, without weights and tokenizers."""
+    monkeypatch.setattr("reports.model_card.score_code", lambda folder, config: f"score({folder.parent.name!r})")
+    settings = {"epochs": 2, "learning_rate": 1e-5, "batch_size": 8, "trust_remote_code": False}
     config = {
-        "model": {"base": "owner/model", "adapter": "lora"},
+        "model": {"base": "owner/model", "adapter": "lora", "trust_remote_code": False},
         "data": {"demonstrations": ["seed"], "prompts": ["<b> | faq"], "rankings": ["oasst"]},
         "sft": settings,
         "reward": settings | {"base": None},
@@ -106,6 +108,8 @@ def test_the_card_of_a_reward_model_names_its_own_base(run: Path, epochs: int, s
     assert card.data.base_model == "other/judge"
     for sentence in sentences:
         assert sentence in card.text
+    assert "score('reward')" in card.text
+    assert card.data.pipeline_tag == "text-classification"
     assert ModelCard.load(run / "ppo" / "model" / "README.md").data.base_model == "owner/model"
     policy = (run / "ppo" / "model_ema" / "README.md").read_text()
     assert ("was not trained on rankings in this run" in policy) is (epochs == 0)
@@ -157,3 +161,11 @@ def test_a_stage_without_a_result_gets_no_card(run: Path) -> None:
     write_model_cards(run, "mine")
     assert not (run / "ppo" / "model" / "README.md").exists()
     assert (run / "reward" / "model" / "README.md").exists()
+
+
+def test_a_family_without_a_classifier_in_transformers_is_no_pipeline_of_the_hub(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reports.model_card.score_code", lambda folder, config: f"{GENERIC}\nscore = 0")
+    write_model_cards(run, "mine")
+    assert ModelCard.load(run / "reward" / "model" / "README.md").data.pipeline_tag is None
