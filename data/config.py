@@ -29,7 +29,7 @@ class SourceConfig:
     source: Literal["labeler", "api"] | None = None
     """Who wrote the prompts, if the rows do not say: RL trains on `api` prompts only. Default: the format's, or api."""
     labeler: str | None = None
-    """Who ranked, if the rows do not say: `human`, or the name of a language model. Default: the format's, or human."""
+    """Who ranked, if neither the rows nor the format say: `human`, or the name of a language model. Default: human."""
     weight: PositiveFloat | None = None
     """Relative share of the role's training rows; sources are subsampled, never repeated. Default: all rows."""
     limit: PositiveInt | None = None
@@ -112,6 +112,12 @@ class DataConfig:
                 raise ValueError(
                     f"data.sources.{name} is in none of the lists {', '.join(ROLES)}, so it would not be read"
                 )
+            if source.labeler in ("llm", "simulated"):
+                raise ValueError(
+                    f"data.sources.{name}.labeler={source.labeler}: give `human`, or the name of the language model"
+                )
+            if source.labeler is not None and name not in self.rankings:
+                raise ValueError(f"data.sources.{name}.labeler is for rankings, and data.rankings does not list {name}")
             if source.weight is not None and name in self.demonstrations and name in self.prompts:
                 raise ValueError(
                     f"data.sources.{name} has a weight and is under demonstrations and prompts: its prompts are those "

@@ -37,7 +37,7 @@ class LLMConfig:
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Further fields of every request, such as `seed`, `reasoning_effort` or `max_completion_tokens`. Ours."""
     max_prompts: PositiveInt | None = None
-    """Maximum number of prompts to ask about, spread evenly over the set; null uses all. Ours."""
+    """Maximum number of prompts to ask about in the evaluation, spread evenly over the set; null uses all. Ours."""
     concurrency: PositiveInt = 8
     """Maximum number of requests at the same time. Ours."""
     timeout: PositiveFloat = 120.0

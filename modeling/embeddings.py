@@ -100,6 +100,13 @@ def suppress_logit(model: Any, token: int) -> None:
     model.get_output_embeddings().register_forward_hook(lower)
 
 
-def vocabulary(settings: Any) -> int:
-    """The number of embeddings of a model with this configuration; a tokenizer may have fewer tokens."""
-    return int(settings.get_text_config().vocab_size)
+def embedding_count(settings: Any, tokenizer: Any = None) -> int:
+    """The number of embeddings of a model with this configuration; a tokenizer may have fewer tokens.
+
+    Args:
+        tokenizer: for a model that does not have the rows of `grow_embeddings` yet.
+    """
+    # The code of some models calls it otherwise.
+    text = settings.get_text_config()
+    count = getattr(text, "vocab_size", None) or getattr(text, "padded_vocab_size", None) or 0
+    return max(int(count), 0 if tokenizer is None else len(tokenizer))

@@ -26,7 +26,7 @@ from data.tokenize import count_prompt_tokens
 from modeling.adapters import adapter_parameters, add_lora, load_adapter, lora_config, lora_weights
 from modeling.architecture import backbone_of
 from modeling.config import ModelConfig
-from modeling.embeddings import vocabulary
+from modeling.embeddings import embedding_count
 from modeling.frozen_layers import FrozenLayers, frozen_layers
 from modeling.load import (
     autocast_dtype,
@@ -120,7 +120,8 @@ class Loader:
         reward_tokenizer = load_tokenizer(self.reward / "model", self.reward_config)
         settings = read_settings(self.reward / "model", self.reward_config)
         refuse_value_start(self.ppo, tokenizer, reward_tokenizer)
-        refuse_fewer_rows(self.ppo, read_settings(self.sft / "model", self.config), settings)
+        policy_settings = read_settings(self.sft / "model", self.config)
+        refuse_fewer_rows(self.ppo, embedding_count(policy_settings), embedding_count(settings))
         refuse_value_layers(self.ppo, self.config.adapter == "lora" and not self.on_policy_base, settings)
         further = {
             term.label: prepare(term, self.config, tokenizer, self.device)
@@ -192,7 +193,7 @@ class Loader:
             torch.manual_seed(derive_seed(self.seed, "value adapter"))
             shared.add_adapter("value", value_lora)
             # Some families project the last hidden state to the width of the embeddings (OPT-350m).
-            zeros = torch.zeros(1, base.get_output_embeddings().weight.shape[1])
+            zeros = torch.zeros(1, base.get_output_embeddings().in_features)
             value = ValueModel(self._encoder(shared, "value", frozen), linear_head(zeros).to(self.device), 0.0)
         else:
             assert reward is not None, "PPOConfig.validate requires it"
@@ -265,11 +266,10 @@ def linear_head(weight: torch.Tensor) -> nn.Linear:
     return head
 
 
-def refuse_fewer_rows(ppo: PPOConfig, settings: Any, reward_settings: Any) -> None:
+def refuse_fewer_rows(ppo: PPOConfig, rows: int, reward_rows: int) -> None:
     """Raises ValueError if the value model would start from a reward model with fewer embeddings than the policy, which
-    may sample an id without a token (docs/generation.md). The settings are the models' configurations.
+    may sample an id without a token (docs/generation.md).
     """
-    rows, reward_rows = vocabulary(settings), vocabulary(reward_settings)
     if ppo.value_init == "reward" and reward_rows < rows:
         raise ValueError(
             f"the policy has {rows} embeddings, and the reward model from which the value model starts has "

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.records import Prompt
 from data.tokenize import count_prompt_tokens, decode_completion, encode_prompt
 from modeling.batch import Batch, micro_batches
-from modeling.embeddings import vocabulary
+from modeling.embeddings import embedding_count
 from modeling.generation import Generation
 from modeling.load import context_length, same_tokenizer
 from modeling.models import RewardModel, answer_suffix_of, plain
@@ -51,15 +51,15 @@ class Tokens:
     """Whether prompts have the same tokens for both models."""
     answer_suffix: list[int] | None
     """Tokens appended to every answer, see `modeling.models.answer_suffix_of`."""
-    vocabulary: int
-    """The reward model's number of embeddings."""
+    embedding_count: int
+    """The reward model's."""
 
     @staticmethod
     def between(policy_tokenizer: Any, tokenizer: Any, settings: Any) -> "Tokens":
         """For a reward model with this tokenizer and configuration."""
         context, answer_suffix = context_length(settings), answer_suffix_of(settings, tokenizer)
         same = same_tokenizer(policy_tokenizer, tokenizer)
-        return Tokens(policy_tokenizer, tokenizer, context, same, answer_suffix, vocabulary(settings))
+        return Tokens(policy_tokenizer, tokenizer, context, same, answer_suffix, embedding_count(settings))
 
     def check(
         self, prompts: Sequence[Prompt], remedy: str = "lower data.max_prompt_tokens, or choose another reward model"
@@ -91,7 +91,7 @@ class Tokens:
     def reads(self, episode: Episode) -> bool:
         """Whether the reward model has all of the policy's tokens of an episode, and they fit its context."""
         ids = [*episode.prompt, *episode.response.ids]
-        return len(ids) <= self.context and max(ids) < self.vocabulary
+        return len(ids) <= self.context and max(ids) < self.embedding_count
 
     def rows(self, episodes: Sequence[Episode]) -> tuple[list[list[int]], list[list[int]], list[bool]]:
         """(the reward model's tokens of the prompts, of the responses, whether a response was truncated)."""
@@ -140,12 +140,12 @@ class RewardScorer:
             truncated = [False] * len(episodes)
         else:
             prompts, answers, truncated = self.tokens.rows(episodes)
-        read = [self.tokens is None or self.tokens.reads(episode) for episode in episodes]
+        readable = [self.tokens is None or self.tokens.reads(episode) for episode in episodes]
         # A pass takes a whole micro-batch, with responses whose tokens differ.
         same = {
             row
             for rows in batches
-            if all(read[row] for row in rows)
+            if all(readable[row] for row in rows)
             for row in rows
             if (prompts[row], answers[row]) == given[row]
         }

@@ -8,10 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from modeling.config import ModelConfig
 from reports.formats import dig, number, percent, spaced, with_interval
 from reports.page import Table, render
-from reports.score_code import GENERIC, score_code
 from reports.verdict import labeler_note
 
 PAPER = "arxiv:2203.02155"
@@ -86,20 +84,18 @@ def card(run: Path, place: str, run_name: str) -> str:
     manifest, config = read(run / kind.stage / "manifest.json"), configuration(run, kind.stage)
     base, found, policy = config["model"]["base"], results(run, place), evaluated(run)
     trained = kind.stage != "reward" or config["reward"]["epochs"] > 0
-    task: str | None = kind.task
     code = ""
     if kind.stage == "reward":
-        section = config["model" if config["reward"]["base"] is None else "reward"]
         base = config["reward"]["base"] or base
-        code = score_code(run / place, ModelConfig(trust_remote_code=section["trust_remote_code"]))
-        task = None if GENERIC in code else kind.task
+        code = (run / "reward" / "score.py").read_text() if (run / "reward" / "score.py").is_file() else ""
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
     settings = [[f"`{kind.stage}.{key}`", shown(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
     head = ModelCardData(
         model_name=name,
         base_model=base if "/" in base and not Path(base).exists() else None,
         library_name="transformers",
-        pipeline_tag=task,
+        # Without a classifier in transformers, the code defines one.
+        pipeline_tag=None if "class RewardModel" in code else kind.task,
         tags=["rlhf", "rlhf-ptx", PAPER],
         eval_results=[
             EvalResult(

@@ -10,7 +10,7 @@ import yaml
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 """A number where a key is expected: YAML reads `{learning_rate: 0,5}` as the keys `learning_rate` and `5`."""
 
-FREE = re.compile(r"(sources|columns|extra_body)(\.|$)")
+FREE = re.compile(r"(^|\.)(sources|columns|extra_body(\..*)?)$")
 """Sections whose keys are users' own names, in which a dot means nothing."""
 
 
@@ -58,7 +58,7 @@ def check_keys(node: yaml.Node, path: Path, place: str = "") -> None:
     """
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            check_keys(item, path)
+            check_keys(item, path, place)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}

@@ -134,11 +134,11 @@ def export(store: "Store", folder: Path, form: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     if form == "own":
-        again = any((folder / f"{name}.jsonl").is_file() for name in ("labels", "conversations"))
+        exported_before = any((folder / f"{name}.jsonl").is_file() for name in ("labels", "conversations"))
         for name, rows in rows_of(store).items():
             if written := list(rows):
                 write_rows(folder / f"{name}.jsonl", written)
-            elif again:  # the rows of an earlier export have been deleted since
+            elif exported_before:  # the rows of an earlier export have been deleted since
                 (folder / f"{name}.jsonl").unlink(missing_ok=True)
             print(f"{len(written)} {name} in {folder}")
         return

@@ -20,9 +20,9 @@ from stages.label import PLACE
 from stages.manifest import digest_of, model_digests
 from stages.runner import RunFolder, Stage, stage_main
 
-LLM_NUMBERS = ("requests", "refused", "malformed", "truncated", "input_tokens", "output_tokens", "cost")
+LLM_NUMBERS = ("replies", "refused", "malformed", "truncated", "input_tokens", "output_tokens", "cost")
 CLOSED = Path("people") / "closed.jsonl"
-"""The rankings of a finished round, see `close`."""
+"""The rankings of a finished round of a loop, see `close`; without this file all rankings count."""
 
 if TYPE_CHECKING:
     from data.records import Ranking, Samples
@@ -68,6 +68,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         numbers["earlier_rankings"] = numbers["rankings"] - own
     if how.labeler == "human" and (left := len(saved_rankings(run.root)) - own):
         print(f"labels: {left} rankings are left out: the samples stage no longer has their prompts", flush=True)
+    if how.labeler == "human" and (late := left_out(run.root)):
+        print(f"labels: {late} ranking(s) are left out, since {run.root / CLOSED} lacks them", flush=True)
     return numbers
 
 
@@ -133,15 +135,14 @@ class LLMLabeler:
 
         found = rank_by_llm(samples, self.judge)
         if not found:
-            counts = self.judge.client.report()
-            reason = counts["refused_because"] or f"{counts['malformed']} replies were malformed"
+            reason = self.judge.client.report()["refused_because"] or "its replies were malformed"
             raise ValueError(
                 f"the language model of labels.llm gave no verdict on {len(samples)} prompts of a split: {reason}"
             )
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """Requests, tokens and cost, for the stage's headline."""
+        """Counts of replies, tokens and cost (with cached replies), for the stage's headline."""
         counts = self.judge.client.report()
         return {name: counts[name] for name in LLM_NUMBERS if counts[name] is not None}
 
@@ -182,9 +183,9 @@ def saved_rankings(root: Path) -> "list[Ranking]":
 
 
 def close(root: Path) -> int:
-    """Fixes the rankings of a finished round of a loop, so that others do not train it again. Returns the number of
-    rankings left out. Does nothing, and returns 0, if the labels stage has used others than those saved when it
-    started.
+    """Writes the rankings that the labels stage used to `CLOSED`, so that later ones do not make a finished round run
+    again. Returns the number of rankings left out. Writes nothing if the stage used other rankings than those saved
+    before it started.
     """
     from data.files import write_records
     from labeling.web.export import rankings_of
@@ -193,15 +194,21 @@ def close(root: Path) -> int:
     made = manifest.read(root / "labels")
     if made is None or made.config["labels"]["labeler"] != "human" or not (root / PLACE).is_file():
         return 0
-    store = Store(root / PLACE)
     if not (root / CLOSED).is_file():
         until = datetime.fromisoformat(made.started).timestamp() + 1  # `started` is cut to the second
-        used = list(rankings_of(store, until))
-        if people_digest(used) != made.inputs["people"]:
-            return 0
-        write_records(root / CLOSED, used)
+        used = list(rankings_of(Store(root / PLACE), until))
+        if people_digest(used) == made.inputs["people"]:
+            write_records(root / CLOSED, used)
+    return left_out(root)
+
+
+def left_out(root: Path) -> int:
+    """The number of rankings that people saved and `CLOSED` does not have."""
+    from labeling.web.export import rankings_of
+    from labeling.web.store import Store
+
     kept = {people_digest([ranking]) for ranking in saved_rankings(root)}
-    return sum(people_digest([ranking]) not in kept for ranking in rankings_of(store))
+    return sum(people_digest([ranking]) not in kept for ranking in rankings_of(Store(root / PLACE)))
 
 
 def external(config: RunConfig) -> dict[str, str]:

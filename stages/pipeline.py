@@ -56,7 +56,8 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
         if name != "data":
             continue
         # What cannot be labelled or evaluated is refused before anything is trained.
-        if config.labels.labeler == "llm" and reuse is None and (force or not is_made("labels", config, root)):
+        places = [root, *([] if reuse is None else [Path(reuse)])]
+        if config.labels.labeler == "llm" and (force or not any(is_made("labels", config, place) for place in places)):
             from_main(accelerator, partial(check_labeler, config, RunFolder(root)))
         if force or not is_made("evaluate", config, root):
             evaluate.external(config)
@@ -70,12 +71,13 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
 
 
 def is_made(name: str, config: RunConfig, root: Path) -> bool:
-    """Whether the run has a result of a stage with these settings and files."""
+    """Whether the run has a result of a stage with these settings, files and data."""
     made = manifest.read(root / name)
     if made is None or changed_settings(made.settings, asdict(config)):
         return False
     stage: Stage = importlib.import_module(f"stages.{name}").STAGE
-    return stage.external(config).items() <= made.inputs.items()
+    read = stage.external(config) | {"data": manifest.stage_digest(root / "data")}
+    return read.items() <= made.inputs.items()
 
 
 def check_labeler(config: RunConfig, run: RunFolder) -> None:

@@ -188,14 +188,17 @@ def check_value_start(config: RunConfig, start: "Start", tokenizer: Any) -> None
     """
     import torch
 
+    from modeling.embeddings import embedding_count
     from modeling.load import base_model_place, read_settings
     from ppo.actor_critic import refuse_fewer_rows, refuse_value_layers, refuse_value_start
     from ppo.reward_list import prepare
 
     settings = read_settings(start.place, start.model_config)
     if start.own_base:
-        refuse_value_start(config.ppo, tokenizer, start.tokenizer())
-        refuse_fewer_rows(config.ppo, read_settings(base_model_place(config.model), config.model), settings)
+        refuse_value_start(config.ppo, tokenizer, reward_tokenizer := start.tokenizer())
+        policy_settings = read_settings(base_model_place(config.model), config.model)
+        rows = embedding_count(policy_settings, tokenizer), embedding_count(settings, reward_tokenizer)
+        refuse_fewer_rows(config.ppo, *rows)
     refuse_value_layers(config.ppo, config.model.adapter == "lora" and start.own_base, settings)
     for term in config.ppo.rewards:
         if not term.is_own_model:

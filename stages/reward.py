@@ -25,6 +25,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     from reports.reward import write_reward_page
     from reward.batches import demonstrations, example_sets
     from reward.fit import RewardData, fit
+    from reward.score_code import score_code
     from stages.cautions import cautions
     from stages.inputs import left_out_lines, rankings
     from stages.preflight import check_reward_base
@@ -68,6 +69,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if accelerator.is_main_process:
         evaluation.write(found)
         write_reward_page(out, config.run_name, found)
+        (out / "score.py").write_text(score_code(out / "model", start.model_config.of_export()))
     if (accuracy := numbers["test"]["accuracy"])["low"] <= 0.5:
         accelerator.print(
             "reward: warning: on held-out pairs the reward model is not shown to be better than chance: "
@@ -105,7 +107,7 @@ STAGE = Stage(
     work=work,
     external=external,
     parallel=True,
-    for_people=("reward.html", "reward.md", "reward_pictures"),
+    for_people=("reward.html", "reward.md", "reward_pictures", "score.py"),
     scratch=("checkpoints",),
     hash_exclude=(
         "tracking",

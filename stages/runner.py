@@ -236,10 +236,12 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
             from labeling.web.people import People
 
             database, *others = rankings
-            People(other.root / database).copy_to(run.root / database)
+            (run.root / database).parent.mkdir(exist_ok=True)
             for name in others:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copy2(other.root / name, run.root / name)
+            # The database, which marks rankings of the run's own, comes last.
+            People(other.root / database).copy_to(run.root / database)
         # The manifest, which marks a complete result, comes last.
         copy_folder(theirs, plan.partial, linked, left_out=manifest.NAME)
         linked(str(theirs / manifest.NAME), str(plan.partial / manifest.NAME))

@@ -50,8 +50,8 @@ def work(config: RunConfig, force: bool) -> None:
     accelerator.print("sweep_kl: best-of-n")
     sft = measure(config, "sweep_kl/measured-sft", None, options.best_of_n, force)
     about = {"kl_coef": own_settings(config).kl_coef} if options.seeds else {}
-    own = {} if options.seeds else {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}
-    folder = write_sweep(config, "sweep_kl", sft, about | kl_sweep(sft, found, bootstrap_of(config, sft)), own)
+    inputs = {} if options.seeds else {"ppo": manifest.stage_digest(run_root(config).stage("ppo"))}
+    folder = write_sweep(config, "sweep_kl", sft, about | kl_sweep(sft, found, bootstrap_of(config, sft)), inputs)
     accelerator.print(f"sweep_kl: done, {folder / 'sweep.json'} and {folder / 'sweep.png'}")
 
 

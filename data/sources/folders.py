@@ -1,8 +1,8 @@
 """Folders as a source's place: written by `datasets.save_to_disk`, a copy of a Hub data set, or any data files.
 
 A folder may hold several splits: the folders of a saved DatasetDict, files that are all named after a split
-(`train-00000-of-00002.parquet`, `test.jsonl`), or what its README.md describes. One split of one subset is read, as
-with a data set on the Hub.
+(`train-00000-of-00002.parquet`, `test.jsonl`, `tldr-test.jsonl`), or what its README.md describes. One split of one
+subset is read, as with a data set on the Hub.
 """
 
 import json
@@ -21,7 +21,8 @@ STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
 NAMED_SPLIT = re.compile(
-    r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*|(?:.*?[-_.])??(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
+    r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*"
+    r"|(?:.*[-_.])?(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
 )
 
 

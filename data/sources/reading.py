@@ -228,12 +228,12 @@ def convert(rows: Sequence[Any], source: Source) -> list[Any]:
     defaults: Fields = {"source": source.settings.source or source.format.source or "api"}
     # Rows that an earlier run exported name a source of that run; weights and counts are by this one's.
     fixed = {"dataset": source.name}
-    if source.role == "rankings":
-        if (own := source.settings.labeler) not in (None, "human"):
-            defaults |= {"labeler": "llm", "labeler_id": own}
-        if source.format.labeler is not None:
-            fixed |= {"labeler": "llm", "labeler_id": source.format.labeler}
+    if source.role == "rankings" and source.format.labeler is not None:
+        fixed |= {"labeler": "llm", "labeler_id": source.format.labeler}
     found = source.format.convert[source.role](rows)
+    if source.role == "rankings" and (own := source.settings.labeler) not in (None, "human"):
+        by_model = {"labeler": "llm", "labeler_id": own}
+        found = [fields if fields.get("labeler") else fields | by_model for fields in found]
     if source.role == "pretraining":
         return [parse_document(fields | fixed) for fields in found]
     return [parse(defaults | fields | fixed, record_type(source.role, fields)) for fields in found]

@@ -91,7 +91,7 @@ class ReferenceLikelihoodJudge(ScoringJudge):
             example = self._example(prompt, shortened)
             if len(example.prompt) + len(example.answers[0]) <= self._context:
                 return shortened
-        raise AssertionError("check")
+        raise AssertionError("check() refuses such prompts")
 
     def _room(self, prompt: Demonstration) -> int:
         """Number of answer tokens that fit into the context."""

@@ -25,9 +25,9 @@ LONGEST_MESSAGE = 300
 class TransientError(Exception):
     """A request that may succeed if it is sent again."""
 
-    def __init__(self, words: str, wait: float | None = None, unreachable: bool = False) -> None:
+    def __init__(self, words: str, wait: float | None = None, final_for_check: bool = False) -> None:
         super().__init__(words)
-        self.wait, self.unreachable = wait, unreachable
+        self.wait, self.final_for_check = wait, final_for_check
 
 
 class RefusedError(ValueError):
@@ -60,7 +60,8 @@ class ChatEndpoint:
         self._http = httpx2.Client(headers=headers, timeout=config.timeout, limits=httpx2.Limits(max_connections=None))
 
     def complete(self, payload: Mapping[str, Any], stop: threading.Event, is_check: bool = False) -> Reply:
-        """Sends a request until it succeeds; a check is not retried if the server cannot be reached or is no such API.
+        """Sends a request until it succeeds; a check is not retried if the server cannot be reached, or if its reply
+        is not a chat completion.
 
         Raises RefusedError, ValueError if the request fails for good, and StoppedError if `stop` is set meanwhile.
         """
@@ -68,9 +69,11 @@ class ChatEndpoint:
             try:
                 return self._post(payload)
             except TransientError as error:
-                if retry == self.config.max_retries or (is_check and error.unreachable):
+                if retry == self.config.max_retries or (is_check and error.final_for_check):
                     tries = f" ({retry + 1} tries)" if retry else ""
-                    raise ValueError(f"the language model at {self.base} does not answer{tries}: {error}") from None
+                    raise ValueError(
+                        f"the language model at {self.base} gives no usable reply{tries}: {error}"
+                    ) from None
                 if error.wait is not None and error.wait > LONGEST_WAIT:
                     raise ValueError(
                         f"the language model at {self.base} asks for a wait of {error.wait:.0f} s: {error}"
@@ -88,9 +91,9 @@ class ChatEndpoint:
         try:
             response = self._http.post(f"{self.base}/chat/completions", json=payload)
         except httpx2.TimeoutException:
-            raise TransientError(f"no reply within {self.config.timeout:g} s", unreachable=True) from None
+            raise TransientError(f"no reply within {self.config.timeout:g} s", final_for_check=True) from None
         except httpx2.RequestError as error:
-            raise TransientError(self._without_key(str(error) or type(error).__name__), unreachable=True) from None
+            raise TransientError(self._without_key(str(error) or type(error).__name__), final_for_check=True) from None
         status = response.status_code
         if status in RETRIED or status >= 500:
             raise TransientError(self._words(response), retry_after(response.headers.get("Retry-After")))
@@ -108,7 +111,7 @@ class ChatEndpoint:
         try:
             return parse_completion(response)
         except TransientError as error:
-            raise TransientError(f"{error}: {self._words(response)}", unreachable=True) from None
+            raise TransientError(f"{error}: {self._words(response)}", final_for_check=True) from None
 
     def _words(self, response: httpx2.Response) -> str:
         """A server's error in one line, without the key."""

@@ -154,10 +154,10 @@ def test_a_check_says_at_once_that_nobody_answers(tmp_path: Path, monkeypatch: p
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     start = time.monotonic()
-    with pytest.raises(ValueError, match=re.escape(f"the language model at {url} does not answer: ")):
+    with pytest.raises(ValueError, match=re.escape(f"the language model at {url} gives no usable reply: ")):
         client(url, tmp_path, first_wait=5).check(ask("there?"))
     assert time.monotonic() - start < 3
-    with pytest.raises(ValueError, match=re.escape("does not answer (3 tries)")):
+    with pytest.raises(ValueError, match=re.escape("gives no usable reply (3 tries)")):
         client(url, tmp_path, max_retries=2).ask([ask("a")], "test")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot keep replies in .*file"):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from modeling.adapters import add_lora, merged_weights, what_lora_adapts
 from modeling.architecture import refuse_by_config, refuse_headless, refuse_lookahead
@@ -165,24 +165,6 @@ def test_our_head_scores_the_last_state(family: str, tmp_path: Path, tiny_tokeni
     save(model, tiny_tokenizer, tmp_path / "saved")
     again = load_scalar(tmp_path / "saved", model_config, tiny_tokenizer)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
-
-
-def test_the_documented_lines_load_such_a_reward_model(tmp_path: Path, tiny_tokenizer: Any, model_config: Any) -> None:
-    model = enliven(load_scalar(make_family("granite", tmp_path, tiny_tokenizer), model_config, tiny_tokenizer))
-    model.config.score_bias = 0.75
-    save(model, tiny_tokenizer, tmp_path / "reward")
-    lines = re.search(r"```python\n(from transformers.*?)```", (ROOT / "docs" / "reward.md").read_text(), re.DOTALL)
-    assert lines is not None
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec(lines[1].replace("runs/demo/reward/model", str(tmp_path / "reward")), namespace)
-    assert not any(str(getattr(value, "__module__", "")).startswith("modeling") for value in namespace.values())
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
-    messages = [{"role": "user", "content": "Why is the sky blue?"}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    answer = [*tokenizer("Air scatters blue light.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    with torch.no_grad():
-        ours = reward_model(model)(Batch([prompt], [answer])).item()
-    assert namespace["score"] == pytest.approx(ours, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen2_moe", "mixtral"])

@@ -7,18 +7,16 @@ import pytest
 from huggingface_hub import ModelCard
 
 from reports.model_card import write_model_cards
-from reports.score_code import GENERIC
 
 RATE = {"mean": 0.6, "low": 0.55, "high": 0.65, "n": 100}
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder with the files that the cards read, without weights and tokenizers."""
-    monkeypatch.setattr("reports.model_card.score_code", lambda folder, config: f"score({folder.parent.name!r})")
-    settings = {"epochs": 2, "learning_rate": 1e-5, "batch_size": 8, "trust_remote_code": False}
+def run(tmp_path: Path) -> Path:
+    """A run folder with the files that the cards read."""
+    settings = {"epochs": 2, "learning_rate": 1e-5, "batch_size": 8}
     config = {
-        "model": {"base": "owner/model", "adapter": "lora", "trust_remote_code": False},
+        "model": {"base": "owner/model", "adapter": "lora"},
         "data": {"demonstrations": ["seed"], "prompts": ["<b> | faq"], "rankings": ["oasst"]},
         "sft": settings,
         "reward": settings | {"base": None},
@@ -33,6 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     test = {"accuracy": RATE | {"mean": 0.7}, "best_baseline": "shortest"}
     test["baselines"] = {"shortest": {"accuracy": RATE}}
     (tmp_path / "reward" / "accuracy.json").write_text(json.dumps({"test": test}))
+    (tmp_path / "reward" / "score.py").write_text("score = 1.5\n")
     return tmp_path
 
 
@@ -108,7 +107,7 @@ def test_the_card_of_a_reward_model_names_its_own_base(run: Path, epochs: int, s
     assert card.data.base_model == "other/judge"
     for sentence in sentences:
         assert sentence in card.text
-    assert "score('reward')" in card.text
+    assert "score = 1.5\n```" in card.text
     assert card.data.pipeline_tag == "text-classification"
     assert ModelCard.load(run / "ppo" / "model" / "README.md").data.base_model == "owner/model"
     policy = (run / "ppo" / "model_ema" / "README.md").read_text()
@@ -163,9 +162,16 @@ def test_a_stage_without_a_result_gets_no_card(run: Path) -> None:
     assert (run / "reward" / "model" / "README.md").exists()
 
 
-def test_a_family_without_a_classifier_in_transformers_is_no_pipeline_of_the_hub(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("reports.model_card.score_code", lambda folder, config: f"{GENERIC}\nscore = 0")
+@pytest.mark.parametrize(
+    ("code", "tag", "sentence"),
+    [
+        ("class RewardModel:\n    pass\n", None, "class RewardModel:"),
+        ("", "text-classification", "so it must be used through rlhf-ptx."),
+    ],
+)
+def test_how_a_reward_model_is_used_depends_on_the_model(run: Path, code: str, tag: str | None, sentence: str) -> None:
+    (run / "reward" / "score.py").write_text(code)
     write_model_cards(run, "mine")
-    assert ModelCard.load(run / "reward" / "model" / "README.md").data.pipeline_tag is None
+    card = ModelCard.load(run / "reward" / "model" / "README.md")
+    assert card.data.pipeline_tag == tag
+    assert sentence in card.text

@@ -329,6 +329,10 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, yaml: str,
             "run.yaml:1: sft.learning_rate and the section sft of line 2 are both given: write the setting in the",
         ),
         ("model:\n  lora: {alpha: 9}\n  lora.rank: 3\n", "run.yaml:3: lora.rank and the section lora of line 2"),
+        (
+            "data:\n  sources:\n    a: {columns.chosen: best, columns: {prompt: q}}\n",
+            "run.yaml:3: columns.chosen and the section columns of line 3 are both given",
+        ),
         ("sft:\n  epochs: 1\n  epochs: 2\n", "run.yaml:3: epochs is given twice, first in line 2"),
         (
             "data:\n  sources:\n    faq: {columns: {\n      No: null, Q: prompt}}\n",

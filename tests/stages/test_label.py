@@ -163,7 +163,7 @@ def test_rows_that_are_no_longer_in_the_store_leave_the_export(run: Path, tmp_pa
         found = [path.name for path in out.glob("*.jsonl") if "555-1234" in path.read_text()]
         assert sorted(found) == ["conversations.jsonl", "prompts.jsonl"] * rows
         if rows:
-            assert (out / "rankings.jsonl").read_text() == "mine", "no earlier export has written it"
+            assert (out / "rankings.jsonl").read_text() == "mine", "the folder holds no earlier export"
             conversations.delete("ann", turn.conversation)
 
 

@@ -161,7 +161,7 @@ def test_a_language_model_ranks_by_comparing_every_two_answers_in_both_orders(
     assert [(one.preferences, one.ties, one.labeler, one.labeler_id) for one in found] == [
         ([[2, 0], [2, 1]], [[0, 1]], "llm", "judge")
     ] * 2
-    assert numbers.pop("requests") == len(fake.requests)
+    assert 0 < numbers.pop("replies") < len(fake.requests), "identical questions are asked once"
     assert min(numbers.pop("input_tokens"), numbers.pop("output_tokens")) > 0
     assert numbers == {
         "rankings": 5, "all_tied": 0, "tied_pairs": pytest.approx(1 / 3), "no_verdict": 3, "refused": 0, "malformed": 6,

@@ -9,7 +9,7 @@ import pytest
 from modeling.disk import file_digest
 from stages import evaluate
 from stages.config import RunConfig
-from stages.manifest import Manifest, model_digests
+from stages.manifest import Manifest, model_digests, output_records, stage_digest
 from stages.outdated import changed_settings, outdated
 from stages.pipeline import is_made
 from stages.report import compare
@@ -194,7 +194,15 @@ def test_an_evaluation_with_other_settings_or_files_is_checked_before_anything_i
     assert not is_made("evaluate", config, root)
     (root / "evaluate").mkdir(parents=True)
     settings = {name: asdict(config)[name] for name in ("evaluate", "labels")}
-    read = evaluate.external(config)
+
+    def make_data(content: str) -> None:
+        (root / "data").mkdir(exist_ok=True)
+        (root / "data" / "made.txt").write_text(content)
+        made = output_records(root / "data")
+        Manifest("data", "", {}, {}, made, {}, 0, 1, "cpu", "", "", 0.0).write(root / "data")
+
+    make_data("short prompts")
+    read = evaluate.external(config) | {"data": stage_digest(root / "data")}
     Manifest("evaluate", "", {}, read, {}, {}, 0, 1, "cpu", "", "", 0.0, settings=settings).write(root / "evaluate")
     assert is_made("evaluate", config, root)
     config.ppo.kl_coef = 0.5
@@ -202,6 +210,10 @@ def test_an_evaluation_with_other_settings_or_files_is_checked_before_anything_i
     config.evaluate.judges = ["gold"]
     assert not is_made("evaluate", config, root)
     config.evaluate.judges = ["rubric", "chrf"]
+    assert is_made("evaluate", config, root)
+    make_data("long prompts")
+    assert not is_made("evaluate", config, root), "longer prompts may not fit a judge"
+    make_data("short prompts")
     assert is_made("evaluate", config, root)
     prompt.write_text("Which is worse?")
     assert not is_made("evaluate", config, root)

@@ -28,10 +28,6 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_taken_from_another_run_would_have_its_name(tmp_path: Path) -> None:
-    assert "run_name" in STAGE.sections, "so that --reuse writes a new one"
-
-
 def test_runs_are_compared_with_the_options_first_too(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stages.report", "--out", str(tmp_path / "out"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)

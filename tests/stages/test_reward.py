@@ -4,6 +4,7 @@ cut off, refused.
 pytest tests/stages/test_reward.py
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,14 +14,17 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from data.files import read_records, read_rows
 from data.records import SPLITS, Ranking, Samples
 from data.split import split_of
 from evaluation.reward_scores import SavedRewardModel
 from modeling.config import ModelConfig
+from modeling.embeddings import embedding_count
 from modeling.tiny import make_tiny_model
+from ppo.actor_critic import refuse_fewer_rows
+from ppo.config import PPOConfig
 from reward.fit import RewardData
 from stages import data, evaluate_reward, labels, pipeline, reward, samples, sft
 from stages.config import RunConfig, parse_config
@@ -476,6 +480,15 @@ def test_the_pipeline_says_before_it_starts_that_the_value_model_would_lack_embe
     with pytest.raises(ValueError, match=r"the policy has .* embeddings, and the reward model .*ppo.value_init=sft"):
         pipeline.work(config_of(tmp_path / "runs", *arguments), force=False)
     assert not (tmp_path / "runs" / "smoke").exists()
+
+
+@pytest.mark.parametrize(("rows", "reward_rows", "refused"), [(513, 512, False), (512, 520, False), (514, 512, True)])
+def test_embeddings_are_counted_with_those_that_new_tokens_get(rows: int, reward_rows: int, refused: bool) -> None:
+    """Both tokenizers have 513 tokens, the last of which is a new pad."""
+    tokenizer = range(513)
+    counts = [embedding_count(LlamaConfig(vocab_size=count), tokenizer) for count in (rows, reward_rows)]
+    with pytest.raises(ValueError, match="the policy could sample ids that") if refused else contextlib.nullcontext():
+        refuse_fewer_rows(PPOConfig(), *counts)
 
 
 def test_the_pipeline_says_before_it_starts_that_a_reward_function_is_missing(tmp_path: Path) -> None:

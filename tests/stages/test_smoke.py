@@ -54,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         (["--evaluate.models", "[sft_baseline]"], "run `make sft_baseline` first\n"),
         (
             ["--labels.labeler", "llm", "--labels.llm.endpoint", "http://127.0.0.1:9/v1", "--labels.llm.model", "m"],
-            "the language model at http://127.0.0.1:9/v1 does not answer: ",
+            "the language model at http://127.0.0.1:9/v1 gives no usable reply: ",
         ),
         (
             ["--evaluate.judges", "[human]", "--evaluate.human.path", "{run}/data/counts.json"],

@@ -413,6 +413,7 @@ def test_a_null_prompt_is_no_second_column_and_no_fault_where_nothing_reads_it(t
         ("human", {}, ("human", "")),
         ("gpt-4", {}, ("llm", "gpt-4")),
         ("gpt-4", {"labeler": "human", "labeler_id": "ann"}, ("human", "ann")),
+        ("gpt-4", {"labeler": "human"}, ("human", "")),
     ],
 )
 def test_a_source_says_who_ranked_where_its_rows_do_not(

@@ -13,8 +13,8 @@ from modeling.config import ModelConfig
 from modeling.load import load_scalar, load_tokenizer
 from modeling.models import answer_suffix_of
 from modeling.tiny import make_tiny_model
-from reports.score_code import ANSWER, QUESTION, score_code
 from reward.batches import answer_ids
+from reward.score_code import ANSWER, PLACE, QUESTION, score_code
 from tests.families import SIZES
 from tests.ppo.conftest import save_reward
 
@@ -56,5 +56,7 @@ def test_the_code_in_the_card_gives_the_runs_score(tmp_path: Path, family: str, 
         hidden_H = model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
         expected = float(model.score(hidden_H)) - model.config.score_bias
     found: dict[str, Any] = {}
-    exec(score_code(folder, CONFIG).replace("path/of/this/folder", str(folder)), found)
+    found |= {"__name__": "__main__"}
+    exec(score_code(folder, CONFIG).replace(PLACE, str(folder)), found)
     assert found["score"] == pytest.approx(expected, abs=1e-5)
+    assert not any(str(getattr(value, "__module__", "")).startswith("modeling") for value in found.values())
