@@ -43,7 +43,7 @@ smoke: setup
 	@$(PY) -m stages.pipeline --config configs/smoke.yaml --force $(ARGS)
 
 data $(STAGES): setup
-	@$(LAUNCH) stages.$@ --config $(CONFIG) $(ARGS)
+	@$(LAUNCH) stages.$@ --config '$(CONFIG)' $(ARGS)
 
 sft-baseline: sft_baseline
 
@@ -56,16 +56,16 @@ label: setup
 
 # Over-optimization: scores against the KL to SFT; pretraining loss against reward over PPO's coefficients.
 sweep-kl sweep-ptx: setup
-	@$(LAUNCH) stages.$(subst -,_,$@) --config $(CONFIG) $(ARGS)
+	@$(LAUNCH) stages.$(subst -,_,$@) --config '$(CONFIG)' $(ARGS)
 
 # Rounds of samples, labels, reward model and PPO, each with the latest policy; the report shows the win rate by round.
 ROUNDS ?= 2
 
 loop: setup
-	@$(LAUNCH) stages.loop --config $(CONFIG) --rounds $(ROUNDS) $(ARGS)
+	@$(LAUNCH) stages.loop --config '$(CONFIG)' --rounds $(ROUNDS) $(ARGS)
 
 plan: setup
-	@$(PY) -m stages.plan --config $(CONFIG) --gpus $(GPUS) $(ARGS)
+	@$(PY) -m stages.plan --config '$(CONFIG)' --gpus $(GPUS) $(ARGS)
 
 test: setup
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

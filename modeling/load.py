@@ -30,7 +30,7 @@ from modeling.config import ModelConfig
 from modeling.embeddings import grow_embeddings
 from modeling.finite import require_finite_weights
 from modeling.gpu import HEADS, implementation, keep_attention
-from modeling.loading import loading, refuse_misfit, require_safetensors
+from modeling.loading import loading, refuse_misfit, require_safetensors, require_vocabulary
 from modeling.tiny import make_tiny_model
 
 # transformers reports new heads and shows a progress bar per file; stages print what matters themselves.
@@ -71,6 +71,7 @@ def load_tokenizer(place: str | Path, config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(place), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+    require_vocabulary(tokenizer, place)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {place} has no EOS token, so an answer could never end")
     _set_chat_template(tokenizer, place, config)

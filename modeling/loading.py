@@ -46,6 +46,15 @@ def loading(place: str | Path, what: str) -> Iterator[None]:
         ) from error
 
 
+def require_vocabulary(tokenizer: Any, place: str | Path) -> None:
+    """Raises ValueError for a tokenizer of special tokens only, which transformers makes where files are missing."""
+    if len(tokenizer) - len(tokenizer.added_tokens_decoder) < 2:
+        raise ValueError(
+            f"the tokenizer of {place} has only special tokens: its files (tokenizer.json, vocab.json and merges.txt, "
+            "or tokenizer.model) are missing or broken; save them there with the tokenizer's save_pretrained"
+        )
+
+
 def require_safetensors(place: str | Path, name: str) -> None:
     """Raises ValueError for a folder without weights in safetensors format; `name` is for the message."""
     if not Path(place).is_dir():

@@ -107,7 +107,11 @@ def some_answers(ranking: Ranking, count: int | None, seed: int) -> Ranking:
 
 
 def ranking_examples(
-    tokenizer: Any, rankings: Sequence[Ranking], context: int, answer_suffix: Sequence[int] | None = None
+    tokenizer: Any,
+    rankings: Sequence[Ranking],
+    context: int,
+    answer_suffix: Sequence[int] | None = None,
+    split: str = "train",
 ) -> tuple[list[RankingExample], dict[str, int]]:
     """(examples, number of rankings left out by reason: all answers tie, all are identical, or they do not fit the
     context).
@@ -133,7 +137,7 @@ def ranking_examples(
         kept.append(candidate)
     if not kept:
         raise ValueError(
-            f"no ranking is left to train on: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
+            f"no {split} ranking is left: of {len(rankings)}, {left_out['all_tied']} tie all their answers, "
             f"{left_out['identical_answers']} compare identical answers and {left_out['too_long']} are longer than "
             f"the model's context of {context} tokens"
         )
@@ -147,7 +151,9 @@ def example_sets(
     answer_suffix: Sequence[int] | None = None,
 ) -> tuple[dict[str, list[RankingExample]], dict[str, dict[str, int]]]:
     """`ranking_examples` of each split."""
-    made = {split: ranking_examples(tokenizer, found, context, answer_suffix) for split, found in rankings.items()}
+    made = {
+        split: ranking_examples(tokenizer, found, context, answer_suffix, split) for split, found in rankings.items()
+    }
     return {split: kept for split, (kept, _) in made.items()}, {split: counts for split, (_, counts) in made.items()}
 
 

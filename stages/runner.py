@@ -288,6 +288,9 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
 def make_folder(root: Path) -> None:
     """Makes the run folder. Raises ValueError when it or one of its parents is a file."""
     for folder in (*reversed(root.parents), root):
+        if folder.is_symlink() and not folder.exists():
+            place = os.readlink(folder)
+            raise ValueError(f"{folder} is a link to {place}, which does not exist: mount or create it")
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"the run folder cannot be {root}: {folder} is a file; change runs_folder or run_name")
     root.mkdir(parents=True, exist_ok=True)

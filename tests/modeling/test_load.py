@@ -47,6 +47,7 @@ from modeling.loading import loading
 from modeling.models import policy_model, reward_model
 from modeling.tiny import CONTEXT_LENGTH
 from tests.conftest import enliven
+from tests.families import SIZES
 from tests.modeling.folders import one_sentence, rewrite
 
 IDS = torch.tensor([[3, 40, 50, 60, 70, 2]])
@@ -209,6 +210,14 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "bf16"}, "AttributeError: .*bf16"),
     ({"quantization_config": {"quant_method": "fp8"}}, "has quantized weights .* save a dequantized copy first"),
 ]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2", "cohere"])
+def test_a_folder_without_its_tokenizer_is_refused(family: str, tmp_path: Path, model_config: ModelConfig) -> None:
+    """As `model.save_pretrained` leaves it: transformers makes a tokenizer that knows special tokens only."""
+    AutoConfig.for_model(family, **SIZES[family]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"the tokenizer of {tmp_path} has only special tokens: its files"):
+        load_tokenizer(tmp_path, model_config)
 
 
 @pytest.mark.parametrize(("changes", "said"), MISFITS, ids=[next(iter(changes)) for changes, _ in MISFITS])

@@ -16,6 +16,7 @@ from reward.batches import (
     RankingExample,
     as_pairs,
     demonstrations,
+    example_sets,
     micro_batches,
     ranking_example,
     ranking_examples,
@@ -153,8 +154,10 @@ def test_demonstrations_that_do_not_fit_the_context_are_left_out(tiny_tokenizer:
 
 def test_nothing_left_to_learn_from_is_refused_with_the_reasons(tiny_tokenizer: Any) -> None:
     tied = [Ranking(prompt=str(i), completions=["x", "y", "z"], ranks=[1, 1, 1]) for i in range(3)]
-    with pytest.raises(ValueError, match="of 3, 3 tie all their answers, 0 compare identical answers and 0 are longer"):
-        ranking_examples(tiny_tokenizer, tied, 100)
+    good = Ranking(prompt="x", completions=["x", "y"], ranks=[1, 2])
+    sentence = "no test ranking is left: of 3, 3 tie all their answers, 0 compare identical answers and 0 are longer"
+    with pytest.raises(ValueError, match=sentence):
+        example_sets(tiny_tokenizer, {"train": [good], "test": tied}, 100)
 
 
 def test_a_single_answer_is_no_ranking() -> None:

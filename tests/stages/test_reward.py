@@ -408,7 +408,7 @@ def test_a_run_cut_off_while_it_is_judged_does_not_train_again(runs: Path, monke
         ),
         (
             ["--reward.base", "{short}"],
-            r"no ranking is left to train on: of \d+, \d+ tie all .*, \d+ compare identical .* and \d+ are longer "
+            r"no train ranking is left: of \d+, \d+ tie all .*, \d+ compare identical .* and \d+ are longer "
             r"than .* of 8 tokens",
         ),
         (

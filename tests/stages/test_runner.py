@@ -569,6 +569,12 @@ def test_a_run_in_use_is_refused_and_free_again_afterwards(config: RunConfig, ro
     run_stage(first(Work()), config)
 
 
+def test_a_link_to_a_disk_that_is_not_there_is_named(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch")
+    with pytest.raises(ValueError, match=r"runs is a link to .*scratch, which does not exist: mount or create it"):
+        run_stage(first(Work()), config)
+
+
 def test_two_runs_do_not_know_each_other(config: RunConfig) -> None:
     work = Work()
     run_stage(first(work), config)
