@@ -41,6 +41,19 @@ class Contest:
             for name, by_judge in self.verdicts.items()
         }
 
+    def unjudged(self) -> str | None:
+        """A warning if people judged fewer than half of the pairs of PPO's and SFT's answers; None otherwise."""
+        verdicts = self.verdicts["ppo"].get("human", [])
+        values = [value for rows in verdicts for row in rows for value in row]
+        if values.count(None) * 2 <= len(values):
+            return None
+        judged = len(values) - values.count(None)
+        return (
+            f"people judged {judged} of the {len(values)} pairs of PPO's and SFT's answers: the rankings in "
+            "evaluate.human.path may be of other answers, since other weights, settings or hardware give others; "
+            "export those of this evaluation again"
+        )
+
     def _result(self, name: str, verdicts: Verdicts) -> dict[str, Any]:
         ours, theirs = self.answers[name], self.answers["sft"]
         return {

@@ -63,6 +63,8 @@ class Results:
         self.answers = {name: self.measured(self.prompts, done.answers[name], self.judges) for name in names}
         self.contest = Contest(self.prompts, self.answers, self.judges, bootstrap)
         comparisons = self.contest.comparisons()
+        if warning := self.contest.unjudged():
+            print(f"evaluate: warning: {warning}", flush=True)
         evaluation = {
             "prompts": len(self.prompts),
             "users": len({prompt.user_id for prompt in self.prompts}),

@@ -33,7 +33,8 @@ ADVICE = {
     "answer_too_long": "raise data.max_answer_tokens if the model's context allows it",
     "personal_data": "look at what was found below; mask it in the source to keep the rows",
     "identical_answers": "check which columns hold the answers, and how they were sampled",
-    "evaluation_prompt": "many users ask the same; give them one user_id if they are one, or lower "
+    "evaluation_prompt": "look at its examples below; if they are different prompts, raise "
+    "data.near_duplicate_fraction; if many users ask the same, give them one user_id if they are one, or lower "
     "data.valid_fraction and data.test_fraction",
     "over_mixture_share": "this is the cost of the sources' weights; raise the weight of the larger source, or add to "
     "the smaller one",

@@ -47,6 +47,11 @@ def verdict(evaluation: Tree) -> dict[str, str]:
     found = dig(evaluation, "win_rate.sft")
     if found is None:
         text = "PPO and SFT were not compared: the evaluate stage recorded no win rate."
+        judge = (evaluation.get("judges") or [{"name": None}])[0]["name"]
+        if pairs := dig(evaluation, f"comparisons.ppo.{judge}.no_verdict"):
+            text = (
+                f"PPO and SFT were not compared: none of the {counted(pairs, 'pair')} has a verdict by {JUDGES[judge]}."
+            )
         return {"kind": "unknown", "text": text}
     moved = evaluation.get("kl")
     kind = side(found, 0.5) if not moved or side(moved, 0.0) == "better" else "even"
@@ -104,6 +109,8 @@ def labeler_note(config: Tree, evaluation: Tree) -> str:
     )
     judge = evaluation["judges"][0]["name"] if evaluation else "rubric"
     win = f"The win rates are by {JUDGES[judge]}."
+    if "win_rate" in evaluation and dig(evaluation, "win_rate.sft") is None:
+        win = ""
     labeler = dig(config, "labels.labeler")
     if dig(config, "reward.epochs") == 0:
         return f"The reward model was not trained on rankings in this run. {win}"

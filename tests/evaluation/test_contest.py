@@ -123,3 +123,13 @@ def test_coefficients_are_none_where_nothing_varies_or_nothing_was_judged_twice(
 
 def test_several_labelers_count_for_the_side_that_they_favour() -> None:
     assert calls_of([[[1.0, 2 / 3], [0.5, None]], [], [[0.25]]]) == [1, 1, 0, None, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "sentence"),
+    [("human", "b", "people judged 0 of the 4 pairs"), ("human", "ab", None), ("llm", "b", None)],
+)
+def test_people_who_judged_other_answers_are_warned_about(name: str, order: str, sentence: str | None) -> None:
+    found = contest([Fixed(name, order)], sft=rows("b", "b", "b"), ppo=rows("a", "ax", "x")).unjudged()
+    assert (found is None) is (sentence is None)
+    assert (sentence or "") in (found or "")

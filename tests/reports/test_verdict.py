@@ -202,3 +202,11 @@ def test_who_judged_is_the_first_judge() -> None:
     note = labeler_note({"labels": {"labeler": "simulated"}}, {"judges": [{"name": "llm", "taught": False}]})
     assert note.endswith("The win rates are by a language model.")
     assert "by that rubric only" not in note
+
+
+def test_a_judge_without_any_verdict_is_named() -> None:
+    found = {"judges": [{"name": "human", "taught": False}], "win_rate": {"sft": None}}
+    found |= {"comparisons": {"ppo": {"human": {"win_rate": None, "no_verdict": 116}}}}
+    assert verdict(found)["text"] == "PPO and SFT were not compared: none of the 116 pairs has a verdict by people."
+    note = labeler_note({"labels": {"labeler": "human"}}, found)
+    assert note.strip() == "People ranked the answers on which the reward model was trained."
