@@ -42,16 +42,22 @@ class Contest:
         }
 
     def unjudged(self) -> str | None:
-        """A warning if people judged fewer than half of the pairs of PPO's and SFT's answers; None otherwise."""
-        verdicts = self.verdicts["ppo"].get("human", [])
-        values = [value for rows in verdicts for row in rows for value in row]
-        if values.count(None) * 2 <= len(values):
+        """A warning if people judged fewer than half of the prompts to which PPO and SFT gave different answers; None
+        otherwise. Of several answers to a prompt, people judge the first.
+        """
+        if (verdicts := self.verdicts["ppo"].get("human")) is None:
             return None
-        judged = len(values) - values.count(None)
+        judged = [
+            any(value is not None for row in rows for value in row)
+            for rows, ours, theirs in zip(verdicts, self.answers["ppo"], self.answers["sft"], strict=True)
+            if ours[0].text.strip() != theirs[0].text.strip()
+        ]
+        if sum(judged) * 2 >= len(judged):
+            return None
         return (
-            f"people judged {judged} of the {len(values)} pairs of PPO's and SFT's answers: the rankings in "
-            "evaluate.human.path may be of other answers, since other weights, settings or hardware give others; "
-            "export those of this evaluation again"
+            f"people judged {sum(judged)} of the {len(judged)} prompts to which PPO and SFT gave different answers: "
+            "the rankings in evaluate.human.path may be of other answers, since other weights, settings or hardware "
+            "give others; export those of this evaluation again"
         )
 
     def _result(self, name: str, verdicts: Verdicts) -> dict[str, Any]:

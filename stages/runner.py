@@ -286,7 +286,7 @@ def tidy(final: Path, scratch: Sequence[str] = ()) -> None:
 
 
 def make_folder(root: Path) -> None:
-    """Makes the run folder. Raises ValueError when it or one of its parents is a file."""
+    """Makes the run folder. Raises ValueError when it or one of its parents is a file or a link to nothing."""
     for folder in (*reversed(root.parents), root):
         if folder.is_symlink() and not folder.exists():
             place = os.readlink(folder)

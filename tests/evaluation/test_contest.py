@@ -126,10 +126,18 @@ def test_several_labelers_count_for_the_side_that_they_favour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "order", "sentence"),
-    [("human", "b", "people judged 0 of the 4 pairs"), ("human", "ab", None), ("llm", "b", None)],
+    ("name", "order", "ppo", "sentence"),
+    [
+        ("human", "b", ["a", "a", "b"], "people judged 0 of the 2 prompts to which PPO and SFT gave different answers"),
+        ("human", "ab", ["a", "a", "b"], None),
+        ("human", "ab", ["ax", "ax", "ax"], None),  # the first of two answers
+        ("human", "", ["b", "b", "b"], None),  # nobody is asked about equal answers
+        ("llm", "b", ["a", "a", "a"], None),
+    ],
 )
-def test_people_who_judged_other_answers_are_warned_about(name: str, order: str, sentence: str | None) -> None:
-    found = contest([Fixed(name, order)], sft=rows("b", "b", "b"), ppo=rows("a", "ax", "x")).unjudged()
+def test_people_who_judged_other_answers_are_warned_about(
+    name: str, order: str, ppo: list[str], sentence: str | None
+) -> None:
+    found = contest([Fixed(name, order)], sft=rows("b", "b", "b"), ppo=rows(*ppo)).unjudged()
     assert (found is None) is (sentence is None)
     assert (sentence or "") in (found or "")

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stages.config import RunConfig
 from stages.report import STAGE, compare
+from stages.runner import RunFolder, adopt, run_stage
 
 
 def test_a_result_of_a_stage_outside_the_pipeline_makes_the_report_again(tmp_path: Path) -> None:
@@ -32,3 +34,11 @@ def test_runs_are_compared_with_the_options_first_too(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stages.report", "--out", str(tmp_path / "out"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, "holds no results of a run" in done.stderr) == (2, True)
+
+
+def test_a_report_with_another_runs_name_is_not_taken_over(tmp_path: Path) -> None:
+    stage = replace(STAGE, after=(), work=lambda config, run, out: {})
+    one, other = (RunConfig(runs_folder=str(tmp_path), run_name=name) for name in ("one", "other"))
+    run_stage(stage, one)
+    adopt(stage, other, RunFolder(tmp_path / "one"))
+    assert not (tmp_path / "other" / "report").exists()

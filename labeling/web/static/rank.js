@@ -97,8 +97,9 @@ order.addEventListener("pointerdown", (event) => {
   order.setPointerCapture(event.pointerId);
 });
 order.addEventListener("pointermove", (event) => {
+  if (!held) return;
   dragged ||= Math.abs(event.clientY - from) > SLACK;
-  if (!held || !dragged) return;
+  if (!dragged) return;
   const others = items.filter((one) => one !== held);
   const below = others.findIndex((one) => {
     const box = one.line.getBoundingClientRect();
