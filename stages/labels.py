@@ -8,12 +8,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labeling.llm_config import UNHASHED
-from stages import manifest
 from stages.config import RunConfig
 from stages.errors import shortened
 from stages.label import PLACE
@@ -22,7 +20,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 LLM_NUMBERS = ("replies", "refused", "malformed", "truncated", "input_tokens", "output_tokens", "cost")
 CLOSED = Path("people") / "closed.jsonl"
-"""The rankings of a finished round of a loop, see `close`; without this file all rankings count."""
+"""The rankings of a round of a loop, see `close`; without this file all rankings count."""
 
 if TYPE_CHECKING:
     from data.records import Ranking, Samples
@@ -182,24 +180,14 @@ def saved_rankings(root: Path) -> "list[Ranking]":
     return list(rankings_of(Store(root / PLACE)))
 
 
-def close(root: Path) -> int:
-    """Writes the rankings that the labels stage used to `CLOSED`, so that later ones do not make a finished round run
-    again. Returns the number of rankings left out. Writes nothing if the stage used other rankings than those saved
-    before it started.
-    """
+def close(root: Path) -> None:
+    """Writes the rankings that people have saved so far to `CLOSED`: later ones do not change the round."""
     from data.files import write_records
     from labeling.web.export import rankings_of
     from labeling.web.store import Store
 
-    made = manifest.read(root / "labels")
-    if made is None or made.config["labels"]["labeler"] != "human" or not (root / PLACE).is_file():
-        return 0
-    if not (root / CLOSED).is_file():
-        until = datetime.fromisoformat(made.started).timestamp() + 1  # `started` is cut to the second
-        used = list(rankings_of(Store(root / PLACE), until))
-        if people_digest(used) == made.inputs["people"]:
-            write_records(root / CLOSED, used)
-    return left_out(root)
+    if (root / PLACE).is_file():
+        write_records(root / CLOSED, rankings_of(Store(root / PLACE)))
 
 
 def left_out(root: Path) -> int:
@@ -207,6 +195,8 @@ def left_out(root: Path) -> int:
     from labeling.web.export import rankings_of
     from labeling.web.store import Store
 
+    if not (root / CLOSED).is_file() or not (root / PLACE).is_file():
+        return 0
     kept = {people_digest([ranking]) for ranking in saved_rankings(root)}
     return sum(people_digest([ranking]) not in kept for ranking in rankings_of(Store(root / PLACE)))
 
@@ -233,7 +223,7 @@ STAGE = Stage(
     after=("data", "samples"),
     work=work,
     external=external,
-    rankings_files=lambda config: (PLACE, CLOSED) if config.labels.labeler == "human" else (),
+    rankings_file=lambda config: PLACE if config.labels.labeler == "human" else None,
     hash_exclude=tuple(f"labels.llm.{name}" for name in UNHASHED),
 )
 

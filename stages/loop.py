@@ -21,7 +21,7 @@ from modeling.disk import write_whole
 from stages import data, manifest, pipeline, sft
 from stages.config import FORCE, RunConfig
 from stages.label import PLACE, answers_of
-from stages.labels import CLOSED, close
+from stages.labels import close, left_out
 from stages.launch import connected
 from stages.runner import RunFolder, adopt, main, make_folder
 
@@ -51,22 +51,27 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
     done: list[Path] = []
     for number in range(1, rounds + 1):
         accelerator.print(f"loop: round {number} of {rounds}", flush=True)
-        if done and (late := from_main(accelerator, partial(close, done[-1]))):
+        if done and (late := from_main(accelerator, partial(left_out, done[-1]))):
             accelerator.print(f"loop: left out {late} ranking(s), saved in {done[-1]} after its labels stage")
         current = from_main(accelerator, partial(prepared, config, done, force))
         run = RunFolder(Path(current.runs_folder) / current.run_name)
-        if force:
-            from_main(accelerator, partial((run.root / CLOSED).unlink, missing_ok=True))
+        again = force
         if current.labels.labeler == "human" and manifest.read(run.stage("labels")) is None:
             pipeline.work(current, force, last="samples")
             if not unlabelled:
                 from_main(accelerator, partial(refuse_unlabelled, run))
-            pipeline.work(current, force=False)
-        else:
-            pipeline.work(current, force)
+            again = False
+        if current.labels.labeler == "human" and (force or not round_folder(config, number + 1).exists()):
+            from_main(accelerator, partial(close, run.root))
+        pipeline.work(current, again)
         done.append(run.root)
         from_main(accelerator, partial(write_loop, done, done[-1].parent))
     accelerator.print(f"loop: done, report: {done[-1].parent / 'index.html'}")
+
+
+def round_folder(config: RunConfig, number: int) -> Path:
+    """The folder of a round, from 1."""
+    return Path(config.runs_folder) / f"{config.run_name}-loop" / f"round-{number}"
 
 
 def prepared(config: RunConfig, done: Sequence[Path], force: bool) -> RunConfig:
@@ -81,7 +86,7 @@ def prepared(config: RunConfig, done: Sequence[Path], force: bool) -> RunConfig:
 
 def begin(config: RunConfig, done: Sequence[Path]) -> RunConfig:
     """The configuration of the round after these; makes its folder and round.json."""
-    root = Path(config.runs_folder) / f"{config.run_name}-loop" / f"round-{len(done) + 1}"
+    root = round_folder(config, len(done) + 1)
     current = replace(deepcopy(config), runs_folder=str(root.parent), run_name=root.name)
     make_folder(root)
     if done:

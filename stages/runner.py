@@ -84,8 +84,8 @@ class Stage:
     """
     hash_exclude: tuple[str, ...] = ()
     """Settings that do not change the result: the fingerprint omits them, so a run can resume with other values."""
-    rankings_files: Callable[[RunConfig], tuple[Path, ...]] = lambda config: ()
-    """The web app's database in the run folder, and other files of people's rankings, if the result depends on them."""
+    rankings_file: Callable[[RunConfig], Path | None] = lambda config: None
+    """The web app's database in the run folder, if the result depends on people's rankings."""
     dry_run: Callable[[RunConfig], None] | None = None
     """Prints what the stage would do; None if it has no --dry_run."""
 
@@ -222,26 +222,21 @@ def adopt(stage: Stage, config: RunConfig, other: RunFolder) -> None:
     theirs = other.stage(stage.name)
     if any(manifest.read(run.stage(name)) is None for name in stage.after):
         return  # its inputs will differ from those of the other run
-    rankings = stage.rankings_files(config)
-    if rankings and ((run.root / rankings[0]).exists() or not (other.root / rankings[0]).is_file()):
-        rankings = ()
-    if rankings:  # compare with what the other run was made from
+    rankings = stage.rankings_file(config)
+    if rankings is not None and ((run.root / rankings).exists() or not (other.root / rankings).is_file()):
+        rankings = None
+    if rankings is not None:  # compare with what the other run was made from
         config = replace(config, runs_folder=str(other.root.parent), run_name=other.root.name)
     with locked(run.root):
         plan, found = prepare(stage, config, run, force=False), manifest.read(theirs)
         if plan.done is not None or found is None or found.fingerprint != plan.fingerprint:
             return
         print(f"{stage.name}: taken from {theirs}, which had the same settings and inputs", flush=True)
-        if rankings:
+        if rankings is not None:
             from labeling.web.people import People
 
-            database, *others = rankings
-            (run.root / database).parent.mkdir(exist_ok=True)
-            for name in others:
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copy2(other.root / name, run.root / name)
-            # The database, which marks rankings of the run's own, comes last.
-            People(other.root / database).copy_to(run.root / database)
+            (run.root / rankings).parent.mkdir(exist_ok=True)
+            People(other.root / rankings).copy_to(run.root / rankings)
         # The manifest, which marks a complete result, comes last.
         copy_folder(theirs, plan.partial, linked, left_out=manifest.NAME)
         linked(str(theirs / manifest.NAME), str(plan.partial / manifest.NAME))

@@ -1,6 +1,5 @@
 """From the web app's labels to records, and what they say about the labelers."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,13 +16,9 @@ SOFT_CUT = 0.75
 agreement on sensitive speech (B.1)."""
 
 
-def rankings_of(store: Store, until: float = math.inf) -> Iterator[Ranking]:
-    """A record for each label that ranks answers; skipped tasks and demonstrations alone give none.
-
-    Args:
-        until: ignores revisions saved after this Unix time.
-    """
-    for name, samples, label, _ in store.labels(until):
+def rankings_of(store: Store) -> Iterator[Ranking]:
+    """A record for each label that ranks answers; skipped tasks and demonstrations alone give none."""
+    for name, samples, label, _ in store.labels():
         if label.skipped or not label.ranks:
             continue
         yield Ranking(

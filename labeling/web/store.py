@@ -6,7 +6,6 @@ same slot of a task.
 """
 
 import json
-import math
 import random
 import sqlite3
 import time
@@ -248,19 +247,9 @@ class Store(People):
             found[text_of(one.samples)][1].append(one)
         return list(found.values())
 
-    def labels(self, until: float = math.inf) -> Iterator[tuple[str, Samples, Label, float]]:
-        """(labeler, task, label, time of saving) of the last revisions in the order of saving, without gold tasks.
-
-        Args:
-            until: ignores revisions saved after this Unix time.
-        """
-        last = dict[tuple[str, str], Saved]()
-        for one in self.history():
-            if one.gold is None and one.saved <= until:
-                key = one.name, text_of(one.samples)
-                last.pop(key, None)
-                last[key] = one
-        return ((one.name, one.samples, one.label, one.saved) for one in last.values())
+    def labels(self) -> Iterator[tuple[str, Samples, Label, float]]:
+        """(labeler, task, label, time of saving) of the last revisions in the order of saving, without gold tasks."""
+        return ((one.name, one.samples, one.label, one.saved) for one in self.history(last=True) if one.gold is None)
 
     def golds(self) -> dict[str, list[tuple[list[int | None], Label]]]:
         """Labeler -> (right ranks, label) of the gold tasks that she labelled."""

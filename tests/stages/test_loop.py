@@ -1,6 +1,7 @@
 """The loop: what a round takes from the rounds before it, and what its report says."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -209,8 +210,14 @@ def test_a_round_that_people_label_is_sampled_before_it_waits(
 def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def prepared(config: RunConfig, done: list[Path], force: bool) -> RunConfig:
+        root = loop.round_folder(config, len(done) + 1)
+        root.mkdir(parents=True, exist_ok=True)
+        own = replace(config, runs_folder=str(root.parent), run_name=root.name)
+        return replace(own, labels=replace(config.labels, labeler="none")) if done else own
+
     config.labels.labeler = "human"
-    run = RunFolder(Path(config.runs_folder) / config.run_name)
+    run = RunFolder(loop.round_folder(config, 1))
     (run.root / "samples").mkdir(parents=True)
     (run.root / "samples" / "manifest.json").write_text("{}")
     tasks = [Samples(prompt=f"{n}?", completions=["a", "b"], complete=[True, True]) for n in range(3)]
@@ -225,11 +232,14 @@ def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round
         assert task is not None
         store.save(task.id, "ann", Label([1, 2]), 0)
     stage = replace(labels.STAGE, after=())
-    monkeypatch.setattr(loop, "prepared", lambda config, done, force: config)
+    monkeypatch.setattr(loop, "prepared", prepared)
     monkeypatch.setattr(loop.pipeline, "work", lambda config, force, last="": last or run_stage(stage, config, force))
     monkeypatch.setattr("reports.loop.write_loop", lambda rounds, out: None)
-    loop.work(config, force=False, rounds=2, unlabelled=True)
+    loop.work(config, force=False, rounds=1, unlabelled=True)
     assert len((run.root / labels.CLOSED).read_text().splitlines()) == 3
+    store.merge([Saved("dora", tasks[2], Label([2, 1]), time.time())])
+    loop.work(config, force=False, rounds=2, unlabelled=True)
+    assert len((run.root / labels.CLOSED).read_text().splitlines()) == 4, "no other round had begun"
     correction, late = store.last("ann"), store.claim("ben")
     assert correction is not None
     assert late is not None
@@ -242,12 +252,14 @@ def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round
     assert manifest.read(run.stage("labels")) == made, "unchanged"
     assert f"left out 3 ranking(s), saved in {run.root} after its labels stage" in capsys.readouterr().out
     config.labels.disagreement = 0.2  # the stage runs again, for another reason
-    run_stage(stage, config)
+    run_stage(stage, prepared(config, [], False))
     assert len(read_records(run.stage("labels") / "rankings_train.jsonl", Ranking)) == 1
     other = replace(config, run_name="other")
+    folder = Path(other.runs_folder) / "other"
+    shutil.copytree(run.root / "samples", folder / "samples")
     adopt(replace(stage, after=()), other, run)
     run_stage(stage, other)
-    assert len(read_records(run.root.with_name("other") / "labels" / "rankings_train.jsonl", Ranking)) == 1, "--reuse"
+    assert len(read_records(folder / "labels" / "rankings_train.jsonl", Ranking)) == 3, "it is no round"
     loop.work(config, force=True, rounds=1)
     assert len(read_records(run.stage("labels") / "rankings_train.jsonl", Ranking)) == 3
 
