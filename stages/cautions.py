@@ -3,8 +3,10 @@ errors for batch sizes that are not divisible by the number of processes.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
+from ppo.config import PPOConfig
 from stages.config import STAGES, RunConfig
 
 SFT_LEFT = 0.05
@@ -39,20 +41,30 @@ def cautions(config: RunConfig, stage: str) -> list[str]:
             "run that train the policy (ppo.total_episodes / ppo.batch_size, without ppo.value_warmup_iterations), so "
             "the learning rates never reach their values: lower it, or raise ppo.total_episodes"
         )
-    steps = iterations * (config.ppo.batch_size // config.ppo.minibatch_size) * config.ppo.inner_epochs
-    left = config.ppo.ema_decay**steps
     averages = ["evaluate.weights"] * (config.evaluate.weights == "ema")
     averages += ["ppo.held_out.weights"] * (config.ppo.held_out.every > 0 and config.ppo.held_out.weights == "ema")
-    if stage == "ppo" and averages and left > SFT_LEFT and config.ppo.learning_rate > 0:
-        fitting = 1 - float(f"{min(1, 7 / max(1, steps)):.1g}")  # leaves about a thousandth
-        count = f"{steps} optimizer step{'s' * (steps != 1)}"
-        found.append(
-            f"ppo.ema_decay={config.ppo.ema_decay:g} leaves {left:.0%} of the SFT weights in the moving average after "
-            f"the {count} of this run, and {' and '.join(f'{name}=ema' for name in averages)} evaluate"
-            f"{'s' * (len(averages) == 1)} it: set ppo.ema_decay to about {fitting:g}, or {' and '.join(averages)} to "
-            "last"
-        )
+    if stage == "ppo" and averages:
+        found += [f"{line}, or {' and '.join(averages)} to last" for line in lagging_average(config.ppo, averages)]
     return found
+
+
+def lagging_average(ppo: PPOConfig, settings: Sequence[str] = ()) -> list[str]:
+    """A warning if much of the SFT weights is left in the policy's moving average at the end of PPO.
+
+    Args:
+        settings: those that are `ema`, so that the average is evaluated; none in a sweep, which always measures it.
+    """
+    steps = (ppo.iterations - ppo.value_warmup_iterations) * (ppo.batch_size // ppo.minibatch_size) * ppo.inner_epochs
+    left = ppo.ema_decay**steps
+    if left <= SFT_LEFT or ppo.learning_rate == 0:
+        return []
+    fitting = 1 - float(f"{min(1, 7 / max(1, steps)):.1g}")  # leaves about a thousandth
+    evaluators = " and ".join(f"{name}=ema" for name in settings)
+    used = f"{evaluators} evaluate{'s' * (len(settings) == 1)} it" if settings else "the sweep measures it"
+    return [
+        f"ppo.ema_decay={ppo.ema_decay:g} leaves {left:.0%} of the SFT weights in the moving average after the "
+        f"{steps} optimizer step{'s' * (steps != 1)} of this run, and {used}: set ppo.ema_decay to about {fitting:g}"
+    ]
 
 
 def setting(config: RunConfig, name: str) -> Any:

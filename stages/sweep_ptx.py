@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ppo.config import PPOConfig
 from ppo.monitors import StoppedRunError
+from stages.cautions import lagging_average
 from stages.config import RunConfig
 from stages.launch import connected
 from stages.runner import main
@@ -33,10 +34,12 @@ def work(config: RunConfig, force: bool) -> None:
     accelerator, options = connected(config), config.sweep_ptx
     refuse_truncated_sampling(config, "sweep_ptx")
     refuse_unusable_gold(config, "sweep_ptx")
-    config = replace(config, evaluate=replace(config.evaluate, weights="ema"))  # for the warning about ppo.ema_decay
     planned = points(config)
     for settings in planned:
         settings.validate()
+    config = replace(config, evaluate=replace(config.evaluate, weights="last"))  # its warning is replaced by this one:
+    for line in lagging_average(planned[0]):
+        accelerator.print(f"sweep_ptx: warning: {line}")
     accelerator.print("sweep_ptx: SFT")
     sft = measure(config, "sweep_ptx/measured-sft", None, options.answers_per_prompt, force)
     found, stopped = list[Point](), dict[str, str]()

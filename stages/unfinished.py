@@ -41,12 +41,23 @@ def refuse_to_replace_inputs(stage: "Stage", run: "RunFolder") -> None:
     later = STAGES[STAGES.index(stage.name) + 1 :] if stage.name in STAGES else ()
     folders = [run.partial(name) for name in later if resumable(importlib.import_module(f"stages.{name}").STAGE, run)]
     for pattern in READERS.get(stage.name, ()):
-        folders += [saved.parent.parent for saved in sorted(run.root.glob(pattern))]
+        partials = dict.fromkeys(saved.parent.parent for saved in sorted(run.root.glob(pattern)))
+        folders += [partial for partial in partials if not stopped(partial)]
     if folders:
-        partial = folders[0]
-        command = partial.relative_to(run.root).parts[0].removesuffix(".partial").removesuffix("_epochs")
+        many = len(folders) > 1
+        names = (folder.relative_to(run.root).parts[0].removesuffix(".partial") for folder in folders)
+        commands = dict.fromkeys(f"`python -m stages.{name.removesuffix('_epochs')}`" for name in names)
         raise ValueError(
-            f"{stage.name} would run again, because its configuration or its inputs have changed, but {partial} holds "
-            f"the checkpoints of an interrupted run that needs the present result: finish that run with `python -m "
-            f"stages.{command}` and its own settings, undo the change, or remove that folder to start over"
+            f"{stage.name} would run again, because its configuration or its inputs have changed, but "
+            f"{', '.join(map(str, folders))} hold{'s' * (not many)} the checkpoints of "
+            f"{'interrupted runs that need' if many else 'an interrupted run that needs'} the present result: finish "
+            f"{'those runs' if many else 'that run'} with {' and '.join(commands)} and "
+            f"{'their' if many else 'its'} own settings, undo the change, or remove "
+            f"{'those folders' if many else 'that folder'} to start over"
         )
+
+
+def stopped(partial: Path) -> bool:
+    """Whether a finished sweep lists the point as stopped by a monitor; it would stop again."""
+    results = partial.parent / "sweep.json"
+    return results.is_file() and partial.stem in json.loads(results.read_text()).get("stopped", {})

@@ -306,6 +306,24 @@ def test_a_stage_that_others_need_is_replaced_once_those_are_finished(
     assert run_stage(first(Work()), config) == {"number": 1}
 
 
+def test_every_interrupted_run_is_named_but_no_point_that_a_sweep_lists_as_stopped(
+    config: RunConfig, root: Path
+) -> None:
+    run_stage(first(Work()), config)
+    for name in ("ppo", "sweep_ptx/gamma-0-seed-0", "sweep_ptx/gamma-0.5-seed-0"):
+        for step in (1, 2):
+            (root / f"{name}.partial" / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+    (root / "sweep_ptx" / "sweep.json").write_text(json.dumps({"stopped": {"gamma-0.5-seed-0": "the KL"}}))
+    config.data.split_salt = "other"
+    with pytest.raises(ValueError, match="interrupted runs that need the present result") as refused:
+        run_stage(first(Work()), config)
+    assert f"but {root}/ppo.partial, {root}/sweep_ptx/gamma-0-seed-0.partial hold the checkpoints" in str(refused.value)
+    assert "with `python -m stages.ppo` and `python -m stages.sweep_ptx` and their own settings" in str(refused.value)
+    for name in ("ppo", "sweep_ptx/gamma-0-seed-0"):
+        shutil.rmtree(root / f"{name}.partial")
+    assert run_stage(first(Work()), config) == {"number": 1}
+
+
 def test_discardable_scratch_of_another_configuration_is_removed(config: RunConfig, root: Path) -> None:
     scratch = root / "data.partial" / "scratch"
     scratch.mkdir(parents=True)
