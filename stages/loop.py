@@ -23,6 +23,7 @@ from stages.config import FORCE, RunConfig
 from stages.label import PLACE, answers_of
 from stages.labels import close, left_out
 from stages.launch import connected
+from stages.pins import pinned
 from stages.runner import RunFolder, adopt, main, make_folder
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
@@ -78,6 +79,7 @@ def prepared(config: RunConfig, done: Sequence[Path], force: bool) -> RunConfig:
     """Begins the round after these, and takes the data and SFT of the round before if they would be the same."""
     current = begin(config, done)
     current.validate()
+    current = pinned(current, Path(current.runs_folder) / current.run_name, *done)
     if done and not force:
         for stage in (data.STAGE, sft.STAGE):
             adopt(stage, current, RunFolder(done[-1]))

@@ -18,6 +18,7 @@ from stages import evaluate, labels, manifest
 from stages.config import FORCE, STAGES, Options, RunConfig
 from stages.launch import connected, refuse_unsupported
 from stages.outdated import changed_settings
+from stages.pins import pinned
 from stages.runner import RunFolder, Stage, adopt, main, run_stage
 
 OPTIONS: Options = FORCE | {
@@ -45,9 +46,11 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
     refuse_without_gpu(config.model, accelerator.device)
     config.ppo.refuse_rounded(autocast_dtype(config.model, accelerator.device) is not None)
     refuse_uneven_batches(config, accelerator.num_processes)
-    from_main(accelerator, lambda: check_models(config, whole_chain=True))
-    gc.collect()  # the models loaded by the check
     root = Path(config.runs_folder) / config.run_name
+    places = [root, *([] if reuse is None else [Path(reuse)])]
+    config = from_main(accelerator, partial(pinned, config, *places))
+    from_main(accelerator, partial(check_models, config, whole_chain=True))
+    gc.collect()  # the models loaded by the check
     for name in STAGES[: STAGES.index(last) + 1]:
         stage = importlib.import_module(f"stages.{name}").STAGE
         if reuse is not None and not force:
@@ -56,7 +59,6 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
         if name != "data":
             continue
         # What cannot be labelled or evaluated is refused before anything is trained.
-        places = [root, *([] if reuse is None else [Path(reuse)])]
         if config.labels.labeler == "llm" and (force or not any(is_made("labels", config, place) for place in places)):
             from_main(accelerator, partial(check_labeler, config, RunFolder(root)))
         if force or not is_made("evaluate", config, root):

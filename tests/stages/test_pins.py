@@ -1,0 +1,91 @@
+"""Hub models without a revision: the commit that a run keeps. The Hub's cache is a folder here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo.reward_terms import RewardTerm
+from stages.config import RunConfig
+from stages.pins import pinned
+from stages.runner import RunFolder, Stage, adopt, run_stage
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache; acme/tiny is at commit OLD."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    push(tmp_path / "hub", OLD)
+    return tmp_path / "hub"
+
+
+def push(hub: Path, commit: str) -> None:
+    model = hub / "models--acme--tiny"
+    for folder in (model / "refs", model / "snapshots" / commit):
+        folder.mkdir(parents=True, exist_ok=True)
+    (model / "snapshots" / commit / "config.json").write_text("{}")
+    (model / "refs" / "main").write_text(commit)
+
+
+def config_of(name: str, base: str = "acme/tiny") -> RunConfig:
+    config = RunConfig(run_name=name, runs_folder="runs")
+    config.model.base = base
+    return config
+
+
+def stage_of(read: list[Any]) -> Stage:
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        read.append(config.model.revision)
+        return {}
+
+    return Stage("data", sections=("model", "seed"), after=(), work=work)
+
+
+def test_a_run_keeps_the_commit_that_it_began_with_and_another_takes_the_present_one(
+    hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read: list[Any] = []
+    run_stage(stage_of(read), config_of("mine"))
+    assert f"acme/tiny: pinned to its present commit {OLD}\n" in capsys.readouterr().out
+    push(hub, NEW)
+    run_stage(stage_of(read), config_of("mine"))
+    assert "data: unchanged" in capsys.readouterr().out
+    run_stage(stage_of(read), config_of("mine"), force=True)
+    run_stage(stage_of(read), config_of("other"))
+    assert read == [OLD, OLD, NEW]
+    given = config_of("mine")
+    given.model.revision = "v2"
+    run_stage(stage_of(read), given)
+    assert read[3:] == ["v2"]
+
+
+def test_a_run_that_reuses_another_reads_the_same_commit(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage(stage_of([]), config_of("mine"))
+    push(hub, NEW)
+    config = pinned(config_of("other"), Path("runs/other"), Path("runs/mine"))
+    adopt(stage_of([]), config, RunFolder(Path("runs/mine")))
+    assert "data: taken from runs/mine/data" in capsys.readouterr().out
+
+
+def test_every_model_with_a_revision_is_pinned_and_the_given_configuration_stays() -> None:
+    config = config_of("mine")
+    config.reward.base = config.evaluate.gold.model = "acme/tiny"
+    config.ppo.rewards = [RewardTerm(path="acme/tiny"), RewardTerm(path="acme/tiny", revision="v1"), RewardTerm()]
+    found = pinned(config, Path("runs/mine"))
+    assert found.model.revision == found.reward.revision == found.evaluate.gold.revision == OLD
+    assert [term.revision for term in found.ppo.rewards] == [OLD, "v1", None]
+    assert config.model.revision is None
+
+
+def test_nothing_is_pinned_that_is_no_model_on_the_hub_or_was_read_without_a_commit(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for base in ("embedded", "tiny", "folder", "acme/unknown"):
+        assert pinned(config_of("mine", base), Path("runs/mine")).model.revision is None
+    run_stage(stage_of([]), config_of("mine", "acme/unknown"))
+    push(tmp_path / "hub", OLD)
+    (tmp_path / "hub" / "models--acme--tiny").rename(tmp_path / "hub" / "models--acme--unknown")
+    assert pinned(config_of("other", "acme/unknown"), Path("runs/other")).model.revision == OLD
+    assert pinned(config_of("mine", "acme/unknown"), Path("runs/mine")).model.revision is None
