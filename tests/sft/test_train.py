@@ -144,9 +144,10 @@ def test_the_loss_does_not_depend_on_the_models_class(
         def forward(
             self: Any, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None,
             past_key_values: Any = None, inputs_embeds: Any = None, labels: Any = None, use_cache: Any = None,
-            logits_to_keep: Any = 0, return_dict: Any = None,
+            logits_to_keep: Any = 0, return_dict: Any = None, cache: Any = None,
         ) -> Any:  # fmt: skip
-            texts = input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache
+            cached = cache if past_key_values is None else past_key_values  # called `cache` since transformers 5.24
+            texts = input_ids, attention_mask, position_ids, cached, inputs_embeds, labels, use_cache
             return whole(self, *texts, logits_to_keep)
 
         monkeypatch.setattr(kept, "forward", forward)
