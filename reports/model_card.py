@@ -85,11 +85,11 @@ def card(run: Path, place: str, run_name: str) -> str:
     base, base_commit = config["model"]["base"], dig(config, "model.revision")
     found, policy = results(run, place), evaluated(run)
     trained = kind.stage != "reward" or config["reward"]["epochs"] > 0
-    code = ""
+    code = None
     if kind.stage == "reward":
         if config["reward"]["base"] is not None:
             base, base_commit = config["reward"]["base"], dig(config, "reward.revision")
-        code = (run / "reward" / "score.py").read_text() if (run / "reward" / "score.py").is_file() else ""
+        code = (run / "reward" / "score.py").read_text() if (run / "reward" / "score.py").is_file() else None
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
     settings = [[f"`{kind.stage}.{key}`", shown(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
     head = ModelCardData(
@@ -97,7 +97,7 @@ def card(run: Path, place: str, run_name: str) -> str:
         base_model=base if "/" in base and not Path(base).exists() else None,
         library_name="transformers",
         # Without a classifier in transformers, the code defines one.
-        pipeline_tag=None if "class RewardModel" in code else kind.task,
+        pipeline_tag=None if "class RewardModel" in (code or "") else kind.task,
         tags=["rlhf", "rlhf-ptx", PAPER],
         eval_results=[
             EvalResult(

@@ -4,6 +4,7 @@ python -m stages.evaluate --config configs/demo.yaml
 python -m stages.evaluate --config configs/demo.yaml --evaluate.judges [rubric,gold] --evaluate.gold.model owner/name
 """
 
+import contextlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -80,15 +81,25 @@ class Judging:
 
 def teachers(config: RunConfig, run: RunFolder) -> set[str]:
     """The labelers of the reward model's training rankings: `human`, `simulated`, `llm`, and names of language models;
-    empty if it was not trained.
+    with those of the run whose reward model is its base. Empty if it was not trained.
     """
     from stages.inputs import rankings
 
-    made = manifest.read(run.stage("reward"))
-    if made is None or made.config["reward"]["epochs"] == 0:
-        return set()
-    found = rankings(config, run, "train")
-    return {one.labeler for one in found} | {one.labeler_id for one in found if one.labeler == "llm"}
+    found, runs = set[str](), [run]
+    for one in runs:
+        made = manifest.read(one.stage("reward"))
+        if made is None:
+            continue
+        if made.config["reward"]["epochs"] > 0:
+            # Another run may have lost its rankings.
+            with contextlib.nullcontext() if one == run else contextlib.suppress(ValueError):
+                ranked = rankings(config, one, "train")
+                found |= {by.labeler for by in ranked} | {by.labeler_id for by in ranked if by.labeler == "llm"}
+        base = Path(made.config["reward"]["base"] or "").resolve()
+        other = RunFolder(base.parent.parent)
+        if base == other.stage("reward") / "model" and other not in runs:
+            runs.append(other)
+    return found
 
 
 def judging(config: RunConfig, data: Path, run: "Run", taught_by: Collection[str] = ()) -> Judging:

@@ -7,6 +7,7 @@ python -m stages.label runs/mine --import elsewhere --as label-studio
 """
 
 import argparse
+import json
 import random
 import signal
 import socket
@@ -33,6 +34,8 @@ OTHER_PLACE = Path("people") / "comparisons.sqlite"
 """The comparisons of models, which train nothing."""
 COMPARED = Path("evaluate") / "generations.jsonl"
 """The answers that are compared."""
+EXPORTED = ".exported.json"
+"""The names of what the last export wrote to its folder."""
 STREAM_SECONDS = 5
 """Seconds that open streams of the playground get to finish when the app ends."""
 LOADING = ("trust_remote_code", "precision", "attention", "device")
@@ -127,20 +130,29 @@ def work(given: argparse.Namespace) -> None:
 
 
 def export(store: "Store", folder: Path, form: str) -> None:
-    """Writes the labels to a folder in a format."""
+    """Writes the labels to a folder in a format. Raises ValueError if a file there is not from an earlier export."""
     from data.files import write_rows
     from labeling.web import argilla, label_studio
     from labeling.web.export import rows_of
+    from modeling.disk import write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     if form == "own":
-        exported_before = any((folder / f"{name}.jsonl").is_file() for name in ("labels", "conversations"))
-        for name, rows in rows_of(store).items():
-            if written := list(rows):
-                write_rows(folder / f"{name}.jsonl", written)
-            elif exported_before:  # the rows of an earlier export have been deleted since
+        exported = {name: list(rows) for name, rows in rows_of(store).items()}
+        earlier = json.loads((folder / EXPORTED).read_text()) if (folder / EXPORTED).is_file() else []
+        for name, rows in exported.items():
+            if rows and name not in earlier and (folder / f"{name}.jsonl").exists():
+                raise ValueError(
+                    f"{folder / name}.jsonl is not from an earlier export: give another folder to --export"
+                )
+        for name in earlier:
+            if not exported[name]:  # its rows have been deleted since
                 (folder / f"{name}.jsonl").unlink(missing_ok=True)
-            print(f"{len(written)} {name} in {folder}")
+        write_whole(folder / EXPORTED, json.dumps([name for name, rows in exported.items() if rows]).encode())
+        for name, rows in exported.items():
+            if rows:
+                write_rows(folder / f"{name}.jsonl", rows)
+            print(f"{len(rows)} {name} in {folder}")
         return
     tasks = store.tasks()
     for name, text in (label_studio if form == "label-studio" else argilla).files_of(tasks).items():

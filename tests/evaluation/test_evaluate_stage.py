@@ -132,14 +132,21 @@ def test_the_teachers_of_the_reward_model_are_whoever_ranked_what_it_was_trained
     ranked = {"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 2]}
     write_set(run.stage("data"), "rankings", "train", [Ranking(**ranked, labeler="llm", labeler_id="owner/judge")])
 
-    def trained(epochs: int) -> set[str]:
-        made = {"reward": {"epochs": epochs}}
+    def trained(epochs: int, base: Path | None = None) -> set[str]:
+        made = {"reward": {"epochs": epochs, "base": base and str(base)}}
         Manifest("reward", "", made, {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(run.stage("reward"))
         return teachers(config, run)
 
     assert trained(1) == {"llm", "owner/judge"}
     write_records(run.stage("labels") / "rankings_train.jsonl", [Ranking(**ranked, labeler="simulated")])
     assert trained(1) == {"llm", "owner/judge", "simulated"}
+    other = RunFolder(tmp_path / "other")
+    for name in ("labels", "reward"):
+        other.stage(name).mkdir(parents=True)
+    write_records(other.stage("labels") / "rankings_train.jsonl", [Ranking(**ranked, labeler="human")])
+    shutil.copy(run.stage("reward") / "manifest.json", other.stage("reward"))
+    assert trained(1, other.stage("reward") / "model") == {"human", "llm", "owner/judge", "simulated"}
+    assert trained(0, other.stage("reward") / "model") == {"human"}
     assert trained(0) == set()
 
 

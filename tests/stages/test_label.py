@@ -150,7 +150,9 @@ def test_another_tool_gets_the_tasks_of_the_latest_samples(
     assert "12 tasks with 0 labels" in capsys.readouterr().out
 
 
-def test_rows_that_are_no_longer_in_the_store_leave_the_export(run: Path, tmp_path: Path) -> None:
+def test_rows_that_are_no_longer_in_the_store_leave_the_export_and_other_files_stay(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = filled(run)
     store.invite("ann")
     conversations = Conversations(store)
@@ -162,9 +164,14 @@ def test_rows_that_are_no_longer_in_the_store_leave_the_export(run: Path, tmp_pa
         assert main([str(run), "--export", str(out)]) == 0
         found = [path.name for path in out.glob("*.jsonl") if "555-1234" in path.read_text()]
         assert sorted(found) == ["conversations.jsonl", "prompts.jsonl"] * rows
+        assert (out / "rankings.jsonl").read_text() == "mine", "of no earlier export"
         if rows:
-            assert (out / "rankings.jsonl").read_text() == "mine", "the folder holds no earlier export"
             conversations.delete("ann", turn.conversation)
+    label_all(store, "ann")
+    capsys.readouterr()
+    assert main([str(run), "--export", str(out)]) == 2
+    assert f"{out}/rankings.jsonl is not from an earlier export" in capsys.readouterr().err
+    assert (out / "rankings.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
