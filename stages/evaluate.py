@@ -95,6 +95,8 @@ def teachers(config: RunConfig, run: RunFolder) -> set[str]:
             with contextlib.nullcontext() if one == run else contextlib.suppress(ValueError):
                 ranked = rankings(config, one, "train")
                 found |= {by.labeler for by in ranked} | {by.labeler_id for by in ranked if by.labeler == "llm"}
+            # Rows of a language model may have a `labeler_id` of their own.
+            found |= {source.get("labeler") for source in made.config["data"]["sources"].values()} - {None, "human"}
         base = Path(made.config["reward"]["base"] or "").resolve()
         other = RunFolder(base.parent.parent)
         if base == other.stage("reward") / "model" and other not in runs:

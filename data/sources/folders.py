@@ -22,7 +22,7 @@ METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
 NAMED_SPLIT = re.compile(
     r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*"
-    r"|(?:.*[-_.])?(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
+    r"|(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
 )
 
 
@@ -148,15 +148,22 @@ def is_data(file: Path, role: Role) -> bool:
     if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
         return False
     # A text file is a document in the pretraining role; next to rows it is a README.
-    return file.suffix not in TEXT_SUFFIXES or (role == "pretraining" and file.name != "README.md")
+    is_text = file.suffix.lower() in TEXT_SUFFIXES
+    return not is_text or (role == "pretraining" and file.name.lower() != "readme.md")
 
 
 def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
-    """Files by the split in their names; all under "" unless every file is named after a split."""
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        match = NAMED_SPLIT.fullmatch(file.name)
-        if match is None:
-            return {"": list(files)}
-        splits.setdefault(match["shard"] or match["name"], []).append(file)
-    return splits
+    """Files by the split at the beginning of their names, perhaps behind a name that all share (`tldr-test.jsonl`); all
+    under "" unless every file is named after a split.
+    """
+    first = files[0].name
+    ends = (place + 1 for place, letter in enumerate(first) if letter in "-_.")
+    for start in (0, *(end for end in ends if all(file.name.startswith(first[:end]) for file in files))):
+        matches = [NAMED_SPLIT.fullmatch(file.name[start:]) for file in files]
+        splits: dict[str, list[Path]] = {}
+        for file, match in zip(files, matches, strict=True):
+            if match is not None:
+                splits.setdefault(match["shard"] or match["name"], []).append(file)
+        if all(matches):
+            return splits
+    return {"": list(files)}

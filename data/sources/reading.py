@@ -232,8 +232,11 @@ def convert(rows: Sequence[Any], source: Source) -> list[Any]:
         fixed |= {"labeler": "llm", "labeler_id": source.format.labeler}
     found = source.format.convert[source.role](rows)
     if source.role == "rankings" and (own := source.settings.labeler) not in (None, "human"):
-        by_model = {"labeler": "llm", "labeler_id": own}
-        found = [fields if fields.get("labeler") else fields | by_model for fields in found]
+        found = [
+            fields if fields.get("labeler")
+            else fields | {"labeler": "llm", "labeler_id": fields.get("labeler_id") or own}
+            for fields in found
+        ]  # fmt: skip
     if source.role == "pretraining":
         return [parse_document(fields | fixed) for fields in found]
     return [parse(defaults | fields | fixed, record_type(source.role, fields)) for fields in found]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.config import SourceConfig
 from data.files import write_records
 from data.records import Demonstration, Ranking
 from data.sets import DOCUMENT_SCHEMA, set_file
@@ -133,17 +135,21 @@ def test_the_teachers_of_the_reward_model_are_whoever_ranked_what_it_was_trained
     write_set(run.stage("data"), "rankings", "train", [Ranking(**ranked, labeler="llm", labeler_id="owner/judge")])
 
     def trained(epochs: int, base: Path | None = None) -> set[str]:
-        made = {"reward": {"epochs": epochs, "base": base and str(base)}}
-        Manifest("reward", "", made, {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(run.stage("reward"))
+        config.reward.epochs, config.reward.base = epochs, base and str(base)
+        Manifest("reward", "", asdict(config), {}, {}, {}, 0, 1, "cpu", "", "", 0.0).write(run.stage("reward"))
         return teachers(config, run)
 
     assert trained(1) == {"llm", "owner/judge"}
     write_records(run.stage("labels") / "rankings_train.jsonl", [Ranking(**ranked, labeler="simulated")])
     assert trained(1) == {"llm", "owner/judge", "simulated"}
+    config.data.sources["uf"] = SourceConfig(labeler="gpt-4")
+    assert trained(1) == {"llm", "owner/judge", "simulated", "gpt-4"}
+    config.data.sources.clear()
     other = RunFolder(tmp_path / "other")
     for name in ("labels", "reward"):
         other.stage(name).mkdir(parents=True)
     write_records(other.stage("labels") / "rankings_train.jsonl", [Ranking(**ranked, labeler="human")])
+    trained(1)
     shutil.copy(run.stage("reward") / "manifest.json", other.stage("reward"))
     assert trained(1, other.stage("reward") / "model") == {"human", "llm", "owner/judge", "simulated"}
     assert trained(0, other.stage("reward") / "model") == {"human"}

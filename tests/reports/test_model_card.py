@@ -176,3 +176,6 @@ def test_how_a_reward_model_is_used_depends_on_the_model(run: Path, code: str, t
     card = ModelCard.load(run / "reward" / "model" / "README.md")
     assert card.data.pipeline_tag == tag
     assert sentence in card.text
+    (run / "reward" / "score.py").unlink()  # as in a run of an earlier version
+    write_model_cards(run, "mine")
+    assert "through rlhf-ptx" not in ModelCard.load(run / "reward" / "model" / "README.md").text

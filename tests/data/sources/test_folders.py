@@ -9,6 +9,7 @@ import pytest
 
 from data.config import DataConfig, SourceConfig
 from data.lines import BadRows
+from data.sources.folders import by_split
 from data.sources.reading import Source, find, read
 
 ROWS = [{"prompt": f"Why {number}?", "user_id": f"u{number}"} for number in range(7)]
@@ -56,6 +57,7 @@ def lines(place: Path) -> Path:
     for name, rows in {"train": ROWS, "test": OTHER}.items():
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (place / "dataset_info.json").write_text("{}")
+    (place / "README.TXT").write_text("About these data.")
     return place
 
 
@@ -86,6 +88,24 @@ def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
         source(folder)
     with pytest.raises(ValueError, match=r"has no split 'valid'; its splits: test, train$"):
         source(folder, split="valid")
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-eval", "test-eval"], {"train": 1, "test": 1}),
+        (["train_web-dev", "test_web-dev"], {"train": 1, "test": 1}),
+        (["a-b-train-1", "a-b-train-2", "a-b-dev"], {"train": 2, "dev": 1}),
+        (["tldr-test"], {"test": 1}),
+        (["web-dev", "unit-test"], {"": 2}),
+        (["train", "more"], {"": 2}),
+    ],
+)
+def test_a_split_is_named_at_the_beginning_or_behind_a_name_that_all_files_share(
+    names: list[str], splits: dict[str, int]
+) -> None:
+    found = by_split([Path(f"{name}.jsonl") for name in names])
+    assert {split: len(files) for split, files in found.items()} == splits
 
 
 @pytest.mark.parametrize("made", [saved_dict, snapshot, lines])

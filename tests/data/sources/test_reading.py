@@ -412,6 +412,7 @@ def test_a_null_prompt_is_no_second_column_and_no_fault_where_nothing_reads_it(t
         (None, {}, ("human", "")),
         ("human", {}, ("human", "")),
         ("gpt-4", {}, ("llm", "gpt-4")),
+        ("gpt-4", {"labeler_id": "strict"}, ("llm", "strict")),
         ("gpt-4", {"labeler": "human", "labeler_id": "ann"}, ("human", "ann")),
         ("gpt-4", {"labeler": "human"}, ("human", "")),
     ],
