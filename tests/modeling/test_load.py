@@ -7,10 +7,12 @@ pytest tests/modeling/test_load.py
 import json
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -218,6 +220,24 @@ def test_a_folder_without_its_tokenizer_is_refused(family: str, tmp_path: Path, 
     AutoConfig.for_model(family, **SIZES[family]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"the tokenizer of {tmp_path} has only special tokens: its files"):
         load_tokenizer(tmp_path, model_config)
+
+
+def test_a_folder_may_have_its_tokenizer_as_a_sentencepiece_model_only(
+    tmp_path: Path, model_config: ModelConfig
+) -> None:
+    """As older fine-tunes of Llama 2 do."""
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the model reads", "a page of text"]), model_writer=model, vocab_size=300,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    AutoConfig.for_model("llama", **SIZES["llama"]).save_pretrained(tmp_path)
+    expected = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    tokenizer = load_tokenizer(tmp_path, model_config)
+    for text in ("the page", "Why é?\n so"):
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected.encode(text)
 
 
 @pytest.mark.parametrize(("changes", "said"), MISFITS, ids=[next(iter(changes)) for changes, _ in MISFITS])
