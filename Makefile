@@ -10,6 +10,9 @@
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
+# Recipes quote both, so the shell does not replace a ~ in them.
+override CONFIG := $(patsubst ~/%,$(HOME)/%,$(CONFIG))
+override RUN := $(patsubst ~/%,$(HOME)/%,$(RUN))
 ARGS ?=
 GPUS ?= 1
 VENV := .venv

@@ -93,8 +93,9 @@ class Monitors:
         for name, finding in self.firing.items():
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
-                    f"iteration {iteration}: {finding}; nothing of this iteration is saved and the last checkpoint "
-                    f"is kept, from which ppo.monitors.{name}=warn continues"
+                    f"iteration {iteration}: {finding}; nothing of this iteration is saved: with "
+                    f"ppo.monitors.{name}=warn the run continues from its last checkpoint, or starts over if it has "
+                    "none"
                 )
         new = [name for name in self.firing if name not in self._reported]
         self._reported.update(new)

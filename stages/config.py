@@ -209,7 +209,8 @@ def explain(message: str) -> str:
     near = difflib.get_close_matches(key, others, n=1) or [
         name for name in names if name.split(".")[-1] == key.split(".")[-1]
     ]
-    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
+    known = bool(near) and key not in names  # in another section
+    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if known else "; --help lists all of them")
 
 
 def wrong_type(sentence: str) -> str | None:

@@ -73,9 +73,12 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
 
 
 def is_made(name: str, config: RunConfig, root: Path) -> bool:
-    """Whether the run has a result of a stage with these settings, files and data."""
-    made = manifest.read(root / name)
-    if made is None or changed_settings(made.settings, asdict(config)):
+    """Whether the run has results of a stage and of those before it with these settings, and with the stage's present
+    files and data.
+    """
+    found = [manifest.read(root / before) for before in STAGES[: STAGES.index(name) + 1]]
+    made = found[-1]
+    if made is None or any(one is None or changed_settings(one.settings, asdict(config)) for one in found):
         return False
     stage: Stage = importlib.import_module(f"stages.{name}").STAGE
     read = stage.external(config) | {"data": manifest.stage_digest(root / "data")}

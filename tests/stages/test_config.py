@@ -241,6 +241,7 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(
         (["--ppo.rewards", "[length]"], "ppo.rewards: expected a section of fields, found 'length'"),
         (["--model.lora", "4"], "model.lora: expected a section of fields, found '4'"),
         (["--data.sources", "{mine: {formt: oasst}}"], "unknown key 'formt', did you mean 'format'?"),
+        (["--data.sources", "{mine: {path: x}}"], "unknown key 'path'; --help lists all of them"),
     ],
 )
 def test_a_value_of_another_type_is_told_in_a_few_words(

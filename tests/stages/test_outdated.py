@@ -204,9 +204,17 @@ def test_an_evaluation_with_other_settings_or_files_is_checked_before_anything_i
     make_data("short prompts")
     read = evaluate.external(config) | {"data": stage_digest(root / "data")}
     Manifest("evaluate", "", {}, read, {}, {}, 0, 1, "cpu", "", "", 0.0, settings=settings).write(root / "evaluate")
+    assert not is_made("evaluate", config, root), "models are still to be trained"
+    for name in ("sft", "samples", "labels", "reward", "ppo"):
+        (root / name).mkdir()
+        parts: list[Any] = [name, "", {}, {"data": read["data"]}, {}, {}, 0, 1, "cpu", "", "", 0.0]
+        Manifest(*parts, settings={name: asdict(config)[name]}).write(root / name)
     assert is_made("evaluate", config, root)
+    assert is_made("labels", config, root)
     config.ppo.kl_coef = 0.5
-    assert is_made("evaluate", config, root)
+    assert not is_made("evaluate", config, root), "PPO runs again, for days"
+    assert is_made("labels", config, root)
+    config.ppo.kl_coef = RunConfig().ppo.kl_coef
     config.evaluate.judges = ["gold"]
     assert not is_made("evaluate", config, root)
     config.evaluate.judges = ["rubric", "chrf"]
