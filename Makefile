@@ -10,9 +10,10 @@
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
-# Recipes quote both, so the shell does not replace a ~ in them.
-override CONFIG := $(patsubst ~/%,$(HOME)/%,$(CONFIG))
-override RUN := $(patsubst ~/%,$(HOME)/%,$(RUN))
+# Recipes quote both, so the shell does not expand a ~ in them.
+at_home = $(if $(filter ~/%,$(firstword $1)),$(patsubst ~/%,$(HOME)/%,$1),$1)
+override CONFIG := $(call at_home,$(CONFIG))
+override RUN := $(call at_home,$(RUN))
 ARGS ?=
 GPUS ?= 1
 VENV := .venv

@@ -82,13 +82,13 @@ def card(run: Path, place: str, run_name: str) -> str:
     """The text of a model's README.md."""
     kind = KINDS[place]
     manifest, config = read(run / kind.stage / "manifest.json"), configuration(run, kind.stage)
-    base, base_commit = config["model"]["base"], dig(config, "model.revision")
+    base, revision = config["model"]["base"], dig(config, "model.revision")
     found, policy = results(run, place), evaluated(run)
     trained = kind.stage != "reward" or config["reward"]["epochs"] > 0
     code = None
     if kind.stage == "reward":
         if config["reward"]["base"] is not None:
-            base, base_commit = config["reward"]["base"], dig(config, "reward.revision")
+            base, revision = config["reward"]["base"], dig(config, "reward.revision")
         code = (run / "reward" / "score.py").read_text() if (run / "reward" / "score.py").is_file() else None
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
     settings = [[f"`{kind.stage}.{key}`", shown(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
@@ -119,7 +119,7 @@ def card(run: Path, place: str, run_name: str) -> str:
         name=name,
         kind=kind,
         base=base,
-        base_commit=base_commit,
+        revision=revision,
         trained=trained,
         code=code,
         adapter=config["model"]["adapter"],

@@ -52,7 +52,7 @@ def lagging_average(ppo: PPOConfig, settings: Sequence[str] = ()) -> list[str]:
     """A warning if much of the SFT weights is left in the policy's moving average at the end of PPO.
 
     Args:
-        settings: those that are `ema`, so that the average is evaluated; none in a sweep, which always measures it.
+        settings: those that are `ema`, so that the average is evaluated; none in `sweep_ptx`, which always measures it.
     """
     steps = (ppo.iterations - ppo.value_warmup_iterations) * (ppo.batch_size // ppo.minibatch_size) * ppo.inner_epochs
     left = ppo.ema_decay**steps

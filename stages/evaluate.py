@@ -80,8 +80,8 @@ class Judging:
 
 
 def teachers(config: RunConfig, run: RunFolder) -> set[str]:
-    """The labelers of the reward model's training rankings: `human`, `simulated`, `llm`, and names of language models;
-    with those of the run whose reward model is its base. Empty if it was not trained.
+    """The labelers of the reward model's training rankings: `human`, `simulated`, `llm`, and names of language models,
+    and those of the run from whose reward model it started. Empty if no rankings of a run trained it.
     """
     from stages.inputs import rankings
 
@@ -96,7 +96,9 @@ def teachers(config: RunConfig, run: RunFolder) -> set[str]:
                 ranked = rankings(config, one, "train")
                 found |= {by.labeler for by in ranked} | {by.labeler_id for by in ranked if by.labeler == "llm"}
             # Rows of a language model may have a `labeler_id` of their own.
-            found |= {source.get("labeler") for source in made.config["data"]["sources"].values()} - {None, "human"}
+            data = made.config["data"]
+            named = {data["sources"].get(source, {}).get("labeler") for source in data["rankings"]}
+            found |= named - {None, "human"}
         base = Path(made.config["reward"]["base"] or "").resolve()
         other = RunFolder(base.parent.parent)
         if base == other.stage("reward") / "model" and other not in runs:

@@ -20,7 +20,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 LLM_NUMBERS = ("replies", "refused", "malformed", "truncated", "input_tokens", "output_tokens", "cost")
 CLOSED = Path("people") / "closed.jsonl"
-"""The rankings of a round of a loop, see `close`; without this file all rankings count."""
+"""The rankings that a loop's round uses, see `close`; without this file all rankings count."""
 
 if TYPE_CHECKING:
     from data.records import Ranking, Samples

@@ -25,6 +25,7 @@ from stages.labels import close, left_out
 from stages.launch import connected
 from stages.pins import pinned
 from stages.runner import RunFolder, adopt, main, make_folder
+from stages.unfinished import interrupted_after
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = FORCE | {
     "rounds": {"type": int, "default": 2, "help": "Number of rounds in all (default: 2)."},
@@ -62,12 +63,20 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
             if not unlabelled:
                 from_main(accelerator, partial(refuse_unlabelled, run))
             again = False
-        if current.labels.labeler == "human" and (force or not round_folder(config, number + 1).exists()):
-            from_main(accelerator, partial(close, run.root))
+        if current.labels.labeler == "human":
+            from_main(accelerator, partial(close_round, run, round_folder(config, number + 1), force))
         pipeline.work(current, again)
         done.append(run.root)
         from_main(accelerator, partial(write_loop, done, done[-1].parent))
     accelerator.print(f"loop: done, report: {done[-1].parent / 'index.html'}")
+
+
+def close_round(run: RunFolder, following: Path, force: bool) -> None:
+    """Lets the rankings saved so far count in a round, unless the round after it has begun, or a stage that was trained
+    on the earlier ones is to resume.
+    """
+    if force or not (following.exists() or interrupted_after("labels", run)):
+        close(run.root)
 
 
 def round_folder(config: RunConfig, number: int) -> Path:

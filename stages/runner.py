@@ -40,7 +40,7 @@ from stages.headline import summary
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, connected, description, refuse_unsupported
 from stages.outdated import outdated
-from stages.pins import pinned
+from stages.pins import keep_pins, pinned
 from stages.ranks import count, failures, own_rank
 from stages.unfinished import SESSION, begin_session, refuse_to_replace_inputs, resumable
 
@@ -182,6 +182,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     With `force` the stage starts over. If that run is interrupted, the next one without `force` resumes it, even if
     there is a finished result.
     """
+    keep_pins(config, run.root)
     whole = asdict(config)
     for name in stage.hash_exclude:
         *path, last = name.split(".")

@@ -37,7 +37,7 @@ def work(config: RunConfig, force: bool) -> None:
     planned = points(config)
     for settings in planned:
         settings.validate()
-    config = replace(config, evaluate=replace(config.evaluate, weights="last"))  # its warning is replaced by this one:
+    config = replace(config, evaluate=replace(config.evaluate, weights="last"))  # avoids its warning
     for line in lagging_average(planned[0]):
         accelerator.print(f"sweep_ptx: warning: {line}")
     accelerator.print("sweep_ptx: SFT")

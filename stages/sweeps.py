@@ -70,14 +70,13 @@ def train(config: RunConfig, name: str, seed: int, force: bool) -> Path:
         name: `<sweep>/<name of the run>`.
         seed: of PPO; the other stages keep the run's.
     """
-    own = replace(config, seed=seed, tracking=TrackingConfig(to=[]))
 
-    def work(_: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         from modeling.tracking import read_metrics
         from ppo.snapshots import save_policy
 
         gc.collect()  # frees the models of the previous point
-        trainer = ppo.trainer_of(own, run, out)
+        trainer = ppo.trainer_of(replace(config, seed=seed, tracking=TrackingConfig(to=[])), run, out)
         save_policy(out / EMA, trainer.train().average, trainer.accelerator)
         return ppo.headline(read_metrics(out / "metrics.jsonl"))
 

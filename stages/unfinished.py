@@ -36,14 +36,19 @@ def resumable(stage: "Stage", run: "RunFolder") -> bool:
     return any(any((run.partial(stage.name) / name).glob("*")) for name in stage.scratch)
 
 
-def refuse_to_replace_inputs(stage: "Stage", run: "RunFolder") -> None:
-    """Raises ValueError if a later stage was interrupted: it could not resume with another result of this stage."""
-    later = STAGES[STAGES.index(stage.name) + 1 :] if stage.name in STAGES else ()
+def interrupted_after(name: str, run: "RunFolder") -> list[Path]:
+    """The folders of interrupted stages that read a stage's result and have checkpoints."""
+    later = STAGES[STAGES.index(name) + 1 :] if name in STAGES else ()
     folders = [run.partial(name) for name in later if resumable(importlib.import_module(f"stages.{name}").STAGE, run)]
-    for pattern in READERS.get(stage.name, ()):
+    for pattern in READERS.get(name, ()):
         partials = dict.fromkeys(saved.parent.parent for saved in sorted(run.root.glob(pattern)))
         folders += [partial for partial in partials if not stopped(partial)]
-    if folders:
+    return folders
+
+
+def refuse_to_replace_inputs(stage: "Stage", run: "RunFolder") -> None:
+    """Raises ValueError if a later stage was interrupted: it could not resume with another result of this stage."""
+    if folders := interrupted_after(stage.name, run):
         many = len(folders) > 1
         names = (folder.relative_to(run.root).parts[0].removesuffix(".partial") for folder in folders)
         commands = dict.fromkeys(f"`python -m stages.{name.removesuffix('_epochs')}`" for name in names)
@@ -58,6 +63,9 @@ def refuse_to_replace_inputs(stage: "Stage", run: "RunFolder") -> None:
 
 
 def stopped(partial: Path) -> bool:
-    """Whether a finished sweep lists the point as stopped by a monitor; it would stop again."""
+    """Whether a sweep lists the point as stopped by a monitor, and it has not been continued since."""
     results = partial.parent / "sweep.json"
-    return results.is_file() and partial.stem in json.loads(results.read_text()).get("stopped", {})
+    if not results.is_file() or partial.stem not in json.loads(results.read_text()).get("stopped", {}):
+        return False
+    newest = max(saved.stat().st_mtime for saved in (partial / "checkpoints").iterdir())
+    return newest <= results.stat().st_mtime

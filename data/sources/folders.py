@@ -20,10 +20,8 @@ from data.sources.formats import Format
 STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
-NAMED_SPLIT = re.compile(
-    r"(?P<shard>\w[\w.]*)-\d{5}-of-\d{5}.*"
-    r"|(?P<name>train|training|validation|valid|val|dev|test|eval)([-._].*)?"
-)
+SHARD = re.compile(r"(\w[\w.]*)-\d{5}-of-\d{5}.*")
+SPLIT = re.compile(r"(?:^|(?<=[-_.]))(train|training|validation|valid|val|dev|test|eval)(?=[-_.]|$)")
 
 
 def folder_files(folder: Path, form: Format, role: Role, settings: SourceConfig) -> tuple[tuple[Path, ...], str]:
@@ -153,17 +151,25 @@ def is_data(file: Path, role: Role) -> bool:
 
 
 def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
-    """Files by the split at the beginning of their names, perhaps behind a name that all share (`tldr-test.jsonl`); all
-    under "" unless every file is named after a split.
+    """Files by the split in their names; all under "" unless every file is named after a split.
+
+    Of names with several (`train-eval`), the first or the last counts for all files, whichever gives more splits.
     """
-    first = files[0].name
-    ends = (place + 1 for place, letter in enumerate(first) if letter in "-_.")
-    for start in (0, *(end for end in ends if all(file.name.startswith(first[:end]) for file in files))):
-        matches = [NAMED_SPLIT.fullmatch(file.name[start:]) for file in files]
-        splits: dict[str, list[Path]] = {}
-        for file, match in zip(files, matches, strict=True):
-            if match is not None:
-                splits.setdefault(match["shard"] or match["name"], []).append(file)
-        if all(matches):
-            return splits
-    return {"": list(files)}
+    named = [named_splits(file.name) for file in files]
+    if not all(named):
+        return {"": list(files)}
+    place = max((0, -1), key=lambda place: len({found[place][1] for found in named}))
+    splits: dict[str, list[Path]] = {}
+    for file, found in zip(files, named, strict=True):
+        splits.setdefault(found[place][1], []).append(file)
+    prefixes = {found[place][0] for found in named}
+    if len(prefixes) == len(files) > 1 and "" not in prefixes and not {"train", "training"} & splits.keys():
+        return {"": list(files)}  # topics, as `web-dev` and `unit-test`
+    return splits
+
+
+def named_splits(name: str) -> list[tuple[str, str]]:
+    """(what stands before it, split) of each split in a file's name."""
+    if match := SHARD.fullmatch(name):
+        return [("", match[1])]
+    return [(name[: match.start()], match[1]) for match in SPLIT.finditer(name)]

@@ -143,8 +143,11 @@ def test_the_teachers_of_the_reward_model_are_whoever_ranked_what_it_was_trained
     write_records(run.stage("labels") / "rankings_train.jsonl", [Ranking(**ranked, labeler="simulated")])
     assert trained(1) == {"llm", "owner/judge", "simulated"}
     config.data.sources["uf"] = SourceConfig(labeler="gpt-4")
+    assert trained(1) == {"llm", "owner/judge", "simulated"}, "it is a source of prompts"
+    config.data.rankings = ["uf"]
     assert trained(1) == {"llm", "owner/judge", "simulated", "gpt-4"}
     config.data.sources.clear()
+    config.data.rankings.clear()
     other = RunFolder(tmp_path / "other")
     for name in ("labels", "reward"):
         other.stage(name).mkdir(parents=True)

@@ -18,7 +18,7 @@ from labeling.web.store import Label, Store
 from modeling.config import ModelConfig
 from stages import labels
 from stages.config import RunConfig
-from stages.label import OTHER_PLACE, PLACE, answers_of, chat_of, comparisons, fill, main, parser
+from stages.label import EXPORTED, OTHER_PLACE, PLACE, answers_of, chat_of, comparisons, fill, main, parser
 from stages.manifest import Manifest, stage_digest
 from stages.runner import RunFolder, adopt, run_stage
 from tests.sets import write_set
@@ -150,7 +150,7 @@ def test_another_tool_gets_the_tasks_of_the_latest_samples(
     assert "12 tasks with 0 labels" in capsys.readouterr().out
 
 
-def test_rows_that_are_no_longer_in_the_store_leave_the_export_and_other_files_stay(
+def test_an_export_loses_rows_that_left_the_store_and_replaces_no_other_files(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = filled(run)
@@ -172,6 +172,10 @@ def test_rows_that_are_no_longer_in_the_store_leave_the_export_and_other_files_s
     assert main([str(run), "--export", str(out)]) == 2
     assert f"{out}/rankings.jsonl is not from an earlier export" in capsys.readouterr().err
     assert (out / "rankings.jsonl").read_text() == "mine"
+    (out / EXPORTED).unlink()
+    (out / "labels.jsonl").write_text("")  # as an older version left it
+    assert main([str(run), "--export", str(out)]) == 0
+    assert len(read_records(out / "rankings.jsonl", Ranking)) == 12
 
 
 @pytest.mark.parametrize(

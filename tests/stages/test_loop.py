@@ -236,8 +236,12 @@ def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round
     monkeypatch.setattr(loop.pipeline, "work", lambda config, force, last="": last or run_stage(stage, config, force))
     monkeypatch.setattr("reports.loop.write_loop", lambda rounds, out: None)
     loop.work(config, force=False, rounds=1, unlabelled=True)
-    assert len((run.root / labels.CLOSED).read_text().splitlines()) == 3
     store.merge([Saved("dora", tasks[2], Label([2, 1]), time.time())])
+    resuming = run.partial("ppo") / "checkpoints" / "checkpoint-1"
+    resuming.mkdir(parents=True)
+    loop.work(config, force=False, rounds=1, unlabelled=True)
+    assert len((run.root / labels.CLOSED).read_text().splitlines()) == 3, "PPO is to resume"
+    shutil.rmtree(run.partial("ppo"))
     loop.work(config, force=False, rounds=2, unlabelled=True)
     assert len((run.root / labels.CLOSED).read_text().splitlines()) == 4, "no other round had begun"
     correction, late = store.last("ann"), store.claim("ben")

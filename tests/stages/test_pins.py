@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ppo.reward_terms import RewardTerm
+from stages import loop, sweeps
 from stages.config import RunConfig
 from stages.pins import pinned
 from stages.runner import RunFolder, Stage, adopt, run_stage
@@ -44,12 +45,12 @@ def stage_of(read: list[Any]) -> Stage:
     return Stage("data", sections=("model", "seed"), after=(), work=work)
 
 
-def test_a_run_keeps_the_commit_that_it_began_with_and_another_takes_the_present_one(
+def test_a_run_keeps_the_commit_with_which_it_began_and_another_takes_the_current_one(
     hub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read: list[Any] = []
     run_stage(stage_of(read), config_of("mine"))
-    assert f"acme/tiny: pinned to its present commit {OLD}\n" in capsys.readouterr().out
+    assert f"acme/tiny: pinned to its current commit {OLD}\n" in capsys.readouterr().out
     push(hub, NEW)
     run_stage(stage_of(read), config_of("mine"))
     assert "data: unchanged" in capsys.readouterr().out
@@ -70,12 +71,58 @@ def test_a_run_that_reuses_another_reads_the_same_commit(hub: Path, capsys: pyte
     assert "data: taken from runs/mine/data" in capsys.readouterr().out
 
 
+def test_an_interrupted_stage_resumes_with_the_commit_with_which_it_began(hub: Path) -> None:
+    read: list[Any] = []
+
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        read.append([config.reward.revision, *(term.revision for term in config.ppo.rewards)])
+        if len(read) == 1:
+            raise ValueError("killed")
+        return {}
+
+    config = config_of("mine", "tiny")
+    config.reward.base = "acme/tiny"
+    config.ppo.rewards = [RewardTerm(path="acme/tiny")]
+    stage = Stage("ppo", sections=("ppo", "reward"), after=(), work=work)
+    with pytest.raises(ValueError, match="killed"):
+        run_stage(stage, config)
+    push(hub, NEW)
+    run_stage(stage, config)
+    assert read == [[OLD, OLD]] * 2
+
+
+def test_a_commit_that_one_setting_gives_is_not_that_of_another(hub: Path) -> None:
+    config = config_of("mine")
+    config.model.revision, config.reward.base = NEW, "acme/tiny"
+    for _ in range(2):
+        assert pinned(config, Path("runs/mine")).reward.revision == OLD
+        run_stage(stage_of([]), config)
+
+
+def test_later_rounds_of_a_loop_and_points_of_a_sweep_read_the_same_commit(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(stage_of([]), config_of("round-1"))
+    push(hub, NEW)
+    monkeypatch.setattr(loop, "begin", lambda config, done: config_of("round-2"))
+    assert loop.prepared(RunConfig(), [Path("runs/round-1")], force=True).model.revision == OLD
+
+    def trainer_of(config: RunConfig, run: RunFolder, out: Path) -> None:
+        raise ValueError(f"read {config.model.revision} with seed {config.seed}")
+
+    monkeypatch.setattr("stages.ppo.trainer_of", trainer_of)
+    monkeypatch.setattr(sweeps, "INPUTS", ())
+    with pytest.raises(ValueError, match=f"read {OLD} with seed 3"):
+        sweeps.train(config_of("round-1"), "sweep_ptx/gamma-0", 3, force=False)
+
+
 def test_every_model_with_a_revision_is_pinned_and_the_given_configuration_stays() -> None:
     config = config_of("mine")
-    config.reward.base = config.evaluate.gold.model = "acme/tiny"
+    config.reward.base = config.evaluate.gold.model = config.evaluate_reward.model = "acme/tiny"
     config.ppo.rewards = [RewardTerm(path="acme/tiny"), RewardTerm(path="acme/tiny", revision="v1"), RewardTerm()]
     found = pinned(config, Path("runs/mine"))
     assert found.model.revision == found.reward.revision == found.evaluate.gold.revision == OLD
+    assert found.evaluate_reward.revision == OLD
     assert [term.revision for term in found.ppo.rewards] == [OLD, "v1", None]
     assert config.model.revision is None
 
@@ -84,7 +131,7 @@ def test_nothing_is_pinned_that_is_no_model_on_the_hub_or_was_read_without_a_com
     (tmp_path / "folder").mkdir()
     for base in ("embedded", "tiny", "folder", "acme/unknown"):
         assert pinned(config_of("mine", base), Path("runs/mine")).model.revision is None
-    run_stage(stage_of([]), config_of("mine", "acme/unknown"))
+    run_stage(stage_of([]), config_of("mine", "acme/unknown"))  # as older versions, which kept no commits
     push(tmp_path / "hub", OLD)
     (tmp_path / "hub" / "models--acme--tiny").rename(tmp_path / "hub" / "models--acme--unknown")
     assert pinned(config_of("other", "acme/unknown"), Path("runs/other")).model.revision == OLD

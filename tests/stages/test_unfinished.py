@@ -165,6 +165,12 @@ def test_every_interrupted_run_is_named_but_no_point_that_a_sweep_lists_as_stopp
     assert "with `python -m stages.ppo` and `python -m stages.sweep_ptx` and their own settings" in str(refused.value)
     for name in ("ppo", "sweep_ptx/gamma-0-seed-0"):
         shutil.rmtree(root / f"{name}.partial")
+    continued = root / "sweep_ptx" / "gamma-0.5-seed-0.partial" / "checkpoints" / "checkpoint-3"
+    continued.mkdir()
+    os.utime(continued, (time.time() + 9, time.time() + 9))
+    with pytest.raises(ValueError, match=r"gamma-0\.5-seed-0\.partial holds the checkpoints"):
+        run_stage(first(Work()), config)
+    continued.rmdir()
     assert run_stage(first(Work()), config) == {"number": 1}
 
 

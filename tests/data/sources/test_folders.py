@@ -96,12 +96,21 @@ def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
         (["train-eval", "test-eval"], {"train": 1, "test": 1}),
         (["train_web-dev", "test_web-dev"], {"train": 1, "test": 1}),
         (["a-b-train-1", "a-b-train-2", "a-b-dev"], {"train": 2, "dev": 1}),
+        (["eval-train", "eval-test"], {"train": 1, "test": 1}),
+        (["de_train", "de_test", "en_train", "en_test"], {"train": 2, "test": 2}),
+        (["sft_train", "sft_valid", "final_test"], {"train": 1, "valid": 1, "test": 1}),
+        (["train", "heldout_test"], {"train": 1, "test": 1}),
+        (["questions_train", "answers_test"], {"train": 1, "test": 1}),
+        (["tldr-test", "tldr-valid"], {"test": 1, "valid": 1}),
+        (["test", "web-dev"], {"test": 1, "dev": 1}),
         (["tldr-test"], {"test": 1}),
+        (["train_prefs-00000-of-00002", "train_sft-00000-of-00001"], {"train_prefs": 1, "train_sft": 1}),
         (["web-dev", "unit-test"], {"": 2}),
         (["train", "more"], {"": 2}),
+        (["training", "latest", "contest"], {"": 3}),
     ],
 )
-def test_a_split_is_named_at_the_beginning_or_behind_a_name_that_all_files_share(
+def test_files_are_read_by_the_split_in_their_names_unless_it_is_a_topic(
     names: list[str], splits: dict[str, int]
 ) -> None:
     found = by_split([Path(f"{name}.jsonl") for name in names])
