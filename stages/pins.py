@@ -63,7 +63,7 @@ def hub_models(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
 
 
 def recorded(run: Path, section: str, name: str) -> Iterator[str | None]:
-    """The commit that a run keeps, if it has one; None if its stage read the model without one."""
+    """The commit that a run keeps, or else that of its finished stage; None if that one read the model without one."""
     if commit := read_pins(run).get(section, {}).get(name):
         yield commit
         return
@@ -73,8 +73,9 @@ def recorded(run: Path, section: str, name: str) -> Iterator[str | None]:
     for part in section.split("."):
         found = found.get(part) or {}
     for settings in found if isinstance(found, list) else [found]:
-        if settings.get(key) == name and settings.get("revision") is None:
-            yield None
+        revision = settings.get("revision")
+        if settings.get(key) == name and (revision is None or COMMIT.fullmatch(revision)):
+            yield revision
 
 
 def read_pins(run: Path) -> dict[str, dict[str, str]]:
