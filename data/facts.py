@@ -82,6 +82,7 @@ def source_facts(built: Built, source: Source) -> Facts:
         "format": source.format.name,
         "place": source.place,
         "about": source.about,
+        "unread": source.unread,
         "read": int(mine.sum()) + built.bad.of_source[source.role, source.name],
         "kept": kept,
     }

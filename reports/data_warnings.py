@@ -16,6 +16,8 @@ LENGTH_BIAS = 0.6
 """The longer answer winning at least this share of pairs, or at most 1 minus it, is worth a warning if the interval
 excludes 50%.
 """
+SHOWN = 5
+"""Names that a warning lists."""
 FEW_RL_PROMPTS = 512
 """The prompts of one PPO iteration in the paper (appendix C.4)."""
 HEAVY_RULE = 0.2
@@ -53,6 +55,14 @@ def about_records(facts: Facts) -> Iterator[str]:
     """What was skipped, left out or removed."""
     if count := facts["skipped"]:
         yield f"{counted(count, 'malformed row')} skipped: correct the source; the first are listed below."
+    for source in facts["sources"]:
+        if names := source["unread"]:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            yield (
+                f"The folder of data.{source['role']} {source['name']!r} also holds {', '.join(names[:SHOWN])}{more}, "
+                "not read: only data files at its top level are. List each folder as a source of its own, and unpack "
+                "or convert other files."
+            )
     if facts["ignored_keys"]:
         found = ", ".join(f"{key!r} ({count:,} messages)" for key, count in facts["ignored_keys"].items())
         yield f"Only the role and the text of messages are read; these other keys were ignored: {found}."

@@ -192,6 +192,26 @@ REFUSED = dict.fromkeys(
 """Settings that other stages have but this one does not -> the reason."""
 
 
+OURS = {
+    "attn_implementation": "attention",
+    "dtype": "precision",
+    "gamma": "discount",
+    "gradient_checkpointing": "activation_checkpointing",
+    "lam": "gae_lambda",
+    "lora_alpha": "alpha",
+    "lora_r": "rank",
+    "lr": "learning_rate",
+    "model_name_or_path": "base",
+    "num_ppo_epochs": "inner_epochs",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch_size",
+    "r": "rank",
+    "response_length": "max_new_tokens",
+    "torch_dtype": "precision",
+}
+"""Names of settings in transformers, trl and peft -> ours."""
+
+
 def explain(message: str) -> str:
     """jsonargparse's message as one sentence, with a suggestion when a key is unknown."""
     names = [*dotted_names(RunConfig), *dotted_names(SourceConfig), *dotted_names(RewardTerm)]
@@ -205,10 +225,14 @@ def explain(message: str) -> str:
         return wrong_type(sentence) or sentence
     if key in REFUSED:
         return f"there is no {key}: {REFUSED[key]}"
+    section, _, last = key.rpartition(".")
     others = [name for name in names if not key.startswith(f"{name}.")]
-    near = difflib.get_close_matches(key, others, n=1) or [
-        name for name in names if name.split(".")[-1] == key.split(".")[-1]
-    ]
+    ours = [f"{place}.{OURS[last]}" for place in (section, f"{section}.lora") if last in OURS]
+    near = (
+        [name for name in ours if name in names]
+        or difflib.get_close_matches(key, others, n=1)
+        or [name for name in names if name.split(".")[-1] == last]
+    )
     known = bool(near) and key not in names  # in another section
     return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if known else "; --help lists all of them")
 
@@ -237,8 +261,8 @@ def wrong_type(sentence: str) -> str | None:
         return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
     plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
-        quoted = "; put text that YAML reads as something else in quotes" if plain[2] == "str" else ""
-        return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}{quoted}"
+        advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": write [{plain[3]}]"}
+        return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}{advice.get(plain[2], '')}"
     fields = re.search(
         r'key "([\w.]+)": (?:Expected a dot import path string:|Unable to load config) (.*?)(?: - Parser|$)', sentence
     )

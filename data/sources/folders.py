@@ -20,6 +20,12 @@ from data.sources.formats import Format
 STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
+ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
+"""Names of text files that are no documents."""
+PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
+TABLES = (".xlsx", ".xls", ".ods", ".avro", ".orc", ".feather", ".pkl")
+DOCUMENTS = (".html", ".rst", ".tex", ".pdf", ".docx", ".epub")
+"""Kinds of files that may hold data and are not read, except those that `is_data_file` knows (`.jsonl.gz`)."""
 SHARD = re.compile(r"(\w[\w.]*)-\d{5}-of-\d{5}.*")
 SPLIT = re.compile(r"(?:^|(?<=[-_.]))(train|training|validation|valid|val|dev|test|eval)(?=[-_.]|$)")
 
@@ -145,9 +151,27 @@ def is_data(file: Path, role: Role) -> bool:
     """Whether a file in a folder holds data of the role."""
     if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
         return False
-    # A text file is a document in the pretraining role; next to rows it is a README.
+    # A text file is a document in the pretraining role, unless it is about the others; next to rows it is a README.
     is_text = file.suffix.lower() in TEXT_SUFFIXES
-    return not is_text or (role == "pretraining" and file.name.lower() != "readme.md")
+    return not is_text or (role == "pretraining" and file.stem.lower() not in ABOUT)
+
+
+def unread(folder: Path, files: Sequence[Path], role: Role) -> list[str]:
+    """Names of what looks like data of the role beside the files that are read of a folder: files of other kinds, and
+    folders. Empty for a folder that says which files it has (`save_to_disk`, `configs` in README.md).
+    """
+    if any((folder / name).is_file() for name in (SPLITS_OF, STATE)) or described_subsets(folder / "README.md"):
+        return []
+    kinds = PACKED + (DOCUMENTS if role == "pretraining" else TABLES)
+    found = []
+    for entry in sorted(files[0].parent.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() and any(is_data(file, role) for file in entry.rglob("*")):
+            found.append(f"{entry.name}/")
+        elif entry.is_file() and entry.suffix.lower() in kinds and not is_data_file(entry):
+            found.append(entry.name)
+    return found
 
 
 def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:

@@ -20,7 +20,7 @@ from data.lines import BadRows, Placed
 from data.messages import other_keys, refuse_untrained
 from data.records import Demonstration, FewShot, Prompt, Ranking, UnknownKeyError, parse, parse_document
 from data.sources.convert import Fields, Role
-from data.sources.folders import folder_files
+from data.sources.folders import folder_files, unread
 from data.sources.formats import FORMATS, Format
 from demo.assets import ARTICLES, SEED_FOLDER
 
@@ -54,6 +54,13 @@ class Source:
         file = self.files[0]
         place = file.name if len(self.files) == 1 else f"{file.parent.name} ({len(self.files)} files)"
         return place + (f", split {self.local_split}" if self.local_split else "")
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of what looks like data in the source's folder and is not read."""
+        folder = Path(self.settings.place or "")
+        read_whole = bool(self.files) and folder.is_dir() and self.role not in self.format.files
+        return unread(folder, self.files, self.role) if read_whole else []
 
     @property
     def about(self) -> str:

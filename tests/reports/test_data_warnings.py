@@ -6,7 +6,7 @@ import pytest
 
 from data.control_tokens import spelled
 from data.split import split_of
-from reports.data_warnings import about_contents, about_rankings, warnings
+from reports.data_warnings import about_contents, about_rankings, about_records, warnings
 from tests.data.making import demonstrations, described, made, prompts, rankings, twins
 
 
@@ -74,6 +74,20 @@ def test_users_of_their_own(tmp_path):
     alone = [row | {"user_id": f"alone {number}"} for number, row in enumerate(demonstrations())]
     assert "Every prompt has a user of its own" in said(tmp_path, {"demonstrations": alone})
     assert "Every prompt" not in said(tmp_path / "other")
+
+
+def test_files_of_a_folder_that_are_not_read():
+    source = {
+        "role": "pretraining",
+        "name": "books",
+        "unread": ["austen/", "a.zip", "b.zip", "c.zip", "d.zip", "e.zip"],
+    }
+    seen = {"skipped": 0, "ignored_keys": {}, "rankings": {"identical": 0}, "removed": {}}
+    (found,) = about_records(seen | {"sources": [source]})
+    assert found.startswith(
+        "The folder of data.pretraining 'books' also holds austen/, a.zip, b.zip, c.zip, d.zip and 1 more, not read"
+    )
+    assert not list(about_records(seen | {"sources": [source | {"unread": []}]}))
 
 
 def test_skipped_rows(tmp_path):

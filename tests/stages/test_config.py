@@ -196,6 +196,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--pp.kl_coef=1"], "pp.kl_coef", "ppo.kl_coef"),
         (["--kl_coef", "1"], "kl_coef", "ppo.kl_coef"),
         (["--model.lora.r", "1"], "model.lora.r", "model.lora.rank"),
+        (["--model.lora_r", "1"], "model.lora_r", "model.lora.rank"),
+        (["--model.torch_dtype", "bf16"], "model.torch_dtype", "model.precision"),
+        (["--ppo.gamma", "0.99"], "ppo.gamma", "ppo.discount"),
+        (["--sft.lr", "1e-4"], "sft.lr", "sft.learning_rate"),
         (["--run_nam", "x"], "run_nam", "run_name"),
         (["--labels.weights.closenes", "1"], "labels.weights.closenes", "labels.weights.closeness"),
     ],
@@ -229,6 +233,8 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--evaluate.judges", "chrf"], "evaluate.judges: expected list, found 'chrf': write [chrf]"),
+        (["--tracking.to", "wandb"], "tracking.to: expected list, found 'wandb': write [wandb]"),
         (["--sft.max_train_examples", "many"], "sft.max_train_examples: expected int or null, found 'many'"),
         (["--sft.epochs", "1.5"], "sft.epochs: expected int, found '1.5'"),
         (["--sft.epochs", "true"], "sft.epochs: expected int, found 'True'"),

@@ -127,6 +127,20 @@ def test_an_ignored_signal_stays_ignored(number: int) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.parametrize("ignored", [True, False])
+def test_make_tells_torchrun_and_accelerate_not_to_stop_at_an_ignored_sighup(ignored: bool) -> None:
+    shown = subprocess.run(
+        ["make", "--silent", "--eval", "shown:; @echo $$PET_SIGNALS_TO_HANDLE", "shown"],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL),
+    )
+    assert shown.stdout.strip() == "SIGTERM,SIGINT,SIGQUIT" * ignored
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_an_interrupt_during_imports_is_one_sentence() -> None:
     number = signal.SIGINT
     process = subprocess.Popen(

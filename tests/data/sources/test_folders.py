@@ -10,7 +10,7 @@ import pytest
 from data.config import DataConfig, SourceConfig
 from data.lines import BadRows
 from data.sources.folders import by_split
-from data.sources.reading import Source, find, read
+from data.sources.reading import Source, all_sources, find, read
 
 ROWS = [{"prompt": f"Why {number}?", "user_id": f"u{number}"} for number in range(7)]
 OTHER = [{"prompt": "Other?", "user_id": "u"}]
@@ -239,3 +239,18 @@ def test_rows_in_a_text_file_are_refused_with_the_names_that_are_read(tmp_path: 
     (tmp_path / "it" / "train.jsonl").rename(tmp_path / name)
     with pytest.raises(ValueError, match=rf"{name} is read as plain text, .*: give rows a name that ends in \.jsonl"):
         source(tmp_path / name)
+
+
+def test_what_looks_like_data_and_is_not_read_is_named(tmp_path: Path) -> None:
+    folder = lines(tmp_path / "it")
+    for name in ("a/b/more.jsonl", "a/b/c.txt", "notes/x.txt", ".git/y.jsonl", "part.jsonl.xz", "it.zip", "old.xlsx"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    assert source(folder, split="train").unread == ["a/", "it.zip", "old.xlsx", "part.jsonl.xz"]
+    assert source(saved(tmp_path / "saved")).unread == []
+    (books := tmp_path / "books").mkdir()
+    for name in ("LICENSE.txt", "ReadMe.txt", "emma.txt", "emma.html"):
+        (books / name).write_text("Emma Woodhouse")
+    (found,) = all_sources(DataConfig(pretraining=[str(books)]))[-1:]
+    assert [file.name for file in found.files] == ["emma.txt"]
+    assert found.unread == ["emma.html"]
