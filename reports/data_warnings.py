@@ -59,9 +59,8 @@ def about_records(facts: Facts) -> Iterator[str]:
         if names := source["unread"]:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             yield (
-                f"The folder of data.{source['role']} {source['name']!r} also holds {', '.join(names[:SHOWN])}{more}, "
-                "not read: only data files at its top level are. List each folder as a source of its own, and unpack "
-                "or convert other files."
+                f"The folder of data.{source['role']} {source['name']!r} also holds {', '.join(names[:SHOWN])}{more}. "
+                "These are not read: list each folder as a source of its own, and unpack or convert other files."
             )
     if facts["ignored_keys"]:
         found = ", ".join(f"{key!r} ({count:,} messages)" for key, count in facts["ignored_keys"].items())

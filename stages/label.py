@@ -139,7 +139,7 @@ def export(store: "Store", folder: Path, form: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if form == "own":
         exported = {name: list(rows) for name, rows in rows_of(store).items()}
-        earlier = earlier_export(folder)
+        earlier = json.loads((folder / EXPORTED).read_text()) if (folder / EXPORTED).is_file() else []
         for name, rows in exported.items():
             if rows and name not in earlier and (folder / f"{name}.jsonl").exists():
                 raise ValueError(
@@ -159,14 +159,6 @@ def export(store: "Store", folder: Path, form: str) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     print(f"{len(tasks)} tasks with {sum(len(labels) for _, labels in tasks)} labels in {folder}")
-
-
-def earlier_export(folder: Path) -> list[str]:
-    """The names of what the last export wrote to a folder; older versions wrote no list of them."""
-    if (folder / EXPORTED).is_file():
-        return list(json.loads((folder / EXPORTED).read_text()))
-    old = any((folder / f"{name}.jsonl").is_file() for name in ("labels", "conversations"))
-    return ["rankings", "demonstrations", "labels", "prompts", "conversations"] if old else []
 
 
 def serve(store: "Store", given: argparse.Namespace) -> None:

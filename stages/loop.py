@@ -23,7 +23,7 @@ from stages.config import FORCE, RunConfig
 from stages.label import PLACE, answers_of
 from stages.labels import close, left_out
 from stages.launch import connected
-from stages.pins import pinned
+from stages.pins import pin
 from stages.runner import RunFolder, adopt, main, make_folder
 from stages.unfinished import interrupted_after
 
@@ -53,8 +53,6 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
     done: list[Path] = []
     for number in range(1, rounds + 1):
         accelerator.print(f"loop: round {number} of {rounds}", flush=True)
-        if done and (late := from_main(accelerator, partial(left_out, done[-1]))):
-            accelerator.print(f"loop: left out {late} ranking(s), saved in {done[-1]} after its labels stage")
         current = from_main(accelerator, partial(prepared, config, done, force))
         run = RunFolder(Path(current.runs_folder) / current.run_name)
         again = force
@@ -65,6 +63,8 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
             again = False
         if current.labels.labeler == "human":
             from_main(accelerator, partial(close_round, run, round_folder(config, number + 1), force))
+            if late := from_main(accelerator, partial(left_out, run.root)):
+                accelerator.print(f"loop: left out {late} ranking(s), saved in {run.root} after its labels stage")
         pipeline.work(current, again)
         done.append(run.root)
         from_main(accelerator, partial(write_loop, done, done[-1].parent))
@@ -72,8 +72,8 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
 
 
 def close_round(run: RunFolder, following: Path, force: bool) -> None:
-    """Lets the rankings saved so far count in a round, unless the round after it has begun, or a stage that was trained
-    on the earlier ones is to resume.
+    """Lets the rankings saved so far count in a round, unless the next round has begun, or an interrupted stage that
+    read the earlier rankings will resume.
     """
     if force or not (following.exists() or interrupted_after("labels", run)):
         close(run.root)
@@ -88,7 +88,7 @@ def prepared(config: RunConfig, done: Sequence[Path], force: bool) -> RunConfig:
     """Begins the round after these, and takes the data and SFT of the round before if they would be the same."""
     current = begin(config, done)
     current.validate()
-    current = pinned(current, Path(current.runs_folder) / current.run_name, *done)
+    current = pin(current, Path(current.runs_folder) / current.run_name, *done)
     if done and not force:
         for stage in (data.STAGE, sft.STAGE):
             adopt(stage, current, RunFolder(done[-1]))

@@ -13,48 +13,51 @@ from typing import Any
 
 from modeling.disk import write_whole
 from stages import manifest
-from stages.config import RunConfig
+from stages.config import STAGES, RunConfig
 
 NAME = "pins.json"
-"""In the run folder: section -> Hub model -> commit."""
+"""The Pins in the run folder."""
+Pins = dict[str, dict[str, str | None]]
+"""Section -> Hub model -> commit, or null where the run has read the model without one."""
 COMMIT = re.compile("[0-9a-f]{40}")
 SECTIONS = {
-    "model": ("base", "data"),
-    "reward": ("base", "reward"),
-    "evaluate.gold": ("model", "evaluate"),
-    "evaluate_reward": ("model", "evaluate_reward"),
-    "ppo.rewards": ("path", "ppo"),
-}
-"""Section of the settings of a model, or of a list of models -> (setting with its name, first stage that reads it)."""
+    "model": "base", "reward": "base", "evaluate.gold": "model", "evaluate_reward": "model", "ppo.rewards": "path"
+}  # fmt: skip
+"""Section of the settings of a model, or of a list of models -> the setting with its name."""
 
 
-def pinned(config: RunConfig, *runs: Path) -> RunConfig:
-    """A copy with the commit of each Hub model whose revision is null: the one that one of these run folders has, or
-    else the current one. It stays null if the model cannot be reached, and in a run whose stage read it before runs had
-    pins.
-    """
-    found, current = copy.deepcopy(config), functools.cache(current_commit)
-    for section, settings, name in hub_models(found):
-        if settings.revision is None:
-            known = [commit for run in runs for commit in recorded(run, section, name)]
-            settings.revision = known[0] if known else current(name)
+def pin(config: RunConfig, run: Path, *others: Path) -> RunConfig:
+    """`pinned`, and the run folder, which must exist, keeps the commits from now on."""
+    found, pins = pinned(config, run, *others)
+    keep(pins, run)
     return found
 
 
-def keep_pins(config: RunConfig, run: Path) -> None:
-    """Adds the commits of the configuration to the run folder."""
-    before = read_pins(run)
-    after = copy.deepcopy(before)
-    for section, settings, name in hub_models(config):
-        if settings.revision is not None and COMMIT.fullmatch(settings.revision):
-            after.setdefault(section, {})[name] = settings.revision
-    if after != before:
-        write_whole(run / NAME, (json.dumps(after, indent=2) + "\n").encode())
+def pinned(config: RunConfig, run: Path, *others: Path) -> tuple[RunConfig, Pins | None]:
+    """(a copy with the commit of each Hub model whose revision is null, what the run folder is to keep, if anything).
+
+    It is the commit recorded in the run folder or in the first of the other ones that has one, or else the current
+    one. It stays null if the model cannot be reached, and in runs that were made before they had pins.
+    """
+    found, current, pins = copy.deepcopy(config), functools.cache(current_commit), read_pins(run) or {}
+    models = [entry for entry in hub_models(found) if entry[1].revision is None]
+    for section, settings, name in models:
+        known = [commit for place in (run, *others) for commit in recorded(place, section, name)]
+        settings.revision = known[0] if known else current(name)
+        if known or settings.revision is not None:
+            pins.setdefault(section, {})[name] = settings.revision
+    return found, pins if models else None
+
+
+def keep(pins: Pins | None, run: Path) -> None:
+    """Writes what `pinned` returned to the run folder."""
+    if pins is not None and pins != read_pins(run):
+        write_whole(run / NAME, (json.dumps(pins, indent=2) + "\n").encode())
 
 
 def hub_models(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
     """(section, settings, name) of each model that is on the Hub."""
-    for section, (key, _) in SECTIONS.items():
+    for section, key in SECTIONS.items():
         found = operator.attrgetter(section)(config)
         for settings in found if isinstance(found, list) else [found]:
             name = getattr(settings, key)
@@ -63,25 +66,27 @@ def hub_models(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
 
 
 def recorded(run: Path, section: str, name: str) -> Iterator[str | None]:
-    """The commit that a run keeps, or else that of its finished stage; None if that one read the model without one."""
-    if commit := read_pins(run).get(section, {}).get(name):
-        yield commit
+    """The commit that a run keeps; in a folder without pins those in the configurations of its finished stages, null
+    where a version without pins made them.
+    """
+    if (pins := read_pins(run)) is not None:
+        if name in pins.get(section, {}):
+            yield pins[section][name]
         return
-    key, stage = SECTIONS[section]
-    made = manifest.read(run / stage)
-    found: Any = {} if made is None else made.config
-    for part in section.split("."):
-        found = found.get(part) or {}
-    for settings in found if isinstance(found, list) else [found]:
-        revision = settings.get("revision")
-        if settings.get(key) == name and (revision is None or COMMIT.fullmatch(revision)):
-            yield revision
+    for made in filter(None, (manifest.read(run / stage) for stage in STAGES)):
+        found: Any = made.config
+        for part in section.split("."):
+            found = found.get(part) or {}
+        for settings in found if isinstance(found, list) else [found]:
+            revision = settings.get("revision")
+            if settings.get(SECTIONS[section]) == name and (revision is None or COMMIT.fullmatch(revision)):
+                yield revision
 
 
-def read_pins(run: Path) -> dict[str, dict[str, str]]:
-    """The commits that a run keeps."""
+def read_pins(run: Path) -> Pins | None:
+    """The commits that a run keeps; None if its folder has no such file."""
     file = run / NAME
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def current_commit(name: str) -> str | None:

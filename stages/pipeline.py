@@ -18,8 +18,8 @@ from stages import evaluate, labels, manifest
 from stages.config import FORCE, STAGES, Options, RunConfig
 from stages.launch import connected, refuse_unsupported
 from stages.outdated import changed_settings
-from stages.pins import pinned
-from stages.runner import RunFolder, Stage, adopt, main, run_stage
+from stages.pins import keep, pinned
+from stages.runner import RunFolder, Stage, adopt, main, make_folder, run_stage
 
 OPTIONS: Options = FORCE | {
     "reuse": {
@@ -48,9 +48,11 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
     refuse_uneven_batches(config, accelerator.num_processes)
     root = Path(config.runs_folder) / config.run_name
     places = [root, *([] if reuse is None else [Path(reuse)])]
-    config = from_main(accelerator, partial(pinned, config, *places))
+    config, pins = from_main(accelerator, partial(pinned, config, *places))
     from_main(accelerator, partial(check_models, config, whole_chain=True))
     gc.collect()  # the models loaded by the check
+    from_main(accelerator, partial(make_folder, root))
+    from_main(accelerator, partial(keep, pins, root))
     for name in STAGES[: STAGES.index(last) + 1]:
         stage = importlib.import_module(f"stages.{name}").STAGE
         if reuse is not None and not force:

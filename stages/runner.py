@@ -40,7 +40,7 @@ from stages.headline import summary
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, connected, description, refuse_unsupported
 from stages.outdated import outdated
-from stages.pins import keep_pins, pinned
+from stages.pins import pin
 from stages.ranks import count, failures, own_rank
 from stages.unfinished import SESSION, begin_session, refuse_to_replace_inputs, resumable
 
@@ -113,8 +113,8 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
         refuse_without_gpu(config.model, accelerator.device)
     run = RunFolder(Path(config.runs_folder) / config.run_name)
     check_launch(config, stage.name, accelerator)
-    config = from_main(accelerator, functools.partial(pinned, config, run.root))
     with locked(run.root) if accelerator.is_main_process else contextlib.nullcontext():
+        config = from_main(accelerator, functools.partial(pin, config, run.root))
         plan = from_main(accelerator, lambda: prepare(stage, config, run, force))
         if plan.done is not None:
             if accelerator.is_main_process:
@@ -182,7 +182,6 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     With `force` the stage starts over. If that run is interrupted, the next one without `force` resumes it, even if
     there is a finished result.
     """
-    keep_pins(config, run.root)
     whole = asdict(config)
     for name in stage.hash_exclude:
         *path, last = name.split(".")

@@ -14,6 +14,7 @@ from stages import manifest
 from stages.config import RunConfig
 from stages.launch import connected
 from stages.outdated import outdated
+from stages.pins import pinned
 from stages.runner import main
 from stages.sweeps import (
     bootstrap_of,
@@ -64,7 +65,8 @@ def runs(config: RunConfig, force: bool) -> Iterator[tuple[str, Path]]:
         root = run_root(config)
         folder = root.stage("ppo")
         manifest.stage_digest(folder)
-        for line in outdated(root.root, ["ppo"], asdict(config)):
+        found, _ = pinned(config, root.root)
+        for line in outdated(root.root, ["ppo"], asdict(found)):
             make_accelerator(config.model.device).print(f"sweep_kl: warning: {line}", flush=True)
         refuse_few_snapshots(config, folder)
         yield "ppo", folder

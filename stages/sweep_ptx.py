@@ -37,7 +37,7 @@ def work(config: RunConfig, force: bool) -> None:
     planned = points(config)
     for settings in planned:
         settings.validate()
-    config = replace(config, evaluate=replace(config.evaluate, weights="last"))  # avoids its warning
+    config = replace(config, evaluate=replace(config.evaluate, weights="last"))  # PPO's own warning does not apply
     for line in lagging_average(planned[0]):
         accelerator.print(f"sweep_ptx: warning: {line}")
     accelerator.print("sweep_ptx: SFT")

@@ -5,9 +5,10 @@ A folder may hold several splits: the folders of a saved DatasetDict, files that
 subset is read, as with a data set on the Hub.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from yaml import YAMLError
@@ -21,13 +22,15 @@ STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
 ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
-"""Names of text files that are no documents."""
+"""Stems of text files that are not documents."""
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
 TABLES = (".xlsx", ".xls", ".ods", ".avro", ".orc", ".feather", ".pkl")
 DOCUMENTS = (".html", ".rst", ".tex", ".pdf", ".docx", ".epub")
 """Kinds of files that may hold data and are not read, except those that `is_data_file` knows (`.jsonl.gz`)."""
 SHARD = re.compile(r"(\w[\w.]*)-\d{5}-of-\d{5}.*")
-SPLIT = re.compile(r"(?:^|(?<=[-_.]))(train|training|validation|valid|val|dev|test|eval)(?=[-_.]|$)")
+SPLIT = re.compile(
+    r"(?:^|(?<=[-_.]))(train|training|validation|valid|val|dev|test|testing|eval|evaluation)(?=[-_.]|$)", re.IGNORECASE
+)
 
 
 def folder_files(folder: Path, form: Format, role: Role, settings: SourceConfig) -> tuple[tuple[Path, ...], str]:
@@ -151,26 +154,31 @@ def is_data(file: Path, role: Role) -> bool:
     """Whether a file in a folder holds data of the role."""
     if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
         return False
-    # A text file is a document in the pretraining role, unless it is about the others; next to rows it is a README.
+    # A text file is a document in the pretraining role, unless it is a README or the like; next to rows it is one.
     is_text = file.suffix.lower() in TEXT_SUFFIXES
     return not is_text or (role == "pretraining" and file.stem.lower() not in ABOUT)
 
 
-def unread(folder: Path, files: Sequence[Path], role: Role) -> list[str]:
-    """Names of what looks like data of the role beside the files that are read of a folder: files of other kinds, and
-    folders. Empty for a folder that says which files it has (`save_to_disk`, `configs` in README.md).
+def unread(folder: Path, files: Sequence[Path], role: Role, known: Set[Path]) -> list[str]:
+    """Entries of a folder that look like data for this role and hold none of the `known` files: folders, and files of
+    other kinds. Empty for a folder that says which files it has (`save_to_disk`, `configs` in README.md).
+
+    Args:
+        files: those that are read of the folder; all are in one folder.
+        known: the files that any source reads.
     """
     if any((folder / name).is_file() for name in (SPLITS_OF, STATE)) or described_subsets(folder / "README.md"):
         return []
     kinds = PACKED + (DOCUMENTS if role == "pretraining" else TABLES)
     found = []
-    for entry in sorted(files[0].parent.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and any(is_data(file, role) for file in entry.rglob("*")):
-            found.append(f"{entry.name}/")
-        elif entry.is_file() and entry.suffix.lower() in kinds and not is_data_file(entry):
-            found.append(entry.name)
+    for entry in sorted({*folder.iterdir(), *files[0].parent.iterdir()} - {files[0].parent}):
+        with contextlib.suppress(OSError):  # a folder that may not be entered
+            if entry.name.startswith("."):
+                continue
+            inside = [file for file in entry.rglob("*") if is_data(file, role)] if entry.is_dir() else []
+            packed = entry.is_file() and entry.suffix.lower() in kinds and not is_data_file(entry)
+            if packed or (inside and known.isdisjoint(inside)):
+                found.append(f"{entry.relative_to(folder)}{'/' * bool(inside)}")
     return found
 
 
@@ -193,7 +201,7 @@ def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
 
 
 def named_splits(name: str) -> list[tuple[str, str]]:
-    """(what stands before it, split) of each split in a file's name."""
+    """(prefix, split) of each split in a file's name."""
     if match := SHARD.fullmatch(name):
         return [("", match[1])]
-    return [(name[: match.start()], match[1]) for match in SPLIT.finditer(name)]
+    return [(name[: match.start()], match[1].lower()) for match in SPLIT.finditer(name)]

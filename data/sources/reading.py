@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -55,12 +55,11 @@ class Source:
         place = file.name if len(self.files) == 1 else f"{file.parent.name} ({len(self.files)} files)"
         return place + (f", split {self.local_split}" if self.local_split else "")
 
-    @property
-    def unread(self) -> list[str]:
-        """Names of what looks like data in the source's folder and is not read."""
+    def unread(self, known: Set[Path]) -> list[str]:
+        """Names of what looks like data in the source's folder and holds none of the files that any source reads."""
         folder = Path(self.settings.place or "")
-        read_whole = bool(self.files) and folder.is_dir() and self.role not in self.format.files
-        return unread(folder, self.files, self.role) if read_whole else []
+        chosen = self.settings.subset is not None or self.role in self.format.files
+        return unread(folder, self.files, self.role, known) if self.files and folder.is_dir() and not chosen else []
 
     @property
     def about(self) -> str:

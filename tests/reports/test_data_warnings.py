@@ -85,7 +85,7 @@ def test_files_of_a_folder_that_are_not_read():
     seen = {"skipped": 0, "ignored_keys": {}, "rankings": {"identical": 0}, "removed": {}}
     (found,) = about_records(seen | {"sources": [source]})
     assert found.startswith(
-        "The folder of data.pretraining 'books' also holds austen/, a.zip, b.zip, c.zip, d.zip and 1 more, not read"
+        "The folder of data.pretraining 'books' also holds austen/, a.zip, b.zip, c.zip, d.zip and 1 more. These are "
     )
     assert not list(about_records(seen | {"sources": [source | {"unread": []}]}))
 

@@ -173,9 +173,10 @@ def test_an_export_loses_rows_that_left_the_store_and_replaces_no_other_files(
     assert f"{out}/rankings.jsonl is not from an earlier export" in capsys.readouterr().err
     assert (out / "rankings.jsonl").read_text() == "mine"
     (out / EXPORTED).unlink()
-    (out / "labels.jsonl").write_text("")  # as an older version left it
+    (out / "rankings.jsonl").unlink()
+    (out / "conversations.jsonl").write_text("mine")
     assert main([str(run), "--export", str(out)]) == 0
-    assert len(read_records(out / "rankings.jsonl", Ranking)) == 12
+    assert (out / "conversations.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Hub models without a revision: the commit that a run keeps. The Hub's cache is a folder here."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ppo.reward_terms import RewardTerm
-from stages import loop, sweeps
+from stages import loop, sweep_kl, sweeps
 from stages.config import RunConfig
 from stages.pins import pinned
 from stages.runner import RunFolder, Stage, adopt, run_stage
@@ -67,7 +69,7 @@ def test_a_run_keeps_the_commit_with_which_it_began_and_another_takes_the_curren
 def test_a_run_that_reuses_another_reads_the_same_commit(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_stage(stage_of([]), config_of("mine"))
     push(hub, NEW)
-    config = pinned(config_of("other"), Path("runs/other"), Path("runs/mine"))
+    config, _ = pinned(config_of("other"), Path("runs/other"), Path("runs/mine"))
     adopt(stage_of([]), config, RunFolder(Path("runs/mine")))
     assert "data: taken from runs/mine/data" in capsys.readouterr().out
 
@@ -96,7 +98,7 @@ def test_a_commit_that_one_setting_gives_is_not_that_of_another(hub: Path) -> No
     config = config_of("mine")
     config.model.revision, config.reward.base = NEW, "acme/tiny"
     for _ in range(2):
-        assert pinned(config, Path("runs/mine")).reward.revision == OLD
+        assert pinned(config, Path("runs/mine"))[0].reward.revision == OLD
         run_stage(stage_of([]), config)
 
 
@@ -105,6 +107,7 @@ def test_later_rounds_of_a_loop_and_points_of_a_sweep_read_the_same_commit(
 ) -> None:
     run_stage(stage_of([]), config_of("round-1"))
     push(hub, NEW)
+    Path("runs/round-2").mkdir()
     monkeypatch.setattr(loop, "begin", lambda config, done: config_of("round-2"))
     assert loop.prepared(RunConfig(), [Path("runs/round-1")], force=True).model.revision == OLD
 
@@ -121,19 +124,68 @@ def test_every_model_with_a_revision_is_pinned_and_the_given_configuration_stays
     config = config_of("mine")
     config.reward.base = config.evaluate.gold.model = config.evaluate_reward.model = "acme/tiny"
     config.ppo.rewards = [RewardTerm(path="acme/tiny"), RewardTerm(path="acme/tiny", revision="v1"), RewardTerm()]
-    found = pinned(config, Path("runs/mine"))
+    found, _ = pinned(config, Path("runs/mine"))
     assert found.model.revision == found.reward.revision == found.evaluate.gold.revision == OLD
     assert found.evaluate_reward.revision == OLD
     assert [term.revision for term in found.ppo.rewards] == [OLD, "v1", None]
     assert config.model.revision is None
 
 
-def test_nothing_is_pinned_that_is_no_model_on_the_hub_or_was_read_without_a_commit(tmp_path: Path) -> None:
+def test_nothing_is_pinned_that_is_no_model_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for base in ("embedded", "tiny", "folder", "acme/unknown"):
-        assert pinned(config_of("mine", base), Path("runs/mine")).model.revision is None
-    run_stage(stage_of([]), config_of("mine", "acme/unknown"))  # as older versions, which kept no commits
-    push(tmp_path / "hub", OLD)
-    (tmp_path / "hub" / "models--acme--tiny").rename(tmp_path / "hub" / "models--acme--unknown")
-    assert pinned(config_of("other", "acme/unknown"), Path("runs/other")).model.revision == OLD
-    assert pinned(config_of("mine", "acme/unknown"), Path("runs/mine")).model.revision is None
+        assert pinned(config_of("mine", base), Path("runs/mine"))[0].model.revision is None
+
+
+def test_a_model_that_could_not_be_reached_is_pinned_once_it_can(hub: Path) -> None:
+    config = config_of("mine")
+    config.evaluate.gold.model = "acme/gated"
+    run_stage(stage_of([]), config)
+    assert json.loads(Path("runs/mine/pins.json").read_text()) == {"model": {"acme/tiny": OLD}}
+    (hub / "models--acme--tiny").rename(hub / "models--acme--gated")
+    found, _ = pinned(config, Path("runs/mine"))
+    assert (found.model.revision, found.evaluate.gold.revision) == (OLD, OLD)
+
+
+def test_a_refused_revision_is_not_kept(hub: Path) -> None:
+    run_stage(stage_of([]), config_of("mine"))
+    later = replace(stage_of([]), name="ppo", after=("data",))
+    mistaken = config_of("mine")
+    mistaken.model.revision = NEW
+    with pytest.raises(ValueError, match=f"made with model.revision={OLD}: use the same here"):
+        run_stage(later, mistaken)
+    run_stage(later, config_of("mine"))
+
+
+def test_a_run_that_was_made_without_pins_stays_as_it_is(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, read = config_of("old"), list[Any]()
+    config.ppo.rewards = [RewardTerm(path="acme/tiny")]
+
+    def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
+        read.append(config.ppo.rewards[0].revision)
+        (out / "checkpoints" / "checkpoint-1").mkdir(parents=True, exist_ok=True)
+        if len(read) == 1:
+            raise ValueError("killed")
+        return {}
+
+    stages = stage_of([]), Stage("ppo", ("ppo",), ("data",), work, scratch=("checkpoints",))
+    with monkeypatch.context() as old:
+        old.setattr("stages.pins.current_commit", lambda name: None)
+        run_stage(stages[0], config)
+        with pytest.raises(ValueError, match="killed"):
+            run_stage(stages[1], config)
+    Path("runs/old/pins.json").unlink()
+    for stage in stages:
+        run_stage(stage, config)
+    assert read == [None, None]
+    Path("runs/old/pins.json").unlink()
+    reusing, pins = pinned(replace(config, run_name="new"), Path("runs/new"), Path("runs/old"))
+    assert reusing.model.revision is reusing.ppo.rewards[0].revision is None
+    assert pins == {"model": {"acme/tiny": None}, "ppo.rewards": {"acme/tiny": None}}
+
+
+def test_the_kl_sweep_takes_the_runs_own_ppo(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(stage_of([]), config_of("mine"))
+    run_stage(replace(stage_of([]), name="ppo", after=("data",)), config_of("mine"))
+    monkeypatch.setattr(sweep_kl, "refuse_few_snapshots", lambda config, folder: None)
+    assert list(sweep_kl.runs(config_of("mine"), force=False)) == [("ppo", Path("runs/mine/ppo"))]

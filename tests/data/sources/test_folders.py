@@ -105,6 +105,8 @@ def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
         (["test", "web-dev"], {"test": 1, "dev": 1}),
         (["tldr-test"], {"test": 1}),
         (["train_prefs-00000-of-00002", "train_sft-00000-of-00001"], {"train_prefs": 1, "train_sft": 1}),
+        (["Train", "Testing"], {"train": 1, "testing": 1}),
+        (["train", "evaluation"], {"train": 1, "evaluation": 1}),
         (["web-dev", "unit-test"], {"": 2}),
         (["train", "more"], {"": 2}),
         (["training", "latest", "contest"], {"": 3}),
@@ -246,11 +248,18 @@ def test_what_looks_like_data_and_is_not_read_is_named(tmp_path: Path) -> None:
     for name in ("a/b/more.jsonl", "a/b/c.txt", "notes/x.txt", ".git/y.jsonl", "part.jsonl.xz", "it.zip", "old.xlsx"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
-    assert source(folder, split="train").unread == ["a/", "it.zip", "old.xlsx", "part.jsonl.xz"]
-    assert source(saved(tmp_path / "saved")).unread == []
+    assert source(folder, split="train").unread(set()) == ["a/", "it.zip", "old.xlsx", "part.jsonl.xz"]
+    read_too = {folder / "a" / "b" / "more.jsonl"}
+    assert source(folder, split="train").unread(read_too) == ["it.zip", "old.xlsx", "part.jsonl.xz"]
+    assert source(saved(tmp_path / "saved")).unread(set()) == []
     (books := tmp_path / "books").mkdir()
     for name in ("LICENSE.txt", "ReadMe.txt", "emma.txt", "emma.html"):
         (books / name).write_text("Emma Woodhouse")
     (found,) = all_sources(DataConfig(pretraining=[str(books)]))[-1:]
     assert [file.name for file in found.files] == ["emma.txt"]
-    assert found.unread == ["emma.html"]
+    assert found.unread(set()) == ["emma.html"]
+    copy = tmp_path / "copy"
+    for name in ("data/train.jsonl", "data/old.zip", "raw/more.jsonl", "top.zip"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("x")
+    assert source(copy).unread(set()) == ["data/old.zip", "raw/", "top.zip"]
