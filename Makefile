@@ -29,6 +29,8 @@ endif
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
+# The order of the targets is the only order between stages, whatever -j says.
+.NOTPARALLEL:
 .PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward results-demo results-ablations check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
 
 help:

@@ -21,6 +21,8 @@ from transformers.modeling_layers import GenericForSequenceClassification, Gradi
 
 from modeling.loading import loading
 
+ATTENTION_LAYERS = {"attention", "full_attention", "sliding_attention"}
+"""Names of layers in `layer_types` whose only state is keys and values."""
 NEEDED = "choose a causal decoder whose layers attend to past tokens, such as Llama, Qwen, Mistral or GPT-2"
 
 
@@ -75,7 +77,9 @@ def refuse_by_config(settings: Any, name: str) -> None:
     found = causal_class(settings)
     if found is None and "AutoModelForCausalLM" not in (getattr(settings, "auto_map", None) or {}):
         raise ValueError(f"{name} has no causal language model in transformers ({kind}): {NEEDED}")
-    if getattr(found, "_is_stateful", False):
+    layers = set(getattr(settings, "layer_types", None) or ())
+    only_attends = bool(layers) and layers <= ATTENTION_LAYERS  # as Granite 4.0's dense models, of a hybrid's class
+    if getattr(found, "_is_stateful", False) and not only_attends:
         model = f"{kind}: a state-space or linear-attention model"
         raise ValueError(f"{name} has a recurrent state ({model}), which is not supported: {NEEDED}")
 

@@ -7,6 +7,7 @@ data; autograd's hooks then see what is kept for the backward pass.
 
 import copy
 import functools
+import logging
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -112,6 +113,7 @@ def _line(encoder: Encoder, element: Element) -> tuple[int, float]:
     batches = [element.batch(copies) for copies in (2, 3)]
     layouts = [batch.layout(packed=encoder.plain_reason is None) for batch in batches]  # needs real numbers
     tokens = [layout.inputs()["input_ids"].numel() for layout in layouts]
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it prints tracebacks
     try:
         two, three = (kept_for_backward(encoder, batch, "state") for batch in batches)
     except (RuntimeError, TypeError) as error:

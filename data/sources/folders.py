@@ -60,7 +60,9 @@ def folder_files(folder: Path, form: Format, role: Role, settings: SourceConfig)
         )
     split = next(iter(splits)) if split is None else split
     if split not in splits:
-        raise ValueError(f"the folder {folder} has no split {split!r}; its splits: {found}")
+        hint = "; `limit` reads the first rows" if "[" in split else ""
+        hint += "; an entry of its own under data.sources reads each split" if "+" in split else ""
+        raise ValueError(f"the folder {folder} has no split {split!r}; its splits: {found}{hint}")
     return tuple(splits[split]), split
 
 

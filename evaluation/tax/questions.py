@@ -56,7 +56,7 @@ class Question:
         """A row of JSON Lines. Raises ValueError for a malformed one."""
         found = row.get("references")
         if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
-            raise ValueError("'references' must be a list of one or more strings")
+            raise ValueError("'references' must be a list of one or more strings; [\"\"] asks for an empty answer")
         context = text_of(row, "context") if row.get("context") is not None else ""
         return Question(place, text_of(row, "question"), found, context)
 

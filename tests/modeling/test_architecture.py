@@ -69,6 +69,15 @@ def test_other_models_are_refused_by_their_configuration_alone(kind: str) -> Non
         refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
 
 
+def test_a_hybrids_class_is_no_reason_to_refuse_a_model_whose_layers_all_attend() -> None:
+    """As Granite 4.0's dense models."""
+    dense = AutoConfig.for_model("granitemoehybrid", num_hidden_layers=2, layer_types=["attention"] * 2)
+    refuse_by_config(dense, "model.base=x")
+    hybrid = AutoConfig.for_model("granitemoehybrid", num_hidden_layers=2, layer_types=["mamba", "attention"])
+    with pytest.raises(ValueError, match=r"has a recurrent state \(granitemoehybrid"):
+        refuse_by_config(hybrid, "model.base=x")
+
+
 @pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl", "voxtral"])
 def test_models_that_also_take_images_or_sound_are_refused(kind: str) -> None:
     with pytest.raises(

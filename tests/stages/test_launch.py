@@ -1,5 +1,6 @@
 """Launch commands that start another configuration than they ask for."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,15 @@ def test_recorded_logprobs_in_mixed_precision_are_refused_before_the_first_stage
     with pytest.raises(ValueError, match=r"ppo\.old_logprobs=rollout needs float32"):
         pipeline.work(config, force=False)
     assert not (tmp_path / "runs").exists()
+
+
+def test_make_runs_its_targets_in_order_whatever_j_says() -> None:
+    rules = ["--eval", "first:; @sleep 0.3; echo first", "--eval", "second:; @echo second"]
+    shown = subprocess.run(
+        ["make", "-j8", "--silent", *rules, "first", "second"],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.split() == ["first", "second"]

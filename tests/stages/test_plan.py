@@ -1,10 +1,15 @@
 """`python -m stages.plan` from a configuration to its tables, and its errors."""
 
+import logging
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from modeling.memory_plan import Item, strategies
 from stages.plan import OPTIONS, StagePlan, command, work
 from stages.runner import main
+from tests.families import make_family
 
 SMALL = ["--model.base", "tiny", "--model.lora.rank", "4"]
 
@@ -41,6 +46,23 @@ def test_impossible_requests_end_in_one_sentence(
         plan(*arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err == sentence
+
+
+def test_a_mixture_of_experts_is_refused_in_one_sentence_without_torchs_traceback(
+    tmp_path: Path, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign]
+    logging.getLogger("torch._subclasses.fake_tensor").addHandler(handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            plan("--model.base", str(make_family("qwen3_moe", tmp_path, tiny_tokenizer)))
+    finally:
+        logging.getLogger("torch._subclasses.fake_tensor").removeHandler(handler)
+    assert ended.value.code == 2
+    assert "counted without data (RuntimeError); mixtures of experts are not supported\n" in capsys.readouterr().err
+    assert not logged
 
 
 def test_the_fastest_strategy_that_fits_is_recommended() -> None:

@@ -1,6 +1,7 @@
 """Folders as places: written by `datasets`, copies of Hub data sets, and the split that is read."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
         ValueError, match=r"has several splits: set `split` of its entry under data\.sources to one of test, train$"
     ):
         source(folder)
-    with pytest.raises(ValueError, match=r"has no split 'valid'; its splits: test, train$"):
-        source(folder, split="valid")
+    for split, hint in (("valid", ""), ("train[:9]", "; `limit` reads"), ("train+test", "; an entry of its own")):
+        with pytest.raises(ValueError, match=rf"has no split '{re.escape(split)}'; its splits: test, train{hint}"):
+            source(folder, split=split)
 
 
 @pytest.mark.parametrize(
