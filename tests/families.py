@@ -57,6 +57,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "olmo2": COMMON,
     "olmoe": COMMON | {"num_experts": 4, "num_experts_per_tok": 2},
     "granite": COMMON,
+    "granitemoehybrid": COMMON | {
+        "layer_types": ["attention"] * 2, "num_local_experts": 0, "num_experts_per_tok": 0,
+        "shared_intermediate_size": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16,
+    },
     "cohere": COMMON,
     "stablelm": COMMON,
     "smollm3": COMMON,

@@ -71,7 +71,7 @@ def test_other_models_are_refused_by_their_configuration_alone(kind: str) -> Non
 
 def test_a_hybrids_class_is_no_reason_to_refuse_a_model_whose_layers_all_attend() -> None:
     """As Granite 4.0's dense models."""
-    dense = AutoConfig.for_model("granitemoehybrid", num_hidden_layers=2, layer_types=["attention"] * 2)
+    dense = AutoConfig.for_model("granitemoehybrid", **SIZES["granitemoehybrid"])
     refuse_by_config(dense, "model.base=x")
     hybrid = AutoConfig.for_model("granitemoehybrid", num_hidden_layers=2, layer_types=["mamba", "attention"])
     with pytest.raises(ValueError, match=r"has a recurrent state \(granitemoehybrid"):
