@@ -19,6 +19,14 @@ GPUS ?= 1
 VENV := .venv
 PY := $(VENV)/bin/python
 ACCELERATE ?=
+ifneq ($(shell printf '%s' '$(strip $(GPUS))' | grep -E '^[1-9][0-9]*$$'),$(strip $(GPUS)))
+$(error GPUS=$(GPUS) must be the number of processes, 1 or more; on a CPU, leave it out)
+endif
+ifneq ($(ACCELERATE),)
+ifeq ($(wildcard $(ACCELERATE)),)
+$(error ACCELERATE=$(ACCELERATE) does not exist: give a file for accelerate launch, such as configs/accelerate/ddp.yaml)
+endif
+endif
 TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
 LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(PY) -m,$(TORCHRUN)))
 export HF_HUB_DISABLE_TELEMETRY := 1

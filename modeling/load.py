@@ -98,7 +98,7 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
     if config.chat_template is not None:
         file = Path(config.chat_template)
         if not file.is_file():
-            raise ValueError(f"model.chat_template: {file}: no such file")
+            raise ValueError(f"model.chat_template must be a Jinja file; {file}: no such file")
         try:
             tokenizer.chat_template, origin = file.read_text(encoding="utf-8-sig"), f"model.chat_template={file}"
         except UnicodeDecodeError as error:

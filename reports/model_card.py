@@ -123,6 +123,7 @@ def card(run: Path, place: str, run_name: str) -> str:
         trained=trained,
         code=code,
         adapter=config["model"]["adapter"],
+        rotary="rope_parameters" in read(run / place / "config.json"),
         on_prompts=any(metric != "perplexity" for metric, *_ in found),
         settings=Table(["Setting", "Value"], settings, words=(1,)),
         seed=manifest["seed"],

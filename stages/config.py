@@ -259,8 +259,9 @@ def wrong_type(sentence: str) -> str | None:
         return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
     plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
-        whole = "[]" if plain[3] == "None" else f"[{plain[3]}]"
-        advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": write {whole}"}
+        whole = "write []" if plain[3] == "None" else f"write [{plain[3]}]"
+        whole = "write it without blanks, or in quotes" if plain[3].startswith("[") else whole
+        advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": {whole}"}
         return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}{advice.get(plain[2], '')}"
     fields = re.search(
         r'key "([\w.]+)": (?:Expected a dot import path string:|Unable to load config) (.*?)(?: - Parser|$)', sentence

@@ -122,5 +122,8 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     cut = max(chosen.rfind(space, 0, common) for space in " \n\t") + 1
     if not chosen[:cut].strip():
-        raise ValueError("without a 'prompt', 'chosen' and 'rejected' must start with the same words: the prompt")
+        raise ValueError(
+            "without a 'prompt', 'chosen' and 'rejected' must start with the same words: the prompt; if another column "
+            "holds it, rename that with `columns` under data.sources"
+        )
     return chosen[:cut].rstrip(), chosen[cut:], rejected[cut:]

@@ -239,6 +239,10 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(
             ["--ppo.per_device_train_batch_size", "8"],
             "unknown key 'ppo.per_device_train_batch_size'; --help lists all of them",
         ),
+        (
+            ["--data.languages=[en,"],
+            "data.languages: expected list, found '[en,': write it without blanks, or in quotes",
+        ),
         (["--tracking.to", "wandb"], "tracking.to: expected list, found 'wandb': write [wandb]"),
         (["--sft.max_train_examples", "many"], "sft.max_train_examples: expected int or null, found 'many'"),
         (["--sft.epochs", "1.5"], "sft.epochs: expected int, found '1.5'"),

@@ -142,3 +142,24 @@ def test_make_runs_its_targets_in_order_whatever_j_says() -> None:
         check=True,
     )
     assert shown.stdout.split() == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("GPUS=0", "GPUS=0 must be the number of processes, 1 or more"),
+        ("GPUS=0,1", "GPUS=0,1 must be the number of processes"),
+        ("GPUS=1 2", "GPUS=1 2 must be the number of processes"),
+        ("ACCELERATE=absent.yaml", "ACCELERATE=absent.yaml does not exist"),
+    ],
+)
+def test_make_refuses_what_torchrun_and_accelerate_answer_with_a_traceback(argument: str, sentence: str) -> None:
+    ended = subprocess.run(
+        ["make", "--silent", "help", argument],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
