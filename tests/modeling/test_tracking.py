@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from modeling.config import TrackingConfig
 from modeling.tracking import RowLog, Tracker, read_metrics, read_numbers
+
+
+@pytest.fixture(autouse=True)
+def counted_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads files of one second in the order of their names, in which writer 10 comes before writer 9; the
+    writers of a resumed run have other seconds.
+    """
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def test_rows_are_written_at_once_and_read_back(tmp_path: Path) -> None:
