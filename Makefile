@@ -30,7 +30,8 @@ endif
 TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
 LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(PY) -m,$(TORCHRUN)))
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Under nohup, where SIGHUP (signal 1) is ignored, torchrun and accelerate must not stop at it either.
+# Under nohup SIGHUP (signal 1) is ignored; torchrun and accelerate handle it nevertheless unless they are told which
+# signals to handle.
 ifneq ($(shell grep 'SigIgn:.*[13579bdf]$$' /proc/self/status 2>/dev/null),)
 export PET_SIGNALS_TO_HANDLE := SIGTERM,SIGINT,SIGQUIT
 endif

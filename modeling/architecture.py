@@ -78,7 +78,8 @@ def refuse_by_config(settings: Any, name: str) -> None:
     if found is None and "AutoModelForCausalLM" not in (getattr(settings, "auto_map", None) or {}):
         raise ValueError(f"{name} has no causal language model in transformers ({kind}): {NEEDED}")
     layers = set(getattr(settings, "layer_types", None) or ())
-    only_attends = bool(layers) and layers <= ATTENTION_LAYERS  # as Granite 4.0's dense models, of a hybrid's class
+    only_attends = bool(layers) and layers <= ATTENTION_LAYERS
+    # Granite 4.0's dense models have the class of its hybrids, which is marked as stateful.
     if getattr(found, "_is_stateful", False) and not only_attends:
         model = f"{kind}: a state-space or linear-attention model"
         raise ValueError(f"{name} has a recurrent state ({model}), which is not supported: {NEEDED}")

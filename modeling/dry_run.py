@@ -113,7 +113,9 @@ def _line(encoder: Encoder, element: Element) -> tuple[int, float]:
     batches = [element.batch(copies) for copies in (2, 3)]
     layouts = [batch.layout(packed=encoder.plain_reason is None) for batch in batches]  # needs real numbers
     tokens = [layout.inputs()["input_ids"].numel() for layout in layouts]
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it prints tracebacks
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it prints the traceback of an error that is reported below
     try:
         two, three = (kept_for_backward(encoder, batch, "state") for batch in batches)
     except (RuntimeError, TypeError) as error:
@@ -121,6 +123,8 @@ def _line(encoder: Encoder, element: Element) -> tuple[int, float]:
             f"the activations of {type(plain(encoder.model)).__name__} cannot be counted without data "
             f"({type(error).__name__}); mixtures of experts are not supported"
         ) from None
+    finally:
+        log.setLevel(level)
     per_token = (three - two) / (tokens[1] - tokens[0])
     return max(0, round(two - per_token * tokens[0])), per_token
 

@@ -17,13 +17,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from modeling.architecture import ATTENTION_LAYERS
+
 if TYPE_CHECKING:
     from modeling.batch import Batch
 
 NAME = "rlhf_ptx_shared_prefix"
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
 """Terms that some architectures add to attention and that `attention` does not compute."""
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def pad_rows(rows: Sequence[Sequence[int]], device: torch.device | str, pad_id: int = 0) -> tuple[Tensor, Tensor]:
@@ -233,7 +234,7 @@ def why_not(backbone: Any) -> str | None:
 
     settings, name = backbone.config.get_text_config(), type(backbone).__name__
     # The check on a few tokens detects neither layers with other state than attention nor windows wider than that.
-    others = set(getattr(settings, "layer_types", None) or ()) - KNOWN_LAYERS
+    others = set(getattr(settings, "layer_types", None) or ()) - ATTENTION_LAYERS
     if others or getattr(settings, "attention_chunk_size", None):
         return f"{name} has layers that do more than attend ({', '.join(sorted(others)) or 'attention in chunks'})"
     few = torch.arange(5, 5 + 18).remainder(settings.vocab_size).tolist()

@@ -227,12 +227,13 @@ def explain(message: str) -> str:
         return f"there is no {key}: {REFUSED[key]}"
     section, _, last = key.rpartition(".")
     others = [name for name in names if not key.startswith(f"{name}.")]
-    if last in OURS and section:
+    if key in names:  # of another section
+        near = []
+    elif last in OURS and section:
         near = [name for name in (f"{section}.{OURS[last]}", f"{section}.lora.{OURS[last]}") if name in names]
     else:
         near = difflib.get_close_matches(key, others, n=1) or [name for name in names if name.split(".")[-1] == last]
-    known = bool(near) and key not in names  # in another section
-    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if known else "; --help lists all of them")
+    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
 
 
 def wrong_type(sentence: str) -> str | None:
@@ -259,9 +260,11 @@ def wrong_type(sentence: str) -> str | None:
         return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
     plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
-        whole = "write []" if plain[3] == "None" else f"write [{plain[3]}]"
-        whole = "write it without blanks, or in quotes" if plain[3].startswith("[") else whole
-        advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": {whole}"}
+        if plain[3].startswith("["):
+            as_list = "write it without blanks, or in quotes"
+        else:
+            as_list = "write []" if plain[3] == "None" else f"write [{plain[3]}]"
+        advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": {as_list}"}
         return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}{advice.get(plain[2], '')}"
     fields = re.search(
         r'key "([\w.]+)": (?:Expected a dot import path string:|Unable to load config) (.*?)(?: - Parser|$)', sentence

@@ -80,8 +80,8 @@ class Judging:
 
 
 def teachers(config: RunConfig, run: RunFolder) -> set[str]:
-    """The labelers of the reward model's training rankings: `human`, `simulated`, `llm`, and names of language models,
-    and those of the run from whose reward model it started. Empty if no rankings of a run trained it.
+    """The labelers of the reward model's training rankings: `human`, `simulated`, `llm`, and names of language models;
+    also those of the run from whose reward model it started. Empty if no run trained it on rankings.
     """
     from stages.inputs import rankings
 
@@ -91,11 +91,10 @@ def teachers(config: RunConfig, run: RunFolder) -> set[str]:
         if made is None:
             continue
         if made.config["reward"]["epochs"] > 0:
-            # Another run may have lost its rankings.
-            with contextlib.nullcontext() if one == run else contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # rankings that have been removed since
                 ranked = rankings(config, one, "train")
                 found |= {by.labeler for by in ranked} | {by.labeler_id for by in ranked if by.labeler == "llm"}
-            # Rows of a language model may have a `labeler_id` of their own.
+            # The rows of a source that names its language model may have other ids.
             data = made.config["data"]
             named = {data["sources"].get(source, {}).get("labeler") for source in data["rankings"]}
             found |= named - {None, "human"}

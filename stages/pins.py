@@ -27,17 +27,17 @@ SECTIONS = {
 
 
 def pin(config: RunConfig, run: Path, *others: Path) -> RunConfig:
-    """`pinned`, and the run folder, which must exist, keeps the commits from now on."""
+    """The configuration of `pinned`; the run folder, which must exist, keeps the commits from now on."""
     found, pins = pinned(config, run, *others)
     keep(pins, run)
     return found
 
 
 def pinned(config: RunConfig, run: Path, *others: Path) -> tuple[RunConfig, Pins | None]:
-    """(a copy with the commit of each Hub model whose revision is null, what the run folder is to keep, if anything).
+    """(a copy in which each Hub model whose revision was null has a commit, what the run folder is to keep, if any).
 
-    It is the commit recorded in the run folder or in the first of the other ones that has one, or else the current
-    one. It stays null if the model cannot be reached, and in runs that were made before they had pins.
+    The commit is the one recorded in the run folder, in another of the folders, or else the current one. It stays null
+    if the model cannot be reached, and in runs that a version without pins began.
     """
     found, current, pins = copy.deepcopy(config), functools.cache(current_commit), read_pins(run) or {}
     models = [entry for entry in hub_models(found) if entry[1].revision is None]

@@ -122,6 +122,7 @@ def test_control_tokens_in_plain_text_are_ordinary_text(tiny_tokenizer: Any) -> 
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if m.role == 'tool' %}{{ raise_exception('no tool_call_id') }}{% endif %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must take turns') }}{% endif "
     "%}{{ m.content }}\n{% endfor %}"
 )
@@ -132,6 +133,11 @@ USER_TWICE = [TURNS[1], TURNS[1]]
     ("turns", "said"),
     [
         (TURNS, r"the chat template refuses the role 'system' \(System role not supported\)"),
+        (
+            [TURNS[1], {"role": "assistant", "content": "Look."}, {"role": "tool", "content": "9"}, TURNS[1]],
+            r"the chat template refuses the role 'tool' \(no tool_call_id; only the role and the text of messages are "
+            r"read\)",
+        ),
         (USER_TWICE, r"the chat template refuses a conversation of user, user \(line 1\): roles must take turns"),
     ],
 )

@@ -107,6 +107,16 @@ def test_auto_map_is_not_exported_with_transformers_own_classes(
     )
     export(load_scalar(base, model_config, tokenizer), tokenizer, tmp_path / "reward", model_config)
     assert "auto_map" not in settings_of(tmp_path / "reward")
+
+
+def test_how_a_tokenizer_was_loaded_is_not_exported(
+    tmp_path: Path, tiny_llama: Path, model_config: ModelConfig
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama, model_config)
+    tokenizer.init_kwargs |= {"local_files_only": True, "is_local": True}
+    export(load_causal(tiny_llama, model_config, tokenizer), tokenizer, tmp_path / "model", model_config)
+    written = settings_of(tmp_path / "model", "tokenizer_config.json")
+    assert not {"local_files_only", "is_local"} & written.keys()
     AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
 
 

@@ -66,7 +66,10 @@ def test_the_hub_reads_the_results_of_the_evaluated_policy_and_of_the_reward_mod
     assert "rope_theta" not in card.text
     (run / "ppo" / "model_ema" / "config.json").write_text('{"rope_parameters": {"rope_theta": 1e6}}')
     write_model_cards(run, "mine")
-    assert "server that reads `rope_parameters`" in (run / "ppo" / "model_ema" / "README.md").read_text()
+    assert (
+        "server that reads `rope_parameters` in config.json. transformers 4"
+        in (run / "ppo" / "model_ema" / "README.md").read_text()
+    )
     assert "| Win rate against SFT | 60.0% (55.0% to 65.0%) |" in card.text
     assert r"Data: seed, &lt;b> \| faq, oasst." in card.text
     assert "The win rates are judged by chrF." in card.text, (

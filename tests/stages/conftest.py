@@ -1,8 +1,13 @@
-"""Stages write their reports without drawing the plots, most of a tiny run's time; tests/reports draws them."""
+"""A run on the CPU. Stages write their reports without drawing the plots, which takes most of a tiny run's time;
+tests/reports draws them.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from stages.config import RunConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -11,3 +16,17 @@ def blank_plots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reports.page.png", lambda figure: b"")
         yield
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """Of a run without any stage yet."""
+    config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
+    config.model.device = "cpu"
+    return config
+
+
+@pytest.fixture
+def root(config: RunConfig) -> Path:
+    """The folder of that run."""
+    return Path(config.runs_folder) / config.run_name

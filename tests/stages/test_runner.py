@@ -24,18 +24,6 @@ from stages.runner import RunFolder, run_stage, stage_main
 from tests.stages.working import Work, first, second
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
-    config.model.device = "cpu"
-    return config
-
-
-@pytest.fixture
-def root(config: RunConfig) -> Path:
-    return Path(config.runs_folder) / config.run_name
-
-
 def test_an_unchanged_stage_is_not_run_again(config: RunConfig, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = Work()
     assert run_stage(first(work), config) == {"number": 1}

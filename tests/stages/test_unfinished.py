@@ -20,18 +20,6 @@ from tests.cuts import Cut, cut_at
 from tests.stages.working import Work, first, second
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
-    config.model.device = "cpu"
-    return config
-
-
-@pytest.fixture
-def root(config: RunConfig) -> Path:
-    return Path(config.runs_folder) / config.run_name
-
-
 def test_an_interrupted_forced_run_is_resumed_without_force(config: RunConfig, root: Path) -> None:
     work = Work()
     run_stage(first(work), config)

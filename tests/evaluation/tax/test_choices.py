@@ -115,7 +115,10 @@ def test_winogender_pairs_name_the_participant_and_share_an_occupation(tmp_path:
         ("crows_pairs", "c.csv", ",sent_more,sent_less\n0,A.,B.\n1,A.,\n", ":3: missing key 'sent_less'"),
         ("winogender", "w.tsv", WINOGENDER + "cook.guest.txt\tA.\n", ":14: 'sentid' must be occupation.participant"),
         ("winogender", "w.tsv", WINOGENDER + "cook.guest.0.male.txt\tA.\n", ":14: the sentence with 'female' instead"),
-        ("questions", "q.jsonl", '{"question": "Q", "references": []}', ":1: 'references' must be a list of one or"),
+        (
+            "questions", "q.jsonl", '{"question": "Q", "references": []}',
+            ":1: 'references' must be a list of one or more strings; [\"\"] asks",
+        ),
         ("questions", "q.jsonl", '{"question": " ", "references": ["A"]}', ":1: 'question' is empty"),
         ("questions", "q.jsonl", '{"question": "Q", "references": ["A"]}\n[1]', ":2: expected an object with keys"),
         ("toxicity", "x.jsonl", '{"prompt": {"toxicity": 0.3}}', ":1: missing key 'text'"),
