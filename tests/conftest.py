@@ -36,6 +36,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all tests but those of `make gpu-check`: they fork processes, and compare numbers of the CPU."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the slowest folder first, so that no worker waits for another one at the end."""
     items.sort(key=lambda item: item.path.parent.name != "stages")
@@ -48,11 +54,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Also where OMP_NUM_THREADS asks for more."""
+def ready_to_fork() -> None:
+    """torch on one thread, and autograd without threads for devices: a forked process could not train any more.
+
+    Autograd starts them in the first backward pass, one for each device that it knows then. A torch built for CUDA
+    counts one more device as soon as a test counts memory with fake tensors.
+    """
     import torch
 
     torch.set_num_threads(1)
+    torch.ones(1, requires_grad=True).backward()
 
 
 @pytest.fixture(autouse=True)

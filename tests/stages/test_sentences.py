@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import resource
 import select
 import subprocess
@@ -227,7 +228,7 @@ def test_a_read_only_run_folder_keeps_the_traceback_elsewhere(
     ("arguments", "said"),
     [
         (["--run_name", "x" * 260], "run_name has 260 characters, more than the 255 of a folder's name"),
-        (["--runs_folder", "x" * 260], f"{'x' * 260}: File name too long: choose a shorter name"),
+        (["--runs_folder", "x" * 260], f"{'x' * 260}(/run)?: File name too long: choose a shorter name"),
     ],
     ids=["run_name", "runs_folder"],
 )
@@ -242,7 +243,7 @@ def test_a_folder_name_that_is_too_long_is_one_sentence(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, stderr = told(lambda out: None, *arguments)
     assert code == 2
-    assert stderr.startswith(f"error: {said}")
+    assert re.match(f"error: {said}", stderr), "Python 3.14 finds out when it makes the run folder"
     assert stderr.count("\n") == 1
 
 
@@ -251,17 +252,21 @@ def test_a_run_folder_that_may_not_be_read_is_one_sentence(
 ) -> None:
     """The tests may run as root, who ignores permissions."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    real = os.stat
 
-    def stat(path: Any, *given: Any, **named: Any) -> os.stat_result:
-        if not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to(tmp_path / "runs"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return real(path, *given, **named)
+    def denied(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *given: Any, **named: Any) -> Any:
+            if not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to(tmp_path / "runs"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real(path, *given, **named)
 
-    monkeypatch.setattr(os, "stat", stat)
+        return call
+
+    for name in ("stat", "mkdir"):
+        monkeypatch.setattr(os, name, denied(getattr(os, name)))
     code, stderr = told(lambda out: None)
     assert code == 2
-    assert stderr.startswith(f"error: {tmp_path / 'runs'}: Permission denied: change its permissions")
+    # From 3.14 on Python's `is_file` no longer asks os.stat, so that the folder in it is named.
+    assert re.match(f"error: {tmp_path / 'runs'}(/run)?: Permission denied: change its permissions", stderr)
     assert stderr.count("\n") == 1
 
 
