@@ -10,35 +10,30 @@
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
-# Recipes quote both, so the shell does not expand a ~ in them.
+# The recipes quote CONFIG and RUN, so the shell does not expand `~`.
 at_home = $(if $(filter ~/%,$(firstword $1)),$(patsubst ~/%,$(HOME)/%,$1),$1)
 override CONFIG := $(call at_home,$(CONFIG))
 override RUN := $(call at_home,$(RUN))
 ARGS ?=
-GPUS ?= 1
 VENV := .venv
 PY := $(VENV)/bin/python
-ACCELERATE ?=
-ifneq ($(shell printf '%s' '$(strip $(GPUS))' | grep -E '^[1-9][0-9]*$$'),$(strip $(GPUS)))
-$(error GPUS=$(GPUS) must be the number of processes, 1 or more; on a CPU, leave it out)
-endif
-ifneq ($(ACCELERATE),)
-ifeq ($(wildcard $(ACCELERATE)),)
-$(error ACCELERATE=$(ACCELERATE) does not exist: give a file for accelerate launch, such as configs/accelerate/ddp.yaml)
-endif
-endif
-TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
-LAUNCH := $(if $(ACCELERATE),$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m,$(if $(filter 1,$(GPUS)),$(PY) -m,$(TORCHRUN)))
+# LAUNCH checks both first, so only the targets that start processes refuse them. Options may follow ACCELERATE's file.
+override GPUS := $(or $(strip $(GPUS)),1)
+override ACCELERATE := $(strip $(ACCELERATE))
+gpus_checked = $(if $(shell printf '%s' '$(GPUS)' | grep -E '^[1-9][0-9]*$$'),,$(error GPUS=$(GPUS) must be a positive integer, the number of processes; omit it on a CPU))
+accelerate_checked = $(if $(shell grep -qs distributed_type $(firstword $(ACCELERATE)) && echo yes),,$(error ACCELERATE=$(ACCELERATE) must begin with an accelerate configuration file, such as configs/accelerate/ddp.yaml))
+with_accelerate = $(accelerate_checked)$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m
+with_torchrun = $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
+LAUNCH = $(gpus_checked)$(if $(ACCELERATE),$(with_accelerate),$(if $(filter 1,$(GPUS)),$(PY) -m,$(with_torchrun)))
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Under nohup SIGHUP (signal 1) is ignored; torchrun and accelerate handle it nevertheless unless they are told which
-# signals to handle.
+# nohup ignores SIGHUP (signal 1), but torchrun and accelerate handle it unless PET_SIGNALS_TO_HANDLE leaves it out.
 ifneq ($(shell grep 'SigIgn:.*[13579bdf]$$' /proc/self/status 2>/dev/null),)
 export PET_SIGNALS_TO_HANDLE := SIGTERM,SIGINT,SIGQUIT
 endif
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
-# The order of the targets is the only order between stages, whatever -j says.
+# Stages do not name each other as prerequisites, so targets must not run in parallel, whatever -j says.
 .NOTPARALLEL:
 .PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward results-demo results-ablations check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
 

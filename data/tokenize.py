@@ -151,7 +151,7 @@ def _refusal(tokenizer: Any, messages: Sequence[Message], error: Exception) -> s
     for role in dict.fromkeys(message["role"] for message in messages):
         rest = [message for message in messages if message["role"] != role]
         if rest and role not in ("user", "assistant") and _rendered_if(tokenizer, rest, asks=False) is not None:
-            keys = "; only the role and the text of messages are read" if role == "tool" else ""
+            keys = "; only `role` and `content` of each message are used" if role == "tool" else ""
             return f"the chat template refuses the role {role!r} ({_said(error)}{keys})"
     roles = ", ".join(message["role"] for message in messages)
     return f"the chat template refuses a conversation of {roles}{line_of(error)}: {_said(error)}"

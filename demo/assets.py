@@ -79,10 +79,7 @@ class Asset:
                     self._make(place)
                     note.write_text(self.note(), encoding="utf-8")
         except OSError as error:
-            raise ValueError(
-                f"cannot keep {self.name} in {place.parent} ({error.strerror or error}): set RLHF_PTX_CACHE to a "
-                "folder with 1 GB to spare"
-            ) from None
+            raise unwritable(self.name, error) from None
         return place
 
     def _make(self, place: Path) -> None:
@@ -106,6 +103,14 @@ def cache_folder() -> Path:
         return Path(os.environ.get("RLHF_PTX_CACHE") or "~/.cache/rlhf-ptx").expanduser()
     except RuntimeError:  # such as a user of a container who is not in its passwd file
         raise ValueError("this user has no home folder: set RLHF_PTX_CACHE to a folder for the demo's models") from None
+
+
+def unwritable(name: str, error: OSError) -> ValueError:
+    """The error for a model or text that the cache folder cannot take."""
+    return ValueError(
+        f"cannot keep {name} in {cache_folder()} ({error.strerror or error}): set RLHF_PTX_CACHE to a folder with 1 GB "
+        "to spare"
+    )
 
 
 def unpack(asset: Asset, folder: Path) -> None:

@@ -25,7 +25,7 @@ class GoldConfig:
     model: str | None = None
     """Reward model with any tokenizer: a folder, or a model on the Hub."""
     revision: str | None = None
-    """Commit or tag of `model` on the Hub; null keeps the commit with which the run began."""
+    """Commit or tag of `model` on the Hub; null pins the commit that is current when the run starts."""
     trust_remote_code: bool = False
     """Run Python code that comes with `model`. Off unless you trust its author."""
     chat_template: str | None = None

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GenericForSequenceClassification, Gradi
 from modeling.loading import loading
 
 ATTENTION_LAYERS = {"attention", "full_attention", "sliding_attention"}
-"""Names of layers in `layer_types` whose only state is keys and values."""
+"""Values of `layer_types` for layers whose only state is keys and values."""
 NEEDED = "choose a causal decoder whose layers attend to past tokens, such as Llama, Qwen, Mistral or GPT-2"
 
 
@@ -79,7 +79,7 @@ def refuse_by_config(settings: Any, name: str) -> None:
         raise ValueError(f"{name} has no causal language model in transformers ({kind}): {NEEDED}")
     layers = set(getattr(settings, "layer_types", None) or ())
     only_attends = bool(layers) and layers <= ATTENTION_LAYERS
-    # Granite 4.0's dense models have the class of its hybrids, which is marked as stateful.
+    # Granite 4.0's dense models use the class of its hybrids, which sets `_is_stateful`.
     if getattr(found, "_is_stateful", False) and not only_attends:
         model = f"{kind}: a state-space or linear-attention model"
         raise ValueError(f"{name} has a recurrent state ({model}), which is not supported: {NEEDED}")

@@ -45,7 +45,7 @@ class ModelConfig:
     on the Hub.
     """
     revision: str | None = None
-    """Commit or tag of a Hub model; null keeps the commit with which the run began."""
+    """Commit or tag of a Hub model; null pins the commit that is current when the run starts."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
     chat_template: str | None = None

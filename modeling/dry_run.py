@@ -115,7 +115,7 @@ def _line(encoder: Encoder, element: Element) -> tuple[int, float]:
     tokens = [layout.inputs()["input_ids"].numel() for layout in layouts]
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # it prints the traceback of an error that is reported below
+    log.setLevel(logging.CRITICAL)  # it logs the traceback of an error that is raised again below
     try:
         two, three = (kept_for_backward(encoder, batch, "state") for batch in batches)
     except (RuntimeError, TypeError) as error:

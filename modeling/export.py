@@ -73,7 +73,7 @@ def export(model: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
         vars(model.config).pop("auto_map", None)
     if not has_own_code(tokenizer):
         tokenizer.init_kwargs.pop("auto_map", None)
-    for name in ("is_local", "local_files_only"):  # how it was loaded
+    for name in ("is_local", "local_files_only"):  # loading options, not part of the tokenizer
         tokenizer.init_kwargs.pop(name, None)
     try:
         with room_for(folder):

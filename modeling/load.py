@@ -24,14 +24,14 @@ from transformers.utils import cached_file, find_adapter_config_file
 from data.chat_template import PLAIN, portable
 from data.control_tokens import flag_control_tokens
 from data.tokenize import end_of_turn, layout
-from demo.assets import BASE_MODEL, cache_folder
+from demo.assets import BASE_MODEL
 from modeling.architecture import is_classifier, refuse_by_config, refuse_headless
 from modeling.config import ModelConfig
 from modeling.embeddings import grow_embeddings
 from modeling.finite import require_finite_weights
 from modeling.gpu import HEADS, implementation, keep_attention
 from modeling.loading import loading, refuse_misfit, require_safetensors, require_vocabulary
-from modeling.tiny import make_tiny_model
+from modeling.tiny import cached_tiny_model
 
 # transformers reports new heads and shows a progress bar per file; stages print what matters themselves.
 transformers.logging.set_verbosity_error()
@@ -50,13 +50,12 @@ RESIDUAL_DROPOUT_NAMES = (
 def base_model_place(config: ModelConfig) -> str:
     """The folder or Hub name of `model.base`; downloads the embedded model, or creates the tiny one, on first use.
 
-    Raises ValueError when a download fails.
+    Raises ValueError if it cannot be downloaded or written.
     """
     if config.base == "embedded":
         return str(BASE_MODEL.path())
     if config.base == "tiny":
-        folder = cache_folder() / "tiny-llama"
-        return str(folder if (folder / "config.json").is_file() else make_tiny_model(folder))
+        return str(cached_tiny_model())
     return config.base
 
 
@@ -98,7 +97,7 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
     if config.chat_template is not None:
         file = Path(config.chat_template)
         if not file.is_file():
-            raise ValueError(f"model.chat_template must be a Jinja file; {file}: no such file")
+            raise ValueError(f"model.chat_template={file}: no such file; give a Jinja template")
         try:
             tokenizer.chat_template, origin = file.read_text(encoding="utf-8-sig"), f"model.chat_template={file}"
         except UnicodeDecodeError as error:

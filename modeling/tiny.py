@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from demo.assets import CHATML
+from demo.assets import CHATML, cache_folder, unwritable
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "gpt_neox")
@@ -87,6 +87,15 @@ def make_tiny_model(
         for file in sorted(Path(beside).iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, folder / file.name)
     return folder
+
+
+def cached_tiny_model() -> Path:
+    """The folder of the default one, made in the cache on first use. Raises ValueError if it cannot be written."""
+    folder = cache_folder() / "tiny-llama"
+    try:
+        return folder if (folder / "config.json").is_file() else make_tiny_model(folder)
+    except OSError as error:
+        raise unwritable(folder.name, error) from None
 
 
 def _train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

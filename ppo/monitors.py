@@ -93,8 +93,8 @@ class Monitors:
         for name, finding in self.firing.items():
             if getattr(self.settings, name) == "stop":
                 raise StoppedRunError(
-                    f"iteration {iteration}: {finding}; this iteration is not saved; with ppo.monitors.{name}=warn the "
-                    "run continues from its last checkpoint, or starts over if there is none"
+                    f"iteration {iteration}: {finding}; this iteration is not saved; set ppo.monitors.{name}=warn "
+                    "to continue from the last checkpoint, or from the start if there is none"
                 )
         new = [name for name in self.firing if name not in self._reported]
         self._reported.update(new)

@@ -36,7 +36,7 @@ class RewardTerm:
     path: str | None = None
     """A reward model with any tokenizer: a folder, or a name on the Hub. Default: the run's own reward model."""
     revision: str | None = None
-    """Commit or tag of `path` on the Hub; null keeps the commit with which the run began."""
+    """Commit or tag of `path` on the Hub; null pins the commit that is current when the run starts."""
     trust_remote_code: bool = False
     """Run Python code that comes with `path`. Off unless you trust its author."""
     function: str | None = None

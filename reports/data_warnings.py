@@ -55,16 +55,16 @@ def about_records(facts: Facts) -> Iterator[str]:
     """What was skipped, left out or removed."""
     if count := facts["skipped"]:
         yield f"{counted(count, 'malformed row')} skipped: correct the source; the first are listed below."
-    for source in facts["sources"]:
-        if names := source["unread"]:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            yield (
-                f"The folder of data.{source['role']} {source['name']!r} also holds {', '.join(names[:SHOWN])}{more}. "
-                "These are not read: list each folder as a source of its own, and unpack or convert other files."
-            )
+    folders = dict.fromkeys((source["place"], *source["unread"]) for source in facts["sources"] if source["unread"])
+    for place, *names in folders:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield (
+            f"The folder {place} also contains {', '.join(names[:SHOWN])}{more}, which are not read: add subfolders as "
+            "sources of their own, and unpack or convert files."
+        )
     if facts["ignored_keys"]:
         found = ", ".join(f"{key!r} ({count:,} messages)" for key, count in facts["ignored_keys"].items())
-        yield f"Only the role and the text of messages are read; these other keys were ignored: {found}."
+        yield f"Only `role` and `content` of each message are used; these other keys were ignored: {found}."
     if count := facts["rankings"]["identical"]:
         yield (
             f"Identical answers were compared in {counted(count, 'judgment')} "

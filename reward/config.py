@@ -25,7 +25,7 @@ class RewardConfig:
     the Hub, possibly of another size, family or tokenizer (C.2: 6B for policies of any size); a model that is already a
     reward model, a sequence classifier with one label, keeps its head."""
     revision: str | None = None
-    """Commit or tag of `base` on the Hub; null keeps the commit with which the run began."""
+    """Commit or tag of `base` on the Hub; null pins the commit that is current when the run starts."""
     trust_remote_code: bool = False
     """Run Python code that comes with `base`. Off unless you trust its author."""
     chat_template: str | None = None

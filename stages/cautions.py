@@ -44,15 +44,15 @@ def cautions(config: RunConfig, stage: str) -> list[str]:
     averages = ["evaluate.weights"] * (config.evaluate.weights == "ema")
     averages += ["ppo.held_out.weights"] * (config.ppo.held_out.every > 0 and config.ppo.held_out.weights == "ema")
     if stage == "ppo" and averages:
-        found += [f"{line}, or {' and '.join(averages)} to last" for line in lagging_average(config.ppo, averages)]
+        found += [f"{line}, or {' and '.join(averages)} to last" for line in ema_warning(config.ppo, averages)]
     return found
 
 
-def lagging_average(ppo: PPOConfig, settings: Sequence[str] = ()) -> list[str]:
-    """A warning if much of the SFT weights is left in the policy's moving average at the end of PPO.
+def ema_warning(ppo: PPOConfig, settings: Sequence[str] = ()) -> list[str]:
+    """A warning if a large share of the SFT weights is left in the policy's EMA at the end of PPO.
 
     Args:
-        settings: those that are `ema`, so that the average is evaluated; none in `sweep_ptx`, which always measures it.
+        settings: the names of the settings that ask for the EMA; none in `sweep_ptx`, which always evaluates it.
     """
     steps = (ppo.iterations - ppo.value_warmup_iterations) * (ppo.batch_size // ppo.minibatch_size) * ppo.inner_epochs
     left = ppo.ema_decay**steps

@@ -192,10 +192,10 @@ REFUSED = dict.fromkeys(
 """Settings that other stages have but this one does not -> the reason."""
 
 
-OURS = {
+SETTING_ALIASES = {
     "attn_implementation": "attention",
     "dtype": "precision",
-    "gamma": "discount",
+    "gamma": "discount ptx_coef",
     "gradient_checkpointing": "activation_checkpointing",
     "lam": "gae_lambda",
     "lora_alpha": "alpha",
@@ -209,7 +209,7 @@ OURS = {
     "response_length": "max_new_tokens",
     "torch_dtype": "precision",
 }
-"""Names of settings in transformers, trl and peft -> ours."""
+"""Names of settings in transformers, trl, peft and the paper -> ours, separated by blanks."""
 
 
 def explain(message: str) -> str:
@@ -220,6 +220,9 @@ def explain(message: str) -> str:
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.\-]+)'", sentence) or re.search(
         r"()Option '([\w.\-]+)' is not accepted", sentence
     )
+    below_a_value = re.search(r"""key "([\w.]+)": .*NestedArg\(key='(\w+)'""", sentence)
+    if below_a_value:
+        return f"unknown key '{'.'.join(below_a_value.groups())}': {below_a_value[1]} is a value, not a section"
     key = unknown.group(1) if unknown else ".".join(part for part in nested.groups() if part) if nested else None
     if key is None:
         return wrong_type(sentence) or sentence
@@ -227,13 +230,18 @@ def explain(message: str) -> str:
         return f"there is no {key}: {REFUSED[key]}"
     section, _, last = key.rpartition(".")
     others = [name for name in names if not key.startswith(f"{name}.")]
-    if key in names:  # of another section
+    if key in names:  # a field of sources or rewards, in another place
         near = []
-    elif last in OURS and section:
-        near = [name for name in (f"{section}.{OURS[last]}", f"{section}.lora.{OURS[last]}") if name in names]
+    elif last in SETTING_ALIASES and section:
+        aliases = SETTING_ALIASES[last].split()
+        near = [f"{place}.{alias}" for place in (section, f"{section}.lora") for alias in aliases]
+        near = [name for name in near if name in names]
     else:
-        near = difflib.get_close_matches(key, others, n=1) or [name for name in names if name.split(".")[-1] == last]
-    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "; --help lists all of them")
+        ends = {name: name.rpartition(".")[2] for name in others}
+        alike = [name for name, end in ends.items() if last in end or difflib.get_close_matches(last, [end])]
+        near = difflib.get_close_matches(key, alike, n=1) or [name for name, end in ends.items() if end == last][:1]
+    meant = " or ".join(repr(name) for name in near)
+    return f"unknown key '{key}'" + (f", did you mean {meant}?" if near else "; --help lists all of them")
 
 
 def wrong_type(sentence: str) -> str | None:
@@ -261,7 +269,7 @@ def wrong_type(sentence: str) -> str | None:
     plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
         if plain[3].startswith("["):
-            as_list = "write it without blanks, or in quotes"
+            as_list = "remove the blanks, or quote it"
         else:
             as_list = "write []" if plain[3] == "None" else f"write [{plain[3]}]"
         advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": {as_list}"}

@@ -81,7 +81,7 @@ class Judging:
 
 def teachers(config: RunConfig, run: RunFolder) -> set[str]:
     """The labelers of the reward model's training rankings: `human`, `simulated`, `llm`, and names of language models;
-    also those of the run from whose reward model it started. Empty if no run trained it on rankings.
+    also those of the run that trained `reward.base`. Empty if no run trained it on rankings.
     """
     from stages.inputs import rankings
 
@@ -94,7 +94,7 @@ def teachers(config: RunConfig, run: RunFolder) -> set[str]:
             with contextlib.suppress(ValueError):  # rankings that have been removed since
                 ranked = rankings(config, one, "train")
                 found |= {by.labeler for by in ranked} | {by.labeler_id for by in ranked if by.labeler == "llm"}
-            # The rows of a source that names its language model may have other ids.
+            # Rows may have labeler ids of their own although their source names a language model.
             data = made.config["data"]
             named = {data["sources"].get(source, {}).get("labeler") for source in data["rankings"]}
             found |= named - {None, "human"}

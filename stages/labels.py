@@ -20,7 +20,7 @@ from stages.runner import RunFolder, Stage, stage_main
 
 LLM_NUMBERS = ("replies", "refused", "malformed", "truncated", "input_tokens", "output_tokens", "cost")
 CLOSED = Path("people") / "closed.jsonl"
-"""The rankings that a loop's round uses, see `close`; without this file all rankings count."""
+"""The rankings that a round of the loop uses (see `close`); without this file all rankings are used."""
 
 if TYPE_CHECKING:
     from data.records import Ranking, Samples
@@ -67,7 +67,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if how.labeler == "human" and (left := len(saved_rankings(run.root)) - own):
         print(f"labels: {left} rankings are left out: the samples stage no longer has their prompts", flush=True)
     if how.labeler == "human" and (late := left_out(run.root)):
-        print(f"labels: {late} ranking(s) are left out, since {run.root / CLOSED} lacks them", flush=True)
+        print(f"labels: ignored {late} ranking(s) that are not in {run.root / CLOSED}", flush=True)
     return numbers
 
 
@@ -181,13 +181,18 @@ def saved_rankings(root: Path) -> "list[Ranking]":
 
 
 def close(root: Path) -> None:
-    """Writes the rankings that people have saved so far to `CLOSED`: later ones do not change the round."""
+    """Writes the rankings that people have saved so far, if any, to `CLOSED`, so that later ones do not change the
+    round.
+    """
     from data.files import write_records
     from labeling.web.export import rankings_of
     from labeling.web.store import Store
 
-    if (root / PLACE).is_file():
-        write_records(root / CLOSED, rankings_of(Store(root / PLACE)))
+    found = list(rankings_of(Store(root / PLACE))) if (root / PLACE).is_file() else []
+    if found:
+        write_records(root / CLOSED, found)
+    else:
+        (root / CLOSED).unlink(missing_ok=True)
 
 
 def left_out(root: Path) -> int:

@@ -64,7 +64,7 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
         if current.labels.labeler == "human":
             from_main(accelerator, partial(close_round, run, round_folder(config, number + 1), force))
             if late := from_main(accelerator, partial(left_out, run.root)):
-                accelerator.print(f"loop: left out {late} ranking(s), saved in {run.root} after its labels stage")
+                accelerator.print(f"loop: ignored {late} ranking(s), saved in {run.root} after its labels stage")
         pipeline.work(current, again)
         done.append(run.root)
         from_main(accelerator, partial(write_loop, done, done[-1].parent))
@@ -72,7 +72,7 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
 
 
 def close_round(run: RunFolder, following: Path, force: bool) -> None:
-    """Lets the rankings saved so far count in a round, unless the next round has begun, or an interrupted stage that
+    """Fixes a round's rankings as those saved so far, unless the next round has begun, or an interrupted stage that
     read the earlier rankings will resume.
     """
     if force or not (following.exists() or interrupted_after("labels", run)):

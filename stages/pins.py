@@ -1,5 +1,5 @@
-"""Pins the Hub models of a run: a model without a `revision` stays at the commit with which the run began, whatever its
-author uploads later, so that all stages read the same weights, and a resumed stage goes on from them.
+"""Pins the Hub models of a run: without a `revision`, all stages, also resumed ones, load the commit that was current
+when the run started, whatever the model's author uploads later.
 """
 
 import copy
@@ -16,9 +16,9 @@ from stages import manifest
 from stages.config import STAGES, RunConfig
 
 NAME = "pins.json"
-"""The Pins in the run folder."""
+"""The file of the pins in a run folder."""
 Pins = dict[str, dict[str, str | None]]
-"""Section -> Hub model -> commit, or null where the run has read the model without one."""
+"""Section -> Hub model -> commit, or null if the run loaded the model without one."""
 COMMIT = re.compile("[0-9a-f]{40}")
 SECTIONS = {
     "model": "base", "reward": "base", "evaluate.gold": "model", "evaluate_reward": "model", "ppo.rewards": "path"
@@ -27,17 +27,18 @@ SECTIONS = {
 
 
 def pin(config: RunConfig, run: Path, *others: Path) -> RunConfig:
-    """The configuration of `pinned`; the run folder, which must exist, keeps the commits from now on."""
+    """The configuration of `pinned`, whose commits are saved in the run folder, which must exist."""
     found, pins = pinned(config, run, *others)
-    keep(pins, run)
+    save_pins(pins, run)
     return found
 
 
 def pinned(config: RunConfig, run: Path, *others: Path) -> tuple[RunConfig, Pins | None]:
-    """(a copy in which each Hub model whose revision was null has a commit, what the run folder is to keep, if any).
+    """(a copy of the configuration in which each Hub model without a revision has a commit, the pins to save; None
+    without such a model).
 
     The commit is the one recorded in the run folder, in another of the folders, or else the current one. It stays null
-    if the model cannot be reached, and in runs that a version without pins began.
+    if the model cannot be reached, and in runs that were started before there were pins.
     """
     found, current, pins = copy.deepcopy(config), functools.cache(current_commit), read_pins(run) or {}
     models = [entry for entry in hub_models(found) if entry[1].revision is None]
@@ -49,8 +50,8 @@ def pinned(config: RunConfig, run: Path, *others: Path) -> tuple[RunConfig, Pins
     return found, pins if models else None
 
 
-def keep(pins: Pins | None, run: Path) -> None:
-    """Writes what `pinned` returned to the run folder."""
+def save_pins(pins: Pins | None, run: Path) -> None:
+    """Writes the pins that `pinned` returned to the run folder."""
     if pins is not None and pins != read_pins(run):
         write_whole(run / NAME, (json.dumps(pins, indent=2) + "\n").encode())
 
@@ -66,8 +67,8 @@ def hub_models(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
 
 
 def recorded(run: Path, section: str, name: str) -> Iterator[str | None]:
-    """The commit that a run keeps; in a folder without pins those in the configurations of its finished stages, null
-    where a version without pins made them.
+    """The commit to which a run is pinned; in a folder without pins those in the configurations of its finished stages,
+    null where the model was loaded without one.
     """
     if (pins := read_pins(run)) is not None:
         if name in pins.get(section, {}):
@@ -84,13 +85,13 @@ def recorded(run: Path, section: str, name: str) -> Iterator[str | None]:
 
 
 def read_pins(run: Path) -> Pins | None:
-    """The commits that a run keeps; None if its folder has no such file."""
+    """The pins of a run; None if its folder has none."""
     file = run / NAME
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def current_commit(name: str) -> str | None:
-    """The commit of a Hub model's main branch, or of its downloaded copy without a network; None if there is none."""
+    """The commit of a Hub model's main branch, or of the cached copy when offline; None if neither is available."""
     import httpx2
     from huggingface_hub import hf_hub_download
 

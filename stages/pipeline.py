@@ -18,7 +18,7 @@ from stages import evaluate, labels, manifest
 from stages.config import FORCE, STAGES, Options, RunConfig
 from stages.launch import connected, refuse_unsupported
 from stages.outdated import changed_settings
-from stages.pins import keep, pinned
+from stages.pins import pinned, save_pins
 from stages.runner import RunFolder, Stage, adopt, main, make_folder, run_stage
 
 OPTIONS: Options = FORCE | {
@@ -52,7 +52,7 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
     from_main(accelerator, partial(check_models, config, whole_chain=True))
     gc.collect()  # the models loaded by the check
     from_main(accelerator, partial(make_folder, root))
-    from_main(accelerator, partial(keep, pins, root))
+    from_main(accelerator, partial(save_pins, pins, root))
     for name in STAGES[: STAGES.index(last) + 1]:
         stage = importlib.import_module(f"stages.{name}").STAGE
         if reuse is not None and not force:
@@ -75,8 +75,8 @@ def work(config: RunConfig, force: bool, last: str = STAGES[-1], reuse: str | No
 
 
 def is_made(name: str, config: RunConfig, root: Path) -> bool:
-    """Whether the run has results of a stage and of those before it with these settings, and with the stage's present
-    files and data.
+    """Whether a stage and all stages before it have results with these settings, and the files and the data that the
+    stage reads have not changed since.
     """
     found = [manifest.read(root / before) for before in STAGES[: STAGES.index(name) + 1]]
     made = found[-1]

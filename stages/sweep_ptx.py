@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ppo.config import PPOConfig
 from ppo.monitors import StoppedRunError
-from stages.cautions import lagging_average
+from stages.cautions import ema_warning
 from stages.config import RunConfig
 from stages.launch import connected
 from stages.runner import main
@@ -37,8 +37,8 @@ def work(config: RunConfig, force: bool) -> None:
     planned = points(config)
     for settings in planned:
         settings.validate()
-    config = replace(config, evaluate=replace(config.evaluate, weights="last"))  # PPO's own warning does not apply
-    for line in lagging_average(planned[0]):
+    config = replace(config, evaluate=replace(config.evaluate, weights="last"))  # PPO's own EMA warning does not apply
+    for line in ema_warning(planned[0]):
         accelerator.print(f"sweep_ptx: warning: {line}")
     accelerator.print("sweep_ptx: SFT")
     sft = measure(config, "sweep_ptx/measured-sft", None, options.answers_per_prompt, force)

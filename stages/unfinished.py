@@ -37,7 +37,7 @@ def resumable(stage: "Stage", run: "RunFolder") -> bool:
 
 
 def interrupted_after(name: str, run: "RunFolder") -> list[Path]:
-    """The folders of interrupted stages that read a stage's result and have checkpoints."""
+    """The partial folders, with checkpoints, of interrupted stages that read a stage's result."""
     later = STAGES[STAGES.index(name) + 1 :] if name in STAGES else ()
     folders = [run.partial(name) for name in later if resumable(importlib.import_module(f"stages.{name}").STAGE, run)]
     for pattern in READERS.get(name, ()):

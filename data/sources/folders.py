@@ -21,12 +21,12 @@ from data.sources.formats import Format
 STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
-ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
-"""Stems of text files that are not documents."""
+ABOUT = ("readme", "license", "licence")
+"""Text files of these names, before the first dot, are not read as documents."""
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
 TABLES = (".xlsx", ".xls", ".ods", ".avro", ".orc", ".feather", ".pkl")
 DOCUMENTS = (".html", ".rst", ".tex", ".pdf", ".docx", ".epub")
-"""Kinds of files that may hold data and are not read, except those that `is_data_file` knows (`.jsonl.gz`)."""
+"""Suffixes of files that may contain data and are not read, unless `is_data_file` accepts them (`.jsonl.gz`)."""
 SHARD = re.compile(r"(\w[\w.]*)-\d{5}-of-\d{5}.*")
 SPLIT = re.compile(
     r"(?:^|(?<=[-_.]))(train|training|validation|valid|val|dev|test|testing|eval|evaluation)(?=[-_.]|$)", re.IGNORECASE
@@ -60,8 +60,8 @@ def folder_files(folder: Path, form: Format, role: Role, settings: SourceConfig)
         )
     split = next(iter(splits)) if split is None else split
     if split not in splits:
-        hint = "; `limit` reads the first rows" if "[" in split else ""
-        hint += "; an entry of its own under data.sources reads each split" if "+" in split else ""
+        hint = "; use `limit` to read the first rows only" if "[" in split else ""
+        hint += "; add one entry under data.sources for each split" if "+" in split else ""
         raise ValueError(f"the folder {folder} has no split {split!r}; its splits: {found}{hint}")
     return tuple(splits[split]), split
 
@@ -156,28 +156,27 @@ def is_data(file: Path, role: Role) -> bool:
     """Whether a file in a folder holds data of the role."""
     if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
         return False
-    # A text file is a document in the pretraining role, unless it is a README or the like; next to rows it is one.
     is_text = file.suffix.lower() in TEXT_SUFFIXES
-    return not is_text or (role == "pretraining" and file.stem.lower() not in ABOUT)
+    return not is_text or (role == "pretraining" and file.name.lower().split(".")[0] not in ABOUT)
 
 
 def unread(folder: Path, files: Sequence[Path], role: Role, known: Set[Path]) -> list[str]:
-    """Entries of a folder that look like data for this role and hold none of the `known` files: folders, and files of
-    other kinds. Empty for a folder that says which files it has (`save_to_disk`, `configs` in README.md).
+    """Subfolders and files of other formats that look like data for this role and that no source reads. Empty for a
+    folder that lists its files (`save_to_disk`, `configs` in README.md).
 
     Args:
-        files: those that are read of the folder; all are in one folder.
-        known: the files that any source reads.
+        files: the files read from the folder, all with the same parent.
+        known: the resolved paths of the files that any source reads.
     """
     if any((folder / name).is_file() for name in (SPLITS_OF, STATE)) or described_subsets(folder / "README.md"):
         return []
     kinds = PACKED + (DOCUMENTS if role == "pretraining" else TABLES)
     found = []
     for entry in sorted({*folder.iterdir(), *files[0].parent.iterdir()} - {files[0].parent}):
-        with contextlib.suppress(OSError):  # a folder that may not be entered
+        with contextlib.suppress(OSError):  # no permission to list a folder
             if entry.name.startswith("."):
                 continue
-            inside = [file for file in entry.rglob("*") if is_data(file, role)] if entry.is_dir() else []
+            inside = [file.resolve() for file in entry.rglob("*") if is_data(file, role)] if entry.is_dir() else []
             packed = entry.is_file() and entry.suffix.lower() in kinds and not is_data_file(entry)
             if packed or (inside and known.isdisjoint(inside)):
                 found.append(f"{entry.relative_to(folder)}{'/' * bool(inside)}")
@@ -187,7 +186,8 @@ def unread(folder: Path, files: Sequence[Path], role: Role, known: Set[Path]) ->
 def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
     """Files by the split in their names; all under "" unless every file is named after a split.
 
-    Of names with several (`train-eval`), the first or the last counts for all files, whichever gives more splits.
+    If names contain several splits (`train-eval`), the first or the last is used for all files, whichever gives more
+    splits.
     """
     named = [named_splits(file.name) for file in files]
     if not all(named):
@@ -198,7 +198,7 @@ def by_split(files: Sequence[Path]) -> Mapping[str, list[Path]]:
         splits.setdefault(found[place][1], []).append(file)
     prefixes = {found[place][0] for found in named}
     if len(prefixes) == len(files) > 1 and "" not in prefixes and not {"train", "training"} & splits.keys():
-        return {"": list(files)}  # topics, as `web-dev` and `unit-test`
+        return {"": list(files)}  # topics such as `web-dev` and `unit-test`, not splits
     return splits
 
 

@@ -56,7 +56,9 @@ class Source:
         return place + (f", split {self.local_split}" if self.local_split else "")
 
     def unread(self, known: Set[Path]) -> list[str]:
-        """Names of what looks like data in the source's folder and holds none of the files that any source reads."""
+        """Subfolders and files of the source's folder that look like data and that no source reads; `known` are the
+        resolved paths of the files that sources read.
+        """
         folder = Path(self.settings.place or "")
         chosen = self.settings.subset is not None or self.role in self.format.files
         return unread(folder, self.files, self.role, known) if self.files and folder.is_dir() and not chosen else []

@@ -31,7 +31,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """The best F1 of the answer's words with those of a reference. An empty reference asks for an empty answer."""
+    """The best F1 of the answer's words with those of a reference. An empty reference matches an empty answer only."""
     return max(word_f1(normalized(answer), normalized(reference)) for reference in references)
 
 
@@ -56,7 +56,7 @@ class Question:
         """A row of JSON Lines. Raises ValueError for a malformed one."""
         found = row.get("references")
         if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
-            raise ValueError("'references' must be a list of one or more strings; [\"\"] asks for an empty answer")
+            raise ValueError("'references' must be a list of one or more strings; for an empty answer use [\"\"]")
         context = text_of(row, "context") if row.get("context") is not None else ""
         return Question(place, text_of(row, "question"), found, context)
 

@@ -135,8 +135,8 @@ USER_TWICE = [TURNS[1], TURNS[1]]
         (TURNS, r"the chat template refuses the role 'system' \(System role not supported\)"),
         (
             [TURNS[1], {"role": "assistant", "content": "Look."}, {"role": "tool", "content": "9"}, TURNS[1]],
-            r"the chat template refuses the role 'tool' \(no tool_call_id; only the role and the text of messages are "
-            r"read\)",
+            r"the chat template refuses the role 'tool' \(no tool_call_id; only `role` and `content` of each message "
+            r"are used\)",
         ),
         (USER_TWICE, r"the chat template refuses a conversation of user, user \(line 1\): roles must take turns"),
     ],

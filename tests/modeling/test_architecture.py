@@ -69,7 +69,7 @@ def test_other_models_are_refused_by_their_configuration_alone(kind: str) -> Non
         refuse_by_config(AutoConfig.for_model(kind), "model.base=x")
 
 
-def test_a_hybrids_class_is_no_reason_to_refuse_a_model_whose_layers_all_attend() -> None:
+def test_an_attention_only_model_of_a_hybrid_class_is_accepted() -> None:
     """As Granite 4.0's dense models."""
     dense = AutoConfig.for_model("granitemoehybrid", **SIZES["granitemoehybrid"])
     refuse_by_config(dense, "model.base=x")

@@ -109,7 +109,7 @@ def test_auto_map_is_not_exported_with_transformers_own_classes(
     assert "auto_map" not in settings_of(tmp_path / "reward")
 
 
-def test_how_a_tokenizer_was_loaded_is_not_exported(
+def test_loading_options_are_not_exported_with_the_tokenizer(
     tmp_path: Path, tiny_llama: Path, model_config: ModelConfig
 ) -> None:
     tokenizer = load_tokenizer(tiny_llama, model_config)

@@ -222,9 +222,7 @@ def test_a_folder_without_its_tokenizer_is_refused(family: str, tmp_path: Path, 
         load_tokenizer(tmp_path, model_config)
 
 
-def test_a_folder_may_have_its_tokenizer_as_a_sentencepiece_model_only(
-    tmp_path: Path, model_config: ModelConfig
-) -> None:
+def test_a_tokenizer_loads_from_its_sentencepiece_model_alone(tmp_path: Path, model_config: ModelConfig) -> None:
     """As older fine-tunes of Llama 2 do."""
     model = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -360,6 +358,10 @@ def test_the_tiny_base_is_made_once_in_the_cache(monkeypatch: pytest.MonkeyPatch
     assert base_model_place(ModelConfig(base="tiny")) == str(place)
     assert (place / "model.safetensors").stat().st_mtime_ns == made
     assert base_model_place(ModelConfig(base="some/model")) == "some/model"
+    (file := tmp_path / "file").touch()
+    monkeypatch.setenv("RLHF_PTX_CACHE", str(file))
+    with pytest.raises(ValueError, match=rf"cannot keep tiny-llama in {file} \(Not a directory\): set RLHF_PTX_CACHE"):
+        base_model_place(ModelConfig(base="tiny"))
 
 
 def test_the_context_is_the_models_own(tiny_causal: Callable[[str], Any]) -> None:

@@ -18,9 +18,9 @@ from modeling.tracking import RowLog, Tracker, read_metrics, read_numbers
 
 
 @pytest.fixture(autouse=True)
-def counted_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard reads files of one second in the order of their names, in which writer 10 comes before writer 9; the
-    writers of a resumed run have other seconds.
+def writers_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard sorts event files of one second by name, so writer 10 precedes writer 9. Real runs resume in a later
+    second.
     """
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 

@@ -53,8 +53,8 @@ def test_a_stop_is_one_sentence_with_metric_limit_and_setting():
     said = str(stopped.value)
     assert said == (
         "iteration 2: the KL to the SFT policy is 20.5 nats per episode, above ppo.monitors.max_kl=20; this "
-        "iteration is not saved; with ppo.monitors.kl=warn the run continues from its last checkpoint, or starts over "
-        "if there is none"
+        "iteration is not saved; set ppo.monitors.kl=warn to continue from the last checkpoint, or from the start if "
+        "there is none"
     )
     assert said.count(". ") == 0
 
@@ -77,7 +77,7 @@ def test_each_monitor_stops_warns_or_ignores_as_configured():
     }
     for name, rows in cases.items():
         others = {other: "ignore" for other in cases if other != name}
-        sentence = rf"^iteration {len(rows)}: .*; .*; with ppo\.monitors\.{name}=warn the run continues from its last"
+        sentence = rf"^iteration {len(rows)}: .*; .*; set ppo\.monitors\.{name}=warn to continue from the last"
         with pytest.raises(StoppedRunError, match=sentence):
             warned(MonitorSettings(**others | {name: "stop"}), rows)  # type: ignore[arg-type]
         assert warned(MonitorSettings(**others | {name: "warn"}), rows) == [(len(rows), name)]  # type: ignore[arg-type]

@@ -76,16 +76,12 @@ def test_users_of_their_own(tmp_path):
     assert "Every prompt" not in said(tmp_path / "other")
 
 
-def test_files_of_a_folder_that_are_not_read():
-    source = {
-        "role": "pretraining",
-        "name": "books",
-        "unread": ["austen/", "a.zip", "b.zip", "c.zip", "d.zip", "e.zip"],
-    }
+def test_what_is_not_read_of_a_folder_is_listed_once():
+    source = {"place": "/books", "unread": ["austen/", "a.zip", "b.zip", "c.zip", "d.zip", "e.zip"]}
     seen = {"skipped": 0, "ignored_keys": {}, "rankings": {"identical": 0}, "removed": {}}
-    (found,) = about_records(seen | {"sources": [source]})
+    (found,) = about_records(seen | {"sources": [source | {"role": "prompts"}, source | {"role": "rankings"}]})
     assert found.startswith(
-        "The folder of data.pretraining 'books' also holds austen/, a.zip, b.zip, c.zip, d.zip and 1 more. These are "
+        "The folder /books also contains austen/, a.zip, b.zip, c.zip, d.zip and 1 more, which are not read: "
     )
     assert not list(about_records(seen | {"sources": [source | {"unread": []}]}))
 

@@ -20,7 +20,7 @@ def blank_plots() -> Iterator[None]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    """Of a run without any stage yet."""
+    """The configuration of a run without any finished stage."""
     config = RunConfig(run_name="run", runs_folder=str(tmp_path / "runs"))
     config.model.device = "cpu"
     return config
@@ -28,5 +28,5 @@ def config(tmp_path: Path) -> RunConfig:
 
 @pytest.fixture
 def root(config: RunConfig) -> Path:
-    """The folder of that run."""
+    """Its run folder."""
     return Path(config.runs_folder) / config.run_name

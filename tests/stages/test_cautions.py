@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ppo.config import HeldOutSettings
-from stages.cautions import LORA_RATES, cautions, lagging_average, refuse_uneven_batches, setting
+from stages.cautions import LORA_RATES, cautions, ema_warning, refuse_uneven_batches, setting
 from stages.config import RunConfig, refuse_missing_folder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -76,7 +76,7 @@ def test_an_average_that_keeps_the_sft_weights_is_warned_about() -> None:
     assert cautions(found, "ppo") == []
     found.ppo.held_out.every = 10
     assert "or ppo.held_out.weights to last" in cautions(found, "ppo")[0]
-    assert lagging_average(found.ppo)[0].endswith("the sweep measures it: set ppo.ema_decay to about 0.98")
+    assert ema_warning(found.ppo)[0].endswith("the sweep measures it: set ppo.ema_decay to about 0.98")
 
 
 def test_the_configurations_that_come_with_the_project_are_not_warned_of() -> None:

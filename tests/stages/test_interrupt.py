@@ -128,7 +128,7 @@ def test_an_ignored_signal_stays_ignored(number: int) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("ignored", [True, False])
-def test_make_tells_torchrun_and_accelerate_not_to_stop_at_an_ignored_sighup(ignored: bool) -> None:
+def test_launchers_of_make_ignore_sighup_under_nohup(ignored: bool) -> None:
     shown = subprocess.run(
         ["make", "--silent", "--eval", "shown:; @echo $$PET_SIGNALS_TO_HANDLE", "shown"],
         cwd=HERE,

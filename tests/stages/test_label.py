@@ -150,7 +150,7 @@ def test_another_tool_gets_the_tasks_of_the_latest_samples(
     assert "12 tasks with 0 labels" in capsys.readouterr().out
 
 
-def test_an_export_loses_rows_that_left_the_store_and_replaces_no_other_files(
+def test_an_export_removes_emptied_files_and_overwrites_no_others(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = filled(run)

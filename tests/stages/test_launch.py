@@ -1,5 +1,6 @@
 """Launch commands that start another configuration than they ask for."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def test_recorded_logprobs_in_mixed_precision_are_refused_before_the_first_stage
     assert not (tmp_path / "runs").exists()
 
 
-def test_make_runs_its_targets_in_order_whatever_j_says() -> None:
+def test_make_ignores_parallel_jobs() -> None:
     rules = ["--eval", "first:; @sleep 0.3; echo first", "--eval", "second:; @echo second"]
     shown = subprocess.run(
         ["make", "-j8", "--silent", *rules, "first", "second"],
@@ -144,22 +145,48 @@ def test_make_runs_its_targets_in_order_whatever_j_says() -> None:
     assert shown.stdout.split() == ["first", "second"]
 
 
-@pytest.mark.parametrize(
-    ("argument", "sentence"),
-    [
-        ("GPUS=0", "GPUS=0 must be the number of processes, 1 or more"),
-        ("GPUS=0,1", "GPUS=0,1 must be the number of processes"),
-        ("GPUS=1 2", "GPUS=1 2 must be the number of processes"),
-        ("ACCELERATE=absent.yaml", "ACCELERATE=absent.yaml does not exist"),
-    ],
-)
-def test_make_refuses_what_torchrun_and_accelerate_answer_with_a_traceback(argument: str, sentence: str) -> None:
-    ended = subprocess.run(
-        ["make", "--silent", "help", argument],
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Prints the commands of targets."""
+    return subprocess.run(
+        ["make", "--dry-run", *arguments],
         cwd=Path(__file__).parents[2],
+        env={name: text for name, text in os.environ.items() if name not in ("GPUS", "ACCELERATE")} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("GPUS=0", "GPUS=0 must be a positive integer, the number of processes"),
+        ("GPUS=0,1", "GPUS=0,1 must be a positive integer"),
+        ("GPUS=1 2", "GPUS=1 2 must be a positive integer"),
+        ("ACCELERATE=absent.yaml", "ACCELERATE=absent.yaml must begin with an accelerate configuration file"),
+        ("ACCELERATE=absent.yaml configs/accelerate/ddp.yaml", "ACCELERATE=absent.yaml configs"),
+        ("ACCELERATE=configs/accelerate", "ACCELERATE=configs/accelerate must begin with"),
+        ("ACCELERATE=configs/smoke.yaml", "ACCELERATE=configs/smoke.yaml must begin with"),
+    ],
+)
+def test_make_refuses_invalid_gpus_and_accelerate_files_where_it_uses_them(argument: str, sentence: str) -> None:
+    name, _, text = argument.partition("=")
+    ended = make("sft", argument)
     assert ended.returncode == 2
     assert sentence in ended.stderr
+    assert make("sft", **{name: text}).returncode == 2
+    assert make("help", "clean", "label", "RUN=runs/x", **{name: text}).returncode == 0
+
+
+def test_make_starts_one_process_or_a_launcher() -> None:
+    for arguments, launcher in (
+        ([], "bin/python -m"),
+        (["GPUS="], "bin/python -m"),
+        (["GPUS= 2 "], "bin/torchrun --standalone --nproc_per_node 2 -m"),
+        (
+            ["GPUS=2", "ACCELERATE= configs/accelerate/ddp.yaml --main_process_port 29501"],
+            "bin/accelerate launch --config_file configs/accelerate/ddp.yaml --main_process_port 29501 "
+            "--num_processes 2 -m",
+        ),
+    ):
+        assert f"{launcher} stages.sft --config 'configs/demo.yaml'" in make("sft", *arguments).stdout

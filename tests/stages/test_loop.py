@@ -226,6 +226,9 @@ def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round
     store = Store(run.root / PLACE)
     for name in ("ann", "ben"):
         store.invite(name)
+    (run.root / labels.CLOSED).touch()
+    labels.close(run.root)
+    assert not (run.root / labels.CLOSED).exists(), "nobody has ranked anything"
     store.add(tasks, [2] * 3, [None] * 3)
     for _ in tasks:
         task = store.claim("ann")
@@ -254,7 +257,7 @@ def test_what_people_rank_once_a_later_round_has_begun_does_not_change_the_round
     capsys.readouterr()
     loop.work(config, force=False, rounds=2)
     assert manifest.read(run.stage("labels")) == made, "unchanged"
-    assert f"left out 3 ranking(s), saved in {run.root} after its labels stage" in capsys.readouterr().out
+    assert f"ignored 3 ranking(s), saved in {run.root} after its labels stage" in capsys.readouterr().out
     config.labels.disagreement = 0.2  # the stage runs again, for another reason
     run_stage(stage, prepared(config, [], False))
     assert len(read_records(run.stage("labels") / "rankings_train.jsonl", Ranking)) == 1

@@ -94,7 +94,7 @@ def test_an_interrupted_stage_resumes_with_the_commit_with_which_it_began(hub: P
     assert read == [[OLD, OLD]] * 2
 
 
-def test_a_commit_that_one_setting_gives_is_not_that_of_another(hub: Path) -> None:
+def test_the_revision_of_one_setting_does_not_pin_another(hub: Path) -> None:
     config = config_of("mine")
     config.model.revision, config.reward.base = NEW, "acme/tiny"
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_later_rounds_of_a_loop_and_points_of_a_sweep_read_the_same_commit(
         sweeps.train(config_of("round-1"), "sweep_ptx/gamma-0", 3, force=False)
 
 
-def test_every_model_with_a_revision_is_pinned_and_the_given_configuration_stays() -> None:
+def test_all_hub_models_are_pinned_in_a_copy_of_the_configuration() -> None:
     config = config_of("mine")
     config.reward.base = config.evaluate.gold.model = config.evaluate_reward.model = "acme/tiny"
     config.ppo.rewards = [RewardTerm(path="acme/tiny"), RewardTerm(path="acme/tiny", revision="v1"), RewardTerm()]
@@ -131,7 +131,7 @@ def test_every_model_with_a_revision_is_pinned_and_the_given_configuration_stays
     assert config.model.revision is None
 
 
-def test_nothing_is_pinned_that_is_no_model_on_the_hub(tmp_path: Path) -> None:
+def test_local_and_unknown_models_are_not_pinned(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for base in ("embedded", "tiny", "folder", "acme/unknown"):
         assert pinned(config_of("mine", base), Path("runs/mine"))[0].model.revision is None
@@ -157,7 +157,7 @@ def test_a_refused_revision_is_not_kept(hub: Path) -> None:
     run_stage(later, config_of("mine"))
 
 
-def test_a_run_that_was_made_without_pins_stays_as_it_is(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_from_before_pins_stay_unpinned(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, read = config_of("old"), list[Any]()
     config.ppo.rewards = [RewardTerm(path="acme/tiny")]
 
@@ -184,7 +184,7 @@ def test_a_run_that_was_made_without_pins_stays_as_it_is(hub: Path, monkeypatch:
     assert pins == {"model": {"acme/tiny": None}, "ppo.rewards": {"acme/tiny": None}}
 
 
-def test_the_kl_sweep_takes_the_runs_own_ppo(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kl_sweep_accepts_the_pinned_ppo(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stage(stage_of([]), config_of("mine"))
     run_stage(replace(stage_of([]), name="ppo", after=("data",)), config_of("mine"))
     monkeypatch.setattr(sweep_kl, "refuse_few_snapshots", lambda config, folder: None)

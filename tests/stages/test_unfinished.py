@@ -1,4 +1,4 @@
-"""Run folders of interrupted stages: what is cut off goes on, and half a result is never taken for a whole one.
+"""Run folders of interrupted stages: interrupted stages resume, and incomplete results are never used.
 
 pytest tests/stages/test_unfinished.py
 """
@@ -52,7 +52,7 @@ def test_a_failed_stage_keeps_the_earlier_result(config: RunConfig, root: Path) 
     assert (root / "data" / "made.txt").read_text() == "new"
 
 
-def test_a_stage_that_was_cut_off_gets_its_half_folder_back(
+def test_an_interrupted_stage_resumes_in_its_partial_folder(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match="it broke"):
@@ -76,7 +76,7 @@ def test_a_stage_says_that_it_resumes_where_its_scratch_is(
 
 
 @pytest.mark.parametrize("change", ["config", "input"])
-def test_a_half_folder_made_from_something_else_is_wiped(config: RunConfig, root: Path, change: str) -> None:
+def test_a_partial_folder_of_other_inputs_is_removed(config: RunConfig, root: Path, change: str) -> None:
     run_stage(first(Work()), config)
     with pytest.raises(ValueError, match="it broke"):
         run_stage(second(Work(fails=True)), config)
@@ -90,7 +90,7 @@ def test_a_half_folder_made_from_something_else_is_wiped(config: RunConfig, root
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_checkpoints_of_another_configuration_are_not_lost_by_a_slip(
+def test_checkpoints_of_another_configuration_are_not_deleted_without_force(
     config: RunConfig, root: Path, force: bool
 ) -> None:
     stage = replace(first(Work()), scratch=("checkpoints",))
@@ -179,7 +179,7 @@ def test_discardable_scratch_of_another_configuration_is_removed(config: RunConf
     assert not (root / "data" / "scratch").exists()
 
 
-def test_a_half_folder_of_unknown_origin_is_wiped(config: RunConfig, root: Path) -> None:
+def test_a_partial_folder_of_unknown_origin_is_removed(config: RunConfig, root: Path) -> None:
     (root / "data.partial").mkdir(parents=True)
     (root / "data.partial" / "half.txt").write_text("whose?")
     work = Work()
@@ -209,7 +209,7 @@ def test_a_cut_between_the_two_renames_loses_nothing(config: RunConfig, root: Pa
     assert not (root / "data.old").exists()
 
 
-def test_a_cut_after_both_renames_leaves_only_rubbish_to_clear(config: RunConfig, root: Path) -> None:
+def test_an_interruption_after_both_renames_leaves_only_the_old_folder(config: RunConfig, root: Path) -> None:
     work = Work()
     run_stage(first(work), config)
     shutil.copytree(root / "data", root / "data.old")

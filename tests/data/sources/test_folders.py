@@ -87,7 +87,7 @@ def test_the_named_split_is_read_of_several(tmp_path: Path, made: Any) -> None:
         ValueError, match=r"has several splits: set `split` of its entry under data\.sources to one of test, train$"
     ):
         source(folder)
-    for split, hint in (("valid", ""), ("train[:9]", "; `limit` reads"), ("train+test", "; an entry of its own")):
+    for split, hint in (("valid", ""), ("train[:9]", "; use `limit`"), ("train+test", "; add one entry")):
         with pytest.raises(ValueError, match=rf"has no split '{re.escape(split)}'; its splits: test, train{hint}"):
             source(folder, split=split)
 
@@ -245,7 +245,7 @@ def test_rows_in_a_text_file_are_refused_with_the_names_that_are_read(tmp_path: 
         source(tmp_path / name)
 
 
-def test_what_looks_like_data_and_is_not_read_is_named(tmp_path: Path) -> None:
+def test_unread_subfolders_and_archives_are_listed(tmp_path: Path) -> None:
     folder = lines(tmp_path / "it")
     for name in ("a/b/more.jsonl", "a/b/c.txt", "notes/x.txt", ".git/y.jsonl", "part.jsonl.xz", "it.zip", "old.xlsx"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -255,11 +255,13 @@ def test_what_looks_like_data_and_is_not_read_is_named(tmp_path: Path) -> None:
     assert source(folder, split="train").unread(read_too) == ["it.zip", "old.xlsx", "part.jsonl.xz"]
     assert source(saved(tmp_path / "saved")).unread(set()) == []
     (books := tmp_path / "books").mkdir()
-    for name in ("LICENSE.txt", "ReadMe.txt", "emma.txt", "emma.html"):
+    for name in ("LICENSE.txt", "ReadMe.txt", "README.zh-CN.md", "changelog.md", "emma.txt", "emma.html"):
         (books / name).write_text("Emma Woodhouse")
     (found,) = all_sources(DataConfig(pretraining=[str(books)]))[-1:]
-    assert [file.name for file in found.files] == ["emma.txt"]
+    assert [file.name for file in found.files] == ["changelog.md", "emma.txt"]
     assert found.unread(set()) == ["emma.html"]
+    (link := tmp_path / "link").symlink_to(folder)
+    assert source(link, split="train").unread(read_too) == ["it.zip", "old.xlsx", "part.jsonl.xz"]
     copy = tmp_path / "copy"
     for name in ("data/train.jsonl", "data/old.zip", "raw/more.jsonl", "top.zip"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ def test_winogender_pairs_name_the_participant_and_share_an_occupation(tmp_path:
         ("winogender", "w.tsv", WINOGENDER + "cook.guest.0.male.txt\tA.\n", ":14: the sentence with 'female' instead"),
         (
             "questions", "q.jsonl", '{"question": "Q", "references": []}',
-            ":1: 'references' must be a list of one or more strings; [\"\"] asks",
+            ":1: 'references' must be a list of one or more strings; for an empty answer use",
         ),
         ("questions", "q.jsonl", '{"question": " ", "references": ["A"]}', ":1: 'question' is empty"),
         ("questions", "q.jsonl", '{"question": "Q", "references": ["A"]}\n[1]', ":2: expected an object with keys"),
