@@ -7,6 +7,7 @@ from typing import Any
 
 from data.intervals import Bootstrap
 from data.records import Demonstration
+from data.sets import evenly
 from evaluation.agreement import calls_of, judge_agreement
 from evaluation.compare import Answers, Verdicts, among, both_end, like_length, win_rate
 from evaluation.config import NULL_BASELINES
@@ -36,10 +37,7 @@ class Contest:
 
     def comparisons(self) -> dict[str, dict[str, Any]]:
         """The contents of `comparisons` in evaluation.json: results against SFT by model and judge."""
-        return {
-            name: {judge: self._result(name, found) for judge, found in by_judge.items()}
-            for name, by_judge in self.verdicts.items()
-        }
+        return {name: {judge.name: self._result(name, judge) for judge in self.judges} for name in self.verdicts}
 
     def unjudged(self) -> str | None:
         """A warning if people judged fewer than half of the prompts to which PPO and SFT gave different answers; None
@@ -60,13 +58,14 @@ class Contest:
             "give others; export those of this evaluation again"
         )
 
-    def _result(self, name: str, verdicts: Verdicts) -> dict[str, Any]:
-        ours, theirs = self.answers[name], self.answers["sft"]
+    def _result(self, name: str, judge: Judge) -> dict[str, Any]:
+        ours, theirs, verdicts = self.answers[name], self.answers["sft"], self.verdicts[name][judge.name]
+        judged = evenly(verdicts, judge.max_prompts)
         return {
             "win_rate": win_rate(verdicts, self.bootstrap),
             "length_controlled": length_controlled(ours, theirs, verdicts, self.bootstrap),
             "both_end": win_rate(among(verdicts, ours, theirs, both_end), self.bootstrap),
-            "no_verdict": sum(value is None for rows in verdicts for row in rows for value in row),
+            "no_verdict": sum(value is None for rows in judged for row in rows for value in row),
         }
 
     def headline(self, comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

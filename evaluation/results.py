@@ -94,6 +94,8 @@ class Results:
         for judge in self.judges:
             if isinstance(judge, LLMJudge):
                 evaluation["llm_judge"] = judge.report(bootstrap.resamples)
+                if warning := judge.unjudged():
+                    print(f"evaluate: warning: {warning}", flush=True)
         if done.proxy is not None:
             evaluation["best_of_n"] = self.best_of_n()
         return evaluation

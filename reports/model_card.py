@@ -84,7 +84,7 @@ def card(run: Path, place: str, run_name: str) -> str:
     manifest, config = read(run / kind.stage / "manifest.json"), configuration(run, kind.stage)
     base, revision = config["model"]["base"], dig(config, "model.revision")
     found, policy = results(run, place), evaluated(run)
-    trained = kind.stage != "reward" or config["reward"]["epochs"] > 0
+    trained = config[kind.stage].get("epochs") != 0
     code = None
     if kind.stage == "reward":
         if config["reward"]["base"] is not None:

@@ -21,7 +21,7 @@ from reports.formats import (
     spaced,
 )
 from reports.page import Table, matrix, side_by_side
-from reports.verdict import PARTS, baseline, side
+from reports.verdict import PARTS, baseline, side, undecidable
 
 Tree = Mapping[str, Any]
 MODELS = {key: title for key, (title, _) in run_plots.MODELS.items()}
@@ -171,9 +171,11 @@ def test_cell(tax: Tree, model: str, task: str, metric: str) -> Cell:
 
 
 def moved_text(moved: Tree, better: str) -> tuple[str, str]:
-    """A change as text, and its tone; no change is shown if its interval contains 0."""
+    """A change as text, and its tone; no change is shown if its interval contains 0, or too few items were measured."""
     sides = {"higher": ("better", "worse"), "lower": ("worse", "better"), "neither": ("higher", "lower")}
     kind = sides[better][moved["mean"] < 0] if side(moved, 0.0) != "even" else "no change shown"
+    if undecidable(moved):
+        kind = "too few items to tell"
     interval = between(moved, lambda end: signed(end, 3))
     return f"{signed(moved['mean'], 3)} ({interval}) against {MODELS[moved['from']]}: {kind}", kind
 

@@ -52,6 +52,8 @@ def verdict(evaluation: Tree) -> dict[str, str]:
             text = (
                 f"PPO and SFT were not compared: none of the {counted(pairs, 'pair')} has a verdict by {JUDGES[judge]}."
             )
+            if judge == "llm" and (warning := dig(evaluation, "llm_judge.warning")):
+                text += f" {warning[0].upper()}{warning[1:]}."
         return {"kind": "unknown", "text": text}
     moved = evaluation.get("kl")
     kind = side(found, 0.5) if not moved or side(moved, 0.0) == "better" else "even"
@@ -92,11 +94,16 @@ def because(kind: str, without: Mapping[str, Interval]) -> str:
     return f"; the {outcome} depends on {len(rest)} parts of the rubric: {each}"
 
 
+def undecidable(found: Interval) -> bool:
+    """Whether an interval is of fewer than FEWEST_PROMPTS prompts, or users or other clusters that were resampled."""
+    return min(found[name] for name in ("n", "users", "clusters") if name in found) < FEWEST_PROMPTS
+
+
 def side(found: Interval, level: float) -> str:
-    """better if the whole interval is above the level, worse if it is below, even if it contains the level or is that
-    of fewer than FEWEST_PROMPTS prompts, or users or other clusters that were resampled.
+    """better if the whole interval is above the level, worse if it is below, even if it contains the level or too few
+    items were resampled.
     """
-    if min(found[name] for name in ("n", "users", "clusters") if name in found) < FEWEST_PROMPTS:
+    if undecidable(found):
         return "even"
     return "better" if found["low"] > level else "worse" if found["high"] < level else "even"
 

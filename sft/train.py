@@ -192,12 +192,15 @@ def fit(config: SFTConfig, base: Base, data: SFTData, run: Run, *more: TrainerCa
         how = description(trainer.args) if zero else Sharding().description(model, accelerator.num_processes)
         accelerator.print(f"{section}: {how}")
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if config.epochs > 0:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        else:
+            trainer.evaluate()
         history = trainer.state.log_history
     trained = gathered_model(trainer, blank) if zero else trainer.accelerator.unwrap_model(trainer.model)
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
-    numbers = {"train_loss": losses["loss"][-1], "valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))}
-    return Trained(trained, numbers)
+    numbers = {"train_loss": losses["loss"][-1]} if config.epochs > 0 else {}
+    return Trained(trained, numbers | {"valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))})
 
 
 def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
@@ -209,6 +212,8 @@ def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
     precision = autocast_dtype(base.config, device)
     if zero and (precision == torch.float16 or base.config.quantization != "none"):
         raise ValueError("with DeepSpeed, set model.precision to float32 or bfloat16 and model.quantization to none")
+    if zero and config.epochs == 0:
+        raise ValueError(f"{config.section}.epochs=0 trains nothing: run it without DeepSpeed")
     per_process = divided(run.accelerator, config.batch_size, f"{config.section}.batch_size")
     micro = min(config.micro_batch_size, per_process)
     if per_process % micro:

@@ -26,7 +26,7 @@ SHARED_BATCHES = {"sft": "batch_size", "ppo": "minibatch_size", "sft_baseline": 
 def cautions(config: RunConfig, stage: str) -> list[str]:
     """Warnings about the settings of a stage, one sentence each."""
     found = []
-    trained = stage != "reward" or config.reward.epochs > 0
+    trained = stage not in ("sft", "reward") or getattr(config, stage).epochs > 0
     for name, (full, lora) in LORA_RATES.items():
         rate = setting(config, name)
         if trained and config.model.adapter == "lora" and name.startswith(f"{stage}.") and 0 < rate <= full:

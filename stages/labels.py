@@ -133,9 +133,9 @@ class LLMLabeler:
 
         found = rank_by_llm(samples, self.judge)
         if not found:
-            reason = self.judge.client.report()["refused_because"] or "its replies were malformed"
             raise ValueError(
-                f"the language model of labels.llm gave no verdict on {len(samples)} prompts of a split: {reason}"
+                f"the language model of labels.llm gave no verdict on {len(samples)} prompts of a split: "
+                f"{self.judge.client.failure()}"
             )
         return found
 

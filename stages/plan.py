@@ -3,8 +3,8 @@
 python -m stages.plan --config configs/hh_rlhf.yaml --gpus 8 --gpu_memory 80
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,8 @@ class StagePlan:
     """Whether the stage supports sharded models."""
     divides: int = 0
     """The number that the micro-batch must divide; 0 if there is none."""
+    savings: Mapping[str, str] = field(default_factory=dict)
+    """Phase -> what makes it smaller; ALWAYS -> what makes all phases smaller."""
 
 
 class Planner:
@@ -125,7 +127,16 @@ class Planner:
             tokens = examples * length
             return [*always, *update("update", model, tokens), logits("update", tokens, self.vocabulary, TRL_CHUNK)]
 
-        return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=config.batch_size // self.gpus)
+        divides = config.batch_size // self.gpus
+        return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=divides, savings=self.savings("sft"))
+
+    def savings(self, stage: str) -> dict[str, str]:
+        """How a training stage needs less memory."""
+        checkpointing = getattr(self.config, stage).activation_checkpointing
+        shorter = "lower data.max_prompt_tokens" if checkpointing else f"set {stage}.activation_checkpointing to true"
+        found = dict.fromkeys(("update", "value update", "policy update"), shorter)
+        found["roll-out"] = "lower ppo.rollout_batch_size"
+        return found if self.lora is not None else found | {ALWAYS: "set model.adapter to lora"}
 
     def answers(self, name: str) -> StagePlan:
         """Samples or evaluation, which decode with one whole language model at a time."""
@@ -143,7 +154,8 @@ class Planner:
         def build(batch: int) -> list[Item]:
             return [*always, *self.decoding("decoding", batch, config.max_new_tokens)]
 
-        return StagePlan(name, f"{name}.batch_size", config.batch_size, build)
+        savings = {"log-probabilities": "lower reward.max_tokens_per_micro_batch"}
+        return StagePlan(name, f"{name}.batch_size", config.batch_size, build, savings=savings)
 
     @cached_property
     def cast(self) -> int:
@@ -175,7 +187,7 @@ class Planner:
         return StagePlan(
             "reward", "reward.max_tokens_per_micro_batch", config.max_tokens_per_micro_batch,
             lambda tokens: [*always, *update("update", model, tokens), *step("step", model)],
-            element.tokens, shards=True,
+            element.tokens, shards=True, savings=self.savings("reward"),
         )  # fmt: skip
 
     def ppo(self) -> StagePlan:
@@ -207,7 +219,8 @@ class Planner:
             ]
 
         micro, setting = config.max_tokens_per_micro_batch, "ppo.max_tokens_per_micro_batch"
-        return StagePlan("ppo", setting, micro, build, self.rollout.tokens, shards=True)
+        least, savings = self.rollout.tokens, self.savings("ppo")
+        return StagePlan("ppo", setting, micro, build, least, shards=True, savings=savings)
 
     def actor_critic(self) -> tuple[Counts, int, int]:
         """(value model; weights of all four models without adapters and heads; weights of adapters and heads), with the
@@ -254,7 +267,7 @@ def table(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
 def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
     """The recommended command: the fastest strategy with the configured micro-batch, else with a smaller one.
 
-    Raises ValueError if the longest example fits with none.
+    Raises ValueError if the smallest micro-batch fits with none.
     """
     found = {one: largest(plan.build, one, budget) for one in columns}
     for least in (max(plan.configured, plan.least), plan.least):
@@ -264,10 +277,16 @@ def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
                 size = next(part for part in range(size, 0, -1) if plan.divides % part == 0)
                 change = f' ARGS="--{plan.micro_batch} {size}"' if size < plan.configured else ""
                 return f"make {plan.name} CONFIG=... GPUS={one.gpus} ACCELERATE=configs/accelerate/{one.config}{change}"
-    need, best = min((peak(plan.build(plan.least), one), one.name) for one in columns)
+    items = plan.build(plan.least)
+    best = min(columns, key=lambda one: peak(items, one))
+    needs = phases(items, best)
+    needs.pop(ALWAYS, None)
+    phase = max(needs, key=needs.__getitem__)
+    savings = [plan.savings[name] for name in (phase, ALWAYS) if name in plan.savings]
+    advice = "".join(f"{saving}, or " for saving in savings) + "use larger GPUs or a smaller model"
     raise ValueError(
-        f"{plan.name}: the longest example, {plan.micro_batch}={plan.least}, needs {need / GIB:.3g} GiB per GPU "
-        f"({best}), and {budget / GIB:.3g} are usable: use larger GPUs, a smaller model or model.adapter=lora"
+        f"{plan.name}: with {plan.micro_batch}={plan.least} its {phase} needs {peak(items, best) / GIB:.3g} GiB per "
+        f"GPU ({best.name}), and {budget / GIB:.3g} are usable: {advice}"
     )
 
 
@@ -292,10 +311,10 @@ def work(config: RunConfig, gpus: int, gpu_memory: float) -> None:
         try:
             commands.append(command(plan, columns, budget))
         except ValueError as error:
-            failures.append(error)
+            failures.append(str(error))
     print("\n" + "\n".join(commands), flush=True)
     if failures:
-        raise failures[0]
+        raise ValueError("; ".join(failures))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,9 @@ def check_window(config: RunConfig, model: Any, longest: Mapping[str, int]) -> N
 
 
 def refuse_undecided(config: RunConfig, data: Path) -> None:
-    """Raises ValueError when a split has no ranking with a strict pair, so that a reward model could not be trained."""
+    """Raises ValueError when a split has no ranking with a strict pair, so that a reward model could not be trained or
+    measured.
+    """
     from data.answers import has_strict_pair
     from data.records import SPLITS
     from data.sets import read_set, set_file
@@ -105,6 +107,8 @@ def refuse_undecided(config: RunConfig, data: Path) -> None:
             raise ValueError(
                 f"labels.labeler is none, and none of the {len(found)} {split} rankings in {data} puts one answer "
                 "above a different one: add rankings of more users to data.rankings, or try another data.split_salt"
+                + "; they measure the reward model's accuracy"
+                * (config.reward.epochs == 0)
             )
 
 

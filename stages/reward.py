@@ -74,7 +74,11 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         accelerator.print(
             "reward: warning: on held-out pairs the reward model is not shown to be better than chance: "
             f"{accuracy['mean']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%}), so PPO may maximize noise. "
-            "Give it more rankings, or raise reward.epochs or reward.learning_rate"
+            + (
+                "Give it more rankings, or raise reward.epochs or reward.learning_rate"
+                if config.reward.epochs > 0
+                else "Train it on your rankings (reward.epochs), or choose another reward.base"
+            )
         )
     return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],

@@ -21,6 +21,8 @@ from data.sources.formats import Format
 STATE, SPLITS_OF = "state.json", "dataset_dict.json"
 METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 """Files that `datasets` writes next to the data."""
+CACHED = re.compile(r"cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")
+"""Results of `map` and `filter`, which `datasets` keeps next to the data."""
 ABOUT = ("readme", "license", "licence")
 """Text files of these names, before the first dot, are not read as documents."""
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
@@ -149,12 +151,18 @@ def data_files(folder: Path, role: Role, subset: str | None) -> list[Path]:
         place.name for place in folder.iterdir() if place.is_dir() and any(map(is_data_file, place.iterdir()))
     )
     hint = f"; those in {', '.join(inner)} are read when the place names one of these folders" if inner else ""
+    if (folder / "snapshots").is_dir():
+        hint = (
+            "; it is a folder of the Hub's cache: give a folder in its `snapshots`, or the data set's name and revision"
+        )
     raise ValueError(f"the folder {folder} holds no data files (.jsonl, .parquet, ...){hint}")
 
 
 def is_data(file: Path, role: Role) -> bool:
     """Whether a file in a folder holds data of the role."""
-    if not is_data_file(file) or file.name.startswith(".") or file.name in METADATA or not file.is_file():
+    if not is_data_file(file) or not file.is_file():
+        return False
+    if file.name.startswith(".") or file.name in METADATA or CACHED.fullmatch(file.name):
         return False
     is_text = file.suffix.lower() in TEXT_SUFFIXES
     return not is_text or (role == "pretraining" and file.name.lower().split(".")[0] not in ABOUT)

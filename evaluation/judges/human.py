@@ -25,6 +25,7 @@ class HumanJudge:
 
     name = "human"
     taught = False
+    max_prompts: int | None = None
     """As in Judge: whether people also ranked the answers that the reward model was trained on."""
 
     def __init__(self, rankings: Iterable[Ranking]) -> None:

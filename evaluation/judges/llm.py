@@ -32,7 +32,7 @@ class LLMJudge:
 
     def __init__(self, client: LLMClient) -> None:
         """Raises ValueError if the prompt file cannot be used."""
-        self.client = client
+        self.client, self.max_prompts = client, client.config.max_prompts
         self.prompt_file = PromptFile.read(client.config.prompt_file, "compare.j2")
         self.prompt_file.check(["Paris, of course.", "Rome."])
         self._pairs: list[tuple[str, float, float]] = []
@@ -57,7 +57,7 @@ class LLMJudge:
             [[None] * len(right) for _ in left] for left, right in zip(ours, theirs, strict=True)
         ]
         places, questions = [], []
-        for index in evenly(range(len(prompts)), self.client.config.max_prompts):
+        for index in evenly(range(len(prompts)), self.max_prompts):
             for row, mine in enumerate(ours[index]):
                 for column, other in enumerate(theirs[index]):
                     if mine.text.strip() == other.text.strip():
@@ -75,6 +75,15 @@ class LLMJudge:
             self._pairs.append((prompts[index].user_id, FIRST[first], FIRST[second]))
             matrices[index][row][column] = (FIRST[first] + 1 - FIRST[second]) / 2
         return matrices
+
+    def unjudged(self) -> str | None:
+        """A warning if at least half of the pairs have no verdict; None otherwise."""
+        asked = len(self._pairs) + self._without_verdict
+        if self._without_verdict * 2 < max(1, asked):
+            return None
+        return (
+            f"the language model gave no verdict on {self._without_verdict} of {asked} pairs: {self.client.failure()}"
+        )
 
     def report(self, resamples: int = 10_000) -> dict[str, Any]:
         """The contents of `llm_judge` in evaluation.json; intervals resample users.
@@ -97,6 +106,7 @@ class LLMJudge:
             "pairs": len(self._pairs),
             "identical_pairs": self._identical,
             "pairs_without_verdict": self._without_verdict,
+            "warning": self.unjudged(),
             "position_bias": bias,
         }
 

@@ -55,8 +55,9 @@ class LLMClient:
             parse(reply)
         except ValueError as error:
             raise ValueError(
-                f"the language model's reply to a simple question has no {what}: {reply[-200:]!r}; raise max_tokens in "
-                f"its section if it was cut off, or change its prompt file or the model ({error})"
+                f"the language model's reply to a simple question has no {what}: {reply[-200:]!r}; if it was cut off, "
+                f"raise max_tokens in its section, or the limit in extra_body; otherwise change its prompt file or the "
+                f"model ({error})"
             ) from None
 
     def ask(self, questions: Sequence[Sequence[Message]], label: str) -> list[str | None]:
@@ -122,6 +123,13 @@ class LLMClient:
             "cost": self._cost(list(self._replies.values())),
             "spent": self._cost(fresh),
         }
+
+    def failure(self) -> str:
+        """The likely reason why replies could not be used."""
+        found = self.report()
+        if found["truncated"] * 2 > found["replies"]:
+            return "its replies were cut off: raise max_tokens, or the limit in extra_body"
+        return found["refused_because"] or "its replies were malformed"
 
     def _cost(self, replies: Sequence[Reply]) -> float | None:
         if self.config.input_price is None or self.config.output_price is None:

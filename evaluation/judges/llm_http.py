@@ -95,6 +95,8 @@ class ChatEndpoint:
         except httpx2.RequestError as error:
             raise TransientError(self._without_key(str(error) or type(error).__name__), final_for_check=True) from None
         status = response.status_code
+        if status == 429 and "insufficient_quota" in response.text:
+            raise ValueError(f"the language model at {self.base} refuses requests: {self._words(response)}")
         if status in RETRIED or status >= 500:
             raise TransientError(self._words(response), retry_after(response.headers.get("Retry-After")))
         if status in REFUSED:

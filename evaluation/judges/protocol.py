@@ -14,6 +14,8 @@ class Judge(Protocol):
     name: str
     taught: bool
     """Whether the run's reward model was trained on its rankings."""
+    max_prompts: int | None
+    """How many of the prompts it judges, evenly chosen; None judges all."""
 
     def preferences(self, prompts: Sequence[Demonstration], ours: Answers, theirs: Answers) -> Verdicts:
         """For each prompt a len(ours) x len(theirs) matrix, see `evaluation.compare.Verdicts`."""
@@ -26,6 +28,7 @@ class ScoringJudge(ABC):
     name: str
     taught = False
     """As in Judge."""
+    max_prompts: int | None = None
     tie_width = 0.0
     """Scores tie as in `labeling.simulated.ranks_of`: in the same bin of this width; 0 ties equal scores only."""
 

@@ -17,7 +17,8 @@ class FakeLLM:
     """Replies with `answer(last message)`; each request consumes a fault until there are none.
 
     Faults: `ok`, a status code (with the body of an error), `429:0.2` (with Retry-After), `timeout`, `close` (before
-    the response), `cut` (in the middle of it), `html` (status 200), `empty` (no choices), `null` (no content).
+    the response), `cut` (in the middle of it), `html` (status 200), `empty` (no choices), `null` (cut off without any
+    content), `quota` (429, as OpenAI answers without credit).
     """
 
     def __init__(self, answer: Callable[[str], str], faults: Iterable[str] = (), seconds: float = 0.0) -> None:
@@ -48,11 +49,12 @@ class FakeLLM:
 
     def respond(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], fault: str) -> None:
         question = body["messages"][-1]["content"]
-        choice: dict[str, Any] = {"message": {"role": "assistant"}, "finish_reason": "stop"}
+        choice: dict[str, Any] = {"message": {"role": "assistant"}}
+        choice["finish_reason"] = "length" if fault == "null" else "stop"
         choice["message"]["content"] = None if fault == "null" else self.answer(question)
         usage = {"prompt_tokens": 10, "completion_tokens": 2}
         content = json.dumps({"choices": [] if fault == "empty" else [choice], "usage": usage}).encode()
-        status, _, wait = (fault if fault[0].isdigit() else "200").partition(":")
+        status, _, wait = (fault if fault[0].isdigit() else "429" if fault == "quota" else "200").partition(":")
         if fault == "timeout":
             time.sleep(SLOW)
         if fault in ("timeout", "close"):
@@ -61,7 +63,8 @@ class FakeLLM:
         if status != "200":
             # As some servers do, it repeats the key.
             said = f"no: {handler.headers['Authorization']} {'x' * 1000}"
-            content = json.dumps({"error": {"message": said}}).encode()
+            code = "insufficient_quota" if fault == "quota" else None
+            content = json.dumps({"error": {"message": said, "code": code}}).encode()
         if fault == "html":
             content = b"<html>Bad gateway</html>"
         if fault in ("ok", "null"):

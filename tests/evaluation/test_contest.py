@@ -23,6 +23,7 @@ class Fixed:
     name: str
     order: Sequence[str]
     taught: bool = False
+    max_prompts: int | None = None
 
     def preferences(self, prompts: Sequence[Demonstration], ours: Answers, theirs: Answers) -> Verdicts:
         def verdict(a: str, b: str) -> float | None:
@@ -64,6 +65,8 @@ def test_every_model_meets_sft_and_pairs_without_a_verdict_are_left_out_and_coun
     headline = found.headline(comparisons)
     assert headline["win_rate"]["sft"] == ppo["win_rate"], "by the first judge"
     assert headline["win_rate"]["base"]["mean"] == 1.0
+    one = contest([Fixed("one", "", max_prompts=1)], sft=rows("b", "b", "b"), ppo=rows("a", "a", "a"))
+    assert one.comparisons()["ppo"]["one"]["no_verdict"] == 1, "of the prompts that it was given"
     nobody = contest([Fixed("first", "")], sft=rows("b", "b", "b"), ppo=rows("a", "a", "a"), base=rows("c", "c", "c"))
     assert nobody.comparisons()["ppo"]["first"] == {
         "win_rate": None, "length_controlled": None, "both_end": None, "no_verdict": 3

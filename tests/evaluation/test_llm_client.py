@@ -119,7 +119,13 @@ def test_waits_double_with_every_retry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("401", "check the key"), ("403", "its permissions"), ("404", "has the model judge"), ("402", "HTTP 402")],
+    [
+        ("401", "check the key"),
+        ("403", "its permissions"),
+        ("404", "has the model judge"),
+        ("402", "HTTP 402"),
+        ("quota", "HTTP 429"),
+    ],
 )
 def test_a_refusal_is_no_reason_to_try_again_and_never_shows_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, words: str, caplog: pytest.LogCaptureFixture

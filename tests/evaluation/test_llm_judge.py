@@ -173,9 +173,23 @@ def test_conversations_are_shown_with_their_roles_and_the_prompt_file_can_be_rep
         judging(by_letters, prompt_file=str(tmp_path / "none.j2"))
 
 
+def test_a_judge_that_gives_hardly_any_verdict_is_reported_with_the_reason(judging: Callable[..., Any]) -> None:
+    judge, fake = judging(by_letters)
+    assert judge.preferences(PROMPTS[:1], [rows("x")], [rows("y")]) == [[[1.0]]]
+    assert judge.unjudged() is None
+    fake.faults = iter(["null"] * 8)  # all tokens went into the reasoning
+    assert judge.preferences(PROMPTS[1:3], [rows("x")] * 2, [rows("y")] * 2) == [[[None]]] * 2
+    said = "gave no verdict on 2 of 3 pairs: its replies were cut off: raise max_tokens, or the limit in extra_body"
+    assert judge.report()["warning"] == f"the language model {said}"
+    garbled, fake = judging(by_letters)
+    fake.answer = lambda question: "I like both."
+    garbled.preferences(PROMPTS[:1], [rows("x")], [rows("y")])
+    assert garbled.unjudged().endswith("gave no verdict on 1 of 1 pairs: its replies were malformed")
+
+
 def test_a_judge_that_gives_no_verdict_is_found_before_the_run(judging: Callable[..., Any]) -> None:
     judge, fake = judging(lambda first, second: "Let me think")
-    with pytest.raises(ValueError, match=r"has no verdict: 'Let me think'; raise max_tokens in its section"):
+    with pytest.raises(ValueError, match=r"has no verdict: 'Let me think'; if it was cut off, raise max_tokens"):
         judge.check()
     assert len(fake.requests) == 1
 

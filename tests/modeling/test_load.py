@@ -88,6 +88,11 @@ def test_a_file_and_a_folder_of_the_hubs_cache_are_named_as_such(
 ) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors is a file: give the folder with config\.json"):
         read_settings(copied / "model.safetensors", model_config)
+    for name in ("checkpoint-1000", "checkpoint-500"):
+        (tmp_path / "trained" / name).mkdir(parents=True)
+        (tmp_path / "trained" / name / "config.json").touch()
+    with pytest.raises(ValueError, match=r"; give one of its checkpoints: checkpoint-500, checkpoint-1000$"):
+        read_settings(tmp_path / "trained", model_config)
     (tmp_path / "models--me--tiny" / "snapshots").mkdir(parents=True)
     with pytest.raises(ValueError, match="it is a folder of the Hub's cache; give the model's name, or a folder in"):
         read_settings(tmp_path / "models--me--tiny", model_config)

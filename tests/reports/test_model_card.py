@@ -122,6 +122,17 @@ def test_the_card_of_a_reward_model_names_its_own_base(run: Path, epochs: int, s
     assert ("was not trained on rankings in this run" in policy) is (epochs == 0)
 
 
+def test_the_card_of_an_sft_model_without_training_says_so(run: Path) -> None:
+    path = run / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["sft"] |= {"epochs": 0}
+    path.write_text(json.dumps(manifest))
+    write_model_cards(run, "mine")
+    text = (run / "sft" / "model" / "README.md").read_text()
+    assert "which is `owner/model` (revision 1a2b) used in the recipe" in text
+    assert "Adaptation: none.\n" in text
+
+
 def test_a_card_tells_perplexity_from_what_is_measured_on_prompts_and_who_ranked(run: Path) -> None:
     evaluated(run)
     place = run / "evaluate" / "evaluation.json"

@@ -116,12 +116,15 @@ def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(ru
     moved = {"from": "sft", **around(-0.031, 0.02)}
     changes = {"mc1": [{"from": "base", **around(0.5)}, moved], "crows": [moved | {"low": -0.07, "high": 0.01}]}
     changes["ppl"] = [moved]
+    changes["few"] = [moved | {"clusters": 6}]
     put(
         tmp_path / "run" / "tax" / "tax.json",
         {
-            "better": {"truthfulqa": {"mc1": "higher", "crows": "neither", "ppl": "lower"}},
+            "better": {"truthfulqa": {"mc1": "higher", "crows": "neither", "ppl": "lower", "few": "lower"}},
             "results": {
-                name: {"truthfulqa": {"mc1": around(0.345), "crows": around(0.67), "ppl": around(0.5)}}
+                name: {
+                    "truthfulqa": {"mc1": around(0.345), "crows": around(0.67), "ppl": around(0.5), "few": around(0.6)}
+                }
                 for name in ("sft", "ppo", "Qwen/Qwen2.5-0.5B")
             },
             "changes": {"sft": {"truthfulqa": {}}, "ppo": {"truthfulqa": changes}},
@@ -136,7 +139,8 @@ def test_results_of_stages_outside_the_pipeline_are_shown_once_they_are_there(ru
     assert "0.345 (-0.031 (-0.051 to -0.011) against SFT: worse)" in markdown
     assert "-0.031 (-0.070 to +0.010) against SFT: no change shown" in text_of(html)
     assert "0.500 (-0.031 (-0.051 to -0.011) against SFT: better)" in markdown
-    assert markdown.count("against SFT:") == 3
+    assert "0.600 (-0.031 (-0.051 to -0.011) against SFT: too few items to tell)" in markdown
+    assert markdown.count("against SFT:") == 4
     assert markdown.count("0.345") == 3, "the name of a model may contain a dot"
 
 

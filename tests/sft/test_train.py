@@ -252,6 +252,20 @@ def test_lora_is_folded_into_a_model_that_plain_transformers_loads(
     assert found["valid_loss"] < loss_by_hand(base, tokenizer, VALID) - 0.1
 
 
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_without_epochs_the_base_is_exported_and_measured(
+    run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any, model_config: ModelConfig, adapter: Any
+) -> None:
+    found = run(settings=replace(SETTINGS, epochs=0), config=replace(model_config, adapter=adapter))
+    base = tiny_causal("llama")
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert difference(after.state_dict(), base.state_dict()) == 0
+    assert found == {
+        "valid_loss": pytest.approx(loss_by_hand(base, tiny_tokenizer, VALID), rel=1e-4), "examples": len(TRAIN)
+    }  # fmt: skip
+    assert metrics(tmp_path / "out", "valid_loss") == pytest.approx([found["valid_loss"]])
+
+
 @pytest.mark.parametrize(
     ("adapter", "minutes", "left"),
     [("none", 10.0, ["checkpoint-3"]), ("lora", 0.0, ["checkpoint-3", "checkpoint-4"])],
@@ -404,7 +418,7 @@ def test_what_does_not_fit_is_refused_before_training(run: Any, tmp_path: Path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"epochs": 0},
+        {"epochs": -1},
         {"batch_size": 4, "micro_batch_size": 3},
         {"pretraining_fraction": 1.0},
         {"pretraining_fraction": -0.1},

@@ -1,6 +1,7 @@
 """`python -m stages.plan` from a configuration to its tables, and its errors."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,10 @@ def test_the_fastest_strategy_that_fits_is_recommended() -> None:
     assert (
         command(stage, strategies(2), 59) == f'{launch}/fsdp2_offload.yaml ARGS="--ppo.max_tokens_per_micro_batch 59"'
     )
+    savings = {"update": "lower data.max_prompt_tokens", "roll-out": "no", "always": "set model.adapter to lora"}
     with pytest.raises(
-        ValueError, match=r"ppo: the longest example, .*=20, needs .* \(with offload\), and .* are usable"
+        ValueError,
+        match=r"^ppo: with ppo\.max_tokens_per_micro_batch=20 its update needs .* GiB per GPU \(.*offload\), and .* are "
+        r"usable: lower data\.max_prompt_tokens, or set model\.adapter to lora, or use larger GPUs or a smaller model$",
     ):
-        command(stage, strategies(2), 19)
+        command(replace(stage, savings=savings), strategies(2), 19)

@@ -73,6 +73,8 @@ def cached(place: Path) -> Path:
     lines(place)
     for name in ("train", "test"):
         (place / f"{name}.jsonl").rename(place / f"tldr-{name}.jsonl")
+    (place / "cache-0123456789abcdef.arrow").write_text("the result of a map")
+    (place / "cache-0123456789abcdef_00000_of_00004.arrow").write_text("of several processes")
     return place
 
 
@@ -165,6 +167,9 @@ def test_the_error_points_to_data_files_in_subfolders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no data files \(.*\); those in inner are read when the place names"):
         source(tmp_path)
     assert prompts(tmp_path, subset="inner", split="train") == asked(ROWS)
+    (tmp_path / "datasets--me--rows" / "snapshots" / "1a2b").mkdir(parents=True)
+    with pytest.raises(ValueError, match="it is a folder of the Hub's cache: give a folder in its `snapshots`"):
+        source(tmp_path / "datasets--me--rows")
 
 
 def test_subsets_are_those_that_the_data_card_describes(tmp_path: Path) -> None:
