@@ -28,7 +28,7 @@ def numbers(config_type: type = RunConfig, prefix: str = "") -> dict[str, Any]:
 
 
 ZERO_IS_ALLOWED = {
-    "seed", "samples.top_k", "evaluate.top_k", "labels.tie_width", "labels.disagreement", "reward.epochs",
+    "seed", "samples.top_k", "evaluate.top_k", "labels.tie_width", "labels.disagreement", "sft.epochs", "reward.epochs",
     "reward.epoch_evaluation_prompts",
     "reward.final_lr_fraction", "reward.adam_beta2", "sft.pretraining_fraction", "sft.residual_dropout",
     "sft.final_lr_fraction", "evaluate.temperature", "evaluate.best_of_n", "evaluate.samples_in_report",

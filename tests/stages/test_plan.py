@@ -83,7 +83,7 @@ def test_the_fastest_strategy_that_fits_is_recommended() -> None:
     savings = {"update": "lower data.max_prompt_tokens", "roll-out": "no", "always": "set model.adapter to lora"}
     with pytest.raises(
         ValueError,
-        match=r"^ppo: with ppo\.max_tokens_per_micro_batch=20 its update needs .* GiB per GPU \(.*offload\), and .* are "
+        match=r"^ppo: with ppo\.max_tokens_per_micro_batch=20 its update needs .* GiB per GPU \(.*offload\), .* are "
         r"usable: lower data\.max_prompt_tokens, or set model\.adapter to lora, or use larger GPUs or a smaller model$",
     ):
         command(replace(stage, savings=savings), strategies(2), 19)
