@@ -17,23 +17,24 @@ override RUN := $(call at_home,$(RUN))
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-# LAUNCH checks both first, so only the targets that start processes refuse them. Options may follow ACCELERATE's file.
+# GPUS and ACCELERATE are checked when LAUNCH is expanded, so that other targets work with any value. ACCELERATE may have
+# options after the file.
 override GPUS := $(or $(strip $(GPUS)),1)
 override ACCELERATE := $(strip $(ACCELERATE))
-gpus_checked = $(if $(shell printf '%s' '$(GPUS)' | grep -E '^[1-9][0-9]*$$'),,$(error GPUS=$(GPUS) must be a positive integer, the number of processes; omit it on a CPU))
+gpus_checked = $(if $(shell printf '%s' '$(GPUS)' | grep -E '^[1-9][0-9]*$$'),,$(error GPUS=$(GPUS) must be a positive integer, the number of processes; omit it for one))
 accelerate_checked = $(if $(shell grep -qs distributed_type $(firstword $(ACCELERATE)) && echo yes),,$(error ACCELERATE=$(ACCELERATE) must begin with an accelerate configuration file, such as configs/accelerate/ddp.yaml))
 with_accelerate = $(accelerate_checked)$(VENV)/bin/accelerate launch --config_file $(ACCELERATE) --num_processes $(GPUS) -m
 with_torchrun = $(VENV)/bin/torchrun --standalone --nproc_per_node $(GPUS) -m
 LAUNCH = $(gpus_checked)$(if $(ACCELERATE),$(with_accelerate),$(if $(filter 1,$(GPUS)),$(PY) -m,$(with_torchrun)))
 export HF_HUB_DISABLE_TELEMETRY := 1
-# nohup ignores SIGHUP (signal 1), but torchrun and accelerate handle it unless PET_SIGNALS_TO_HANDLE leaves it out.
+# Under nohup SIGHUP (signal 1) is ignored, but torchrun and accelerate handle it unless PET_SIGNALS_TO_HANDLE omits it.
 ifneq ($(shell grep 'SigIgn:.*[13579bdf]$$' /proc/self/status 2>/dev/null),)
 export PET_SIGNALS_TO_HANDLE := SIGTERM,SIGINT,SIGQUIT
 endif
 
 STAGES := sft sft_baseline samples labels reward evaluate_reward ppo evaluate tax report pipeline
 
-# Stages do not name each other as prerequisites, so targets must not run in parallel, whatever -j says.
+# Stages are not prerequisites of each other, so targets run in order even with -j.
 .NOTPARALLEL:
 .PHONY: setup demo smoke test test-slow test-distributed test-browser torture interrupts bench-data bench-reward bench-ppo bench-scale results-reward results-demo results-ablations check format clean help label data $(STAGES) sft-baseline sweep-kl sweep-ptx loop plan gpu-check
 

@@ -83,7 +83,9 @@ class DataConfig:
         """Raises ValueError on contradictions."""
         check_numbers(self, "data")
         if not self.demonstrations:
-            raise ValueError("data.demonstrations is empty: the first stage has nothing to imitate")
+            raise ValueError(
+                "data.demonstrations is empty: SFT is trained on them, and every model is evaluated on held-out ones"
+            )
         if not self.pretraining:
             why = "the report measures perplexity on plain text that is held out of it"
             raise ValueError(f"data.pretraining is empty: {why}")

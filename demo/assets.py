@@ -106,7 +106,7 @@ def cache_folder() -> Path:
 
 
 def unwritable(name: str, error: OSError) -> ValueError:
-    """The error for a model or text that the cache folder cannot take."""
+    """The error for a model or text that cannot be written to the cache folder."""
     return ValueError(
         f"cannot keep {name} in {cache_folder()} ({error.strerror or error}): set RLHF_PTX_CACHE to a folder with 1 GB "
         "to spare"

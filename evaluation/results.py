@@ -93,9 +93,13 @@ class Results:
             evaluation["llm"] = self.rater.client.report()
         for judge in self.judges:
             if isinstance(judge, LLMJudge):
-                evaluation["llm_judge"] = judge.report(bootstrap.resamples)
-                if warning := judge.unjudged():
-                    print(f"evaluate: warning: {warning}", flush=True)
+                evaluation["llm_judge"] = found = judge.report(bootstrap.resamples)
+                if found["reason"]:
+                    print(
+                        f"evaluate: warning: the language model gave no verdict on {found['pairs_without_verdict']} of "
+                        f"{found['pairs_without_verdict'] + found['pairs']} pairs, because {found['reason']}",
+                        flush=True,
+                    )
         if done.proxy is not None:
             evaluation["best_of_n"] = self.best_of_n()
         return evaluation

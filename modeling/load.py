@@ -97,7 +97,7 @@ def _set_chat_template(tokenizer: Any, place: str | Path, config: ModelConfig) -
     if config.chat_template is not None:
         file = Path(config.chat_template)
         if not file.is_file():
-            raise ValueError(f"model.chat_template={file}: no such file; give a Jinja template")
+            raise ValueError(f"model.chat_template={file}: no such file; give the path of a Jinja template")
         try:
             tokenizer.chat_template, origin = file.read_text(encoding="utf-8-sig"), f"model.chat_template={file}"
         except UnicodeDecodeError as error:

@@ -27,10 +27,10 @@ def loading(place: str | Path, what: str) -> Iterator[None]:
     if folder.is_dir() and not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         hint = ": it is a LoRA adapter; merge it into its base and save that" if adapter else ""
-        if checkpoints := [path.parent.name for path in folder.glob("checkpoint-*/config.json")]:
-            hint = (
-                f"; give one of its checkpoints: {', '.join(sorted(checkpoints, key=lambda name: (len(name), name)))}"
-            )
+        names = (path.parent.name for path in folder.glob("checkpoint-*/config.json"))
+        checkpoints = sorted(names, key=lambda name: (len(name), name))
+        if checkpoints:
+            hint = f"; give one of its checkpoints: {', '.join(checkpoints)}"
         if (folder / "snapshots").is_dir():
             hint = ": it is a folder of the Hub's cache; give the model's name, or a folder in its `snapshots`"
         raise ValueError(f"the folder {place} holds no config.json, so there is no {what} to load{hint}")

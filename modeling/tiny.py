@@ -90,7 +90,7 @@ def make_tiny_model(
 
 
 def cached_tiny_model() -> Path:
-    """The folder of the default one, made in the cache on first use. Raises ValueError if it cannot be written."""
+    """The folder of the default tiny model, created in the cache on first use. Raises ValueError if that fails."""
     folder = cache_folder() / "tiny-llama"
     try:
         return folder if (folder / "config.json").is_file() else make_tiny_model(folder)

@@ -55,12 +55,12 @@ def about_records(facts: Facts) -> Iterator[str]:
     """What was skipped, left out or removed."""
     if count := facts["skipped"]:
         yield f"{counted(count, 'malformed row')} skipped: correct the source; the first are listed below."
-    folders = dict.fromkeys((source["place"], *source["unread"]) for source in facts["sources"] if source["unread"])
-    for place, *names in folders:
+    folders = dict.fromkeys((source["name"], *source["unread"]) for source in facts["sources"] if source["unread"])
+    for source, *names in folders:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         yield (
-            f"The folder {place} also contains {', '.join(names[:SHOWN])}{more}, which are not read: add subfolders as "
-            "sources of their own, and unpack or convert files."
+            f"The folder of the source {source!r} also contains data that is not read: "
+            f"{', '.join(names[:SHOWN])}{more}. Add each subfolder as a source; unpack or convert other files."
         )
     if facts["ignored_keys"]:
         found = ", ".join(f"{key!r} ({count:,} messages)" for key, count in facts["ignored_keys"].items())

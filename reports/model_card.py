@@ -91,7 +91,8 @@ def card(run: Path, place: str, run_name: str) -> str:
             base, revision = config["reward"]["base"], dig(config, "reward.revision")
         code = (run / "reward" / "score.py").read_text() if (run / "reward" / "score.py").is_file() else None
     name = f"{run_name}-{place.replace('/model', '').replace('_', '-')}"
-    settings = [[f"`{kind.stage}.{key}`", shown(dig(config, f"{kind.stage}.{key}"))] for key in kind.settings]
+    listed = kind.settings if trained else ("epochs",)
+    settings = [[f"`{kind.stage}.{key}`", shown(dig(config, f"{kind.stage}.{key}"))] for key in listed]
     head = ModelCardData(
         model_name=name,
         base_model=base if "/" in base and not Path(base).exists() else None,

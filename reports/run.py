@@ -94,7 +94,7 @@ def figures(results: Results) -> dict[str, Figure | None]:
     return {
         "win_rates": run_plots.win_rates(run_tables.comparisons(evaluation)),
         "parts": run_plots.rubric_parts(evaluation.get("models", {}), titles),
-        "sft": curves(run_plots.SFT, metrics["sft"]),
+        "sft": curves(run_plots.SFT, metrics["sft"]) if dig(results.config, "sft.epochs") != 0 else None,
         "baseline": run_plots.baseline_epochs(results.baseline),
         "reward": curves(run_plots.REWARD, metrics["reward"]),
         "ppo": run_plots.ppo_curves(

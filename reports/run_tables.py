@@ -171,11 +171,12 @@ def test_cell(tax: Tree, model: str, task: str, metric: str) -> Cell:
 
 
 def moved_text(moved: Tree, better: str) -> tuple[str, str]:
-    """A change as text, and its tone; no change is shown if its interval contains 0, or too few items were measured."""
+    """A change as text, and its tone; no change is shown if its interval contains 0."""
     sides = {"higher": ("better", "worse"), "lower": ("worse", "better"), "neither": ("higher", "lower")}
-    kind = sides[better][moved["mean"] < 0] if side(moved, 0.0) != "even" else "no change shown"
     if undecidable(moved):
         kind = "too few items to tell"
+    else:
+        kind = sides[better][moved["mean"] < 0] if side(moved, 0.0) != "even" else "no change shown"
     interval = between(moved, lambda end: signed(end, 3))
     return f"{signed(moved['mean'], 3)} ({interval}) against {MODELS[moved['from']]}: {kind}", kind
 

@@ -49,11 +49,11 @@ def verdict(evaluation: Tree) -> dict[str, str]:
         text = "PPO and SFT were not compared: the evaluate stage recorded no win rate."
         judge = (evaluation.get("judges") or [{"name": None}])[0]["name"]
         if pairs := dig(evaluation, f"comparisons.ppo.{judge}.no_verdict"):
+            reason = dig(evaluation, "llm_judge.reason") if judge == "llm" else None
             text = (
-                f"PPO and SFT were not compared: none of the {counted(pairs, 'pair')} has a verdict by {JUDGES[judge]}."
+                f"PPO and SFT were not compared: none of the {counted(pairs, 'pair')} has a verdict by {JUDGES[judge]}"
+                f"{f', because {reason}' if reason else ''}."
             )
-            if judge == "llm" and (warning := dig(evaluation, "llm_judge.warning")):
-                text += f" {warning[0].upper()}{warning[1:]}."
         return {"kind": "unknown", "text": text}
     moved = evaluation.get("kl")
     kind = side(found, 0.5) if not moved or side(moved, 0.0) == "better" else "even"
@@ -95,7 +95,7 @@ def because(kind: str, without: Mapping[str, Interval]) -> str:
 
 
 def undecidable(found: Interval) -> bool:
-    """Whether an interval is of fewer than FEWEST_PROMPTS prompts, or users or other clusters that were resampled."""
+    """Whether fewer than FEWEST_PROMPTS prompts, users or other clusters were resampled."""
     return min(found[name] for name in ("n", "users", "clusters") if name in found) < FEWEST_PROMPTS
 
 

@@ -21,8 +21,8 @@ class SFTConfig:
 
     section: ClassVar[str] = "sft"  # for messages
     epochs: NonNegativeInt = 2
-    """Passes over the demonstrations. C.3: 2 for the model that RL starts from (C.1: 16 for the baseline). With 0 the
-    base, such as an instruction model, is the SFT model (ours)."""
+    """Passes over the demonstrations. C.3: 2 for the model that RL starts from (C.1: 16 for the baseline). 0 uses
+    the base, such as an instruction model, as the SFT model (ours)."""
     learning_rate: PositiveFloat = 5e-6
     """Peak learning rate. C.3: 5e-6 at 1.3B, 1.04e-5 at 6B, 2.45e-6 at 175B (C.1, for the baseline: 9.65e-6 at 1.3B
     and 6B, 5.03e-6 at 175B). With LoRA use about 2e-4."""

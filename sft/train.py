@@ -174,7 +174,8 @@ def fit(config: SFTConfig, base: Base, data: SFTData, run: Run, *more: TrainerCa
     if checkpoint is not None:
         refuse_other_checkpoint(checkpoint, accelerator.num_processes if zero else 0)
     done = step_of(checkpoint) if checkpoint is not None else 0
-    with Tracker(out, done, run.tracking) if accelerator.is_main_process else nullcontext() as tracker:
+    kept = done if config.epochs > 0 else -1  # the only row is of step 0
+    with Tracker(out, kept, run.tracking) if accelerator.is_main_process else nullcontext() as tracker:
         checkpoints = CheckpointCallback(config.checkpoint_minutes, accelerator)
         trainer = ResumableTrainer(
             model=model,
@@ -199,8 +200,10 @@ def fit(config: SFTConfig, base: Base, data: SFTData, run: Run, *more: TrainerCa
         history = trainer.state.log_history
     trained = gathered_model(trainer, blank) if zero else trainer.accelerator.unwrap_model(trainer.model)
     losses = {name: [row[name] for row in history if name in row] for name in ("loss", "eval_loss")}
-    numbers = {"train_loss": losses["loss"][-1]} if config.epochs > 0 else {}
-    return Trained(trained, numbers | {"valid_loss": losses["eval_loss"][-1], "examples": float(len(rows))})
+    numbers = {"valid_loss": losses["eval_loss"][-1]}
+    if config.epochs > 0:
+        numbers = {"train_loss": losses["loss"][-1], **numbers, "examples": float(len(rows))}
+    return Trained(trained, numbers)
 
 
 def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
@@ -213,7 +216,7 @@ def trainer_settings(config: SFTConfig, base: Base, run: Run) -> OneDevice:
     if zero and (precision == torch.float16 or base.config.quantization != "none"):
         raise ValueError("with DeepSpeed, set model.precision to float32 or bfloat16 and model.quantization to none")
     if zero and config.epochs == 0:
-        raise ValueError(f"{config.section}.epochs=0 trains nothing: run it without DeepSpeed")
+        raise ValueError("sft.epochs=0 does not train, which DeepSpeed needs: use configs/accelerate/ddp.yaml")
     per_process = divided(run.accelerator, config.batch_size, f"{config.section}.batch_size")
     micro = min(config.micro_batch_size, per_process)
     if per_process % micro:

@@ -52,7 +52,7 @@ def ema_warning(ppo: PPOConfig, settings: Sequence[str] = ()) -> list[str]:
     """A warning if a large share of the SFT weights is left in the policy's EMA at the end of PPO.
 
     Args:
-        settings: the names of the settings that ask for the EMA; none in `sweep_ptx`, which always evaluates it.
+        settings: the names of the settings that select the EMA; none in `sweep_ptx`, which always evaluates it.
     """
     steps = (ppo.iterations - ppo.value_warmup_iterations) * (ppo.batch_size // ppo.minibatch_size) * ppo.inner_epochs
     left = ppo.ema_decay**steps

@@ -192,24 +192,27 @@ REFUSED = dict.fromkeys(
 """Settings that other stages have but this one does not -> the reason."""
 
 
-SETTING_ALIASES = {
-    "attn_implementation": "attention",
-    "dtype": "precision",
-    "gamma": "discount ptx_coef",
-    "gradient_checkpointing": "activation_checkpointing",
-    "lam": "gae_lambda",
-    "lora_alpha": "alpha",
-    "lora_r": "rank",
-    "lr": "learning_rate",
-    "model_name_or_path": "base",
-    "num_ppo_epochs": "inner_epochs",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "micro_batch_size",
-    "r": "rank",
-    "response_length": "max_new_tokens",
-    "torch_dtype": "precision",
+SETTING_ALIASES: dict[str, tuple[str, ...]] = {
+    "attn_implementation": ("attention",),
+    "beta": ("kl_coef",),
+    "dtype": ("precision",),
+    "gamma": ("discount", "ptx_coef"),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "lam": ("gae_lambda",),
+    "lora_alpha": ("alpha",),
+    "lora_r": ("rank",),
+    "lr": ("learning_rate",),
+    "model_name": ("base",),
+    "model_name_or_path": ("base",),
+    "name": ("base",),
+    "num_ppo_epochs": ("inner_epochs",),
+    "num_train_epochs": ("epochs",),
+    "per_device_train_batch_size": ("micro_batch_size",),
+    "r": ("rank",),
+    "response_length": ("max_new_tokens",),
+    "torch_dtype": ("precision",),
 }
-"""Names of settings in transformers, trl, peft and the paper -> ours, separated by blanks."""
+"""Names of settings in transformers, trl, peft and the paper -> ours."""
 
 
 def explain(message: str) -> str:
@@ -230,14 +233,13 @@ def explain(message: str) -> str:
         return f"there is no {key}: {REFUSED[key]}"
     section, _, last = key.rpartition(".")
     others = [name for name in names if not key.startswith(f"{name}.")]
-    if key in names:  # a field of sources or rewards, in another place
+    if key in names:  # a field of SourceConfig or RewardTerm, used elsewhere
         near = []
     elif last in SETTING_ALIASES and section:
-        aliases = SETTING_ALIASES[last].split()
-        near = [f"{place}.{alias}" for place in (section, f"{section}.lora") for alias in aliases]
+        near = [f"{place}.{alias}" for place in (section, f"{section}.lora") for alias in SETTING_ALIASES[last]]
         near = [name for name in near if name in names]
     else:
-        ends = {name: name.rpartition(".")[2] for name in others}
+        ends = {name: name.rpartition(".")[2] for name in others if "." in name or not section}
         alike = [name for name, end in ends.items() if last in end or difflib.get_close_matches(last, [end])]
         near = difflib.get_close_matches(key, alike, n=1) or [name for name, end in ends.items() if end == last][:1]
     meant = " or ".join(repr(name) for name in near)
@@ -269,7 +271,7 @@ def wrong_type(sentence: str) -> str | None:
     plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
         if plain[3].startswith("["):
-            as_list = "remove the blanks, or quote it"
+            as_list = "remove the spaces, or quote the list"
         else:
             as_list = "write []" if plain[3] == "None" else f"write [{plain[3]}]"
         advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": {as_list}"}

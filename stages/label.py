@@ -35,7 +35,7 @@ OTHER_PLACE = Path("people") / "comparisons.sqlite"
 COMPARED = Path("evaluate") / "generations.jsonl"
 """The answers that are compared."""
 EXPORTED = ".exported.json"
-"""Lists the files that the last export wrote, in their folder."""
+"""Name of the file, in the export folder, that lists what the last export wrote."""
 STREAM_SECONDS = 5
 """Seconds that open streams of the playground get to finish when the app ends."""
 LOADING = ("trust_remote_code", "precision", "attention", "device")

@@ -67,7 +67,7 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     if how.labeler == "human" and (left := len(saved_rankings(run.root)) - own):
         print(f"labels: {left} rankings are left out: the samples stage no longer has their prompts", flush=True)
     if how.labeler == "human" and (late := left_out(run.root)):
-        print(f"labels: ignored {late} ranking(s) that are not in {run.root / CLOSED}", flush=True)
+        print(f"labels: ignored {late} ranking(s) saved after the round was closed ({run.root / CLOSED})", flush=True)
     return numbers
 
 

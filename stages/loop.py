@@ -72,8 +72,8 @@ def work(config: RunConfig, force: bool, rounds: int = 2, unlabelled: bool = Fal
 
 
 def close_round(run: RunFolder, following: Path, force: bool) -> None:
-    """Fixes a round's rankings as those saved so far, unless the next round has begun, or an interrupted stage that
-    read the earlier rankings will resume.
+    """Closes a round: only the rankings saved so far count. A round stays as it is if the next one has begun, or if an
+    interrupted stage that read its rankings will resume.
     """
     if force or not (following.exists() or interrupted_after("labels", run)):
         close(run.root)

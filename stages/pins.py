@@ -16,7 +16,7 @@ from stages import manifest
 from stages.config import STAGES, RunConfig
 
 NAME = "pins.json"
-"""The file of the pins in a run folder."""
+"""Name of the pins file in a run folder."""
 Pins = dict[str, dict[str, str | None]]
 """Section -> Hub model -> commit, or null if the run loaded the model without one."""
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -38,7 +38,7 @@ def pinned(config: RunConfig, run: Path, *others: Path) -> tuple[RunConfig, Pins
     without such a model).
 
     The commit is the one recorded in the run folder, in another of the folders, or else the current one. It stays null
-    if the model cannot be reached, and in runs that were started before there were pins.
+    if the model cannot be reached, and in runs started by a version without pins.
     """
     found, current, pins = copy.deepcopy(config), functools.cache(current_commit), read_pins(run) or {}
     models = [entry for entry in hub_models(found) if entry[1].revision is None]

@@ -58,7 +58,7 @@ class StagePlan:
     divides: int = 0
     """The number that the micro-batch must divide; 0 if there is none."""
     savings: Mapping[str, str] = field(default_factory=dict)
-    """Phase -> what makes it smaller; ALWAYS -> what makes all phases smaller."""
+    """Advice to reduce the memory of a phase, or of all (ALWAYS)."""
 
 
 class Planner:
@@ -85,8 +85,9 @@ class Planner:
     def stages(self) -> list[StagePlan]:
         """The stages that use a GPU, in order."""
         samples = [self.answers("samples")] if self.config.labels.labeler != "none" else []
+        sft = [self.sft()] if self.config.sft.epochs > 0 else []
         reward = [self.reward()] if self.config.reward.epochs > 0 else []
-        return [self.sft(), *samples, *reward, self.ppo(), self.answers("evaluate")]
+        return [*sft, *samples, *reward, self.ppo(), self.answers("evaluate")]
 
     @cached_property
     def base(self) -> Any:
@@ -128,13 +129,15 @@ class Planner:
             return [*always, *update("update", model, tokens), logits("update", tokens, self.vocabulary, TRL_CHUNK)]
 
         divides = config.batch_size // self.gpus
-        return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=divides, savings=self.savings("sft"))
+        savings = self.savings("sft", *["data.pretraining_tokens"] * (length == data.pretraining_tokens))
+        return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=divides, savings=savings)
 
-    def savings(self, stage: str) -> dict[str, str]:
-        """How a training stage needs less memory."""
-        checkpointing = getattr(self.config, stage).activation_checkpointing
-        shorter = "lower data.max_prompt_tokens" if checkpointing else f"set {stage}.activation_checkpointing to true"
-        found = dict.fromkeys(("update", "value update", "policy update"), shorter)
+    def savings(self, stage: str, length: str = "data.max_prompt_tokens") -> dict[str, str]:
+        """How to reduce the memory of a training stage. `length` is the setting for the length of its examples."""
+        advice = f"lower {length}"
+        if not getattr(self.config, stage).activation_checkpointing:
+            advice = f"set {stage}.activation_checkpointing to true"
+        found = dict.fromkeys(("update", "value update", "policy update"), advice)
         found["roll-out"] = "lower ppo.rollout_batch_size"
         return found if self.lora is not None else found | {ALWAYS: "set model.adapter to lora"}
 
@@ -154,8 +157,7 @@ class Planner:
         def build(batch: int) -> list[Item]:
             return [*always, *self.decoding("decoding", batch, config.max_new_tokens)]
 
-        savings = {"log-probabilities": "lower reward.max_tokens_per_micro_batch"}
-        return StagePlan(name, f"{name}.batch_size", config.batch_size, build, savings=savings)
+        return StagePlan(name, f"{name}.batch_size", config.batch_size, build)
 
     @cached_property
     def cast(self) -> int:
@@ -267,7 +269,7 @@ def table(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
 def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
     """The recommended command: the fastest strategy with the configured micro-batch, else with a smaller one.
 
-    Raises ValueError if the smallest micro-batch fits with none.
+    Raises ValueError if even the smallest micro-batch fits with no strategy.
     """
     found = {one: largest(plan.build, one, budget) for one in columns}
     for least in (max(plan.configured, plan.least), plan.least):
@@ -283,7 +285,7 @@ def command(plan: StagePlan, columns: Sequence[Strategy], budget: float) -> str:
     needs.pop(ALWAYS, None)
     phase = max(needs, key=needs.__getitem__)
     savings = [plan.savings[name] for name in (phase, ALWAYS) if name in plan.savings]
-    advice = "".join(f"{saving}, or " for saving in savings) + "use larger GPUs or a smaller model"
+    advice = ", or ".join([*savings, "use larger GPUs or a smaller model"])
     raise ValueError(
         f"{plan.name}: with {plan.micro_batch}={plan.least} its {phase} needs {peak(items, best) / GIB:.3g} GiB per "
         f"GPU ({best.name}), and {budget / GIB:.3g} are usable: {advice}"

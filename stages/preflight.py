@@ -104,11 +104,11 @@ def refuse_undecided(config: RunConfig, data: Path) -> None:
     for split in SPLITS if config.reward.epochs > 0 else SPLITS[1:]:
         found = read_set(data, "rankings", split) if set_file(data, "rankings", split).is_file() else []
         if not any(map(has_strict_pair, found)):
+            use = "trained" if split == "train" else "measured"
             raise ValueError(
                 f"labels.labeler is none, and none of the {len(found)} {split} rankings in {data} puts one answer "
-                "above a different one: add rankings of more users to data.rankings, or try another data.split_salt"
-                + "; they measure the reward model's accuracy"
-                * (config.reward.epochs == 0)
+                f"above a different one, so the reward model could not be {use}: add rankings of more users to "
+                "data.rankings, or try another data.split_salt"
             )
 
 

@@ -71,14 +71,13 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         write_reward_page(out, config.run_name, found)
         (out / "score.py").write_text(score_code(out / "model", start.model_config.of_export()))
     if (accuracy := numbers["test"]["accuracy"])["low"] <= 0.5:
+        advice = "Give it more rankings, or raise reward.epochs or reward.learning_rate"
+        if config.reward.epochs == 0:
+            advice = "Train it on your rankings (reward.epochs), or choose another reward.base"
         accelerator.print(
             "reward: warning: on held-out pairs the reward model is not shown to be better than chance: "
             f"{accuracy['mean']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%}), so PPO may maximize noise. "
-            + (
-                "Give it more rankings, or raise reward.epochs or reward.learning_rate"
-                if config.reward.epochs > 0
-                else "Train it on your rankings (reward.epochs), or choose another reward.base"
-            )
+            f"{advice}"
         )
     return headline(numbers["test"]) | {
         "valid_accuracy": numbers["valid"]["accuracy"]["mean"],

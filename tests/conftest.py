@@ -37,7 +37,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides GPUs from all tests but those of `make gpu-check`: they fork processes, and compare numbers of the CPU."""
+    """Hides GPUs except from `make gpu-check`: the other tests fork processes and compare results of the CPU."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -55,10 +55,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def ready_to_fork() -> None:
-    """torch on one thread, and autograd without threads for devices: a forked process could not train any more.
+    """torch on one thread, and autograd without device threads: with them, forked processes cannot train.
 
-    Autograd starts them in the first backward pass, one for each device that it knows then. A torch built for CUDA
-    counts one more device as soon as a test counts memory with fake tensors.
+    Autograd starts a thread for each known device in the first backward pass. A torch built for CUDA knows one more
+    device once a test has used fake tensors.
     """
     import torch
 

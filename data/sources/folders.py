@@ -24,7 +24,7 @@ METADATA = (STATE, SPLITS_OF, "dataset_info.json", "dataset_infos.json")
 CACHED = re.compile(r"cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")
 """Results of `map` and `filter`, which `datasets` keeps next to the data."""
 ABOUT = ("readme", "license", "licence")
-"""Text files of these names, before the first dot, are not read as documents."""
+"""Text files with one of these names before the first dot are not documents."""
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
 TABLES = (".xlsx", ".xls", ".ods", ".avro", ".orc", ".feather", ".pkl")
 DOCUMENTS = (".html", ".rst", ".tex", ".pdf", ".docx", ".epub")

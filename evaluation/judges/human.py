@@ -9,6 +9,7 @@ from statistics import fmean
 from data.files import read_records
 from data.records import Demonstration, Prompt, Ranking
 from evaluation.compare import Answers, Verdicts
+from evaluation.judges.protocol import Judge
 from labeling.agreement import judgment
 
 Question = tuple[tuple[str, str], ...]
@@ -20,13 +21,10 @@ def question(prompt: Prompt) -> Question:
     return tuple((message["role"], message["content"]) for message in prompt.messages)
 
 
-class HumanJudge:
+class HumanJudge(Judge):
     """Prefers what people preferred; the mean over labelers. Answers are matched by their text."""
 
     name = "human"
-    taught = False
-    max_prompts: int | None = None
-    """As in Judge: whether people also ranked the answers that the reward model was trained on."""
 
     def __init__(self, rankings: Iterable[Ranking]) -> None:
         self.votes: dict[Question, dict[tuple[str, str], dict[str, set[int]]]] = defaultdict(

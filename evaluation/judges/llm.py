@@ -9,12 +9,13 @@ from data.sets import evenly
 from evaluation.compare import Answer, mean
 from evaluation.judges.llm_client import LLMClient
 from evaluation.judges.llm_prompts import EXAMPLE, PromptFile, last_object
+from evaluation.judges.protocol import Judge
 
 FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
 """Preference of each verdict for the answer that is shown first."""
 
 
-class LLMJudge:
+class LLMJudge(Judge):
     """Asks for each pair of different answers which one is better, once with each of them first.
 
         judge = LLMJudge(LLMClient(config.llm))
@@ -27,8 +28,6 @@ class LLMJudge:
     """
 
     name = "llm"
-    taught = False
-    """As in Judge."""
 
     def __init__(self, client: LLMClient) -> None:
         """Raises ValueError if the prompt file cannot be used."""
@@ -76,17 +75,10 @@ class LLMJudge:
             matrices[index][row][column] = (FIRST[first] + 1 - FIRST[second]) / 2
         return matrices
 
-    def unjudged(self) -> str | None:
-        """A warning if at least half of the pairs have no verdict; None otherwise."""
-        asked = len(self._pairs) + self._without_verdict
-        if self._without_verdict * 2 < max(1, asked):
-            return None
-        return (
-            f"the language model gave no verdict on {self._without_verdict} of {asked} pairs: {self.client.failure()}"
-        )
-
     def report(self, resamples: int = 10_000) -> dict[str, Any]:
         """The contents of `llm_judge` in evaluation.json; intervals resample users.
+
+        `reason`: why most pairs have no verdict, if so.
 
         `position_bias`: `share` of the pairs in which the same position won in both orders, and `first`, the share of
         strict verdicts for the answer shown first: 1/2 without bias, since each answer is shown first once.
@@ -106,7 +98,7 @@ class LLMJudge:
             "pairs": len(self._pairs),
             "identical_pairs": self._identical,
             "pairs_without_verdict": self._without_verdict,
-            "warning": self.unjudged(),
+            "reason": self.client.failure() if self._without_verdict > len(self._pairs) else None,
             "position_bias": bias,
         }
 

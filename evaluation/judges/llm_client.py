@@ -56,7 +56,7 @@ class LLMClient:
         except ValueError as error:
             raise ValueError(
                 f"the language model's reply to a simple question has no {what}: {reply[-200:]!r}; if it was cut off, "
-                f"raise max_tokens in its section, or the limit in extra_body; otherwise change its prompt file or the "
+                "raise max_tokens in its section, or the limit in extra_body; otherwise change its prompt file or the "
                 f"model ({error})"
             ) from None
 
@@ -125,11 +125,13 @@ class LLMClient:
         }
 
     def failure(self) -> str:
-        """The likely reason why replies could not be used."""
+        """The most frequent reason for which questions have no usable reply."""
         found = self.report()
-        if found["truncated"] * 2 > found["replies"]:
-            return "its replies were cut off: raise max_tokens, or the limit in extra_body"
-        return found["refused_because"] or "its replies were malformed"
+        if found["refused"] > found["malformed"]:
+            return str(found["refused_because"])
+        if found["truncated"] >= found["malformed"]:
+            return "its replies were cut off (raise max_tokens, or the limit in extra_body)"
+        return "its replies were malformed"
 
     def _cost(self, replies: Sequence[Reply]) -> float | None:
         if self.config.input_price is None or self.config.output_price is None:

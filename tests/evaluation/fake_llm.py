@@ -54,7 +54,7 @@ class FakeLLM:
         choice["message"]["content"] = None if fault == "null" else self.answer(question)
         usage = {"prompt_tokens": 10, "completion_tokens": 2}
         content = json.dumps({"choices": [] if fault == "empty" else [choice], "usage": usage}).encode()
-        status, _, wait = (fault if fault[0].isdigit() else "429" if fault == "quota" else "200").partition(":")
+        status, _, wait = {"quota": "429"}.get(fault, fault if fault[0].isdigit() else "200").partition(":")
         if fault == "timeout":
             time.sleep(SLOW)
         if fault in ("timeout", "close"):

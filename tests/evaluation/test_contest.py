@@ -12,12 +12,13 @@ from data.records import Demonstration
 from evaluation.agreement import between, calls_of, judge_agreement
 from evaluation.compare import Answer, Answers, Verdicts
 from evaluation.contest import Contest
+from evaluation.judges.protocol import Judge
 
 PROMPTS = [Demonstration(prompt=f"Question {number}", completion="So.", user_id="ann") for number in range(3)]
 
 
 @dataclass
-class Fixed:
+class Fixed(Judge):
     """A pairwise judge who prefers the text that comes first in `order`; no verdict on a text that is not in it."""
 
     name: str

@@ -173,18 +173,20 @@ def test_conversations_are_shown_with_their_roles_and_the_prompt_file_can_be_rep
         judging(by_letters, prompt_file=str(tmp_path / "none.j2"))
 
 
-def test_a_judge_that_gives_hardly_any_verdict_is_reported_with_the_reason(judging: Callable[..., Any]) -> None:
+def test_the_reason_is_given_if_most_pairs_have_no_verdict(judging: Callable[..., Any]) -> None:
     judge, fake = judging(by_letters)
     assert judge.preferences(PROMPTS[:1], [rows("x")], [rows("y")]) == [[[1.0]]]
-    assert judge.unjudged() is None
+    assert judge.report()["reason"] is None
     fake.faults = iter(["null"] * 8)  # all tokens went into the reasoning
     assert judge.preferences(PROMPTS[1:3], [rows("x")] * 2, [rows("y")] * 2) == [[[None]]] * 2
-    said = "gave no verdict on 2 of 3 pairs: its replies were cut off: raise max_tokens, or the limit in extra_body"
-    assert judge.report()["warning"] == f"the language model {said}"
-    garbled, fake = judging(by_letters)
+    assert judge.report()["reason"] == "its replies were cut off (raise max_tokens, or the limit in extra_body)"
+    judge, fake = judging(by_letters)
     fake.answer = lambda question: "I like both."
-    garbled.preferences(PROMPTS[:1], [rows("x")], [rows("y")])
-    assert garbled.unjudged().endswith("gave no verdict on 1 of 1 pairs: its replies were malformed")
+    judge.preferences(PROMPTS[:1], [rows("x")], [rows("y")])
+    assert judge.report()["reason"] == "its replies were malformed"
+    fake.faults = iter(["400"] * 4)
+    judge.preferences(PROMPTS[1:3], [rows("x")] * 2, [rows("y")] * 2)
+    assert "refuses a request: HTTP 400" in judge.report()["reason"]
 
 
 def test_a_judge_that_gives_no_verdict_is_found_before_the_run(judging: Callable[..., Any]) -> None:

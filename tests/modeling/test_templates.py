@@ -31,7 +31,9 @@ def test_chat_templates_come_from_the_file_then_the_tokenizer_then_ours(
     (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
     own = ModelConfig(chat_template=str(tmp_path / "own.jinja"))
     assert load_tokenizer(copied, own).apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
-    with pytest.raises(ValueError, match=r"model\.chat_template=.*absent\.jinja: no such file; give a Jinja template"):
+    with pytest.raises(
+        ValueError, match=r"model\.chat_template=.*absent\.jinja: no such file; give the path of a Jinja template"
+    ):
         load_tokenizer(copied, ModelConfig(chat_template=str(tmp_path / "absent.jinja")))
     rewrite_tokenizer(copied, chat_template=None)
     (copied / "chat_template.jinja").unlink(missing_ok=True)

@@ -76,12 +76,13 @@ def test_users_of_their_own(tmp_path):
     assert "Every prompt" not in said(tmp_path / "other")
 
 
-def test_what_is_not_read_of_a_folder_is_listed_once():
-    source = {"place": "/books", "unread": ["austen/", "a.zip", "b.zip", "c.zip", "d.zip", "e.zip"]}
+def test_unread_files_of_a_source_are_listed_once():
+    source = {"name": "books", "unread": ["austen/", "a.zip", "b.zip", "c.zip", "d.zip", "e.zip"]}
     seen = {"skipped": 0, "ignored_keys": {}, "rankings": {"identical": 0}, "removed": {}}
     (found,) = about_records(seen | {"sources": [source | {"role": "prompts"}, source | {"role": "rankings"}]})
     assert found.startswith(
-        "The folder /books also contains austen/, a.zip, b.zip, c.zip, d.zip and 1 more, which are not read: "
+        "The folder of the source 'books' also contains data that is not read: austen/, a.zip, b.zip, c.zip, d.zip and "
+        "1 more. Add"
     )
     assert not list(about_records(seen | {"sources": [source | {"unread": []}]}))
 

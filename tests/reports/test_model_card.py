@@ -101,7 +101,7 @@ def test_a_card_before_the_evaluation_says_so_and_a_local_base_is_not_taken_for_
     ("epochs", "sentences"),
     [
         (1, ["trained from `other/judge` with the recipe", "Adaptation: LoRA"]),
-        (0, ["which is `other/judge` with a new bias, used in the recipe", "Adaptation: none, only the bias was set"]),
+        (0, [": `other/judge` with a new bias, used in the recipe", "Adaptation: none.\n"]),
     ],
 )
 def test_the_card_of_a_reward_model_names_its_own_base(run: Path, epochs: int, sentences: list[str]) -> None:
@@ -122,15 +122,16 @@ def test_the_card_of_a_reward_model_names_its_own_base(run: Path, epochs: int, s
     assert ("was not trained on rankings in this run" in policy) is (epochs == 0)
 
 
-def test_the_card_of_an_sft_model_without_training_says_so(run: Path) -> None:
+def test_the_card_of_an_untrained_sft_model(run: Path) -> None:
     path = run / "sft" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["config"]["sft"] |= {"epochs": 0}
     path.write_text(json.dumps(manifest))
     write_model_cards(run, "mine")
     text = (run / "sft" / "model" / "README.md").read_text()
-    assert "which is `owner/model` (revision 1a2b) used in the recipe" in text
+    assert "This is `owner/model` (revision 1a2b) without further training, used as the supervised model" in text
     assert "Adaptation: none.\n" in text
+    assert "learning_rate" not in text
 
 
 def test_a_card_tells_perplexity_from_what_is_measured_on_prompts_and_who_ranked(run: Path) -> None:

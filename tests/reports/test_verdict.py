@@ -208,10 +208,10 @@ def test_a_judge_without_any_verdict_is_named() -> None:
     found = {"judges": [{"name": "human", "taught": False}], "win_rate": {"sft": None}}
     found |= {"comparisons": {"ppo": {"human": {"win_rate": None, "no_verdict": 116}}}}
     assert verdict(found)["text"] == "PPO and SFT were not compared: none of the 116 pairs has a verdict by people."
-    by_llm = {"judges": [{"name": "llm"}], "win_rate": {"sft": None}, "llm_judge": {"warning": "it gave no verdict"}}
+    by_llm = {"judges": [{"name": "llm"}], "win_rate": {"sft": None}, "llm_judge": {"reason": "it refused"}}
     by_llm |= {"comparisons": {"ppo": {"llm": {"win_rate": None, "no_verdict": 9}}}}
     assert verdict(by_llm)["text"].endswith(
-        "none of the 9 pairs has a verdict by a language model. It gave no verdict."
+        "none of the 9 pairs has a verdict by a language model, because it refused."
     )
     note = labeler_note({"labels": {"labeler": "human"}}, found)
     assert note.strip() == "People ranked the answers on which the reward model was trained."

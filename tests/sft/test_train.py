@@ -253,16 +253,16 @@ def test_lora_is_folded_into_a_model_that_plain_transformers_loads(
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_without_epochs_the_base_is_exported_and_measured(
+def test_zero_epochs_export_and_measure_the_base(
     run: Any, tmp_path: Path, tiny_causal: Any, tiny_tokenizer: Any, model_config: ModelConfig, adapter: Any
 ) -> None:
-    found = run(settings=replace(SETTINGS, epochs=0), config=replace(model_config, adapter=adapter))
+    settings, config = replace(SETTINGS, epochs=0), replace(model_config, adapter=adapter)
+    run(settings=settings, config=config)
+    found = run(settings=settings, config=config)  # as a run that was killed while it exported
     base = tiny_causal("llama")
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert difference(after.state_dict(), base.state_dict()) == 0
-    assert found == {
-        "valid_loss": pytest.approx(loss_by_hand(base, tiny_tokenizer, VALID), rel=1e-4), "examples": len(TRAIN)
-    }  # fmt: skip
+    assert found == {"valid_loss": pytest.approx(loss_by_hand(base, tiny_tokenizer, VALID), rel=1e-4)}
     assert metrics(tmp_path / "out", "valid_loss") == pytest.approx([found["valid_loss"]])
 
 

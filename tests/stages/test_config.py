@@ -199,6 +199,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--model.lora_r", "1"], "model.lora_r", "model.lora.rank"),
         (["--model.torch_dtype", "bf16"], "model.torch_dtype", "model.precision"),
         (["--ppo.gamma", "0.99"], "ppo.gamma", "ppo.discount' or 'ppo.ptx_coef"),
+        (["--ppo.beta", "0.1"], "ppo.beta", "ppo.kl_coef"),
+        (["--model.name", "gpt2"], "model.name", "model.base"),
         (["--sft.lr", "1e-4"], "sft.lr", "sft.learning_rate"),
         (["--run_nam", "x"], "run_nam", "run_name"),
         (["--labels.weights.closenes", "1"], "labels.weights.closenes", "labels.weights.closeness"),
@@ -244,7 +246,7 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(
         (["--sft.epochs.x", "1"], "unknown key 'sft.epochs.x': sft.epochs is a value, not a section"),
         (
             ["--data.languages=[en,"],
-            "data.languages: expected list, found '[en,': remove the blanks, or quote it",
+            "data.languages: expected list, found '[en,': remove the spaces, or quote the list",
         ),
         (["--tracking.to", "wandb"], "tracking.to: expected list, found 'wandb': write [wandb]"),
         (["--sft.max_train_examples", "many"], "sft.max_train_examples: expected int or null, found 'many'"),

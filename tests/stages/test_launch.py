@@ -146,7 +146,7 @@ def test_make_ignores_parallel_jobs() -> None:
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Prints the commands of targets."""
+    """Runs `make --dry-run`."""
     return subprocess.run(
         ["make", "--dry-run", *arguments],
         cwd=Path(__file__).parents[2],

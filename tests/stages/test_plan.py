@@ -30,6 +30,8 @@ def test_every_stage_gets_a_table_and_a_command(capsys: pytest.CaptureFixture[st
         assert f"make {stage} CONFIG=... GPUS=8 ACCELERATE=configs/accelerate/ddp.yaml" in said
     assert "FSDP2 x 8" in said
     assert "with offload" in said
+    plan("--sft.epochs", "0")
+    assert "make sft " not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

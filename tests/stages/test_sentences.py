@@ -243,7 +243,7 @@ def test_a_folder_name_that_is_too_long_is_one_sentence(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, stderr = told(lambda out: None, *arguments)
     assert code == 2
-    assert re.match(f"error: {said}", stderr), "Python 3.14 finds out when it makes the run folder"
+    assert re.match(f"error: {said}", stderr), "Python 3.14 fails when it creates the run folder"
     assert stderr.count("\n") == 1
 
 
@@ -265,7 +265,7 @@ def test_a_run_folder_that_may_not_be_read_is_one_sentence(
         monkeypatch.setattr(os, name, denied(getattr(os, name)))
     code, stderr = told(lambda out: None)
     assert code == 2
-    # From 3.14 on Python's `is_file` no longer asks os.stat, so that the folder in it is named.
+    # Python 3.14's `is_file` does not call os.stat, so the error names the run folder.
     assert re.match(f"error: {tmp_path / 'runs'}(/run)?: Permission denied: change its permissions", stderr)
     assert stderr.count("\n") == 1
 

@@ -1,4 +1,4 @@
-"""Run folders of interrupted stages: interrupted stages resume, and incomplete results are never used.
+"""Interrupted stages resume, and incomplete results are never used.
 
 pytest tests/stages/test_unfinished.py
 """

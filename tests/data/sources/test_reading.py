@@ -97,7 +97,7 @@ def test_a_limit_counts_what_belongs_together(tmp_path: Path, shared_data: Calla
 
 @pytest.mark.parametrize("name", ["/dev/null", "x" * 5000])
 def test_what_is_no_file_is_one_sentence(name: str) -> None:
-    # Python 3.14 takes a name that is too long for one of no file.
+    # Python 3.14 reports an overlong name as a missing file.
     with pytest.raises(ValueError, match=r"neither a file nor a folder|cannot be read|is no file or folder here"):
         find("x", DataConfig(sources={"x": SourceConfig(place=name)}), "prompts")
     with pytest.raises(ValueError, match=r"neither a file nor a folder|cannot be read|no such file"):
