@@ -135,9 +135,10 @@ bench-scale: setup
 
 # The tables of docs/results.md: a configuration under several seeds. Reward models get a split of their own for each seed.
 SEEDS ?= 0 1 2
-NAME := $(notdir $(basename $(CONFIG)))
+# The configuration's name, with _ for blanks.
+NAME = $(shell basename '$(CONFIG)' | sed 's/\.[^.]*$$//; s/ /_/g')
 
-SEED_ARGS = --config $(CONFIG) --seed $$seed --run_name results-$(NAME)-seed$$seed
+SEED_ARGS = --config '$(CONFIG)' --seed $$seed --run_name results-$(NAME)-seed$$seed
 SEED_RUNS = $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))
 
 results-reward: setup
@@ -157,7 +158,7 @@ ABLATIONS := runs/ablations
 
 results-ablations: results-demo
 	@for seed in $(SEEDS); do for variant in $(VARIANTS); do \
-	  $(LAUNCH) stages.pipeline --config $(CONFIG) --config configs/ablations/$$variant.yaml --seed $$seed \
+	  $(LAUNCH) stages.pipeline --config '$(CONFIG)' --config configs/ablations/$$variant.yaml --seed $$seed \
 	    --runs_folder $(ABLATIONS) --run_name $$variant-seed$$seed --reuse runs/results-$(NAME)-seed$$seed \
 	    --evaluate.best_of_n 0 $(ARGS) || exit $$?; \
 	done; done

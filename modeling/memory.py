@@ -36,6 +36,7 @@ def return_freed_memory() -> None:
 def out_of_memory(error: Exception) -> bool:
     """Whether memory of the CPU or of a GPU was used up."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's class, without importing torch
-    signs = ("DefaultCPUAllocator", "CUDA error: out of memory")  # the second: no CUDA context could be created
+    # The second: no CUDA context could be created; the third: safetensors cannot map a file.
+    signs = ("DefaultCPUAllocator", "CUDA error: out of memory", "Cannot allocate memory")
     in_message = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return isinstance(error, MemoryError) or named or in_message

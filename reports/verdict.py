@@ -124,15 +124,17 @@ def labeler_note(config: Tree, evaluation: Tree) -> str:
     if labeler == "none":
         judged = f"{rubric}, not by a person" if judge == "rubric" else JUDGES[judge]
         return f"The reward model was trained on the rankings in data.rankings. The win rates are judged by {judged}."
-    brought = dig(config, "data.rankings")
-    taught = " The reward model was also trained on rankings from data.rankings." if brought else ""
+    brought = " and ".join(name for name in ("data.rankings", "labels.earlier") if dig(config, name))
+    taught = f" The reward model was also trained on rankings from {brought}." if brought else ""
     if labeler == "human":
         return f"People ranked the answers on which the reward model was trained.{taught} {win}"
     if labeler == "llm":
         name = dig(config, "labels.llm.model")
         return f"A language model ({name}), not a person, ranked the answers of this run for training.{taught} {win}"
     win = "A win here is a win by that rubric only." if judge == "rubric" else win
-    return f"No person ranked any answer for training in this run: the labeler is simulated, {rubric}.{taught} {win}"
+    if brought:  # perhaps by people
+        return f"A simulated labeler, {rubric}, ranked the answers of this run for training.{taught} {win}"
+    return f"No person ranked any answer for training in this run: the labeler is simulated, {rubric}. {win}"
 
 
 def too_few(evaluation: Tree, accuracy: Tree) -> str:

@@ -51,8 +51,7 @@ def outdated(root: Path, stages: Sequence[str], config: Mapping[str, Any]) -> li
                     f"{root / name} was made with {key}={changed[key]}: use the same here, or another run_name"
                 )
         if changed:
-            listed = ", ".join(f"{key}={shortened(value)}" for key, value in changed.items())
-            warnings.append(f"{root / name} was made with other settings: {listed}")
+            warnings.append(f"{root / name} was made with other settings: {listed(changed)}")
     return warnings
 
 
@@ -80,6 +79,11 @@ def changed_settings(made: Mapping[str, Any], config: Mapping[str, Any], prefix:
         elif json.loads(json.dumps(now)) != value and not is_same_place(now, value):
             found[prefix + name] = value
     return found
+
+
+def listed(settings: Mapping[str, Any]) -> str:
+    """Settings in a message."""
+    return ", ".join(f"{key}={shortened(value)}" for key, value in settings.items())
 
 
 def is_same_place(one: Any, other: Any) -> bool:

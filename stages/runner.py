@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import functools
 import io
+import json
 import operator
 import os
 import shutil
@@ -39,7 +40,7 @@ from stages.errors import InUseError, replace_missing_outputs, report, say
 from stages.headline import summary
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, connected, description, refuse_unsupported
-from stages.outdated import outdated
+from stages.outdated import changed_settings, listed, outdated
 from stages.pins import pin
 from stages.ranks import count, failures, own_rank
 from stages.unfinished import SESSION, begin_session, refuse_to_replace_inputs, resumable
@@ -159,6 +160,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
 
 FINGERPRINT = "fingerprint"
+"""The file in a partial folder with its fingerprint, and on the next line the settings."""
 
 
 @dataclass
@@ -196,7 +198,8 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     complete = manifest.read(partial)
     if complete is not None and complete.fingerprint == fingerprint and not force:
         put_in_place(partial, final, stage.temporary)
-    recorded = (partial / FINGERPRINT).read_text() if (partial / FINGERPRINT).is_file() else ""
+    text = (partial / FINGERPRINT).read_text() if (partial / FINGERPRINT).is_file() else ""
+    recorded, _, made = text.partition("\n")
     forced = f"{fingerprint} forced"
     finished = manifest.read(final)
     if finished is not None and finished.fingerprint == fingerprint and not force and recorded != forced:
@@ -204,15 +207,18 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     resumed = recorded in (fingerprint, forced) and not force
     if not resumed:
         if not force and resumable(stage, run):
+            changed = listed(changed_settings(json.loads(made), whole)) if made else ""
+            other = f"other settings ({changed})" if changed else "another configuration or other inputs"
             raise ValueError(
-                f"{partial} holds the checkpoints of an interrupted run with another configuration or other inputs: "
-                "run the command with those to resume it, or remove that folder to start over"
+                f"{partial} holds the checkpoints of an interrupted run with {other}: run the command with those to "
+                "resume it, or remove that folder to start over"
             )
         if finished is not None and not force:
             refuse_to_replace_inputs(stage, run)
         discard(partial)
         partial.mkdir(parents=True)
-        write_whole(partial / FINGERPRINT, (forced if force else fingerprint).encode())
+        line = forced if force else fingerprint
+        write_whole(partial / FINGERPRINT, f"{line}\n{json.dumps(settings)}".encode())
     return Plan(None, partial, fingerprint, settings, inputs, resumed, begin_session(partial))
 
 

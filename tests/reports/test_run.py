@@ -323,7 +323,8 @@ def test_the_note_on_who_judged_follows_the_configuration(run, tmp_path, monkeyp
         put(place, manifest)
     _, markdown = rendered(tmp_path / "run", tmp_path / "out")
     assert said in markdown
-    assert ("No person ranked any answer" in markdown) == (labeler == "simulated")
+    assert "No person ranked any answer" not in markdown
+    assert ("A simulated labeler, a rubric" in markdown) == (labeler == "simulated")
 
 
 def test_html_stands_alone(reports):

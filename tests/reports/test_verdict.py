@@ -194,6 +194,7 @@ def test_who_ranked_is_the_labeler_of_the_run() -> None:
     assert "rubric" not in note("llm") + note("human")
     assert note("human").startswith("People ranked")
     assert note("simulated").startswith("No person ranked")
+    assert note("simulated", "mine.jsonl").startswith("A simulated labeler, a rubric (")
     for labeler in ("human", "llm", "simulated"):
         assert ("data.rankings" in note(labeler), "data.rankings" in note(labeler, "oasst")) == (False, True)
 

@@ -249,6 +249,10 @@ def test_an_unknown_key_in_yaml_suggests_the_nearest(
             "data.languages: expected list, found '[en,': remove the spaces, or quote the list",
         ),
         (["--tracking.to", "wandb"], "tracking.to: expected list, found 'wandb': write [wandb]"),
+        (
+            ["--evaluate.models", "{other: x}"],
+            "evaluate.models: expected list, found \"{'other': 'x'}\": write a list",
+        ),
         (["--sft.max_train_examples", "many"], "sft.max_train_examples: expected int or null, found 'many'"),
         (["--sft.epochs", "1.5"], "sft.epochs: expected int, found '1.5'"),
         (["--sft.epochs", "true"], "sft.epochs: expected int, found 'True'"),

@@ -100,9 +100,19 @@ def test_checkpoints_of_another_configuration_are_not_deleted_without_force(
     if force:
         run_stage(stage, config, force=True)
         return
-    with pytest.raises(ValueError, match="holds the checkpoints of an interrupted run"):
+    with pytest.raises(ValueError, match="holds the checkpoints of an interrupted run with another configuration"):
         run_stage(stage, config)
     assert kept.is_dir()
+
+
+def test_the_settings_of_an_interrupted_run_are_named(config: RunConfig, root: Path) -> None:
+    stage = replace(first(Work(fails=True)), scratch=("checkpoints",))
+    with pytest.raises(ValueError, match="it broke"):
+        run_stage(stage, config)
+    (root / "data.partial" / "checkpoints" / "checkpoint-00000002").mkdir(parents=True)
+    salt, config.data.split_salt = config.data.split_salt, "other"
+    with pytest.raises(ValueError, match=rf'an interrupted run with other settings \(data\.split_salt="{salt}"\): run'):
+        run_stage(stage, config)
 
 
 def test_the_inputs_of_an_interrupted_stage_are_not_replaced(config: RunConfig, root: Path) -> None:
