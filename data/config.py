@@ -84,7 +84,8 @@ class DataConfig:
         check_numbers(self, "data")
         if not self.demonstrations:
             raise ValueError(
-                "data.demonstrations is empty: SFT is trained on them, and every model is evaluated on held-out ones"
+                "data.demonstrations is empty: SFT is trained on them, and models are evaluated on held-out ones "
+                "(needed with sft.epochs=0, too)"
             )
         if not self.pretraining:
             why = "the report measures perplexity on plain text that is held out of it"

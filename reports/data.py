@@ -44,7 +44,7 @@ def without_demonstration(facts: Facts) -> str:
     if not found["lacking"]:
         return ""
     return (
-        f"{number(found['lacking'])} of {counted(found['prompts'], 'RM prompt')} have no demonstration: the simulated "
-        "labeler, which compares answers with one, leaves them out of the rankings; RL uses them if they are API "
+        f"{number(found['lacking'])} of {counted(found['prompts'], 'RM prompt')} have no demonstration. With "
+        "labels.labeler=simulated, which compares answers with one, they get no ranking; RL uses them if they are API "
         "prompts."
     )

@@ -110,7 +110,7 @@ def about_sets(facts: Facts) -> Iterator[str]:
         yield (
             f"Only {counted(count, 'prompt')} to train RL on, fewer than one of the paper's iterations "
             f"({FEW_RL_PROMPTS}), so that some are used more than once in it: add API prompts; they need no answers "
-            "(data.prompts)."
+            f"(data.prompts{', where sources of data.rankings may be listed too' * bool(facts['rankings']['count'])})."
         )
 
 

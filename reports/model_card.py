@@ -130,7 +130,8 @@ def card(run: Path, place: str, run_name: str) -> str:
         seed=manifest["seed"],
         commit=manifest["git_commit"],
         packages=manifest["packages"],
-        sources=[*config["data"]["demonstrations"], *config["data"]["prompts"], *config["data"]["rankings"]],
+        sources=sources(config, kind.stage),
+        untrained_sft=dig(config, "sft.epochs") == 0,
         results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
         judge=labeler_note(config, read(run / "evaluate" / "evaluation.json")),
         is_other_policy=policy is not None and place != policy,
@@ -138,12 +139,21 @@ def card(run: Path, place: str, run_name: str) -> str:
     )
 
 
+def sources(config: dict[str, Any], stage: str) -> list[str]:
+    """The sources of the data that a stage's model, or one from which it started, was trained on or calibrated with."""
+    names = ["demonstrations"] if stage == "sft" else ["demonstrations", "prompts", "rankings"]
+    in_sft = dig(config, "sft.epochs") and dig(config, "sft.pretraining_fraction")
+    if in_sft or (stage == "ppo" and dig(config, "ppo.ptx_coef")):
+        names.append("pretraining")
+    return [source for name in names for source in config["data"][name]]
+
+
 def configuration(run: Path, stage: str) -> dict[str, Any]:
-    """The configuration of a stage; the sections data, labels and reward are those that these stages recorded, since a
-    later stage may have been run with others.
+    """The configuration of a stage; the sections data, sft, labels and reward are those that these stages recorded, since
+    a later stage may have been run with others.
     """
     config = dict(read(run / stage / "manifest.json")["config"])
-    for name in ("data", "labels", "reward"):
+    for name in ("data", "sft", "labels", "reward"):
         config |= {name: found[name]} if (found := read(run / name / "manifest.json").get("config")) else {}
     return config
 

@@ -164,6 +164,8 @@ def fit(config: SFTConfig, base: Base, data: SFTData, run: Run, *more: TrainerCa
         torch.manual_seed(seed)
         model = add_lora(model, model_config.lora)
         accelerator.print(f"{section}: {what_lora_adapts(model)}")
+    if config.epochs == 0:
+        accelerator.print(f"{section}: sft.epochs=0: nothing is trained, and the base model is the SFT model")
     if config.activation_checkpointing:
         recompute_activations(model)
     zero = launched_for("DEEPSPEED")

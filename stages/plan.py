@@ -28,7 +28,7 @@ from modeling.memory_plan import (
     update,
 )
 from stages.cautions import refuse_uneven_batches
-from stages.config import RunConfig
+from stages.config import STAGES, RunConfig
 from stages.runner import main
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def work(config: RunConfig, gpus: int, gpu_memory: float) -> None:
     if gpu_memory <= 0:
         raise ValueError(f"--gpu_memory={gpu_memory:g} must be above 0")
     refuse_uneven_batches(config, gpus)
-    budget, commands, failures = gpu_memory * GIB * USABLE, [], []
+    budget, commands, failures = gpu_memory * GIB * USABLE, {}, []
     print(f"GiB per GPU; {budget / GIB:.1f} of {gpu_memory:g} are usable", flush=True)
     quantized = config.model.quantization != "none"
     if quantized:
@@ -311,10 +311,13 @@ def work(config: RunConfig, gpus: int, gpu_memory: float) -> None:
         columns = [one for one in strategies(gpus) if not one.sharded or (plan.shards and not whole)]
         print(table(plan, columns, budget), flush=True)
         try:
-            commands.append(command(plan, columns, budget))
+            commands[plan.name] = command(plan, columns, budget)
         except ValueError as error:
+            commands[plan.name] = f"# {plan.name}: does not fit"
             failures.append(str(error))
-    print("\n" + "\n".join(commands), flush=True)
+    print()
+    for name in STAGES[:-1]:
+        print(commands.get(name, f"make {name} CONFIG=..."), flush=True)
     if failures:
         raise ValueError("; ".join(failures))
 

@@ -211,7 +211,7 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
             other = f"other settings ({changed})" if changed else "another configuration or other inputs"
             raise ValueError(
                 f"{partial} holds the checkpoints of an interrupted run with {other}: run the command with those to "
-                "resume it, or remove that folder to start over"
+                "resume it, remove that folder to start over, or use another run_name"
             )
         if finished is not None and not force:
             refuse_to_replace_inputs(stage, run)

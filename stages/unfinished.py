@@ -51,7 +51,7 @@ def refuse_to_replace_inputs(stage: "Stage", run: "RunFolder") -> None:
     if folders := interrupted_after(stage.name, run):
         many = len(folders) > 1
         names = (folder.relative_to(run.root).parts[0].removesuffix(".partial") for folder in folders)
-        commands = dict.fromkeys(f"`python -m stages.{name.removesuffix('_epochs')}`" for name in names)
+        commands = dict.fromkeys(f"`make {name.removesuffix('_epochs').replace('sweep_', 'sweep-')}`" for name in names)
         raise ValueError(
             f"{stage.name} would run again, because its configuration or its inputs have changed, but "
             f"{', '.join(map(str, folders))} hold{'s' * (not many)} the checkpoints of "

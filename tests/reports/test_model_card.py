@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from reports.model_card import write_model_cards
+from reports.model_card import KINDS, write_model_cards
 
 RATE = {"mean": 0.6, "low": 0.55, "high": 0.65, "n": 100}
 
@@ -17,10 +17,10 @@ def run(tmp_path: Path) -> Path:
     settings = {"epochs": 2, "learning_rate": 1e-5, "batch_size": 8}
     config = {
         "model": {"base": "owner/model", "revision": "1a2b", "adapter": "lora"},
-        "data": {"demonstrations": ["seed"], "prompts": ["<b> | faq"], "rankings": ["oasst"]},
-        "sft": settings,
+        "data": {"demonstrations": ["seed"], "prompts": ["<b> | faq"], "rankings": ["oasst"], "pretraining": ["wiki"]},
+        "sft": settings | {"pretraining_fraction": 0.0},
         "reward": settings | {"base": None},
-        "ppo": {"kl_coef": 0.02},
+        "ppo": {"kl_coef": 0.02, "ptx_coef": 27.8},
         "evaluate": {"weights": "ema"},
         "labels": {"labeler": "none"},
     }
@@ -71,7 +71,7 @@ def test_the_hub_reads_the_results_of_the_evaluated_policy_and_of_the_reward_mod
         in (run / "ppo" / "model_ema" / "README.md").read_text()
     )
     assert "| Win rate against SFT | 60.0% (55.0% to 65.0%) |" in card.text
-    assert r"Data: seed, &lt;b> \| faq, oasst." in card.text
+    assert r"Data: seed, &lt;b> \| faq, oasst, wiki." in card.text
     assert "The win rates are judged by chrF." in card.text, (
         "the evaluation's judge, not that of the training's settings"
     )
@@ -131,7 +131,19 @@ def test_the_card_of_an_untrained_sft_model(run: Path) -> None:
     text = (run / "sft" / "model" / "README.md").read_text()
     assert "This is `owner/model` (revision 1a2b) without further training, used as the supervised model" in text
     assert "Adaptation: none.\n" in text
+    assert "Data: none; the weights are those of the base model." in text
     assert "learning_rate" not in text
+    policy = (run / "ppo" / "model" / "README.md").read_text()
+    assert "Its SFT model is the base model without training (`sft.epochs: 0`)." in policy
+
+
+def test_cards_name_the_text_that_was_mixed_in(run: Path) -> None:
+    write_model_cards(run, "mine")
+    data = {place: (run / place / "README.md").read_text().split("- Data: ")[1].split(". The")[0] for place in KINDS}
+    everything = "seed, &lt;b> \\| faq, oasst"
+    assert data["sft/model"] == "seed"
+    assert data["reward/model"] == everything
+    assert data["ppo/model"] == data["ppo/model_ema"] == f"{everything}, wiki"
 
 
 def test_a_card_tells_perplexity_from_what_is_measured_on_prompts_and_who_ranked(run: Path) -> None:

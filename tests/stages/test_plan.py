@@ -31,7 +31,9 @@ def test_every_stage_gets_a_table_and_a_command(capsys: pytest.CaptureFixture[st
     assert "FSDP2 x 8" in said
     assert "with offload" in said
     plan("--sft.epochs", "0")
-    assert "make sft " not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "make sft CONFIG=...\n" in said, "it trains nothing"
+    assert said.index("make data ") < said.index("make sft ") < said.index("make labels ") < said.index("make ppo ")
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_the_inputs_of_an_interrupted_stage_are_not_replaced(config: RunConfig, 
     ("place", "command"),
     [
         ("ppo.partial/checkpoints", "ppo"),
-        ("sweep_kl/seed-0.partial/checkpoints", "sweep_kl"),
+        ("sweep_kl/seed-0.partial/checkpoints", "sweep-kl"),
         ("sft_baseline_epochs.partial/trainer", "sft_baseline"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_stage_that_others_need_is_replaced_once_those_are_finished(
     run_stage(first(Work()), config)
     (root / place / "checkpoint-2").mkdir(parents=True)
     config.data.split_salt = "other"
-    with pytest.raises(ValueError, match=f"finish that run with `python -m stages.{command}` and its own settings"):
+    with pytest.raises(ValueError, match=f"finish that run with `make {command}` and its own settings"):
         run_stage(first(Work()), config)
     shutil.rmtree(root / place)
     assert run_stage(first(Work()), config) == {"number": 1}
@@ -160,7 +160,7 @@ def test_every_interrupted_run_is_named_but_no_point_that_a_sweep_lists_as_stopp
     with pytest.raises(ValueError, match="interrupted runs that need the present result") as refused:
         run_stage(first(Work()), config)
     assert f"but {root}/ppo.partial, {root}/sweep_ptx/gamma-0-seed-0.partial hold the checkpoints" in str(refused.value)
-    assert "with `python -m stages.ppo` and `python -m stages.sweep_ptx` and their own settings" in str(refused.value)
+    assert "with `make ppo` and `make sweep-ptx` and their own settings" in str(refused.value)
     for name in ("ppo", "sweep_ptx/gamma-0-seed-0"):
         shutil.rmtree(root / f"{name}.partial")
     continued = root / "sweep_ptx" / "gamma-0.5-seed-0.partial" / "checkpoints" / "checkpoint-3"
