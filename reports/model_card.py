@@ -140,7 +140,7 @@ def card(run: Path, place: str, run_name: str) -> str:
 
 
 def sources(config: dict[str, Any], stage: str) -> list[str]:
-    """The sources of the data that a stage's model, or one from which it started, was trained on or calibrated with."""
+    """The data sources with which a stage's model, and those from which it started, were trained or calibrated."""
     names = ["demonstrations"] if stage == "sft" else ["demonstrations", "prompts", "rankings"]
     in_sft = dig(config, "sft.epochs") and dig(config, "sft.pretraining_fraction")
     if in_sft or (stage == "ppo" and dig(config, "ppo.ptx_coef")):
@@ -149,8 +149,8 @@ def sources(config: dict[str, Any], stage: str) -> list[str]:
 
 
 def configuration(run: Path, stage: str) -> dict[str, Any]:
-    """The configuration of a stage; the sections data, sft, labels and reward are those that these stages recorded, since
-    a later stage may have been run with others.
+    """The configuration of a stage; the sections data, sft, labels and reward are those that their stages recorded,
+    since a later stage may have been run with others.
     """
     config = dict(read(run / stage / "manifest.json")["config"])
     for name in ("data", "sft", "labels", "reward"):

@@ -43,8 +43,8 @@ class RewardConfig:
     max_train_prompts: PositiveInt | None = None
     """Maximum number of training prompts, with all their rankings, spread evenly over the set; null uses all. Ours."""
     max_answers_per_prompt: AtLeastTwo | None = None
-    """Maximum number of answers per prompt, chosen at random, with a strict pair if there is one; null uses all. 3.5:
-    labelers ranked 4 to 9.
+    """Maximum number of answers per prompt in training and evaluation, chosen at random, with a strict pair if there is
+    one; null uses all. 3.5: labelers ranked 4 to 9.
     """
     batching: Literal["prompts", "pairs"] = "prompts"
     """`prompts`: a prompt with all its answers is one batch element (3.5). `pairs`: comparisons shuffled over the whole

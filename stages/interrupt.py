@@ -119,7 +119,7 @@ class Stop:
     def sentence(self) -> str:
         """The message to the user."""
         name = signal.Signals(self.number or signal.SIGINT).name
-        return f"interrupted ({name}): run the command again (without --force) to resume from the last checkpoint"
+        return f"interrupted ({name}): run the command again (without --force) to continue"
 
     @not_in_forked_workers
     def _receive(self, number: int, frame: FrameType | None) -> None:

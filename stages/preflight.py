@@ -66,15 +66,42 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
     from demo.assets import SENTENCE_ENCODER
     from modeling.load import base_model_place
     from stages.inputs import refuse_long_texts
+    from stages.labels import earlier_rankings
+    from stages.runner import RunFolder
 
     refuse_long_texts(config, model.config)
     if config.labels.closeness == "encoder":
         SENTENCE_ENCODER.path()  # the judge; a download that fails must not fail after training
     if config.labels.labeler == "none":
         refuse_undecided(config, data)
+    earlier_rankings(config, RunFolder(data.parent))
     check_models(config, model)
+    check_sampled_policy(config, data)
     check_window(config, model, check_rooms(config, data, Path(base_model_place(config.model)), tokenizer))
     check_readers(config, data, tokenizer)
+
+
+def check_sampled_policy(config: RunConfig, data: Path) -> None:
+    """Raises ValueError if `samples.policy` cannot generate the answers to rank, or a prompt leaves no room for one in
+    its context.
+    """
+    from data.records import SPLITS
+    from data.sets import read_set
+    from data.tokenize import count_prompt_tokens
+    from modeling.foreign import refuse_unusable
+    from modeling.load import load_tokenizer, read_settings
+
+    place, model_config = config.samples.policy, config.model.of_export()
+    if place is None or "samples" not in answering(config):
+        return
+    setting = f"samples.policy={place}"
+    try:
+        refuse_unusable(place, model_config, setting)
+        prompts = [prompt for split in SPLITS for prompt in read_set(data, "rm", split)]
+        longest = max(count_prompt_tokens(load_tokenizer(place, model_config), prompts), default=0)
+        refuse_too_long(config, {"samples": longest}, read_settings(place, model_config))
+    except ValueError as error:
+        raise ValueError(f"{setting}: {str(error).removeprefix(setting).lstrip()}") from None
 
 
 def check_window(config: RunConfig, model: Any, longest: Mapping[str, int]) -> None:

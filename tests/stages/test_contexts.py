@@ -88,6 +88,41 @@ def test_the_window_is_checked_before_training(tmp_path: Path, tiny_tokenizer: A
         check_before_training(config, tmp_path, load_causal(place, config.model, tiny_tokenizer), tiny_tokenizer)
 
 
+def test_a_policy_that_cannot_be_sampled_is_refused_before_training(
+    tiny: Callable[[str], Path], tiny_llama: Path, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    config: RunConfig = parse_config("test", "", ["--config", "configs/smoke.yaml", "--model.base", str(tiny_llama)])[0]
+    for one, part in itertools.product(get_args(SetName), SPLITS):
+        write_set(tmp_path / "data", one, part, [Demonstration(prompt=f"Why {n}?", completion="So.") for n in range(3)])
+    model = load_causal(tiny_llama, config.model, tiny_tokenizer)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    for place, said in (
+        (tmp_path / "adapter", "holds no config.json.*: it is a LoRA adapter"),
+        (make_family("bert", tmp_path / "bert", tiny_tokenizer), "causal decoder"),
+        (tiny("gpt2"), rf"context of {CONTEXT_LENGTH} tokens with samples\.max_new_tokens={CONTEXT_LENGTH} "),
+    ):
+        config.samples.policy = str(place)
+        config.samples.max_new_tokens = CONTEXT_LENGTH if place == tiny("gpt2") else 4
+        with pytest.raises(ValueError, match=rf"^samples\.policy={place}[: ].*{said}"):
+            check_before_training(config, tmp_path / "data", model, tiny_tokenizer)
+    config.samples.max_new_tokens = 4
+    check_before_training(config, tmp_path / "data", model, tiny_tokenizer)
+
+
+def test_earlier_labels_of_another_split_are_refused_before_training(
+    tiny_llama: Path, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    config: RunConfig = parse_config("test", "", ["--config", "configs/smoke.yaml", "--model.base", str(tiny_llama)])[0]
+    config.labels.earlier = [str(tmp_path / "absent")]
+    for one, part in itertools.product(get_args(SetName), SPLITS):
+        write_set(tmp_path / "data", one, part, [Demonstration(prompt="Why?", completion="So.")])
+    with pytest.raises(ValueError, match=r"^labels\.earlier: there is no .*rankings_train\.jsonl"):
+        check_before_training(
+            config, tmp_path / "data", load_causal(tiny_llama, config.model, tiny_tokenizer), tiny_tokenizer
+        )
+
+
 def test_a_judge_that_cannot_be_fetched_is_missed_before_training(
     tiny: Callable[[str], Path], tmp_path: Path, model_config: ModelConfig, tiny_tokenizer: Any, monkeypatch: Any
 ) -> None:

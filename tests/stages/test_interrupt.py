@@ -72,10 +72,7 @@ def test_an_interrupt_that_is_swallowed_still_ends_the_run_and_its_stage_counts_
     with pytest.raises(SystemExit) as stopped:
         main(command, "stages.x", "", ["--runs_folder", str(tmp_path), "--run_name", "run", "--model.device", "cpu"])
     assert stopped.value.code == 130
-    assert (
-        capsys.readouterr().err
-        == "interrupted (SIGINT): run the command again (without --force) to resume from the last checkpoint\n"
-    )
+    assert capsys.readouterr().err == "interrupted (SIGINT): run the command again (without --force) to continue\n"
     assert not (tmp_path / "run" / "data").exists()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
     assert ignored == []
@@ -88,10 +85,7 @@ def test_other_signals_end_with_their_code(number: int, code: int, capsys: pytes
         main(lambda config, force: signalled(number), "stages.x", "", [])
     assert stopped.value.code == code
     name = signal.Signals(number).name
-    assert (
-        capsys.readouterr().err
-        == f"interrupted ({name}): run the command again (without --force) to resume from the last checkpoint\n"
-    )
+    assert capsys.readouterr().err == f"interrupted ({name}): run the command again (without --force) to continue\n"
 
 
 def test_a_swallowed_interrupt_is_raised_again_in_the_middle_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +151,7 @@ def test_an_interrupt_during_imports_is_one_sentence() -> None:
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert (
-        stderr
-        == f"interrupted ({signal.Signals(number).name}): run the command again (without --force) to resume from the "
-        "last checkpoint\n"
+        stderr == f"interrupted ({signal.Signals(number).name}): run the command again (without --force) to continue\n"
     )
 
 
