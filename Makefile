@@ -135,8 +135,8 @@ bench-scale: setup
 
 # The tables of docs/results.md: a configuration under several seeds. Reward models get a split of their own for each seed.
 SEEDS ?= 0 1 2
-# The configuration's name, with _ for blanks.
-NAME = $(shell basename '$(CONFIG)' | sed 's/\.[^.]*$$//; s/ /_/g')
+# The configuration's name without its suffix, with _ for characters that a shell would interpret.
+NAME = $(shell basename '$(CONFIG)' | sed 's/\.[^.]*$$//; s/[^[:alnum:]._-]/_/g')
 
 SEED_ARGS = --config '$(CONFIG)' --seed $$seed --run_name results-$(NAME)-seed$$seed
 SEED_RUNS = $(foreach seed,$(SEEDS),runs/results-$(NAME)-seed$(seed))

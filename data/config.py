@@ -85,7 +85,7 @@ class DataConfig:
         if not self.demonstrations:
             raise ValueError(
                 "data.demonstrations is empty: SFT is trained on them, and models are evaluated on held-out ones "
-                "(needed with sft.epochs=0, too)"
+                "(so they are needed even with sft.epochs=0)"
             )
         if not self.pretraining:
             why = "the report measures perplexity on plain text that is held out of it"

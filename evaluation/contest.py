@@ -54,8 +54,8 @@ class Contest:
             return None
         return (
             f"people judged {sum(judged)} of the {len(judged)} prompts to which PPO and SFT gave different answers: "
-            "if they ranked more, the rankings in evaluate.human.path are of other answers, since other weights, "
-            "settings or hardware give others: export those of this evaluation again"
+            "if they ranked more than that, the rankings in evaluate.human.path are of other answers, since sampling "
+            "differs between weights, settings and hardware: export the answers of this evaluation again"
         )
 
     def _result(self, name: str, judge: Judge) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def card(run: Path, place: str, run_name: str) -> str:
         commit=manifest["git_commit"],
         packages=manifest["packages"],
         sources=sources(config, kind.stage),
-        untrained_sft=dig(config, "sft.epochs") == 0,
+        untrained_sft=dig(config, "sft.epochs") == 0 and base == config["model"]["base"],
         results=Table(["Metric", "Value"], [[title, text] for _, title, _, text in found], words=(1,)),
         judge=labeler_note(config, read(run / "evaluate" / "evaluation.json")),
         is_other_policy=policy is not None and place != policy,
@@ -141,11 +141,16 @@ def card(run: Path, place: str, run_name: str) -> str:
 
 def sources(config: dict[str, Any], stage: str) -> list[str]:
     """The data sources with which a stage's model, and those from which it started, were trained or calibrated."""
-    names = ["demonstrations"] if stage == "sft" else ["demonstrations", "prompts", "rankings"]
-    in_sft = dig(config, "sft.epochs") and dig(config, "sft.pretraining_fraction")
+    ranked, names = stage != "sft" and dig(config, "reward.epochs") != 0, ["demonstrations"]
+    if ranked or stage == "ppo":
+        names.append("prompts")
+    if ranked:
+        names.append("rankings")
+    from_sft = stage != "reward" or dig(config, "reward.base") is None
+    in_sft = from_sft and dig(config, "sft.epochs") and dig(config, "sft.pretraining_fraction")
     if in_sft or (stage == "ppo" and dig(config, "ppo.ptx_coef")):
         names.append("pretraining")
-    return [source for name in names for source in config["data"][name]]
+    return [source for name in names for source in config["data"].get(name, [])]
 
 
 def configuration(run: Path, stage: str) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def fit(config: SFTConfig, base: Base, data: SFTData, run: Run, *more: TrainerCa
         model = add_lora(model, model_config.lora)
         accelerator.print(f"{section}: {what_lora_adapts(model)}")
     if config.epochs == 0:
-        accelerator.print(f"{section}: sft.epochs=0: nothing is trained, and the base model is the SFT model")
+        accelerator.print(f"{section}: nothing is trained (sft.epochs=0): the SFT model is the base model")
     if config.activation_checkpointing:
         recompute_activations(model)
     zero = launched_for("DEEPSPEED")

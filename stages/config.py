@@ -270,13 +270,8 @@ def wrong_type(sentence: str) -> str | None:
         return f"{union.group(1)}: expected {' or '.join(kinds)}, found {union.group(3)!r}"
     plain = re.search(r'key "([\w.]+)": Expected a <class \'(\w+)\'>\. Got value: ?(.*)', sentence)
     if plain:
-        as_list = f"write [{plain[3]}]"
-        if plain[3] == "None":
-            as_list = "write []"
-        elif plain[3].startswith("["):
-            as_list = "remove the spaces, or quote the list"
-        elif plain[3].startswith("{"):
-            as_list = "write a list"
+        other = {"[": "remove the spaces, or quote the list", "{": "write a list"}
+        as_list = "write []" if plain[3] == "None" else other.get(plain[3][:1], f"write [{plain[3]}]")
         advice = {"str": "; put text that YAML reads as something else in quotes", "list": f": {as_list}"}
         return f"{plain[1]}: expected {plain[2]}, found {plain[3]!r}{advice.get(plain[2], '')}"
     fields = re.search(

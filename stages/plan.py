@@ -316,7 +316,9 @@ def work(config: RunConfig, gpus: int, gpu_memory: float) -> None:
             commands[plan.name] = f"# {plan.name}: does not fit"
             failures.append(str(error))
     print()
-    for name in STAGES[:-1]:
+    for name in STAGES:
+        if name == "labels" and config.labels.labeler == "human":
+            print("make label RUN=...  # people rank the answers", flush=True)
         print(commands.get(name, f"make {name} CONFIG=..."), flush=True)
     if failures:
         raise ValueError("; ".join(failures))

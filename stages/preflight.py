@@ -82,26 +82,27 @@ def check_before_training(config: RunConfig, data: Path, model: Any, tokenizer: 
 
 
 def check_sampled_policy(config: RunConfig, data: Path) -> None:
-    """Raises ValueError if `samples.policy` cannot generate the answers to rank, or a prompt leaves no room for one in
-    its context.
+    """Raises ValueError if `samples.policy` cannot generate the answers to rank, or if a prompt and an answer together
+    exceed its context.
     """
     from data.records import SPLITS
-    from data.sets import read_set
     from data.tokenize import count_prompt_tokens
     from modeling.foreign import refuse_unusable
     from modeling.load import load_tokenizer, read_settings
+    from stages.samples import prompts_to_sample
 
     place, model_config = config.samples.policy, config.model.of_export()
-    if place is None or "samples" not in answering(config):
+    if place is None or config.labels.labeler == "none":
         return
     setting = f"samples.policy={place}"
     try:
         refuse_unusable(place, model_config, setting)
-        prompts = [prompt for split in SPLITS for prompt in read_set(data, "rm", split)]
+        prompts = [prompt for split in SPLITS for prompt in prompts_to_sample(config, data, split)[0]]
         longest = max(count_prompt_tokens(load_tokenizer(place, model_config), prompts), default=0)
         refuse_too_long(config, {"samples": longest}, read_settings(place, model_config))
     except ValueError as error:
-        raise ValueError(f"{setting}: {str(error).removeprefix(setting).lstrip()}") from None
+        said = str(error)
+        raise ValueError(said if said.startswith(setting) else f"{setting}: {said}") from None
 
 
 def check_window(config: RunConfig, model: Any, longest: Mapping[str, int]) -> None:

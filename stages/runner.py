@@ -160,7 +160,7 @@ def run_stage(stage: Stage, config: RunConfig, force: bool = False) -> dict[str,
 
 
 FINGERPRINT = "fingerprint"
-"""The file in a partial folder with its fingerprint, and on the next line the settings."""
+"""File in a partial folder: its fingerprint, and on a second line the settings and inputs as JSON."""
 
 
 @dataclass
@@ -207,18 +207,20 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     resumed = recorded in (fingerprint, forced) and not force
     if not resumed:
         if not force and resumable(stage, run):
-            changed = listed(changed_settings(json.loads(made), whole)) if made else ""
-            other = f"other settings ({changed})" if changed else "another configuration or other inputs"
+            was = json.loads(made) if made else {"settings": {}, "inputs": inputs}
+            changed = listed(changed_settings(was["settings"], whole))
+            other = [f"other settings ({changed})"] * bool(changed) + ["other inputs"] * (was["inputs"] != inputs)
             raise ValueError(
-                f"{partial} holds the checkpoints of an interrupted run with {other}: run the command with those to "
-                "resume it, remove that folder to start over, or use another run_name"
+                f"{partial} holds the checkpoints of an interrupted run with "
+                f"{' and '.join(other) or 'another configuration or other inputs'}: to resume it, run the command with "
+                "those; to start over, remove that folder; to keep both, use another run_name"
             )
         if finished is not None and not force:
             refuse_to_replace_inputs(stage, run)
         discard(partial)
         partial.mkdir(parents=True)
-        line = forced if force else fingerprint
-        write_whole(partial / FINGERPRINT, f"{line}\n{json.dumps(settings)}".encode())
+        now = json.dumps({"settings": settings, "inputs": inputs})
+        write_whole(partial / FINGERPRINT, f"{forced if force else fingerprint}\n{now}".encode())
     return Plan(None, partial, fingerprint, settings, inputs, resumed, begin_session(partial))
 
 

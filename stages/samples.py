@@ -21,8 +21,7 @@ TRAIN = "samples_train.jsonl"
 def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     """Writes samples_<split>.jsonl."""
     from data.files import write_records
-    from data.records import SPLITS, Demonstration
-    from data.sets import evenly, read_set
+    from data.records import SPLITS
     from labeling.sampling import AnswerSampler, distinct_samples, rankable, with_echo
     from modeling.accelerator import from_main, make_accelerator
     from modeling.foreign import refuse_other_kinds
@@ -48,15 +47,8 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
     accelerator.print(f"samples: generation with {summary(numbers['generation'])}", flush=True)
     sampler = AnswerSampler(model, tokenizer, how, config.seed, accelerator, out / "scratch")
     for split in SPLITS:
-        prompts = read_set(run.stage("data"), "rm", split)
-        if config.labels.labeler == "simulated":
-            # The rubric compares answers with a demonstration; prompts without one are used in RL only.
-            numbers["without_demonstration"] += len(prompts)
-            prompts = [prompt for prompt in prompts if isinstance(prompt, Demonstration)]
-            numbers["without_demonstration"] -= len(prompts)
-        if split == "train":
-            prompts = not_sampled(prompts, how.leave_out)
-        prompts = evenly(prompts, how.max_train_prompts if split == "train" else how.max_heldout_prompts)
+        prompts, without_demonstration = prompts_to_sample(config, run.stage("data"), split)
+        numbers["without_demonstration"] += without_demonstration
         with autocast(config.model, accelerator.device):
             answers = sampler.answers(prompts, how.answers_per_prompt, f"samples {split}")
         kept, dropped = rankable(
@@ -76,6 +68,25 @@ def work(config: RunConfig, run: RunFolder, out: Path) -> dict[str, Any]:
         numbers["dropped_fewer_than_two"] += dropped
     numbers["complete"] = numbers["complete"] / max(1, numbers["answers"])
     return numbers
+
+
+def prompts_to_sample(config: RunConfig, data: Path, split: str) -> "tuple[list[Prompt], int]":
+    """(the prompts of a split whose answers are ranked, the number of those that lack a demonstration and are not).
+
+    The rubric compares answers with a demonstration; prompts without one are used in RL only.
+    """
+    from data.records import Demonstration
+    from data.sets import evenly, read_set
+
+    how, everything = config.samples, read_set(data, "rm", split)
+    prompts = everything
+    if config.labels.labeler == "simulated":
+        prompts = [prompt for prompt in everything if isinstance(prompt, Demonstration)]
+    without_demonstration = len(everything) - len(prompts)
+    if split == "train":
+        prompts = not_sampled(prompts, how.leave_out)
+    limit = how.max_train_prompts if split == "train" else how.max_heldout_prompts
+    return evenly(prompts, limit), without_demonstration
 
 
 def not_sampled(prompts: "list[Prompt]", earlier: Sequence[str]) -> "list[Prompt]":

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from reports.model_card import KINDS, write_model_cards
+from reports.model_card import KINDS, sources, write_model_cards
 
 RATE = {"mean": 0.6, "low": 0.55, "high": 0.65, "n": 100}
 
@@ -144,6 +145,24 @@ def test_cards_name_the_text_that_was_mixed_in(run: Path) -> None:
     assert data["sft/model"] == "seed"
     assert data["reward/model"] == everything
     assert data["ppo/model"] == data["ppo/model_ema"] == f"{everything}, wiki"
+
+
+@pytest.mark.parametrize(
+    ("stage", "fraction", "reward", "expected"),
+    [
+        ("sft", 0.1, {"epochs": 1, "base": None}, "dt"),
+        ("reward", 0.1, {"epochs": 1, "base": None}, "dprt"),
+        ("reward", 0.1, {"epochs": 1, "base": "owner/judge"}, "dpr"),
+        ("reward", 0.1, {"epochs": 0, "base": "owner/judge"}, "d"),
+        ("ppo", 0.0, {"epochs": 0, "base": "owner/judge"}, "dp"),
+    ],
+)
+def test_a_card_names_the_data_that_its_model_has_seen(
+    stage: str, fraction: float, reward: dict[str, Any], expected: str
+) -> None:
+    data = {"demonstrations": ["d"], "prompts": ["p"], "rankings": ["r"], "pretraining": ["t"]}
+    sft = {"epochs": 2, "pretraining_fraction": fraction}
+    assert "".join(sources({"data": data, "sft": sft, "reward": reward, "ppo": {"ptx_coef": 0.0}}, stage)) == expected
 
 
 def test_a_card_tells_perplexity_from_what_is_measured_on_prompts_and_who_ranked(run: Path) -> None:

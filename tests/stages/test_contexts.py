@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from data.records import SPLITS, Demonstration
+from data.records import SPLITS, Demonstration, Prompt
 from data.sets import SetName
 from modeling.config import ModelConfig
 from modeling.load import load_causal
@@ -94,17 +94,19 @@ def test_a_policy_that_cannot_be_sampled_is_refused_before_training(
     config: RunConfig = parse_config("test", "", ["--config", "configs/smoke.yaml", "--model.base", str(tiny_llama)])[0]
     for one, part in itertools.product(get_args(SetName), SPLITS):
         write_set(tmp_path / "data", one, part, [Demonstration(prompt=f"Why {n}?", completion="So.") for n in range(3)])
+    long = [Prompt(prompt="sky " * CONTEXT_LENGTH), Demonstration(prompt="Why?", completion="So.")]
+    write_set(tmp_path / "data", "rm", "train", long)  # the rubric cannot rank answers to the first
     model = load_causal(tiny_llama, config.model, tiny_tokenizer)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").touch()
     for place, said in (
-        (tmp_path / "adapter", "holds no config.json.*: it is a LoRA adapter"),
-        (make_family("bert", tmp_path / "bert", tiny_tokenizer), "causal decoder"),
-        (tiny("gpt2"), rf"context of {CONTEXT_LENGTH} tokens with samples\.max_new_tokens={CONTEXT_LENGTH} "),
+        (tmp_path / "adapter", ": the folder .* holds no config.json.*: it is a LoRA adapter"),
+        (make_family("bert", tmp_path / "bert", tiny_tokenizer), " is not a causal decoder"),
+        (tiny("gpt2"), rf": .*context of {CONTEXT_LENGTH} tokens with samples\.max_new_tokens={CONTEXT_LENGTH} "),
     ):
         config.samples.policy = str(place)
         config.samples.max_new_tokens = CONTEXT_LENGTH if place == tiny("gpt2") else 4
-        with pytest.raises(ValueError, match=rf"^samples\.policy={place}[: ].*{said}"):
+        with pytest.raises(ValueError, match=rf"^samples\.policy={place}{said}"):
             check_before_training(config, tmp_path / "data", model, tiny_tokenizer)
     config.samples.max_new_tokens = 4
     check_before_training(config, tmp_path / "data", model, tiny_tokenizer)

@@ -179,10 +179,10 @@ def test_make_refuses_invalid_gpus_and_accelerate_files_where_it_uses_them(argum
 
 
 @pytest.mark.parametrize("target", ["results-reward", "results-demo", "results-ablations"])
-def test_a_configurations_name_may_have_blanks_and_names_the_runs(target: str) -> None:
-    commands = make(target, "CONFIG=my configs/a run.v2.yaml", "SEEDS=7").stdout
-    assert "--config 'my configs/a run.v2.yaml' --seed $seed --run_name results-a_run.v2-seed$seed" in commands
-    assert commands.count("my configs") == commands.count("'my configs/a run.v2.yaml'")
+def test_a_configurations_name_may_have_blanks_and_parentheses(target: str) -> None:
+    commands = make(target, "CONFIG=my configs/a (run).v2.yaml", "SEEDS=7").stdout
+    assert "--config 'my configs/a (run).v2.yaml' --seed $seed --run_name results-a__run_.v2-seed$seed" in commands
+    assert commands.count("my configs") == commands.count("'my configs/a (run).v2.yaml'")
 
 
 def test_make_starts_one_process_or_a_launcher() -> None:
