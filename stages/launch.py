@@ -77,12 +77,13 @@ def refuse_shared_gpus(config: RunConfig) -> None:
 
 
 def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> None:
-    """Prints a warning if models are not sharded although the command asked for it, or if this CPU is slow in the
-    configured precision.
+    """Prints a warning if models are not sharded or activations are not recomputed although the command asked for it,
+    or if this CPU is slow in the configured precision.
 
     Raises ValueError if it asked for several processes and started one, or for another precision than model.precision.
     """
     from modeling.accelerator import launched_for
+    from modeling.sharding import switched_on
 
     # Only accelerate's launcher sets the first variable; without LOCAL_RANK it has started a single process.
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ
@@ -107,6 +108,12 @@ def check_launch(config: RunConfig, stage: str, accelerator: "Accelerator") -> N
     elif launched_for("FSDP") and stage in SFT and accelerator.device.type == "cpu":
         accelerator.print(
             f"{stage}: warning: the launch command asks for FSDP, but on a CPU the Trainer replicates the model (DDP)"
+        )
+    trains = stage in ("reward", "ppo")
+    if trains and switched_on("FSDP_ACTIVATION_CHECKPOINTING") and not getattr(config, stage).activation_checkpointing:
+        accelerator.print(
+            f"{stage}: warning: fsdp_activation_checkpointing of the launch command is not used: set "
+            f"{stage}.activation_checkpointing to true"
         )
     if accelerator.device.type == "cpu" and precision(config, accelerator) == "bfloat16" and emulates_bfloat16():
         accelerator.print(

@@ -123,6 +123,14 @@ def test_models_that_stay_whole_under_fsdp_are_reported(
     assert "asks for FSDP, but there is only one process" in capsys.readouterr().out
     check_launch(RunConfig(), "sft", TWO)
     assert "on a CPU the Trainer replicates the model (DDP)" in capsys.readouterr().out
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
+    config = RunConfig()
+    check_launch(config, "samples", TWO)
+    config.reward.activation_checkpointing = True
+    check_launch(config, "reward", TWO)
+    assert capsys.readouterr().out == ""
+    check_launch(config, "ppo", TWO)
+    assert "is not used: set ppo.activation_checkpointing to true" in capsys.readouterr().out
 
 
 def test_recorded_logprobs_in_mixed_precision_are_refused_before_the_first_stage(tmp_path: Path) -> None:
