@@ -106,13 +106,15 @@ def about_sets(facts: Facts) -> Iterator[str]:
                 f"One {group}, {largest['name']!r}, sent {percent(largest['share'])} of the {SET_TITLES[name]} "
                 "training prompts, and will dominate the models: lower data.max_prompts_per_group."
             )
-    ranked, prompts = ({s["name"] for s in facts["sources"] if s["role"] == role} for role in ("rankings", "prompts"))
-    unlisted = bool(ranked - prompts)
     if (count := facts["rows"]["rl_train"]) < FEW_RL_PROMPTS:
+        names = {
+            role: {one["name"] for one in facts["sources"] if one["role"] == role} for role in ("prompts", "rankings")
+        }
+        more = ", where sources of data.rankings may be listed too" if names["rankings"] - names["prompts"] else ""
         yield (
             f"Only {counted(count, 'prompt')} to train RL on, fewer than one of the paper's iterations "
             f"({FEW_RL_PROMPTS}), so that some are used more than once in it: add API prompts; they need no answers "
-            f"(data.prompts{', where sources of data.rankings may be listed too' * unlisted})."
+            f"(data.prompts{more})."
         )
 
 

@@ -141,7 +141,8 @@ def card(run: Path, place: str, run_name: str) -> str:
 
 def sources(config: dict[str, Any], stage: str) -> list[str]:
     """The data sources with which a stage's model, and those from which it started, were trained or calibrated."""
-    ranked, names = stage != "sft" and dig(config, "reward.epochs") != 0, ["demonstrations"]
+    ranked = stage != "sft" and dig(config, "reward.epochs") != 0
+    names = ["demonstrations"]
     if ranked or stage == "ppo":
         names.append("prompts")
     if ranked:

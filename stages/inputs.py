@@ -22,8 +22,9 @@ def refuse_long_texts(config: RunConfig, settings: Any) -> None:
 
 def answering(config: RunConfig) -> list[str]:
     """Sections whose stages generate answers with a model of the run. Without a labeler, nothing is sampled."""
-    sampled = config.labels.labeler != "none" and config.samples.policy is None
-    return ["samples"] * sampled + ["ppo", "evaluate"]
+    if config.labels.labeler == "none" or config.samples.policy is not None:
+        return ["ppo", "evaluate"]
+    return ["samples", "ppo", "evaluate"]
 
 
 def refuse_too_long(config: RunConfig, longest: Mapping[str, int], settings: Any) -> None:

@@ -86,6 +86,20 @@ def listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={shortened(value)}" for key, value in settings.items())
 
 
+def difference(recorded: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """How an interrupted run differs from this configuration and these inputs. `recorded` is the JSON of its settings
+    and inputs; empty in runs of older versions.
+    """
+    found = []
+    if recorded:
+        made = json.loads(recorded)
+        if changed := changed_settings(made["settings"], config):
+            found.append(f"other settings ({listed(changed)})")
+        if made["inputs"] != inputs:
+            found.append("other inputs")
+    return " and ".join(found) or "another configuration or other inputs"
+
+
 def is_same_place(one: Any, other: Any) -> bool:
     """Whether these are two spellings of the path of a file or folder."""
     if not (isinstance(one, str) and isinstance(other, str) and os.path.exists(one)):

@@ -129,7 +129,8 @@ class Planner:
             return [*always, *update("update", model, tokens), logits("update", tokens, self.vocabulary, TRL_CHUNK)]
 
         divides = config.batch_size // self.gpus
-        savings = self.savings("sft", *["data.pretraining_tokens"] * (length == data.pretraining_tokens))
+        longest = "data.pretraining_tokens" if length == data.pretraining_tokens else "data.max_prompt_tokens"
+        savings = self.savings("sft", longest)
         return StagePlan("sft", "sft.micro_batch_size", micro, build, divides=divides, savings=savings)
 
     def savings(self, stage: str, length: str = "data.max_prompt_tokens") -> dict[str, str]:

@@ -40,7 +40,7 @@ from stages.errors import InUseError, replace_missing_outputs, report, say
 from stages.headline import summary
 from stages.interrupt import STOP, end_process
 from stages.launch import check_launch, connected, description, refuse_unsupported
-from stages.outdated import changed_settings, listed, outdated
+from stages.outdated import difference, outdated
 from stages.pins import pin
 from stages.ranks import count, failures, own_rank
 from stages.unfinished import SESSION, begin_session, refuse_to_replace_inputs, resumable
@@ -207,13 +207,10 @@ def prepare(stage: Stage, config: RunConfig, run: RunFolder, force: bool) -> Pla
     resumed = recorded in (fingerprint, forced) and not force
     if not resumed:
         if not force and resumable(stage, run):
-            was = json.loads(made) if made else {"settings": {}, "inputs": inputs}
-            changed = listed(changed_settings(was["settings"], whole))
-            other = [f"other settings ({changed})"] * bool(changed) + ["other inputs"] * (was["inputs"] != inputs)
             raise ValueError(
-                f"{partial} holds the checkpoints of an interrupted run with "
-                f"{' and '.join(other) or 'another configuration or other inputs'}: to resume it, run the command with "
-                "those; to start over, remove that folder; to keep both, use another run_name"
+                f"{partial} holds the checkpoints of an interrupted run with {difference(made, whole, inputs)}: to "
+                "resume it, run the command with those; to start over, remove that folder; to keep both, use another "
+                "run_name"
             )
         if finished is not None and not force:
             refuse_to_replace_inputs(stage, run)

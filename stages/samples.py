@@ -78,8 +78,8 @@ def prompts_to_sample(config: RunConfig, data: Path, split: str) -> "tuple[list[
     from data.records import Demonstration
     from data.sets import evenly, read_set
 
-    how, everything = config.samples, read_set(data, "rm", split)
-    prompts = everything
+    how = config.samples
+    prompts = everything = read_set(data, "rm", split)
     if config.labels.labeler == "simulated":
         prompts = [prompt for prompt in everything if isinstance(prompt, Demonstration)]
     without_demonstration = len(everything) - len(prompts)

@@ -6,12 +6,14 @@ pytest tests/stages/test_contexts.py
 import itertools
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from data.records import SPLITS, Demonstration, Prompt
+from data.files import write_records
+from data.records import SPLITS, Demonstration, Prompt, Ranking
 from data.sets import SetName
 from modeling.config import ModelConfig
 from modeling.load import load_causal
@@ -116,10 +118,14 @@ def test_earlier_labels_of_another_split_are_refused_before_training(
     tiny_llama: Path, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     config: RunConfig = parse_config("test", "", ["--config", "configs/smoke.yaml", "--model.base", str(tiny_llama)])[0]
-    config.labels.earlier = [str(tmp_path / "absent")]
+    config.labels.earlier = [str(tmp_path)]
     for one, part in itertools.product(get_args(SetName), SPLITS):
-        write_set(tmp_path / "data", one, part, [Demonstration(prompt="Why?", completion="So.")])
-    with pytest.raises(ValueError, match=r"^labels\.earlier: there is no .*rankings_train\.jsonl"):
+        write_set(tmp_path / "data", one, part, [Demonstration(prompt=f"{part}?", completion="So.", user_id=part)])
+    ranking = Ranking(prompt="Why?", user_id="test", completions=["So.", "No."], ranks=[1, 2])
+    for part in SPLITS:
+        write_records(tmp_path / f"rankings_{part}.jsonl", [replace(ranking, user_id=part)])
+    write_records(tmp_path / "rankings_train.jsonl", [ranking])
+    with pytest.raises(ValueError, match=r"rankings_train\.jsonl: user 'test' is in the test split of this run"):
         check_before_training(
             config, tmp_path / "data", load_causal(tiny_llama, config.model, tiny_tokenizer), tiny_tokenizer
         )

@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import re
 import resource
 import select
 import subprocess
@@ -28,6 +27,8 @@ from stages.config import RunConfig
 from stages.runner import RunFolder, Stage, main, run_stage
 
 HERE = Path(__file__).parents[2]
+IN_RUN = "/run" if sys.version_info >= (3, 14) else ""
+"""From Python 3.14 on `is_file` hides errors, so that they occur when the run folder is created."""
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_a_read_only_run_folder_keeps_the_traceback_elsewhere(
     ("arguments", "said"),
     [
         (["--run_name", "x" * 260], "run_name has 260 characters, more than the 255 of a folder's name"),
-        (["--runs_folder", "x" * 260], f"{'x' * 260}(/run)?: File name too long: choose a shorter name"),
+        (["--runs_folder", "x" * 260], f"{'x' * 260}{IN_RUN}: File name too long: choose a shorter name"),
     ],
     ids=["run_name", "runs_folder"],
 )
@@ -243,7 +244,7 @@ def test_a_folder_name_that_is_too_long_is_one_sentence(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, stderr = told(lambda out: None, *arguments)
     assert code == 2
-    assert re.match(f"error: {said}", stderr), "Python 3.14 fails when it creates the run folder"
+    assert stderr.startswith(f"error: {said}")
     assert stderr.count("\n") == 1
 
 
@@ -265,8 +266,7 @@ def test_a_run_folder_that_may_not_be_read_is_one_sentence(
         monkeypatch.setattr(os, name, denied(getattr(os, name)))
     code, stderr = told(lambda out: None)
     assert code == 2
-    # Python 3.14's `is_file` does not call os.stat, so the error names the run folder.
-    assert re.match(f"error: {tmp_path / 'runs'}(/run)?: Permission denied: change its permissions", stderr)
+    assert stderr.startswith(f"error: {tmp_path / 'runs'}{IN_RUN}: Permission denied: change its permissions")
     assert stderr.count("\n") == 1
 
 

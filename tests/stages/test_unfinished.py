@@ -105,13 +105,20 @@ def test_checkpoints_of_another_configuration_are_not_deleted_without_force(
     assert kept.is_dir()
 
 
-def test_the_settings_of_an_interrupted_run_are_named(config: RunConfig, root: Path) -> None:
-    stage = replace(first(Work(fails=True)), scratch=("checkpoints",))
+def test_the_settings_and_inputs_of_an_interrupted_run_are_named(config: RunConfig, root: Path) -> None:
+    inputs = {"rows.jsonl": "1a2b"}
+    stage = replace(first(Work(fails=True)), scratch=("checkpoints",), external=lambda config: dict(inputs))
     with pytest.raises(ValueError, match="it broke"):
         run_stage(stage, config)
     (root / "data.partial" / "checkpoints" / "checkpoint-00000002").mkdir(parents=True)
     salt, config.data.split_salt = config.data.split_salt, "other"
     with pytest.raises(ValueError, match=rf'an interrupted run with other settings \(data\.split_salt="{salt}"\): to'):
+        run_stage(stage, config)
+    inputs["rows.jsonl"] = "3c4d"
+    with pytest.raises(ValueError, match=rf'other settings \(data\.split_salt="{salt}"\) and other inputs: to resume'):
+        run_stage(stage, config)
+    config.data.split_salt = salt
+    with pytest.raises(ValueError, match="an interrupted run with other inputs: to resume"):
         run_stage(stage, config)
 
 
