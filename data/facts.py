@@ -82,7 +82,7 @@ def source_facts(built: Built, source: Source) -> Facts:
         "format": source.format.name,
         "place": source.place,
         "about": source.about,
-        "unread": source.unread({file.resolve() for other in built.sources for file in other.files}),
+        "unread": source.unread({file for other in built.sources for file in other.files}),
         "read": int(mine.sum()) + built.bad.of_source[source.role, source.name],
         "kept": kept,
     }

@@ -174,19 +174,19 @@ def unread(folder: Path, files: Sequence[Path], role: Role, known: Set[Path]) ->
 
     Args:
         files: the files read from the folder, all with the same parent.
-        known: the resolved paths of the files that any source reads.
+        known: the files that any source reads.
     """
     if any((folder / name).is_file() for name in (SPLITS_OF, STATE)) or described_subsets(folder / "README.md"):
         return []
     kinds = PACKED + (DOCUMENTS if role == "pretraining" else TABLES)
-    found = []
+    found, resolved = [], {file.resolve() for file in known}
     for entry in sorted({*folder.iterdir(), *files[0].parent.iterdir()} - {files[0].parent}):
         with contextlib.suppress(OSError):  # no permission to list a folder
             if entry.name.startswith("."):
                 continue
             inside = [file.resolve() for file in entry.rglob("*") if is_data(file, role)] if entry.is_dir() else []
             packed = entry.is_file() and entry.suffix.lower() in kinds and not is_data_file(entry)
-            if packed or (inside and known.isdisjoint(inside)):
+            if packed or (inside and resolved.isdisjoint(inside)):
                 found.append(f"{entry.relative_to(folder)}{'/' * bool(inside)}")
     return found
 

@@ -57,7 +57,7 @@ class Source:
 
     def unread(self, known: Set[Path]) -> list[str]:
         """Subfolders and files of the source's folder that look like data and that no source reads; `known` are the
-        resolved paths of the files that sources read.
+        files that sources read.
         """
         folder = Path(self.settings.place or "")
         chosen = self.settings.subset is not None or self.role in self.format.files

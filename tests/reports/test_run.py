@@ -327,6 +327,18 @@ def test_the_note_on_who_judged_follows_the_configuration(run, tmp_path, monkeyp
     assert ("A simulated labeler, a rubric" in markdown) == (labeler == "simulated")
 
 
+def test_it_says_that_sft_is_the_base_model(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.page.png", lambda figure: b"")
+    shutil.copytree(run, tmp_path / "run")
+    for place in sorted((tmp_path / "run").glob("*/manifest.json")):
+        manifest = json.loads(place.read_text())
+        manifest["config"].setdefault("sft", {})["epochs"] = 0
+        put(place, manifest)
+    _, markdown = rendered(tmp_path / "run", tmp_path / "out")
+    assert "**SFT is the base model.** sft.epochs is 0: base and SFT are the same model here" in markdown
+    assert "Nothing was trained (sft.epochs is 0)." in markdown
+
+
 def test_html_stands_alone(reports):
     html, _, _ = reports
     assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)

@@ -38,6 +38,8 @@ def test_rates_for_lora_and_rates_of_zero_are_not_named() -> None:
     found.sft.learning_rate, found.reward.epochs = 2e-4, 0
     found.ppo.learning_rate, found.ppo.value_learning_rate = 0.0, 2e-4
     assert [cautions(found, stage) for stage in ("sft", "reward", "ppo")] == [[], [], []]
+    found.sft.learning_rate, found.sft.epochs = 5e-6, 0
+    assert cautions(found, "sft") == [], "nothing is trained"
 
 
 def test_the_full_fine_tuning_rates_are_the_defaults() -> None:

@@ -116,6 +116,10 @@ def test_where_space_is_short_the_error_says_no_more_than_that(
             "out of memory",
         ),
         (
+            RuntimeError("unable to mmap 9 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+            "out of memory",
+        ),
+        (
             OfflineModeIsEnabled("Cannot reach https://huggingface.co/x: offline mode is enabled."),
             "offline mode is enabled",
         ),

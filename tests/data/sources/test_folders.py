@@ -267,6 +267,8 @@ def test_unread_subfolders_and_archives_are_listed(tmp_path: Path) -> None:
     assert found.unread(set()) == ["emma.html"]
     (link := tmp_path / "link").symlink_to(folder)
     assert source(link, split="train").unread(read_too) == ["it.zip", "old.xlsx", "part.jsonl.xz"]
+    through_link = {link / "a" / "b" / "more.jsonl"}
+    assert source(folder, split="train").unread(through_link) == ["it.zip", "old.xlsx", "part.jsonl.xz"]
     copy = tmp_path / "copy"
     for name in ("data/train.jsonl", "data/old.zip", "raw/more.jsonl", "top.zip"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
